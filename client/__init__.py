@@ -1,0 +1,1 @@
+"""What runs on a user's device: ledger, vault, trainer, calibrator, recogniser, ClientApp."""

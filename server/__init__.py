@@ -1,0 +1,1 @@
+"""What runs at the operator's: rounds, checkpoints, head store, ServerApp."""

@@ -1,0 +1,14 @@
+"""What client and server must agree on: audio, features, model, privacy arithmetic, messages.
+
+One legend of shapes for the whole house:
+
+========== ==========================================================================
+samples    audio samples of one signal, at the signal's own rate
+frames     analysis frames of one utterance
+features   numbers that describe an utterance or one of its frames, before the front
+inputs     the same after the front: what the model reads
+classes    emotions, in the order of the plan's ``labels``
+utterances recordings of one speaker (on a device) or of several (a pooled batch)
+params     all weights of the shared model as one flat vector
+========== ==========================================================================
+"""

@@ -1,0 +1,48 @@
+"""Checks of settings, written so that NaN fails them."""
+
+import math
+from collections.abc import Collection
+
+from sottovoce.shared.errors import SettingError
+
+
+def positive(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is finite and above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise SettingError(f"{name} is {value}; it must be a finite number above 0")
+
+
+def not_negative(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is finite and at least 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise SettingError(f"{name} is {value}; it must be a finite number, 0 or above")
+
+
+def at_least(limit: float, **values: float) -> None:
+    """Raise ``SettingError`` unless every value is finite and at least ``limit``."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= limit):
+            raise SettingError(f"{name} is {value}; it must be at least {limit}")
+
+
+def inside(low: float, high: float, **values: float) -> None:
+    """Raise ``SettingError`` unless every value lies strictly between ``low`` and ``high``."""
+    for name, value in values.items():
+        if not low < value < high:
+            raise SettingError(f"{name} is {value}; it must lie between {low} and {high}, both out")
+
+
+def rate(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a sampling rate in (0, 1]."""
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise SettingError(f"{name} is {value}; it must be above 0 and at most 1")
+
+
+def one_of(options: Collection[str], **values: str) -> None:
+    """Raise ``SettingError`` unless every value is one of ``options``."""
+    for name, value in values.items():
+        if value not in options:
+            raise SettingError(f"{name} is {value!r}; it must be one of {', '.join(options)}")

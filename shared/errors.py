@@ -1,0 +1,60 @@
+"""Everything that can go wrong, as one small tree.
+
+SottovoceError
+├── SettingError        a setting or an argument that cannot be used (exit status 2)
+├── CorpusError         a corpus that cannot be used as it is
+│   └── AudioError      one recording that cannot be used
+├── FeatureError        features that cannot be computed, or a cache that cannot be used
+├── ModelError          a model, its weights or a checkpoint that is damaged or does not fit
+├── PrivacyError        a promise that would be broken
+│   ├── BudgetSpent     the next release would pass the budget
+│   └── LedgerError     a ledger that cannot be trusted
+├── MessageError        a message that breaks the schema
+└── EngineError         an engine that failed to run the apps
+
+Messages hold the name, the value, the limit and the way out.
+"""
+
+
+class SottovoceError(Exception):
+    """Base of all errors raised on purpose; its text is fit for a user."""
+
+
+class SettingError(SottovoceError):
+    """A setting or an argument that cannot be used."""
+
+
+class CorpusError(SottovoceError):
+    """A corpus that cannot be used as it is."""
+
+
+class AudioError(CorpusError):
+    """One recording that cannot be used."""
+
+
+class FeatureError(SottovoceError):
+    """Features that cannot be computed, or a cache that cannot be used."""
+
+
+class ModelError(SottovoceError):
+    """A model, its weights or a checkpoint that is damaged or does not fit."""
+
+
+class PrivacyError(SottovoceError):
+    """A promise that would be broken."""
+
+
+class BudgetSpent(PrivacyError):  # noqa: N818  (a state of affairs, not a fault)
+    """The next release would pass the budget."""
+
+
+class LedgerError(PrivacyError):
+    """A ledger that cannot be trusted."""
+
+
+class MessageError(SottovoceError):
+    """A message that breaks the schema."""
+
+
+class EngineError(SottovoceError):
+    """An engine that failed to run the apps."""

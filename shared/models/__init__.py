@@ -1,0 +1,1 @@
+"""The shared models, by name."""

@@ -1,0 +1,1 @@
+"""Releases, noise and their price."""

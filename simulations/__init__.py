@@ -1,0 +1,1 @@
+"""Corpora, protocols, engines, reports and benchmarks: the harness around the two apps."""

@@ -1,0 +1,1 @@
+"""Adapters: from a folder of recordings to clips with a speaker and an emotion."""

@@ -1,0 +1,1 @@
+"""Named scenarios, each a TOML file beside this one."""
