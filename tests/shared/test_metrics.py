@@ -1,0 +1,167 @@
+"""Contracts of the metrics: known values, invariances, and that bad input fails."""
+
+import doctest
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from sottovoce.shared import metrics
+from sottovoce.shared.errors import SettingError
+
+CLASSES = 4
+
+
+def rows(size: int = 400, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that are calibrated by construction, and classes drawn from them."""
+    rng = np.random.default_rng(seed)
+    probabilities = rng.dirichlet(np.full(CLASSES, 0.6), size=size)
+    truth = (probabilities.cumsum(axis=1) > rng.random((size, 1))).argmax(axis=1)
+    return probabilities, truth
+
+
+def test_examples_in_docstrings_are_true() -> None:
+    assert doctest.testmod(metrics).failed == 0
+
+
+def test_recall_ignores_absent_classes_and_unbalance() -> None:
+    matrix = metrics.confusion([0] * 90 + [1] * 10, [0] * 90 + [0] * 5 + [1] * 5, 3)
+
+    assert metrics.recalls(matrix)[:2].tolist() == [1.0, 0.5]
+    assert math.isnan(metrics.recalls(matrix)[2])
+    assert metrics.uar(matrix) == pytest.approx(0.75)
+    assert metrics.wa(matrix) == pytest.approx(0.95)
+
+
+def test_macro_f1_of_a_known_matrix() -> None:
+    # class 0: precision 8/9, recall 8/10; class 1: precision 1/3, recall 1/2
+    expected = (2 * 8 / (10 + 9) + 2 * 1 / (2 + 3)) / 2
+
+    assert metrics.macro_f1([[8, 2], [1, 1]]) == pytest.approx(expected)
+
+
+def test_confusions_add_up() -> None:
+    truth, guess = np.random.default_rng(0).integers(0, CLASSES, (2, 100))
+    parts = [metrics.confusion(truth[i::3], guess[i::3], CLASSES) for i in range(3)]
+
+    assert np.array_equal(sum(parts), metrics.confusion(truth, guess, CLASSES))
+
+
+def test_nothing_counted_has_no_rate() -> None:
+    empty = metrics.confusion([], [], 2)
+
+    assert math.isnan(metrics.uar(empty))
+    assert math.isnan(metrics.wa(empty))
+    assert math.isnan(metrics.macro_f1(empty))
+
+
+def test_torch_and_numpy_agree() -> None:
+    probabilities, truth = rows()
+
+    assert metrics.ece(torch.tensor(probabilities), torch.tensor(truth)) == pytest.approx(
+        metrics.ece(probabilities, truth)
+    )
+
+
+def test_nll_has_a_floor() -> None:
+    assert metrics.nll([[1.0, 0.0]], [1]) == pytest.approx(-math.log(1e-12))
+    assert metrics.nll([[0.25, 0.75]], [1]) == pytest.approx(-math.log(0.75))
+
+
+def test_brier_runs_from_0_to_2() -> None:
+    assert metrics.brier([[1.0, 0.0]], [0]) == 0
+    assert metrics.brier([[1.0, 0.0]], [1]) == 2
+
+
+def test_ece_sees_overconfidence_and_passes_the_calibrated() -> None:
+    probabilities, truth = rows(20_000)
+    sharp = probabilities**3 / (probabilities**3).sum(axis=1, keepdims=True)
+
+    assert metrics.ece(probabilities, truth) < 0.02
+    assert metrics.ece(sharp, truth) > 0.1
+    assert metrics.classwise_ece(sharp, truth) > 3 * metrics.classwise_ece(probabilities, truth)
+
+
+def test_bins_hold_equal_mass_and_everything() -> None:
+    probabilities, truth = rows(1_003)
+    bins = metrics.reliability(probabilities, truth)
+
+    assert bins.count.sum() == 1_003
+    assert len(bins.count) == metrics.BINS
+    assert np.ptp(bins.count) <= 1
+    assert bins.confidence.sum() == pytest.approx(probabilities.max(axis=1).sum())
+
+
+@pytest.mark.parametrize("measure", [metrics.ece, metrics.classwise_ece, metrics.nll])
+def test_order_of_rows_changes_nothing(measure: Callable[..., float]) -> None:
+    probabilities, truth = rows()
+    probabilities = np.round(probabilities * 5 + 0.01)  # many ties
+    probabilities = (probabilities + 1) / (probabilities + 1).sum(axis=1, keepdims=True)
+    order = np.random.default_rng(1).permutation(len(truth))
+
+    assert measure(probabilities[order], truth[order]) == pytest.approx(
+        measure(probabilities, truth)
+    )
+
+
+def test_abstention_of_a_known_case() -> None:
+    # right at .9 and .8, wrong at .7 and .6
+    curve = metrics.abstention([[0.9, 0.1], [0.7, 0.3], [0.8, 0.2], [0.6, 0.4]], [0, 1, 0, 1])
+
+    assert curve.coverage.tolist() == [0.25, 0.5, 0.75, 1.0]
+    assert curve.accuracy.tolist() == pytest.approx([1, 1, 2 / 3, 1 / 2])
+    assert curve.aurc == pytest.approx((0 + 0 + 1 / 3 + 1 / 2) / 4)
+    assert curve.at(0.5) == 1
+
+
+def test_confidence_without_information_gains_nothing() -> None:
+    curve = metrics.abstention(np.full((10, 2), 0.5), [0, 1] * 5)
+
+    assert curve.accuracy.tolist() == pytest.approx([0.5] * 10)
+
+
+def test_gini_of_known_cases() -> None:
+    assert metrics.gini([3, 3, 3]) == 0
+    assert metrics.gini([0, 0, 0]) == 0
+    assert metrics.gini([0, 0, 0, 1]) == pytest.approx(0.75)
+    values = np.random.default_rng(0).random(50)
+    pairs = np.abs(values[:, None] - values).mean() / (2 * values.mean())
+    assert metrics.gini(values) == pytest.approx(pairs)
+
+
+def test_percentile_and_gap() -> None:
+    assert metrics.percentile([1, 2, 3], 50) == 2
+    assert metrics.gap([0.5, 0.7, 0.6]) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: metrics.confusion([0, 1], [0], 2),
+        lambda: metrics.confusion([0, 2], [0, 1], 2),
+        lambda: metrics.confusion([0.5], [0], 2),
+        lambda: metrics.confusion([math.nan], [0], 2),
+        lambda: metrics.uar([[1, math.nan], [0, 1]]),
+        lambda: metrics.uar([[1, -1], [0, 1]]),
+        lambda: metrics.uar([[0.5, 0.5], [0, 1]]),
+        lambda: metrics.uar([[1, 2, 3]]),
+        lambda: metrics.nll([[math.nan, 1.0]], [0]),
+        lambda: metrics.nll([[0.5, 0.6]], [0]),
+        lambda: metrics.nll([[-0.5, 1.5]], [0]),
+        lambda: metrics.nll([[0.5, 0.5]], [0], floor=math.nan),
+        lambda: metrics.ece([[0.5, 0.5]], [0, 1]),
+        lambda: metrics.ece([[0.5, 0.5]], [0], bins=0),
+        lambda: metrics.ece(np.zeros((0, 2)), []),
+        lambda: metrics.gini([1, math.nan]),
+        lambda: metrics.gini([-1, 1]),
+        lambda: metrics.gini([]),
+        lambda: metrics.percentile([1], math.nan),
+        lambda: metrics.gap([math.inf]),
+        lambda: metrics.abstention([[1.0, 0.0]], [0]).at(math.nan),
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], object]) -> None:
+    with pytest.raises(SettingError):
+        call()
