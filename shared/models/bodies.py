@@ -1,0 +1,125 @@
+"""The bodies of the shared models.
+
+Those on log-mel take frames at 50 Hz and halve their rate twice before the costly layers: emotion
+moves slower than phonemes.
+"""
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from sottovoce.shared.models.layers import Attention, Convolution, MeanStd
+from sottovoce.shared.models.network import Body, Gradients
+
+_DILATIONS = (1, 2, 4, 8)
+"""Of the tcn's blocks: its field is 61 frames of 12.5 Hz, 5 s."""
+
+
+class Vector(Body):
+    """An utterance is one vector already."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__(inputs, inputs, axes=2)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:  # noqa: ARG002  (one shape)
+        """Hand on, (utterances, inputs)."""
+        return features
+
+
+class Pooled(Body):
+    """Frames become one vector by pooling alone."""
+
+    def __init__(self, inputs: int, pool: nn.Module) -> None:
+        super().__init__(inputs, 2 * inputs)
+        self.pool = pool
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Pool, (utterances, frames, inputs) -> (utterances, 2 x inputs)."""
+        pooled: Tensor = self.pool(features, frames)
+        return pooled
+
+
+class Hidden(Body):
+    """Another body and one hidden layer on its vector."""
+
+    def __init__(self, below: Body, hidden: int) -> None:
+        super().__init__(below.inputs, hidden, axes=below.axes)
+        self.below = below
+        self.layer = nn.Linear(below.width, hidden)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Read, (utterances, width of what lies below) -> (utterances, hidden)."""
+        return F.relu(self.layer(self.below(features, frames)))
+
+
+class CnnAttention(Body):
+    """Three convolutions over time, then attention."""
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, 2 * hidden)
+        self.first = Convolution(inputs, hidden, kernel=5, stride=2)
+        self.second = Convolution(hidden, hidden, kernel=5, stride=2)
+        self.third = Convolution(hidden, hidden, kernel=5)
+        self.pool = Attention(hidden, hidden)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
+        for layer in (self.first, self.second, self.third):
+            features, frames = layer(features, frames)
+        pooled: Tensor = self.pool(features, frames)
+        return pooled
+
+
+class Tcn(Body):
+    """Residual convolutions, each looking twice as far as the one before (arXiv 1803.01271).
+
+    Unlike the paper's they look both ways: an utterance is over when it is recognised.
+    """
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, 2 * hidden)
+        self.first = Convolution(inputs, hidden, kernel=5, stride=2)
+        self.second = Convolution(hidden, hidden, kernel=3, stride=2)
+        self.blocks = nn.ModuleList(
+            Convolution(hidden, hidden, kernel=3, dilation=dilation) for dilation in _DILATIONS
+        )
+        self.pool = MeanStd()
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
+        features, frames = self.first(features, frames)
+        features, frames = self.second(features, frames)
+        for block in self.blocks:
+            change, _ = block(features, frames)
+            features = features + change
+        pooled: Tensor = self.pool(features, frames)
+        return pooled
+
+
+class BilstmAttention(Body):
+    """Two convolutions that thin out time, a recurrent layer each way, then attention."""
+
+    gradients: ClassVar[Gradients] = Gradients.ONE_BY_ONE  # nn.LSTM cannot be vectorised over
+
+    def __init__(self, inputs: int, hidden: int) -> None:
+        super().__init__(inputs, 2 * hidden)
+        self.first = Convolution(inputs, hidden, kernel=5, stride=2)
+        self.second = Convolution(hidden, hidden, kernel=3, stride=2)
+        self.memory = nn.LSTM(hidden, hidden // 2, batch_first=True, bidirectional=True)
+        self.pool = Attention(hidden, hidden)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:
+        """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
+        features, frames = self.first(features, frames)
+        features, frames = self.second(features, frames)
+        # Packed, because the way back must start at each utterance's own last frame.
+        packed = pack_padded_sequence(
+            features, frames.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        remembered, _ = pad_packed_sequence(
+            self.memory(packed)[0], batch_first=True, total_length=features.shape[1]
+        )
+        pooled: Tensor = self.pool(remembered, frames)
+        return pooled

@@ -1,0 +1,98 @@
+"""The weights of a model as one flat vector: what is sent, clipped, summed and noised."""
+
+import hashlib
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from sottovoce.shared.errors import ModelError
+
+
+def count(model: nn.Module) -> int:
+    """How many weights a model has: the axis ``params``."""
+    return sum(weight.numel() for weight in model.parameters())
+
+
+def flatten(model: nn.Module) -> Tensor:
+    """All weights of a model, in the model's own order.
+
+    Returns:
+        A copy, shape (params,), float32.
+    """
+    return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()]).float()
+
+
+def unflatten(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
+    """Views of a flat vector, named and shaped as the weights of ``model``.
+
+    The model itself is not changed: hand the views to ``torch.func.functional_call``.
+
+    Args:
+        model: The model that says which weights there are.
+        vector: Shape (params,); gradients flow back into it.
+
+    Raises:
+        ModelError: The vector is not as long as the model's weights.
+    """
+    named = dict(model.named_parameters())
+    sizes = [weight.numel() for weight in named.values()]
+    if vector.shape != (sum(sizes),):
+        raise ModelError(_misfit(tuple(vector.shape), sum(sizes)))
+    parts = torch.split(vector, sizes)
+    return {
+        name: part.view(weight.shape)
+        for (name, weight), part in zip(named.items(), parts, strict=True)
+    }
+
+
+def load_flat(model: nn.Module, vector: Tensor) -> None:
+    """Copy a flat vector into the weights of a model.
+
+    Args:
+        model: Its weights are overwritten in place.
+        vector: Shape (params,), any float dtype, finite.
+
+    Raises:
+        ModelError: Wrong shape, or a NaN or an infinity; the model is then unchanged.
+    """
+    views = unflatten(model, vector.detach())
+    broken = int((~vector.isfinite()).sum())
+    if broken:
+        raise ModelError(
+            f"{broken} of {vector.numel()} weights are NaN or infinite; all must be finite: "
+            "use an earlier checkpoint"
+        )
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(views[name])
+
+
+class Digested(Protocol):
+    """Something with a SHA-256 of its own, such as a plan."""
+
+    def digest(self) -> str:
+        """SHA-256, 64 hex digits."""
+        ...
+
+
+def digest(vector: Tensor, plan: Digested) -> str:
+    """SHA-256 of a model: of its weights and of the plan that says how to read them.
+
+    Args:
+        vector: Shape (params,), any float dtype; hashed as little-endian float32.
+        plan: What the weights were trained under.
+
+    Returns:
+        64 hex digits.
+    """
+    weights = vector.detach().cpu().float().numpy().astype("<f4")
+    return hashlib.sha256(plan.digest().encode() + weights.tobytes()).hexdigest()
+
+
+def _misfit(shape: tuple[int, ...], params: int) -> str:
+    """What to say of a vector that does not fit."""
+    return (
+        f"weights of shape {shape} do not fit a model of {params}, which needs ({params},): "
+        "check that both were made for the same ModelSpec"
+    )

@@ -1,0 +1,105 @@
+"""What all shared models are: a body that makes one vector an utterance, and a layer that reads it.
+
+Every model is valid for per-utterance gradients: no batch normalisation, no state that one
+utterance leaves for the next, no hidden randomness. Dropout's mask is an argument, so the same
+call gives the same logits, whatever ran before, and there is no training mode to forget.
+"""
+
+from enum import Enum
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sottovoce.shared.errors import ModelError
+
+
+class Gradients(Enum):
+    """How the gradients of single utterances are found quickest."""
+
+    TOGETHER = "together"
+    """One vectorised pass over all utterances."""
+    ONE_BY_ONE = "one by one"
+    """A pass for each utterance, cut to its own length."""
+
+
+class Body(nn.Module):
+    """Turns utterances into one vector each: ``forward(features, frames) -> (utterances, width)``.
+
+    Attributes:
+        inputs: Width of what it reads.
+        width: Width of the vector it makes.
+        axes: Axes of its features: 2 where an utterance is one vector, 3 where it has frames.
+        gradients: How per-utterance gradients are found quickest.
+    """
+
+    gradients: ClassVar[Gradients] = Gradients.TOGETHER
+
+    def __init__(self, inputs: int, width: int, *, axes: int = 3) -> None:
+        super().__init__()
+        self.inputs = inputs
+        self.width = width
+        self.axes = axes
+
+
+class Network(nn.Module):
+    """A body and the linear layer that reads it; dropout acts between the two.
+
+    Args:
+        body: Makes one vector an utterance.
+        classes: How many emotions there are.
+        dropout: Chance that a number of the vector is dropped in training, in [0, 1).
+    """
+
+    def __init__(self, body: Body, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.body = body
+        self.head = nn.Linear(body.width, classes)
+        self.axes = body.axes
+        self.inputs = body.inputs
+        self.classes = classes
+        self.dropout = dropout
+        self.gradients = body.gradients
+
+    def forward(self, features: Tensor, frames: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Logits of each utterance.
+
+        Args:
+            features: Shape (utterances, inputs), or (utterances, frames, inputs) padded with 0,
+                float32.
+            frames: Real frames of each utterance, shape (utterances,), int64, each 1 or more;
+                models that read one vector an utterance do not look at it.
+            keep: Dropout mask from ``keep``; ``None`` drops nothing.
+
+        Returns:
+            Shape (utterances, classes), float32, before the softmax. What lies behind an
+            utterance's last frame does not change its logits, as long as it is 0.
+
+        Raises:
+            ModelError: Features of another number of axes or another width.
+        """
+        if features.dim() != self.axes or features.shape[-1] != self.inputs:
+            raise ModelError(self._misfit(features))
+        vector = self.body(features, frames)
+        logits: Tensor = self.head(vector if keep is None else vector * keep)
+        return logits
+
+    def keep(self, utterances: int, generator: torch.Generator) -> Tensor:
+        """Draw a dropout mask, every utterance's apart from every other's.
+
+        Returns:
+            What to multiply the body's vectors by, shape (utterances, width), or
+            (utterances, 1) where nothing is dropped, float32; its mean is 1.
+        """
+        if self.dropout == 0:
+            return torch.ones(utterances, 1)
+        draws = torch.rand(utterances, self.body.width, generator=generator)
+        return (draws >= self.dropout) / (1 - self.dropout)
+
+    def _misfit(self, features: Tensor) -> str:
+        """What to say of features that this model cannot read."""
+        wanted = "(utterances, inputs)" if self.axes == 2 else "(utterances, frames, inputs)"
+        return (
+            f"features of shape {tuple(features.shape)} cannot be read; this model needs "
+            f"{wanted} with {self.inputs} inputs: use the extractor it was made for"
+        )

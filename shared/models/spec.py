@@ -1,0 +1,136 @@
+"""Which model: a frozen description, and the way from it to weights."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+
+import torch
+from torch import nn
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.models.bodies import (
+    BilstmAttention,
+    CnnAttention,
+    Hidden,
+    Pooled,
+    Tcn,
+    Vector,
+)
+from sottovoce.shared.models.layers import Attention, MeanStd
+from sottovoce.shared.models.network import Body, Network
+
+KINDS = ("linear", "mlp", "cnn-attention", "tcn", "bilstm-attention")
+"""Two heads on frozen features, and three models that learn from log-mel."""
+POOLINGS = ("none", "mean-std", "attentive")
+
+_HEADS = ("linear", "mlp")
+_WHOLE: dict[str, Callable[[int, int], Body]] = {
+    "cnn-attention": CnnAttention,
+    "tcn": Tcn,
+    "bilstm-attention": BilstmAttention,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSpec:
+    """What the shared model is; with a seed it says every weight.
+
+    Attributes:
+        kind: One of ``KINDS``.
+        pooling: How frames become one vector before a ``linear`` or ``mlp`` head; ``none`` where
+            an utterance is one vector already. The other kinds pool by themselves: ``none``.
+        inputs: Width of what the model reads, 1 or more.
+        classes: How many emotions it tells apart, 2 or more.
+        hidden: Width of the hidden layers (of the attention, for a ``linear`` head), 1 or more;
+            even for ``bilstm-attention``, whose two directions share it.
+        dropout: Chance that a number that the last layer reads is dropped in training, in [0, 1).
+
+    Raises:
+        SettingError: A value out of its range, or a pooling that does not go with the kind.
+    """
+
+    kind: str
+    pooling: str = "none"
+    inputs: int
+    classes: int
+    hidden: int = 96
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        check.one_of(KINDS, kind=self.kind)
+        check.one_of(POOLINGS, pooling=self.pooling)
+        for name, value, least in self._counts():
+            if not (isinstance(value, int) and value >= least):
+                raise SettingError(f"{name} is {value!r}; it must be a whole number from {least}")
+        if not (math.isfinite(self.dropout) and 0 <= self.dropout < 1):
+            raise SettingError(f"dropout is {self.dropout}; it must be in [0, 1)")
+        if self.kind not in _HEADS and self.pooling != "none":
+            raise SettingError(f"pooling is {self.pooling!r}; {self.kind} pools by itself: 'none'")
+        if self.kind == "bilstm-attention" and self.hidden % 2:
+            raise SettingError(f"hidden is {self.hidden}; bilstm-attention halves it: make it even")
+
+    def _counts(self) -> tuple[tuple[str, int, int], ...]:
+        """Name, value and least value of each count."""
+        return ("inputs", self.inputs, 1), ("classes", self.classes, 2), ("hidden", self.hidden, 1)
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether an utterance reaches the model as (frames, inputs), not as (inputs,)."""
+        return self.kind not in _HEADS or self.pooling != "none"
+
+    def to_dict(self) -> dict[str, str | int | float]:
+        """As plain values, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "ModelSpec":
+        """Back from ``to_dict``, or from a file that claims to be.
+
+        Raises:
+            ModelError: A key that is unknown or missing, or a value that cannot be used.
+        """
+        known = {field.name for field in fields(cls)}
+        if set(values) != known:
+            raise ModelError(
+                f"a model of {sorted(values)} is unknown; its keys must be {sorted(known)}: "
+                "use a model.json of this version"
+            )
+        try:
+            return cls(**values)  # type: ignore[arg-type]  # checked at birth
+        except (SettingError, TypeError) as error:
+            raise ModelError(
+                f"a model that cannot be: {error}; use an intact model.json"
+            ) from error
+
+
+def build(spec: ModelSpec, seed: int) -> Network:
+    """The model, with the weights that training starts from.
+
+    The last layer of a ``linear`` model starts at 0: its loss is convex, and a random start would
+    only be more to unlearn under noise.
+
+    Args:
+        spec: Which model.
+        seed: Says every weight; torch's global generator is left as it was.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = Network(_body(spec), spec.classes, spec.dropout)
+    if spec.kind == "linear":
+        nn.init.zeros_(network.head.weight)
+        nn.init.zeros_(network.head.bias)
+    return network
+
+
+def _body(spec: ModelSpec) -> Body:
+    """What makes one vector an utterance."""
+    if spec.kind in _WHOLE:
+        return _WHOLE[spec.kind](spec.inputs, spec.hidden)
+    poolings: dict[str, Callable[[], Body]] = {
+        "none": lambda: Vector(spec.inputs),
+        "mean-std": lambda: Pooled(spec.inputs, MeanStd()),
+        "attentive": lambda: Pooled(spec.inputs, Attention(spec.inputs, spec.hidden)),
+    }
+    pooled = poolings[spec.pooling]()
+    return pooled if spec.kind == "linear" else Hidden(pooled, spec.hidden)

@@ -1,0 +1,61 @@
+"""How a device trains, and what it promises about one utterance: the settings both sides read."""
+
+import math
+from dataclasses import dataclass, field
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import SettingError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalTraining:
+    """One round of training on one device.
+
+    Attributes:
+        steps: Steps of gradient descent in a round, 1 or more.
+        sample_rate: Chance that an utterance joins a step (Poisson), in (0, 1].
+        learning_rate: Step size, above 0.
+        denominator: Public number of utterances that the noised sum of gradients is divided by,
+            above 0. It is never counted on the device: a count is a release.
+        momentum: Of the gradient descent, in [0, 1). It only sees noised gradients.
+    """
+
+    steps: int
+    sample_rate: float
+    learning_rate: float
+    denominator: float
+    momentum: float = 0.0
+
+    def __post_init__(self) -> None:
+        check.at_least(1, steps=self.steps)
+        check.rate(sample_rate=self.sample_rate)
+        check.positive(learning_rate=self.learning_rate, denominator=self.denominator)
+        if not 0 <= self.momentum < 1:
+            raise SettingError(f"momentum is {self.momentum}; it must be in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UtteranceNoise:
+    """Each utterance's gradient is clipped, and their sum is noised.
+
+    Attributes:
+        clip_norm: L2 bound on one utterance's gradient, above 0.
+        noise_multiplier: Standard deviation of the noise in units of ``clip_norm``, above 0.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check.positive(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoPrivacy:
+    """No bound and no noise: epsilon is infinite. The same shape as ``UtteranceNoise``."""
+
+    clip_norm: float = field(default=math.inf, init=False)
+    noise_multiplier: float = field(default=0.0, init=False)
+
+
+Mechanism = UtteranceNoise | NoPrivacy
