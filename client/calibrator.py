@@ -1,0 +1,189 @@
+"""The user's calibration head on the device: fitted, kept, sealed for the server, restored.
+
+A head belongs to one model. When the model changes, the old head is never applied: the user has
+the prior's mean until the head is fitted again on logits of the new model.
+
+Versions count up over the life of a user, whatever the model, so that the server can refuse an
+older head and the device notices when it is given one.
+"""
+
+import struct
+from typing import Final
+
+from torch import Tensor
+
+from sottovoce.client.vault import Vault
+from sottovoce.shared import head as heads
+from sottovoce.shared.errors import ModelError, PrivacyError
+from sottovoce.shared.head import Head, HeadPrior, SealedHead
+
+_NAME: Final = "head"
+_PURPOSE: Final = "calibration head"
+_SEALED_BYTES: Final = 2048
+"""Every sealed head is this long: its length does not tell what kind of head a user needs."""
+
+_VERSION: Final = struct.Struct("<Q")
+
+
+class Calibrator:
+    """Fits and keeps one user's head for one model.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from sottovoce.shared.head import identity
+        >>> vault = Vault.create(Path(tempfile.mkdtemp()) / "vault", user="ada")
+        >>> calibrator = Calibrator(vault, model_hash="0" * 64, prior=HeadPrior(mean=identity(2)))
+        >>> _ = calibrator.fit(torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
+        >>> calibrator.version, len(calibrator.sealed().blob)
+        (1, 2048)
+    """
+
+    def __init__(self, vault: Vault, *, model_hash: str, prior: HeadPrior) -> None:
+        """Work for one model.
+
+        Args:
+            vault: The user's vault; the head lies in it under ``head``.
+            model_hash: SHA-256 of the model whose logits are calibrated, 64 hexadecimal digits.
+            prior: Where users of this model start.
+
+        Raises:
+            ModelError: A hash that is none.
+        """
+        heads.to_bytes(prior.mean, model_hash)
+        self._vault: Final = vault
+        self._model_hash: Final = model_hash
+        self._prior: Final = prior
+
+    @property
+    def version(self) -> int:
+        """Version of the newest head known here; 0 before the first."""
+        return self._kept()[0]
+
+    @property
+    def fitted(self) -> bool:
+        """Whether a head for this model is kept."""
+        return self._kept()[1] is not None
+
+    def head(self) -> Head:
+        """The head to apply now: this user's for this model, or else the prior's mean.
+
+        Raises:
+            PrivacyError: The kept head cannot be opened or trusted; :meth:`fit` replaces nothing
+                until it is deleted from the vault or restored.
+        """
+        kept = self._kept()[1]
+        return self._prior.mean if kept is None else kept
+
+    def calibrate(self, logits: Tensor) -> Tensor:
+        """Calibrated logits, shape (..., classes) as given; errors as in :meth:`head`."""
+        return heads.apply(self.head(), logits)
+
+    def fit(self, logits: Tensor, labels: Tensor) -> Head:
+        """Fit the head on all labelled enrolment of this user and keep it as the next version.
+
+        Args:
+            logits: This model's for the labelled utterances, shape (utterances, classes).
+            labels: What the user said they were, shape (utterances,), integer.
+
+        Returns:
+            The head; with no utterances exactly the prior's mean.
+
+        Raises:
+            ModelError: Logits or labels that cannot be used; the old head stays.
+            PrivacyError: The vault cannot be read or written; the old head stays.
+        """
+        fitted = heads.fit(logits, labels, self._prior)
+        self._keep(self.version + 1, heads.to_bytes(fitted, self._model_hash))
+        return fitted
+
+    def sealed(self) -> SealedHead:
+        """The kept head for the server, which learns model, version and nothing else.
+
+        Raises:
+            PrivacyError: There is no head for this model yet.
+        """
+        version, head = self._kept()
+        if head is None:
+            raise PrivacyError(
+                f"{self._vault.user!r} has no head for model {self._model_hash[:12]}; fit one first"
+            )
+        blob = self._vault.seal(
+            heads.to_bytes(head, self._model_hash),
+            *_binding(self._model_hash, version),
+            size=_SEALED_BYTES,
+        )
+        return SealedHead(model_hash=self._model_hash, version=version, blob=blob)
+
+    def restore(self, sealed: SealedHead) -> Head:
+        """Take back what the server kept, for a new device or a reinstalled app.
+
+        A head of another model is not applied; its version is remembered, so that the next fit
+        counts on from there.
+
+        Args:
+            sealed: The server's answer; nothing in it is trusted.
+
+        Returns:
+            The head to apply now.
+
+        Raises:
+            PrivacyError: Another user's head, another key, an altered head, one whose model or
+                version was relabelled, or one older than what this device knows. The old head
+                stays.
+            ModelError: It opened, but holds no head for this model's classes. The old head stays.
+        """
+        version, _ = self._kept()
+        if sealed.version < version:
+            raise PrivacyError(
+                f"the server offers head version {sealed.version}, this device knows {version}:"
+                " an old head was replayed; the newer one stays"
+            )
+        data = self._vault.unseal(sealed.blob, *_binding(sealed.model_hash, sealed.version))
+        restored = heads.from_bytes(data, sealed.model_hash)
+        if sealed.model_hash != self._model_hash:
+            self._keep(sealed.version, self._bytes())
+            return self.head()
+        self._check_classes(restored)
+        self._keep(sealed.version, data)
+        return restored
+
+    def _kept(self) -> tuple[int, Head | None]:
+        """The newest version known, and the head if it is one for this model."""
+        if not self._vault.has(_NAME):
+            return 0, None
+        version, data = _split(self._vault.get(_NAME))
+        try:
+            head = heads.from_bytes(data, self._model_hash)
+            self._check_classes(head)
+        except ModelError:
+            return version, None
+        return version, head
+
+    def _bytes(self) -> bytes:
+        """The kept head as it lies, empty where there is none."""
+        return _split(self._vault.get(_NAME))[1] if self._vault.has(_NAME) else b""
+
+    def _keep(self, version: int, data: bytes) -> None:
+        """Keep a version and its head together, in one atomic write."""
+        self._vault.put(_NAME, _VERSION.pack(version) + data)
+
+    def _check_classes(self, head: Head) -> None:
+        """Raise unless the head is for as many classes as the prior."""
+        if head.classes != self._prior.mean.classes:
+            raise ModelError(
+                f"the head is for {head.classes} classes, the model has {self._prior.mean.classes};"
+                " fit it again"
+            )
+
+
+def _binding(model_hash: str, version: int) -> tuple[str | int, ...]:
+    """What a sealed head is bound to, besides the user."""
+    return _PURPOSE, model_hash.lower(), version
+
+
+def _split(record: bytes) -> tuple[int, bytes]:
+    """Version and head of a kept record."""
+    if len(record) < _VERSION.size:
+        raise PrivacyError(f"the kept head has {len(record)} bytes; delete it and fit again")
+    return int(_VERSION.unpack_from(record)[0]), record[_VERSION.size :]

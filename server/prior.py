@@ -1,0 +1,93 @@
+"""Where users' heads start: a prior learned from speakers of public corpora, and from no one else.
+
+Public speakers are a sample of how far people's heads lie from each other. Their heads are fitted
+one by one, and mean and widths follow by expectation-maximisation for a hierarchical Gaussian
+(Dempster, Laird and Rubin, 1977, with Laplace's approximation of each speaker's posterior). With
+few speakers the result is shrunk: the mean towards the head that changes nothing, the widths
+towards the defaults, each as if :data:`PSEUDO_SPEAKERS` more speakers had been seen there.
+
+The model must not have been trained on the logits given here: on its own training speakers it is
+too sure, and so would be the prior. Use speakers held out of the warm start.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.head import Head, HeadPrior, fit, identity, spread
+
+PSEUDO_SPEAKERS: Final = 4.0
+"""Weight of the default prior, in speakers."""
+
+LEAST_SD: Final = 0.1
+"""No width is learned below this: public speakers are more alike than users will be."""
+
+_ROUNDS: Final = 8
+
+
+def default_prior(classes: int) -> HeadPrior:
+    """The prior without a public corpus: a head that changes nothing, and the default widths.
+
+    Args:
+        classes: How many classes the model has.
+    """
+    return HeadPrior(mean=identity(classes))
+
+
+def population_prior(speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int) -> HeadPrior:
+    """The prior over heads, from public speakers under the global model.
+
+    Args:
+        speakers: For each public speaker the model's logits, shape (utterances, classes), and the
+            labels, shape (utterances,). A speaker without utterances counts for nothing.
+        classes: How many classes the model has.
+
+    Returns:
+        Mean and widths; :func:`default_prior` where no speaker has an utterance. Widths are at
+        least 0.1 and biases of the mean sum to 0 (a constant on all classes changes nothing).
+
+    Raises:
+        ModelError: Logits or labels that cannot be used; the message names the speaker's place.
+    """
+    heard = [speaker for speaker in speakers if len(speaker[1]) > 0]
+    prior = default_prior(classes)
+    if not heard:
+        return prior
+    for _ in range(_ROUNDS):
+        posteriors = [_posterior(place, *speaker, prior) for place, speaker in enumerate(heard)]
+        prior = _shrunken(
+            torch.stack([mode for mode, _ in posteriors]),
+            torch.stack([variance for _, variance in posteriors]),
+        )
+    return prior
+
+
+def _posterior(
+    place: int, logits: Tensor, labels: Tensor, prior: HeadPrior
+) -> tuple[Tensor, Tensor]:
+    """One speaker's most probable head and its variances, each (1 + classes,)."""
+    try:
+        head = fit(logits, labels, prior)
+        variance = spread(head, logits, labels, prior)
+    except ModelError as error:
+        raise ModelError(f"public speaker {place}: {error}") from error
+    return torch.cat([head.bias.new_tensor([head.log_temperature]), head.bias]), variance
+
+
+def _shrunken(modes: Tensor, variances: Tensor) -> HeadPrior:
+    """Mean and widths over speakers, both (speakers, 1 + classes), drawn towards the default."""
+    speakers, width = modes.shape
+    default = default_prior(width - 1)
+    mean = modes.sum(0) / (speakers + PSEUDO_SPEAKERS)
+    mean[1:] -= mean[1:].mean()
+    squares = ((modes - mean).square() + variances).sum(0)
+    drawn = squares + PSEUDO_SPEAKERS / default.precision
+    widths = (drawn / (speakers + PSEUDO_SPEAKERS)).sqrt()
+    return HeadPrior(
+        mean=Head(log_temperature=float(mean[0]), bias=mean[1:]),
+        log_temperature_sd=max(LEAST_SD, float(widths[0])),
+        bias_sd=max(LEAST_SD, float(widths[1:].square().mean().sqrt())),
+    )

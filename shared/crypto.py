@@ -1,0 +1,231 @@
+"""Sealed blobs: what others may hold, but neither read, alter nor swap.
+
+A sealed blob is laid out as::
+
+    version (1 byte) | nonce (12) | ChaCha20-Poly1305 of: length (4) | plaintext | zeros | tag (16)
+
+Its whole length is a power of two, from 512 bytes up, so it tells the order of magnitude of what
+is inside and nothing finer. Things whose size itself tells something ask for a common ``size``.
+
+ChaCha20-Poly1305 (RFC 8439) runs in constant time on devices without AES instructions. Nonces are
+random: one key may seal up to 2^32 blobs before two nonces meet with a chance above 2^-32.
+"""
+
+import os
+import unicodedata
+from typing import Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
+
+from sottovoce.shared.errors import PrivacyError, SettingError
+
+KEY_BYTES: Final = 32
+SALT_BYTES: Final = 16
+LEAST_SEALED: Final = 512
+MOST_SEALED: Final = 1 << 30
+LOG2_COST: Final = 17
+"""Scrypt's N = 2^17, with r = 8 and p = 1: 128 MiB, some half a second (OWASP's advice)."""
+
+_VERSION: Final = b"\x01"
+_NONCE: Final = 12
+_TAG: Final = 16
+_LENGTH: Final = 4
+_OVERHEAD: Final = len(_VERSION) + _NONCE + _LENGTH + _TAG
+_COSTS: Final = range(14, 21)
+_LEAST_PASSPHRASE: Final = 8
+
+
+def new_key() -> bytes:
+    """A fresh key of 32 bytes from the operating system."""
+    return os.urandom(KEY_BYTES)
+
+
+def new_salt() -> bytes:
+    """A fresh salt of 16 bytes from the operating system."""
+    return os.urandom(SALT_BYTES)
+
+
+def bind(*parts: str | int) -> bytes:
+    """Associated data out of several parts, each behind its length, so that none can slide.
+
+    ``bind("ab", "c")`` and ``bind("a", "bc")`` differ.
+    """
+    encoded = [str(part).encode() for part in parts]
+    return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
+
+
+def seal(key: bytes, plaintext: bytes, *, context: bytes, size: int = LEAST_SEALED) -> bytes:
+    """Seal bytes for one purpose.
+
+    Args:
+        key: 32 bytes.
+        plaintext: What to hide.
+        context: What the blob belongs to (owner, name, version: see :func:`bind`). It is bound,
+            not stored: opening needs the same bytes.
+        size: Least length of the blob, a power of two. Give one value to all things that shall
+            not be told apart.
+
+    Returns:
+        The blob; its length is a power of two, at least ``size``.
+
+    Raises:
+        SettingError: A key of another length, a size that is no power of two, or a plaintext
+            of a GiB or more.
+
+    Guarantees:
+        - Without the key, nothing but the length class can be learned from the blob.
+        - :func:`open_sealed` refuses it under another key or context, or with any bit changed.
+        - Sealing the same plaintext twice gives two unrelated blobs.
+        - Not promised: that a blob opens under one key only when an attacker who knows two keys
+          made it (the cipher does not commit to its key), and that a blob is the newest one.
+
+    Example:
+        >>> key = new_key()
+        >>> blob = seal(key, b"mine", context=bind("user 7", "head"))
+        >>> len(blob), open_sealed(key, blob, context=bind("user 7", "head"))
+        (512, b'mine')
+    """
+    cipher = _cipher(key)
+    length = _sealed_length(len(plaintext), size)
+    padding = bytes(length - _OVERHEAD - len(plaintext))
+    nonce = os.urandom(_NONCE)
+    padded = len(plaintext).to_bytes(_LENGTH, "big") + plaintext + padding
+    return _VERSION + nonce + cipher.encrypt(nonce, padded, _VERSION + context)
+
+
+def open_sealed(key: bytes, blob: bytes, *, context: bytes) -> bytes:
+    """Open what :func:`seal` made.
+
+    Args:
+        key: The key it was sealed with, 32 bytes.
+        blob: The sealed blob.
+        context: The context it was sealed for.
+
+    Returns:
+        The plaintext.
+
+    Raises:
+        PrivacyError: The blob is no sealed blob, was altered or cut, or belongs to another key
+            or context.
+        SettingError: A key of another length.
+    """
+    cipher = _cipher(key)
+    if not looks_sealed(blob):
+        raise PrivacyError(
+            f"{len(blob)} bytes are not a sealed blob of version {_VERSION[0]} (cut or overwritten,"
+            " or made by a newer release); restore an intact copy"
+        )
+    nonce, body = blob[1 : 1 + _NONCE], blob[1 + _NONCE :]
+    try:
+        padded = cipher.decrypt(nonce, body, _VERSION + context)
+    except InvalidTag:
+        raise PrivacyError(
+            f"a sealed blob of {len(blob)} bytes does not open: the key is wrong, it belongs to"
+            " something else, or it was altered; use the key and the copy that belong together"
+        ) from None
+    return _unpadded(padded)
+
+
+def looks_sealed(blob: bytes) -> bool:
+    """Whether bytes have a sealed blob's version and length; all that can be said without a key."""
+    length = len(blob)
+    in_class = LEAST_SEALED <= length <= MOST_SEALED and length.bit_count() == 1
+    return in_class and blob[:1] == _VERSION
+
+
+def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = LOG2_COST) -> bytes:
+    """A key from a passphrase, by scrypt (RFC 7914) with N = 2^log2_cost, r = 8, p = 1.
+
+    Args:
+        passphrase: At least 8 characters (NIST SP 800-63B); normalised to NFKC, so that it does
+            not depend on the keyboard.
+        salt: 16 random bytes, kept beside what the key seals.
+        log2_cost: From 14 to 20; each step doubles time and memory.
+
+    Returns:
+        32 bytes.
+
+    Raises:
+        SettingError: A short passphrase, a salt of another length, or a cost out of range.
+    """
+    text = unicodedata.normalize("NFKC", passphrase)
+    if len(text) < _LEAST_PASSPHRASE:
+        raise SettingError(
+            f"the passphrase has {len(text)} characters; it needs at least {_LEAST_PASSPHRASE}"
+        )
+    if len(salt) != SALT_BYTES:
+        raise SettingError(f"salt has {len(salt)} bytes; it must have {SALT_BYTES}")
+    if log2_cost not in _COSTS:
+        raise SettingError(f"log2_cost is {log2_cost}; it must be from {_COSTS[0]} to {_COSTS[-1]}")
+    kdf = Scrypt(salt=salt, length=KEY_BYTES, n=1 << log2_cost, r=8, p=1)
+    return kdf.derive(text.encode())
+
+
+def wrap_key(key: bytes, passphrase: str, *, context: bytes, log2_cost: int = LOG2_COST) -> bytes:
+    """Seal a key under a passphrase: cost (1 byte) | salt (16) | sealed blob (512).
+
+    Whoever holds the wrapped key can try passphrases, half a second and 128 MiB each: it is as
+    strong as the passphrase.
+
+    Raises:
+        SettingError: As in :func:`derive_key`, or a key of another length.
+    """
+    if len(key) != KEY_BYTES:
+        raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}")
+    header = bytes([log2_cost]) + new_salt()
+    outer = derive_key(passphrase, header[1:], log2_cost=log2_cost)
+    return header + seal(outer, key, context=header + context)
+
+
+def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
+    """The key inside what :func:`wrap_key` made.
+
+    Raises:
+        PrivacyError: A wrong passphrase, another context, or a damaged wrapping.
+        SettingError: A passphrase too short to be the right one.
+    """
+    header, blob = wrapped[: 1 + SALT_BYTES], wrapped[1 + SALT_BYTES :]
+    if len(blob) != LEAST_SEALED or header[0] not in _COSTS:
+        raise PrivacyError(
+            f"{len(wrapped)} bytes are not a wrapped key of {1 + SALT_BYTES + LEAST_SEALED};"
+            " restore an intact copy"
+        )
+    outer = derive_key(passphrase, header[1:], log2_cost=header[0])
+    try:
+        return open_sealed(outer, blob, context=header + context)
+    except PrivacyError:
+        raise PrivacyError(
+            "the wrapped key does not open: the passphrase is wrong, or the wrapping belongs to"
+            " another user or was altered"
+        ) from None
+
+
+def _cipher(key: bytes) -> ChaCha20Poly1305:
+    """The cipher under a key of the right length."""
+    if len(key) != KEY_BYTES:
+        raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}: see new_key()")
+    return ChaCha20Poly1305(key)
+
+
+def _sealed_length(plain: int, size: int) -> int:
+    """The smallest power of two, at least ``size``, that holds ``plain`` bytes once sealed."""
+    if not (LEAST_SEALED <= size <= MOST_SEALED and size.bit_count() == 1):
+        raise SettingError(
+            f"size is {size}; it must be a power of two from {LEAST_SEALED} to {MOST_SEALED}"
+        )
+    length = max(size, 1 << (plain + _OVERHEAD - 1).bit_length())
+    if length > MOST_SEALED:
+        raise SettingError(
+            f"{plain} bytes are too many to seal; at most {MOST_SEALED - _OVERHEAD} fit one blob"
+        )
+    return length
+
+
+def _unpadded(padded: bytes) -> bytes:
+    """The plaintext without its length and zeros."""
+    length = int.from_bytes(padded[:_LENGTH], "big")
+    if length > len(padded) - _LENGTH:
+        raise PrivacyError(f"a sealed blob claims {length} bytes and holds {len(padded)}")
+    return padded[_LENGTH : _LENGTH + length]

@@ -1,0 +1,190 @@
+"""A head is kept for its user and model, and survives servers that lie."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.client.calibrator import Calibrator
+from sottovoce.client.vault import Vault
+from sottovoce.shared import crypto, head, seeds
+from sottovoce.shared.errors import ModelError, PrivacyError
+from sottovoce.shared.head import Head, HeadPrior, SealedHead
+
+MODEL, NEXT = "ab" * 32, "cd" * 32
+PRIOR = HeadPrior(mean=Head(log_temperature=0.2, bias=torch.tensor([0.1, 0.0, -0.1])))
+
+
+@pytest.fixture
+def vault(tmp_path: Path) -> Vault:
+    return Vault.create(tmp_path / "ada", user="ada")
+
+
+def calibrator(vault: Vault, model_hash: str = MODEL) -> Calibrator:
+    return Calibrator(vault, model_hash=model_hash, prior=PRIOR)
+
+
+def enrolment(utterances: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
+    rng = seeds.torch_rng(seed, "enrolment")
+    logits = 2 * torch.randn(utterances, 3, generator=rng)
+    return logits, torch.randint(3, (utterances,), generator=rng)
+
+
+def same(one: Head, other: Head) -> bool:
+    return head.to_bytes(one, MODEL) == head.to_bytes(other, MODEL)
+
+
+def second_device(vault: Vault, folder: Path, user: str = "ada") -> Vault:
+    key = (vault.folder / "key").read_bytes()
+    return Vault.create(folder, user=user, key=key)
+
+
+def test_without_a_head_the_prior_is_applied(vault: Vault) -> None:
+    logits, _ = enrolment()
+
+    assert calibrator(vault).version == 0
+    assert torch.equal(calibrator(vault).calibrate(logits), head.apply(PRIOR.mean, logits))
+
+
+def test_a_fit_without_labels_is_the_prior(vault: Vault) -> None:
+    fitted = calibrator(vault).fit(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
+
+    assert same(fitted, PRIOR.mean)
+    assert same(calibrator(vault).head(), PRIOR.mean)
+
+
+def test_a_fitted_head_is_kept(vault: Vault) -> None:
+    fitted = calibrator(vault).fit(*enrolment())
+    later = calibrator(Vault.open(vault.folder))
+
+    assert not same(fitted, PRIOR.mean)
+    assert same(later.head(), fitted)
+    assert later.version == 1
+
+
+def test_a_head_of_another_model_is_never_applied(vault: Vault) -> None:
+    calibrator(vault).fit(*enrolment())
+    after = calibrator(vault, NEXT)
+
+    assert same(after.head(), PRIOR.mean)
+    with pytest.raises(PrivacyError, match="no head for model"):
+        after.sealed()
+    after.fit(*enrolment(seed=1))
+    assert after.version == 2
+    assert not same(after.head(), PRIOR.mean)
+    assert same(calibrator(vault).head(), PRIOR.mean)
+
+
+def test_bad_logits_leave_the_old_head(vault: Vault) -> None:
+    fitted = calibrator(vault).fit(*enrolment())
+
+    with pytest.raises(ModelError, match="NaN"):
+        calibrator(vault).fit(torch.full((1, 3), torch.nan), torch.tensor([0]))
+    assert same(calibrator(vault).head(), fitted)
+    assert calibrator(vault).version == 1
+
+
+def test_a_damaged_head_is_not_passed_over(vault: Vault) -> None:
+    calibrator(vault).fit(*enrolment())
+    (vault.folder / "head.sealed").write_bytes(b"\x01" * 512)
+
+    with pytest.raises(PrivacyError, match="'head' in the vault"):
+        calibrator(vault).head()
+    with pytest.raises(PrivacyError):
+        calibrator(vault).fit(*enrolment())
+
+
+def test_a_hash_that_is_none_is_refused(vault: Vault) -> None:
+    with pytest.raises(ModelError, match="SHA-256"):
+        calibrator(vault, "latest")
+
+
+def test_a_second_device_gets_the_head_back(vault: Vault, tmp_path: Path) -> None:
+    fitted = calibrator(vault).fit(*enrolment())
+    second = calibrator(second_device(vault, tmp_path / "second"))
+
+    assert same(second.restore(calibrator(vault).sealed()), fitted)
+    assert same(second.head(), fitted)
+    second.fit(*enrolment(seed=1))
+    assert second.version == 2
+
+
+def test_the_server_gets_one_length_and_no_numbers(vault: Vault) -> None:
+    small, large = enrolment(1), enrolment(50)
+    blobs = []
+    for labelled in (small, large):
+        fitted = calibrator(vault).fit(*labelled)
+        blobs.append(calibrator(vault).sealed().blob)
+        assert fitted.bias.numpy().tobytes() not in blobs[-1]
+
+    assert {len(blob) for blob in blobs} == {2048}
+    assert all(crypto.looks_sealed(blob) for blob in blobs)
+
+
+def refused(vault: Vault, sealed: SealedHead, reason: str) -> None:
+    """The device refuses, and keeps its head and version."""
+    before = calibrator(vault).head(), calibrator(vault).version
+    with pytest.raises(PrivacyError, match=reason):
+        calibrator(vault).restore(sealed)
+    assert same(calibrator(vault).head(), before[0])
+    assert calibrator(vault).version == before[1]
+
+
+def test_a_replayed_head_is_refused(vault: Vault) -> None:
+    calibrator(vault).fit(*enrolment())
+    old = calibrator(vault).sealed()
+    calibrator(vault).fit(*enrolment(seed=1))
+
+    refused(vault, old, "replayed")
+    refused(vault, dataclasses.replace(old, version=3), "does not open")
+
+
+def test_a_relabelled_head_is_refused(vault: Vault) -> None:
+    calibrator(vault).fit(*enrolment())
+    sealed = calibrator(vault).sealed()
+
+    refused(vault, dataclasses.replace(sealed, model_hash=NEXT), "does not open")
+    refused(vault, dataclasses.replace(sealed, version=2), "does not open")
+
+
+def test_swapped_users_are_refused(vault: Vault, tmp_path: Path) -> None:
+    other = Vault.create(tmp_path / "bob", user="bob")
+    under_one_key = second_device(vault, tmp_path / "eve", user="eve")
+    for theirs in (other, under_one_key):
+        calibrator(theirs).fit(*enrolment())
+        refused(vault, calibrator(theirs).sealed(), "does not open")
+
+
+@pytest.mark.parametrize("place", [0, 1, 13, 500, 2047])
+def test_an_altered_head_is_refused(vault: Vault, place: int) -> None:
+    calibrator(vault).fit(*enrolment())
+    sealed = calibrator(vault).sealed()
+    blob = bytearray(sealed.blob)
+    blob[place] ^= 128
+
+    refused(vault, dataclasses.replace(sealed, blob=bytes(blob)), "seal")
+    refused(vault, dataclasses.replace(sealed, blob=sealed.blob[:place]), "not a sealed blob")
+
+
+def test_a_restored_head_of_another_model_only_counts(vault: Vault, tmp_path: Path) -> None:
+    calibrator(vault).fit(*enrolment())
+    calibrator(vault).fit(*enrolment())
+    second = second_device(vault, tmp_path / "second")
+    mine = calibrator(second, NEXT).fit(*enrolment(seed=1))
+
+    assert same(calibrator(second, NEXT).restore(calibrator(vault).sealed()), mine)
+    assert calibrator(second, NEXT).version == 2
+    calibrator(second, NEXT).fit(*enrolment())
+    assert calibrator(second, NEXT).sealed().version == 3
+
+
+def test_a_head_for_other_classes_is_refused(vault: Vault, tmp_path: Path) -> None:
+    second = second_device(vault, tmp_path / "second")
+    wider = Calibrator(second, model_hash=MODEL, prior=HeadPrior(mean=head.identity(4)))
+    wider.fit(torch.zeros(1, 4), torch.tensor([3]))
+
+    with pytest.raises(ModelError, match="4 classes"):
+        calibrator(vault).restore(wider.sealed())
+    assert calibrator(vault).version == 0

@@ -1,0 +1,215 @@
+"""The store keeps the newest ciphertext of each user through crashes, and nothing else."""
+
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+import threading
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from sottovoce.server.heads import HeadStore
+from sottovoce.shared import crypto
+from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
+from sottovoce.shared.head import SealedHead
+
+MODEL, NEXT = "ab" * 32, "cd" * 32
+KEY = crypto.new_key()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> HeadStore:
+    return HeadStore(tmp_path / "server" / "heads.sqlite")
+
+
+def a_head(version: int = 1, *, model_hash: str = MODEL, size: int = 2048) -> SealedHead:
+    blob = crypto.seal(KEY, b"a head", context=b"", size=size)
+    return SealedHead(model_hash=model_hash, version=version, blob=blob)
+
+
+def test_what_was_put_is_there_after_reopening(store: HeadStore, tmp_path: Path) -> None:
+    first, second = a_head(1), a_head(5, model_hash=NEXT)
+    store.put("bob", first)
+    store.put("ada", second)
+
+    again = HeadStore(tmp_path / "server" / "heads.sqlite")
+
+    assert again.users() == ["ada", "bob"]
+    assert (again.get("bob"), again.get("ada")) == (first, second)
+    assert again.get("eve") is None
+
+
+def test_a_newer_head_takes_the_place(store: HeadStore) -> None:
+    store.put("ada", a_head(1))
+    newer = a_head(7, model_hash=NEXT)
+    store.put("ada", newer)
+
+    assert store.get("ada") == newer
+
+
+@pytest.mark.parametrize("version", [1, 4, 5])
+def test_an_older_or_equal_version_is_refused(store: HeadStore, version: int) -> None:
+    kept = a_head(5)
+    store.put("ada", kept)
+
+    with pytest.raises(PrivacyError, match="not newer than 5"):
+        store.put("ada", a_head(version))
+    assert store.get("ada") == kept
+    store.put("bob", a_head(version))
+
+
+@pytest.mark.parametrize(
+    "blob",
+    [
+        b"",
+        b"plaintext head",
+        b"\x01" * 511,
+        b"\x02" + bytes(511),
+        b"\x01" * 513,
+        b"\x01" + bytes(3000),
+    ],
+)
+def test_what_does_not_look_sealed_is_refused(store: HeadStore, blob: bytes) -> None:
+    with pytest.raises(MessageError, match="no sealed blob"):
+        store.put("ada", SealedHead(model_hash=MODEL, version=1, blob=blob))
+    assert store.users() == []
+
+
+def test_four_kib_is_the_limit(store: HeadStore) -> None:
+    store.put("ada", a_head(size=4096))
+
+    with pytest.raises(ModelError, match="8192 bytes"):
+        store.put("ada", a_head(2, size=8192))
+
+
+@pytest.mark.parametrize("user", ["", "x" * 129, "a\nb", "a\x00b"])
+def test_odd_users_are_refused(store: HeadStore, user: str) -> None:
+    with pytest.raises(MessageError, match="user is"):
+        store.put(user, a_head())
+
+
+@pytest.mark.parametrize("user", ["'; DROP TABLE heads; --", "Ädä", "🙂", "a b"])
+def test_any_printable_user_is_only_a_name(store: HeadStore, user: str) -> None:
+    store.put(user, a_head())
+
+    assert store.users() == [user]
+
+
+def test_a_forgotten_user_leaves_no_trace(store: HeadStore, tmp_path: Path) -> None:
+    gone, kept = a_head(1), a_head(1)
+    store.put("ada-to-forget", gone)
+    store.put("bob", kept)
+
+    assert store.forget("ada-to-forget")
+    assert not store.forget("ada-to-forget")
+
+    assert store.users() == ["bob"]
+    content = (tmp_path / "server" / "heads.sqlite").read_bytes()
+    assert kept.blob[:200] in content
+    assert gone.blob[:200] not in content
+    assert b"ada-to-forget" not in content
+    store.put("ada-to-forget", a_head(1))
+
+
+def test_two_puts_at_once_keep_the_newest(store: HeadStore) -> None:
+    refusals = []
+
+    def put(version: int) -> None:
+        try:
+            store.put("ada", a_head(version))
+        except PrivacyError as error:
+            refusals.append(str(error))
+
+    threads = [threading.Thread(target=put, args=(version,)) for version in range(1, 21)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    kept = store.get("ada")
+    assert kept is not None
+    assert kept.version == 20
+    assert all("not newer" in refusal for refusal in refusals)
+
+
+def test_a_put_that_returned_survives_kill_9(store: HeadStore, tmp_path: Path) -> None:
+    path = tmp_path / "server" / "heads.sqlite"
+    script = textwrap.dedent(
+        """
+        import sys
+        from pathlib import Path
+        from sottovoce.server.heads import HeadStore
+        from sottovoce.shared import crypto
+        from sottovoce.shared.head import SealedHead
+        store = HeadStore(Path(sys.argv[1]))
+        for version in range(1, 1_000_000):
+            blob = crypto.seal(b"k" * 32, b"head", context=b"")
+            store.put("ada", SealedHead(model_hash="ab" * 32, version=version, blob=blob))
+            print(version, flush=True)
+        """
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) == 25:
+                process.send_signal(signal.SIGKILL)
+                break
+        told = 25 + len(process.stdout.read().splitlines())
+
+    kept = store.get("ada")
+    assert kept is not None
+    assert told <= kept.version <= told + 1
+    assert crypto.open_sealed(b"k" * 32, kept.blob, context=b"") == b"head"
+
+
+def test_a_failed_put_leaves_the_old_head(
+    store: HeadStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = a_head(1)
+    store.put("ada", kept)
+    monkeypatch.setattr("sottovoce.server.heads._WAIT_S", 0.0)
+
+    with closing(sqlite3.connect(tmp_path / "server" / "heads.sqlite")) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(PrivacyError, match="locked"):
+            store.put("ada", a_head(2))
+        other.execute("ROLLBACK")
+    assert store.get("ada") == kept
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b"SQLite format 3\x00" + b"x" * 4096])
+def test_a_damaged_store_says_so(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "heads.sqlite"
+    path.write_bytes(content)
+
+    with pytest.raises(PrivacyError, match="restore a backup"):
+        HeadStore(path)
+
+
+def test_a_newer_schema_is_refused(store: HeadStore, tmp_path: Path) -> None:
+    path = tmp_path / "server" / "heads.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA user_version = 9")
+
+    with pytest.raises(PrivacyError, match="schema 9"):
+        HeadStore(path)
+
+
+def test_a_damaged_row_says_so(store: HeadStore, tmp_path: Path) -> None:
+    store.put("ada", a_head())
+    with closing(sqlite3.connect(tmp_path / "server" / "heads.sqlite")) as database:
+        database.execute("UPDATE heads SET model_hash = 'none'")
+        database.commit()
+
+    with pytest.raises(PrivacyError, match="'ada' is damaged"):
+        store.get("ada")
+
+
+def test_a_folder_in_the_way_says_so(tmp_path: Path) -> None:
+    with pytest.raises(PrivacyError, match="cannot be"):
+        HeadStore(tmp_path)

@@ -1,0 +1,117 @@
+"""The population prior finds how public speakers differ, and never trusts few of them too far."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.server import prior as priors
+from sottovoce.shared import head, seeds
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.head import Head
+
+CLASSES = 4
+TRUE_MEAN = Head(log_temperature=0.6, bias=torch.tensor([0.5, -0.5, 0.3, -0.3]))
+
+
+def speakers(
+    count: int, *, sd: float, utterances: int = 60, mean: Head = TRUE_MEAN
+) -> list[tuple[Tensor, Tensor]]:
+    """Public speakers whose true heads scatter around a mean."""
+    heard = []
+    for number in range(count):
+        rng = seeds.torch_rng(0, "speaker", number)
+        logits = 3 * torch.randn(utterances, CLASSES, generator=rng, dtype=torch.float64)
+        moves = sd * torch.randn(1 + CLASSES, generator=rng, dtype=torch.float64)
+        true = Head(
+            log_temperature=mean.log_temperature + float(moves[0]), bias=mean.bias + moves[1:]
+        )
+        chances = torch.softmax(head.apply(true, logits), dim=1)
+        heard.append((logits, torch.multinomial(chances, 1, generator=rng).squeeze(1)))
+    return heard
+
+
+def test_many_speakers_find_the_population() -> None:
+    found = priors.population_prior(speakers(80, sd=0.4), classes=CLASSES)
+
+    assert found.mean.log_temperature == pytest.approx(0.6, abs=0.15)
+    torch.testing.assert_close(found.mean.bias, TRUE_MEAN.bias, atol=0.15, rtol=0)
+    assert found.log_temperature_sd == pytest.approx(0.4, abs=0.1)
+    # The scatter of a constant on all classes cannot be seen, so one class's is a little less.
+    assert found.bias_sd == pytest.approx(0.4, abs=0.1)
+
+
+def test_widths_follow_the_scatter_down_to_the_floor() -> None:
+    narrow, wide = (
+        priors.population_prior(speakers(60, sd=sd), classes=CLASSES) for sd in (0.0, 0.8)
+    )
+
+    assert narrow.bias_sd < 0.3 < wide.bias_sd
+    assert narrow.log_temperature_sd < 0.3 < wide.log_temperature_sd
+    assert min(narrow.bias_sd, narrow.log_temperature_sd) >= priors.LEAST_SD
+
+
+def test_few_speakers_stay_near_the_default() -> None:
+    default = priors.default_prior(CLASSES)
+    few = priors.population_prior(speakers(1, sd=0.0), classes=CLASSES)
+    many = priors.population_prior(speakers(40, sd=0.0), classes=CLASSES)
+
+    assert 0 < few.mean.log_temperature < 0.5 * many.mean.log_temperature
+    assert abs(few.bias_sd - default.bias_sd) < abs(many.bias_sd - default.bias_sd)
+
+
+def test_without_a_public_corpus_the_default_changes_nothing() -> None:
+    silent = (torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.int64))
+
+    for heard in ([], [silent]):
+        found = priors.population_prior(heard, classes=CLASSES)
+        assert found.as_dict() == priors.default_prior(CLASSES).as_dict()
+    logits = torch.randn(3, CLASSES, generator=seeds.torch_rng(0, "logits"))
+    assert torch.equal(head.apply(found.mean, logits), logits)
+
+
+def test_silent_speakers_count_for_nothing() -> None:
+    silent = (torch.zeros(0, CLASSES), torch.zeros(0, dtype=torch.int64))
+    heard = speakers(5, sd=0.3)
+
+    alone = priors.population_prior(heard, classes=CLASSES)
+    assert priors.population_prior([silent, *heard], classes=CLASSES).as_dict() == alone.as_dict()
+
+
+def test_a_learned_prior_helps_new_users_without_labels() -> None:
+    found = priors.population_prior(speakers(30, sd=0.3), classes=CLASSES)
+    before, after = [], []
+    for logits, labels in speakers(60, sd=0.3)[30:]:
+        before.append(torch.nn.functional.cross_entropy(logits, labels))
+        calibrated = head.apply(found.mean, logits)
+        after.append(torch.nn.functional.cross_entropy(calibrated, labels))
+
+    falls = torch.stack(before) - torch.stack(after)
+    assert float(falls.mean()) > 3 * float(falls.std()) / len(falls) ** 0.5
+
+
+def test_speakers_of_one_class_or_all_wrong_stay_finite() -> None:
+    logits = 5 * torch.randn(40, CLASSES, generator=seeds.torch_rng(0, "odd"))
+    odd = [(logits, logits.argmin(1)), (logits, torch.zeros(40, dtype=torch.int64))]
+
+    found = priors.population_prior(odd, classes=CLASSES)
+
+    assert found.mean.bias.abs().max() < 5
+    assert found.bias_sd < 5
+
+
+def test_the_prior_repeats_bit_for_bit() -> None:
+    first, second = (
+        priors.population_prior(speakers(6, sd=0.3), classes=CLASSES) for _ in range(2)
+    )
+
+    assert first.as_dict() == second.as_dict()
+
+
+def test_a_speaker_that_cannot_be_used_is_named() -> None:
+    heard = speakers(3, sd=0.3)
+    heard[2][0][0, 0] = torch.nan
+
+    with pytest.raises(ModelError, match="public speaker 2"):
+        priors.population_prior(heard, classes=CLASSES)
+    with pytest.raises(ModelError, match="5 classes"):
+        priors.population_prior(heard[:2], classes=5)

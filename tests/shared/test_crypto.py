@@ -1,0 +1,183 @@
+"""Sealed blobs open for the right key and context only, and tell nothing by their length."""
+
+import hashlib
+
+import pytest
+
+from sottovoce.shared import crypto
+from sottovoce.shared.errors import PrivacyError, SettingError
+
+CONTEXT = crypto.bind("user 7", "head", 3)
+CHEAP = 14
+PHRASE = "quiet as a mouse"
+
+
+@pytest.fixture
+def key() -> bytes:
+    return crypto.new_key()
+
+
+@pytest.mark.parametrize("plaintext", [b"", b"x", b"\x00" * 40, bytes(range(256)) * 40])
+def test_what_was_sealed_comes_back(key: bytes, plaintext: bytes) -> None:
+    blob = crypto.seal(key, plaintext, context=CONTEXT)
+
+    assert crypto.open_sealed(key, blob, context=CONTEXT) == plaintext
+
+
+def test_every_flipped_bit_is_noticed(key: bytes) -> None:
+    blob = crypto.seal(key, b"mine", context=CONTEXT)
+
+    for place in range(len(blob)):
+        flipped = bytearray(blob)
+        flipped[place] ^= 1 << place % 8
+        with pytest.raises(PrivacyError):
+            crypto.open_sealed(key, bytes(flipped), context=CONTEXT)
+    assert crypto.open_sealed(key, blob, context=CONTEXT) == b"mine"
+
+
+def test_every_cut_is_noticed(key: bytes) -> None:
+    blob = crypto.seal(key, b"m" * 600, context=CONTEXT)
+
+    for length in range(len(blob)):
+        with pytest.raises(PrivacyError):
+            crypto.open_sealed(key, blob[:length], context=CONTEXT)
+
+
+def test_another_key_does_not_open(key: bytes) -> None:
+    blob = crypto.seal(key, b"mine", context=CONTEXT)
+
+    with pytest.raises(PrivacyError, match="key is wrong"):
+        crypto.open_sealed(crypto.new_key(), blob, context=CONTEXT)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        crypto.bind("user 8", "head", 3),
+        crypto.bind("user 7", "head", 2),
+        crypto.bind("user 7head", "", 3),
+        b"",
+    ],
+)
+def test_another_context_does_not_open(key: bytes, other: bytes) -> None:
+    blob = crypto.seal(key, b"mine", context=CONTEXT)
+
+    with pytest.raises(PrivacyError, match="belongs to"):
+        crypto.open_sealed(key, blob, context=other)
+
+
+def test_parts_of_a_binding_cannot_slide() -> None:
+    assert crypto.bind("ab", "c") != crypto.bind("a", "bc")
+    assert crypto.bind("a") != crypto.bind("a", "")
+    assert crypto.bind("a", 1) == crypto.bind("a", 1)
+
+
+def test_nothing_repeats(key: bytes) -> None:
+    blobs = {crypto.seal(key, b"mine", context=CONTEXT) for _ in range(100)}
+
+    assert len({blob[1:13] for blob in blobs}) == 100
+
+
+def test_lengths_within_a_class_tell_nothing(key: bytes) -> None:
+    lengths = {len(crypto.seal(key, b"x" * size, context=b"")) for size in range(480)}
+
+    assert lengths == {512}
+    assert len(crypto.seal(key, b"x" * 480, context=b"")) == 1024
+    assert len(crypto.seal(key, b"", context=b"", size=4096)) == 4096
+
+
+def test_plaintext_does_not_shine_through(key: bytes) -> None:
+    assert b"plain words" not in crypto.seal(key, b"plain words", context=b"plain words")
+
+
+@pytest.mark.parametrize("size", [0, -512, 256, 700, 1 << 31])
+def test_odd_sizes_are_refused(key: bytes, size: int) -> None:
+    with pytest.raises(SettingError, match="power of two"):
+        crypto.seal(key, b"", context=b"", size=size)
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_keys_of_other_lengths_are_refused(length: int) -> None:
+    with pytest.raises(SettingError, match="must have 32"):
+        crypto.seal(b"k" * length, b"", context=b"")
+    with pytest.raises(SettingError, match="must have 32"):
+        crypto.open_sealed(b"k" * length, b"", context=b"")
+
+
+def test_only_sealed_blobs_look_sealed(key: bytes) -> None:
+    blob = crypto.seal(key, b"mine", context=b"")
+
+    assert crypto.looks_sealed(blob)
+    assert not crypto.looks_sealed(b"")
+    assert not crypto.looks_sealed(blob[:-1])
+    assert not crypto.looks_sealed(b"\x02" + blob[1:])
+    assert not crypto.looks_sealed(blob[:256])
+
+
+def test_a_passphrase_gives_one_key_a_salt() -> None:
+    salt = crypto.new_salt()
+    derived = crypto.derive_key(PHRASE, salt, log2_cost=CHEAP)
+
+    assert len(derived) == 32
+    assert derived == crypto.derive_key(PHRASE, salt, log2_cost=CHEAP)
+    assert derived != crypto.derive_key(PHRASE, crypto.new_salt(), log2_cost=CHEAP)
+    assert derived != crypto.derive_key(PHRASE + "!", salt, log2_cost=CHEAP)
+
+
+def test_derivation_agrees_with_the_standard_library() -> None:
+    salt = b"0123456789abcdef"
+    expected = hashlib.scrypt(
+        PHRASE.encode(), salt=salt, n=1 << CHEAP, r=8, p=1, dklen=32, maxmem=1 << 26
+    )
+
+    assert crypto.derive_key(PHRASE, salt, log2_cost=CHEAP) == expected
+
+
+def test_a_passphrase_does_not_depend_on_the_keyboard() -> None:
+    salt = crypto.new_salt()
+    composed, decomposed = "caf\u00e9 au lait", "cafe\u0301 au lait"
+
+    assert crypto.derive_key(composed, salt, log2_cost=CHEAP) == crypto.derive_key(
+        decomposed, salt, log2_cost=CHEAP
+    )
+
+
+@pytest.mark.parametrize(
+    ("phrase", "salt", "cost", "word"),
+    [
+        ("", b"s" * 16, CHEAP, "passphrase"),
+        ("short", b"s" * 16, CHEAP, "passphrase"),
+        (PHRASE, b"s" * 15, CHEAP, "salt"),
+        (PHRASE, b"s" * 16, 13, "log2_cost"),
+        (PHRASE, b"s" * 16, 63, "log2_cost"),
+    ],
+)
+def test_unusable_derivations_are_refused(phrase: str, salt: bytes, cost: int, word: str) -> None:
+    with pytest.raises(SettingError, match=word):
+        crypto.derive_key(phrase, salt, log2_cost=cost)
+
+
+def test_a_wrapped_key_opens_for_its_passphrase_and_context_only(key: bytes) -> None:
+    wrapped = crypto.wrap_key(key, PHRASE, context=b"ada", log2_cost=CHEAP)
+
+    assert crypto.unwrap_key(wrapped, PHRASE, context=b"ada") == key
+    with pytest.raises(PrivacyError, match="passphrase is wrong"):
+        crypto.unwrap_key(wrapped, "loud as a lion", context=b"ada")
+    with pytest.raises(PrivacyError, match="another user"):
+        crypto.unwrap_key(wrapped, PHRASE, context=b"bob")
+
+
+@pytest.mark.parametrize("place", [0, 1, 16, 17, 100, -1])
+def test_an_altered_wrapping_does_not_open(key: bytes, place: int) -> None:
+    wrapped = bytearray(crypto.wrap_key(key, PHRASE, context=b"", log2_cost=CHEAP))
+    wrapped[place] ^= 1
+
+    with pytest.raises(PrivacyError):
+        crypto.unwrap_key(bytes(wrapped), PHRASE, context=b"")
+
+
+@pytest.mark.parametrize("wrapped", [b"", b"x", b"\xff" * 529, b"\x0e" * 528])
+def test_rubbish_is_no_wrapped_key(wrapped: bytes) -> None:
+    # A cost of 255 must be refused before scrypt asks for the memory.
+    with pytest.raises(PrivacyError, match="not a wrapped key"):
+        crypto.unwrap_key(wrapped, PHRASE, context=b"")
