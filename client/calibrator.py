@@ -65,12 +65,17 @@ class Calibrator:
         """Whether a head for this model is kept."""
         return self._kept()[1] is not None
 
+    @property
+    def fitted(self) -> bool:
+        """Whether a head of this user for this model is kept here."""
+        return self._kept()[1] is not None
+
     def head(self) -> Head:
         """The head to apply now: this user's for this model, or else the prior's mean.
 
         Raises:
-            PrivacyError: The kept head cannot be opened or trusted; :meth:`fit` replaces nothing
-                until it is deleted from the vault or restored.
+            PrivacyError: The kept head is damaged. Nothing takes its place unasked: delete
+                ``head`` from the vault, then restore the server's copy.
         """
         kept = self._kept()[1]
         return self._prior.mean if kept is None else kept

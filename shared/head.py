@@ -117,7 +117,7 @@ class HeadPrior:
 
 
 def prior_from_dict(numbers: dict[str, float | list[float]]) -> HeadPrior:
-    """The prior that :meth:`HeadPrior.as_dict` wrote.
+    """The prior that :meth:`HeadPrior.as_dict` wrote; what a server sent may be anything.
 
     Raises:
         ModelError: A missing, unknown or unusable entry.
@@ -127,8 +127,8 @@ def prior_from_dict(numbers: dict[str, float | list[float]]) -> HeadPrior:
         mean = Head(log_temperature=_number(numbers["log_temperature"]), bias=bias)
         widths = [_number(numbers[name]) for name in ("log_temperature_sd", "bias_sd")]
         return HeadPrior(mean=mean, log_temperature_sd=widths[0], bias_sd=widths[1])
-    except (KeyError, TypeError, ValueError, SettingError) as error:
-        raise ModelError(f"a head prior of {sorted(numbers)} cannot be used: {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SettingError) as error:
+        raise ModelError(f"the head prior cannot be used: {error!r}; get a new one") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

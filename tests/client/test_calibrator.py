@@ -45,6 +45,7 @@ def test_without_a_head_the_prior_is_applied(vault: Vault) -> None:
     logits, _ = enrolment()
 
     assert calibrator(vault).version == 0
+    assert not calibrator(vault).fitted
     assert torch.equal(calibrator(vault).calibrate(logits), head.apply(PRIOR.mean, logits))
 
 
@@ -61,6 +62,7 @@ def test_a_fitted_head_is_kept(vault: Vault) -> None:
 
     assert not same(fitted, PRIOR.mean)
     assert same(later.head(), fitted)
+    assert later.fitted
     assert later.version == 1
 
 
@@ -69,6 +71,7 @@ def test_a_head_of_another_model_is_never_applied(vault: Vault) -> None:
     after = calibrator(vault, NEXT)
 
     assert same(after.head(), PRIOR.mean)
+    assert not after.fitted
     with pytest.raises(PrivacyError, match="no head for model"):
         after.sealed()
     after.fit(*enrolment(seed=1))

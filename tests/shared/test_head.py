@@ -302,5 +302,11 @@ def test_a_prior_travels_as_plain_numbers() -> None:
 def test_a_damaged_prior_is_refused(change: dict[str, float | list[float]]) -> None:
     with pytest.raises(ModelError):
         head.prior_from_dict(PRIOR.as_dict() | change)
+
+
+@pytest.mark.parametrize(
+    "rubbish", [None, [], [1, None], 3, {"bias": [0.0, 0.0]}, {"bias": [[0], 1]}]
+)
+def test_rubbish_is_no_prior(rubbish: object) -> None:
     with pytest.raises(ModelError, match="cannot be used"):
-        head.prior_from_dict({"bias": [0.0, 0.0]})
+        head.prior_from_dict(rubbish)  # type: ignore[arg-type]
