@@ -65,11 +65,6 @@ class Calibrator:
         """Whether a head for this model is kept."""
         return self._kept()[1] is not None
 
-    @property
-    def fitted(self) -> bool:
-        """Whether a head of this user for this model is kept here."""
-        return self._kept()[1] is not None
-
     def head(self) -> Head:
         """The head to apply now: this user's for this model, or else the prior's mean.
 
