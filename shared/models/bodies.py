@@ -114,6 +114,8 @@ class BilstmAttention(Body):
         """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
         features, frames = self.first(features, frames)
         features, frames = self.second(features, frames)
+        if len(features) == 0:  # nothing to pack
+            return features.new_zeros(0, self.width)
         # Packed, because the way back must start at each utterance's own last frame.
         packed = pack_padded_sequence(
             features, frames.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
