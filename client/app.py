@@ -1,0 +1,108 @@
+"""The ClientApp: Flower's glue around ``participant``. One speaker is one client."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from sottovoce.client import participant
+from sottovoce.client.device import Device
+from sottovoce.shared import wire
+from sottovoce.shared.errors import BudgetSpent, SettingError, SottovoceError
+
+LOG = logging.getLogger("sottovoce.client")
+
+app = ClientApp()
+
+
+@app.query("enrol")
+def enrol(message: Message, context: Context) -> Message:
+    """Join a run; the reply carries noised label counts and centre."""
+
+    def answer(device: Device) -> wire.Reply:
+        request = wire.EnrolRequest.read(message.content)
+        value = participant.enrol(device, request.plan, request.front, request.population)
+        status = wire.Status.RECEIVES if value is None else wire.Status.OK
+        return wire.Reply(user=device.facts.user, status=status, value=value)
+
+    return _reply(message, context, answer)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """One round; the reply carries the noised update."""
+
+    def answer(device: Device) -> wire.Reply:
+        request = wire.TrainRequest.read(message.content)
+        update = participant.train(
+            device,
+            plan=request.plan,
+            number=request.round,
+            weights=request.weights,
+            class_weights=request.class_weights,
+            centre=request.centre,
+            denominator=request.denominator,
+        )
+        return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=update)
+
+    return _reply(message, context, answer)
+
+
+@app.evaluate()
+def personalise(message: Message, context: Context) -> Message:
+    """Take the final model; the reply carries the user's head, sealed."""
+
+    def answer(device: Device) -> wire.Reply:
+        request = wire.PersonalRequest.read(message.content)
+        head = participant.personalise(
+            device,
+            plan=request.plan,
+            weights=request.weights,
+            centre=request.centre,
+            prior=request.prior,
+        )
+        user, status = device.facts.user, wire.Status.OK
+        if head is None:
+            return wire.Reply(user=user, status=status)
+        return wire.Reply(user=user, status=status, head=head.blob, version=head.version)
+
+    return _reply(message, context, answer)
+
+
+def _reply(message: Message, context: Context, answer: Callable[[Device], wire.Reply]) -> Message:
+    """Answer, or say why not: a refusal is a reply, never a crash."""
+    device = Device(_folder(context))
+    user = device.facts.user
+    try:
+        reply = answer(device)
+    except BudgetSpent as error:
+        reply = wire.Reply(user=user, status=wire.Status.RECEIVES, reason=str(error))
+    except SottovoceError as error:
+        LOG.warning("%s refuses: %s", user, error)
+        # The text may name what the user said; only its kind leaves the device.
+        reply = wire.Reply(user=user, status=wire.Status.REFUSED, reason=type(error).__name__)
+    return Message(reply.record(), reply_to=message)
+
+
+def _folder(context: Context) -> Path:
+    """The device's folder: its owner's word, or a place in a simulated population.
+
+    Raises:
+        SettingError: Neither is given.
+    """
+    own = context.node_config.get("device")
+    if own:
+        return Path(str(own))
+    population = str(context.run_config.get("devices", ""))
+    place = context.node_config.get("partition-id")
+    if not population or place is None:
+        raise SettingError(
+            "this node has no device; start it with --node-config 'device=\"FOLDER\"'"
+        )
+    folder = Path(population) / f"{int(place):06d}"
+    # The server writes the run's configuration: it may only point to simulated devices.
+    if Device(folder).facts.simulated_seed is None:
+        raise SettingError(f"{folder} is a real device; its owner starts its node with device=...")
+    return folder

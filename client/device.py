@@ -1,0 +1,241 @@
+"""A user's device on disk: whose it is, its vault, its ledger, and its sources of randomness.
+
+A device is a folder::
+
+    device.json    schema, user, budget, what the owner allows, and a seed if it is simulated
+    vault/         features, normaliser, head, outbox: sealed
+    ledger.jsonl   every release, for the device's whole life
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.ledger import Budget, Ledger
+from sottovoce.client.vault import Vault
+from sottovoce.shared import seeds
+from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from sottovoce.shared.privacy.release import Release
+
+_SCHEMA: Final = 1
+_FACTS: Final = "device.json"
+UNKNOWN: Final = -1
+"""Label of a clip that its user has not labelled."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the owner decided.
+
+    Attributes:
+        user: The user's pseudonym.
+        budget: What the device may spend in its life; None allows unprotected releases.
+        contributes: Whether the device takes part in training; if not, it only receives models.
+        neutral_enrolment: Whether the clips that enrol the user are known to be neutral.
+        labels: Names of the labels that the clips carry.
+        simulated_seed: Seed of a simulated device, whose noise can be repeated and protects
+            nobody; None on a real one.
+    """
+
+    user: str
+    budget: Budget | None
+    contributes: bool = True
+    neutral_enrolment: bool = False
+    labels: tuple[str, ...]
+    simulated_seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Clips:
+    """The device's own recordings as features.
+
+    Attributes:
+        examples: Features, frames and labels; a label of -1 is unknown.
+        enrols: Which clips the user's normaliser is learned from, shape (utterances,), bool.
+        calibrates: Which labelled clips the user's head is fitted on, shape (utterances,), bool.
+        trains: Which labelled clips training uses, shape (utterances,), bool.
+    """
+
+    examples: Examples
+    enrols: Tensor
+    calibrates: Tensor
+    trains: Tensor
+
+
+class Device:
+    """One user's device.
+
+    Args:
+        folder: An existing device, made by :meth:`create`.
+
+    Raises:
+        PrivacyError: No device there, or a damaged one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder: Final = folder
+        self.facts: Final = _read_facts(folder / _FACTS)
+        self.vault: Final = Vault.open(folder / "vault")
+        self.ledger: Final = Ledger(folder / "ledger.jsonl")
+
+    @classmethod
+    def create(cls, folder: Path, facts: Facts, clips: Clips) -> "Device":
+        """Make a device and seal its clips.
+
+        Raises:
+            PrivacyError: There is one already, or the disk refuses.
+        """
+        vault = Vault.create(folder / "vault", user=facts.user)
+        vault.put_tensors("clips", _tensors(clips))
+        budget = facts.budget
+        record = {
+            "schema": _SCHEMA,
+            "user": facts.user,
+            "budget": {"epsilon": budget.epsilon, "delta": budget.delta} if budget else None,
+            "contributes": facts.contributes,
+            "neutral_enrolment": facts.neutral_enrolment,
+            "labels": list(facts.labels),
+            "simulated_seed": facts.simulated_seed,
+        }
+        # Written last: a device is there once its facts are.
+        (folder / _FACTS).write_text(json.dumps(record, indent=1) + "\n")
+        return cls(folder)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder holds a device."""
+        return (folder / _FACTS).is_file()
+
+    @property
+    def budget(self) -> Budget:
+        """What the device may spend; infinite where the owner allows unprotected releases."""
+        return self.facts.budget or Budget(epsilon=float("inf"), delta=1e-5)
+
+    def clips(self) -> Clips:
+        """The device's recordings as features."""
+        kept = self.vault.get_tensors("clips")
+        examples = Examples(
+            features=kept["features"].float(), frames=kept["frames"], labels=kept["labels"]
+        )
+        return Clips(
+            examples=examples,
+            enrols=kept["enrols"],
+            calibrates=kept["calibrates"],
+            trains=kept["trains"],
+        )
+
+    def release(
+        self, name: str, content: str, release: Release, make: Callable[["Randomness"], Tensor]
+    ) -> Tensor:
+        """Book a release, make it, keep it, and give it out.
+
+        Args:
+            name: What it is within its run, such as ``round-3``.
+            content: SHA-256 of the request that it answers.
+            release: What the ledger says of it.
+            make: Computes it, noise included.
+
+        Returns:
+            The released vector.
+
+        Guarantees:
+            - The record is on disk before ``make`` is called.
+            - The same request again gets the same bytes and costs nothing more: from the outbox,
+              or, if the device died in between and is simulated, from the same seed. A real device
+              that died in between books a second release, with fresh noise.
+            - Another request of the same name is another release, with its own noise.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked or computed.
+        """
+        booked = f"{release.run}/{name}/{content[:32]}"
+        slot = f"outbox-{release.kind.value}"  # the newest of each kind is enough
+        again = self.ledger.holds(booked)
+        if again:
+            kept = self._outbox(slot, booked)
+            if kept is not None:
+                return kept
+        if not again:
+            self.ledger.book(booked, release, self.budget)
+        elif self.facts.simulated_seed is None:
+            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.budget)
+        value = make(Randomness(self.facts, booked))
+        stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)
+        self.vault.put_tensors(slot, {"value": value, "stamp": stamp})
+        return value
+
+    def _outbox(self, slot: str, booked: str) -> Tensor | None:
+        """What was released under this name, if it is kept still."""
+        if not self.vault.has(slot):
+            return None
+        kept = self.vault.get_tensors(slot)
+        if bytes(kept["stamp"].tolist()) != _stamp(booked):
+            return None
+        return kept["value"]
+
+
+class Randomness:
+    """Generators for one release: repeatable in a simulation, secret on a device."""
+
+    def __init__(self, facts: Facts, name: str) -> None:
+        self._facts = facts
+        self._name = name
+
+    @property
+    def noise(self) -> NoiseSource:
+        """Where privacy noise comes from."""
+        seed = self._facts.simulated_seed
+        if seed is None:
+            return SystemNoise()
+        return SeededNoise(seeds.torch_rng(seed, "noise", self._facts.user, self._name))
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Where batches and dropout come from."""
+        seed = self._facts.simulated_seed
+        if seed is None:
+            return torch.Generator().manual_seed(secrets.randbits(63))
+        return seeds.torch_rng(seed, "training", self._facts.user, self._name)
+
+
+def _stamp(booked: str) -> bytes:
+    """SHA-256 of a release's name."""
+    return hashlib.sha256(booked.encode()).digest()
+
+
+def _tensors(clips: Clips) -> dict[str, Tensor]:
+    """Clips as named tensors; half precision is plenty for log-mel and halves the disk."""
+    features = clips.examples.features
+    return {
+        "features": features.half() if features.dim() == 3 else features,
+        "frames": clips.examples.frames,
+        "labels": clips.examples.labels,
+        "enrols": clips.enrols,
+        "calibrates": clips.calibrates,
+        "trains": clips.trains,
+    }
+
+
+def _read_facts(path: Path) -> Facts:
+    """The owner's decisions."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if record.pop("schema") != _SCHEMA:
+            raise PrivacyError(f"{path} is of another release; update the app")
+        budget = record.pop("budget")
+        labels = tuple(record.pop("labels"))
+        kept = Budget(**budget) if budget else None
+        return Facts(**record, budget=kept, labels=labels)
+    except FileNotFoundError:
+        raise SettingError(f"{path.parent} holds no device; make one first") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PrivacyError(f"{path} is damaged ({error}); restore it from a backup") from error

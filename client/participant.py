@@ -1,0 +1,245 @@
+"""What a device does when a run asks: enrol, train, become personal. No Flower in here."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.calibrator import Calibrator
+from sottovoce.client.device import Clips, Device
+from sottovoce.client.trainer import local_update
+from sottovoce.shared import normaliser
+from sottovoce.shared.errors import MessageError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front, finish
+from sottovoce.shared.head import HeadPrior, SealedHead
+from sottovoce.shared.models.flat import load_flat
+from sottovoce.shared.models.network import Network
+from sottovoce.shared.models.spec import build
+from sottovoce.shared.normaliser import Population
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+
+
+def enrol(device: Device, plan: Plan, front: Front, population: Population) -> Tensor | None:
+    """Join a run: learn the user's normaliser, prepare what training and prediction read.
+
+    Args:
+        device: The user's device.
+        plan: The run's public facts; kept for its rounds.
+        front: The public front.
+        population: Public statistics of speakers.
+
+    Returns:
+        Noised label counts (classes,) and share of the centre (inputs,) as one float32 vector,
+        or None where the device only receives models.
+
+    Raises:
+        BudgetSpent: The run's first releases would pass the device's budget.
+        MessageError: The plan lacks a label that the device's clips carry.
+    """
+    clips = _relabel(device, plan)
+    projected = front.project(clips.examples.features)
+    rows = normaliser.summarise(projected, clips.examples.frames)
+    statistics = {name: getattr(population, name) for name in Population.__dataclass_fields__}
+    device.vault.put("plan", plan.to_json().encode())
+    device.vault.put_tensors("population", statistics)
+    tensors = {"enrolled": rows[clips.enrols], "unit_length": torch.tensor(front.unit_length)}
+    for name, chosen in (("training", clips.trains), ("calibration", clips.calibrates)):
+        part = clips.examples.take(chosen)
+        parts = {"projected": projected[chosen], "frames": part.frames, "labels": part.labels}
+        tensors |= {f"{name}.{key}": value for key, value in parts.items()}
+    device.vault.put_tensors("projected", tensors)
+    if not device.facts.contributes:
+        return None
+    counts = _label_counts(device, plan, clips)
+    return torch.cat([counts, _centre_share(device, plan, rows[clips.trains])])
+
+
+def train(
+    device: Device,
+    *,
+    plan: str,
+    number: int,
+    weights: Tensor,
+    class_weights: Tensor,
+    centre: Tensor,
+    denominator: float,
+) -> Tensor:
+    """One round of private local training.
+
+    Args:
+        device: The user's device, enrolled.
+        plan: SHA-256 of the plan it enrolled for.
+        number: The round, from 1.
+        weights: The shared model, shape (params,), float32.
+        class_weights: Shape (classes,), float32.
+        centre: Where this population's voices lie, shape (inputs,), float32.
+        denominator: Public expected batch size.
+
+    Returns:
+        The update, shape (params,), float32.
+
+    Raises:
+        BudgetSpent: This round would pass the budget.
+        MessageError: Another plan, or a round that the plan does not have.
+    """
+    agreed = _agreed(device, plan)
+    if not 1 <= number <= agreed.rounds:
+        raise MessageError(f"round {number} of a plan of {agreed.rounds}; nothing was trained")
+    model = _model(agreed, weights)
+    training = replace(agreed.training, denominator=denominator)
+    content = hashlib.sha256(f"{plan} {number} {denominator!r}".encode())
+    for tensor in (weights, class_weights, centre):
+        content.update(tensor.numpy().tobytes())
+    examples = _training_examples(device, agreed, centre)
+    return device.release(
+        f"round-{number}",
+        content.hexdigest(),
+        agreed.gradient_release(number),
+        lambda random: (
+            local_update(
+                model,
+                examples,
+                class_weights,
+                training,
+                agreed.mechanism,
+                random.noise,
+                random.generator,
+            ).vector
+        ),
+    )
+
+
+def personalise(
+    device: Device, *, plan: str, weights: Tensor, centre: Tensor, prior: HeadPrior
+) -> SealedHead | None:
+    """Take the final model; learn the user's normaliser and head.
+
+    Args:
+        device: The user's device, enrolled.
+        plan: SHA-256 of the plan it enrolled for.
+        weights: The final model, shape (params,), float32.
+        centre: Where this population's voices lie, shape (inputs,), float32.
+        prior: Where heads start from.
+
+    Returns:
+        The head sealed for the server; None without labelled clips.
+    """
+    agreed = _agreed(device, plan)
+    model = _model(agreed, weights).eval()
+    kept = device.vault.get_tensors("projected")
+    own = _own_mean(device, agreed, kept["enrolled"], centre)
+    device.vault.put_tensors("normaliser", {"mean": own})
+    examples = _finish(kept, "calibration", own)
+    if not len(examples):
+        return None
+    calibrator = Calibrator(device.vault, model_hash=agreed.model_hash(weights), prior=prior)
+    if not calibrator.fitted:
+        with torch.no_grad():
+            logits = model(examples.features, examples.frames)
+        calibrator.fit(logits, examples.labels)
+    _book_head(device, agreed, calibrator.version)
+    return calibrator.sealed()
+
+
+def _book_head(device: Device, plan: Plan, version: int) -> None:
+    """Ciphertext costs nothing, and is booked all the same: the ledger tells all that left."""
+    name = f"{plan.run}/head-{version}"
+    if not device.ledger.holds(name):
+        release = Release(
+            kind=Kind.SEALED_HEAD, mechanism=Mechanism.ENCRYPTION, run=plan.run, round=plan.rounds
+        )
+        device.ledger.book(name, release, device.budget)
+
+
+def _agreed(device: Device, digest: str) -> Plan:
+    """The plan that the device enrolled for, if it is the one meant."""
+    if not device.vault.has("plan"):
+        raise MessageError("this device has not enrolled for the run; enrol first")
+    plan = Plan.from_json(device.vault.get("plan").decode())
+    if plan.digest() != digest:
+        raise MessageError("the request belongs to another plan than this device enrolled for")
+    return plan
+
+
+def _model(plan: Plan, weights: Tensor) -> Network:
+    """The shared model with these weights."""
+    model = build(plan.model, seed=0)
+    load_flat(model, weights)
+    return model
+
+
+def _relabel(device: Device, plan: Plan) -> Clips:
+    """The device's clips with labels in the plan's order."""
+    clips = device.clips()
+    missing = [label for label in device.facts.labels if label not in plan.labels]
+    if missing:
+        raise MessageError(f"the plan has no class for {', '.join(missing)}, which this user gave")
+    order = torch.tensor([plan.labels.index(label) for label in device.facts.labels])
+    known = clips.examples.labels.clamp(min=0)
+    labels = torch.where(clips.examples.labels >= 0, order[known], clips.examples.labels)
+    return replace(clips, examples=replace(clips.examples, labels=labels))
+
+
+def _own_mean(device: Device, plan: Plan, rows: Tensor, centre: Tensor) -> Tensor:
+    """The user's mean for prediction, shape (inputs,): it never leaves the device."""
+    if plan.normaliser is None:
+        return centre
+    neutral = device.facts.neutral_enrolment
+    return centre + normaliser.estimate(rows - centre, _population(device), neutral=neutral)
+
+
+def _training_examples(device: Device, plan: Plan, centre: Tensor) -> Examples:
+    """The training clips as the model reads them: behind a mean that is a booked release."""
+    kept = device.vault.get_tensors("projected")
+    settings, release = plan.normaliser, plan.normaliser_release()
+    if settings is None or release is None:
+        return _finish(kept, "training", centre)
+    projected, frames = kept["training.projected"], kept["training.frames"]
+    rows = normaliser.summarise(projected, frames) - centre
+    mean = device.release(
+        "normaliser",
+        hashlib.sha256(plan.digest().encode() + centre.numpy().tobytes()).hexdigest(),
+        release,
+        lambda random: normaliser.released_mean(rows, settings, _population(device), random.noise),
+    )
+    return _finish(kept, "training", centre + mean)
+
+
+def _label_counts(device: Device, plan: Plan, clips: Clips) -> Tensor:
+    """How many clips of each class training uses, noised, shape (classes,), float32."""
+    labels = clips.examples.labels[clips.trains]
+    counts = torch.bincount(labels, minlength=len(plan.labels)).double()
+    return device.release(
+        "label-counts",
+        plan.digest(),
+        plan.counts_release(),
+        lambda random: (counts + random.noise.normal((len(counts),), plan.count_noise)).float(),
+    )
+
+
+def _centre_share(device: Device, plan: Plan, rows: Tensor) -> Tensor:
+    """The device's share of the population's centre, noised, shape (inputs,), float32."""
+    settings, release = plan.centre, plan.centre_release()
+    if settings is None or release is None:
+        return torch.zeros(rows.shape[1])
+    return device.release(
+        "centre",
+        plan.digest(),
+        release,
+        lambda random: normaliser.released_sum(rows, settings, random.noise),
+    )
+
+
+def _population(device: Device) -> Population:
+    """What public corpora say of how speakers differ."""
+    return Population(**device.vault.get_tensors("population"))
+
+
+def _finish(kept: dict[str, Tensor], name: str, mean: Tensor) -> Examples:
+    """Projected clips with a mean taken off, as the model reads them."""
+    frames, unit_length = kept[f"{name}.frames"], bool(kept["unit_length"])
+    inputs = finish(kept[f"{name}.projected"], mean, frames, unit_length=unit_length)
+    return Examples(features=inputs, frames=frames, labels=kept[f"{name}.labels"])

@@ -1,0 +1,105 @@
+"""Checkpoints: the server's state after each round, whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sottovoce.server.round import State
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.head import HeadPrior, prior_from_dict
+
+_NAMES = ("weights", "direction", "scale", "tail")
+
+
+def write(folder: Path, state: State, plan: str) -> None:
+    """Keep a round, atomically.
+
+    Args:
+        folder: Where checkpoints lie; made if missing.
+        state: What to keep.
+        plan: SHA-256 of the plan, so that no other run continues from it.
+
+    Raises:
+        ModelError: The disk refuses.
+    """
+    tensors = {name: getattr(state, name).contiguous() for name in _NAMES}
+    data = save(tensors, {"plan": plan, "round": str(state.round)})
+    replace_file(folder / f"round-{state.round:04d}.safetensors", data)
+
+
+def latest(folder: Path, plan: str) -> State | None:
+    """The newest round kept, or None.
+
+    Raises:
+        ModelError: The newest checkpoint is damaged or belongs to another plan.
+    """
+    rounds = sorted(folder.glob("round-*.safetensors"))
+    return read(rounds[-1], plan) if rounds else None
+
+
+def read(path: Path, plan: str) -> State:
+    """One checkpoint, verified."""
+    way_out = f"remove {path.name} to continue from the round before, or start the run anew"
+    try:
+        tensors = load_file(path)
+        number = int(path.stem.removeprefix("round-"))
+        state = State(round=number, **{name: tensors[name] for name in _NAMES})
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ModelError(f"the checkpoint {path} is damaged ({error}); {way_out}") from error
+    if _metadata(path).get("plan") != plan:
+        raise ModelError(f"the checkpoint {path} belongs to another plan; {way_out}")
+    if not all(bool(torch.isfinite(tensors[name]).all()) for name in _NAMES):
+        raise ModelError(f"the checkpoint {path} holds a NaN or an infinity; {way_out}")
+    return state
+
+
+def release(folder: Path, tensors: Mapping[str, Tensor], prior: HeadPrior) -> None:
+    """Keep what is handed out in the end: weights, centre and the heads' prior."""
+    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    data = save(kept, {"prior": json.dumps(prior.as_dict())})
+    replace_file(folder / "released.safetensors", data)
+
+
+def released(folder: Path) -> tuple[dict[str, Tensor], HeadPrior]:
+    """What :func:`release` kept.
+
+    Raises:
+        ModelError: Nothing there, or damaged.
+    """
+    path = folder / "released.safetensors"
+    try:
+        tensors = load_file(path)
+        prior = prior_from_dict(json.loads(_metadata(path)["prior"]))
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ModelError(f"{path} is missing or damaged ({error}); run the job again") from error
+    return tensors, prior
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """A file's own words."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata() or {})
+
+
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file so that after a crash it is the old one or the new one, whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with fresh.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ModelError(
+            f"{path} cannot be written ({error.strerror}); free some space and run again with "
+            "--resume: finished rounds are kept"
+        ) from error

@@ -1,0 +1,147 @@
+"""A job: all that the operator decided before the first device is asked.
+
+It is a folder, so that a server that was killed finds everything again: ``job.json`` with the plan
+and the settings, ``public.safetensors`` with the initial weights, the front and what else was
+learned from public corpora.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sottovoce.server.checkpoint import replace_file
+from sottovoce.server.prior import default_prior, population_prior
+from sottovoce.server.round import Aggregation
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.front import Front
+from sottovoce.shared.head import HeadPrior
+from sottovoce.shared.models.flat import load_flat
+from sottovoce.shared.models.spec import build
+from sottovoce.shared.normaliser import Population
+from sottovoce.shared.plan import Plan
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Job:
+    """One training run, as the operator wants it.
+
+    Attributes:
+        plan: The public facts that devices agree to.
+        aggregation: How updates become a model.
+        weights: Where training starts, shape (params,), float32.
+        front: The public front.
+        population: How speakers differ, from public corpora.
+        devices: How many devices to wait for, at least 1.
+        quorum: Share of the contributing devices whose updates make a round valid, in (0, 1].
+        timeout_s: How long to wait for replies, in seconds.
+        class_weights: Public weights of the classes; empty derives them from noised counts.
+        held_out: File of public speakers that the warm start has not seen, behind front and
+            normaliser (``features``, ``frames``, ``labels``, ``speakers``); the prior of the heads
+            comes from them. None where there is no public corpus.
+    """
+
+    plan: Plan
+    aggregation: Aggregation
+    weights: Tensor
+    front: Front
+    population: Population
+    devices: int
+    quorum: float = 0.5
+    timeout_s: float = 3600.0
+    class_weights: tuple[float, ...] = ()
+    held_out: Path | None = None
+
+    def save(self, folder: Path) -> None:
+        """Keep the job in a folder."""
+        facts = {
+            "schema": SCHEMA,
+            "plan": self.plan.to_json(),
+            "aggregation": asdict(self.aggregation),
+            "unit_length": self.front.unit_length,
+            "devices": self.devices,
+            "quorum": self.quorum,
+            "timeout_s": self.timeout_s,
+            "class_weights": list(self.class_weights),
+            "held_out": str(self.held_out) if self.held_out else None,
+        }
+        tensors = {name: getattr(self.population, name) for name in _population_fields()}
+        tensors |= {"weights": self.weights, "mean": self.front.mean, "matrix": self.front.matrix}
+        kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        replace_file(folder / "public.safetensors", save(kept))
+        replace_file(folder / "job.json", json.dumps(facts, sort_keys=True, indent=1).encode())
+
+    @classmethod
+    def load(cls, folder: Path) -> "Job":
+        """Read a job.
+
+        Raises:
+            ModelError: The folder holds none, or a damaged one.
+        """
+        try:
+            facts: dict[str, Any] = json.loads((folder / "job.json").read_text())
+            tensors = load_file(folder / "public.safetensors")
+            return cls(**_settings(facts, tensors))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(f"{folder} holds no usable job ({error}); prepare it again") from error
+
+    def prior_of(self, weights: Tensor) -> HeadPrior:
+        """Where every user's head starts from, under the model of these weights."""
+        classes = len(self.plan.labels)
+        if self.held_out is None:
+            return default_prior(classes)
+        public = load_file(self.held_out)
+        model = build(self.plan.model, seed=0).eval()
+        load_flat(model, weights)
+        with torch.no_grad():
+            logits = model(public["features"], public["frames"])
+        names = sorted(set(public["speakers"].tolist()))
+        speakers = [public["speakers"] == name for name in names]
+        heard = [(logits[chosen], public["labels"][chosen]) for chosen in speakers]
+        return population_prior(heard, classes=classes)
+
+    def weigh(self, counts: Tensor) -> Tensor:
+        """Class weights from the noised label histogram of all devices, shape (classes,).
+
+        Inverse frequency with an average of 1 over utterances; a class counts as at least a tenth
+        of the mean, so that noise cannot make one class everything. Post-processing of a booked
+        release: it costs nothing more.
+        """
+        if self.class_weights:
+            return torch.tensor(self.class_weights, dtype=torch.float32)
+        floor = counts.mean().clamp(min=1.0) / 10
+        inverse = 1 / counts.clamp(min=float(floor))
+        usual = counts.clamp(min=0).sum().clamp(min=1.0)
+        return (inverse * usual / len(counts)).float()
+
+
+def _population_fields() -> tuple[str, ...]:
+    """Names of the population's statistics."""
+    return tuple(Population.__dataclass_fields__)
+
+
+def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Rebuild the nested settings."""
+    front = Front(
+        mean=tensors["mean"], matrix=tensors["matrix"], unit_length=bool(facts["unit_length"])
+    )
+    return {
+        "plan": Plan.from_json(facts["plan"]),
+        "aggregation": Aggregation(**facts["aggregation"]),
+        "weights": tensors["weights"],
+        "front": front,
+        "population": Population(**{name: tensors[name] for name in _population_fields()}),
+        "devices": int(facts["devices"]),
+        "quorum": float(facts["quorum"]),
+        "timeout_s": float(facts["timeout_s"]),
+        "class_weights": tuple(facts["class_weights"]),
+        "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
+    }

@@ -1,0 +1,236 @@
+"""What the operator learns from public corpora before any user is asked: front, population, start.
+
+Nothing here ever sees a user's data; what comes out is a public constant of the run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import check, normaliser
+from sottovoce.shared.errors import CorpusError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front, finish
+from sottovoce.shared.models.flat import flatten
+from sottovoce.shared.models.network import Network
+from sottovoce.shared.normaliser import Population
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontSettings:
+    """How the front is fitted.
+
+    Attributes:
+        dims: How many inputs the model gets; 0 keeps all features, only standardised.
+        whitening: Exponent from 0 (principal components as they are) to 1 (all alike).
+        emphasis: How much longer the directions are made that tell public emotions apart, 0 or
+            above.
+        unit_length: Whether rows are scaled to length 1 behind the normaliser.
+    """
+
+    dims: int = 128
+    whitening: float = 0.0
+    emphasis: float = 0.0
+    unit_length: bool = True
+
+    def __post_init__(self) -> None:
+        check.not_negative(dims=self.dims, whitening=self.whitening, emphasis=self.emphasis)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PublicSpeech:
+    """Labelled utterances of public corpora.
+
+    Attributes:
+        examples: Features and labels, in the order of the run's classes; -1 is another emotion.
+        speakers: Whose each is, shape (utterances,), int64, from 0.
+    """
+
+    examples: Examples
+    speakers: Tensor
+
+
+def fit_front(rows: Tensor, speakers: Tensor, labels: Tensor, settings: FrontSettings) -> Front:
+    """The front: principal components of how one speaker's utterances differ.
+
+    Each feature is scaled by its spread within speakers; what tells speakers apart is left to the
+    normaliser. The output is scaled so that utterances lie 1 from their speaker's mean (root mean
+    square), which gives clip norms and radii a unit.
+
+    Args:
+        rows: One row an utterance, shape (utterances, features), float32.
+        speakers: Shape (utterances,), int64, from 0.
+        labels: Shape (utterances,), int64; -1 where unknown.
+        settings: Width, whitening, emphasis.
+
+    Raises:
+        CorpusError: Fewer utterances than inputs asked for.
+    """
+    if len(rows) <= max(settings.dims, 1):
+        raise CorpusError(
+            f"the public corpora have {len(rows)} utterances, too few for a front of "
+            f"{settings.dims} inputs; add a public corpus or ask for fewer inputs"
+        )
+    wide = rows.double()
+    mean = wide.mean(0)
+    within = wide - group_means(wide, speakers)[speakers]
+    spread = within.std(0, unbiased=False) + 1e-6
+    scaled = within / spread
+    if not settings.dims:
+        length = scaled.square().sum(1).mean().sqrt()
+        matrix = torch.diag(1 / spread) / length
+        return Front(mean=mean.float(), matrix=matrix.float(), unit_length=settings.unit_length)
+    values, vectors = torch.linalg.eigh(scaled.T @ scaled / len(scaled))
+    values = values.flip(0)[: settings.dims].clamp(min=1e-12)
+    vectors = _signed(vectors.flip(1)[:, : settings.dims])
+    turn = _turn(scaled @ vectors, labels, values, settings)
+    length = (values[:, None] * turn.square()).sum().sqrt()
+    matrix = (vectors @ turn) / spread[:, None] / length
+    return Front(mean=mean.float(), matrix=matrix.float(), unit_length=settings.unit_length)
+
+
+def _signed(vectors: Tensor) -> Tensor:
+    """Eigenvectors with their largest entry above 0: their sign is no one's choice."""
+    largest = vectors.abs().argmax(0, keepdim=True)
+    signed: Tensor = vectors * vectors.gather(0, largest).sign()
+    return signed
+
+
+def _turn(scores: Tensor, labels: Tensor, values: Tensor, settings: FrontSettings) -> Tensor:
+    """Whitening and emphasis inside the principal space, shape (inputs, inputs)."""
+    shrink = torch.diag(values ** (-settings.whitening / 2))
+    known = labels >= 0
+    if not settings.emphasis or not bool(known.any()):
+        return shrink
+    white = scores[known] / values.sqrt()
+    classes = torch.unique(labels[known], return_inverse=True)[1]
+    means = group_means(white, classes)
+    telling = torch.linalg.eigh(means.T @ means)[1].flip(1)[:, : len(means) - 1]
+    eye = torch.eye(len(values), dtype=torch.float64)
+    back = torch.diag(values ** ((1 - settings.whitening) / 2))
+    boosted = eye + settings.emphasis * telling @ telling.T
+    turned: Tensor = torch.diag(values**-0.5) @ boosted @ back
+    return turned
+
+
+def group_means(rows: Tensor, groups: Tensor) -> Tensor:
+    """Mean of each group's rows, shape (groups, width); groups count from 0."""
+    size = int(groups.max()) + 1
+    counts = torch.bincount(groups, minlength=size).clamp(min=1)
+    sums = torch.zeros(size, rows.shape[1], dtype=rows.dtype).index_add_(0, groups, rows)
+    return sums / counts[:, None].to(rows.dtype)
+
+
+def population(rows: Tensor, speakers: Tensor, neutral: Tensor) -> Population:
+    """How public speakers differ, in front space.
+
+    Args:
+        rows: Shape (utterances, inputs).
+        speakers: Shape (utterances,), int64, from 0.
+        neutral: Which utterances are neutral, shape (utterances,), bool.
+    """
+    means = group_means(rows, speakers)
+    residual = rows - means[speakers]
+    between = means.var(0, unbiased=False).clamp(min=1e-8)
+    within = residual.square().mean(0).clamp(min=1e-8)
+    if int(neutral.sum()) < 2:
+        return Population(
+            between=between,
+            within=within,
+            neutral_offset=torch.zeros_like(between),
+            neutral_within=within,
+        )
+    calm = residual[neutral]
+    of_speaker = group_means(calm, speakers[neutral])[speakers[neutral]]
+    return Population(
+        between=between,
+        within=within,
+        neutral_offset=calm.mean(0),
+        neutral_within=(calm - of_speaker).square().mean(0).clamp(min=1e-8),
+    )
+
+
+def normalised(front: Front, speech: PublicSpeech, *, user_mean: bool) -> Examples:
+    """Public utterances as the model reads them, each speaker's mean taken off (or all's)."""
+    projected = front.project(speech.examples.features)
+    rows = normaliser.summarise(projected, speech.examples.frames)
+    means = group_means(rows, speech.speakers)[speech.speakers] if user_mean else rows.mean(0)
+    shaped = means[:, None] if user_mean and projected.dim() == 3 else means
+    frames = speech.examples.frames
+    inputs = finish(projected, shaped, frames, unit_length=front.unit_length)
+    return Examples(features=inputs, frames=frames, labels=speech.examples.labels)
+
+
+def warm_start(
+    model: Network,
+    examples: Examples,
+    *,
+    decay: float,
+    alike: Mapping[int, Mapping[int, float]],
+) -> Tensor:
+    """Weights fitted on public speech, for training to start from.
+
+    Multinomial logistic regression over the classes that public speech has, each class weighing
+    the same, by L-BFGS; for heads with a hidden layer the same loss, from their random start.
+    A class without public speech gets the mixture of its likes, or zeros.
+
+    Args:
+        model: The shared model, as built.
+        examples: Public speech as the model reads it; labels of -1 are left out.
+        decay: L2 penalty on all weights.
+        alike: For classes without public speech, a mixture of others.
+
+    Returns:
+        Shape (params,), float32; the model's own start when no class has public speech.
+    """
+    present = sorted(set(examples.labels[examples.labels >= 0].tolist()))
+    if len(present) < 2:
+        return flatten(model)
+    chosen = examples.take(examples.labels >= 0)
+    counts = torch.bincount(chosen.labels, minlength=model.classes).double()
+    weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0).float()
+    weights = weights / weights.sum()
+    absent = torch.tensor([label not in present for label in range(model.classes)])
+    _descend(model, chosen, weights, absent, decay)
+    _fill(model, present, alike)
+    return flatten(model)
+
+
+def _descend(
+    model: Network, examples: Examples, weights: Tensor, absent: Tensor, decay: float
+) -> None:
+    """Minimise the balanced loss with L-BFGS; absent classes are no choice."""
+    optimiser = torch.optim.LBFGS(
+        model.parameters(), max_iter=150, history_size=20, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        logits = model(examples.features, examples.frames).masked_fill(absent, -1e4)
+        each = torch.nn.functional.cross_entropy(logits, examples.labels, reduction="none")
+        loss = (each * weights[examples.labels]).sum()
+        for weight in model.parameters():
+            loss = loss + 0.5 * decay * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+
+
+def _fill(model: Network, present: Sequence[int], alike: Mapping[int, Mapping[int, float]]) -> None:
+    """Centre the last layer over the classes that were fitted; mix the others from their likes."""
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            fitted = parameter[list(present)]
+            fitted = fitted - fitted.mean(0)
+            filled = torch.zeros_like(parameter)
+            filled[list(present)] = fitted
+            for label, mixture in alike.items():
+                usable = {other: share for other, share in mixture.items() if other in present}
+                if label not in present and usable:
+                    filled[label] = sum(
+                        share * filled[other] for other, share in usable.items()
+                    ) / sum(usable.values())
+            parameter.copy_(filled)

@@ -1,0 +1,111 @@
+"""A round of training as a pure function from state to state; Flower is glue around it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Aggregation:
+    """How the server turns updates into a new model (FedOpt, Reddi et al. 2021).
+
+    Attributes:
+        optimiser: ``average`` adds the mean update (federated averaging, with momentum);
+            ``adam`` scales it per weight, with bias correction.
+        learning_rate: Of the server, above 0.
+        momentum: Share of the old direction that is kept, in [0, 1).
+        second_moment: Adam's beta2, in [0, 1).
+        adaptivity: Adam's epsilon, above 0.
+        averaged_rounds: How many of the last rounds' weights are averaged into the released model
+            (Polyak averaging), at least 1. It touches noised weights only, so it costs nothing.
+        update_norm: Validation refuses an update longer than this, above 0.
+    """
+
+    optimiser: str = "average"
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    second_moment: float = 0.99
+    adaptivity: float = 1e-3
+    averaged_rounds: int = 1
+    update_norm: float = 1e6
+
+    def __post_init__(self) -> None:
+        check.one_of(("average", "adam"), optimiser=self.optimiser)
+        check.positive(
+            learning_rate=self.learning_rate,
+            adaptivity=self.adaptivity,
+            update_norm=self.update_norm,
+        )
+        check.at_least(1, averaged_rounds=self.averaged_rounds)
+        check.not_negative(momentum=self.momentum, second_moment=self.second_moment)
+        check.inside(-1, 1, momentum=self.momentum, second_moment=self.second_moment)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class State:
+    """All that the next round depends on.
+
+    Attributes:
+        round: Rounds done, from 0.
+        weights: What the next round trains, shape (params,), float32.
+        direction: Momentum, shape (params,), float32.
+        scale: Adam's second moment, shape (params,), float32.
+        tail: Weights after each of the last rounds, shape (kept, params), float32.
+    """
+
+    round: int
+    weights: Tensor
+    direction: Tensor
+    scale: Tensor
+    tail: Tensor
+
+    @property
+    def released(self) -> Tensor:
+        """The model to use: the mean over the tail, shape (params,), float32."""
+        return self.tail.double().mean(0).float()
+
+
+def begin(weights: Tensor) -> State:
+    """The state before the first round."""
+    zeros = torch.zeros_like(weights)
+    return State(round=0, weights=weights, direction=zeros, scale=zeros, tail=weights[None])
+
+
+def mean_update(updates: Sequence[Tensor]) -> Tensor:
+    """The plain mean, shape (params,): every device weighs the same, a public constant.
+
+    Summed in float64 in the order given, which callers make the order of users' names.
+
+    Raises:
+        ModelError: No updates.
+    """
+    if not updates:
+        raise ModelError("a round without a single usable update; the model stays as it was")
+    total = torch.zeros_like(updates[0], dtype=torch.float64)
+    for update in updates:
+        total += update
+    return (total / len(updates)).float()
+
+
+def advance(state: State, update: Tensor, settings: Aggregation) -> State:
+    """The state after a round whose devices' mean update was ``update``, shape (params,)."""
+    number = state.round + 1
+    kept = settings.momentum
+    direction = kept * state.direction + (1 - kept) * update
+    scale = state.scale
+    if settings.optimiser == "adam":
+        beta = settings.second_moment
+        scale = beta * scale + (1 - beta) * update.square()
+        step = direction / (1 - kept**number)
+        step = step / ((scale / (1 - beta**number)).sqrt() + settings.adaptivity)
+    else:
+        step = direction / (1 - kept)  # heavy ball: the sum of past updates, not their mean
+    weights = state.weights + settings.learning_rate * step
+    start = [] if state.round == 0 else [state.tail]
+    tail = torch.cat([*start, weights[None]])[-settings.averaged_rounds :]
+    return State(round=number, weights=weights, direction=direction, scale=scale, tail=tail)

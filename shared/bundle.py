@@ -1,0 +1,162 @@
+"""A model as it is handed out: everything that turns features into probabilities, and nothing else.
+
+Two files: ``model.safetensors`` with the numbers, ``model.json`` with labels, settings and the
+SHA-256 of the numbers. A bundle whose files do not belong together is refused.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from sottovoce.shared import normaliser
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.front import Front, finish
+from sottovoce.shared.head import HeadPrior, prior_from_dict
+from sottovoce.shared.models.flat import load_flat
+from sottovoce.shared.models.network import Network
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import Population
+
+SCHEMA = 1
+_NUMBERS, _WORDS = "model.safetensors", "model.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Bundle:
+    """A trained model with its public surroundings.
+
+    Attributes:
+        labels: Emotions in the order of the classes.
+        extractor: Name of the feature extractor.
+        spec: The shared model.
+        weights: Shape (params,), float32.
+        front: The public front.
+        centre: Where the training population's voices lie, shape (inputs,), float32.
+        population: How public speakers differ.
+        prior: Where users' heads start from.
+        user_mean: Whether the model expects the user's mean to be taken off.
+        model_hash: What heads are bound to.
+    """
+
+    labels: tuple[str, ...]
+    extractor: str
+    spec: ModelSpec
+    weights: Tensor
+    front: Front
+    centre: Tensor
+    population: Population
+    prior: HeadPrior
+    user_mean: bool
+    model_hash: str
+
+    def network(self) -> Network:
+        """The model, ready to predict."""
+        network = build(self.spec, seed=0)
+        load_flat(network, self.weights)
+        return network.eval()
+
+    def mean_of(self, features: Tensor, frames: Tensor, *, neutral: bool) -> Tensor:
+        """A user's mean from enrolment clips, shape (inputs,); the centre without any.
+
+        Args:
+            features: Shape (utterances, features) or (utterances, frames, features).
+            frames: Real frames of each utterance, shape (utterances,), int64.
+            neutral: Whether the clips are known to be neutral.
+        """
+        if not self.user_mean or not len(features):
+            return self.centre
+        rows = normaliser.summarise(self.front.project(features), frames) - self.centre
+        return self.centre + normaliser.estimate(rows, self.population, neutral=neutral)
+
+    def logits(self, features: Tensor, frames: Tensor, mean: Tensor) -> Tensor:
+        """The shared model's logits, shape (utterances, classes), before any head.
+
+        Args:
+            features: Shape (utterances, features) or (utterances, frames, features).
+            frames: Real frames of each utterance, shape (utterances,), int64.
+            mean: The user's, shape (inputs,); ``centre`` for an unknown user.
+        """
+        projected = self.front.project(features)
+        inputs = finish(projected, mean, frames, unit_length=self.front.unit_length)
+        with torch.no_grad():
+            logits: Tensor = self.network()(inputs, frames)
+        return logits
+
+    def save(self, folder: Path) -> None:
+        """Write both files; the words last, so that a cut-off bundle is none."""
+        folder.mkdir(parents=True, exist_ok=True)
+        population = {name: getattr(self.population, name) for name in _population_fields()}
+        tensors = {
+            "weights": self.weights,
+            "front.mean": self.front.mean,
+            "front.matrix": self.front.matrix,
+            "centre": self.centre,
+        } | {f"population.{name}": tensor for name, tensor in population.items()}
+        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        words = {
+            "schema": SCHEMA,
+            "labels": list(self.labels),
+            "extractor": self.extractor,
+            "model": self.spec.to_dict(),
+            "unit_length": self.front.unit_length,
+            "user_mean": self.user_mean,
+            "prior": self.prior.as_dict(),
+            "model_hash": self.model_hash,
+            "sha256": hashlib.sha256(data).hexdigest(),
+        }
+        (folder / _NUMBERS).write_bytes(data)
+        (folder / _WORDS).write_text(json.dumps(words, indent=1, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Bundle":
+        """Read a bundle.
+
+        Raises:
+            ModelError: None there, damaged, or of another release.
+        """
+        way_out = "copy the model folder again, or train it anew"
+        try:
+            words: dict[str, Any] = json.loads((folder / _WORDS).read_text())
+            data = (folder / _NUMBERS).read_bytes()
+            if words["schema"] != SCHEMA:
+                raise ModelError(f"{folder} has schema {words['schema']}; this release: {SCHEMA}")
+            if hashlib.sha256(data).hexdigest() != words["sha256"]:
+                raise ModelError(f"{folder / _NUMBERS} is not the one {_WORDS} names; {way_out}")
+            return cls(**_fields(words, load(data)))
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(f"{folder} holds no usable model ({error}); {way_out}") from error
+
+
+def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The bundle's fields from its files."""
+    front = Front(
+        mean=tensors["front.mean"],
+        matrix=tensors["front.matrix"],
+        unit_length=bool(words["unit_length"]),
+    )
+    population = {name: tensors[f"population.{name}"] for name in _population_fields()}
+    return {
+        "labels": tuple(words["labels"]),
+        "extractor": str(words["extractor"]),
+        "spec": ModelSpec.from_dict(words["model"]),
+        "weights": tensors["weights"],
+        "front": front,
+        "centre": tensors["centre"],
+        "population": Population(**population),
+        "prior": prior_from_dict(words["prior"]),
+        "user_mean": bool(words["user_mean"]),
+        "model_hash": str(words["model_hash"]),
+    }
+
+
+def _population_fields() -> tuple[str, ...]:
+    """Names of the population's statistics."""
+    return tuple(Population.__dataclass_fields__)

@@ -1,0 +1,93 @@
+"""The front: a fixed projection from features to the few inputs that the model reads.
+
+It is fitted on public corpora only and sent to every device, so it costs no privacy.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Front:
+    """An affine map, then (after the user's mean was taken off) an optional unit length.
+
+    Attributes:
+        mean: What is subtracted first, shape (features,), float32.
+        matrix: Shape (features, inputs), float32.
+        unit_length: Whether every row is scaled to length 1 once normalised: that bounds what
+            one utterance can do to a gradient.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+    unit_length: bool = False
+
+    def __post_init__(self) -> None:
+        fits = self.mean.dim() == 1 and self.matrix.dim() == 2
+        if not fits or self.matrix.shape[0] != self.mean.shape[0]:
+            raise ModelError(
+                f"a front of mean {tuple(self.mean.shape)} and matrix {tuple(self.matrix.shape)} "
+                "does not fit together; needed: (features,) and (features, inputs)"
+            )
+        if not (self.mean.isfinite().all() and self.matrix.isfinite().all()):
+            raise ModelError("the front holds a NaN or an infinity; fit it again")
+
+    @property
+    def inputs(self) -> int:
+        """How many numbers come out."""
+        return int(self.matrix.shape[1])
+
+    def project(self, features: Tensor) -> Tensor:
+        """Shape (..., features) to (..., inputs), float32, not yet normalised.
+
+        Raises:
+            ModelError: Features of another width.
+        """
+        if features.shape[-1] != self.mean.shape[0]:
+            raise ModelError(
+                f"features are {features.shape[-1]} wide and this model reads "
+                f"{self.mean.shape[0]}: they come from another extractor"
+            )
+        projected: Tensor = (features - self.mean) @ self.matrix
+        return projected
+
+    def digest(self) -> str:
+        """SHA-256 over everything that defines the front."""
+        sha = hashlib.sha256(b"unit" if self.unit_length else b"free")
+        for tensor in (self.mean, self.matrix):
+            sha.update(str(tuple(tensor.shape)).encode())
+            sha.update(tensor.contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def finish(projected: Tensor, mean: Tensor, frames: Tensor, *, unit_length: bool) -> Tensor:
+    """Take a mean off, and scale every row to length 1 where asked for.
+
+    Args:
+        projected: What :meth:`Front.project` gave, shape (utterances, inputs) or
+            (utterances, frames, inputs).
+        mean: The user's, shape (inputs,), or anything that broadcasts.
+        frames: Real frames of each utterance, shape (utterances,), int64.
+        unit_length: Whether rows are scaled; a row of zeros stays zeros.
+
+    Returns:
+        The shape of ``projected``: what the model reads; zeros behind the last frame.
+    """
+    centred = projected - mean
+    if unit_length:
+        length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+        centred = centred / length.clamp(min=1e-12)
+    if centred.dim() == 3:
+        steps = torch.arange(centred.shape[1])[None, :, None]
+        centred = centred * (steps < frames[:, None, None])
+    return centred
+
+
+def identity(width: int) -> Front:
+    """The front that changes nothing, for end-to-end models."""
+    return Front(mean=torch.zeros(width), matrix=torch.eye(width))

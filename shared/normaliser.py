@@ -1,0 +1,200 @@
+"""What is personal in a voice, estimated on the user's device and taken off there.
+
+At prediction the user's own statistics are used as they are: they never leave the device. In
+training they shape the gradients that do leave, and removing one utterance would move every other
+utterance's features; per-utterance clipping then bounds nothing. So the mean that training uses is
+itself one release: a clipped, noised sum with its count, booked once and reused for good.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.privacy.noise import NoiseSource
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Population:
+    """How speakers differ, in front space, from public corpora; all shapes (inputs,), float32.
+
+    Attributes:
+        between: Variance of speakers' means around the population's.
+        within: Variance of one speaker's utterances around that speaker's mean.
+        neutral_offset: Mean of neutral utterances minus the speaker's mean over all emotions.
+        neutral_within: Variance of one speaker's neutral utterances around their mean.
+    """
+
+    between: Tensor
+    within: Tensor
+    neutral_offset: Tensor
+    neutral_within: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(getattr(self, name).shape) for name in self.__dataclass_fields__}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise ModelError(f"population statistics of shapes {shapes}; all must be (inputs,)")
+
+
+def unknown(inputs: int) -> Population:
+    """No public corpus: speakers are taken to differ as much as utterances do."""
+    ones, zeros = torch.ones(inputs), torch.zeros(inputs)
+    return Population(between=ones, within=ones, neutral_offset=zeros, neutral_within=ones)
+
+
+def summarise(projected: Tensor, frames: Tensor) -> Tensor:
+    """One row an utterance: the mean over its real frames.
+
+    Args:
+        projected: Shape (utterances, inputs) or (utterances, frames, inputs), padding arbitrary.
+        frames: Real frames of each utterance, shape (utterances,), int64.
+
+    Returns:
+        Shape (utterances, inputs).
+    """
+    if projected.dim() == 2:
+        return projected
+    steps = torch.arange(projected.shape[1])[None, :, None]
+    real = steps < frames[:, None, None]
+    return (projected * real).sum(1) / frames[:, None].clamp(min=1)
+
+
+def estimate(rows: Tensor, population: Population, *, neutral: bool) -> Tensor:
+    """The user's mean from unlabelled clips, or from clips known to be neutral, for prediction.
+
+    Best linear unbiased prediction (Henderson 1975) per input: the clips' mean, less the offset
+    that neutral speech has in public corpora, shrunk to the population's mean (0) by how little so
+    many clips can tell.
+
+    Args:
+        rows: Shape (utterances, inputs), with the population's centre taken off.
+        population: Public statistics.
+        neutral: Whether the clips are neutral enrolment clips.
+
+    Returns:
+        Shape (inputs,); zeros, the population's centre, when there are no clips.
+    """
+    if not len(rows):
+        return torch.zeros_like(population.between)
+    offset = population.neutral_offset if neutral else torch.zeros_like(population.between)
+    within = population.neutral_within if neutral else population.within
+    trust = population.between / (population.between + within / len(rows)).clamp(min=1e-12)
+    return trust * (rows.mean(0) - offset)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormaliserRelease:
+    """Settings of the noised mean that training uses.
+
+    Attributes:
+        radius: L2 bound R on one utterance's row, in front units, above 0.
+        count_weight: What one utterance adds to the count coordinate, c, above 0.
+        noise_multiplier: Standard deviation of the noise over the sensitivity, 0 for no privacy.
+    """
+
+    radius: float
+    count_weight: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check.positive(count_weight=self.count_weight)
+        check.not_negative(noise_multiplier=self.noise_multiplier)
+        if not self.radius > 0:
+            check.positive(radius=self.radius)
+        if self.noise_multiplier:
+            check.positive(radius=self.radius)
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 bound on what one utterance adds: its clipped row and its count together."""
+        return math.hypot(self.radius, self.count_weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CentreRelease:
+    """Settings of the noised sum from which the server learns where this population's voices lie.
+
+    Public corpora were recorded elsewhere; their mean is not these users' mean. Summed over many
+    devices, a little noise on each is enough.
+
+    Attributes:
+        radius: L2 bound on one utterance's row, in front units, above 0.
+        noise_multiplier: Standard deviation of the noise over ``radius``, 0 for no privacy.
+    """
+
+    radius: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        check.not_negative(noise_multiplier=self.noise_multiplier)
+        if self.noise_multiplier or not self.radius > 0:
+            check.positive(radius=self.radius)
+
+
+def released_sum(rows: Tensor, settings: CentreRelease, noise: NoiseSource) -> Tensor:
+    """A device's share of the population's centre, as one Gaussian release.
+
+    Args:
+        rows: Shape (utterances, inputs).
+        settings: Clip and noise.
+        noise: Where the noise comes from.
+
+    Returns:
+        Shape (inputs,), float32.
+
+    Guarantees:
+        - Before noise, adding or removing one utterance moves it by at most ``radius`` in L2.
+        - A row with a NaN or an infinity counts as zeros; no utterances give noise alone.
+    """
+    exact = _clipped_sum(rows, settings.radius)
+    spread = settings.radius * settings.noise_multiplier if settings.noise_multiplier else 0.0
+    return (exact + noise.normal(tuple(exact.shape), spread)).float()
+
+
+def _clipped_sum(rows: Tensor, radius: float) -> Tensor:
+    """Sum of rows, each at most ``radius`` long, broken ones left out; (inputs,), float64."""
+    finite = torch.where(rows.isfinite().all(1, keepdim=True), rows, 0.0).double()
+    length = torch.linalg.vector_norm(finite, dim=1, keepdim=True)
+    # A norm can be infinite only beyond float32, which rows cannot hold; 0 stays 0.
+    total: Tensor = (finite * (radius / length.clamp(min=1e-12)).clamp(max=1.0)).sum(0)
+    return total
+
+
+EXACT_CENTRE = CentreRelease(radius=math.inf, noise_multiplier=0.0)
+"""The same without a bound and without noise, which no epsilon covers."""
+
+EXACT_MEAN = NormaliserRelease(radius=math.inf, count_weight=1.0, noise_multiplier=0.0)
+"""The same without a bound and without noise, which no epsilon covers."""
+
+
+def released_mean(
+    rows: Tensor, settings: NormaliserRelease, population: Population, noise: NoiseSource
+) -> Tensor:
+    """The user's mean as one Gaussian release, for training.
+
+    Args:
+        rows: Shape (utterances, inputs), with the population's centre taken off.
+        settings: Clip, count weight and noise.
+        population: Public statistics, for shrinkage.
+        noise: Where the noise comes from.
+
+    Returns:
+        Shape (inputs,), float32.
+
+    Guarantees:
+        - Before noise, adding or removing one utterance moves the (inputs + 1) released numbers
+          by at most ``settings.sensitivity`` in L2. All else is post-processing.
+        - A row with a NaN or an infinity counts as zeros.
+        - No utterances: noise alone.
+    """
+    count = torch.full((1,), settings.count_weight * len(rows), dtype=torch.float64)
+    exact = torch.cat([_clipped_sum(rows, settings.radius), count])
+    spread = settings.sensitivity * settings.noise_multiplier if settings.noise_multiplier else 0.0
+    noised = exact + noise.normal(tuple(exact.shape), spread)
+    utterances = (noised[-1] / settings.count_weight).clamp(min=1.0)
+    between = population.between.double()
+    trust = between / (between + (spread / utterances) ** 2).clamp(min=1e-12)
+    return (trust * noised[:-1] / utterances).float()

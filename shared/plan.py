@@ -1,0 +1,200 @@
+"""The plan of a training run: the public facts on which server and devices agree.
+
+Sampler, clip, noise and ledger record all come from the plan, so they cannot disagree: a device
+books ``plan.gradient_release(round)`` and trains with ``plan.mechanism``, which are one setting.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.normaliser import (
+    EXACT_CENTRE,
+    EXACT_MEAN,
+    CentreRelease,
+    NormaliserRelease,
+)
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+from sottovoce.shared.training import Mechanism as Protection
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What every device of a run does.
+
+    Attributes:
+        run: Name of the run, part of every release's name.
+        labels: Emotions in the order of the model's classes.
+        extractor: Name of the feature extractor.
+        front: SHA-256 of the public front.
+        model: The shared model.
+        rounds: Rounds of training, at least 1.
+        training: Local training of one round.
+        mechanism: Clip and noise of an utterance's gradient, or no privacy.
+        centre: The noised sum that tells where this population's voices lie; None takes the
+            public corpora's centre.
+        normaliser: The noised mean that training uses; None trains without the user's mean.
+        count_noise: Standard deviation of the noise on the label histogram (sensitivity 1); 0 for
+            no privacy.
+    """
+
+    run: str
+    labels: tuple[str, ...]
+    extractor: str
+    front: str
+    model: ModelSpec
+    rounds: int
+    training: LocalTraining
+    mechanism: Protection
+    centre: CentreRelease | None
+    normaliser: NormaliserRelease | None
+    count_noise: float
+
+    def __post_init__(self) -> None:
+        check.at_least(1, rounds=self.rounds)
+        check.not_negative(count_noise=self.count_noise)
+        if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
+            raise SettingError(
+                f"labels {self.labels} do not name the model's {self.model.classes} classes, "
+                "each once"
+            )
+        noises = [self.mechanism.noise_multiplier, self.count_noise]
+        noises += [part.noise_multiplier for part in (self.centre, self.normaliser) if part]
+        if len({noise > 0 for noise in noises}) != 1:
+            raise SettingError(
+                "a plan noises all of its releases or none: an epsilon that covers only some of "
+                "gradients, centre, normaliser and label counts would promise nothing"
+            )
+
+    @property
+    def private(self) -> bool:
+        """Whether every release is noised."""
+        return self.count_noise > 0
+
+    def normaliser_release(self) -> Release | None:
+        """The ledger's record of the training normaliser; None where none is used."""
+        if self.normaliser is None:
+            return None
+        return self._release(
+            Kind.NORMALISER, 0, self.normaliser.noise_multiplier, self.normaliser.sensitivity
+        )
+
+    def centre_release(self) -> Release | None:
+        """The ledger's record of the device's share of the centre; None where none is sent."""
+        if self.centre is None:
+            return None
+        return self._release(Kind.CENTRE, 0, self.centre.noise_multiplier, self.centre.radius)
+
+    def counts_release(self) -> Release:
+        """The ledger's record of the label histogram."""
+        return self._release(Kind.LABEL_COUNTS, 0, self.count_noise, 1.0)
+
+    def gradient_release(self, number: int) -> Release:
+        """The ledger's record of one round's update; rounds count from 1."""
+        return self._release(
+            Kind.GRADIENT,
+            number,
+            self.mechanism.noise_multiplier,
+            self.mechanism.clip_norm,
+            sample_rate=self.training.sample_rate,
+            steps=self.training.steps,
+        )
+
+    def releases(self) -> Iterator[Release]:
+        """Everything a device lets out in its part of the run."""
+        for release in (self.centre_release(), self.normaliser_release()):
+            if release:
+                yield release
+        yield self.counts_release()
+        for number in range(1, self.rounds + 1):
+            yield self.gradient_release(number)
+
+    def _release(
+        self,
+        kind: Kind,
+        number: int,
+        noise: float,
+        sensitivity: float,
+        *,
+        sample_rate: float = 1.0,
+        steps: int = 1,
+    ) -> Release:
+        """One record; without noise it says that nothing protects it."""
+        protected = noise > 0
+        return Release(
+            kind=kind,
+            mechanism=Mechanism.GAUSSIAN if protected else Mechanism.NONE,
+            run=self.run,
+            round=number,
+            noise_multiplier=noise,
+            sample_rate=sample_rate,
+            steps=steps,
+            sensitivity=sensitivity if protected else 0.0,
+        )
+
+    def to_json(self) -> str:
+        """The plan as it travels and as checkpoints keep it."""
+        record = asdict(self)
+        if not self.private:  # infinities are not JSON
+            record |= {name: bool(getattr(self, name)) for name in ("centre", "normaliser")}
+            record["mechanism"] = None
+        return json.dumps({"schema": SCHEMA} | record, sort_keys=True, allow_nan=False)
+
+    def digest(self) -> str:
+        """SHA-256 of the plan."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    def model_hash(self, weights: Tensor) -> str:
+        """SHA-256 of a model of this plan: of the plan, which names the front, and the weights."""
+        sha = hashlib.sha256(self.to_json().encode())
+        sha.update(weights.contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+    @classmethod
+    def from_json(cls, text: str) -> "Plan":
+        """Read a plan.
+
+        Raises:
+            MessageError: Not a plan, or one of another schema.
+        """
+        try:
+            record: dict[str, Any] = json.loads(text)
+            schema = record.pop("schema")
+            if schema != SCHEMA:
+                raise MessageError(f"the plan has schema {schema}; this version reads {SCHEMA}")
+            return cls(**_settings(record))
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            raise MessageError(f"the plan cannot be read: {error}") from error
+        except MessageError:
+            raise
+        except SottovoceError as error:
+            raise MessageError(f"the plan makes no sense: {error}") from error
+
+
+def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Rebuild the nested settings."""
+    mechanism = record["mechanism"]
+    if mechanism is None:
+        centre = EXACT_CENTRE if record["centre"] else None
+        normaliser = EXACT_MEAN if record["normaliser"] else None
+    else:
+        centre = CentreRelease(**record["centre"]) if record["centre"] else None
+        normaliser = NormaliserRelease(**record["normaliser"]) if record["normaliser"] else None
+    return dict(record) | {
+        "labels": tuple(record["labels"]),
+        "model": ModelSpec.from_dict(record["model"]),
+        "training": LocalTraining(**record["training"]),
+        "mechanism": UtteranceNoise(**mechanism) if mechanism else NoPrivacy(),
+        "centre": centre,
+        "normaliser": normaliser,
+    }

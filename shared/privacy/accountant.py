@@ -1,0 +1,122 @@
+"""The price of releases, in (epsilon, delta): the only place that asks ``dp_accounting``.
+
+Neighbouring relation: add or remove one utterance of one speaker. Every figure comes from
+privacy-loss distributions (Koskela et al. 2020; Doroshenko et al. 2022, "Connect the dots"), whose
+discretisation is pessimistic: the epsilon reported is never below the true one. Gaussian releases
+without sampling compose exactly into one Gaussian, which is done before discretising.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+
+import dp_accounting
+from dp_accounting import pld
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy.release import Mechanism, Release
+
+NAME = "PLD (dp-accounting 0.6, discretisation 1e-4, pessimistic)"
+NEIGHBOURING = "add or remove one utterance"
+_INTERVAL = 1e-4
+_FAST_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
+
+
+def epsilon(releases: Iterable[Release], delta: float, *, fast: bool = False) -> float:
+    """What the releases cost together.
+
+    Args:
+        releases: Everything one device let out, in any order.
+        delta: In (0, 1).
+        fast: Discretise coarsely, for decisions in the loop: an upper bound too, but looser.
+
+    Returns:
+        Epsilon, at least 0. Infinity when one release was unprotected.
+
+    Guarantees:
+        - Never below the true epsilon of the described releases.
+        - No releases cost 0; ciphertext costs 0.
+        - A further release never lowers it.
+
+    Raises:
+        SettingError: ``delta`` outside (0, 1), NaN included.
+    """
+    check.inside(0, 1, delta=delta)
+    precision = 0.0  # sum of 1 / noise_multiplier**2 over unsampled Gaussian steps
+    sampled: dict[tuple[float, float], int] = {}
+    for release in releases:
+        if release.mechanism is Mechanism.NONE:
+            return math.inf
+        if release.mechanism is Mechanism.ENCRYPTION:
+            continue
+        if release.sample_rate == 1.0:
+            precision += release.steps / release.noise_multiplier**2
+        else:
+            key = (release.sample_rate, release.noise_multiplier)
+            sampled[key] = sampled.get(key, 0) + release.steps
+    events = tuple(sorted((rate, noise, steps) for (rate, noise), steps in sampled.items()))
+    interval = _FAST_INTERVAL if fast else _INTERVAL
+    # Summation order must not show: two ledgers with the same releases cost the same.
+    return _composed(float(f"{precision:.12g}"), events, delta, interval)
+
+
+@lru_cache(maxsize=4096)
+def _composed(
+    precision: float, sampled: tuple[tuple[float, float, int], ...], delta: float, interval: float
+) -> float:
+    """Epsilon of one Gaussian of squared mu ``precision`` and the sampled steps."""
+    if not precision and not sampled:
+        return 0.0
+    accountant = pld.PLDAccountant(value_discretization_interval=interval)
+    if precision:
+        # A hair more precision than was spent covers the rounding of the sum.
+        accountant.compose(dp_accounting.GaussianDpEvent(1 / math.sqrt(precision * (1 + 1e-11))))
+    for rate, noise, steps in sampled:
+        gaussian = dp_accounting.GaussianDpEvent(noise)
+        accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def gaussian_mu(epsilon: float, delta: float) -> float:
+    """The largest mu whose Gaussian mechanism keeps (epsilon, delta) (Balle & Wang 2018)."""
+    check.positive(epsilon=epsilon)
+    check.inside(0, 1, delta=delta)
+    return 1 / float(dp_accounting.get_sigma_gaussian(epsilon, delta))
+
+
+def calibrate(plan: Callable[[float], Iterable[Release]], budget: float, delta: float) -> float:
+    """The smallest noise multiplier at which a plan keeps its budget.
+
+    Args:
+        plan: From a noise multiplier to all releases it leads to.
+        budget: Epsilon the releases may cost together, above 0.
+        delta: In (0, 1).
+
+    Returns:
+        The noise multiplier, at most 0.1 % above the smallest.
+
+    Guarantees:
+        - ``epsilon(plan(result), delta) <= budget``: it errs on the side of more noise.
+
+    Raises:
+        SettingError: No noise keeps the budget: other releases of the plan spend it already, or
+            the budget or delta makes no sense.
+    """
+    check.positive(epsilon=budget)
+    check.inside(0, 1, delta=delta)
+    low, high = 0.0, 1.0
+    while epsilon(plan(high), delta) > budget:
+        low, high = high, high * 2
+        if high > 1e7:
+            raise SettingError(
+                f"epsilon {budget} at delta {delta} is too small for this plan even for one round; "
+                "raise epsilon, or lower the share of the normaliser and of the label counts"
+            )
+    while high - low > 1e-3 * high:
+        middle = (low + high) / 2
+        if epsilon(plan(middle), delta) > budget:
+            low = middle
+        else:
+            high = middle
+    return high

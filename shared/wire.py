@@ -1,0 +1,278 @@
+"""The messages of a run, over Flower's Message API.
+
+========= ================== ======================================= =========================
+exchange  Flower type        request                                 reply
+========= ================== ======================================= =========================
+enrol     ``query.enrol``    plan, public front, public population   noised label counts, centre
+train     ``train``          round, weights, class weights, centre   noised sum of gradients
+personal  ``evaluate``       final weights, centre, heads' prior     the user's head, sealed
+========= ================== ======================================= =========================
+
+Every reply carries the user's pseudonym and a status. Nothing else travels: no loss, no accuracy,
+no example count. Whoever reads a message checks schema, names, shapes, dtypes and finiteness, so
+that a bad peer is a ``MessageError`` and never a crash.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from torch import Tensor
+
+from sottovoce.shared.errors import MessageError, ModelError
+from sottovoce.shared.front import Front
+from sottovoce.shared.head import HeadPrior, prior_from_dict
+from sottovoce.shared.normaliser import Population
+from sottovoce.shared.plan import Plan
+
+SCHEMA = 1
+ENROL, TRAIN, PERSONAL = "query.enrol", "train", "evaluate"
+_FACTS = "sottovoce"
+_LONGEST_USER = 128
+Fact = str | int | float | bool | bytes
+"""What Flower's configuration records can hold, of which we use these."""
+
+
+class Status(StrEnum):
+    """What a device made of a request."""
+
+    OK = "ok"
+    RECEIVES = (
+        "receives"  # takes models and gives nothing: a new user, or one whose budget is spent
+    )
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EnrolRequest:
+    """The plan and all that was learned from public corpora."""
+
+    plan: Plan
+    front: Front
+    population: Population
+
+    def record(self) -> RecordDict:
+        """As it travels."""
+        facts: dict[str, Fact] = {
+            "plan": self.plan.to_json(),
+            "unit_length": self.front.unit_length,
+        }
+        population = {
+            name: getattr(self.population, name) for name in Population.__dataclass_fields__
+        }
+        arrays = {"front": {"mean": self.front.mean, "matrix": self.front.matrix}}
+        return _record(facts, arrays | {"population": population})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> "EnrolRequest":
+        """Read it.
+
+        Raises:
+            MessageError: It breaks the schema, or the front is not the plan's.
+        """
+        facts = _facts(content)
+        plan = Plan.from_json(_text(facts, "plan"))
+        front = Front(
+            mean=_tensor(content, "front", "mean", 1),
+            matrix=_tensor(content, "front", "matrix", 2),
+            unit_length=bool(facts.get("unit_length")),
+        )
+        if front.digest() != plan.front:
+            raise MessageError("the front is not the one that the plan names; nothing was enrolled")
+        names = Population.__dataclass_fields__
+        population = {name: _tensor(content, "population", name, 1) for name in names}
+        return cls(plan=plan, front=front, population=Population(**population))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainRequest:
+    """One round of training.
+
+    Attributes:
+        plan: SHA-256 of the plan enrolled for.
+        round: From 1.
+        weights: The shared model, shape (params,), float32.
+        class_weights: Shape (classes,), float32, from public constants or noised counts.
+        centre: Where this population's voices lie, shape (inputs,), float32.
+        denominator: What an update's sum is divided by inside a step; a public figure.
+    """
+
+    plan: str
+    round: int
+    weights: Tensor
+    class_weights: Tensor
+    centre: Tensor
+    denominator: float
+
+    def record(self) -> RecordDict:
+        """As it travels."""
+        facts: dict[str, Fact] = {
+            "plan": self.plan,
+            "round": self.round,
+            "denominator": self.denominator,
+        }
+        arrays = {name: getattr(self, name) for name in ("weights", "class_weights", "centre")}
+        return _record(facts, {"model": arrays})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> "TrainRequest":
+        """Read it, or raise ``MessageError``."""
+        facts = _facts(content)
+        number, denominator = facts.get("round"), facts.get("denominator")
+        if not isinstance(number, int) or number < 1:
+            raise MessageError(f"the round is {number!r}; it must be a whole number from 1")
+        if not isinstance(denominator, float) or not 0 < denominator < float("inf"):
+            raise MessageError(f"the denominator is {denominator!r}; it must be finite and above 0")
+        return cls(
+            plan=_text(facts, "plan"),
+            round=number,
+            weights=_tensor(content, "model", "weights", 1),
+            class_weights=_tensor(content, "model", "class_weights", 1),
+            centre=_tensor(content, "model", "centre", 1),
+            denominator=denominator,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PersonalRequest:
+    """The final model and where every user's head starts from."""
+
+    plan: str
+    weights: Tensor
+    centre: Tensor
+    prior: HeadPrior
+
+    def record(self) -> RecordDict:
+        """As it travels."""
+        facts = {"plan": self.plan, "prior": json.dumps(self.prior.as_dict())}
+        return _record(facts, {"model": {"weights": self.weights, "centre": self.centre}})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> "PersonalRequest":
+        """Read it, or raise ``MessageError``."""
+        facts = _facts(content)
+        try:
+            prior = prior_from_dict(json.loads(_text(facts, "prior")))
+        except (ModelError, ValueError, TypeError) as error:
+            raise MessageError(f"the prior of the heads cannot be used: {error}") from error
+        weights, centre = (_tensor(content, "model", name, 1) for name in ("weights", "centre"))
+        return cls(plan=_text(facts, "plan"), weights=weights, centre=centre, prior=prior)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Reply:
+    """What a device answers.
+
+    Attributes:
+        user: The user's pseudonym.
+        status: What became of the request.
+        reason: Why, where it was refused.
+        value: The released vector, where there is one: label counts and share of the centre
+            (classes + inputs,), or an update (params,), float32.
+        head: The user's sealed head, or nothing.
+        version: Version of that head, from 1.
+    """
+
+    user: str
+    status: Status
+    reason: str = ""
+    value: Tensor | None = None
+    head: bytes = b""
+    version: int = 0
+
+    def record(self) -> RecordDict:
+        """As it travels."""
+        facts: dict[str, Fact] = {
+            "user": self.user,
+            "status": self.status.value,
+            "reason": self.reason,
+            "head": self.head,
+            "version": self.version,
+        }
+        return _record(facts, {} if self.value is None else {"release": {"value": self.value}})
+
+    @classmethod
+    def read(cls, content: RecordDict, *, size: int) -> "Reply":
+        """Read a reply.
+
+        Args:
+            content: What came.
+            size: How long the released vector must be, where there is one.
+
+        Raises:
+            MessageError: Wrong schema, dtype, length, or a NaN or an infinity.
+        """
+        facts = _facts(content)
+        user, head, version = _text(facts, "user"), facts.get("head"), facts.get("version")
+        if not 0 < len(user) <= _LONGEST_USER:
+            raise MessageError(f"a user's name has {len(user)} characters; 1 to {_LONGEST_USER}")
+        try:
+            status = Status(_text(facts, "status"))
+        except ValueError as error:
+            raise MessageError(f"the status of {user} is unknown: {error}") from error
+        if not isinstance(head, bytes) or not isinstance(version, int):
+            raise MessageError(f"the reply of {user} lacks its head or the head's version")
+        value = None
+        if status is Status.OK and size:
+            value = _tensor(content, "release", "value", 1)
+            if len(value) != size:
+                raise MessageError(f"{user} sent {len(value)} numbers where {size} were asked for")
+        reason = str(facts.get("reason", ""))[:500]
+        return cls(user=user, status=status, reason=reason, value=value, head=head, version=version)
+
+
+def _record(
+    facts: Mapping[str, Fact],
+    arrays: Mapping[str, Mapping[str, Tensor]],
+) -> RecordDict:
+    """Flower's record of facts and named groups of arrays."""
+    record = RecordDict({_FACTS: ConfigRecord({"schema": SCHEMA, **facts})})
+    for group, tensors in arrays.items():
+        record[group] = ArrayRecord(
+            {name: Array(tensor.detach().contiguous().numpy()) for name, tensor in tensors.items()}
+        )
+    return record
+
+
+def _facts(content: RecordDict) -> ConfigRecord:
+    """The facts, once their schema was checked."""
+    facts = content.config_records.get(_FACTS)
+    if facts is None:
+        raise MessageError("a message without facts; it is not one of ours")
+    if facts.get("schema") != SCHEMA:
+        raise MessageError(
+            f"a message of schema {facts.get('schema')!r}; this version reads {SCHEMA}: "
+            "update the older of the two sides"
+        )
+    return facts
+
+
+def _text(facts: ConfigRecord, name: str) -> str:
+    """One fact that must be text."""
+    value = facts.get(name)
+    if not isinstance(value, str):
+        raise MessageError(f"the message's {name} is {value!r}; it must be text")
+    return value
+
+
+def _tensor(content: RecordDict, group: str, name: str, axes: int) -> Tensor:
+    """One float32 array that must be finite and of ``axes`` axes."""
+    arrays = content.array_records.get(group)
+    if arrays is None or name not in arrays:
+        raise MessageError(f"the message lacks the array {group}/{name}")
+    try:
+        value = arrays[name].numpy()
+    except (ValueError, TypeError, OSError, EOFError) as error:
+        raise MessageError(f"the array {group}/{name} cannot be read: {error}") from error
+    if value.dtype != np.float32 or value.ndim != axes:
+        raise MessageError(
+            f"the array {group}/{name} is {value.dtype} with {value.ndim} axes; "
+            f"needed: float32 with {axes}"
+        )
+    if not np.isfinite(value).all():
+        raise MessageError(f"the array {group}/{name} holds a NaN or an infinity")
+    return torch.from_numpy(np.array(value))

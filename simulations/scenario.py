@@ -1,0 +1,334 @@
+"""A scenario: everything that decides a simulated run, as TOML.
+
+What a user leaves out is settled here, once, from public facts alone; the settled scenario is
+written to the run folder as ``config.toml`` and repeats the run.
+"""
+
+import math
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from sottovoce.server.public import FrontSettings
+from sottovoce.server.round import Aggregation
+from sottovoce.shared import check
+from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.models.spec import KINDS, POOLINGS
+
+UNITS = ("none", "utterance")
+ENGINES = ("local", "ray")
+BASELINES = ("central", "local_only", "federated_no_privacy")
+HEADS_ON_FROZEN = ("linear", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How the model is trained.
+
+    Attributes:
+        model: Kind of the shared model.
+        pooling: How frames become a vector, for heads on frame features.
+        hidden: Width of hidden layers.
+        dropout: Chance of dropping a number, in [0, 1).
+        front: How the public front is fitted.
+        warm_start: Whether training starts from a head fitted on public speech.
+        warm_decay: L2 penalty of that head.
+        steps: Local steps a round.
+        sample_rate: Chance that an utterance joins a step.
+        learning_rate: Of a local step.
+        momentum: Of local steps.
+        class_weights: ``inverse``, ``root`` or ``none``: exponent on the (noised) class frequency.
+        aggregation: How the server turns updates into a model.
+        clip_norm: L2 bound on an utterance's gradient.
+        centre: Whether devices tell, noised, where their voices lie in front space.
+        centre_radius: L2 bound on a row in that release.
+        centre_share: Its share of the squared privacy budget.
+        normaliser_radius: L2 bound on a row in the normaliser's release.
+        normaliser_count: Weight of the count coordinate, as a share of the radius.
+        normaliser_share: Its share of the squared privacy budget.
+        count_noise: Standard deviation of the noise on label counts.
+    """
+
+    model: str = "linear"
+    pooling: str = "none"
+    hidden: int = 128
+    dropout: float = 0.0
+    front: FrontSettings = field(default_factory=FrontSettings)
+    warm_start: bool = True
+    warm_decay: float = 1e-3
+    steps: int = 1
+    sample_rate: float = 1.0
+    learning_rate: float = 1.0
+    momentum: float = 0.0
+    class_weights: str = "root"
+    aggregation: Aggregation = field(default_factory=Aggregation)
+    clip_norm: float = 0.5
+    centre: bool = True
+    centre_radius: float = 1.5
+    centre_share: float = 0.04
+    normaliser_radius: float = 0.8
+    normaliser_count: float = 0.3
+    normaliser_share: float = 0.15
+    count_noise: float = 12.0
+
+    def __post_init__(self) -> None:
+        check.one_of(KINDS, model=self.model)
+        check.one_of(POOLINGS, pooling=self.pooling)
+        check.one_of(("inverse", "root", "none"), class_weights=self.class_weights)
+        check.positive(
+            learning_rate=self.learning_rate,
+            clip_norm=self.clip_norm,
+            centre_radius=self.centre_radius,
+            normaliser_radius=self.normaliser_radius,
+            normaliser_count=self.normaliser_count,
+            count_noise=self.count_noise,
+        )
+        check.inside(0, 1, centre_share=self.centre_share, normaliser_share=self.normaliser_share)
+        check.rate(sample_rate=self.sample_rate)
+        check.at_least(1, steps=self.steps, hidden=self.hidden)
+        check.not_negative(warm_decay=self.warm_decay, dropout=self.dropout)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scenario:
+    """One simulated run.
+
+    Attributes:
+        corpus: Name of the corpus of users.
+        data: Its folder, or the options of ``synthetic``.
+        protocol: Which speakers test which model; empty: the corpus's usual one.
+        public: Corpora declared public, as (name, folder).
+        encoder: Name of the feature extractor; empty: the recipe's usual one.
+        unit: What is protected: ``utterance`` or ``none``.
+        epsilon: Budget of every device's life, above 0.
+        delta: In (0, 1).
+        rounds: Rounds of training, at least 1; 0 takes the recipe's.
+        enrolment: What a test user's normaliser is learned from: ``none``, ``neutral:K``, ``all``.
+        head_clips: Labelled clips on which each test user's head is fitted; they are not scored
+            in the comparison before and after heads.
+        engine: What runs the apps.
+        workers: Processes for features and clients.
+        seed: Decides every draw.
+        baselines: What to compare with.
+        recipe: How the model is trained.
+    """
+
+    corpus: str
+    data: str = ""
+    protocol: str = ""
+    public: tuple[tuple[str, str], ...] = ()
+    encoder: str = ""
+    unit: str = "utterance"
+    epsilon: float = 8.0
+    delta: float = 1e-5
+    rounds: int = 0
+    enrolment: str = "all"
+    head_clips: int = 5
+    engine: str = "local"
+    workers: int = 1
+    seed: int = 0
+    baselines: tuple[str, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+
+    def __post_init__(self) -> None:
+        if self.unit in ("user", "both"):
+            raise SettingError(
+                f"unit is {self.unit!r}, which this version cannot keep yet; "
+                f"it must be one of {', '.join(UNITS)}"
+            )
+        check.one_of(UNITS, unit=self.unit)
+        check.one_of(ENGINES, engine=self.engine)
+        check.positive(epsilon=self.epsilon)
+        check.inside(0, 1, delta=self.delta)
+        check.not_negative(rounds=self.rounds, head_clips=self.head_clips, seed=self.seed)
+        check.at_least(1, workers=self.workers)
+        self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
+        for name in self.baselines:
+            check.one_of(BASELINES, baselines=name)
+        if (self.corpus, self.data) in self.public:
+            raise SettingError(
+                f"{self.corpus} is the users' corpus and declared public; one corpus cannot be both"
+            )
+        _check_public(self)
+
+    @property
+    def neutral_clips(self) -> int | None:
+        """K of ``neutral:K``; None for other enrolments.
+
+        Raises:
+            SettingError: The enrolment is none of the three.
+        """
+        if self.enrolment in ("none", "all"):
+            return None
+        kind, _, number = self.enrolment.partition(":")
+        if kind != "neutral" or not number.isdigit() or int(number) < 1:
+            raise SettingError(
+                f"enrolment is {self.enrolment!r}; it must be none, all, or neutral:K with K from 1"
+            )
+        return int(number)
+
+    @property
+    def private(self) -> bool:
+        """Whether an epsilon is promised."""
+        return self.unit != "none"
+
+    def to_toml(self) -> str:
+        """The scenario as a file that repeats the run."""
+        import tomli_w
+
+        record = asdict(self)
+        record["public"] = [{"name": name, "data": data} for name, data in self.public]
+        return tomli_w.dumps(record)
+
+
+def _check_public(scenario: Scenario) -> None:
+    """The same folder cannot be public and private, whatever it is called."""
+    if not scenario.data or scenario.corpus == "synthetic":
+        return
+    own = Path(scenario.data).expanduser().resolve()
+    for name, data in scenario.public:
+        if data and name != "synthetic" and Path(data).expanduser().resolve() == own:
+            raise SettingError(f"{data} holds the users' corpus; it cannot be public as {name} too")
+
+
+def recipe_for(*, unit: str, model: str | None, enrolment: str) -> Recipe:
+    """The usual recipe, from public facts alone; see docs/recipes.md for how it was chosen."""
+    if model is not None and model not in HEADS_ON_FROZEN:
+        return replace(END_TO_END, model=model)
+    usual = PRIVATE if unit != "none" else OPEN
+    del enrolment  # the same for all: what is known of a user changes the data, not the recipe
+    return replace(usual, model=model) if model else usual
+
+
+PRIVATE = Recipe(
+    model="linear",
+    front=FrontSettings(dims=96, whitening=0.5),
+    aggregation=Aggregation(learning_rate=30.0),
+)
+PRIVATE_ROUNDS = 20
+
+OPEN = Recipe(
+    model="mlp",
+    front=FrontSettings(dims=0, unit_length=True),
+    warm_start=False,
+    steps=8,
+    sample_rate=0.3,
+    learning_rate=0.3,
+    aggregation=Aggregation(learning_rate=1.0, momentum=0.5),
+)
+OPEN_ROUNDS = 40
+
+END_TO_END = Recipe(
+    model="cnn-attention",
+    front=FrontSettings(dims=0, unit_length=False),
+    centre=False,
+    warm_start=False,
+    steps=8,
+    sample_rate=0.3,
+    learning_rate=0.1,
+    aggregation=Aggregation(learning_rate=1.0, momentum=0.5),
+)
+END_TO_END_ROUNDS = 40
+
+
+def settle(scenario: Scenario, *, model: str | None = None) -> Scenario:
+    """Fill in what was left out."""
+    recipe = recipe_for(unit=scenario.unit, model=model, enrolment=scenario.enrolment)
+    frozen = recipe.model in HEADS_ON_FROZEN
+    rounds = PRIVATE_ROUNDS if scenario.private else OPEN_ROUNDS
+    return replace(
+        scenario,
+        recipe=recipe,
+        encoder=scenario.encoder or ("whisper-tiny-en" if frozen else "log-mel"),
+        rounds=scenario.rounds or (rounds if frozen else END_TO_END_ROUNDS),
+    )
+
+
+def read(text: str, *, source: str) -> Scenario:
+    """A scenario from TOML.
+
+    Raises:
+        SettingError: Not TOML, an unknown key, or a value that makes no sense.
+    """
+    try:
+        record = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"{source} is not TOML: {error}") from error
+    try:
+        return _build(record)
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise SettingError(f"{source}: {error}") from error
+    except SottovoceError as error:
+        raise SettingError(f"{source}: {error}") from error
+
+
+def find(name: str) -> Scenario:
+    """A scenario by file or by the name of one that comes along.
+
+    Raises:
+        SettingError: There is none.
+    """
+    path = Path(name)
+    if path.suffix == ".toml":
+        try:
+            return read(path.read_text(encoding="utf-8"), source=name)
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingError(f"the scenario {name} cannot be read: {error}") from error
+    shelf = resources.files("sottovoce.simulations.scenarios")
+    known = sorted(entry.name[:-5] for entry in shelf.iterdir() if entry.name.endswith(".toml"))
+    if name not in known:
+        raise SettingError(
+            f"there is no scenario {name!r}; give a .toml file or one of {', '.join(known)}"
+        )
+    return read((shelf / f"{name}.toml").read_text(encoding="utf-8"), source=name)
+
+
+def _build(record: Mapping[str, Any]) -> Scenario:
+    """A scenario from TOML's tables."""
+    values = dict(record)
+    public = tuple((entry["name"], entry.get("data", "")) for entry in values.pop("public", []))
+    recipe = values.pop("recipe", None)
+    model = recipe.get("model") if recipe else None
+    _known(Scenario, values, "scenario")
+    values["baselines"] = tuple(values.get("baselines", ()))
+    scenario = settle(Scenario(public=public, **_numbers(values)), model=model)
+    return replace(scenario, recipe=_override(scenario.recipe, recipe or {}))
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole numbers stand for floats where floats are meant."""
+    floats = ("epsilon", "delta")
+    return {
+        name: float(value) if name in floats and not isinstance(value, bool) else value
+        for name, value in values.items()
+    }
+
+
+def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
+    """A recipe with some of its settings replaced."""
+    _known(Recipe, values, "recipe")
+    changed = dict(values)
+    for name in ("front", "aggregation"):
+        if name in changed:
+            part = getattr(recipe, name)
+            _known(type(part), changed[name], f"recipe.{name}")
+            changed[name] = replace(part, **changed[name])
+    return replace(recipe, **changed)
+
+
+def _known(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Refuse keys that mean nothing: a misspelled setting must not be the default."""
+    names = {entry.name for entry in fields(kind)}
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise SettingError(
+            f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(names))}"
+        )
+
+
+def budget_of(scenario: Scenario) -> float:
+    """Epsilon that devices may spend; infinite without privacy."""
+    return scenario.epsilon if scenario.private else math.inf
