@@ -1,0 +1,182 @@
+"""The descriptor set: what phonetics measures, one table, one order.
+
+Frames are 10 ms apart and 25 ms long (pitch: 32 ms plus the lag), after trimming the silence
+before and behind the speech. "V" marks descriptors whose statistics read voiced frames only.
+
+=================== ====== = ================================================================
+name                unit     definition and source
+=================== ====== = ================================================================
+log_mel_1 .. 26     ln       energy in 26 mel bands, 20 Hz to 8 kHz, Slaney's scale
+mfcc_1 .. 13        ln       their cepstrum (Davis & Mermelstein 1980), without coefficient 0
+mfcc_delta_1 .. 13  ln/fr    its slope over five frames (Furui 1986)
+mfcc_accel_1 .. 13  ln/fr2   the slope's slope
+level               dB       root mean square re full scale
+flux                ln       rms change of the log-mel bands since the frame before
+centroid            kHz      centre of gravity of the power spectrum
+rolloff             kHz      frequency below which 85 % of the power lies
+flatness            dB       geometric over arithmetic mean of the power spectrum
+slope_low           dB/kHz V line through the spectrum, 0 to 500 Hz (GeMAPS)
+slope_high          dB/kHz V line through the spectrum, 500 to 1500 Hz (GeMAPS)
+alpha_ratio         dB     V 50-1000 Hz over 1-5 kHz (GeMAPS, with the sign turned)
+hammarberg          dB     V strongest bin of 0-2 kHz over that of 2-5 kHz (Hammarberg 1980)
+f0                  st     V fundamental frequency above 27.5 Hz, YIN (de Cheveigné 2002)
+hnr                 dB     V harmonics-to-noise ratio (Boersma 1993) from YIN's aperiodicity
+jitter              1      V bend of the period over three frames, a proxy of cycle jitter
+shimmer             dB     V bend of the level over three frames, a proxy of cycle shimmer
+=================== ====== = ================================================================
+
+Statistics of each: mean, standard deviation, 10th, 50th and 90th percentile, slope per second.
+Then eight numbers of rhythm, one each an utterance:
+
+=============== ===== ===================================================================
+syllable_rate   1/s   voiced peaks of the level, 2 dB out of their dips (de Jong & Wempe 2009)
+pause_ratio     1     share of frames in pauses: 150 ms or more, 25 dB below the loud parts
+pause_rate      1/s   such pauses
+voiced_ratio    1     share of voiced frames
+voiced_rate     1/s   runs of voiced frames
+voiced_mean     s     their mean length
+voiced_std      s     standard deviation of their lengths
+duration        s     length of the trimmed utterance
+=============== ===== ===================================================================
+
+GeMAPS: Eyben et al., The Geneva Minimalistic Acoustic Parameter Set for voice research and
+affective computing, IEEE Trans. Affective Computing 7(2):190-202, 2016.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import audio
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.features import pitch, rhythm, spectra
+from sottovoce.shared.features.fingerprint import fingerprint
+
+HOP = 160
+"""Samples between frames, 10 ms at 16 kHz."""
+
+BANDS, CEPSTRA = 26, 13
+_SHAPE = ("centroid", "rolloff", "flatness", "slope_low", "slope_high", "alpha_ratio", "hammarberg")
+
+FRAME_NAMES: tuple[str, ...] = (
+    *(f"log_mel_{band}" for band in range(1, BANDS + 1)),
+    *(f"mfcc_{index}" for index in range(1, CEPSTRA + 1)),
+    *(f"mfcc_delta_{index}" for index in range(1, CEPSTRA + 1)),
+    *(f"mfcc_accel_{index}" for index in range(1, CEPSTRA + 1)),
+    "level",
+    "flux",
+    *_SHAPE,
+    "f0",
+    "hnr",
+    "jitter",
+    "shimmer",
+)
+"""Names of the frame-level descriptors, in the order of ``Described.frames``."""
+
+VOICED_ONLY = frozenset(
+    ("slope_low", "slope_high", "alpha_ratio", "hammarberg", "f0", "hnr", "jitter", "shimmer")
+)
+"""Descriptors whose statistics read voiced frames only, and are 0 where there are none."""
+
+STATISTICS = ("mean", "std", "p10", "p50", "p90", "slope")
+
+NAMES: tuple[str, ...] = (
+    *(f"{name}_{statistic}" for statistic in STATISTICS for name in FRAME_NAMES),
+    *rhythm.NAMES,
+)
+"""Names of the numbers that describe an utterance, in the order of ``functionals``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Described:
+    """The frame-level descriptors of one utterance.
+
+    Attributes:
+        frames: Shape (frames, 78), float32, finite, columns as in ``FRAME_NAMES``, 100 a second.
+        voiced: Shape (frames,), bool.
+    """
+
+    frames: Tensor
+    voiced: Tensor
+
+
+def describe(signal: Signal) -> Described:
+    """Compute the frame-level descriptors of a signal, silence at its ends cut off.
+
+    Args:
+        signal: At 16 kHz, any length.
+
+    Returns:
+        The descriptors, finite for silence, clicks and single samples, too.
+
+    Raises:
+        AudioError: The signal has another rate.
+    """
+    audio.need_rate(signal, audio.RATE, reader="the descriptor set")
+    samples = spectra.trim(signal.samples[0])
+    power = spectra.power(samples, hop=HOP)
+    bands = spectra.log_mel(power, bands=BANDS)
+    mfcc = spectra.cepstra(bands, count=CEPSTRA)
+    slopes = spectra.deltas(mfcc)
+    levels = spectra.levels(samples, hop=HOP)
+    found = pitch.track(samples, hop=HOP)
+    shape = spectra.shape(power)
+    single = [
+        levels,
+        spectra.flux(bands),
+        *(shape[name] for name in _SHAPE),
+        pitch.semitones(found),
+        pitch.harmonicity(found),
+        pitch.jitter(found),
+        pitch.shimmer(levels, found.voiced),
+    ]
+    columns = [bands, mfcc, slopes, spectra.deltas(slopes), torch.stack(single, dim=1)]
+    return Described(frames=torch.cat(columns, dim=1), voiced=found.voiced)
+
+
+def functionals(described: Described) -> Tensor:
+    """Statistics over time of every descriptor, and the rhythm.
+
+    Args:
+        described: From ``describe``.
+
+    Returns:
+        Shape (476,), float32, finite, named by ``NAMES``: all means, all standard deviations and
+        so on, then the rhythm.
+    """
+    frames, voiced = described.frames, described.voiced
+    only = torch.tensor([name in VOICED_ONLY for name in FRAME_NAMES])
+    overall = _statistics(frames, torch.arange(len(frames)))
+    spoken = _statistics(frames[voiced], voiced.nonzero()[:, 0])
+    levels = frames[:, FRAME_NAMES.index("level")]
+    return torch.cat([torch.where(only, spoken, overall).flatten(), rhythm.measure(levels, voiced)])
+
+
+@dataclass(frozen=True, slots=True)
+class Descriptors:
+    """``descriptors``: statistics of the descriptor set and rhythm, (476,), float32."""
+
+    name: str = "descriptors"
+    framewise: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the values."""
+        return fingerprint(self.name, module=__name__, settings={})
+
+    def __call__(self, signal: Signal) -> Tensor:
+        """The numbers of one signal at 16 kHz, shape (476,), float32."""
+        return functionals(describe(signal))
+
+
+def _statistics(frames: Tensor, place: Tensor) -> Tensor:
+    """Statistics of frames that stand at given places in time, (statistics, descriptors)."""
+    if len(frames) == 0:
+        return torch.zeros(len(STATISTICS), frames.shape[1])
+    quantiles = torch.quantile(frames, torch.tensor([0.1, 0.5, 0.9]), dim=0)
+    time = place.float() * (HOP / audio.RATE)
+    time = time - time.mean()
+    mean = frames.mean(0, keepdim=True)
+    slope = time @ (frames - mean) / time.square().sum().clamp_min(1e-6)
+    return torch.cat([mean, frames.std(0, correction=0)[None], quantiles, slope[None]])
