@@ -1,0 +1,127 @@
+"""Open a corpus by name."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from sottovoce.shared.errors import CorpusError, SettingError
+from sottovoce.simulations.corpora import files, manifest, synthetic
+from sottovoce.simulations.corpora.clips import Clip, Corpus, Finding, finding
+from sottovoce.simulations.corpora.layouts import LAYOUTS
+
+FOLDER = "folder"
+SYNTHETIC = "synthetic"
+TITLES: Mapping[str, str] = {
+    SYNTHETIC: 'Embedded, seeded voices; --data "speakers=24,clips=30,seed=7", or nothing',
+    FOLDER: "Any folder with a manifest.csv (path, speaker, emotion)",
+    **{name: layout.title for name, layout in LAYOUTS.items()},
+}
+"""Every name that ``open_corpus`` takes, with a line on what it is."""
+
+_BESIDE = (".", "extra", "processedResults", "..", "../extra", "../processedResults")
+
+
+def open_corpus(name: str, data: str | Path | None = None) -> Corpus:
+    """Open a corpus: find its clips, harmonise their labels, leave out what cannot be used.
+
+    A known layout with a ``manifest.csv`` in its folder is read by that manifest, whatever its
+    files are called.
+
+    Args:
+        name: One of ``TITLES``.
+        data: Its folder (or the manifest in it); for ``synthetic`` the options as
+            ``key=value,...``, or nothing.
+
+    Raises:
+        SettingError: ``name`` is unknown, ``data`` is missing or an option is wrong.
+        CorpusError: The folder or its manifest is missing, or no clip of it can be used.
+    """
+    if name not in TITLES:
+        raise SettingError(f"corpus is {name!r}; it must be one of {', '.join(TITLES)}")
+    if name == SYNTHETIC:
+        return synthetic.open_synthetic(str(data or ""))
+    folder = _folder(name, data)
+    clips, findings = _listed(name, folder)
+    if name == "cremad":
+        clips, more = _cremad_extras(clips, folder)
+        findings += more
+    return _settle(name, clips, findings)
+
+
+def _folder(name: str, data: str | Path | None) -> Path:
+    """The corpus's folder, which is there."""
+    if data is None or not str(data):
+        raise SettingError(f"corpus {name} needs its folder: --data DIR")
+    folder = Path(data).expanduser()
+    folder = folder.parent if folder.name == manifest.FILE else folder
+    if not folder.is_dir():
+        raise CorpusError(f"corpus {name}: {folder} is not a folder; give --data DIR")
+    return folder
+
+
+def _listed(name: str, folder: Path) -> tuple[list[Clip], list[Finding]]:
+    """The clips by manifest where there is one, else by the layout's file names."""
+    if (folder / manifest.FILE).is_file():
+        return manifest.read(folder)
+    if name == FOLDER:
+        raise CorpusError(
+            f"{folder} has no {manifest.FILE}; write one with the columns "
+            f"{', '.join(manifest.REQUIRED)}, or name the layout: {', '.join(LAYOUTS)}"
+        )
+    return files.walk(folder, LAYOUTS[name])
+
+
+def _settle(name: str, clips: Sequence[Clip], findings: Sequence[Finding]) -> Corpus:
+    """Leave out what cannot be used and account for it."""
+    once, repeated = files.listed_once(clips)
+    there, absent = files.present(once)
+    kept, aside, twins = files.apart(there)
+    return Corpus(
+        name=name,
+        clips=tuple(sorted(kept, key=lambda clip: clip.clip_id)),
+        mapping={clip.label: clip.emotion for clip in clips},
+        findings=(*findings, *repeated, *absent, *twins),
+        set_aside=tuple(sorted(aside, key=lambda clip: clip.clip_id)),
+        clips_found=len(clips),
+    )
+
+
+def _cremad_extras(clips: Sequence[Clip], folder: Path) -> tuple[list[Clip], list[Finding]]:
+    """CREMA-D's listeners' votes and actors' data, where their tables lie beside the clips."""
+    votes = _table(folder, "summaryTable.csv", "FileName", "MultiModalVote")
+    ages = _table(folder, "VideoDemographics.csv", "ActorID", "Age")
+    sexes = _table(folder, "VideoDemographics.csv", "ActorID", "Sex")
+    full = [_with_extras(clip, votes, ages, sexes) for clip in clips]
+    unheard = [clip.clip_id for clip in full if clip.vote is None]
+    note = finding("clips without a listeners' vote", unheard, "kept; cremad4-5fold leaves out")
+    return full, [note] if unheard else []
+
+
+def _with_extras(
+    clip: Clip, votes: Mapping[str, str], ages: Mapping[str, str], sexes: Mapping[str, str]
+) -> Clip:
+    """One CREMA-D clip with all that is known about it."""
+    stem = Path(clip.clip_id).stem
+    official = stem + "X" if stem.endswith("_X") else stem
+    actor = clip.speaker.removeprefix("cremad_")
+    age = ages.get(actor, "")
+    return replace(
+        clip,
+        vote=votes.get(official),
+        age=int(age) if clip.age is None and age.isdigit() else clip.age,
+        gender=clip.gender or sexes.get(actor, "").lower() or None,
+    )
+
+
+def _table(folder: Path, file: str, key: str, value: str) -> dict[str, str]:
+    """Two columns of a table that lies beside the clips; empty where there is no such table."""
+    paths = [folder / place / file for place in _BESIDE]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return {}
+    with path.open(newline="", encoding="utf-8-sig", errors="replace") as table:
+        rows = list(csv.DictReader(table))
+    if not rows or key not in rows[0] or value not in rows[0]:
+        raise CorpusError(f"{path} lacks the columns {key} and {value}; restore the official file")
+    return {row[key]: row[value] for row in rows}
