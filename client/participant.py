@@ -45,7 +45,7 @@ def enrol(device: Device, plan: Plan, front: Front, population: Population) -> T
     statistics = {name: getattr(population, name) for name in Population.__dataclass_fields__}
     device.vault.put("plan", plan.to_json().encode())
     device.vault.put_tensors("population", statistics)
-    tensors = {"enrolled": rows[clips.enrols], "unit_length": torch.tensor(front.unit_length)}
+    tensors = {"enrolled": rows[clips.enrols], "length": torch.tensor(front.length)}
     for name, chosen in (("training", clips.trains), ("calibration", clips.calibrates)):
         part = clips.examples.take(chosen)
         parts = {"projected": projected[chosen], "frames": part.frames, "labels": part.labels}
@@ -240,6 +240,6 @@ def _population(device: Device) -> Population:
 
 def _finish(kept: dict[str, Tensor], name: str, mean: Tensor) -> Examples:
     """Projected clips with a mean taken off, as the model reads them."""
-    frames, unit_length = kept[f"{name}.frames"], bool(kept["unit_length"])
-    inputs = finish(kept[f"{name}.projected"], mean, frames, unit_length=unit_length)
+    frames, length = kept[f"{name}.frames"], float(kept["length"])
+    inputs = finish(kept[f"{name}.projected"], mean, frames, length=length)
     return Examples(features=inputs, frames=frames, labels=kept[f"{name}.labels"])

@@ -93,7 +93,9 @@ def local_update(
     _check(model, examples, weights)
     start = flatten(model)
     current = nn.Parameter(start.clone())
-    step = _STEPS[type(mechanism)](_Objective(model, weights), current, training, mechanism, noise)
+    step = _STEPS[type(mechanism)](
+        _Objective(model, weights, training.label_smoothing), current, training, mechanism, noise
+    )
     zeroed = 0
     for _ in range(training.steps):
         zeroed += step(_poisson(model, examples, training.sample_rate, generator))
@@ -139,9 +141,10 @@ def _trim(examples: Examples) -> Examples:
 class _Objective:
     """The loss of each utterance as a function of the flat weights, and its gradients."""
 
-    def __init__(self, model: Network, weights: Tensor) -> None:
+    def __init__(self, model: Network, weights: Tensor, smoothing: float) -> None:
         self._model = model
         self._weights = weights
+        self._smoothing = smoothing
         self._each = _GRADIENTS[model.gradients]
 
     def losses(
@@ -150,7 +153,7 @@ class _Objective:
         """Shape (utterances,)."""
         state = unflatten(self._model, current)
         logits = functional_call(self._model, state, (features, frames, keep))
-        return cross_entropy(logits, labels, self._weights)
+        return cross_entropy(logits, labels, self._weights, self._smoothing)
 
     def mean_gradient(self, current: Tensor, batch: _Batch) -> Tensor:
         """Of the mean loss, shape (params,)."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -15,10 +15,12 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.head import HeadPrior, prior_from_dict
 
 _NAMES = ("weights", "direction", "scale", "tail")
+_STATE = "state.safetensors"
+_HISTORY = "rounds"
 
 
 def write(folder: Path, state: State, plan: str) -> None:
-    """Keep a round, atomically.
+    """Keep a round, atomically: the newest state whole, and every round's model.
 
     Args:
         folder: Where checkpoints lie; made if missing.
@@ -28,35 +30,44 @@ def write(folder: Path, state: State, plan: str) -> None:
     Raises:
         ModelError: The disk refuses.
     """
+    words = {"plan": plan, "round": str(state.round)}
+    model = {"weights": state.released.contiguous()}
+    history = folder / _HISTORY / f"round-{state.round:04d}.safetensors"
+    replace_file(history, save(model, words), durable=False)
     tensors = {name: getattr(state, name).contiguous() for name in _NAMES}
-    data = save(tensors, {"plan": plan, "round": str(state.round)})
-    replace_file(folder / f"round-{state.round:04d}.safetensors", data)
+    replace_file(folder / _STATE, save(tensors, words))
 
 
 def latest(folder: Path, plan: str) -> State | None:
     """The newest round kept, or None.
 
     Raises:
-        ModelError: The newest checkpoint is damaged or belongs to another plan.
+        ModelError: The checkpoint is damaged or belongs to another plan.
     """
-    rounds = sorted(folder.glob("round-*.safetensors"))
-    return read(rounds[-1], plan) if rounds else None
-
-
-def read(path: Path, plan: str) -> State:
-    """One checkpoint, verified."""
-    way_out = f"remove {path.name} to continue from the round before, or start the run anew"
+    path = folder / _STATE
+    if not path.exists():
+        return None
+    way_out = f"remove {path} to train this fold from its start"
     try:
-        tensors = load_file(path)
-        number = int(path.stem.removeprefix("round-"))
+        tensors, words = load_file(path), _metadata(path)
+        number = int(words["round"])
         state = State(round=number, **{name: tensors[name] for name in _NAMES})
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ModelError(f"the checkpoint {path} is damaged ({error}); {way_out}") from error
-    if _metadata(path).get("plan") != plan:
+    if words.get("plan") != plan:
         raise ModelError(f"the checkpoint {path} belongs to another plan; {way_out}")
     if not all(bool(torch.isfinite(tensors[name]).all()) for name in _NAMES):
         raise ModelError(f"the checkpoint {path} holds a NaN or an infinity; {way_out}")
     return state
+
+
+def history(folder: Path) -> Iterator[tuple[int, Tensor]]:
+    """Every round kept and its model's weights, shape (params,); damaged rounds are left out."""
+    for path in sorted((folder / _HISTORY).glob("round-*.safetensors")):
+        try:
+            yield int(path.stem.removeprefix("round-")), load_file(path)["weights"]
+        except (SafetensorError, KeyError, ValueError, OSError):
+            continue
 
 
 def release(folder: Path, tensors: Mapping[str, Tensor], prior: HeadPrior) -> None:
@@ -87,15 +98,22 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def replace_file(path: Path, data: bytes) -> None:
-    """Write a file so that after a crash it is the old one or the new one, whole."""
+def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file so that after a crash it is the old one or the new one, whole.
+
+    Args:
+        path: Which.
+        data: All of it.
+        durable: Whether it must also survive a power cut once this returns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with fresh.open("wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         fresh.replace(path)
     except OSError as error:
         fresh.unlink(missing_ok=True)

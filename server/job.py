@@ -43,7 +43,7 @@ class Job:
         devices: How many devices to wait for, at least 1.
         quorum: Share of the contributing devices whose updates make a round valid, in (0, 1].
         timeout_s: How long to wait for replies, in seconds.
-        class_weights: Public weights of the classes; empty derives them from noised counts.
+        class_exponent: 1 weighs classes by the inverse of their noised frequency, 0 not at all.
         held_out: File of public speakers that the warm start has not seen, behind front and
             normaliser (``features``, ``frames``, ``labels``, ``speakers``); the prior of the heads
             comes from them. None where there is no public corpus.
@@ -57,7 +57,7 @@ class Job:
     devices: int
     quorum: float = 0.5
     timeout_s: float = 3600.0
-    class_weights: tuple[float, ...] = ()
+    class_exponent: float = 1.0
     held_out: Path | None = None
 
     def save(self, folder: Path) -> None:
@@ -66,11 +66,11 @@ class Job:
             "schema": SCHEMA,
             "plan": self.plan.to_json(),
             "aggregation": asdict(self.aggregation),
-            "unit_length": self.front.unit_length,
+            "length": self.front.length,
             "devices": self.devices,
             "quorum": self.quorum,
             "timeout_s": self.timeout_s,
-            "class_weights": list(self.class_weights),
+            "class_exponent": self.class_exponent,
             "held_out": str(self.held_out) if self.held_out else None,
         }
         tensors = {name: getattr(self.population, name) for name in _population_fields()}
@@ -109,18 +109,16 @@ class Job:
         return population_prior(heard, classes=classes)
 
     def weigh(self, counts: Tensor) -> Tensor:
-        """Class weights from the noised label histogram of all devices, shape (classes,).
+        """Class weights from the noised label counts of all devices, shape (classes,), float32.
 
-        Inverse frequency with an average of 1 over utterances; a class counts as at least a tenth
-        of the mean, so that noise cannot make one class everything. Post-processing of a booked
-        release: it costs nothing more.
+        Frequency to the power of ``-class_exponent``, with an average of 1 over utterances. A class
+        counts as at least a quarter of its even share, so that noise cannot make one class
+        everything. Post-processing of a booked release: it costs nothing more.
         """
-        if self.class_weights:
-            return torch.tensor(self.class_weights, dtype=torch.float32)
-        floor = counts.mean().clamp(min=1.0) / 10
-        inverse = 1 / counts.clamp(min=float(floor))
-        usual = counts.clamp(min=0).sum().clamp(min=1.0)
-        return (inverse * usual / len(counts)).float()
+        share = counts.clamp(min=1.0) / counts.clamp(min=1.0).sum()
+        even = 1 / len(counts)
+        weights = share.clamp(min=even / 4) ** -self.class_exponent
+        return (weights / (weights * share).sum()).float()
 
 
 def _population_fields() -> tuple[str, ...]:
@@ -130,9 +128,7 @@ def _population_fields() -> tuple[str, ...]:
 
 def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """Rebuild the nested settings."""
-    front = Front(
-        mean=tensors["mean"], matrix=tensors["matrix"], unit_length=bool(facts["unit_length"])
-    )
+    front = Front(mean=tensors["mean"], matrix=tensors["matrix"], length=float(facts["length"]))
     return {
         "plan": Plan.from_json(facts["plan"]),
         "aggregation": Aggregation(**facts["aggregation"]),
@@ -142,6 +138,6 @@ def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "devices": int(facts["devices"]),
         "quorum": float(facts["quorum"]),
         "timeout_s": float(facts["timeout_s"]),
-        "class_weights": tuple(facts["class_weights"]),
+        "class_exponent": float(facts["class_exponent"]),
         "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
     }

@@ -27,16 +27,18 @@ class FrontSettings:
         whitening: Exponent from 0 (principal components as they are) to 1 (all alike).
         emphasis: How much longer the directions are made that tell public emotions apart, 0 or
             above.
-        unit_length: Whether rows are scaled to length 1 behind the normaliser.
+        length: What rows are scaled to behind the normaliser; 0 for not at all.
     """
 
     dims: int = 128
     whitening: float = 0.0
     emphasis: float = 0.0
-    unit_length: bool = True
+    length: float = 1.0
 
     def __post_init__(self) -> None:
-        check.not_negative(dims=self.dims, whitening=self.whitening, emphasis=self.emphasis)
+        check.not_negative(
+            dims=self.dims, whitening=self.whitening, emphasis=self.emphasis, length=self.length
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -79,16 +81,16 @@ def fit_front(rows: Tensor, speakers: Tensor, labels: Tensor, settings: FrontSet
     spread = within.std(0, unbiased=False) + 1e-6
     scaled = within / spread
     if not settings.dims:
-        length = scaled.square().sum(1).mean().sqrt()
-        matrix = torch.diag(1 / spread) / length
-        return Front(mean=mean.float(), matrix=matrix.float(), unit_length=settings.unit_length)
+        size = scaled.square().sum(1).mean().sqrt()
+        matrix = torch.diag(1 / spread) / size
+        return Front(mean=mean.float(), matrix=matrix.float(), length=settings.length)
     values, vectors = torch.linalg.eigh(scaled.T @ scaled / len(scaled))
     values = values.flip(0)[: settings.dims].clamp(min=1e-12)
     vectors = _signed(vectors.flip(1)[:, : settings.dims])
     turn = _turn(scaled @ vectors, labels, values, settings)
-    length = (values[:, None] * turn.square()).sum().sqrt()
-    matrix = (vectors @ turn) / spread[:, None] / length
-    return Front(mean=mean.float(), matrix=matrix.float(), unit_length=settings.unit_length)
+    size = (values[:, None] * turn.square()).sum().sqrt()
+    matrix = (vectors @ turn) / spread[:, None] / size
+    return Front(mean=mean.float(), matrix=matrix.float(), length=settings.length)
 
 
 def _signed(vectors: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ def normalised(front: Front, speech: PublicSpeech, *, user_mean: bool) -> Exampl
     means = group_means(rows, speech.speakers)[speech.speakers] if user_mean else rows.mean(0)
     shaped = means[:, None] if user_mean and projected.dim() == 3 else means
     frames = speech.examples.frames
-    inputs = finish(projected, shaped, frames, unit_length=front.unit_length)
+    inputs = finish(projected, shaped, frames, length=front.length)
     return Examples(features=inputs, frames=frames, labels=speech.examples.labels)
 
 

@@ -1,5 +1,6 @@
 """A round of training as a pure function from state to state; Flower is glue around it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.plan import Plan
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,7 +19,11 @@ class Aggregation:
     Attributes:
         optimiser: ``average`` adds the mean update (federated averaging, with momentum);
             ``adam`` scales it per weight, with bias correction.
-        learning_rate: Of the server, above 0.
+        learning_rate: Of the server, above 0; with noise an upper limit, see ``weight_noise``.
+        schedule: ``constant``, or ``cosine`` down to 0 over the plan's rounds (Loshchilov &
+            Hutter 2017).
+        weight_noise: Most standard deviation that privacy noise may leave in one weight by the
+            end of training, above 0; the learning rate is lowered to keep it.
         momentum: Share of the old direction that is kept, in [0, 1).
         second_moment: Adam's beta2, in [0, 1).
         adaptivity: Adam's epsilon, above 0.
@@ -30,13 +36,17 @@ class Aggregation:
     learning_rate: float = 1.0
     momentum: float = 0.0
     second_moment: float = 0.99
-    adaptivity: float = 1e-3
+    adaptivity: float = 1e-8
+    schedule: str = "constant"
+    weight_noise: float = 0.75
     averaged_rounds: int = 1
     update_norm: float = 1e6
 
     def __post_init__(self) -> None:
         check.one_of(("average", "adam"), optimiser=self.optimiser)
+        check.one_of(("constant", "cosine"), schedule=self.schedule)
         check.positive(
+            weight_noise=self.weight_noise,
             learning_rate=self.learning_rate,
             adaptivity=self.adaptivity,
             update_norm=self.update_norm,
@@ -92,8 +102,40 @@ def mean_update(updates: Sequence[Tensor]) -> Tensor:
     return (total / len(updates)).float()
 
 
-def advance(state: State, update: Tensor, settings: Aggregation) -> State:
-    """The state after a round whose devices' mean update was ``update``, shape (params,)."""
+def learning_rate(
+    settings: Aggregation, plan: Plan, number: int, *, devices: int, utterances: float
+) -> float:
+    """The server's learning rate in a round; it depends on public figures alone.
+
+    Args:
+        settings: How the server aggregates.
+        plan: For clip, noise, steps and rounds.
+        number: The round, from 1.
+        devices: How many contribute.
+        utterances: How many they hold together, by their noised counts.
+    """
+    rate = settings.learning_rate
+    if plan.private:
+        # After T steps a weight carries noise of rate * clip * noise * sqrt(devices * T) / utterances.
+        steps = plan.rounds * plan.training.steps
+        spread = plan.mechanism.clip_norm * plan.mechanism.noise_multiplier
+        spread *= plan.training.learning_rate * math.sqrt(devices * steps)
+        spread /= utterances * plan.training.sample_rate
+        rate = min(rate, settings.weight_noise / spread)
+    if settings.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * (number - 1) / plan.rounds))
+    return rate
+
+
+def advance(state: State, update: Tensor, settings: Aggregation, *, rate: float) -> State:
+    """The state after a round.
+
+    Args:
+        state: The state before it.
+        update: Mean update of the round's devices, shape (params,).
+        settings: How the server aggregates.
+        rate: What :func:`learning_rate` gives.
+    """
     number = state.round + 1
     kept = settings.momentum
     direction = kept * state.direction + (1 - kept) * update
@@ -105,7 +147,7 @@ def advance(state: State, update: Tensor, settings: Aggregation) -> State:
         step = step / ((scale / (1 - beta**number)).sqrt() + settings.adaptivity)
     else:
         step = direction / (1 - kept)  # heavy ball: the sum of past updates, not their mean
-    weights = state.weights + settings.learning_rate * step
+    weights = state.weights + rate * step
     start = [] if state.round == 0 else [state.tail]
     tail = torch.cat([*start, weights[None]])[-settings.averaged_rounds :]
     return State(round=number, weights=weights, direction=direction, scale=scale, tail=tail)

@@ -19,7 +19,7 @@ from torch import Tensor
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
-from sottovoce.server.round import State, advance, begin, mean_update
+from sottovoce.server.round import State, advance, begin, learning_rate, mean_update
 from sottovoce.shared import wire
 from sottovoce.shared.errors import EngineError, MessageError, SottovoceError
 from sottovoce.shared.head import SealedHead
@@ -83,13 +83,12 @@ class Training:
             EngineError: Too few devices, or too few usable replies; ``--resume`` goes on later.
         """
         enrolled = self._enrol()
-        rounds = self.folder / "rounds"
-        state = checkpoint.latest(rounds, self.job.plan.digest())
+        state = checkpoint.latest(self.folder, self.job.plan.digest())
         if state is None:
             state = begin(self.job.weights)
         while state.round < self.job.plan.rounds:
             state = self._round(state, enrolled)
-            checkpoint.write(rounds, state, self.job.plan.digest())
+            checkpoint.write(self.folder, state, self.job.plan.digest())
             LOG.info("round %d of %d", state.round, self.job.plan.rounds)
         self._personal(state, enrolled)
         return state
@@ -156,7 +155,14 @@ class Training:
                 "The rounds before are kept: run again with --resume"
             )
         mean = mean_update([update for update in updates if update is not None])
-        return advance(state, mean, self.job.aggregation)
+        rate = learning_rate(
+            self.job.aggregation,
+            self.job.plan,
+            state.round + 1,
+            devices=len(devices),
+            utterances=enrolled.usual * len(devices),
+        )
+        return advance(state, mean, self.job.aggregation, rate=rate)
 
     def _counts(self, reply: wire.Reply) -> bool:
         """Whether an update takes part: it is there, and no longer than validation allows."""

@@ -85,7 +85,7 @@ class Bundle:
             mean: The user's, shape (inputs,); ``centre`` for an unknown user.
         """
         projected = self.front.project(features)
-        inputs = finish(projected, mean, frames, unit_length=self.front.unit_length)
+        inputs = finish(projected, mean, frames, length=self.front.length)
         with torch.no_grad():
             logits: Tensor = self.network()(inputs, frames)
         return logits
@@ -106,7 +106,7 @@ class Bundle:
             "labels": list(self.labels),
             "extractor": self.extractor,
             "model": self.spec.to_dict(),
-            "unit_length": self.front.unit_length,
+            "length": self.front.length,
             "user_mean": self.user_mean,
             "prior": self.prior.as_dict(),
             "model_hash": self.model_hash,
@@ -140,7 +140,7 @@ def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
     front = Front(
         mean=tensors["front.mean"],
         matrix=tensors["front.matrix"],
-        unit_length=bool(words["unit_length"]),
+        length=float(words["length"]),
     )
     population = {name: tensors[f"population.{name}"] for name in _population_fields()}
     return {

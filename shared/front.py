@@ -9,23 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sottovoce.shared import check
 from sottovoce.shared.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Front:
-    """An affine map, then (after the user's mean was taken off) an optional unit length.
+    """An affine map, then (after the user's mean was taken off) an optional common length.
 
     Attributes:
         mean: What is subtracted first, shape (features,), float32.
         matrix: Shape (features, inputs), float32.
-        unit_length: Whether every row is scaled to length 1 once normalised: that bounds what
-            one utterance can do to a gradient.
+        length: What every row is scaled to once normalised, which bounds what one utterance can
+            do to a gradient; 0 leaves rows as they are.
     """
 
     mean: Tensor
     matrix: Tensor
-    unit_length: bool = False
+    length: float = 0.0
 
     def __post_init__(self) -> None:
         fits = self.mean.dim() == 1 and self.matrix.dim() == 2
@@ -34,6 +35,7 @@ class Front:
                 f"a front of mean {tuple(self.mean.shape)} and matrix {tuple(self.matrix.shape)} "
                 "does not fit together; needed: (features,) and (features, inputs)"
             )
+        check.not_negative(length=self.length)
         if not (self.mean.isfinite().all() and self.matrix.isfinite().all()):
             raise ModelError("the front holds a NaN or an infinity; fit it again")
 
@@ -58,30 +60,30 @@ class Front:
 
     def digest(self) -> str:
         """SHA-256 over everything that defines the front."""
-        sha = hashlib.sha256(b"unit" if self.unit_length else b"free")
+        sha = hashlib.sha256(repr(float(self.length)).encode())
         for tensor in (self.mean, self.matrix):
             sha.update(str(tuple(tensor.shape)).encode())
             sha.update(tensor.contiguous().numpy().tobytes())
         return sha.hexdigest()
 
 
-def finish(projected: Tensor, mean: Tensor, frames: Tensor, *, unit_length: bool) -> Tensor:
-    """Take a mean off, and scale every row to length 1 where asked for.
+def finish(projected: Tensor, mean: Tensor, frames: Tensor, *, length: float) -> Tensor:
+    """Take a mean off, and scale every row to one length where asked for.
 
     Args:
         projected: What :meth:`Front.project` gave, shape (utterances, inputs) or
             (utterances, frames, inputs).
         mean: The user's, shape (inputs,), or anything that broadcasts.
         frames: Real frames of each utterance, shape (utterances,), int64.
-        unit_length: Whether rows are scaled; a row of zeros stays zeros.
+        length: What rows are scaled to, 0 for not at all; a row of zeros stays zeros.
 
     Returns:
         The shape of ``projected``: what the model reads; zeros behind the last frame.
     """
     centred = projected - mean
-    if unit_length:
-        length = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
-        centred = centred / length.clamp(min=1e-12)
+    if length:
+        norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+        centred = centred * (length / norm.clamp(min=1e-12))
     if centred.dim() == 3:
         steps = torch.arange(centred.shape[1])[None, :, None]
         centred = centred * (steps < frames[:, None, None])

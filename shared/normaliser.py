@@ -163,6 +163,9 @@ def _clipped_sum(rows: Tensor, radius: float) -> Tensor:
     return total
 
 
+_LEAST_COUNT = 8.0
+"""A noised count below this says nothing; users with so few clips are hardly worth the noise."""
+
 EXACT_CENTRE = CentreRelease(radius=math.inf, noise_multiplier=0.0)
 """The same without a bound and without noise, which no epsilon covers."""
 
@@ -194,7 +197,10 @@ def released_mean(
     exact = torch.cat([_clipped_sum(rows, settings.radius), count])
     spread = settings.sensitivity * settings.noise_multiplier if settings.noise_multiplier else 0.0
     noised = exact + noise.normal(tuple(exact.shape), spread)
-    utterances = (noised[-1] / settings.count_weight).clamp(min=1.0)
+    if not spread:
+        return (exact[:-1] / max(len(rows), 1)).float()
+    utterances = (noised[-1] / settings.count_weight).clamp(min=_LEAST_COUNT)
     between = population.between.double()
-    trust = between / (between + (spread / utterances) ** 2).clamp(min=1e-12)
+    doubt = (spread / utterances) ** 2 + population.within.double() / utterances
+    trust = between / (between + doubt).clamp(min=1e-12)
     return (trust * noised[:-1] / utterances).float()

@@ -17,6 +17,7 @@ class LocalTraining:
         learning_rate: Step size, above 0.
         denominator: Public number of utterances that the noised sum of gradients is divided by,
             above 0. It is never counted on the device: a count is a release.
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
         momentum: Of the gradient descent, in [0, 1). It only sees noised gradients.
     """
 
@@ -25,6 +26,7 @@ class LocalTraining:
     learning_rate: float
     denominator: float
     momentum: float = 0.0
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         check.at_least(1, steps=self.steps)
@@ -32,6 +34,8 @@ class LocalTraining:
         check.positive(learning_rate=self.learning_rate, denominator=self.denominator)
         if not 0 <= self.momentum < 1:
             raise SettingError(f"momentum is {self.momentum}; it must be in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise SettingError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

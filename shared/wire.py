@@ -59,7 +59,7 @@ class EnrolRequest:
         """As it travels."""
         facts: dict[str, Fact] = {
             "plan": self.plan.to_json(),
-            "unit_length": self.front.unit_length,
+            "length": self.front.length,
         }
         population = {
             name: getattr(self.population, name) for name in Population.__dataclass_fields__
@@ -79,7 +79,7 @@ class EnrolRequest:
         front = Front(
             mean=_tensor(content, "front", "mean", 1),
             matrix=_tensor(content, "front", "matrix", 2),
-            unit_length=bool(facts.get("unit_length")),
+            length=_number(facts, "length"),
         )
         if front.digest() != plan.front:
             raise MessageError("the front is not the one that the plan names; nothing was enrolled")
@@ -256,6 +256,14 @@ def _text(facts: ConfigRecord, name: str) -> str:
     value = facts.get(name)
     if not isinstance(value, str):
         raise MessageError(f"the message's {name} is {value!r}; it must be text")
+    return value
+
+
+def _number(facts: ConfigRecord, name: str) -> float:
+    """One fact that must be a finite number, 0 or above."""
+    value = facts.get(name)
+    if not isinstance(value, float) or not 0 <= value < float("inf"):
+        raise MessageError(f"the message's {name} is {value!r}; it must be finite, 0 or above")
     return value
 
 

@@ -53,6 +53,7 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
             classes=len(labels),
             hidden=recipe.hidden,
             dropout=recipe.dropout,
+            bias_feature=recipe.bias_feature,
         ),
         rounds=scenario.rounds,
         training=LocalTraining(
@@ -61,6 +62,7 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
             learning_rate=recipe.learning_rate,
             denominator=1.0,
             momentum=recipe.momentum,
+            label_smoothing=recipe.label_smoothing,
         ),
         mechanism=NoPrivacy(),
         centre=EXACT_CENTRE if centred else None,
@@ -81,6 +83,7 @@ def noised(plan: Plan, scenario: Scenario) -> Plan:
     recipe = scenario.recipe
     precision = accountant.gaussian_mu(scenario.epsilon, scenario.delta) ** 2
     left = precision - 1 / recipe.count_noise**2
+    behind = left * (1 - recipe.centre_share) if plan.centre else left
     if left <= 0:
         raise SettingError(
             f"epsilon {scenario.epsilon} at delta {scenario.delta} is too small: label counts with "
@@ -91,7 +94,7 @@ def noised(plan: Plan, scenario: Scenario) -> Plan:
         noise = 1 / math.sqrt(recipe.centre_share * left)
         centre = CentreRelease(radius=recipe.centre_radius, noise_multiplier=noise)
     if normaliser:
-        noise = 1 / math.sqrt(recipe.normaliser_share * left)
+        noise = 1 / math.sqrt(recipe.normaliser_share * behind)
         normaliser = NormaliserRelease(
             radius=recipe.normaliser_radius,
             count_weight=recipe.normaliser_count * recipe.normaliser_radius,
@@ -121,7 +124,9 @@ def budget(scenario: Scenario) -> Budget | None:
     return Budget(epsilon=scenario.epsilon, delta=scenario.delta)
 
 
-def privacy_file(scenario: Scenario, plan: Plan, worlds: Mapping[str, Mapping[str, Ledger]]) -> Json:
+def privacy_file(
+    scenario: Scenario, plan: Plan, worlds: Mapping[str, Mapping[str, Ledger]]
+) -> Json:
     """Content of privacy.json.
 
     Args:

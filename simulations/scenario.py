@@ -35,6 +35,8 @@ class Recipe:
         dropout: Chance of dropping a number, in [0, 1).
         front: How the public front is fitted.
         warm_start: Whether training starts from a head fitted on public speech.
+        bias_feature: The constant that the last layer's bias weighs.
+        label_smoothing: Share of the target spread over all classes.
         warm_decay: L2 penalty of that head.
         steps: Local steps a round.
         sample_rate: Chance that an utterance joins a step.
@@ -58,12 +60,14 @@ class Recipe:
     dropout: float = 0.0
     front: FrontSettings = field(default_factory=FrontSettings)
     warm_start: bool = True
+    bias_feature: float = 1.0
+    label_smoothing: float = 0.0
     warm_decay: float = 1e-3
     steps: int = 1
     sample_rate: float = 1.0
     learning_rate: float = 1.0
     momentum: float = 0.0
-    class_weights: str = "root"
+    class_weights: str = "inverse"
     aggregation: Aggregation = field(default_factory=Aggregation)
     clip_norm: float = 0.5
     centre: bool = True
@@ -71,8 +75,8 @@ class Recipe:
     centre_share: float = 0.04
     normaliser_radius: float = 0.8
     normaliser_count: float = 0.3
-    normaliser_share: float = 0.15
-    count_noise: float = 12.0
+    normaliser_share: float = 0.10
+    count_noise: float = 10.0
 
     def __post_init__(self) -> None:
         check.one_of(KINDS, model=self.model)
@@ -194,41 +198,45 @@ def _check_public(scenario: Scenario) -> None:
             raise SettingError(f"{data} holds the users' corpus; it cannot be public as {name} too")
 
 
-def recipe_for(*, unit: str, model: str | None, enrolment: str) -> Recipe:
+def recipe_for(*, unit: str, model: str | None) -> Recipe:
     """The usual recipe, from public facts alone; see docs/recipes.md for how it was chosen."""
     if model is not None and model not in HEADS_ON_FROZEN:
         return replace(END_TO_END, model=model)
     usual = PRIVATE if unit != "none" else OPEN
-    del enrolment  # the same for all: what is known of a user changes the data, not the recipe
     return replace(usual, model=model) if model else usual
 
 
 PRIVATE = Recipe(
     model="linear",
-    front=FrontSettings(dims=96, whitening=0.5),
-    aggregation=Aggregation(learning_rate=30.0),
+    front=FrontSettings(dims=128, whitening=0.5, emphasis=1.0, length=1.0),
+    bias_feature=0.3,
+    clip_norm=0.5,
+    aggregation=Aggregation(optimiser="average", learning_rate=62.5, weight_noise=0.75),
 )
-PRIVATE_ROUNDS = 20
+PRIVATE_ROUNDS = 16
 
 OPEN = Recipe(
     model="mlp",
-    front=FrontSettings(dims=0, unit_length=True),
+    dropout=0.5,
+    front=FrontSettings(dims=0, length=16.0),
     warm_start=False,
-    steps=8,
-    sample_rate=0.3,
-    learning_rate=0.3,
-    aggregation=Aggregation(learning_rate=1.0, momentum=0.5),
+    label_smoothing=0.1,
+    aggregation=Aggregation(
+        optimiser="adam", learning_rate=3e-3, momentum=0.9, second_moment=0.999, schedule="cosine"
+    ),
 )
-OPEN_ROUNDS = 40
+OPEN_ROUNDS = 60
 
 END_TO_END = Recipe(
     model="cnn-attention",
-    front=FrontSettings(dims=0, unit_length=False),
+    hidden=96,
+    front=FrontSettings(dims=0, length=0.0),
     centre=False,
     warm_start=False,
-    steps=8,
-    sample_rate=0.3,
+    steps=4,
+    sample_rate=0.25,
     learning_rate=0.1,
+    momentum=0.5,
     aggregation=Aggregation(learning_rate=1.0, momentum=0.5),
 )
 END_TO_END_ROUNDS = 40
@@ -236,7 +244,7 @@ END_TO_END_ROUNDS = 40
 
 def settle(scenario: Scenario, *, model: str | None = None) -> Scenario:
     """Fill in what was left out."""
-    recipe = recipe_for(unit=scenario.unit, model=model, enrolment=scenario.enrolment)
+    recipe = recipe_for(unit=scenario.unit, model=model)
     frozen = recipe.model in HEADS_ON_FROZEN
     rounds = PRIVATE_ROUNDS if scenario.private else OPEN_ROUNDS
     return replace(

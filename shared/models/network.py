@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sottovoce.shared.errors import ModelError
 
@@ -49,9 +50,11 @@ class Network(nn.Module):
         body: Makes one vector an utterance.
         classes: How many emotions there are.
         dropout: Chance that a number of the vector is dropped in training, in [0, 1).
+        bias_feature: The constant input that the bias weighs, above 0; a small one leaves more of
+            a clipped gradient to the other weights.
     """
 
-    def __init__(self, body: Body, classes: int, dropout: float) -> None:
+    def __init__(self, body: Body, classes: int, dropout: float, bias_feature: float = 1.0) -> None:
         super().__init__()
         self.body = body
         self.head = nn.Linear(body.width, classes)
@@ -59,6 +62,7 @@ class Network(nn.Module):
         self.inputs = body.inputs
         self.classes = classes
         self.dropout = dropout
+        self.bias_feature = bias_feature
         self.gradients = body.gradients
 
     def forward(self, features: Tensor, frames: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -81,8 +85,8 @@ class Network(nn.Module):
         if features.dim() != self.axes or features.shape[-1] != self.inputs:
             raise ModelError(self._misfit(features))
         vector = self.body(features, frames)
-        logits: Tensor = self.head(vector if keep is None else vector * keep)
-        return logits
+        kept = vector if keep is None else vector * keep
+        return F.linear(kept, self.head.weight, self.head.bias * self.bias_feature)
 
     def keep(self, utterances: int, generator: torch.Generator) -> Tensor:
         """Draw a dropout mask, every utterance's apart from every other's.

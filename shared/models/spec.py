@@ -45,6 +45,7 @@ class ModelSpec:
         hidden: Width of the hidden layers (of the attention, for a ``linear`` head), 1 or more;
             even for ``bilstm-attention``, whose two directions share it.
         dropout: Chance that a number that the last layer reads is dropped in training, in [0, 1).
+        bias_feature: The constant input that the last layer's bias weighs, above 0.
 
     Raises:
         SettingError: A value out of its range, or a pooling that does not go with the kind.
@@ -56,6 +57,7 @@ class ModelSpec:
     classes: int
     hidden: int = 96
     dropout: float = 0.0
+    bias_feature: float = 1.0
 
     def __post_init__(self) -> None:
         check.one_of(KINDS, kind=self.kind)
@@ -63,6 +65,7 @@ class ModelSpec:
         for name, value, least in self._counts():
             if not (isinstance(value, int) and value >= least):
                 raise SettingError(f"{name} is {value!r}; it must be a whole number from {least}")
+        check.positive(bias_feature=self.bias_feature)
         if not (math.isfinite(self.dropout) and 0 <= self.dropout < 1):
             raise SettingError(f"dropout is {self.dropout}; it must be in [0, 1)")
         if self.kind not in _HEADS and self.pooling != "none":
@@ -116,7 +119,7 @@ def build(spec: ModelSpec, seed: int) -> Network:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = Network(_body(spec), spec.classes, spec.dropout)
+        network = Network(_body(spec), spec.classes, spec.dropout, spec.bias_feature)
     if spec.kind == "linear":
         nn.init.zeros_(network.head.weight)
         nn.init.zeros_(network.head.bias)

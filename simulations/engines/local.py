@@ -50,6 +50,14 @@ def run(
         server(grid, Context(RUN, 0, {}, RecordDict(), dict(config)))
 
 
+def run_apps(*, devices: int, config: dict[str, str], workers: int) -> None:
+    """Run the product's own two apps; see ``engines.Engine``."""
+    from sottovoce.client.app import app as client
+    from sottovoce.server.app import app as server
+
+    run(server, client, devices=devices, config=config, workers=workers)
+
+
 class LocalGrid(Grid):
     """A grid whose devices live in this process or its workers."""
 

@@ -1,0 +1,341 @@
+"""A world: one fold's server and devices on disk, from before the first message to the scores."""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sottovoce.client.calibrator import Calibrator
+from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.ledger import Ledger
+from sottovoce.server import checkpoint
+from sottovoce.server.job import Job
+from sottovoce.shared import head as heads
+from sottovoce.shared import metrics, seeds
+from sottovoce.shared.bundle import Bundle
+from sottovoce.shared.errors import EngineError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import finish
+from sottovoce.shared.models.flat import load_flat
+from sottovoce.shared.plan import Plan
+from sottovoce.simulations import promise
+from sottovoce.simulations.corpora.clips import Clip
+from sottovoce.simulations.engines import engine
+from sottovoce.simulations.material import Material
+from sottovoce.simulations.protocols import Enrolment, Fold, enrolment_split
+from sottovoce.simulations.runfile import Json
+from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.scored import Scored
+
+LOG = logging.getLogger("sottovoce.simulations")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Outcome:
+    """What a fold leaves behind.
+
+    Attributes:
+        everything: Scores of all test clips but neutral enrolment ones, without heads.
+        personal: Scores before and after heads, without the labelled enrolment clips; None
+            without heads.
+        curve: (round, UAR) after each round.
+    """
+
+    everything: Scored
+    personal: Scored | None
+    curve: list[tuple[int, float]]
+
+
+class World:
+    """One fold.
+
+    Args:
+        folder: Where server and devices live.
+        ledgers: Where ledgers are kept for good.
+        fold: Who trains and who tests.
+        plan: The plan of this fold.
+        scenario: The settled scenario.
+        material: What all folds share.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        ledgers: Path,
+        fold: Fold,
+        plan: Plan,
+        scenario: Scenario,
+        material: Material,
+    ) -> None:
+        self.folder = folder
+        self.ledgers = ledgers
+        self.fold = fold
+        self.plan = plan
+        self.scenario = scenario
+        self.material = material
+
+    def run(self) -> Outcome:
+        """Everything, or what is left of it after an interruption."""
+        if not (self.folder / "outcome.json").is_file():
+            self._build()
+            self._train()
+            self._finish()
+        return self._outcome()
+
+    def ledger(self, user: str) -> Ledger:
+        """A contributing user's ledger, from the run's keeping."""
+        return Ledger(self.ledgers / f"{_file_name(user)}.jsonl")
+
+    def bundle(self) -> Bundle:
+        """The trained model."""
+        tensors, prior = checkpoint.released(self.folder / "server")
+        return Bundle(
+            labels=self.plan.labels,
+            extractor=self.plan.extractor,
+            spec=self.plan.model,
+            weights=tensors["weights"],
+            front=self.material.front,
+            centre=tensors["centre"],
+            population=self.material.population,
+            prior=prior,
+            user_mean=self.plan.normaliser is not None,
+            model_hash=self.plan.model_hash(tensors["weights"]),
+        )
+
+    @property
+    def _speakers(self) -> list[str]:
+        """All users, by the place of their device."""
+        return [*self.fold.train, *self.fold.test]
+
+    def _place(self, user: str) -> Path:
+        """A user's device."""
+        return self.folder / "devices" / f"{self._speakers.index(user):06d}"
+
+    def _build(self) -> None:
+        """Make the job and the devices that are not there yet."""
+        for user in self._speakers:
+            if not Device.exists(self._place(user)):
+                shutil.rmtree(self._place(user), ignore_errors=True)
+                facts, clips = self._device(user)
+                Device.create(self._place(user), facts, clips)
+        job = Job(
+            plan=self.plan,
+            aggregation=self.scenario.recipe.aggregation,
+            weights=self.material.start,
+            front=self.material.front,
+            population=self.material.population,
+            devices=len(self._speakers),
+            class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
+            held_out=self.material.held_out,
+        )
+        job.save(self.folder / "server")
+
+    def _device(self, user: str) -> tuple[Facts, Clips]:
+        """What a user's device holds: all clips of a training user, enrolment of a new one."""
+        clips = list(self.material.clips[user])
+        contributes = user in self.fold.train
+        if contributes:
+            everyone = torch.ones(len(clips), dtype=torch.bool)
+            nobody = torch.zeros(len(clips), dtype=torch.bool)
+            held = Clips(
+                examples=self.material.examples(clips),
+                enrols=everyone,
+                calibrates=nobody,
+                trains=everyone,
+            )
+        else:
+            held = self._enrolment_clips(user)
+        facts = Facts(
+            user=user,
+            budget=promise.budget(self.scenario),
+            contributes=contributes,
+            neutral_enrolment=not contributes and self.scenario.neutral_clips is not None,
+            labels=self.plan.labels,
+            simulated_seed=self.scenario.seed,
+        )
+        return facts, held
+
+    def _split(self, user: str) -> Enrolment:
+        """How a test user's clips are used."""
+        return enrolment_split(
+            self.material.clips[user],
+            neutral=self.scenario.neutral_clips or 0,
+            labelled=self.scenario.head_clips,
+            seed=seeds.derive(self.scenario.seed, "enrolment"),
+        )
+
+    def _enrolment_clips(self, user: str) -> Clips:
+        """What a new user has given the device; only labels that the user gave are there."""
+        split = self._split(user)
+        unlabelled = split.neutral if self.scenario.neutral_clips else self.material.clips[user]
+        if self.scenario.enrolment == "none":
+            unlabelled = ()
+        parts = [
+            self.material.examples(clips, labelled=labelled)
+            for clips, labelled in ((unlabelled, False), (split.labelled, True))
+            if clips
+        ]
+        sizes = [len(unlabelled), len(split.labelled)]
+        first = torch.arange(sum(sizes)) < sizes[0]
+        return Clips(
+            examples=_joined(parts, self.material),
+            enrols=first,
+            calibrates=~first,
+            trains=torch.zeros(sum(sizes), dtype=torch.bool),
+        )
+
+    def _train(self) -> None:
+        """Run both apps."""
+        config = {
+            "job": str((self.folder / "server").resolve()),
+            "devices": str((self.folder / "devices").resolve()),
+        }
+        engine(self.scenario.engine)(
+            devices=len(self._speakers), config=config, workers=self.scenario.workers
+        )
+        if not (self.folder / "server" / "released.safetensors").is_file():
+            raise EngineError(
+                f"{self.fold.name}: the {self.scenario.engine} engine ended without a model; "
+                "run again with --resume"
+            )
+
+    def _finish(self) -> None:
+        """Score, keep the ledgers, and forget the devices."""
+        scores, facts = self._score()
+        self.ledgers.mkdir(parents=True, exist_ok=True)
+        for user in self.fold.train:
+            kept = self.ledgers / f"{_file_name(user)}.jsonl"
+            checkpoint.replace_file(kept, (self._place(user) / "ledger.jsonl").read_bytes())
+        checkpoint.replace_file(self.folder / "outcome.safetensors", save(scores))
+        # Written last: an outcome is there once its facts are.
+        checkpoint.replace_file(self.folder / "outcome.json", json.dumps(facts).encode())
+        shutil.rmtree(self.folder / "devices")
+
+    def _score(self) -> tuple[dict[str, Tensor], Json]:
+        """Probabilities of all test users' clips, and the learning curve."""
+        bundle = self.bundle()
+        before, after, inputs, labels, clips, aside = [], [], [], [], [], []
+        for user in self.fold.test:
+            split = self._split(user)
+            chosen = [clip for clip in self.material.clips[user] if clip not in split.neutral]
+            examples = self.material.examples(chosen)
+            device = Device(self._place(user))
+            mean = device.vault.get_tensors("normaliser")["mean"]
+            logits = bundle.logits(examples.features, examples.frames, mean)
+            calibrator = Calibrator(device.vault, model_hash=bundle.model_hash, prior=bundle.prior)
+            before.append(logits)
+            after.append(heads.apply(calibrator.head(), logits))
+            inputs.append((examples, mean))
+            labels.append(examples.labels)
+            clips += [clip.clip_id for clip in chosen]
+            aside += [clip in split.labelled for clip in chosen]
+        scores = {
+            "before": torch.softmax(torch.cat(before).double(), 1),
+            "after": torch.softmax(torch.cat(after).double(), 1),
+            "labels": torch.cat(labels),
+            "labelled": torch.tensor(aside),
+        }
+        return scores, {"clips": clips, "curve": self._curve(bundle, inputs)}
+
+    def _curve(
+        self, bundle: Bundle, inputs: Sequence[tuple[Examples, Tensor]]
+    ) -> list[tuple[int, float]]:
+        """UAR on the test users after each round, for looking only: nothing is chosen by it."""
+        ready = [
+            (
+                finish(
+                    bundle.front.project(examples.features),
+                    mean,
+                    examples.frames,
+                    length=bundle.front.length,
+                ),
+                examples.frames,
+            )
+            for examples, mean in inputs
+        ]
+        labels = torch.cat([examples.labels for examples, _ in inputs]).numpy()
+        network, points = bundle.network(), []
+        for number, weights in checkpoint.history(self.folder / "server"):
+            load_flat(network, weights)
+            with torch.no_grad():
+                guesses = torch.cat([network(*batch).argmax(1) for batch in ready])
+            matrix = metrics.confusion(labels, guesses.numpy(), len(self.plan.labels))
+            points.append((number, float(metrics.uar(matrix))))
+        return points
+
+    def _outcome(self) -> Outcome:
+        """The scores as they were kept."""
+        facts = json.loads((self.folder / "outcome.json").read_text())
+        scores = {
+            name: tensor.numpy()
+            for name, tensor in load_file(self.folder / "outcome.safetensors").items()
+        }
+        by_name = {
+            clip.clip_id: clip for user in self.fold.test for clip in self.material.clips[user]
+        }
+        clips = [by_name[name] for name in facts["clips"]]
+        rows = np.arange(len(clips))
+        personal = None
+        if self.scenario.head_clips:
+            kept = rows[~scores["labelled"]]
+            personal = self._scored(clips, scores, kept, after="after")
+        return Outcome(
+            everything=self._scored(clips, scores, rows, after="before"),
+            personal=personal,
+            curve=[(int(number), float(uar)) for number, uar in facts["curve"]],
+        )
+
+    def _scored(
+        self, clips: Sequence[Clip], scores: Mapping[str, np.ndarray], rows: np.ndarray, after: str
+    ) -> Scored:
+        """A table of some of the scores."""
+        chosen = [clips[row] for row in rows]
+        return Scored(
+            emotions=self.plan.labels,
+            clips=[clip.clip_id for clip in chosen],
+            speakers=[clip.speaker for clip in chosen],
+            folds=[self.fold.name] * len(chosen),
+            labels=scores["labels"][rows],
+            before=scores["before"][rows],
+            after=scores[after][rows],
+            genders=[clip.gender or "" for clip in chosen],
+            ages=[clip.age for clip in chosen],
+            languages=[clip.language or "" for clip in chosen],
+        )
+
+
+CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
+
+
+def _joined(parts: Sequence[Examples], material: Material) -> Examples:
+    """Examples one behind the other; none at all keep their width."""
+    if not parts:
+        shape = next(iter(material.features.values())).shape
+        empty = torch.zeros(0, dtype=torch.int64)
+        return Examples(features=torch.zeros(0, *shape), frames=empty, labels=empty)
+    longest = max(part.features.shape[1] for part in parts)
+    features = [
+        torch.nn.functional.pad(part.features, (0, 0, 0, longest - part.features.shape[1]))
+        if part.features.dim() == 3
+        else part.features
+        for part in parts
+    ]
+    return Examples(
+        features=torch.cat(features),
+        frames=torch.cat([part.frames for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+    )
+
+
+def _file_name(user: str) -> str:
+    """A user's name as a file name that cannot leave its folder."""
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in user)[:60]
+    return f"{plain}-{seeds.derive(0, 'file', user) % 0xFFFFFFFF:08x}"
