@@ -45,7 +45,7 @@ _SYNONYMS = {
     " repugnancia walging 厌恶",
     "surprised": "sur surprise pleasant_surprise pleasant_surprised ps uberraschung uberrascht"
     " erstaunen erstaunt surpris etonne etonnement sorpresa sorprendido sorprendida sorpreso"
-    " sorpresa stupore surpresa verrast verrassing 惊喜 惊讶",
+    " stupore surpresa verrast verrassing 惊喜 惊讶",
     "bored": "boredom langeweile gelangweilt ennui ennuye aburrimiento aburrido aburrida noia"
     " annoiato tedio",
     "contempt": "contemptuous verachtung verachtlich mepris desprecio disprezzo desprezo",
