@@ -1,1 +1,36 @@
-"""From a run's JSON to pages a person can read."""
+"""From a run's JSON to pages a person can read.
+
+``render`` writes the two pages of a run folder; ``card.card`` writes a model's card. Jinja and
+Matplotlib are imported here and nowhere else, and only when a page is asked for: a device or a
+server never needs them.
+"""
+
+from pathlib import Path
+
+from sottovoce.shared.errors import SettingError
+
+
+def render(run_folder: Path) -> tuple[Path, Path]:
+    """Write report.html and privacy.html from the run.json and privacy.json beside them.
+
+    The pages are self-contained: one file each, no script, no font, no network. The same JSON
+    gives the same bytes.
+
+    Args:
+        run_folder: What ``--out`` named.
+
+    Returns:
+        The paths of report.html and privacy.html.
+
+    Raises:
+        SettingError: No such files, or the extra ``simulation`` is not installed.
+        MessageError: A file that is damaged, foreign or of a newer schema.
+        SottovoceError: The folder cannot be written.
+    """
+    try:
+        from sottovoce.simulations.reports.pages import render as write
+    except ImportError as error:
+        raise SettingError(
+            f"{error.name} is not installed; reports need pip install 'sottovoce[simulation]'"
+        ) from None
+    return write(Path(run_folder))

@@ -1,0 +1,279 @@
+"""The two pages of a run: report.html and privacy.html."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sottovoce.shared import metrics
+from sottovoce.simulations.reports import ledgers, plots, words
+from sottovoce.simulations.runfile import Json, read_privacy, read_run, write_text
+
+HERE = Path(__file__).parent
+_MOST_SPEAKERS = 500
+_UNKNOWN = "unknown"
+_UNITS = {
+    "none": "nothing",
+    "utterance": "for one utterance",
+    "user": "for one person",
+    "both": "for one utterance and one person",
+}
+_BASELINES = {
+    "central": "central, all recordings in one place",
+    "local_only": "each speaker alone",
+    "federated_no_privacy": "federated, no privacy",
+}
+_TIMING = {
+    "wall_s": ("Time, all in all", "s"),
+    "feature_s": ("Time for features", "s"),
+    "rounds_per_s": ("Rounds a second", ""),
+    "client_rounds_per_s": ("Client-rounds a second", ""),
+    "peak_rss_mb": ("Most memory", "MB"),
+}
+_ERRORS = {
+    "ece": "expected calibration error",
+    "classwise_ece": "the same, over all classes",
+    "nll": "negative log-likelihood, nats",
+    "brier": "Brier score, 0 to 2",
+}
+
+
+def render(folder: Path) -> tuple[Path, Path]:
+    """Write both pages; see :func:`sottovoce.simulations.reports.render`."""
+    run, privacy = read_run(folder), read_privacy(folder)
+    written = folder / "report.html", folder / "privacy.html"
+    for path, page in zip(written, (report(run, privacy), record(run, privacy)), strict=True):
+        write_text(path, page)
+    return written
+
+
+def report(run: Json, privacy: Json) -> str:
+    """The page for whoever wants to know how well it works and for whom."""
+    return _page("report", run, privacy, _results(run) | _run(run))
+
+
+def record(run: Json, privacy: Json) -> str:
+    """The page for an auditor, and for whoever's voice it is."""
+    return _page(
+        "privacy",
+        run,
+        privacy,
+        {
+            "checks": ledgers.checks(privacy),
+            "release_rows": ledgers.release_rows(privacy["worlds"]),
+            "worlds": ledgers.tables(privacy["worlds"]),
+            "plots": {},
+        },
+    )
+
+
+def _page(page: str, run: Json, privacy: Json, more: dict[str, Any]) -> str:
+    """Fill a template with what both pages share and with its own."""
+    context = _promise(run, privacy) | more
+    context["plots"] = more["plots"] | {"budget": _budget_plot(privacy)}
+    css = (HERE / "page.css").read_text(encoding="utf-8")
+    template = _environment().get_template(f"{page}.html.j2")
+    return template.render(page=page, css=css, run=run, privacy=privacy, **context)
+
+
+def _environment() -> Environment:
+    """Templates beside this file; whatever is inserted is escaped, and nothing may be missing."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(percent=words.percent, number=words.number)
+    return environment
+
+
+def _promise(run: Json, privacy: Json) -> dict[str, Any]:
+    """What both pages say about privacy."""
+    section = run["privacy"]
+    spent = (section.get("utterance") or {}).get("epsilon_max")
+    spent = (section.get("user") or {}).get("epsilon") if spent is None else spent
+    audited = (section.get("audit") or {}).get("epsilon_lower")
+    return {
+        "promised": privacy["unit"] != "none" and privacy["epsilon"] is not None,
+        "plain": words.plain(privacy),
+        "unit_words": _UNITS[privacy["unit"]],
+        "most_spent": spent,
+        "audited": audited,
+        "world_rows": ledgers.world_rows(privacy["worlds"]),
+        "promise_facts": _promise_facts(privacy, spent, audited),
+    }
+
+
+def _promise_facts(privacy: Json, spent: float | None, audited: float | None) -> list[Any]:
+    """The promise's terms, as an auditor names them."""
+    if privacy["unit"] == "none" or privacy["epsilon"] is None:
+        return [("Protects", "nothing"), ("ε promised", "none: it is unbounded")]
+    terms = [
+        ("Protects", _UNITS[privacy["unit"]].removeprefix("for ")),
+        ("ε promised", words.number(privacy["epsilon"])),
+        ("Most spent", None if spent is None else words.number(spent, 5)),
+        ("δ", f"{words.number(privacy['delta'])} ({words.one_in(privacy['delta'])})"),
+        ("Neighbouring", privacy["neighbouring"]),
+        ("Sampling", privacy["sampling"]),
+        ("Clip norm", words.number(privacy["clip_norm"])),
+        ("Noise multiplier", words.number(privacy["noise_multiplier"])),
+        ("Accountant", privacy["accountant"]),
+        ("Audited lower bound", "not audited" if audited is None else words.number(audited)),
+    ]
+    return [(name, value) for name, value in terms if value and not value.startswith("–")]
+
+
+def _budget_plot(privacy: Json) -> str | None:
+    """The budget over rounds; None where no ledger has a price."""
+    priced = ledgers.world_rows(privacy["worlds"])
+    return plots.budget(privacy["worlds"], privacy["epsilon"]) if priced else None
+
+
+def _results(run: Json) -> dict[str, Any]:
+    """Plots and tables of accuracy, calibration and fairness."""
+    return {
+        "chance": 1 / len(run["corpus"]["emotions"]),
+        "plots": _plots(run),
+        **_accuracy_rows(run),
+        **_calibration_rows(run["calibration"]),
+        **_fairness_rows(run),
+    }
+
+
+def _plots(run: Json) -> dict[str, str | None]:
+    """The report's pictures; None where a section is not there."""
+    accuracy, calibration = run["accuracy"], run["calibration"]
+    emotions, known = run["corpus"]["emotions"], known_groups(run["fairness"])
+    curve, bins = accuracy.get("by_round"), calibration.get("reliability")
+    answered = calibration["abstention"]
+    chance = 1 / len(emotions)
+    return {
+        "by_round": plots.by_round(curve, chance) if curve else None,
+        "confusion": plots.confusion(accuracy["confusion"], emotions),
+        "reliability": plots.reliability(bins["before"], bins["after"]) if bins else None,
+        "abstention": (
+            plots.abstention(answered["coverage"], answered["selective_accuracy"])
+            if answered["coverage"]
+            else None
+        ),
+        "speakers": plots.speakers(accuracy["per_speaker"], chance),
+        "groups": plots.groups(known, accuracy["uar"]) if known else None,
+    }
+
+
+def _accuracy_rows(run: Json) -> dict[str, Any]:
+    """Tables of the section on accuracy."""
+    accuracy, emotions = run["accuracy"], run["corpus"]["emotions"]
+    recalls = metrics.recalls(accuracy["confusion"])
+    curve = accuracy.get("by_round") or []
+    folds = [fold["fold"] for fold in accuracy["per_fold"]] if len(accuracy["per_fold"]) > 1 else []
+    here = {"this run": accuracy} | dict(run.get("baselines") or {})
+    sums = [sum(row) for row in accuracy["confusion"]]
+    return {
+        "fold_names": folds,
+        "round_rows": [
+            [p["round"], _share(p, "uar"), *(_share(p.get("per_fold") or {}, f) for f in folds)]
+            for p in curve
+        ],
+        "confusion_rows": [
+            [emotion, *row] for emotion, row in zip(emotions, accuracy["confusion"], strict=True)
+        ],
+        "emotion_rows": [
+            [emotion, words.percent(float(recall)) if size else "–", words.number(size)]
+            for emotion, recall, size in zip(emotions, recalls, sums, strict=True)
+        ],
+        "fold_rows": [
+            [fold["fold"], _share(fold, "uar"), _share(fold, "wa"), words.number(fold["n"])]
+            for fold in accuracy["per_fold"]
+        ],
+        "baseline_rows": [
+            [_BASELINES.get(name, name), *(_share(line, key) for key in ("uar", "wa", "macro_f1"))]
+            for name, line in here.items()
+            if len(here) > 1
+        ],
+    }
+
+
+def _calibration_rows(calibration: Json) -> dict[str, Any]:
+    """Tables of the section on calibration."""
+    before, after = calibration["before"], calibration["after"]
+    answered, bins = calibration["abstention"], calibration.get("reliability") or {}
+    curve = zip(answered["coverage"], answered["selective_accuracy"], strict=True)
+    return {
+        "error_rows": [
+            [text, words.number(before[key]), words.number(after[key])]
+            for key, text in _ERRORS.items()
+            if key in before and key in after
+        ],
+        "bin_rows": [
+            [heads, _share(one, "confidence"), _share(one, "accuracy"), words.number(one["count"])]
+            for heads, found in bins.items()
+            for one in found
+        ],
+        "abstention_rows": [[words.percent(x, 0), words.percent(y)] for x, y in curve],
+    }
+
+
+def _fairness_rows(run: Json) -> dict[str, Any]:
+    """Tables of the section on fairness."""
+    speakers = run["accuracy"]["per_speaker"]
+    order = sorted(speakers, key=lambda name: (speakers[name]["uar"] or 0, name))
+    known = known_groups(run["fairness"])
+    return {
+        "speaker_rows": [
+            [name, _share(speakers[name], "uar"), words.number(speakers[name]["n"])]
+            for name in order[:_MOST_SPEAKERS]
+        ],
+        "speakers_left": max(0, len(order) - _MOST_SPEAKERS),
+        "group_rows": [
+            [
+                f"{kind}: {name}",
+                _share(group, "uar"),
+                words.number(group["n"]),
+                words.number(group.get("speakers")),
+            ]
+            for kind, groups in known.items()
+            for name, group in groups.items()
+        ],
+        "gaps": [
+            (kind, run["fairness"][kind]["gap"])
+            for kind in known
+            if run["fairness"][kind]["gap"] is not None
+        ],
+    }
+
+
+def known_groups(fairness: Json) -> dict[str, Any]:
+    """Attributes of which at least one group is known, in the schema's order."""
+    found = {kind: fairness[kind]["groups"] for kind in ("gender", "age", "language")}
+    return {kind: groups for kind, groups in found.items() if set(groups) - {_UNKNOWN}}
+
+
+def _run(run: Json) -> dict[str, Any]:
+    """The facts at the foot of the report."""
+    timing = {name: value for name, value in run["timing"].items() if value is not None}
+    facts = [
+        ("Corpus", f"{run['corpus']['name']}, {run['corpus']['clips']:,} clips"),
+        ("Emotions", ", ".join(run["corpus"]["emotions"])),
+        ("Engine and seed", f"{run['engine']}, {run['seed']}"),
+        ("Public corpora", ", ".join(run["model"]["public_corpora"]) or "none"),
+        *(_timing(name, value) for name, value in timing.items()),
+    ]
+    excluded = run.get("exclusions") or {}
+    rows = [[reason, words.number(count)] for reason, count in excluded.items()]
+    return {"run_facts": facts, "exclusion_rows": rows}
+
+
+def _timing(name: str, value: float) -> tuple[str, str]:
+    """One measure of time or memory, with its unit."""
+    text, unit = _TIMING.get(name, (name, ""))
+    return text, f"{words.number(value)} {unit}".rstrip()
+
+
+def _share(line: Mapping[str, Any], key: str) -> str:
+    """A share of a table, a dash where it is not there."""
+    return words.percent(line.get(key))

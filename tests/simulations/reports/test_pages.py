@@ -1,0 +1,232 @@
+"""Contracts of the pages: whole, self-contained, accessible, escaped, the same every time."""
+
+import html
+import json
+import re
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.simulations.reports import ledgers, pages, render
+
+Json = dict[str, Any]
+Make = Callable[..., tuple[Json, Json]]
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+EVIL = [
+    '<script>alert("1")</script>',
+    "$x^2$ & 'y' {{ 7*7 }}",
+    "李雷-\u202e-a-name-too-long-for-an-axis",
+]
+
+
+class Outline(HTMLParser):
+    """What a page is made of; unbalanced tags raise."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(page)
+        self.close()
+        if self.open:
+            raise ValueError(f"never closed: {self.open}")
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open.pop() != tag:
+            raise ValueError(f"{tag} closes what was not opened")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, str]]:
+    """Both pages of a run, drawn once for each kind of run."""
+    from_folder: dict[str, dict[str, str]] = {}
+
+    def draw(make: Make, **kind: Any) -> dict[str, str]:
+        key = json.dumps(kind)
+        if key not in from_folder:
+            folder = tmp_path_factory.mktemp("run")
+            make(folder, **kind)
+            from_folder[key] = {path.name: path.read_text("utf-8") for path in render(folder)}
+        return from_folder[key]
+
+    return draw
+
+
+KINDS: dict[str, Json] = {
+    "full": {"clips": 16},
+    "bare": {"clips": 16, "full": False, "unit": "none", "epsilon": None},
+    "user": {"clips": 16, "unit": "user"},
+    "evil": {"clips": 24, "speakers": EVIL},
+    "alone": {"clips": 16, "speakers": ["s1"]},
+    "crowd": {"clips": 8, "speakers": [f"s{n}" for n in range(130)], "full": False},
+}
+
+
+@pytest.mark.parametrize("name", ["report.html", "privacy.html"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pages_are_whole_accessible_and_load_nothing(
+    kind: str, name: str, make: Make, drawn: Callable[..., dict[str, str]]
+) -> None:
+    page = drawn(make, **KINDS[kind])[name]
+    outline = Outline(page)
+    ids = [value for _, attributes in outline.tags if (value := attributes.get("id"))]
+
+    assert not outline.named("script")
+    assert not [one for one in outline.named("a") if "://" in (one.get("href") or "")]
+    assert not re.search(r"(src|srcset)=|@import|url\((?!#)|https?://", page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:url\(#|href="#)([^")]+)', page)) <= set(ids)
+    assert len(outline.named("h1")) == 1
+    assert len(outline.named("table")) == len(outline.named("caption"))
+    assert all(svg["role"] == "img" and svg["aria-label"] for svg in outline.named("svg"))
+    assert "NaN" not in page
+    assert "None" not in "".join(outline.text)
+
+
+def test_the_first_screen_says_what_matters(
+    make: Make, drawn: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    run, privacy = make(tmp_path, **KINDS["full"])
+    first = drawn(make, **KINDS["full"])["report.html"].split("<h2>Accuracy</h2>")[0]
+
+    assert f"{100 * run['accuracy']['uar']:.1f}\u202f%" in first
+    assert "ε = 8" in first
+    assert f"{100 * run['calibration']['before']['ece']:.1f}\u202f%" in first
+    text = html.unescape(re.sub(r"<[^>]*>", "", first))
+    assert all(line in text for line in privacy["not_protected"])
+
+
+def test_no_promise_is_said_plainly(make: Make, drawn: Callable[..., dict[str, str]]) -> None:
+    both = drawn(make, **KINDS["bare"])
+
+    assert "No guarantee" in both["report.html"]
+    assert "made no privacy promise" in both["privacy.html"]
+    assert "ε = " not in both["report.html"]
+
+
+def test_names_are_data(make: Make, drawn: Callable[..., dict[str, str]]) -> None:
+    both = drawn(make, **KINDS["evil"])
+
+    for page in both.values():
+        assert "<script" not in page
+        assert EVIL[0] in "".join(Outline(page).text)
+        assert EVIL[1] in "".join(Outline(page).text)
+    assert "$x^2$" in re.sub(r"<(?!/?text)[^>]*>", "", both["report.html"])
+
+
+def test_the_same_json_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
+    make(tmp_path, **KINDS["full"])
+    first = [path.read_bytes() for path in render(tmp_path)]
+
+    assert [path.read_bytes() for path in render(tmp_path)] == first
+
+
+def test_every_ledger_stands_on_the_page(
+    make: Make, drawn: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    _, privacy = make(tmp_path, **KINDS["full"])
+    page = drawn(make, **KINDS["full"])["privacy.html"]
+
+    for world in privacy["worlds"]:
+        assert all(one["ledger_sha256"] in page for one in world["clients"].values())
+    assert privacy["recompute"] in page
+
+
+def test_checks_pass_on_a_true_record_and_name_a_false_one(make: Make, tmp_path: Path) -> None:
+    run, privacy = make(tmp_path, **KINDS["full"])
+    account = next(iter(privacy["worlds"][0]["clients"].values()))
+    assert all(good for good, _ in ledgers.checks(privacy))
+
+    account["epsilon"] = 8.4
+    failed = [line for good, line in ledgers.checks(privacy) if not good]
+    assert len(failed) == 2
+    assert "Not so: No client passed its budget" in pages.record(run, privacy)
+
+    account["epsilon"] = None
+    assert len([line for good, line in ledgers.checks(privacy) if not good]) == 2
+
+
+def test_a_falling_ledger_and_a_larger_delta_are_named(make: Make, tmp_path: Path) -> None:
+    _, privacy = make(tmp_path, **KINDS["full"])
+    account = next(iter(privacy["worlds"][0]["clients"].values()))
+    account["releases"][3]["epsilon_after"] = 99.0
+    account["delta"] = 1e-3
+
+    assert [good for good, _ in ledgers.checks(privacy)] == [True, False, True, False]
+
+
+def test_a_servers_ledger_is_drawn(make: Make, tmp_path: Path) -> None:
+    run, privacy = make(tmp_path, **KINDS["user"])
+    for world in privacy["worlds"]:
+        world["server"] = next(iter(world["clients"].values()))
+        world["clients"] = {}
+
+    assert "the server" in pages.record(run, privacy)
+    assert "Budget spent" in pages.report(run, privacy)
+
+
+def test_very_many_ledgers_are_cut_and_counted(make: Make, tmp_path: Path) -> None:
+    run, privacy = make(tmp_path, **KINDS["full"])
+    one = next(iter(privacy["worlds"][0]["clients"].values()))
+    privacy["worlds"] = [{"name": "w", "clients": {f"c{n}": one for n in range(2_100)}}]
+
+    assert "100 more are in privacy.json" in pages.record(run, privacy)
+
+
+def test_a_class_absent_and_a_fold_unmeasured_draw(make: Make, tmp_path: Path) -> None:
+    run, privacy = make(tmp_path, **KINDS["full"])
+    run["accuracy"]["confusion"][0] = [0] * 8
+    run["accuracy"]["per_emotion"]["angry"] = None
+    run["accuracy"]["by_round"][0]["uar"] = None
+    run["accuracy"]["per_speaker"]["ravdess_01"]["uar"] = None
+
+    Outline(pages.report(run, privacy))
+
+
+@pytest.mark.parametrize("name", ["run.json", "privacy.json"])
+def test_missing_corrupt_and_newer_files_are_named(name: str, make: Make, tmp_path: Path) -> None:
+    make(tmp_path, clips=8)
+    path = tmp_path / name
+    content = json.loads(path.read_text("utf-8"))
+
+    path.write_text(json.dumps(content | {"schema": 99}))
+    with pytest.raises(MessageError, match=f"{name}.*newer"):
+        render(tmp_path)
+    path.write_text("{")
+    with pytest.raises(MessageError, match=f"{name}.*damaged"):
+        render(tmp_path)
+    path.unlink()
+    with pytest.raises(SettingError, match=name):
+        render(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SottovoceError, match="nowhere"):
+        render(tmp_path / "nowhere")
+
+
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "sottovoce.simulations.reports.pages", None)
+    with pytest.raises(SettingError, match="simulation"):
+        render(tmp_path)
