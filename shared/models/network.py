@@ -43,6 +43,21 @@ class Body(nn.Module):
         self.axes = axes
 
 
+class Reader(nn.Linear):
+    """A linear layer whose bias weighs a constant input other than 1.
+
+    A module of its own, so that whoever hooks modules for their gradients sees it.
+    """
+
+    def __init__(self, inputs: int, classes: int, bias_feature: float) -> None:
+        super().__init__(inputs, classes)
+        self.bias_feature = bias_feature
+
+    def forward(self, vector: Tensor) -> Tensor:
+        """Logits, (utterances, inputs) -> (utterances, classes)."""
+        return F.linear(vector, self.weight, self.bias * self.bias_feature)
+
+
 class Network(nn.Module):
     """A body and the linear layer that reads it; dropout acts between the two.
 
@@ -57,12 +72,11 @@ class Network(nn.Module):
     def __init__(self, body: Body, classes: int, dropout: float, bias_feature: float = 1.0) -> None:
         super().__init__()
         self.body = body
-        self.head = nn.Linear(body.width, classes)
+        self.head = Reader(body.width, classes, bias_feature)
         self.axes = body.axes
         self.inputs = body.inputs
         self.classes = classes
         self.dropout = dropout
-        self.bias_feature = bias_feature
         self.gradients = body.gradients
 
     def forward(self, features: Tensor, frames: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -85,8 +99,8 @@ class Network(nn.Module):
         if features.dim() != self.axes or features.shape[-1] != self.inputs:
             raise ModelError(self._misfit(features))
         vector = self.body(features, frames)
-        kept = vector if keep is None else vector * keep
-        return F.linear(kept, self.head.weight, self.head.bias * self.bias_feature)
+        logits: Tensor = self.head(vector if keep is None else vector * keep)
+        return logits
 
     def keep(self, utterances: int, generator: torch.Generator) -> Tensor:
         """Draw a dropout mask, every utterance's apart from every other's.

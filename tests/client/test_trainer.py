@@ -15,9 +15,10 @@ from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, fl
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
-INPUTS, CLASSES, CLIP = 6, 3, 0.5
+INPUTS, CLASSES, CLIP, SMOOTHING = 6, 3, 0.5, 0.1
 WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
 PLAIN = LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0)
+SMOOTH = replace(PLAIN, label_smoothing=SMOOTHING)
 PRIVATE = UtteranceNoise(clip_norm=CLIP, noise_multiplier=1.0)
 UNCLIPPED = UtteranceNoise(clip_norm=1e6, noise_multiplier=1.0)
 KINDS = [
@@ -42,7 +43,13 @@ class Silence:
 
 def network(kind: str = "linear", pooling: str = "none", dropout: float = 0.0) -> Network:
     spec = ModelSpec(
-        kind=kind, pooling=pooling, inputs=INPUTS, classes=CLASSES, hidden=8, dropout=dropout
+        kind=kind,
+        pooling=pooling,
+        inputs=INPUTS,
+        classes=CLASSES,
+        hidden=8,
+        dropout=dropout,
+        bias_feature=0.3,
     )
     model = build(spec, 0)
     nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
@@ -101,7 +108,7 @@ def hooked(model: Network, examples: Examples, keep: Tensor) -> Tensor:
     """Per-utterance gradients by Opacus' own hooks, shape (utterances, params)."""
     module = GradSampleModule(model, loss_reduction="sum")
     logits = module(examples.features, examples.frames, keep)
-    cross_entropy(logits, examples.labels, WEIGHTS).sum().backward()
+    cross_entropy(logits, examples.labels, WEIGHTS, SMOOTHING).sum().backward()
     rows = [weight.grad_sample.flatten(1) for weight in module.parameters()]
     module.remove_hooks()
     return torch.cat(rows, dim=1)
@@ -113,7 +120,7 @@ def looped(model: Network, examples: Examples, keep: Tensor) -> Tensor:
     for index in range(len(examples)):
         one = examples.take(torch.tensor([index]))
         logits = model(one.features, one.frames, keep[index : index + 1])
-        loss = cross_entropy(logits, one.labels, WEIGHTS).sum()
+        loss = cross_entropy(logits, one.labels, WEIGHTS, SMOOTHING).sum()
         grads = torch.autograd.grad(loss, list(model.parameters()))
         rows.append(torch.cat([gradient.flatten() for gradient in grads]))
     return torch.stack(rows)
@@ -128,7 +135,7 @@ def test_gradients_are_those_of_opacus_hooks(
     examples = utterances(model, 7)
     mask = model.keep(7, torch.Generator().manual_seed(5))
     monkeypatch.setattr(model, "keep", lambda size, generator: mask)
-    train(model, examples)
+    train(model, examples, training=SMOOTH)
 
     torch.testing.assert_close(given[0], hooked(model, examples, mask), atol=1e-5, rtol=1e-5)
 
@@ -141,7 +148,7 @@ def test_gradients_are_those_of_single_utterances(
     examples = utterances(model, 7)
     mask = model.keep(7, torch.Generator().manual_seed(5))
     monkeypatch.setattr(model, "keep", lambda size, generator: mask)
-    train(model, examples)
+    train(model, examples, training=SMOOTH)
 
     torch.testing.assert_close(given[0], looped(model, examples, mask), atol=1e-5, rtol=1e-5)
     assert not torch.allclose(given[0][0], given[0][1])
@@ -414,6 +421,8 @@ def test_weights_that_run_away_are_refused() -> None:
         {"denominator": 0.0},
         {"momentum": 1.0},
         {"momentum": math.nan},
+        {"label_smoothing": 1.0},
+        {"label_smoothing": math.nan},
     ],
 )
 def test_training_that_cannot_be_is_refused(change: dict[str, float]) -> None:

@@ -15,6 +15,16 @@ def test_an_utterance_costs_its_weight_times_its_surprise() -> None:
     assert losses.tolist() == pytest.approx([3 * surprise[0, 0].item(), 5 * surprise[1, 1].item()])
 
 
+def test_a_smoothed_target_is_partly_every_class() -> None:
+    logits, labels = torch.tensor([[2.0, 0.0]]), torch.tensor([0])
+    weights = torch.tensor([3.0, 5.0])
+    surprise = (-torch.log_softmax(logits, dim=1))[0] * weights
+
+    smoothed = cross_entropy(logits, labels, weights, 0.2)
+
+    assert smoothed.item() == pytest.approx(0.8 * surprise[0].item() + 0.2 * surprise.mean().item())
+
+
 def test_an_utterance_costs_the_same_in_any_company() -> None:
     logits, labels = torch.randn(6, 3), torch.tensor([0, 1, 2, 0, 1, 2])
     weights = torch.tensor([1.0, 2.0, 4.0])

@@ -136,6 +136,16 @@ def test_every_model_learns_a_small_set_by_heart(kind: str, pooling: str) -> Non
     assert torch.equal(model(features, frames).argmax(dim=1), labels)
 
 
+def test_the_bias_weighs_its_own_constant_input() -> None:
+    spec = ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES, bias_feature=0.25)
+    model = build(spec, 0)
+    nn.init.constant_(model.head.bias, 8.0)
+
+    logits = model(torch.randn(2, INPUTS), torch.ones(2, dtype=torch.int64))
+
+    assert logits.tolist() == [[2.0] * CLASSES] * 2
+
+
 def test_weights_of_one_model_do_what_they_did_in_another() -> None:
     model, features = network("tcn"), padded(torch.tensor([9]), 9)
     other = build(ModelSpec(kind="tcn", inputs=INPUTS, classes=CLASSES, hidden=8), 99)

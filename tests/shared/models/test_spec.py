@@ -27,6 +27,8 @@ GOOD: dict[str, Any] = {"kind": "mlp", "inputs": 5, "classes": 3, "hidden": 4, "
         {"dropout": 1.0},
         {"dropout": -0.1},
         {"dropout": math.nan},
+        {"bias_feature": 0.0},
+        {"bias_feature": math.nan},
     ],
 )
 def test_a_model_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
