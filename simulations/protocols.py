@@ -110,7 +110,7 @@ PUBLISHED: Mapping[str, _Published] = {
 """Protocols whose figures can be compared with published ones.
 
 ``ravdess8-6fold`` has the folds of EmoBox (Ma et al. 2024, Interspeech), ``cremad4-5fold`` the
-selection and folds of fed-ser-leakage (Feng et al. 2021, ACII Workshops).
+selection and folds of fed-ser-leakage (Feng et al. 2021, arXiv:2112.13416).
 """
 
 
