@@ -2,8 +2,9 @@
 
 The directions of the emotions' effects follow the reviews of Scherer (2003, Speech Communication
 40:227-256) and Juslin and Laukka (2003, Psychological Bulletin 129:770-814) and the measurements
-of Banse and Scherer (1996, Journal of Personality and Social Psychology 70:614-636). The sizes are ours: set so that a linear model on a small speech encoder
-finds emotions about as hard as in acted speech. Calm stands for their tenderness.
+of Banse and Scherer (1996, Journal of Personality and Social Psychology 70:614-636). The
+sizes are ours: set so that a linear model on a small speech encoder finds emotions about as hard
+as in acted speech. Calm stands for their tenderness.
 
 Speakers: vocal tracts after Fitch and Giedd (1999, JASA 106:1511-1522), pitch with age after
 Stathopoulos, Huber and Sussman (2011, JSLHR 54:1011-1021).
