@@ -66,7 +66,7 @@ class Quality:
         words = {
             Flag.SILENT: f"silent ({self.level_dbfs:.0f} dBFS, no frame above {SILENT_DBFS:g})",
             Flag.TOO_SHORT: f"too short ({self.seconds:.3f} s, need {SHORTEST_S:g})",
-            Flag.CLIPPED: f"clipped ({self.clipped:.2%} at full scale, at most {CLIPPED_FRACTION:.1%})",
+            Flag.CLIPPED: f"clipped ({self.clipped:.2%} at full scale, {CLIPPED_FRACTION:.1%} may)",
             Flag.NOISY: f"noisy ({self.snr_db:.0f} dB, want {NOISY_DB:g})",
             Flag.QUIET: f"quiet ({self.level_dbfs:.0f} dBFS, want {QUIET_DBFS:g})",
         }

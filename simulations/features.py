@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -281,17 +280,10 @@ def _start_worker() -> None:
 
 def _compute_here(chunk: Sequence[Recording], extractor: str) -> Chunk:
     """Compute in this process as a worker would, on one thread."""
-    with _one_thread():
-        return _compute(chunk, extractor)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread for the time being."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        yield
+        return _compute(chunk, extractor)
     finally:
         torch.set_num_threads(before)
 
@@ -313,7 +305,7 @@ def _entry(recording: Recording, chosen: Extractor) -> Entry:
         return _refused(measured.reason, measured)
     try:
         computed = chosen(signal)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         raise FeatureError(f"{chosen.name} failed on {recording.clip_id}: {error}") from error
     if not bool(computed.isfinite().all()):
         return _refused(f"{chosen.name} gave values that are not finite", measured)

@@ -167,6 +167,7 @@ class FeatureCache:
     def _connect(self) -> sqlite3.Connection:
         """One connection, the table made if need be."""
         connection = sqlite3.connect(self.path, timeout=_PATIENCE_S, check_same_thread=False)
+        connection.text_factory = bytes  # what damage turned into text must still come out
         try:
             connection.execute("PRAGMA journal_mode = WAL")
             # A power cut may lose the last transactions, never damage the database.

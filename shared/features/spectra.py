@@ -13,7 +13,8 @@ from sottovoce.shared import audio
 WINDOW = 400
 """Samples in one analysis window, 25 ms at 16 kHz."""
 
-FLOOR = 1e-10
+_LEAST = 1e-14  # power of what is silent throughout
+_RANGE = 1e-8  # 80 dB: what lies further below the recording's loudest is set to that
 _FFT = 512
 
 
@@ -50,8 +51,7 @@ def log_mel(spectra: Tensor, *, bands: int, low: float = 20.0) -> Tensor:
         Shape (frames, bands), float32, finite for any finite input.
     """
     energies = spectra @ _mel(bands, low)
-    floor = max(FLOOR, 1e-8 * float(energies.max()))
-    return energies.clamp_min(floor).log()
+    return energies.clamp_min(_floor(energies)).log()
 
 
 def cepstra(log_bands: Tensor, *, count: int) -> Tensor:
@@ -88,7 +88,7 @@ def shape(spectra: Tensor) -> dict[str, Tensor]:
     Returns:
         One (frames,) tensor a descriptor, named and defined as in ``descriptors``; finite.
     """
-    spectra = spectra + FLOOR
+    spectra = spectra + _floor(spectra)
     hertz = _hertz()
     total = spectra.sum(1)
     gathered = spectra.cumsum(1)
@@ -117,7 +117,7 @@ def levels(samples: Tensor, *, hop: int) -> Tensor:
     half = WINDOW // 2
     centred = samples - samples.mean()
     frames = F.pad(centred, (half, half)).unfold(0, WINDOW, hop)
-    return 10 * (frames.square().mean(1) + FLOOR).log10()
+    return 10 * (frames.square().mean(1) + 1e-10).log10()
 
 
 def trim(samples: Tensor, *, margin_s: float = 0.1) -> Tensor:
@@ -146,8 +146,14 @@ def trim(samples: Tensor, *, margin_s: float = 0.1) -> Tensor:
     return samples[max(0, first - margin) : last + margin]
 
 
+def _floor(powers: Tensor) -> float:
+    """Below what a power is silence, relative to the recording's largest."""
+    return max(_LEAST, _RANGE * float(powers.max()))
+
+
 @cache
 def _hann() -> Tensor:
+    """The analysis window, (400,)."""
     return torch.hann_window(WINDOW)
 
 

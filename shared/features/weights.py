@@ -1,11 +1,13 @@
-"""Weights that come with an installed package, and the reader of their file format.
+"""Weights that come with an installed package, and the reader of their format.
 
 CTranslate2's ``model.bin``, binary version 6, little-endian (format after its
 ``python/ctranslate2/specs/model_spec.py``, which writes it)::
 
     uint32 version | string spec | uint32 revision
-    uint32 count | count x (string name | uint8 rank | rank x uint32 | uint8 type | uint32 size | data)
+    uint32 count | count variables
     uint32 count | count x (string alias | string name)
+
+    variable: string name | uint8 rank | rank x uint32 | uint8 type | uint32 bytes | data
 
 A string is a uint16 length, then that many bytes, the last of them 0.
 """
