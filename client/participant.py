@@ -185,7 +185,7 @@ def _relabel(device: Device, plan: Plan) -> Clips:
 
 def _own_mean(device: Device, plan: Plan, rows: Tensor, centre: Tensor) -> Tensor:
     """The user's mean for prediction, shape (inputs,): it never leaves the device."""
-    if plan.normaliser is None:
+    if plan.centre is None:  # a model that reads voices as they are
         return centre
     neutral = device.facts.neutral_enrolment
     return centre + normaliser.estimate(rows - centre, _population(device), neutral=neutral)

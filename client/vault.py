@@ -162,7 +162,7 @@ class Vault:
 
     def put_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Seal named tensors as safetensors; errors as in :meth:`put`."""
-        ready = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
         self.put(name, safetensors.torch.save(ready))
 
     def get_tensors(self, name: str) -> dict[str, Tensor]:

@@ -143,14 +143,21 @@ def population(rows: Tensor, speakers: Tensor, neutral: Tensor) -> Population:
             within=within,
             neutral_offset=torch.zeros_like(between),
             neutral_within=within,
+            offset_spread=torch.zeros_like(between),
         )
     calm = residual[neutral]
-    of_speaker = group_means(calm, speakers[neutral])[speakers[neutral]]
+    offsets = group_means(calm, speakers[neutral])
+    spoken = torch.bincount(speakers[neutral], minlength=len(offsets))
+    own = calm - offsets[speakers[neutral]]
+    neutral_within = own.square().mean(0).clamp(min=1e-8)
+    heard = offsets[spoken > 0]
+    chance = neutral_within / spoken[spoken > 0].double().mean()
     return Population(
         between=between,
         within=within,
-        neutral_offset=calm.mean(0),
-        neutral_within=(calm - of_speaker).square().mean(0).clamp(min=1e-8),
+        neutral_offset=heard.mean(0),
+        neutral_within=neutral_within,
+        offset_spread=(heard.var(0, unbiased=False) - chance).clamp(min=0).float(),
     )
 
 

@@ -26,12 +26,14 @@ class Population:
         within: Variance of one speaker's utterances around that speaker's mean.
         neutral_offset: Mean of neutral utterances minus the speaker's mean over all emotions.
         neutral_within: Variance of one speaker's neutral utterances around their mean.
+        offset_spread: Variance of the neutral offset from speaker to speaker.
     """
 
     between: Tensor
     within: Tensor
     neutral_offset: Tensor
     neutral_within: Tensor
+    offset_spread: Tensor
 
     def __post_init__(self) -> None:
         shapes = {tuple(getattr(self, name).shape) for name in self.__dataclass_fields__}
@@ -42,7 +44,9 @@ class Population:
 def unknown(inputs: int) -> Population:
     """No public corpus: speakers are taken to differ as much as utterances do."""
     ones, zeros = torch.ones(inputs), torch.zeros(inputs)
-    return Population(between=ones, within=ones, neutral_offset=zeros, neutral_within=ones)
+    return Population(
+        between=ones, within=ones, neutral_offset=zeros, neutral_within=ones, offset_spread=zeros
+    )
 
 
 def summarise(projected: Tensor, frames: Tensor) -> Tensor:
@@ -79,10 +83,17 @@ def estimate(rows: Tensor, population: Population, *, neutral: bool) -> Tensor:
     """
     if not len(rows):
         return torch.zeros_like(population.between)
-    offset = population.neutral_offset if neutral else torch.zeros_like(population.between)
-    within = population.neutral_within if neutral else population.within
-    trust = population.between / (population.between + within / len(rows)).clamp(min=1e-12)
-    return trust * (rows.mean(0) - offset)
+    if not neutral:
+        doubt = population.within / len(rows)
+        return _trust(population.between, doubt) * rows.mean(0)
+    doubt = population.neutral_within / len(rows) + population.offset_spread
+    usual = rows.mean(0) - _NEUTRAL_SHARE * population.neutral_offset
+    return _trust(population.between, doubt) * usual
+
+
+def _trust(between: Tensor, doubt: Tensor) -> Tensor:
+    """How far an estimate of this error variance is believed, shape (inputs,)."""
+    return between / (between + doubt).clamp(min=1e-12)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,6 +174,10 @@ def _clipped_sum(rows: Tensor, radius: float) -> Tensor:
     return total
 
 
+_NEUTRAL_SHARE = 0.5
+"""How much of the public corpora's neutral offset is believed of another corpus's speakers: chosen
+on training speakers of RAVDESS and CREMA-D, where all of it helps the one and hurts the other."""
+
 _LEAST_COUNT = 8.0
 """A noised count below this says nothing; users with so few clips are hardly worth the noise."""
 
@@ -202,5 +217,4 @@ def released_mean(
     utterances = (noised[-1] / settings.count_weight).clamp(min=_LEAST_COUNT)
     between = population.between.double()
     doubt = (spread / utterances) ** 2 + population.within.double() / utterances
-    trust = between / (between + doubt).clamp(min=1e-12)
-    return (trust * noised[:-1] / utterances).float()
+    return (_trust(between, doubt) * noised[:-1] / utterances).float()

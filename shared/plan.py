@@ -43,7 +43,8 @@ class Plan:
         mechanism: Clip and noise of an utterance's gradient, or no privacy.
         centre: The noised sum that tells where this population's voices lie; None takes the
             public corpora's centre.
-        normaliser: The noised mean that training uses; None trains without the user's mean.
+        normaliser: The noised mean of the user that training uses; None trains with the centre
+            alone, as for users who will enrol with little or nothing.
         count_noise: Standard deviation of the noise on the label histogram (sensitivity 1); 0 for
             no privacy.
     """

@@ -66,7 +66,7 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
         ),
         mechanism=NoPrivacy(),
         centre=EXACT_CENTRE if centred else None,
-        normaliser=EXACT_MEAN if centred and scenario.enrolment != "none" else None,
+        normaliser=EXACT_MEAN if centred and scenario.enrolment == "all" else None,
         count_noise=0.0,
     )
 

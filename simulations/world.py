@@ -106,7 +106,7 @@ class World:
             centre=tensors["centre"],
             population=self.material.population,
             prior=prior,
-            user_mean=self.plan.normaliser is not None,
+            user_mean=self.plan.centre is not None,
             model_hash=self.plan.model_hash(tensors["weights"]),
         )
 

@@ -1,0 +1,304 @@
+"""The command ``sottovoce``: parses words, imports what they need, and prints.
+
+Exit status 0 on success, 2 on a usage error, 1 on a failure whose last line says what was wrong and
+the way out. Rooms are imported only by the command that needs them, so ``--help`` is quick.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sottovoce import __version__
+from sottovoce.shared.errors import SettingError, SottovoceError
+
+_PUBLIC = "NAME=DIR"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    if not hasattr(arguments, "run"):
+        arguments.parser.print_help()
+        return 2
+    try:
+        status: int = arguments.run(arguments)
+    except SettingError as error:
+        print(f"sottovoce: {error}", file=sys.stderr)
+        return 2
+    except SottovoceError as error:
+        print(f"sottovoce: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"sottovoce: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            "\nsottovoce: stopped; finished rounds are kept, go on with --resume", file=sys.stderr
+        )
+        return 130
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    """All commands and their words."""
+    parser = argparse.ArgumentParser(
+        prog="sottovoce", description="Speech emotion recognition that hears no one."
+    )
+    parser.add_argument("--version", action="version", version=f"sottovoce {__version__}")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for add in (_add_simulate, _add_corpora, _add_report, _add_budget, _add_predict):
+        add(commands)
+    return parser
+
+
+def _command(
+    commands: Any,  # noqa: ANN401  (argparse hides its type)
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    example: str,
+) -> argparse.ArgumentParser:
+    """One command with its help and an example."""
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run, parser=parser)
+    return parser
+
+
+def _add_simulate(commands: Any) -> None:  # noqa: ANN401
+    """``simulate``."""
+    parser = _command(
+        commands,
+        "simulate",
+        _simulate,
+        "Run a federated simulation and write its report.",
+        "sottovoce simulate --corpus ravdess --data DIR --public cremad=DIR --epsilon 8",
+    )
+    add = parser.add_argument
+    add("scenario", nargs="?", help="a .toml file, or the name of a scenario such as demo")
+    add("--corpus", help="whose users: ravdess, cremad, emodb, savee, tess, folder, synthetic")
+    add("--data", help="the corpus's folder; for synthetic: speakers=24,clips=30,seed=7")
+    add("--protocol", help="which speakers test which model (default: the corpus's usual one)")
+    add("--unit", help="what is protected: utterance (default) or none")
+    add("--epsilon", type=float, help="budget of every device's life (default 8)")
+    add("--delta", type=float, help="chance that the loss is larger (default 1e-5)")
+    add("--rounds", type=int, help="rounds of training (default: the recipe's)")
+    add("--engine", help="local (default) or ray")
+    add("--workers", type=int, help="processes that run clients (default 1)")
+    add("--encoder", help="feature extractor (default: the model's usual one)")
+    add("--model", help="linear, mlp, cnn-attention, tcn or bilstm-attention")
+    add("--public", action="append", metavar=_PUBLIC, help="a corpus declared public")
+    add("--enrolment", help="what a test user's normaliser knows: none, neutral:K, all (default)")
+    add("--head-clips", type=int, help="labelled clips for each test user's head (default 5)")
+    add("--baselines", help="compare with: central,local_only,federated_no_privacy")
+    add("--seed", type=int, help="decides every draw (default 0)")
+    add("--out", type=Path, help="the run folder (default: runs/CORPUS-SEED)")
+    add("--resume", action="store_true", help="go on with an interrupted run")
+    add("--quiet", action="store_true", help="print the summary only")
+    add("--json", action="store_true", help="print run.json instead of the summary")
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    """Settle the scenario, run it, print its summary."""
+    from sottovoce.simulations.console import Console
+    from sottovoce.simulations.pipeline import simulate
+    from sottovoce.simulations.summary import summary
+
+    scenario = _scenario(arguments)
+    out = arguments.out or Path("runs") / f"{arguments.scenario or scenario.corpus}-{scenario.seed}"
+    with Console(quiet=arguments.quiet or arguments.json) as console:
+        run = simulate(
+            scenario,
+            out,
+            resume=arguments.resume,
+            tell=console.tell,
+            progress=console.progress,
+        )
+    _print(run) if arguments.json else print(summary(run, out))
+    return 0
+
+
+def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
+    """The scenario that file and options together mean."""
+    from sottovoce.simulations import scenario as scenarios
+
+    given = {
+        name: getattr(arguments, name)
+        for name in (
+            "corpus",
+            "data",
+            "protocol",
+            "unit",
+            "epsilon",
+            "delta",
+            "rounds",
+            "engine",
+            "workers",
+            "encoder",
+            "enrolment",
+            "head_clips",
+            "seed",
+        )
+        if getattr(arguments, name) is not None
+    }
+    if arguments.public is not None:
+        given["public"] = tuple(_public(text) for text in arguments.public)
+    if arguments.baselines is not None:
+        given["baselines"] = tuple(name for name in arguments.baselines.split(",") if name)
+    if arguments.scenario is None:
+        if "corpus" not in given:
+            raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
+        return scenarios.settle(scenarios.Scenario(**given), model=arguments.model)
+    found = scenarios.find(arguments.scenario)
+    changed = replace(found, **given)
+    if arguments.model or changed.unit != found.unit:
+        fresh = {} if arguments.encoder else {"encoder": ""}
+        rounds = {} if arguments.rounds else {"rounds": 0}
+        return scenarios.settle(replace(changed, **fresh, **rounds), model=arguments.model)
+    return changed
+
+
+def _public(text: str) -> tuple[str, str]:
+    """NAME=DIR."""
+    name, sign, data = text.partition("=")
+    if not name or not (sign or name == "synthetic"):
+        raise SettingError(f"--public is {text!r}; it must be {_PUBLIC}, such as cremad=../cremad")
+    return name, data
+
+
+def _add_corpora(commands: Any) -> None:  # noqa: ANN401
+    """``corpora``."""
+    parser = _command(
+        commands,
+        "corpora",
+        _corpora,
+        "List known corpora, or check one.",
+        "sottovoce corpora check cremad --data DIR",
+    )
+    parser.add_argument("action", choices=("list", "check"))
+    parser.add_argument("name", nargs="?", help="the corpus to check")
+    parser.add_argument("--data", help="its folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _corpora(arguments: argparse.Namespace) -> int:
+    """List or check."""
+    from sottovoce.simulations.corpora import TITLES, check, open_corpus
+
+    if arguments.action == "list":
+        if arguments.json:
+            _print(dict(TITLES))
+        else:
+            width = max(map(len, TITLES))
+            print("\n".join(f"{name:<{width}}  {title}" for name, title in TITLES.items()))
+        return 0
+    if arguments.name is None:
+        raise SettingError("which corpus? sottovoce corpora check NAME --data DIR")
+    report = check(open_corpus(arguments.name, arguments.data))
+    _print(report.as_dict()) if arguments.json else print("\n".join(report.lines()))
+    return 0
+
+
+def _add_report(commands: Any) -> None:  # noqa: ANN401
+    """``report``."""
+    parser = _command(
+        commands,
+        "report",
+        _report,
+        "Render a run's pages again from the JSON beside them.",
+        "sottovoce report runs/demo",
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    """Render both pages."""
+    from sottovoce.simulations.reports import render
+
+    for path in render(arguments.run_folder):
+        print(path)
+    return 0
+
+
+def _add_budget(commands: Any) -> None:  # noqa: ANN401
+    """``budget``."""
+    parser = _command(
+        commands,
+        "budget",
+        _budget,
+        "Recompute every epsilon of a run from its ledgers, by two independent accountants.",
+        "sottovoce budget runs/demo",
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _budget(arguments: argparse.Namespace) -> int:
+    """Recompute and compare."""
+    from sottovoce.simulations.recount import recount
+
+    counted = recount(arguments.run_folder)
+    if arguments.json:
+        _print(counted.to_dict())
+    else:
+        print("\n".join(counted.lines()))
+    return 0 if counted.agrees else 1
+
+
+def _add_predict(commands: Any) -> None:  # noqa: ANN401
+    """``predict``."""
+    parser = _command(
+        commands,
+        "predict",
+        _predict,
+        "Recognise the emotion in recordings.",
+        "sottovoce predict hello.wav --model runs/demo/model",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--model", type=Path, required=True, help="a model folder")
+    parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
+    parser.add_argument("--json", action="store_true", help="print JSON, one line a file")
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    """Predict each file; a bad file fails the command, after the others were done."""
+    import json
+
+    from sottovoce.client.recogniser import Recogniser
+    from sottovoce.shared.audio import load
+
+    recogniser = Recogniser.open(arguments.model, arguments.device)
+    failed = 0
+    for path in arguments.files:
+        try:
+            prediction = recogniser.predict(load(path))
+        except SottovoceError as error:
+            failed += 1
+            print(f"sottovoce: {error}", file=sys.stderr)
+            continue
+        if arguments.json:
+            print(json.dumps({"file": str(path)} | prediction.to_dict()))
+        else:
+            print(f"{path}: {prediction}")
+    return 1 if failed else 0
+
+
+def _print(value: object) -> None:
+    """Print JSON for a program."""
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
