@@ -8,7 +8,8 @@ import copy
 import multiprocessing
 import uuid
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,7 +19,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
-from sottovoce.shared.errors import SottovoceError
+from sottovoce.shared.errors import EngineError, SottovoceError
+from sottovoce.simulations.engines.threads import one_thread
 
 RUN, SERVER = 1, 1
 _FIRST_NODE = 100
@@ -43,10 +45,14 @@ def run(
         config: The run's configuration, as both apps see it.
         workers: Processes that run clients; 1 runs them in this process.
         lost: Which messages never reach their device, for tests of dropouts.
+
+    Raises:
+        SottovoceError: What the ServerApp raised.
+        EngineError: A worker died.
     """
     _identify()
     contexts = {_FIRST_NODE + place: _context(place, devices, config) for place in range(devices)}
-    with LocalGrid(client, contexts, workers=workers, lost=lost) as grid:
+    with one_thread(), LocalGrid(client, contexts, workers=workers, lost=lost) as grid:
         server(grid, Context(RUN, 0, {}, RecordDict(), dict(config)))
 
 
@@ -131,7 +137,7 @@ class LocalGrid(Grid):
             else:
                 self._replies[name] = _call(self._client, _own_copy(message), context)
         for name, future in waiting:
-            self._replies[name] = future.result()
+            self._replies[name] = _result(future)
         return [name for name, _ in sent]
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
@@ -171,6 +177,17 @@ def _call(client: ClientApp, message: Message, context: Context) -> Message:
     except Exception as error:  # noqa: BLE001  (a client's fault must not end the run)
         reason = f"{type(error).__name__}: {error}"
         return Message(Error(code=_APP_FAILED, reason=reason), reply_to=message)
+
+
+def _result(future: Future[Message]) -> Message:
+    """A worker's reply; a worker that died ends the run."""
+    try:
+        return future.result()
+    except BrokenProcessPool as error:
+        raise EngineError(
+            "a worker of the local engine died, perhaps for want of memory; run again with "
+            "--resume and fewer --workers: finished rounds are kept"
+        ) from error
 
 
 def _identify() -> None:

@@ -1,0 +1,250 @@
+"""The Ray engine: the same two apps on Flower's simulation runtime.
+
+``flwr.simulation.run_simulation`` is public, though deprecated in favour of ``flwr run``, which
+would need a SuperLink daemon. It gives apps no run configuration, so each app is called by a thin
+one that adds it. One private piece of Flower is touched: its telemetry switch is read from the
+environment when Flower is first imported, which may be before this module. ``pyproject.toml`` pins
+Flower 1.41, and a test holds both.
+"""
+
+import copy
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+# Before Flower and Ray are imported: neither may report home, nor hide a GPU or warn of it.
+os.environ |= {
+    "FLWR_TELEMETRY_ENABLED": "0",
+    "FLWR_DISABLE_UPDATE_CHECK": "1",
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+import ray
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.simulation import run_simulation
+from flwr.supercore import telemetry
+
+from sottovoce.shared.errors import EngineError, SottovoceError
+from sottovoce.simulations.engines.threads import one_thread
+
+Config = dict[str, str]
+_STORE_BYTES: Final = 256 * 2**20
+"""Ray's store for messages in flight; its own default is a third of the memory."""
+_WORKER_DIED: Final = 0
+"""Flower's error code where it was not the app that failed."""
+_GRACE_S: Final = 10.0
+
+
+def run_apps(*, devices: int, config: Config, workers: int) -> None:
+    """Run the product's own two apps; see ``engines.Engine``.
+
+    Raises:
+        SottovoceError: What the ServerApp raised.
+        EngineError: Flower or Ray failed, or the ServerApp raised something else.
+    """
+    telemetry.FLWR_TELEMETRY_ENABLED = "0"
+    watch = _Watch()
+    try:
+        with _quiet(), _same_environment(), one_thread():
+            run_simulation(
+                server_app=_server(config, watch),
+                client_app=_Client(config),
+                num_supernodes=devices,
+                backend_config=_backend(workers),
+            )
+    except Exception as error:
+        raise _as_ours(watch.error or error) from error
+    finally:
+        watch.over.set()
+        ray.shutdown()
+        watch.ended.wait(_GRACE_S)
+    if not watch.done:
+        raise _as_ours(watch.error or EngineError("the ServerApp ended before its time"))
+
+
+def _backend(workers: int) -> dict[str, Any]:
+    """As many actors as workers, each on one (nominal) core."""
+    return {
+        "init_args": {
+            "num_cpus": workers,
+            "num_gpus": 0,
+            "object_store_memory": _STORE_BYTES,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        },
+        "client_resources": {"num_cpus": 1, "num_gpus": 0.0},
+    }
+
+
+def _as_ours(error: BaseException) -> SottovoceError:
+    """An error fit for a user: the server's own, or what became of the engine."""
+    if isinstance(error, SottovoceError):
+        return error
+    cause = error
+    while cause.__cause__ is not None:  # Flower wraps what Ray said, twice
+        cause = cause.__cause__
+    return EngineError(
+        f"the ray engine failed ({type(cause).__name__}: {cause}); run again with --resume, or "
+        "with --engine local"
+    )
+
+
+class _Watch:
+    """What the two threads of a run know of each other."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.done = False
+        self.over = threading.Event()
+        self.ended = threading.Event()
+
+
+def _server(config: Config, watch: _Watch) -> ServerApp:
+    """A ServerApp that calls the product's with the run's configuration."""
+    from sottovoce.server.app import app as product
+
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        try:
+            product(_WatchedGrid(grid, watch.over), _with_config(context, config))
+            watch.done = True
+        except BaseException as error:
+            watch.error = error
+            raise
+        finally:
+            watch.ended.set()
+
+    return app
+
+
+class _Client(ClientApp):
+    """A ClientApp that calls the product's with the run's configuration, in an actor."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self._config = config
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Run the product's client; one torch thread, as actors share the cores."""
+        from sottovoce.client.app import app as product
+
+        if torch.get_num_threads() > 1:
+            torch.set_num_threads(1)
+        return product(message, _with_config(context, self._config))
+
+
+def _with_config(context: Context, config: Config) -> Context:
+    """The context as a deployed app would see it; Flower checks that its own stays as it was."""
+    own = copy.copy(context)
+    own.run_config = dict(config)
+    return own
+
+
+class _WatchedGrid(Grid):
+    """Flower's grid, that stops waiting once nobody can answer."""
+
+    def __init__(self, grid: Grid, over: threading.Event) -> None:
+        self._grid = grid
+        self._over = over
+
+    def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
+        """See ``Grid``."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Any:  # noqa: ANN401  (Flower's signature)
+        """See ``Grid``."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """See ``Grid``."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+    def get_node_ids(self) -> Iterable[int]:
+        """See ``Grid``."""
+        self._check()
+        return self._grid.get_node_ids()
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """See ``Grid``."""
+        self._check()
+        return self._grid.push_messages(messages)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """See ``Grid``.
+
+        Raises:
+            EngineError: The runtime ended, or a worker died: the device's work is lost, and a model
+                trained without it would not be the model of this seed.
+        """
+        self._check()
+        replies = list(self._grid.pull_messages(message_ids))
+        for reply in replies:
+            if reply.has_error() and reply.error.code == _WORKER_DIED:
+                raise EngineError(
+                    f"a worker of the ray engine died ({(reply.error.reason or '')[:300]}); run "
+                    "again with --resume, with fewer workers if memory was short"
+                )
+        return replies
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """See ``Grid``."""
+        waiting = set(self.push_messages(messages))
+        end = time.monotonic() + (float("inf") if timeout is None else timeout)
+        replies: list[Message] = []
+        while waiting and time.monotonic() < end:
+            came = list(self.pull_messages(waiting))
+            replies += came
+            waiting -= {reply.metadata.reply_to_message_id for reply in came}
+            if waiting:
+                self._over.wait(0.02)
+        return replies
+
+    def _check(self) -> None:
+        """Raise once the runtime has ended."""
+        if self._over.is_set():
+            raise EngineError("Flower's simulation runtime ended before the ServerApp")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Flower's banner and its advice to use ``flwr run`` off the terminal."""
+    logger = logging.getLogger("flwr")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+@contextmanager
+def _same_environment() -> Iterator[None]:
+    """Leave the environment as it was: Flower puts ``sys.path`` into ``PYTHONPATH``."""
+    before = os.environ.get("PYTHONPATH")
+    try:
+        yield
+    finally:
+        os.environ.pop("PYTHONPATH", None)
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
