@@ -5,6 +5,7 @@ description says in words what it shows.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -191,7 +192,7 @@ def budget(worlds: Sequence[Json], limit: float | None) -> str:
     last = max((r["round"] for w in worlds for r in _releases(w)), default=0)
     rounds = np.arange(last + 2)
     spent = {
-        world["name"]: np.array([_running(a["releases"], last) for a in _accounts(world)])
+        world["name"]: np.array([_running(account, last) for account in _accounts(world)])
         for world in worlds
         if _accounts(world)
     }
@@ -238,11 +239,16 @@ def _releases(world: Json) -> list[Json]:
     return [release for account in _accounts(world) for release in account["releases"]]
 
 
-def _running(releases: Sequence[Json], last: int) -> list[float]:
-    """Epsilon after each round from 0 to ``last``; a round without a release adds nothing."""
+def _running(account: Json, last: int) -> list[float]:
+    """Epsilon after each round from 0 to ``last``; a round without a release adds nothing.
+
+    Prices on the way may be coarser than the final one, which bounds them all.
+    """
+    most = _float(account["epsilon"]) or math.inf
     after = dict.fromkeys(range(last + 1), 0.0)
-    for release in releases:
-        after[release["round"]] = max(after[release["round"]], _float(release["epsilon_after"]))
+    for release in account["releases"]:
+        here = min(_float(release["epsilon_after"]), most)
+        after[release["round"]] = max(after[release["round"]], here)
     spent = list(itertools.accumulate(after.values(), max))
     return [*spent, spent[-1]]  # so that the last round's step has a width
 
