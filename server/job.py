@@ -75,7 +75,7 @@ class Job:
         }
         tensors = {name: getattr(self.population, name) for name in _population_fields()}
         tensors |= {"weights": self.weights, "mean": self.front.mean, "matrix": self.front.matrix}
-        # Copies: safetensors refuses tensors that share memory, as those of an unknown population do.
+        # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
         kept = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
         replace_file(folder / "public.safetensors", save(kept))
         replace_file(folder / "job.json", json.dumps(facts, sort_keys=True, indent=1).encode())

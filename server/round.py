@@ -116,7 +116,7 @@ def learning_rate(
     """
     rate = settings.learning_rate
     if plan.private:
-        # After T steps a weight carries noise of rate * clip * noise * sqrt(devices * T) / utterances.
+        # After T steps a weight holds noise of rate * clip * noise * sqrt(devices * T) / n.
         steps = plan.rounds * plan.training.steps
         spread = plan.mechanism.clip_norm * plan.mechanism.noise_multiplier
         spread *= plan.training.learning_rate * math.sqrt(devices * steps)

@@ -28,8 +28,8 @@ def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Pl
     """UAR of every baseline that was asked for, pooled over folds.
 
     ``central`` trains the same model on everybody's clips in one place, ``local_only`` a
-    model for each of a fold's first training users (the mean of their UARs), ``federated_no_privacy``
-    averages updates without noise. All know every user's exact mean; none promises anything.
+    model for each of a fold's first training users (the mean of their UARs), and
+    ``federated_no_privacy`` averages updates without noise. All know every user's exact mean; none promises anything.
     """
     open_plan = replace(plan, mechanism=NoPrivacy(), centre=None, normaliser=None, count_noise=0.0)
     return {

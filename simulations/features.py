@@ -3,7 +3,10 @@
 import hashlib
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
@@ -210,7 +213,7 @@ def _need_unique(recordings: Sequence[Recording]) -> None:
 
 def _fingerprint(chosen: Extractor) -> str:
     """The extractor's fingerprint, and the code that decides what is excluded."""
-    gate = [chosen.fingerprint, code(quality.__name__), code(__name__)]
+    gate = [chosen.fingerprint, code(quality.__name__), code(__name__)[__name__]]
     return hashlib.sha256(json.dumps(gate, sort_keys=True).encode()).hexdigest()
 
 
@@ -276,6 +279,16 @@ def _computed(missing: Sequence[Recording], extractor: str, *, workers: int) -> 
 def _start_worker() -> None:
     """One thread a process: faster for short clips, and the same sums everywhere."""
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C and ends the pool
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Do not outlive a parent that was killed: the pool's queue would be waited on for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _compute_here(chunk: Sequence[Recording], extractor: str) -> Chunk:
@@ -297,14 +310,14 @@ def _compute(chunk: Sequence[Recording], extractor: str) -> Chunk:
 def _entry(recording: Recording, chosen: Extractor) -> Entry:
     """Decode, gate and extract; what cannot be used gives an entry without features."""
     try:
-        signal = recording.signal()
+        heard = recording.signal()
     except AudioError as error:
         return _refused(str(error), None)
-    measured = quality.gate(signal)
+    measured = quality.gate(heard)
     if not measured.usable:
         return _refused(measured.reason, measured)
     try:
-        computed = chosen(signal)
+        computed = chosen(heard)
     except (RuntimeError, ValueError, IndexError) as error:
         raise FeatureError(f"{chosen.name} failed on {recording.clip_id}: {error}") from error
     if not bool(computed.isfinite().all()):

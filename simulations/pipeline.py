@@ -175,7 +175,7 @@ def _hear(scenario: Scenario, cache: FeatureCache, tell: Tell, progress: Progres
         silent = sorted(set(names) - {clip.speaker for clip in usable})
         if silent:
             raise CorpusError(
-                f"no clip of {', '.join(silent[:5])} can be used; remove the speaker from the corpus"
+                f"no clip of {', '.join(silent[:5])} can be used; remove them from the corpus"
             )
         chosen = replace(chosen, corpus=replace(chosen.corpus, clips=usable))
     reasons = Counter(entry.reason.split(" (")[0].split(":")[0] for entry in table.excluded)

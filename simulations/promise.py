@@ -22,8 +22,10 @@ from sottovoce.simulations.scenario import Scenario
 
 ASSUMPTIONS = (
     "Each device runs this code unchanged and its ledger covers its whole life.",
-    "In this simulation noise comes from a seed so that the run can be repeated; devices draw it "
-    "from the operating system.",
+    (
+        "In this simulation noise comes from a seed so that the run can be repeated; devices draw "
+        "it from the operating system."
+    ),
     "Public corpora hold no utterance of any user.",
     "Choosing settings by looking at results would cost more; it is not counted here.",
     "Each fold is a world of its own: a real device would live through one of them.",
