@@ -76,7 +76,7 @@ def load(path: str | Path, *, rate: int = RATE, longest_s: float = 3_600.0) -> S
         with soundfile.SoundFile(path) as file:
             own_rate = int(file.samplerate)
             samples = _mono(file, path, longest=int(longest_s * own_rate))
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise AudioError(
             f"{path} cannot be read as audio ({error}); "
             "convert it to WAV, FLAC or OGG, or leave it out"

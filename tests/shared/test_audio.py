@@ -68,6 +68,7 @@ def test_what_the_new_rate_cannot_hold_is_gone(rate: int) -> None:
     [
         ("noise.wav", b"this is not sound", "cannot be read"),
         ("empty.wav", b"", "cannot be read"),
+        ("headless.raw", b"\0" * 64, "cannot be read"),
         ("cut.wav", b"RIFF\x24\x00\x00\x00WAVEfmt ", "cannot be read"),
     ],
 )

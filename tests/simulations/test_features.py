@@ -11,6 +11,7 @@ import torch
 
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.errors import AudioError, CorpusError, SettingError
+from sottovoce.shared.features import extract
 from sottovoce.shared.features.cache import Entry, FeatureCache
 from sottovoce.shared.quality import Flag
 from sottovoce.simulations import features as table
@@ -106,6 +107,18 @@ def test_another_extractor_finds_nothing_in_the_cache(tmp_path: Path) -> None:
 
     assert features(recordings, "log-mel", cache, workers=0).computed == 2
     assert features(recordings, "descriptors", cache, workers=0).computed == 2
+
+
+def test_the_gate_decides_too_and_other_extractors_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = extract.extractor("log-mel")
+    asked: list[str] = []
+    real = table.code
+    monkeypatch.setattr(table, "code", lambda name: asked.append(name) or real(name))
+
+    assert table._fingerprint(chosen) != chosen.fingerprint
+    assert set(asked) == {"sottovoce.shared.quality", "sottovoce.simulations.features"}
+    assert "sottovoce.shared.features.pitch" not in real("sottovoce.shared.quality")
+    assert "sottovoce.shared.features.pitch" not in real("sottovoce.shared.features.logmel")
 
 
 def test_damaged_entries_are_counted_and_computed_again(tmp_path: Path) -> None:
