@@ -6,11 +6,17 @@ one by one, and mean and widths follow by expectation-maximisation for a hierarc
 few speakers the result is shrunk: the mean towards the head that changes nothing, the widths
 towards the defaults, each as if :data:`PSEUDO_SPEAKERS` more speakers had been seen there.
 
+Only what travels from corpus to corpus is taken over: how much surer the model is than right (the
+temperature), and how far users' heads lie from each other. Which class a model prefers on public
+recordings is theirs; the mean bias is 0. Classes that no public speaker has are left out of the
+fit: public clips would teach that they never occur.
+
 The model must not have been trained on the logits given here: on its own training speakers it is
 too sure, and so would be the prior. Use speakers held out of the warm start.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
 import torch
@@ -46,23 +52,39 @@ def population_prior(speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int)
         classes: How many classes the model has.
 
     Returns:
-        Mean and widths; :func:`default_prior` where no speaker has an utterance. Widths are at
-        least 0.1 and biases of the mean sum to 0 (a constant on all classes changes nothing).
+        Mean and widths; :func:`default_prior` where fewer than two classes are heard. Widths are
+        at least 0.1, the biases of the mean are 0.
 
     Raises:
         ModelError: Logits or labels that cannot be used; the message names the speaker's place.
     """
     heard = [speaker for speaker in speakers if len(speaker[1]) > 0]
-    prior = default_prior(classes)
-    if not heard:
-        return prior
+    present = sorted({int(label) for _, labels in heard for label in labels})
+    if len(present) < 2:
+        return default_prior(classes)
+    heard = [_only(place, present, classes, *speaker) for place, speaker in enumerate(heard)]
+    prior = default_prior(len(present))
     for _ in range(_ROUNDS):
         posteriors = [_posterior(place, *speaker, prior) for place, speaker in enumerate(heard)]
         prior = _shrunken(
             torch.stack([mode for mode, _ in posteriors]),
             torch.stack([variance for _, variance in posteriors]),
         )
-    return prior
+    everyone = identity(classes).bias
+    return replace(prior, mean=replace(prior.mean, bias=everyone))
+
+
+def _only(
+    place: int, present: Sequence[int], classes: int, logits: Tensor, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A speaker's logits of some classes, and the labels among them."""
+    if logits.shape[1:] != (classes,) or not 0 <= present[0] <= present[-1] < classes:
+        raise ModelError(
+            f"public speaker {place}: logits {tuple(logits.shape)} and labels {present} do not fit "
+            f"{classes} classes"
+        )
+    chosen = torch.tensor(present)
+    return logits[:, chosen], torch.searchsorted(chosen, labels)
 
 
 def _posterior(
@@ -82,7 +104,7 @@ def _shrunken(modes: Tensor, variances: Tensor) -> HeadPrior:
     speakers, width = modes.shape
     default = default_prior(width - 1)
     mean = modes.sum(0) / (speakers + PSEUDO_SPEAKERS)
-    mean[1:] -= mean[1:].mean()
+    mean[1:] = 0
     squares = ((modes - mean).square() + variances).sum(0)
     drawn = squares + PSEUDO_SPEAKERS / default.precision
     widths = (drawn / (speakers + PSEUDO_SPEAKERS)).sqrt()
