@@ -237,9 +237,9 @@ END_TO_END = Recipe(
     sample_rate=0.25,
     learning_rate=0.1,
     momentum=0.5,
-    aggregation=Aggregation(learning_rate=1.0, momentum=0.5),
+    aggregation=Aggregation(learning_rate=1.0, momentum=0.8, schedule="cosine"),
 )
-END_TO_END_ROUNDS = 40
+END_TO_END_ROUNDS = 50
 
 
 def settle(scenario: Scenario, *, model: str | None = None) -> Scenario:
