@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.ledger import Budget, Ledger
-from sottovoce.client.vault import Vault
+from sottovoce.client.vault import Vault, write_file
 from sottovoce.shared import seeds
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
@@ -107,7 +107,7 @@ class Device:
             "simulated_seed": facts.simulated_seed,
         }
         # Written last: a device is there once its facts are.
-        (folder / _FACTS).write_text(json.dumps(record, indent=1) + "\n")
+        write_file(folder / _FACTS, (json.dumps(record, indent=1) + "\n").encode())
         return cls(folder)
 
     @staticmethod

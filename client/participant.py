@@ -131,7 +131,9 @@ def personalise(
     model = _model(agreed, weights).eval()
     kept = device.vault.get_tensors("projected")
     own = _own_mean(device, agreed, kept["enrolled"], centre)
-    device.vault.put_tensors("normaliser", {"mean": own})
+    # Bound to its front: behind another one the same numbers would mean nothing.
+    front = torch.frombuffer(bytearray.fromhex(agreed.front), dtype=torch.uint8)
+    device.vault.put_tensors("normaliser", {"mean": own, "front": front})
     examples = _finish(kept, "calibration", own)
     if not len(examples):
         return None

@@ -97,12 +97,12 @@ class Vault:
         _make_private(folder)
         vault = cls(folder, crypto.new_key() if key is None else key, user=user)
         if passphrase is None:
-            _write(folder / _KEY, vault._key)
+            write_file(folder / _KEY, vault._key)
         else:
-            _write(folder / _WRAPPED, vault.wrap_key(passphrase))
+            write_file(folder / _WRAPPED, vault.wrap_key(passphrase))
         # Written last: a vault is there once its facts are.
         facts = {"schema": _SCHEMA, "user": user, "key": "file" if passphrase is None else "phrase"}
-        _write(folder / _FACTS, json.dumps(facts).encode())
+        write_file(folder / _FACTS, json.dumps(facts).encode())
         return vault
 
     @classmethod
@@ -143,7 +143,7 @@ class Vault:
             PrivacyError: The disk cannot be written; the old bytes stay.
         """
         path = self._path(name)
-        _write(path, crypto.seal(self._key, data, context=self._context("blob", name)))
+        write_file(path, crypto.seal(self._key, data, context=self._context("blob", name)))
 
     def get(self, name: str) -> bytes:
         """The bytes under a name.
@@ -292,8 +292,12 @@ def _read(path: Path) -> bytes:
         raise PrivacyError(f"{path} cannot be read: {error}") from error
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Replace a file (mode 0600): old or new after a crash, never a mixture."""
+def write_file(path: Path, data: bytes) -> None:
+    """Replace a file (mode 0600): old or new after a crash, never a mixture.
+
+    Raises:
+        PrivacyError: The disk refuses; the old file stays.
+    """
     temporary = None
     try:
         handle, temporary = tempfile.mkstemp(

@@ -99,7 +99,7 @@ class Job:
         classes = len(self.plan.labels)
         if self.held_out is None:
             return default_prior(classes)
-        public = load_file(self.held_out)
+        public = _held_out(self.held_out)
         model = build(self.plan.model, seed=0).eval()
         load_flat(model, weights)
         with torch.no_grad():
@@ -120,6 +120,14 @@ class Job:
         even = 1 / len(counts)
         weights = share.clamp(min=even / 4) ** -self.class_exponent
         return (weights / (weights * share).sum()).float()
+
+
+def _held_out(path: Path) -> dict[str, Tensor]:
+    """Public speakers that the warm start has not seen."""
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{path} cannot be used ({error}); prepare the job again") from error
 
 
 def _population_fields() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ SHA-256 of the numbers. A bundle whose files do not belong together is refused.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sottovoce.shared import normaliser
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front, finish
 from sottovoce.shared.head import HeadPrior, prior_from_dict
 from sottovoce.shared.models.flat import load_flat
@@ -44,6 +45,9 @@ class Bundle:
         prior: Where users' heads start from.
         user_mean: Whether the model expects the user's mean to be taken off.
         model_hash: What heads are bound to.
+
+    Raises:
+        ModelError: Parts that do not fit each other.
     """
 
     labels: tuple[str, ...]
@@ -56,6 +60,24 @@ class Bundle:
     prior: HeadPrior
     user_mean: bool
     model_hash: str
+
+    def __post_init__(self) -> None:
+        inputs, classes = self.front.inputs, len(self.labels)
+        fits = {
+            "labels": classes == self.spec.classes == len(set(self.labels)),
+            "front": inputs == self.spec.inputs,
+            "centre": self.centre.shape == (inputs,) and bool(self.centre.isfinite().all()),
+            "population": self.population.between.shape == (inputs,),
+            "prior": self.prior.mean.classes == classes,
+            "weights": self.weights.dtype == torch.float32,
+            "model_hash": re.fullmatch("[0-9a-f]{64}", self.model_hash) is not None,
+        }
+        unfit = [name for name, good in fits.items() if not good]
+        if unfit:
+            raise ModelError(
+                f"{', '.join(unfit)} of the model do not fit a {self.spec.kind} of "
+                f"{self.spec.inputs} inputs and {self.spec.classes} classes"
+            )
 
     def network(self) -> Network:
         """The model, ready to predict."""
@@ -76,18 +98,21 @@ class Bundle:
         rows = normaliser.summarise(self.front.project(features), frames) - self.centre
         return self.centre + normaliser.estimate(rows, self.population, neutral=neutral)
 
-    def logits(self, features: Tensor, frames: Tensor, mean: Tensor) -> Tensor:
+    def logits(
+        self, features: Tensor, frames: Tensor, mean: Tensor, *, network: Network | None = None
+    ) -> Tensor:
         """The shared model's logits, shape (utterances, classes), before any head.
 
         Args:
             features: Shape (utterances, features) or (utterances, frames, features).
             frames: Real frames of each utterance, shape (utterances,), int64.
             mean: The user's, shape (inputs,); ``centre`` for an unknown user.
+            network: What :meth:`network` built, for a caller that asks often.
         """
         projected = self.front.project(features)
         inputs = finish(projected, mean, frames, length=self.front.length)
         with torch.no_grad():
-            logits: Tensor = self.network()(inputs, frames)
+            logits: Tensor = (network or self.network())(inputs, frames)
         return logits
 
     def save(self, folder: Path) -> None:
@@ -100,7 +125,8 @@ class Bundle:
             "front.matrix": self.front.matrix,
             "centre": self.centre,
         } | {f"population.{name}": tensor for name, tensor in population.items()}
-        data = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+        # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
+        data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
         words = {
             "schema": SCHEMA,
             "labels": list(self.labels),
@@ -127,12 +153,18 @@ class Bundle:
             words: dict[str, Any] = json.loads((folder / _WORDS).read_text())
             data = (folder / _NUMBERS).read_bytes()
             if words["schema"] != SCHEMA:
-                raise ModelError(f"{folder} has schema {words['schema']}; this release: {SCHEMA}")
+                raise ModelError(f"its schema is {words['schema']}, this release reads {SCHEMA}")
             if hashlib.sha256(data).hexdigest() != words["sha256"]:
-                raise ModelError(f"{folder / _NUMBERS} is not the one {_WORDS} names; {way_out}")
-            return cls(**_fields(words, load(data)))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                raise ModelError(f"{_NUMBERS} is not the one that {_WORDS} names")
+            bundle = cls(**_fields(words, load(data)))
+            bundle.network()  # weights of another length, or that are no numbers, do not load
+        except FileNotFoundError as error:
+            raise ModelError(f"{folder} holds no model: no {error.filename}; {way_out}") from error
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise ModelError(f"{folder} holds no usable model ({error}); {way_out}") from error
+        except (ModelError, SettingError) as error:
+            raise ModelError(f"{folder} holds no usable model: {error}; {way_out}") from error
+        return bundle
 
 
 def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from sottovoce.shared.errors import FeatureError
 
+LONGEST_FRAMES = 200
+"""Most frames of an utterance that a model with frames reads: 4 s of log-mel at 50 Hz."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Examples:

@@ -5,15 +5,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from sottovoce.server import public
+from sottovoce.server.checkpoint import replace_file
 from sottovoce.server.public import PublicSpeech
 from sottovoce.shared import front as fronts
 from sottovoce.shared import normaliser, seeds
 from sottovoce.shared.errors import CorpusError
-from sottovoce.shared.examples import Examples, stack
+from sottovoce.shared.examples import LONGEST_FRAMES, Examples, stack
 from sottovoce.shared.front import Front
 from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
@@ -21,8 +22,6 @@ from sottovoce.shared.normaliser import Population
 from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.scenario import Recipe
 
-LONGEST_FRAMES = 200
-"""Most frames of an utterance that a model with frames reads: 4 s of log-mel at 50 Hz."""
 _HELD_OUT = 5
 
 ALIKE: Mapping[str, Mapping[str, float]] = {
@@ -143,13 +142,9 @@ def _keep_aside(ready: Examples, speakers: Tensor, aside: Tensor, folder: Path) 
         return None
     part = ready.take(chosen)
     tensors = {"features": part.features, "frames": part.frames, "labels": part.labels}
-    folder.mkdir(parents=True, exist_ok=True)
+    tensors["speakers"] = speakers[chosen]
     path = folder / "held_out.safetensors"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}
-        | {"speakers": speakers[chosen].contiguous()},
-        path,
-    )
+    replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     return path
 
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.features.extract import extractor
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.plan import Plan
@@ -34,7 +35,7 @@ from sottovoce.simulations.reports import render
 from sottovoce.simulations.reports.card import card
 from sottovoce.simulations.runfile import Json, write_json
 from sottovoce.simulations.scenario import HEADS_ON_FROZEN, Scenario
-from sottovoce.simulations.world import Outcome, World
+from sottovoce.simulations.world import Outcome, World, folder_name
 
 LOG = logging.getLogger("sottovoce.simulations")
 FRONT_ONLY = ("synthetic", "speakers=40,clips=20,seed=90210")
@@ -78,9 +79,13 @@ def simulate(
     """
     started = time.monotonic()
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
-    _open_folder(scenario, out, resume=resume)
+    _check_encoder(scenario)
+    promise.check_budget(scenario)
+    _check_folder(scenario, out, resume=resume)
     cache = FeatureCache(cache_folder())
     heard = _hear(scenario, cache, tell, progress)
+    # Written only now: a run that could not begin leaves its folder free for the next try.
+    replace_file(out / "config.toml", scenario.to_toml().encode())
     material = _material(scenario, heard, cache, out, tell, progress)
     features_s = time.monotonic() - started
     worlds, outcomes = [], []
@@ -88,8 +93,8 @@ def simulate(
     plan = _plan(scenario, material)
     for number, fold in enumerate(heard.protocol.folds, 1):
         world = World(
-            folder=out / "checkpoints" / fold.name,
-            ledgers=out / "ledgers" / fold.name,
+            folder=out / "checkpoints" / folder_name(fold.name),
+            ledgers=out / "ledgers" / folder_name(fold.name),
             fold=fold,
             plan=replace(plan, run=f"{plan.run}/{fold.name}"),
             scenario=scenario,
@@ -134,10 +139,30 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
 
 
-def _open_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
-    """Make the run folder, or make sure that it is the same run's."""
+def _check_encoder(scenario: Scenario) -> None:
+    """Refuse features that the model cannot read, before any is computed.
+
+    Raises:
+        SettingError: The encoder is unknown, or gives frames where the model reads vectors, or the
+            other way round.
+    """
+    recipe, chosen = scenario.recipe, extractor(scenario.encoder)
+    frames = recipe.model not in HEADS_ON_FROZEN or recipe.pooling != "none"
+    if chosen.framewise != frames:
+        gives, reads = ("frames", "one vector") if chosen.framewise else ("one vector", "frames")
+        raise SettingError(
+            f"encoder {scenario.encoder} gives {gives} and model {recipe.model} with pooling "
+            f"{recipe.pooling} reads {reads} an utterance; leave --encoder or --model out, or set "
+            "recipe.pooling in a scenario file"
+        )
+
+
+def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
+    """Make sure that the run folder is free, or the same run's."""
     config = out / "config.toml"
     settled = scenario.to_toml()
+    if out.exists() and not out.is_dir():
+        raise SettingError(f"{out} is a file; --out names the folder to make")
     if config.exists():
         if not resume:
             raise SettingError(
@@ -149,7 +174,6 @@ def _open_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
         return
     if out.exists() and any(out.iterdir()):
         raise SettingError(f"{out} is not empty and holds no run; give another --out")
-    replace_file(config, settled.encode())
 
 
 def _identity(config: str) -> list[str]:

@@ -119,6 +119,18 @@ def noised(plan: Plan, scenario: Scenario) -> Plan:
     return with_noise(multiplier)
 
 
+def check_budget(scenario: Scenario) -> None:
+    """Refuse a budget that cannot pay for the run, before anything is computed.
+
+    What releases cost depends neither on the labels nor on the width of the model.
+
+    Raises:
+        SettingError: The budget is too small.
+    """
+    if scenario.private:
+        noised(open_plan(scenario, run="", labels=("one", "other"), inputs=1), scenario)
+
+
 def budget(scenario: Scenario) -> Budget | None:
     """What a simulated device may spend; None allows unprotected releases."""
     if not scenario.private:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -20,7 +22,7 @@ from sottovoce.server.job import Job
 from sottovoce.shared import head as heads
 from sottovoce.shared import metrics, seeds
 from sottovoce.shared.bundle import Bundle
-from sottovoce.shared.errors import EngineError
+from sottovoce.shared.errors import EngineError, ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
@@ -92,7 +94,7 @@ class World:
 
     def ledger(self, user: str) -> Ledger:
         """A contributing user's ledger, from the run's keeping."""
-        return Ledger(self.ledgers / f"{_file_name(user)}.jsonl")
+        return Ledger(self.ledgers / f"{file_name(user)}.jsonl")
 
     def bundle(self) -> Bundle:
         """The trained model."""
@@ -212,7 +214,7 @@ class World:
         scores, facts = self._score()
         self.ledgers.mkdir(parents=True, exist_ok=True)
         for user in self.fold.train:
-            kept = self.ledgers / f"{_file_name(user)}.jsonl"
+            kept = self.ledgers / f"{file_name(user)}.jsonl"
             checkpoint.replace_file(kept, (self._place(user) / "ledger.jsonl").read_bytes())
         checkpoint.replace_file(self.folder / "outcome.safetensors", save(scores))
         # Written last: an outcome is there once its facts are.
@@ -273,11 +275,7 @@ class World:
 
     def _outcome(self) -> Outcome:
         """The scores as they were kept."""
-        facts = json.loads((self.folder / "outcome.json").read_text())
-        scores = {
-            name: tensor.numpy()
-            for name, tensor in load_file(self.folder / "outcome.safetensors").items()
-        }
+        facts, scores = self._kept_scores()
         by_name = {
             clip.clip_id: clip for user in self.fold.test for clip in self.material.clips[user]
         }
@@ -290,8 +288,28 @@ class World:
         return Outcome(
             everything=self._scored(clips, scores, rows, after="before"),
             personal=personal,
-            curve=[(int(number), float(uar)) for number, uar in facts["curve"]],
+            curve=facts["curve"],
         )
+
+    def _kept_scores(self) -> tuple[Json, dict[str, np.ndarray]]:
+        """What ``_finish`` kept.
+
+        Raises:
+            ModelError: The files are damaged, or belong to other clips.
+        """
+        try:
+            facts = json.loads((self.folder / "outcome.json").read_text())
+            tensors = load_file(self.folder / "outcome.safetensors")
+            scores = {name: tensors[name].numpy() for name in _SCORES}
+            if {len(column) for column in scores.values()} != {len(facts["clips"])}:
+                raise ValueError("columns of different lengths")
+            facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise ModelError(
+                f"the scores of {self.fold.name} in {self.folder} are damaged ({error}); remove "
+                "that folder and go on with --resume: this fold is trained again"
+            ) from error
+        return facts, scores
 
     def _scored(
         self, clips: Sequence[Clip], scores: Mapping[str, np.ndarray], rows: np.ndarray, after: str
@@ -312,6 +330,7 @@ class World:
         )
 
 
+_SCORES = ("before", "after", "labels", "labelled")
 CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
 
 
@@ -335,7 +354,12 @@ def _joined(parts: Sequence[Examples], material: Material) -> Examples:
     )
 
 
-def _file_name(user: str) -> str:
+def file_name(user: str) -> str:
     """A user's name as a file name that cannot leave its folder."""
     plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in user)[:60]
     return f"{plain}-{seeds.derive(0, 'file', user) % 0xFFFFFFFF:08x}"
+
+
+def folder_name(fold: str) -> str:
+    """A fold's name as a folder name: its own if that is plain, for folds may be named by users."""
+    return fold if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}", fold) else file_name(fold)

@@ -5,6 +5,7 @@ the way out. Rooms are imported only by the command that needs them, so ``--help
 """
 
 import argparse
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -32,8 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sottovoce: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        where = f" ({error.filename})" if error.filename else ""
-        print(f"sottovoce: {error.strerror or error}{where}", file=sys.stderr)
+        print(f"sottovoce: {_refused(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -41,6 +41,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return 130
     return status
+
+
+def _refused(error: OSError) -> str:
+    """What the system would not do, where, and the way out."""
+    where = f"{error.filename}: " if error.filename else ""
+    ways = {
+        errno.ENOSPC: "free some space; an interrupted run goes on with --resume",
+        errno.EDQUOT: "free some of your quota; an interrupted run goes on with --resume",
+        errno.EROFS: "choose a folder on a disk that can be written",
+        errno.EACCES: "check its permissions, or choose another path",
+    }
+    way_out = ways.get(error.errno or 0, "check the path and run again")
+    return f"{where}{error.strerror or error}; {way_out}"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,12 +1,21 @@
 """Fixtures that every room's tests may use."""
 
+import math
 import os
+import struct
+import warnings
+import wave
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+with warnings.catch_warnings():  # Flower brings a typer that click 8.3 warns about
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import flwr.app  # noqa: F401
+
 _BESIDE = Path(__file__).resolve().parent.parent.parent / "shared" / "corpora"
 
 
@@ -17,3 +26,75 @@ def corpora_dir() -> Path:
     if not folder.is_dir():
         pytest.skip("no real corpora: neither ../shared/corpora nor $SOTTOVOCE_CORPORA exists")
     return folder
+
+
+WriteWav = Callable[..., None]
+MakeCorpus = Callable[..., Path]
+_PITCH = {"neutral": 0.0, "angry": 0.5, "happy": 1.0, "sad": -0.5}
+"""How far a hum's pitch lies above the speaker's own, in octaves; other labels by their place."""
+
+
+@pytest.fixture(scope="session")
+def write_wav() -> WriteWav:
+    """Writes a hum as 16-bit WAV, with nothing but the standard library."""
+
+    def write(
+        path: Path,
+        *,
+        hertz: float = 120.0,
+        seconds: float = 0.5,
+        rate: int = 16_000,
+        channels: int = 1,
+        level: float = 0.3,
+    ) -> None:
+        times = [index / rate for index in range(int(seconds * rate))]
+        # A few harmonics under a syllable's envelope: voiced enough for every descriptor.
+        samples = [
+            level
+            * math.sin(math.pi * (4 * t % 1))
+            * sum(math.sin(2 * math.pi * hertz * k * t) / k for k in (1, 2, 3))
+            / 2
+            for t in times
+        ]
+        words = [max(-32767, min(32767, int(32767 * s))) for s in samples for _ in range(channels)]
+        with wave.open(str(path), "wb") as file:
+            file.setparams((channels, 2, rate, 0, "NONE", ""))
+            file.writeframes(struct.pack(f"<{len(words)}h", *words))
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def make_corpus(write_wav: WriteWav) -> MakeCorpus:
+    """Writes a manifest corpus of hums; its path is the folder."""
+
+    def make(
+        folder: Path,
+        *,
+        speakers: int = 4,
+        clips: int = 8,
+        labels: Sequence[str] = ("angry", "neutral"),
+        rates: Sequence[int] = (16_000,),
+    ) -> Path:
+        folder.mkdir(parents=True)
+        rows = ["path,speaker,emotion"]
+        for person in range(speakers):
+            for number in range(clips):
+                label = labels[number % len(labels)]
+                shift = _PITCH.get(label, labels.index(label) / len(labels))
+                name = f"s{person:02d}_{number:02d}.wav"
+                hertz = 90.0 * 2 ** (shift + person / speakers) + number
+                write_wav(folder / name, hertz=hertz, rate=rates[(person + number) % len(rates)])
+                rows.append(f"{name},s{person:02d},{label}")
+        (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test reads or fills the user's own feature cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOTTOVOCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield

@@ -1,0 +1,264 @@
+"""The recogniser on a device: a signal in, a prediction out, and nothing leaves.
+
+signal -> quality gate -> features -> front -> the user's mean -> shared model -> the user's head ->
+probabilities. A recording that the gate refuses gets no answer; a model that is not sure enough
+says so. Without a device, or with one that knows nothing of this model, population's centre and
+prior stand in for the user.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.calibrator import Calibrator
+from sottovoce.client.device import Device
+from sottovoce.client.vault import Vault
+from sottovoce.shared import audio, check, quality
+from sottovoce.shared import head as heads
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.bundle import Bundle
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.examples import LONGEST_FRAMES, stack
+from sottovoce.shared.features import extract
+from sottovoce.shared.features.extract import Extractor
+from sottovoce.shared.head import Head
+from sottovoce.shared.models.network import Network
+from sottovoce.shared.prediction import Prediction
+from sottovoce.shared.quality import Flag, Quality
+
+_TWICE_CHANCE = 2.0
+_COIN_TOSS = 0.5
+_STEPS = {
+    Flag.SILENT: "check that the microphone is on and speak again",
+    Flag.TOO_SHORT: f"record at least {quality.SHORTEST_S:g} s of speech",
+    Flag.CLIPPED: "hold the microphone further away, or lower its gain",
+    Flag.NOISY: "record where it is quieter",
+    Flag.QUIET: "speak closer to the microphone",
+}
+"""What helps against each flaw, the worst flaw first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Person:
+    """What is personal in a prediction.
+
+    Attributes:
+        mean: Taken off what the front gives, shape (inputs,), float32.
+        head: Applied to the logits.
+        own_mean: Whether the mean is this user's; if not, it is the population's.
+        own_head: Whether the head is this user's and this model's; if not, it is the prior's mean.
+    """
+
+    mean: Tensor
+    head: Head
+    own_mean: bool
+    own_head: bool
+
+
+class Recogniser:
+    """Recognises emotions for one user, or for anybody.
+
+    Args:
+        bundle: The model.
+        person: Whom it listens to; None stands for anybody.
+        least_confidence: Below it the recogniser abstains; None takes twice chance, at most a
+            coin toss.
+
+    Raises:
+        SettingError: A confidence outside [0, 1], or an extractor that this release has not.
+        ModelError: Weights that are not the model's.
+    """
+
+    def __init__(
+        self, bundle: Bundle, person: Person | None = None, *, least_confidence: float | None = None
+    ) -> None:
+        if least_confidence is None:
+            least_confidence = min(_TWICE_CHANCE / len(bundle.labels), _COIN_TOSS)
+        check.not_negative(least_confidence=least_confidence)
+        if least_confidence > 1:
+            raise SettingError(f"least_confidence is {least_confidence}; it must be at most 1")
+        self.bundle = bundle
+        self.person = person or anybody(bundle)
+        self._least = least_confidence
+        self._extractor: Extractor = extract.extractor(bundle.extractor)
+        self._network: Network = bundle.network()
+
+    @classmethod
+    def open(
+        cls, model: Path, device: Path | None = None, *, least_confidence: float | None = None
+    ) -> Self:
+        """A recogniser from a model folder and, if there is one, the user's device folder.
+
+        Args:
+            model: What a run wrote as ``model/``.
+            device: A folder that :meth:`Device.create` made. Only its vault is read; its ledger is
+                not touched, because nothing leaves.
+            least_confidence: As in the constructor.
+
+        Raises:
+            ModelError: The model is missing or damaged.
+            SettingError: There is no such device.
+            PrivacyError: The vault is damaged, or its key is not its owner's alone.
+        """
+        bundle = Bundle.load(model)
+        person = None if device is None else of_device(bundle, device)
+        return cls(bundle, person, least_confidence=least_confidence)
+
+    def predict(self, signal: Signal) -> Prediction:
+        """Recognise one recording.
+
+        Args:
+            signal: Any length, any rate.
+
+        Returns:
+            An emotion, or an abstention: silence, too short, samples or features that are no
+            numbers, or a confidence below the limit.
+
+        Raises:
+            ModelError: The extractor's features are not what the model reads.
+        """
+        if not bool(signal.samples.isfinite().all()):
+            step = "export the recording again as 16-bit PCM"
+            return self._fallback("the recording holds NaN or infinite samples", ("broken",), step)
+        measured = quality.gate(signal)
+        if not measured.usable:
+            reason = f"the recording is {measured.reason}"
+            return self._fallback(reason, _names(measured), _step(measured))
+        features = self._extractor(audio.resample(signal, audio.RATE))
+        if not bool(features.isfinite().all()):
+            reason = f"{self._extractor.name} gave values that are not finite"
+            return self._fallback(reason, _names(measured), "record again")
+        return self._judged(self.probabilities(features), measured)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Chance of each emotion, shape (classes,), float64, from one recording's features.
+
+        Args:
+            features: Shape (features,) or (frames, features), as the model's extractor gives them.
+
+        Raises:
+            ModelError: Features of another width.
+        """
+        one = stack([features], [0], longest=LONGEST_FRAMES)
+        logits = self.bundle.logits(
+            one.features, one.frames, self.person.mean, network=self._network
+        )
+        return torch.softmax(heads.apply(self.person.head, logits)[0].double(), 0)
+
+    def _judged(self, chances: Tensor, measured: Quality) -> Prediction:
+        """An answer, or an abstention where the model is not sure enough."""
+        best = int(chances.argmax())
+        confidence = float(chances[best])
+        if not confidence >= 0:  # NaN: weights or a head that no check could foresee
+            return self._fallback(
+                "the model gave no numbers", _names(measured), "get the model again"
+            )
+        sure = confidence >= self._least
+        reason = "" if sure else f"confidence {confidence:.0%} is below {self._least:.0%}"
+        return self._prediction(
+            emotion=self.bundle.labels[best] if sure else None,
+            probabilities=dict(zip(self.bundle.labels, chances.tolist(), strict=True)),
+            confidence=confidence,
+            reason=reason,
+            quality_words=_names(measured),
+            next_step=_step(measured) or ("" if sure else self._doubt()),
+        )
+
+    def _fallback(self, reason: str, quality_words: tuple[str, ...], step: str) -> Prediction:
+        """No guess at all."""
+        return self._prediction(
+            emotion=None,
+            probabilities={},
+            confidence=0.0,
+            reason=reason,
+            quality_words=quality_words,
+            next_step=step,
+        )
+
+    def _prediction(
+        self,
+        *,
+        emotion: str | None,
+        probabilities: dict[str, float],
+        confidence: float,
+        reason: str,
+        quality_words: tuple[str, ...],
+        next_step: str,
+    ) -> Prediction:
+        """A prediction of this model for this user."""
+        return Prediction(
+            emotion=emotion,
+            probabilities=probabilities,
+            confidence=confidence,
+            abstained=emotion is None,
+            reason=reason,
+            quality=quality_words,
+            next_step=next_step,
+            model_hash=self.bundle.model_hash,
+            own_normaliser=self.person.own_mean,
+            own_head=self.person.own_head,
+        )
+
+    def _doubt(self) -> str:
+        """What makes a model surer that heard a clear recording."""
+        if self.bundle.user_mean and not self.person.own_mean:
+            return "enrol this user's voice with a few clips"
+        if not self.person.own_head:
+            return "label a few clips, so that the device can fit this user's head"
+        return "ask the speaker, or record a longer utterance"
+
+
+def anybody(bundle: Bundle) -> Person:
+    """The population's centre and the prior's mean head."""
+    return Person(mean=bundle.centre, head=bundle.prior.mean, own_mean=False, own_head=False)
+
+
+def of_device(bundle: Bundle, device: Path) -> Person:
+    """What a device's vault knows of its user under this model.
+
+    A mean learned behind another front, and a head fitted for another model, would be wrong here:
+    centre and prior stand in for them.
+
+    Raises:
+        SettingError: There is no device in the folder.
+        PrivacyError: The vault, or what it holds, is damaged.
+    """
+    if not Device.exists(device):
+        raise SettingError(f"{device} holds no device; name the folder of one, or leave it out")
+    vault = Vault.open(device / "vault")
+    mean = _own_mean(bundle, vault)
+    calibrator = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior)
+    return Person(
+        mean=bundle.centre if mean is None else mean,
+        head=calibrator.head(),
+        own_mean=mean is not None,
+        own_head=calibrator.fitted,
+    )
+
+
+def _own_mean(bundle: Bundle, vault: Vault) -> Tensor | None:
+    """The user's mean, if it was learned behind this model's front."""
+    if not bundle.user_mean or not vault.has("normaliser"):
+        return None
+    kept = vault.get_tensors("normaliser")
+    front = bytes(kept["front"].tolist()) if "front" in kept else b""
+    mean = kept["mean"]
+    fits = mean.shape == bundle.centre.shape and bool(mean.isfinite().all())
+    if not fits or front.hex() != bundle.front.digest():
+        return None
+    return None if torch.equal(mean, bundle.centre) else mean  # nobody enrolled
+
+
+def _names(measured: Quality) -> tuple[str, ...]:
+    """The flags in plain words."""
+    return tuple(
+        str(flag.name).lower().replace("_", " ") for flag in Flag if flag in measured.flags
+    )
+
+
+def _step(measured: Quality) -> str:
+    """What helps against the worst flaw; "" where there is none."""
+    return next((step for flag, step in _STEPS.items() if flag in measured.flags), "")
