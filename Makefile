@@ -1,47 +1,78 @@
-# Every target explains itself: `make help`.
-PYTHON ?= python3
+# Every target explains itself: `make help`. Python 3.11 or newer and make are all it needs.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$name; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sottovoce-installed
 VIEW := build/typing/sottovoce
+ARGS ?=
+
+# Nothing that is started here reports home, looks for updates or installs anything by itself.
+export FLWR_TELEMETRY_ENABLED := 0
+export FLWR_DISABLE_UPDATE_CHECK := 1
+export FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION := 1
+export RAY_USAGE_STATS_ENABLED := 0
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint typecheck bench docs clean
+.PHONY: help setup demo test check lint typecheck format bench docs loopback results hooks clean
 
 help: ## Show what can be made
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo 'Sottovoce: speech emotion recognition that learns from many voices without hearing any.'
+	@echo
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
+		while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+	@echo
+	@echo 'Everything installs itself into $(VENV) first, once: 2-3 minutes, 6 GB.'
 
 setup: $(STAMP) ## Make .venv with everything that simulations, tests and checks need
 
 $(STAMP): pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[simulation,ray,dev]'
-	touch $(STAMP)
+	@test -n '$(PYTHON)' || test -x $(BIN)/python || \
+		{ echo 'no Python 3.11 or newer found; install one, or name it: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@echo 'installing into $(VENV): 2-3 minutes, 6 GB, once'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --editable '.[simulation,ray,dev]'
+	@touch $(STAMP)
 
-demo: $(STAMP) ## Run a private, federated, calibrated simulation on the embedded corpus
+demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded voices (anew)
+	@rm -rf runs/demo
 	$(BIN)/sottovoce simulate demo --out runs/demo
 
-test: $(STAMP) ## Run all tests
-	$(BIN)/python -m pytest -q
+test: $(STAMP) ## Run all tests; make test ARGS="-k ledger" runs some
+	$(BIN)/python -m pytest -q $(ARGS)
 
 check: lint typecheck ## Check style and types of every room
 
-lint: $(STAMP)
+lint: $(STAMP) ## Check style only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(STAMP)
+typecheck: $(STAMP) ## Check types only
 	@mkdir -p $(VIEW)
 	@for room in shared client server simulations; do ln -sfn "$(CURDIR)/$$room" $(VIEW)/$$room; done
 	@for file in sottovoce/*; do test -f $$file && ln -sf "$(CURDIR)/$$file" $(VIEW)/ || true; done
 	cd build/typing && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p sottovoce
 
+format: $(STAMP) ## Put style right
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
 bench: $(STAMP) ## Measure speed and memory; writes docs/results/benchmarks.json
 	$(BIN)/python -m sottovoce.simulations.benchmarks
 
-docs: $(STAMP) ## Check that documented commands and links are true
+docs: $(STAMP) ## Check that documented commands, links and settings are true
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
-clean: ## Remove what was built here; runs and the feature cache stay
+loopback: $(STAMP) ## Run the two apps as separate processes on this machine: SuperLink, 3 SuperNodes
+	$(BIN)/python scripts/loopback.py $(ARGS)
+
+results: $(STAMP) ## Run the claimed protocols on real corpora (hours); writes docs/results
+	$(BIN)/python scripts/results.py $(ARGS)
+
+hooks: $(STAMP) ## Check style and types before every commit
+	$(BIN)/pre-commit install
+
+clean: ## Remove what was built here; .venv, runs and the feature cache stay
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
