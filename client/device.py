@@ -170,7 +170,8 @@ class Device:
             self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.budget)
         value = make(Randomness(self.facts, booked))
         stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)
-        self.vault.put_tensors(slot, {"value": value, "stamp": stamp})
+        # Lost in a power cut, it costs a second booking; never a release that was not booked.
+        self.vault.put_tensors(slot, {"value": value, "stamp": stamp}, durable=False)
         return value
 
     def _outbox(self, slot: str, booked: str) -> Tensor | None:

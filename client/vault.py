@@ -131,19 +131,23 @@ class Vault:
         """Whether the folder holds a vault."""
         return (folder / _FACTS).is_file()
 
-    def put(self, name: str, data: bytes) -> None:
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """Seal bytes under a name, in place of what was there.
 
         Args:
             name: 1 to 64 of a-z, 0-9, '.', '_' and '-'; starts with a letter or digit.
             data: Any bytes, less than a GiB.
+            durable: Whether they must survive a power cut once this returns; a crash of the
+                program alone loses nothing either way.
 
         Raises:
             SettingError: An unusable name, or too many bytes.
             PrivacyError: The disk cannot be written; the old bytes stay.
         """
         path = self._path(name)
-        write_file(path, crypto.seal(self._key, data, context=self._context("blob", name)))
+        write_file(
+            path, crypto.seal(self._key, data, context=self._context("blob", name)), durable=durable
+        )
 
     def get(self, name: str) -> bytes:
         """The bytes under a name.
@@ -160,10 +164,12 @@ class Vault:
                 f"{name!r} in the vault of {self.user!r} ({self.folder}): {error}"
             ) from error
 
-    def put_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def put_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
+    ) -> None:
         """Seal named tensors as safetensors; errors as in :meth:`put`."""
         ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-        self.put(name, safetensors.torch.save(ready))
+        self.put(name, safetensors.torch.save(ready), durable=durable)
 
     def get_tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors under a name; errors as in :meth:`get`, also where it holds no tensors."""
@@ -292,7 +298,7 @@ def _read(path: Path) -> bytes:
         raise PrivacyError(f"{path} cannot be read: {error}") from error
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Replace a file (mode 0600): old or new after a crash, never a mixture.
 
     Raises:
@@ -305,14 +311,16 @@ def write_file(path: Path, data: bytes) -> None:
         )
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
         raise PrivacyError(f"{path} cannot be written, the old one stays: {error}") from error
-    _sync(path.parent)
+    if durable:
+        _sync(path.parent)
 
 
 def _sync(folder: Path) -> None:
