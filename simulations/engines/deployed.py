@@ -1,0 +1,251 @@
+"""The deployed engine: the two apps as one bundle on a SuperLink and SuperNodes, one process each.
+
+Everything stays on this machine's loopback: no TLS, no authentication. It shows that what
+simulations run is what devices run, not how to operate a federation.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from sottovoce.shared.errors import EngineError, SettingError
+from sottovoce.simulations.engines.flower import build_bundle, command, program, surroundings
+
+_HOST: Final = "127.0.0.1"
+_START_S: Final = 90.0
+_POLL_S: Final = 4.0
+_STOP_S: Final = 5.0
+Tell = Callable[[str], None]
+
+
+def run_apps(
+    *,
+    config: Mapping[str, str],
+    devices: Sequence[Path],
+    app: Path,
+    home: Path,
+    timeout_s: float,
+    tell: Tell = lambda _line: None,
+) -> None:
+    """Run the apps to their end, then stop every process.
+
+    Args:
+        config: The run's configuration, as both apps see it.
+        devices: The devices' folders; each gets a SuperNode of its own.
+        app: The folder with ``pyproject.toml`` from which Flower builds the bundle.
+        home: Where logs and each process's Flower home go; made if missing.
+        timeout_s: How long the run may take, in seconds.
+        tell: Takes a line about what is happening.
+
+    Raises:
+        SettingError: A path that Flower's command line cannot take, or Flower is not installed.
+        EngineError: A process died, the run failed, or time ran out. Every process is stopped.
+    """
+    for path in (*map(str, devices), *config.values()):
+        if any(sign in path for sign in "\"'\\\n"):
+            raise SettingError(f"{path!r} holds a quote or a backslash; use a plain path")
+    bundle = build_bundle(app, home / "bundle")
+    tell(f"bundle {bundle.name}")
+    with zipfile.ZipFile(bundle) as file:
+        file.extractall(home / "app")
+    with Fleet(home.resolve()) as fleet:
+        port = fleet.start_link()
+        tell(f"SuperLink on {_HOST}:{port}")
+        for place, device in enumerate(devices, 1):
+            fleet.start_node(f"node-{place}", device.resolve())
+        tell(f"{len(devices)} SuperNodes, one a device")
+        run = fleet.submit(config, bundle)
+        fleet.wait(run, timeout_s, tell)
+
+
+class Fleet:
+    """A SuperLink and its SuperNodes; leaving the context stops them, whatever happened.
+
+    Args:
+        home: Where logs and each process's Flower home go; ``home/app`` is the unpacked bundle.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._link = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for ask in (signal.SIGTERM, signal.SIGKILL):
+            self._signal(ask)
+            end = time.monotonic() + _STOP_S
+            while self._alive() and time.monotonic() < end:
+                time.sleep(0.1)
+        for process in self._processes.values():
+            process.wait()
+
+    def start_link(self) -> int:
+        """Start the SuperLink; returns its port once it answers."""
+        port = _free_port()
+        self._link = f"{_HOST}:{port}"
+        self._start(
+            "superlink",
+            "flower-superlink",
+            *("--insecure", "--host", _HOST, "--port", str(port)),
+            "--disable-runtime-dependency-installation",
+        )
+        operator = self._home / "operator"
+        operator.mkdir(parents=True, exist_ok=True)
+        (operator / "config.toml").write_text(
+            f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\n'
+            f'address = "{self._link}"\ninsecure = true\n'
+        )
+        end = time.monotonic() + _START_S
+        while not _answers(f"http://{self._link}/health"):
+            self._need_alive()
+            if time.monotonic() > end:
+                raise EngineError(f"the SuperLink did not answer in {_START_S:g} s; {self._logs()}")
+            time.sleep(0.3)
+        return port
+
+    def start_node(self, name: str, device: Path) -> None:
+        """Start the SuperNode of one device."""
+        self._start(
+            name,
+            "flower-supernode",
+            *("--insecure", "--superlink", self._link),
+            *("--host", _HOST, "--port", str(_free_port())),
+            *("--node-config", f'device="{device}"'),
+        )
+
+    def submit(self, config: Mapping[str, str], bundle: Path) -> str:
+        """Start the run of a bundle; returns its id.
+
+        Raises:
+            EngineError: It does not start, or Flower sent another bundle than was checked.
+        """
+        words = " ".join(f'{name}="{value}"' for name, value in config.items())
+        answer = self._flwr("run", str(self._home / "app"), "--run-config", words)
+        if not answer.get("success") or not answer.get("run-id"):
+            raise EngineError(f"flwr run did not start a run: {answer}; {self._logs()}")
+        if answer.get("fab-filename") != bundle.name:
+            raise EngineError(
+                f"flwr run sent {answer.get('fab-filename')}, not the checked {bundle.name}; "
+                f"something changed {self._home / 'app'}, start again"
+            )
+        return str(answer["run-id"])
+
+    def wait(self, run: str, timeout_s: float, tell: Tell) -> None:
+        """Wait until the run has ended well.
+
+        ``flwr run --stream`` exits with 0 even when the run failed, so its state is asked for.
+        """
+        end, before = time.monotonic() + timeout_s, ""
+        while True:
+            self._need_alive()
+            state, details = self._state(run)
+            if state != before:
+                tell(f"run {run}: {state}")
+                before = state
+            if state == "finished:completed":
+                return
+            if state.startswith("finished"):
+                raise EngineError(f"the run ended as {state}: {details or self._logs()}")
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"the run was still {state} after {timeout_s:g} s; {self._logs()}"
+                )
+            time.sleep(_POLL_S)
+
+    def _state(self, run: str) -> tuple[str, str]:
+        """A run's status and what Flower says of it."""
+        answer = self._flwr("ls", "--run-id", run)
+        try:
+            entry = answer["runs"][0]
+            return str(entry["status"]), str(entry.get("status-details", ""))
+        except (KeyError, IndexError, TypeError) as error:
+            raise EngineError(f"flwr ls does not know run {run}: {answer}") from error
+
+    def _flwr(self, *words: str) -> dict[str, Any]:
+        """What a Flower command says as JSON."""
+        asked = ["flwr", *words, "--format", "json"]
+        said = command(asked, self._home / "operator", self._home)
+        try:
+            answer: dict[str, Any] = json.loads(said[said.index("{") :])
+        except ValueError as error:
+            raise EngineError(f"flwr {words[0]} said no JSON: {said[-500:]}") from error
+        return answer
+
+    def _start(self, name: str, *words: str) -> None:
+        """Start a process in a group of its own, with its log beside its home."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        with (self._home / f"{name}.log").open("wb") as log:
+            self._processes[name] = subprocess.Popen(
+                [program(words[0]), *words[1:]],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=surroundings(self._home / name),
+                cwd=self._home,
+                start_new_session=True,
+            )
+
+    def _need_alive(self) -> None:
+        """Raise when a process is gone."""
+        for name, process in self._processes.items():
+            if process.poll() is not None:
+                raise EngineError(f"{name} ended with status {process.returncode}; {self._logs()}")
+
+    def _logs(self) -> str:
+        """Where to look, and the last lines of the first log that speaks of an error."""
+        for name in self._processes:
+            lines = (self._home / f"{name}.log").read_text(errors="replace").splitlines()
+            wrong = [line for line in lines if "rror" in line]
+            if wrong:
+                return f"{name} says: {wrong[-1][-300:]} (logs: {self._home})"
+        return f"see the logs in {self._home}"
+
+    def _alive(self) -> bool:
+        """Whether any process of any group is left."""
+        for process in self._processes.values():
+            process.poll()
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, 0)
+                return True
+        return False
+
+    def _signal(self, number: int) -> None:
+        """Tell every group; apps are children of SuperLink and SuperNodes, in their groups."""
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, number)
+
+
+def _free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(address: str) -> bool:
+    """Whether a server says that it is well."""
+    try:
+        with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310  (our own loopback)
+            return bool(answer.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False
