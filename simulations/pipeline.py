@@ -7,51 +7,41 @@ run.json, privacy.json, model, pages. A run that was interrupted goes on from it
 import hashlib
 import json
 import logging
-import os
 import resource
 import time
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sottovoce.server.checkpoint import replace_file
-from sottovoce.shared.errors import CorpusError, SettingError
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features.cache import FeatureCache
-from sottovoce.shared.features.extract import extractor
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.plan import Plan
 from sottovoce.simulations import baselines, promise, record
-from sottovoce.simulations.corpora.catalogue import open_corpus
-from sottovoce.simulations.corpora.clips import Clip, Corpus
-from sottovoce.simulations.features import FeatureTable, features
+from sottovoce.simulations.corpora.clips import Clip
+from sottovoce.simulations.hearing import (
+    Heard,
+    Progress,
+    Spoken,
+    Tell,
+    cache_folder,
+    check_encoder,
+    hear,
+    hear_public,
+)
 from sottovoce.simulations.material import Material, prepare, public_speech
-from sottovoce.simulations.protocols import Protocol, protocol
 from sottovoce.simulations.reports import render
 from sottovoce.simulations.reports.card import card
 from sottovoce.simulations.runfile import Json, write_json
-from sottovoce.simulations.scenario import HEADS_ON_FROZEN, Scenario
+from sottovoce.simulations.scenario import Scenario
 from sottovoce.simulations.world import Outcome, World, folder_name
 
 LOG = logging.getLogger("sottovoce.simulations")
-FRONT_ONLY = ("synthetic", "speakers=40,clips=20,seed=90210")
-"""Voices that fit the front where no corpus is declared public: made up, so public by birth."""
-
-Tell = Callable[[str], None]
-Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Heard:
-    """A corpus behind its protocol, its features, and what was left out."""
-
-    protocol: Protocol
-    table: FeatureTable
-    exclusions: Mapping[str, int]
+_NOBODY = torch.zeros(0, dtype=torch.bool)
 
 
 def simulate(
@@ -79,14 +69,15 @@ def simulate(
     """
     started = time.monotonic()
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
-    _check_encoder(scenario)
+    check_encoder(scenario)
     promise.check_budget(scenario)
     _check_folder(scenario, out, resume=resume)
     cache = FeatureCache(cache_folder())
-    heard = _hear(scenario, cache, tell, progress)
+    heard = hear(scenario, cache, tell, progress)
+    public = hear_public(scenario, heard, cache, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
-    material = _material(scenario, heard, cache, out, tell, progress)
+    material = _material(scenario, heard, public, out)
     features_s = time.monotonic() - started
     worlds, outcomes = [], []
     training = time.monotonic()
@@ -131,32 +122,6 @@ def simulate(
     return run
 
 
-def cache_folder() -> Path:
-    """Where features are kept between runs: ``$SOTTOVOCE_CACHE``, or the user's cache folder."""
-    named = os.environ.get("SOTTOVOCE_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
-
-
-def _check_encoder(scenario: Scenario) -> None:
-    """Refuse features that the model cannot read, before any is computed.
-
-    Raises:
-        SettingError: The encoder is unknown, or gives frames where the model reads vectors, or the
-            other way round.
-    """
-    recipe, chosen = scenario.recipe, extractor(scenario.encoder)
-    frames = recipe.model not in HEADS_ON_FROZEN or recipe.pooling != "none"
-    if chosen.framewise != frames:
-        gives, reads = ("frames", "one vector") if chosen.framewise else ("one vector", "frames")
-        raise SettingError(
-            f"encoder {scenario.encoder} gives {gives} and model {recipe.model} with pooling "
-            f"{recipe.pooling} reads {reads} an utterance; leave --encoder or --model out, or set "
-            "recipe.pooling in a scenario file"
-        )
-
-
 def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
     """Make sure that the run folder is free, or the same run's."""
     config = out / "config.toml"
@@ -172,7 +137,8 @@ def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
         if _identity(kept) != _identity(settled):
             raise SettingError(f"{out} holds a run of another scenario; give another --out")
         return
-    if out.exists() and any(out.iterdir()):
+    # A run that was killed before it began may have left a hidden, half-written file.
+    if out.exists() and any(not path.name.startswith(".") for path in out.iterdir()):
         raise SettingError(f"{out} is not empty and holds no run; give another --out")
 
 
@@ -182,71 +148,11 @@ def _identity(config: str) -> list[str]:
     return [line for line in config.splitlines() if line.split(" = ")[0] not in free]
 
 
-def _hear(scenario: Scenario, cache: FeatureCache, tell: Tell, progress: Progress) -> Heard:
-    """Open the users' corpus, split its speakers, compute features."""
-    corpus = open_corpus(scenario.corpus, scenario.data)
-    for line in corpus.mapping_lines():
-        tell(f"label {line}")
-    for found in corpus.findings:
-        tell(f"found: {found}")
-    chosen = protocol(scenario.protocol or "default", corpus)
-    for found in chosen.findings:
-        tell(f"{chosen.name}: {found}")
-    table = _features(chosen.corpus, scenario, cache, tell, progress)
-    usable = tuple(clip for clip in chosen.corpus.clips if clip.clip_id in table.features)
-    if len(usable) < len(chosen.corpus.clips):
-        names = [name for fold in chosen.folds for name in (*fold.train, *fold.test)]
-        silent = sorted(set(names) - {clip.speaker for clip in usable})
-        if silent:
-            raise CorpusError(
-                f"no clip of {', '.join(silent[:5])} can be used; remove them from the corpus"
-            )
-        chosen = replace(chosen, corpus=replace(chosen.corpus, clips=usable))
-    reasons = Counter(entry.reason.split(" (")[0].split(":")[0] for entry in table.excluded)
-    exclusions = dict(reasons) | {
-        found.what: found.count for found in corpus.findings if "left out" in found.action
-    }
-    return Heard(protocol=chosen, table=table, exclusions=exclusions)
-
-
-def _features(
-    corpus: Corpus, scenario: Scenario, cache: FeatureCache, tell: Tell, progress: Progress
-) -> FeatureTable:
-    """Features of a corpus, with an account of what was left out."""
-    table = features(
-        corpus.clips,
-        scenario.encoder,
-        cache,
-        workers=max(scenario.workers, os.cpu_count() or 1),
-        progress=lambda done, total: progress(f"features of {corpus.name}", done, total),
-    )
-    for entry in table.excluded:
-        tell(f"left out: {entry.clip_id}: {entry.reason}")
-    if table.corrupt:
-        tell(f"{table.corrupt} damaged cache entries were computed again")
-    return table
-
-
-def _material(
-    scenario: Scenario,
-    heard: Heard,
-    cache: FeatureCache,
-    out: Path,
-    tell: Tell,
-    progress: Progress,
-) -> Material:
+def _material(scenario: Scenario, heard: Heard, public: list[Spoken], out: Path) -> Material:
     """What all folds share."""
     labels = heard.protocol.corpus.emotions
     plan = promise.open_plan(scenario, run="", labels=labels, inputs=1)
-    spoken, neutral, warm = None, torch.zeros(0, dtype=torch.bool), bool(scenario.public)
-    if scenario.recipe.model in HEADS_ON_FROZEN:
-        corpora = [
-            _public(name, data, scenario, cache, tell, progress)
-            for name, data in scenario.public or (FRONT_ONLY,)
-        ]
-        spoken, neutral = public_speech(labels, corpora)
-        if not warm:
-            tell("no corpus is declared public: the front is fitted on made-up voices")
+    spoken, neutral = public_speech(labels, public) if public else (None, _NOBODY)
     return prepare(
         labels=labels,
         features=heard.table.features,
@@ -256,18 +162,10 @@ def _material(
         spec=plan.model,
         recipe=scenario.recipe,
         user_mean=plan.normaliser is not None,
-        warm=warm,
+        warm=bool(scenario.public),
         seed=scenario.seed,
         folder=out / "checkpoints",
     )
-
-
-def _public(
-    name: str, data: str, scenario: Scenario, cache: FeatureCache, tell: Tell, progress: Progress
-) -> tuple[Sequence[Clip], Mapping[str, Tensor]]:
-    """A public corpus's clips and features."""
-    corpus = open_corpus(name, data)
-    return corpus.clips, _features(corpus, scenario, cache, tell, progress).features
 
 
 def _by_speaker(clips: Sequence[Clip]) -> dict[str, tuple[Clip, ...]]:

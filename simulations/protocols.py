@@ -161,7 +161,7 @@ def protocol(name: str, corpus: Corpus, *, classes: Collection[str] = ()) -> Pro
         notes.append(finding(f"speakers, too few for {name}", speakers, kept))
         name, asked = f"{len(speakers)}fold", len(speakers)
     folds = _holdout(speakers) if name == "holdout" else _split(speakers, asked)
-    gaps = _check_classes(selected, folds)
+    gaps = check_classes(selected, folds)
     return Protocol(name=name, corpus=selected, folds=folds, findings=(*notes, *dropped, *gaps))
 
 
@@ -234,7 +234,7 @@ def _fold(name: str, speakers: Sequence[str], test: Sequence[str]) -> Fold:
     return Fold(name=name, train=train, test=tuple(test))
 
 
-def _check_classes(corpus: Corpus, folds: Sequence[Fold]) -> list[Finding]:
+def check_classes(corpus: Corpus, folds: Sequence[Fold]) -> list[Finding]:
     """Refuse a class that a fold cannot learn; report a class that a fold cannot test."""
     spoken: dict[str, set[str]] = {emotion: set() for emotion in corpus.emotions}
     for clip in corpus.clips:

@@ -4,23 +4,19 @@ What a user leaves out is settled here, once, from public facts alone; the settl
 written to the run folder as ``config.toml`` and repeats the run.
 """
 
-import math
-import tomllib
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
-from importlib import resources
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from sottovoce.server.public import FrontSettings
 from sottovoce.server.round import Aggregation
 from sottovoce.shared import check
-from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.spec import KINDS, POOLINGS
 
 UNITS = ("none", "utterance")
 ENGINES = ("local", "ray")
 BASELINES = ("central", "local_only", "federated_no_privacy")
+MOST_EPSILON = 100.0
 HEADS_ON_FROZEN = ("linear", "mlp")
 
 
@@ -146,6 +142,11 @@ class Scenario:
         check.one_of(UNITS, unit=self.unit)
         check.one_of(ENGINES, engine=self.engine)
         check.positive(epsilon=self.epsilon)
+        if self.epsilon > MOST_EPSILON:
+            raise SettingError(
+                f"epsilon is {self.epsilon:g}; above {MOST_EPSILON:g} it promises nothing: "
+                "say so with unit none"
+            )
         check.inside(0, 1, delta=self.delta)
         check.not_negative(rounds=self.rounds, head_clips=self.head_clips, seed=self.seed)
         check.at_least(1, workers=self.workers)
@@ -192,10 +193,16 @@ def _check_public(scenario: Scenario) -> None:
     """The same folder cannot be public and private, whatever it is called."""
     if not scenario.data or scenario.corpus == "synthetic":
         return
-    own = Path(scenario.data).expanduser().resolve()
+    own = _folder(scenario.data)
     for name, data in scenario.public:
-        if data and name != "synthetic" and Path(data).expanduser().resolve() == own:
+        if data and name != "synthetic" and _folder(data) == own:
             raise SettingError(f"{data} holds the users' corpus; it cannot be public as {name} too")
+
+
+def _folder(data: str) -> Path:
+    """Where a corpus lies, whether its folder or the manifest in it was named."""
+    path = Path(data).expanduser().resolve()
+    return path.parent if path.suffix == ".csv" else path
 
 
 def recipe_for(*, unit: str, model: str | None) -> Recipe:
@@ -253,90 +260,3 @@ def settle(scenario: Scenario, *, model: str | None = None) -> Scenario:
         encoder=scenario.encoder or ("whisper-tiny-en" if frozen else "log-mel"),
         rounds=scenario.rounds or (rounds if frozen else END_TO_END_ROUNDS),
     )
-
-
-def read(text: str, *, source: str) -> Scenario:
-    """A scenario from TOML.
-
-    Raises:
-        SettingError: Not TOML, an unknown key, or a value that makes no sense.
-    """
-    try:
-        record = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{source} is not TOML: {error}") from error
-    try:
-        return _build(record)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise SettingError(f"{source}: {error}") from error
-    except SottovoceError as error:
-        raise SettingError(f"{source}: {error}") from error
-
-
-def find(name: str) -> Scenario:
-    """A scenario by file or by the name of one that comes along.
-
-    Raises:
-        SettingError: There is none.
-    """
-    path = Path(name)
-    if path.suffix == ".toml":
-        try:
-            return read(path.read_text(encoding="utf-8"), source=name)
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingError(f"the scenario {name} cannot be read: {error}") from error
-    shelf = resources.files("sottovoce.simulations.scenarios")
-    known = sorted(entry.name[:-5] for entry in shelf.iterdir() if entry.name.endswith(".toml"))
-    if name not in known:
-        raise SettingError(
-            f"there is no scenario {name!r}; give a .toml file or one of {', '.join(known)}"
-        )
-    return read((shelf / f"{name}.toml").read_text(encoding="utf-8"), source=name)
-
-
-def _build(record: Mapping[str, Any]) -> Scenario:
-    """A scenario from TOML's tables."""
-    values = dict(record)
-    public = tuple((entry["name"], entry.get("data", "")) for entry in values.pop("public", []))
-    recipe = values.pop("recipe", None)
-    model = recipe.get("model") if recipe else None
-    _known(Scenario, values, "scenario")
-    values["baselines"] = tuple(values.get("baselines", ()))
-    scenario = settle(Scenario(public=public, **_numbers(values)), model=model)
-    return replace(scenario, recipe=_override(scenario.recipe, recipe or {}))
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Whole numbers stand for floats where floats are meant."""
-    floats = ("epsilon", "delta")
-    return {
-        name: float(value) if name in floats and not isinstance(value, bool) else value
-        for name, value in values.items()
-    }
-
-
-def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """A recipe with some of its settings replaced."""
-    _known(Recipe, values, "recipe")
-    changed = dict(values)
-    for name in ("front", "aggregation"):
-        if name in changed:
-            part = getattr(recipe, name)
-            _known(type(part), changed[name], f"recipe.{name}")
-            changed[name] = replace(part, **changed[name])
-    return replace(recipe, **changed)
-
-
-def _known(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Refuse keys that mean nothing: a misspelled setting must not be the default."""
-    names = {entry.name for entry in fields(kind)}
-    unknown = sorted(set(values) - names)
-    if unknown:
-        raise SettingError(
-            f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(names))}"
-        )
-
-
-def budget_of(scenario: Scenario) -> float:
-    """Epsilon that devices may spend; infinite without privacy."""
-    return scenario.epsilon if scenario.private else math.inf

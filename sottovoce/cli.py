@@ -144,6 +144,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
 def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
     """The scenario that file and options together mean."""
     from sottovoce.simulations import scenario as scenarios
+    from sottovoce.simulations.reading import find
 
     given = {
         name: getattr(arguments, name)
@@ -172,7 +173,7 @@ def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
         if "corpus" not in given:
             raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
         return scenarios.settle(scenarios.Scenario(**given), model=arguments.model)
-    found = scenarios.find(arguments.scenario)
+    found = find(arguments.scenario)
     changed = replace(found, **given)
     if arguments.model or changed.unit != found.unit:
         fresh = {} if arguments.encoder else {"encoder": ""}

@@ -75,6 +75,7 @@ def make_corpus(write_wav: WriteWav) -> MakeCorpus:
         clips: int = 8,
         labels: Sequence[str] = ("angry", "neutral"),
         rates: Sequence[int] = (16_000,),
+        hertz: float = 90.0,
     ) -> Path:
         folder.mkdir(parents=True)
         rows = ["path,speaker,emotion"]
@@ -83,8 +84,8 @@ def make_corpus(write_wav: WriteWav) -> MakeCorpus:
                 label = labels[number % len(labels)]
                 shift = _PITCH.get(label, labels.index(label) / len(labels))
                 name = f"s{person:02d}_{number:02d}.wav"
-                hertz = 90.0 * 2 ** (shift + person / speakers) + number
-                write_wav(folder / name, hertz=hertz, rate=rates[(person + number) % len(rates)])
+                pitch = hertz * 2 ** (shift + person / speakers) + number
+                write_wav(folder / name, hertz=pitch, rate=rates[(person + number) % len(rates)])
                 rows.append(f"{name},s{person:02d},{label}")
         (folder / "manifest.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
         return folder
