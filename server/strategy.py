@@ -75,6 +75,7 @@ class Training:
         self.job = job
         self.folder = folder
         self.grid = grid
+        self._user_of: dict[int, str] = {}  # node by node, once enrolled
 
     def run(self) -> State:
         """Everything, from the last checkpoint on; the final state.
@@ -101,6 +102,7 @@ class Training:
         )
         size = len(self.job.plan.labels) + self.job.front.inputs
         replies = self._ask(nodes, wire.ENROL, request.record(), size=size)
+        self._user_of = {device.node: device.user for device, _ in replies}
         given = [
             (device, reply.value)
             for device, reply in replies
@@ -218,6 +220,9 @@ class Training:
                 reply = wire.Reply.read(answer.content, size=size)
             except MessageError as error:
                 LOG.warning("the reply of device %d is refused: %s", node, error)
+                continue
+            if reply.user != self._user_of.get(node, reply.user):
+                LOG.warning("the device of %s answers for another; refused", self._user_of[node])
                 continue
             if reply.user in replies:
                 LOG.warning("a second device answers for %s; refused", reply.user)
