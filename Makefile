@@ -32,8 +32,8 @@ $(STAMP): pyproject.toml
 		{ echo 'no Python 3.11 or newer found; install one, or name it: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@echo 'installing into $(VENV): 2-3 minutes, 6 GB, once'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --editable '.[simulation,ray,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet --upgrade pip
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[simulation,ray,dev]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded voices (anew)
