@@ -1,7 +1,7 @@
 """A world small enough to look at: random vectors for voices, four devices, a linear model."""
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,17 @@ from torch import Tensor
 
 with warnings.catch_warnings():  # Flower brings a typer that click 8.3 warns about
     warnings.simplefilter("ignore", DeprecationWarning)
-    import flwr.app  # noqa: F401
+    import flwr.clientapp
+    import flwr.serverapp  # noqa: F401
 
+from flwr.app import Context, Message
+from flwr.serverapp import Grid, ServerApp
+
+from sottovoce.client.app import app as product_client
 from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.client.ledger import Budget
 from sottovoce.server import checkpoint
+from sottovoce.server.app import app as product_server
 from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.shared.examples import Examples
@@ -26,11 +32,15 @@ from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.training import LocalTraining, UtteranceNoise
+from sottovoce.simulations.engines import local
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS, CLIPS = 6, 4, 12
+DELTA = 1e-5
 USERS = ("ada", "ben", "cleo", "dan")
 """Three train; ``dan`` only receives, and has labelled clips for a head."""
+
+Tamper = Callable[[str, list[Message]], list[Message]]
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,37 @@ class World:
         """The released weights, shape (params,)."""
         return checkpoint.released(self.folder / "server")[0]["weights"]
 
+    def run(self, *, tamper: Tamper | None = None, **options: Any) -> None:
+        """Run both apps on the local engine.
+
+        Args:
+            tamper: What becomes of an exchange's replies, by its type.
+            options: As ``local.run`` takes them.
+        """
+        server = ServerApp()
+
+        @server.main()
+        def main(grid: Grid, context: Context) -> None:
+            if tamper:
+                _tamper(grid, tamper)
+            product_server(grid, context)
+
+        settings: dict[str, Any] = {"devices": len(USERS), "config": self.config} | options
+        local.run(server, settings.pop("client", product_client), **settings)
+
+
+def _tamper(grid: Grid, tamper: Tamper) -> None:
+    """Let a test have the replies before the server."""
+    send = grid.send_and_receive
+
+    def send_and_tamper(
+        messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        given = list(messages)
+        return tamper(given[0].metadata.message_type, list(send(given, timeout=timeout)))
+
+    grid.send_and_receive = send_and_tamper  # type: ignore[method-assign]
+
 
 MakeWorld = Callable[..., World]
 
@@ -65,19 +106,33 @@ MakeWorld = Callable[..., World]
 def make_world(tmp_path: Path) -> MakeWorld:
     """Makes worlds that are alike but for what is asked for."""
 
-    def make(name: str, *, epsilon: float = 20.0, **changes: Any) -> World:
+    def make(
+        name: str,
+        *,
+        epsilon: float | Mapping[str, float] = 20.0,
+        seed: int | None = 7,
+        users: tuple[str, ...] = USERS,
+        **changes: Any,
+    ) -> World:
         folder = tmp_path / name
-        seed = changes.pop("seed", 1)
-        for place, user in enumerate(USERS):
-            _device(folder / "devices" / f"{place:06d}", user, Budget(epsilon=epsilon, delta=1e-5))
-        _job(seed, **changes).save(folder / "server")
+        for place, user in enumerate(users):
+            own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
+            make_device(
+                folder / "devices" / f"{place:06d}", user, Budget(epsilon=own, delta=DELTA), seed
+            )
+        make_job(devices=len(users), **changes).save(folder / "server")
         return World(folder)
 
     return make
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Name the marker of tests that start a federation of processes."""
+    config.addinivalue_line("markers", 'slow: takes a minute or more; leave out by -m "not slow"')
+
+
 def plan(front: Front, *, rounds: int = 3) -> Plan:
-    """A private plan, some epsilon of 14 at delta 1e-5 for three rounds."""
+    """A private plan; three rounds cost an epsilon of 8.4 at delta 1e-5."""
     return Plan(
         run="tiny",
         labels=LABELS,
@@ -93,9 +148,9 @@ def plan(front: Front, *, rounds: int = 3) -> Plan:
     )
 
 
-def _job(seed: int, *, rounds: int = 3, **changes: Any) -> Job:
-    """A job over the four devices."""
-    generator = torch.Generator().manual_seed(seed)
+def make_job(*, rounds: int = 3, **changes: Any) -> Job:
+    """A job over random vectors."""
+    generator = torch.Generator().manual_seed(1)
     matrix = torch.randn(FEATURES, INPUTS, generator=generator)
     front = Front(mean=torch.zeros(FEATURES), matrix=matrix, length=1.0)
     agreed = plan(front, rounds=rounds)
@@ -105,13 +160,12 @@ def _job(seed: int, *, rounds: int = 3, **changes: Any) -> Job:
         "weights": flatten(build(agreed.model, seed=0)),
         "front": front,
         "population": unknown(INPUTS),
-        "devices": len(USERS),
         "timeout_s": 30.0,
     }
     return Job(**settings | changes)
 
 
-def _device(folder: Path, user: str, budget: Budget) -> None:
+def make_device(folder: Path, user: str, budget: Budget, seed: int | None) -> None:
     """A device with a dozen random vectors; the last user only receives."""
     contributes = user != USERS[-1]
     generator = torch.Generator().manual_seed(USERS.index(user))
@@ -128,6 +182,6 @@ def _device(folder: Path, user: str, budget: Budget) -> None:
         trains=everyone & contributes,
     )
     facts = Facts(
-        user=user, budget=budget, contributes=contributes, labels=LABELS, simulated_seed=7
+        user=user, budget=budget, contributes=contributes, labels=LABELS, simulated_seed=seed
     )
     Device.create(folder, facts, clips)

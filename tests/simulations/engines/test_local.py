@@ -1,0 +1,148 @@
+"""The local engine gives one result whoever runs the clients, and survives those who do not."""
+
+import inspect
+import logging
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from sottovoce.client.app import app as product
+from sottovoce.shared import wire
+from sottovoce.shared.errors import EngineError, PrivacyError, SettingError
+from sottovoce.simulations.engines import engine, local
+
+
+def test_workers_change_no_bit(make_world: Any) -> None:
+    alone, together = make_world("alone"), make_world("together")
+
+    alone.run()
+    engine("local")(devices=4, config=together.config, workers=2)
+
+    assert torch.equal(alone.released(), together.released())
+    assert alone.ledgers() == together.ledgers()
+    assert alone.ledgers()["ada"].count(b"\n") == 6  # counts, centre, normaliser, three rounds
+
+
+def test_another_seed_gives_another_model(make_world: Any) -> None:
+    one, other = make_world("one"), make_world("other", seed=8)
+
+    one.run()
+    other.run()
+
+    assert not torch.equal(one.released(), other.released())
+
+
+def test_clients_and_server_run_on_one_torch_thread(make_world: Any) -> None:
+    seen = []
+
+    class Nosy(ClientApp):
+        def __call__(self, message: Message, context: Context) -> Message:
+            seen.append(torch.get_num_threads())
+            return product(message, context)
+
+    torch.set_num_threads(2)
+    try:
+        make_world("a").run(client=Nosy())
+        assert set(seen) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_a_lost_device_misses_its_round_only(make_world: Any) -> None:
+    whole, broken = make_world("whole"), make_world("broken")
+
+    whole.run()
+    broken.run(lost=_in_round(2, node=100))
+
+    assert not torch.equal(whole.released(), broken.released())
+    assert whole.ledgers()["ada"].count(b"\n") == 6
+    assert broken.ledgers()["ada"].count(b"\n") == 5
+    assert b"round-2/" not in broken.ledgers()["ada"]
+    assert b"round-3/" in broken.ledgers()["ada"]
+
+
+def test_below_the_quorum_the_run_stops_and_can_go_on(make_world: Any) -> None:
+    world = make_world("a", quorum=0.9)
+    with pytest.raises(EngineError, match=r"round 2: 2 of 3 .* quorum of 0\.9.*--resume"):
+        world.run(lost=_in_round(2, node=100))
+
+    world.run()
+
+    assert world.ledgers()["ada"].count(b"\n") == 6
+    assert world.ledgers()["ben"].count(b"\n") == 6  # asked twice for round 2, booked once
+
+
+def test_a_client_that_raises_is_an_error_reply(
+    make_world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Clumsy(ClientApp):
+        def __init__(self, error: Exception) -> None:
+            super().__init__()
+            self.error = error
+
+        def __call__(self, message: Message, context: Context) -> Message:
+            if message.metadata.message_type == wire.TRAIN and context.node_id == 101:
+                raise self.error
+            return product(message, context)
+
+    caplog.set_level(logging.WARNING, logger="sottovoce.server")
+    for error in (ZeroDivisionError("one over none"), PrivacyError("the vault is locked")):
+        world = make_world(type(error).__name__)
+        world.run(client=Clumsy(error))
+        assert str(error) in caplog.text
+        assert world.ledgers()["ben"].count(b"\n") == 2  # it enrolled, and never trained
+        assert world.ledgers()["ada"].count(b"\n") == 6
+
+
+def test_what_the_server_raises_comes_out_as_it_is(make_world: Any) -> None:
+    world = make_world("a")
+
+    with pytest.raises(SettingError, match="lacks job=FOLDER"):
+        world.run(config={"devices": world.config["devices"]})
+
+
+def test_a_dead_worker_ends_the_run() -> None:
+    future: Future[Message] = Future()
+    future.set_exception(BrokenProcessPool("killed"))
+
+    with pytest.raises(EngineError, match="worker of the local engine died.*--resume"):
+        local._result(future)
+
+
+def test_an_unknown_engine_is_named() -> None:
+    with pytest.raises(SettingError, match="engine is 'abacus'"):
+        engine("abacus")
+
+
+def test_the_private_pieces_of_flower_are_where_they_were() -> None:
+    local._identify()
+    message = Message(wire.Reply(user="a", status=wire.Status.OK).record(), 7, "train")
+
+    assert {"_message_id"} <= set(message.metadata.__dict__)
+    assert {"_content"} <= set(message.__dict__)
+    assert message.metadata.run_id == local.RUN
+    assert message.metadata.src_node_id == local.SERVER
+    assert list(inspect.signature(Context).parameters)[:5] == [
+        "run_id",
+        "node_id",
+        "node_config",
+        "state",
+        "run_config",
+    ]
+
+
+def _in_round(number: int, *, node: int) -> Any:
+    """Loses one node's message of one round."""
+
+    def lost(message: Message) -> bool:
+        if message.metadata.message_type != wire.TRAIN or message.metadata.dst_node_id != node:
+            return False
+        return bool(wire.TrainRequest.read(message.content).round == number)
+
+    return lost
