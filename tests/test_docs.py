@@ -263,6 +263,7 @@ def test_pictures_are_real_and_small() -> None:
         head = picture.read_bytes()[:8]
         assert head == b"\x89PNG\r\n\x1a\n"
         assert picture.stat().st_size < 300_000
+        assert any(f"images/{picture.name}" in text(page) for page in PAGES)
 
 
 def modules() -> list[str]:
