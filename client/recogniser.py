@@ -20,7 +20,7 @@ from sottovoce.shared import audio, check, quality
 from sottovoce.shared import head as heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
-from sottovoce.shared.errors import SettingError
+from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.examples import LONGEST_FRAMES, stack
 from sottovoce.shared.features import extract
 from sottovoce.shared.features.extract import Extractor
@@ -68,8 +68,8 @@ class Recogniser:
             coin toss.
 
     Raises:
-        SettingError: A confidence outside [0, 1], or an extractor that this release has not.
-        ModelError: Weights that are not the model's.
+        SettingError: A confidence outside [0, 1].
+        ModelError: Weights that are not the model's, or an extractor that this release has not.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Recogniser:
         self.bundle = bundle
         self.person = person or anybody(bundle)
         self._least = least_confidence
-        self._extractor: Extractor = extract.extractor(bundle.extractor)
+        self._extractor: Extractor = _extractor(bundle)
         self._network: Network = bundle.network()
 
     @classmethod
@@ -209,6 +209,17 @@ class Recogniser:
         if not self.person.own_head:
             return "label a few clips, so that the device can fit this user's head"
         return "ask the speaker, or record a longer utterance"
+
+
+def _extractor(bundle: Bundle) -> Extractor:
+    """What computes the features that the model reads."""
+    try:
+        return extract.extractor(bundle.extractor)
+    except SettingError as error:
+        raise ModelError(
+            f"the model reads features that this release cannot compute ({error}); install the "
+            "release that trained it, or copy the model folder again"
+        ) from error
 
 
 def anybody(bundle: Bundle) -> Person:

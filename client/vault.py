@@ -315,12 +315,15 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
                 file.flush()
                 os.fsync(file.fileno())
         Path(temporary).replace(path)
+        if durable:
+            _sync(path.parent)
     except OSError as error:
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise PrivacyError(f"{path} cannot be written, the old one stays: {error}") from error
-    if durable:
-        _sync(path.parent)
+        raise PrivacyError(
+            f"{path} cannot be written ({error.strerror or error}); free some space on the device, "
+            "or check its permissions, and try again: what was kept before is kept still"
+        ) from error
 
 
 def _sync(folder: Path) -> None:

@@ -53,6 +53,10 @@ class Console:
         if not self._quiet:
             self._terminal.print(line, markup=False)
 
+    def warn(self, line: str) -> None:
+        """Say what went wrong, quiet or not."""
+        self._terminal.print(f"warning: {line}", markup=False)
+
     def progress(self, what: str, done: int, total: int) -> None:
         """Say how far something is."""
         if self._quiet or not total:
@@ -78,7 +82,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
         if record.levelno >= logging.WARNING:
-            self._console.tell(f"warning: {record.getMessage()}")
+            self._console.warn(record.getMessage())
         elif record.msg.startswith("round ") and isinstance(record.args, tuple):
             done, total = (int(str(number)) for number in record.args)
             self._console.progress("rounds of this fold", done, total)

@@ -72,9 +72,9 @@ def simulate(
     check_encoder(scenario)
     promise.check_budget(scenario)
     _check_folder(scenario, out, resume=resume)
-    cache = FeatureCache(cache_folder())
-    heard = hear(scenario, cache, tell, progress)
-    public = hear_public(scenario, heard, cache, tell, progress)
+    with FeatureCache(cache_folder()) as cache:
+        heard = hear(scenario, cache, tell, progress)
+        public = hear_public(scenario, heard, cache, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
     material = _material(scenario, heard, public, out)
@@ -133,7 +133,7 @@ def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
             raise SettingError(
                 f"{out} holds a run; give --resume to go on with it, or another --out"
             )
-        kept = config.read_text(encoding="utf-8")
+        kept = config.read_bytes().decode(errors="replace")
         if _identity(kept) != _identity(settled):
             raise SettingError(f"{out} holds a run of another scenario; give another --out")
         return

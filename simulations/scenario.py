@@ -17,6 +17,7 @@ UNITS = ("none", "utterance")
 ENGINES = ("local", "ray")
 BASELINES = ("central", "local_only", "federated_no_privacy")
 MOST_EPSILON = 100.0
+MOST_ROUNDS = 10_000
 HEADS_ON_FROZEN = ("linear", "mlp")
 
 
@@ -149,6 +150,8 @@ class Scenario:
             )
         check.inside(0, 1, delta=self.delta)
         check.not_negative(rounds=self.rounds, head_clips=self.head_clips, seed=self.seed)
+        if self.rounds > MOST_ROUNDS:
+            raise SettingError(f"rounds is {self.rounds}; it must be at most {MOST_ROUNDS}")
         check.at_least(1, workers=self.workers)
         self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
         for name in self.baselines:

@@ -22,7 +22,7 @@ from sottovoce.server.job import Job
 from sottovoce.shared import head as heads
 from sottovoce.shared import metrics, seeds
 from sottovoce.shared.bundle import Bundle
-from sottovoce.shared.errors import EngineError, ModelError
+from sottovoce.shared.errors import EngineError, LedgerError, ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
@@ -93,12 +93,33 @@ class World:
         return self._outcome()
 
     def ledger(self, user: str) -> Ledger:
-        """A contributing user's ledger, from the run's keeping."""
-        return Ledger(self.ledgers / f"{file_name(user)}.jsonl")
+        """A contributing user's ledger, from the run's keeping.
+
+        Raises:
+            LedgerError: It is gone, or is not the one that the fold ended with.
+        """
+        ledger = Ledger(self._kept_ledger(user))
+        facts, _ = self._kept_scores()
+        if ledger.head != facts["ledgers"].get(user):
+            raise LedgerError(
+                f"the ledger of {user} in {self.ledgers} is not the one that {self.fold.name} ended "
+                f"with; restore it, or remove {self.folder} and go on with --resume"
+            )
+        return ledger
 
     def bundle(self) -> Bundle:
-        """The trained model."""
-        tensors, prior = checkpoint.released(self.folder / "server")
+        """The trained model.
+
+        Raises:
+            ModelError: It is gone or damaged.
+        """
+        try:
+            tensors, prior = checkpoint.released(self.folder / "server")
+        except ModelError as error:
+            raise ModelError(
+                f"{error}: remove {self.folder} and go on with --resume, {self.fold.name} is "
+                "trained again"
+            ) from error
         return Bundle(
             labels=self.plan.labels,
             extractor=self.plan.extractor,
@@ -117,12 +138,20 @@ class World:
         """All users, by the place of their device."""
         return [*self.fold.train, *self.fold.test]
 
+    def _kept_ledger(self, user: str) -> Path:
+        """Where a user's ledger is kept for good."""
+        return self.ledgers / f"{file_name(user)}.jsonl"
+
     def _place(self, user: str) -> Path:
         """A user's device."""
         return self.folder / "devices" / f"{self._speakers.index(user):06d}"
 
     def _build(self) -> None:
         """Make the job and the devices that are not there yet."""
+        here = [Device.exists(self._place(user)) for user in self._speakers]
+        if (self.folder / "server").exists() and not all(here):
+            # Rounds whose ledgers are gone must not count: the fold begins anew, devices and all.
+            shutil.rmtree(self.folder)
         for user in self._speakers:
             if not Device.exists(self._place(user)):
                 shutil.rmtree(self._place(user), ignore_errors=True)
@@ -212,10 +241,11 @@ class World:
     def _finish(self) -> None:
         """Score, keep the ledgers, and forget the devices."""
         scores, facts = self._score()
-        self.ledgers.mkdir(parents=True, exist_ok=True)
+        facts["ledgers"] = {}
         for user in self.fold.train:
-            kept = self.ledgers / f"{file_name(user)}.jsonl"
-            checkpoint.replace_file(kept, (self._place(user) / "ledger.jsonl").read_bytes())
+            ledger = Device(self._place(user)).ledger
+            checkpoint.replace_file(self._kept_ledger(user), ledger.path.read_bytes())
+            facts["ledgers"][user] = ledger.head
         checkpoint.replace_file(self.folder / "outcome.safetensors", save(scores))
         # Written last: an outcome is there once its facts are.
         checkpoint.replace_file(self.folder / "outcome.json", json.dumps(facts).encode())
@@ -304,6 +334,7 @@ class World:
             if {len(column) for column in scores.values()} != {len(facts["clips"])}:
                 raise ValueError("columns of different lengths")
             facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]
+            facts["ledgers"] = dict(facts["ledgers"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise ModelError(
                 f"the scores of {self.fold.name} in {self.folder} are damaged ({error}); remove "

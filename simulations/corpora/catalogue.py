@@ -56,7 +56,7 @@ def _folder(name: str, data: str | Path | None) -> Path:
     folder = Path(data).expanduser()
     folder = folder.parent if folder.name == manifest.FILE else folder
     if not folder.is_dir():
-        raise CorpusError(f"corpus {name}: {folder} is not a folder; give --data DIR")
+        raise CorpusError(f"corpus {name}: {folder} is not a folder; name the one that holds it")
     return folder
 
 

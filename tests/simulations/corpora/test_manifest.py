@@ -214,7 +214,7 @@ def test_sixty_speakers_of_another_language_need_no_code(tmp_path: Path, wav: Wr
 
 
 def test_a_missing_folder_and_a_missing_manifest_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(CorpusError, match="is not a folder; give --data DIR"):
+    with pytest.raises(CorpusError, match="is not a folder; name the one"):
         open_corpus("folder", tmp_path / "gone")
     with pytest.raises(CorpusError, match=r"has no manifest.csv; write one"):
         open_corpus("folder", tmp_path)
