@@ -157,7 +157,7 @@ def hear_public(
         return []
     if not scenario.public:
         tell("no corpus is declared public: the front is fitted on made-up voices")
-    spoken = []
+    spoken: list[Spoken] = []
     for name, data in scenario.public or (FRONT_ONLY,):
         corpus = open_corpus(name, data)
         table = _features(corpus, scenario, cache, tell, progress)

@@ -34,11 +34,13 @@ from sottovoce.simulations.hearing import (
     hear_public,
 )
 from sottovoce.simulations.material import Material, prepare, public_speech
+from sottovoce.simulations.names import folder_name
+from sottovoce.simulations.outcome import Outcome
 from sottovoce.simulations.reports import render
 from sottovoce.simulations.reports.card import card
 from sottovoce.simulations.runfile import Json, write_json
 from sottovoce.simulations.scenario import Scenario
-from sottovoce.simulations.world import Outcome, World, folder_name
+from sottovoce.simulations.world import World
 
 LOG = logging.getLogger("sottovoce.simulations")
 _NOBODY = torch.zeros(0, dtype=torch.bool)

@@ -20,8 +20,8 @@ from sottovoce.client.ledger import Ledger
 from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import Mechanism, Release
+from sottovoce.simulations.names import file_name, folder_name
 from sottovoce.simulations.runfile import Json, read_privacy
-from sottovoce.simulations.world import file_name, folder_name
 
 SAME = 1e-6
 """Most that the same accountant may differ from itself: ``privacy.json`` keeps ten digits."""

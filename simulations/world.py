@@ -1,17 +1,12 @@
 """A world: one fold's server and devices on disk, from before the first message to the scores."""
 
-import json
 import logging
-import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
@@ -27,32 +22,18 @@ from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.plan import Plan
-from sottovoce.simulations import promise
+from sottovoce.simulations import outcome, promise
 from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.engines import engine
 from sottovoce.simulations.material import Material
+from sottovoce.simulations.names import file_name
+from sottovoce.simulations.outcome import Outcome
 from sottovoce.simulations.protocols import Enrolment, Fold, enrolment_split
 from sottovoce.simulations.runfile import Json
 from sottovoce.simulations.scenario import Scenario
 from sottovoce.simulations.scored import Scored
 
 LOG = logging.getLogger("sottovoce.simulations")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Outcome:
-    """What a fold leaves behind.
-
-    Attributes:
-        everything: Scores of all test clips but neutral enrolment ones, without heads.
-        personal: Scores before and after heads, without the labelled enrolment clips; None
-            without heads.
-        curve: (round, UAR) after each round.
-    """
-
-    everything: Scored
-    personal: Scored | None
-    curve: list[tuple[int, float]]
 
 
 class World:
@@ -86,7 +67,7 @@ class World:
 
     def run(self) -> Outcome:
         """Everything, or what is left of it after an interruption."""
-        if not (self.folder / "outcome.json").is_file():
+        if not outcome.exists(self.folder):
             self._build()
             self._train()
             self._finish()
@@ -99,11 +80,11 @@ class World:
             LedgerError: It is gone, or is not the one that the fold ended with.
         """
         ledger = Ledger(self._kept_ledger(user))
-        facts, _ = self._kept_scores()
+        facts, _ = outcome.read(self.folder)
         if ledger.head != facts["ledgers"].get(user):
             raise LedgerError(
-                f"the ledger of {user} in {self.ledgers} is not the one that {self.fold.name} ended "
-                f"with; restore it, or remove {self.folder} and go on with --resume"
+                f"the ledger of {user} in {self.ledgers} is not the one that {self.fold.name} "
+                f"ended with; restore it, or remove {self.folder} and go on with --resume"
             )
         return ledger
 
@@ -246,9 +227,7 @@ class World:
             ledger = Device(self._place(user)).ledger
             checkpoint.replace_file(self._kept_ledger(user), ledger.path.read_bytes())
             facts["ledgers"][user] = ledger.head
-        checkpoint.replace_file(self.folder / "outcome.safetensors", save(scores))
-        # Written last: an outcome is there once its facts are.
-        checkpoint.replace_file(self.folder / "outcome.json", json.dumps(facts).encode())
+        outcome.write(self.folder, facts, scores)
         shutil.rmtree(self.folder / "devices")
 
     def _score(self) -> tuple[dict[str, Tensor], Json]:
@@ -305,7 +284,7 @@ class World:
 
     def _outcome(self) -> Outcome:
         """The scores as they were kept."""
-        facts, scores = self._kept_scores()
+        facts, scores = outcome.read(self.folder)
         by_name = {
             clip.clip_id: clip for user in self.fold.test for clip in self.material.clips[user]
         }
@@ -320,27 +299,6 @@ class World:
             personal=personal,
             curve=facts["curve"],
         )
-
-    def _kept_scores(self) -> tuple[Json, dict[str, np.ndarray]]:
-        """What ``_finish`` kept.
-
-        Raises:
-            ModelError: The files are damaged, or belong to other clips.
-        """
-        try:
-            facts = json.loads((self.folder / "outcome.json").read_text())
-            tensors = load_file(self.folder / "outcome.safetensors")
-            scores = {name: tensors[name].numpy() for name in _SCORES}
-            if {len(column) for column in scores.values()} != {len(facts["clips"])}:
-                raise ValueError("columns of different lengths")
-            facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]
-            facts["ledgers"] = dict(facts["ledgers"])
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise ModelError(
-                f"the scores of {self.fold.name} in {self.folder} are damaged ({error}); remove "
-                "that folder and go on with --resume: this fold is trained again"
-            ) from error
-        return facts, scores
 
     def _scored(
         self, clips: Sequence[Clip], scores: Mapping[str, np.ndarray], rows: np.ndarray, after: str
@@ -361,7 +319,6 @@ class World:
         )
 
 
-_SCORES = ("before", "after", "labels", "labelled")
 CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
 
 
@@ -383,14 +340,3 @@ def _joined(parts: Sequence[Examples], material: Material) -> Examples:
         frames=torch.cat([part.frames for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
     )
-
-
-def file_name(user: str) -> str:
-    """A user's name as a file name that cannot leave its folder."""
-    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in user)[:60]
-    return f"{plain}-{seeds.derive(0, 'file', user) % 0xFFFFFFFF:08x}"
-
-
-def folder_name(fold: str) -> str:
-    """A fold's name as a folder name: its own if that is plain, for folds may be named by users."""
-    return fold if re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,59}", fold) else file_name(fold)

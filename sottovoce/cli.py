@@ -176,8 +176,8 @@ def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
     found = find(arguments.scenario)
     changed = replace(found, **given)
     if arguments.model or changed.unit != found.unit:
-        fresh = {} if arguments.encoder else {"encoder": ""}
-        rounds = {} if arguments.rounds else {"rounds": 0}
+        fresh: dict[str, Any] = {} if arguments.encoder else {"encoder": ""}
+        rounds: dict[str, Any] = {} if arguments.rounds else {"rounds": 0}
         return scenarios.settle(replace(changed, **fresh, **rounds), model=arguments.model)
     return changed
 
