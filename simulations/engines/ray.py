@@ -66,7 +66,8 @@ def run_apps(*, devices: int, config: Config, workers: int) -> None:
     finally:
         watch.over.set()
         ray.shutdown()
-        watch.ended.wait(_GRACE_S)
+        if watch.began:
+            watch.ended.wait(_GRACE_S)
     if not watch.done:
         raise _as_ours(watch.error or EngineError("the ServerApp ended before its time"))
 
@@ -103,6 +104,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self.error: BaseException | None = None
+        self.began = False
         self.done = False
         self.over = threading.Event()
         self.ended = threading.Event()
@@ -116,6 +118,7 @@ def _server(config: Config, watch: _Watch) -> ServerApp:
 
     @app.main()
     def main(grid: Grid, context: Context) -> None:
+        watch.began = True
         try:
             product(_WatchedGrid(grid, watch.over), _with_config(context, config))
             watch.done = True

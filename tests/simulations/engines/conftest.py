@@ -102,19 +102,18 @@ def _tamper(grid: Grid, tamper: Tamper) -> None:
 MakeWorld = Callable[..., World]
 
 
-@pytest.fixture
-def make_world(tmp_path: Path) -> MakeWorld:
-    """Makes worlds that are alike but for what is asked for."""
+@pytest.fixture(scope="session")
+def make_world_at() -> MakeWorld:
+    """Makes worlds in a given folder, alike but for what is asked for."""
 
     def make(
-        name: str,
+        folder: Path,
         *,
         epsilon: float | Mapping[str, float] = 20.0,
         seed: int | None = 7,
         users: tuple[str, ...] = USERS,
         **changes: Any,
     ) -> World:
-        folder = tmp_path / name
         for place, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
             make_device(
@@ -124,6 +123,12 @@ def make_world(tmp_path: Path) -> MakeWorld:
         return World(folder)
 
     return make
+
+
+@pytest.fixture
+def make_world(make_world_at: MakeWorld, tmp_path: Path) -> MakeWorld:
+    """Makes worlds by name, alike but for what is asked for."""
+    return lambda name, **changes: make_world_at(tmp_path / name, **changes)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -111,7 +111,7 @@ def test_a_dead_worker_ends_the_run() -> None:
     future: Future[Message] = Future()
     future.set_exception(BrokenProcessPool("killed"))
 
-    with pytest.raises(EngineError, match="worker of the local engine died.*--resume"):
+    with pytest.raises(EngineError, match=r"worker of the local engine died.*--resume"):
         local._result(future)
 
 
