@@ -65,7 +65,6 @@ class Prepared:
 def main(argv: Sequence[str] | None = None) -> int:
     """Prepare, run, show; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _stop)  # so that the processes started here are stopped too
     own = arguments.out is None
     out = Path(tempfile.mkdtemp(prefix="sottovoce-loopback-")) if own else arguments.out
     finished = False
@@ -260,4 +259,5 @@ def _stop(_number: int, _frame: object) -> NoReturn:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _stop)  # so that the processes started here are stopped too
     sys.exit(main())
