@@ -34,8 +34,8 @@ from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.engines import deployed
 from sottovoce.simulations.features import features
+from sottovoce.simulations.hearing import cache_folder
 from sottovoce.simulations.material import Material, prepare, public_speech
-from sottovoce.simulations.pipeline import cache_folder
 from sottovoce.simulations.scenario import Scenario, settle
 from sottovoce.simulations.world import CLASS_EXPONENTS
 

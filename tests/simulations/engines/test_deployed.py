@@ -21,7 +21,7 @@ def test_the_bundle_runs_on_a_superlink_and_three_supernodes(
     make_world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    world = make_world("a", rounds=2, seed=None, users=("ada", "ben", "dan"), timeout_s=240.0)
+    world = make_world("a", rounds=2, seed=None, users=("ada", "ben", "dan"), timeout_s=500.0)
     devices = sorted((world.folder / "devices").iterdir())
     said: list[str] = []
 
@@ -30,7 +30,7 @@ def test_the_bundle_runs_on_a_superlink_and_three_supernodes(
         devices=devices,
         app=HOUSE,
         home=tmp_path / "flower",
-        timeout_s=300.0,
+        timeout_s=600.0,
         tell=said.append,
     )
 
