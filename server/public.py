@@ -47,10 +47,13 @@ class PublicSpeech:
 
     Attributes:
         examples: Features and labels, in the order of the run's classes; -1 is another emotion.
+        emotions: Every emotion that the corpora have, the run's or not, shape (utterances,),
+            int64, from 0; the front is fitted on all of them.
         speakers: Whose each is, shape (utterances,), int64, from 0.
     """
 
     examples: Examples
+    emotions: Tensor
     speakers: Tensor
 
 
@@ -199,8 +202,8 @@ def warm_start(
         return flatten(model)
     chosen = examples.take(examples.labels >= 0)
     counts = torch.bincount(chosen.labels, minlength=model.classes).double()
-    weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0).float()
-    weights = weights / weights.sum()
+    # All utterances of a class together weigh 1 / classes, so that the penalty means one thing.
+    weights = torch.where(counts > 0, 1 / counts.clamp(min=1), 0.0).float() / len(present)
     absent = torch.tensor([label not in present for label in range(model.classes)])
     _descend(model, chosen, weights, absent, decay)
     _fill(model, present, alike)

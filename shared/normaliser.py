@@ -69,9 +69,10 @@ def summarise(projected: Tensor, frames: Tensor) -> Tensor:
 def estimate(rows: Tensor, population: Population, *, neutral: bool) -> Tensor:
     """The user's mean from unlabelled clips, or from clips known to be neutral, for prediction.
 
-    Best linear unbiased prediction (Henderson 1975) per input: the clips' mean, less the offset
-    that neutral speech has in public corpora, shrunk to the population's mean (0) by how little so
-    many clips can tell.
+    Unlabelled clips of all kinds: their mean as it is. Neutral clips: the best linear unbiased
+    prediction (Henderson 1975) per input, which is their mean, less part of the offset that neutral
+    speech has in public corpora, shrunk to the population's centre by how little so many clips can
+    tell.
 
     Args:
         rows: Shape (utterances, inputs), with the population's centre taken off.
@@ -84,8 +85,7 @@ def estimate(rows: Tensor, population: Population, *, neutral: bool) -> Tensor:
     if not len(rows):
         return torch.zeros_like(population.between)
     if not neutral:
-        doubt = population.within / len(rows)
-        return _trust(population.between, doubt) * rows.mean(0)
+        return rows.mean(0)
     doubt = population.neutral_within / len(rows) + population.offset_spread
     usual = rows.mean(0) - _NEUTRAL_SHARE * population.neutral_offset
     return _trust(population.between, doubt) * usual

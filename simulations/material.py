@@ -130,7 +130,7 @@ def _learn(spoken: PublicSpeech, neutral: Tensor, recipe: Recipe) -> tuple[Front
     """Front and population from public speech."""
     given = spoken.examples
     rows = normaliser.summarise(given.features, given.frames)
-    front = public.fit_front(rows, spoken.speakers, given.labels, recipe.front)
+    front = public.fit_front(rows, spoken.speakers, spoken.emotions, recipe.front)
     projected = normaliser.summarise(front.project(given.features), given.frames)
     return front, public.population(projected, spoken.speakers, neutral)
 
@@ -180,6 +180,8 @@ def public_speech(
     index = {label: place for place, label in enumerate(labels)}
     tensors: list[Tensor] = []
     classes: list[int] = []
+    emotions: dict[str, int] = {}
+    spoken: list[int] = []
     speakers: list[int] = []
     neutral: list[bool] = []
     known: dict[tuple[int, str], int] = {}
@@ -187,6 +189,7 @@ def public_speech(
         for clip in clips:
             if clip.clip_id in features:
                 tensors.append(features[clip.clip_id])
+                spoken.append(emotions.setdefault(clip.emotion, len(emotions)))
                 classes.append(index.get(_nearest(clip.emotion, labels), -1))
                 speakers.append(known.setdefault((number, clip.speaker), len(known)))
                 neutral.append(clip.emotion == "neutral")
@@ -194,6 +197,7 @@ def public_speech(
         raise CorpusError("the public corpora have no usable clip; name another one")
     speech = PublicSpeech(
         examples=stack(tensors, classes, longest=LONGEST_FRAMES),
+        emotions=torch.tensor(spoken, dtype=torch.int64),
         speakers=torch.tensor(speakers, dtype=torch.int64),
     )
     return speech, torch.tensor(neutral)

@@ -1,0 +1,109 @@
+"""What is measured: each bench is made once and then called many times."""
+
+import math
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from sottovoce.client.ledger import Budget, Ledger
+from sottovoce.client.trainer import local_update
+from sottovoce.shared import head as heads
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.features.extract import extractor
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.noise import SystemNoise
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+
+Bench = Callable[[], object]
+UTTERANCES, FRAMES, BANDS, CLASSES = 60, 150, 64, 8
+_MODELS = {
+    "linear 128": ModelSpec(kind="linear", inputs=128, classes=CLASSES),
+    "mlp 128": ModelSpec(kind="mlp", inputs=128, classes=CLASSES, hidden=128),
+    "cnn-attention": ModelSpec(kind="cnn-attention", inputs=BANDS, classes=CLASSES),
+    "tcn": ModelSpec(kind="tcn", inputs=BANDS, classes=CLASSES),
+    "bilstm-attention": ModelSpec(kind="bilstm-attention", inputs=BANDS, classes=CLASSES),
+}
+
+
+def benches(folder: Path) -> Iterator[tuple[str, Bench]]:
+    """Name and work of every bench, in the order in which they are shown."""
+    yield from _steps()
+    yield from _extractors()
+    yield "ledger: one release booked and synced", _booking(folder)
+    yield "accountant: 18 releases, discretisation 1e-4", _pricing
+    yield "head: fitted on 50 labelled clips", _head()
+
+
+def _steps() -> Iterator[tuple[str, Bench]]:
+    """One local step over all of a user's clips, with and without privacy."""
+    for name, spec in _MODELS.items():
+        random = torch.Generator().manual_seed(0)
+        shape = (UTTERANCES, FRAMES, BANDS) if spec.reads_frames else (UTTERANCES, spec.inputs)
+        examples = Examples(
+            features=torch.randn(shape, generator=random),
+            frames=torch.full((UTTERANCES,), FRAMES if spec.reads_frames else 1),
+            labels=torch.randint(CLASSES, (UTTERANCES,), generator=random),
+        )
+        for kind, mechanism in (
+            ("plain", NoPrivacy()),
+            ("private", UtteranceNoise(clip_norm=0.5, noise_multiplier=2.5)),
+        ):
+            yield f"step {kind}: {name}", _step(spec, examples, mechanism)
+
+
+def _step(spec: ModelSpec, examples: Examples, mechanism: NoPrivacy | UtteranceNoise) -> Bench:
+    """One step of one model."""
+    model, weights, noise = build(spec, 0), torch.ones(spec.classes), SystemNoise()
+    training = LocalTraining(
+        steps=1, sample_rate=1.0, learning_rate=0.1, denominator=float(len(examples))
+    )
+    random = torch.Generator().manual_seed(1)
+    return lambda: local_update(model, examples, weights, training, mechanism, noise, random)
+
+
+def _extractors() -> Iterator[tuple[str, Bench]]:
+    """One second of noise through each extractor that needs no download."""
+    second = torch.randn(1, 16_000, generator=torch.Generator().manual_seed(2)) * 0.1
+    signal = Signal(second, 16_000)
+    for name in ("log-mel", "descriptors", "whisper-tiny-en"):
+        chosen = extractor(name)
+        yield f"features of 1 s: {name}", lambda chosen=chosen: chosen(signal)  # type: ignore[misc]
+
+
+def _booking(folder: Path) -> Bench:
+    """Book a release in a ledger that grows."""
+    ledger = Ledger(Path(tempfile.mkdtemp(dir=folder)) / "ledger.jsonl")
+    budget = Budget(epsilon=math.inf, delta=1e-5)
+    release = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="bench", round=1)
+    return lambda: ledger.book(f"bench/{len(ledger.releases)}", release, budget)
+
+
+_PRICED = iter(range(1, 1_000_000))
+
+
+def _pricing() -> float:
+    """Price a life that was never priced before, so that no cache helps."""
+    noise = 2.5 + next(_PRICED) * 1e-6
+    release = Release(
+        kind=Kind.GRADIENT,
+        mechanism=Mechanism.GAUSSIAN,
+        run="bench",
+        round=1,
+        noise_multiplier=noise,
+        sensitivity=0.5,
+    )
+    return accountant.epsilon([release] * 18, 1e-5)
+
+
+def _head() -> Bench:
+    """Fit one user's head."""
+    random = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(50, CLASSES, generator=random)
+    labels = torch.randint(CLASSES, (50,), generator=random)
+    prior = heads.HeadPrior(mean=heads.identity(CLASSES))
+    return lambda: heads.fit(logits, labels, prior)
