@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,13 @@ class Ledger:
         """Write one line, synced."""
         record = {"n": len(self._releases), "prev": self._head, "id": name}
         line = json.dumps(record | {"release": release.to_dict()}, sort_keys=True) + "\n"
+        whole = self.path.stat().st_size if self.path.exists() else 0
         try:
             _write_synced(self.path, line.encode())
         except OSError as error:
+            # Half a line would spoil the next one. Where this fails too, it is charged as torn.
+            with suppress(OSError):
+                os.truncate(self.path, whole)
             raise LedgerError(
                 f"the ledger {self.path.name} cannot be written ({error.strerror}); nothing leaves "
                 "this device until it can"

@@ -41,7 +41,8 @@ class Job:
         front: The public front.
         population: How speakers differ, from public corpora.
         devices: How many devices to wait for, at least 1.
-        quorum: Share of the contributing devices whose updates make a round valid, in (0, 1].
+        quorum: Share of all devices that must enrol, and of the contributing ones whose updates
+            make a round valid, in (0, 1].
         timeout_s: How long to wait for replies, in seconds.
         class_exponent: 1 weighs classes by the inverse of their noised frequency, 0 not at all.
         held_out: File of public speakers that the warm start has not seen, behind front and

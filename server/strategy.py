@@ -109,9 +109,14 @@ class Training:
             if reply.status is wire.Status.OK and reply.value is not None
         ]
         if not given:
-            reasons = sorted({reply.reason for _, reply in replies if reply.reason})
-            why = "; ".join(reasons) or "none answered"
-            raise EngineError(f"no device contributes to this run: {why}")
+            raise EngineError(f"no device contributes to this run: {_reasons(replies)}")
+        enrolled = [device for device, reply in replies if reply.status is not wire.Status.REFUSED]
+        if len(enrolled) < self.job.quorum * len(nodes):
+            raise EngineError(
+                f"{len(enrolled)} of {len(nodes)} devices enrolled, below the quorum of "
+                f"{self.job.quorum:g} ({_reasons(replies)}). See the devices' own logs, then run "
+                "again with --resume"
+            )
         total = torch.stack([value for _, value in given]).double().sum(0)
         return Enrolled(
             contributing=[device for device, _ in given],
@@ -150,10 +155,9 @@ class Training:
         replies = self._ask(nodes, wire.TRAIN, request.record(), size=len(state.weights))
         updates = [reply.value for _, reply in replies if self._counts(reply)]
         if len(updates) < self.job.quorum * len(devices):
-            reasons = sorted({reply.reason for _, reply in replies if reply.reason})[:3]
             raise EngineError(
                 f"round {state.round + 1}: {len(updates)} of {len(devices)} devices gave a usable "
-                f"update, below the quorum of {self.job.quorum:g}. {'; '.join(reasons)} "
+                f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
                 "The rounds before are kept: run again with --resume"
             )
         mean = mean_update([update for update in updates if update is not None])
@@ -229,3 +233,9 @@ class Training:
                 continue
             replies[reply.user] = (Device(user=reply.user, node=node), reply)
         return [replies[user] for user in sorted(replies)]
+
+
+def _reasons(replies: Iterable[tuple[Device, wire.Reply]]) -> str:
+    """Why devices gave nothing, the first few reasons once each."""
+    reasons = sorted({reply.reason for _, reply in replies if reply.reason})
+    return "; ".join(reasons[:3]) or "none answered"

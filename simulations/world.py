@@ -145,6 +145,7 @@ class World:
             front=self.material.front,
             population=self.material.population,
             devices=len(self._speakers),
+            quorum=1.0,  # a run that left somebody out could not be repeated
             class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
             held_out=self.material.held_out,
         )
@@ -239,6 +240,11 @@ class World:
             chosen = [clip for clip in self.material.clips[user] if clip not in split.neutral]
             examples = self.material.examples(chosen)
             device = Device(self._place(user))
+            if not device.vault.has("normaliser"):
+                raise EngineError(
+                    f"the device of {user} did not take the model, as the warnings say; go on with "
+                    "--resume once it can"
+                )
             mean = device.vault.get_tensors("normaliser")["mean"]
             logits = bundle.logits(examples.features, examples.frames, mean)
             calibrator = Calibrator(device.vault, model_hash=bundle.model_hash, prior=bundle.prior)
