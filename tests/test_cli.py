@@ -1,0 +1,586 @@
+"""The command line: every bad word or file ends in one clear line, and good ones do their work."""
+
+import errno
+import json
+import shutil
+import wave
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sottovoce import cli
+from sottovoce.simulations import pipeline
+
+Say = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Runs a command: exit status, standard output, last line of standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as end:  # argparse's way
+            status = int(end.code or 0)
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, (err.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+@pytest.fixture
+def scenario(tiny_run: Any, make_scenario: Any, tmp_path: Path) -> Callable[..., Path]:
+    """Writes a variation of the tiny run's scenario."""
+
+    def make(users: Path | None = None, public: Path | None = None, **changes: object) -> Path:
+        place = tmp_path / "scenario.toml"
+        path: Path = make_scenario(
+            place, users or tiny_run.users, public or tiny_run.public, **changes
+        )
+        return path
+
+    return make
+
+
+@pytest.fixture
+def copied(tiny_run: Any, tmp_path: Path) -> Path:
+    """The finished run, to be damaged."""
+    return Path(shutil.copytree(tiny_run.folder, tmp_path / "copy"))
+
+
+def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]:
+    """A run that must not succeed: exit status and the last line."""
+    status, _, last = say("simulate", path, "--out", out, "--quiet", *more)
+    return status, last
+
+
+# --- help and usage ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["simulate", "corpora", "report", "budget", "predict"])
+def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
+    status, out, _ = say(command, "--help")
+
+    assert status == 0
+    assert f"example:\n  sottovoce {command} " in out
+
+
+def test_no_command_is_a_usage_error(say: Say) -> None:
+    assert say()[0] == 2
+    assert say("simulate")[0] == 2
+    assert say("fly")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--epsilon", "0", ["epsilon", "0.0", "above 0"]),
+        ("--epsilon", "-1", ["epsilon", "-1.0", "above 0"]),
+        ("--epsilon", "nan", ["epsilon", "nan", "finite"]),
+        ("--epsilon", "inf", ["epsilon", "inf", "finite"]),
+        ("--epsilon", "1e9", ["epsilon", "1e+09", "100", "unit none"]),
+        ("--epsilon", "much", ["--epsilon", "'much'"]),
+        ("--epsilon", "0.001", ["epsilon 0.001", "too small", "raise epsilon"]),
+        ("--delta", "0", ["delta", "0.0", "between 0 and 1"]),
+        ("--delta", "1", ["delta", "1.0", "between 0 and 1"]),
+        ("--delta", "nan", ["delta", "nan", "between 0 and 1"]),
+        ("--delta", "little", ["--delta", "'little'"]),
+        ("--unit", "user", ["unit", "'user'", "none, utterance"]),
+        ("--unit", "x", ["unit", "'x'", "none, utterance"]),
+        ("--engine", "x", ["engine", "'x'", "local, ray"]),
+        ("--model", "x", ["model", "'x'", "linear"]),
+        ("--corpus", "x", ["corpus", "'x'", "synthetic, folder"]),
+        ("--protocol", "x", ["protocol", "'x'", "loso, holdout"]),
+        ("--protocol", "1fold", ["folds", "1", "2"]),
+        ("--encoder", "x", ["extractor", "'x'", "descriptors"]),
+        ("--encoder", "log-mel", ["log-mel", "frames", "one vector", "recipe.pooling"]),
+        ("--public", "x=/tmp", ["corpus", "'x'", "synthetic, folder"]),
+        ("--public", "cremad", ["--public", "'cremad'", "NAME=DIR"]),
+        ("--baselines", "x", ["baselines", "'x'", "central"]),
+        ("--enrolment", "neutral:0", ["enrolment", "'neutral:0'", "K from 1"]),
+        ("--enrolment", "neutral:x", ["enrolment", "'neutral:x'", "K from 1"]),
+        ("--enrolment", "some", ["enrolment", "'some'", "none, all"]),
+        ("--rounds", "-1", ["rounds", "-1", "0 or above"]),
+        ("--rounds", "1000000", ["rounds", "1000000", "10000"]),
+        ("--workers", "0", ["workers", "0", "at least 1"]),
+        ("--head-clips", "-1", ["head_clips", "-1", "0 or above"]),
+        ("--seed", "-1", ["seed", "-1", "0 or above"]),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_a_usage_error(
+    say: Say,
+    scenario: Callable[..., Path],
+    tmp_path: Path,
+    option: str,
+    value: str,
+    words: list[str],
+) -> None:
+    status, last = _simulate(say, scenario(), tmp_path / "out", option, value)
+
+    assert status == 2
+    assert not [word for word in words if word not in last], last
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("corpus = ", ["not TOML"]),
+        ("rounds = 2", ["no corpus"]),
+        ('corpus = "synthetic"\nspeed = 1', ["unknown settings speed", "known:"]),
+        ('corpus = "synthetic"\nrounds = 1.5', ["rounds is 1.5", "whole number"]),
+        ('corpus = "synthetic"\nseed = "7"', ["seed is '7'", "whole number"]),
+        ('corpus = "synthetic"\nepsilon = true', ["epsilon is True", "a number"]),
+        ('corpus = "synthetic"\nprotocol = 5', ["protocol is 5", "a text"]),
+        ('corpus = "synthetic"\nbaselines = "central"', ["baselines is 'central'", "a list"]),
+        ('corpus = "synthetic"\npublic = ["x"]', ["public is 'x'", "a table"]),
+        ('corpus = "synthetic"\n[[public]]\nfolder = "x"', ["public has folder", "name"]),
+        ('corpus = "synthetic"\nrecipe = 1', ["recipe is 1", "a table"]),
+        ('corpus = "synthetic"\n[recipe]\nsteps = 1.5', ["recipe.steps is 1.5", "whole number"]),
+        ('corpus = "synthetic"\n[recipe]\nclip_norm = nan', ["clip_norm is nan"]),
+        ('corpus = "synthetic"\n[recipe.front]\nwidth = 3', ["recipe.front has unknown", "width"]),
+        ('corpus = "synthetic"\n[recipe.aggregation]\noptimiser = "x"', ["optimiser is 'x'"]),
+    ],
+)
+def test_a_scenario_file_that_makes_no_sense_is_a_usage_error(
+    say: Say, tmp_path: Path, text: str, words: list[str]
+) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+
+    status, last = _simulate(say, path, tmp_path / "out")
+
+    assert status == 2
+    assert not [word for word in [str(path), *words] if word not in last], last
+
+
+def test_an_unknown_scenario_names_the_known_ones(say: Say, tmp_path: Path) -> None:
+    status, last = _simulate(say, Path("nosuch"), tmp_path / "out")
+    assert (status, "'nosuch'" in last, "demo" in last) == (2, True, True)
+
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    assert _simulate(say, tmp_path / "binary.toml", tmp_path / "out")[0] == 2
+    assert _simulate(say, tmp_path / "missing.toml", tmp_path / "out")[0] == 2
+
+
+# --- corpora that cannot be used --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("manifest", "words"),
+    [
+        (None, ["manifest.csv", "path, speaker, emotion"]),
+        ("", ["is empty", "path, speaker, emotion"]),
+        ("path,speaker,emotion\n", ["no rows"]),
+        ("file,speaker,emotion\na.wav,a,angry\n", ["column path", "file", "needed"]),
+        ("path,speaker,emotion\na.wav,a,angry\n", ["no usable clip", "missing: 1"]),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_fails(
+    say: Say,
+    scenario: Callable[..., Path],
+    tmp_path: Path,
+    manifest: str | None,
+    words: list[str],
+) -> None:
+    folder = tmp_path / "users"
+    folder.mkdir()
+    if manifest is not None:
+        (folder / "manifest.csv").write_text(manifest)
+
+    status, last = _simulate(say, scenario(users=folder), tmp_path / "out")
+
+    assert status == 1
+    assert not [word for word in words if word not in last], last
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_not_there_fails(
+    say: Say, scenario: Callable[..., Path], tmp_path: Path
+) -> None:
+    status, last = _simulate(say, scenario(users=tmp_path / "gone"), tmp_path / "out")
+    assert (status, str(tmp_path / "gone") in last) == (1, True)
+
+    status, last = _simulate(say, scenario(public=tmp_path / "gone"), tmp_path / "out")
+    assert (status, str(tmp_path / "gone") in last) == (1, True)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ({"speakers": 1}, ["one speaker only", "at least 2"]),
+        ({"labels": ("angry",)}, ["one class only", "at least 2"]),
+    ],
+)
+def test_too_little_to_split_or_tell_apart_fails(
+    say: Say,
+    scenario: Callable[..., Path],
+    make_corpus: Any,
+    tmp_path: Path,
+    shape: dict[str, Any],
+    words: list[str],
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=2, **shape)
+
+    status, last = _simulate(say, scenario(users=users), tmp_path / "out")
+
+    assert status == 1
+    assert not [word for word in words if word not in last], last
+
+
+def test_a_class_that_no_training_speaker_has_fails(
+    say: Say, scenario: Callable[..., Path], make_corpus: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    rows = (users / "manifest.csv").read_text().splitlines()
+    kept = [row for row in rows if not row.endswith("neutral") or ",s03," in row]
+    (users / "manifest.csv").write_text("\n".join(kept))
+
+    status, last = _simulate(say, scenario(users=users), tmp_path / "out")
+
+    assert status == 1
+    assert "'neutral'" in last
+    assert "s03" in last
+
+
+@pytest.mark.parametrize(
+    ("speakers", "words"),
+    [
+        (["s01"], ["no clip of s01", "remove"]),
+        (["s00", "s01", "s02"], ["no clip of s00, s01, s02"]),
+    ],
+)
+def test_a_speaker_without_a_usable_clip_fails(
+    say: Say,
+    scenario: Callable[..., Path],
+    make_corpus: Any,
+    write_wav: Any,
+    tmp_path: Path,
+    speakers: list[str],
+    words: list[str],
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    for number, path in enumerate(sorted(users.glob("*.wav"))):
+        if path.name[:3] in speakers:
+            write_wav(path, level=0.0, seconds=0.5 + number / 100)
+
+    status, last = _simulate(say, scenario(users=users), tmp_path / "out")
+
+    assert status == 1
+    assert not [word for word in words if word not in last], last
+
+
+def test_silence_that_leaves_a_class_untrained_fails(
+    say: Say, scenario: Callable[..., Path], make_corpus: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    for number, path in enumerate(sorted(users.glob("s0[012]_0[13].wav"))):
+        write_wav(path, level=0.0, seconds=0.5 + number / 100)
+
+    status, last = _simulate(say, scenario(users=users), tmp_path / "out")
+
+    assert status == 1
+    assert "no clip of class 'neutral' to train on" in last
+
+
+def test_neutral_enrolment_needs_neutral_clips(
+    say: Say, scenario: Callable[..., Path], make_corpus: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4, labels=("angry", "sad"))
+
+    status, last = _simulate(
+        say, scenario(users=users), tmp_path / "out", "--enrolment", "neutral:2"
+    )
+
+    assert status == 2
+    assert "neutral:2" in last
+    assert "none or all" in last
+
+
+# --- public is never private ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spelling", ["{}", "{}/", "{}/../users", "{}/manifest.csv"])
+def test_the_users_folder_cannot_be_public(
+    say: Say, scenario: Callable[..., Path], tiny_run: Any, tmp_path: Path, spelling: str
+) -> None:
+    public = spelling.format(tiny_run.users)
+
+    status, last = _simulate(say, scenario(), tmp_path / "out", "--public", f"folder={public}")
+
+    assert status == 2
+    assert "users' corpus" in last
+
+
+def test_a_users_recording_cannot_be_public_under_another_name(
+    say: Say, scenario: Callable[..., Path], tiny_run: Any, make_corpus: Any, tmp_path: Path
+) -> None:
+    public = make_corpus(tmp_path / "public", speakers=6, clips=5, hertz=60.0)
+    shutil.copy(tiny_run.users / "s00_00.wav", public / "s05_04.wav")
+
+    status, last = _simulate(say, scenario(public=public), tmp_path / "out")
+
+    assert status == 1
+    assert "1 recordings of the users' corpus are in the public corpus" in last
+    assert "s00_00.wav" in last
+
+
+def test_made_up_users_cannot_be_public_either(say: Say, tmp_path: Path) -> None:
+    words = ("--corpus", "synthetic", "--data", "speakers=3,clips=6,seed=5")
+    words += ("--encoder", "descriptors", "--public", "synthetic=speakers=2,clips=6,seed=5")
+
+    status, _, last = say("simulate", *words, "--out", tmp_path / "out", "--quiet")
+
+    assert status == 1
+    assert "no recording can be both" in last
+
+
+# --- run folders ------------------------------------------------------------------------------
+
+
+def test_a_folder_in_use_is_never_written_over(say: Say, copied: Path, tiny_run: Any) -> None:
+    before = (copied / "run.json").read_bytes()
+
+    status, last = _simulate(say, tiny_run.scenario, copied)
+    assert (status, "--resume" in last) == (2, True)
+
+    status, last = _simulate(say, tiny_run.scenario, copied, "--resume", "--seed", 5)
+    assert (status, "another scenario" in last) == (2, True)
+
+    (copied / "config.toml").write_bytes(b"\xff\xfe")
+    assert _simulate(say, tiny_run.scenario, copied, "--resume")[0] == 2
+    assert (copied / "run.json").read_bytes() == before
+
+
+def test_a_folder_of_other_things_is_left_alone(say: Say, tiny_run: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    assert _simulate(say, tiny_run.scenario, tmp_path / "file")[0] == 2
+    assert _simulate(say, tiny_run.scenario, tmp_path)[0] == 2
+    assert _simulate(say, tiny_run.scenario, tmp_path, "--resume")[0] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_could_not_begin_leaves_its_folder_free(
+    say: Say,
+    scenario: Callable[..., Path],
+    tiny_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert _simulate(say, scenario(public=tmp_path / "gone"), tmp_path / "out")[0] == 1
+    monkeypatch.setattr(pipeline, "render", lambda _folder: [])
+
+    assert _simulate(say, tiny_run.scenario, tmp_path / "out")[0] == 0
+
+
+def test_resuming_a_finished_run_changes_nothing(
+    say: Say, copied: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "render", lambda _folder: [])
+    status, out, _ = say(
+        "simulate", tiny_run.scenario, "--out", copied, "--resume", "--json", "--workers", 2
+    )
+    before = json.loads((tiny_run.folder / "run.json").read_text())
+
+    assert status == 0
+    assert {k: v for k, v in json.loads(out).items() if k not in ("timing", "calibration")}.keys()
+    assert json.loads(out)["accuracy"]["confusion"] == before["accuracy"]["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ["No space left", "--resume"]),
+        (OSError(errno.ENOSPC, "No space left on device", "x/y"), ["x/y: No space left"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/r"), ["/r: Permission", "another"]),
+        (OSError(errno.EROFS, "Read-only file system", "/r"), ["/r: Read-only", "choose"]),
+        (OSError("odd"), ["odd", "run again"]),
+    ],
+)
+def test_what_the_system_refuses_is_told_with_a_way_out(
+    say: Say,
+    tiny_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: OSError,
+    words: list[str],
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(pipeline, "simulate", refuse)
+
+    status, last = _simulate(say, tiny_run.scenario, tmp_path / "out")
+
+    assert status == 1
+    assert not [word for word in words if word not in last], last
+
+
+def test_an_interrupt_says_how_to_go_on(
+    say: Say, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "simulate", interrupt)
+
+    status, last = _simulate(say, tiny_run.scenario, tmp_path / "out")
+
+    assert (status, "--resume" in last) == (130, True)
+
+
+# --- predict ----------------------------------------------------------------------------------
+
+
+def test_predictions_are_lines_or_json(say: Say, tiny_run: Any) -> None:
+    files = sorted(tiny_run.users.glob("s03_*.wav"))[:2]
+
+    status, out, _ = say("predict", *files, "--model", tiny_run.folder / "model")
+    assert status == 0
+    assert [line.split(":")[0] for line in out.splitlines()] == [str(path) for path in files]
+
+    status, out, _ = say("predict", *files, "--model", tiny_run.folder / "model", "--json")
+    records = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [record["file"] for record in records] == [str(path) for path in files]
+    assert all(set(record["probabilities"]) == {"neutral", "angry"} for record in records)
+
+
+def test_a_bad_recording_fails_after_the_others_were_heard(
+    say: Say, tiny_run: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    good = tiny_run.users / "s03_00.wav"
+    write_wav(tmp_path / "silent.wav", level=0.0)
+    (tmp_path / "junk.wav").write_bytes(b"RIFFjunk" * 20)
+    with wave.open(str(tmp_path / "none.wav"), "wb") as file:
+        file.setparams((1, 2, 16_000, 0, "NONE", ""))
+    bad = [tmp_path / name for name in ("junk.wav", "none.wav", "gone.wav")]
+
+    status, out, last = say(
+        "predict", *bad, tmp_path / "silent.wav", good, "--model", tiny_run.folder / "model"
+    )
+
+    lines = out.splitlines()
+    assert status == 1
+    assert "gone.wav is not a file" in last
+    assert len(lines) == 2
+    assert "no answer: the recording is silent" in lines[0]
+    assert lines[1].startswith(str(good))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("model.json", "{", ["no usable model", "copy"]),
+        ("model.json", "[]", ["no usable model", "copy"]),
+        ("model.json", None, ["no model", "model.json"]),
+        ("model.safetensors", "x", ["not the one that model.json names"]),
+        ("model.safetensors", None, ["model.safetensors"]),
+    ],
+)
+def test_a_damaged_model_is_refused(
+    say: Say, tiny_run: Any, copied: Path, file: str, content: str | None, words: list[str]
+) -> None:
+    path = copied / "model" / file
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+
+    status, out, last = say("predict", tiny_run.users / "s00_00.wav", "--model", copied / "model")
+
+    assert (status, out) == (1, "")
+    assert not [word for word in words if word not in last], last
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("schema", 2),
+        ("labels", ["angry"]),
+        ("labels", ["angry", "angry"]),
+        ("extractor", "ears"),
+        ("extractor", "log-mel"),
+        ("length", "long"),
+        ("prior", {}),
+        ("model", {}),
+        ("model_hash", "00"),
+        ("sha256", "00"),
+    ],
+)
+def test_a_model_whose_words_were_changed_is_refused(
+    say: Say, tiny_run: Any, copied: Path, key: str, value: object
+) -> None:
+    path = copied / "model" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+
+    status, out, last = say("predict", tiny_run.users / "s00_00.wav", "--model", copied / "model")
+
+    assert (status, out) == (1, ""), last
+
+
+def test_a_folder_that_is_no_device_is_a_usage_error(
+    say: Say, tiny_run: Any, tmp_path: Path
+) -> None:
+    wav, model = tiny_run.users / "s00_00.wav", tiny_run.folder / "model"
+
+    status, _, last = say("predict", wav, "--model", model, "--device", tmp_path)
+
+    assert (status, "no device" in last) == (2, True)
+
+
+# --- what looks at a finished run -------------------------------------------------------------
+
+
+def test_budget_recounts_a_run(say: Say, copied: Path) -> None:
+    status, out, _ = say("budget", copied)
+    assert status == 0
+    assert out.splitlines()[-1] == "all ledgers agree with privacy.json"
+
+    status, out, _ = say("budget", copied, "--json")
+    assert (status, json.loads(out)["agrees"]) == (0, True)
+
+    next((copied / "ledgers").rglob("*.jsonl")).unlink()
+    status, out, _ = say("budget", copied)
+    assert status == 1
+    assert "DISAGREES" in out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(("command", "file"), [("budget", "privacy.json"), ("report", "run.json")])
+def test_a_damaged_run_folder_is_refused(
+    say: Say, copied: Path, tmp_path: Path, command: str, file: str
+) -> None:
+    assert say(command, tmp_path / "gone")[0] == 2
+
+    (copied / file).write_text('{"schema": 1}')
+    status, _, last = say(command, copied)
+    assert (status, "damaged" in last) == (1, True)
+
+    (copied / file).write_text('{"schema": 99}')
+    status, _, last = say(command, copied)
+    assert (status, "newer" in last) == (1, True)
+
+
+def test_report_renders_both_pages_again(say: Say, copied: Path) -> None:
+    (copied / "report.html").unlink()
+
+    status, out, _ = say("report", copied)
+
+    assert status == 0
+    assert [Path(line).name for line in out.splitlines()] == ["report.html", "privacy.html"]
+
+
+def test_corpora_are_listed_and_checked(say: Say, tiny_run: Any) -> None:
+    status, out, _ = say("corpora", "list", "--json")
+    assert (status, "synthetic" in json.loads(out)) == (0, True)
+
+    status, out, _ = say("corpora", "check", "folder", "--data", tiny_run.users, "--json")
+    assert status == 0
+    assert json.loads(out)
+
+    assert say("corpora", "check")[0] == 2
+    assert say("corpora", "check", "folder")[0] == 2
