@@ -78,9 +78,10 @@ def _reply(message: Message, context: Context, answer: Callable[[Device], wire.R
     try:
         reply = answer(device)
     except BudgetSpent as error:
-        reply = wire.Reply(user=user, status=wire.Status.RECEIVES, reason=str(error))
-    except SottovoceError as error:
-        LOG.warning("%s refuses: %s", user, error)
+        LOG.info("%s gives no more: %s", user, error)
+        reply = wire.Reply(user=user, status=wire.Status.RECEIVES, reason="its budget is spent")
+    except Exception as error:
+        LOG.warning("%s refuses: %s", user, error, exc_info=not isinstance(error, SottovoceError))
         # The text may name what the user said; only its kind leaves the device.
         reply = wire.Reply(user=user, status=wire.Status.REFUSED, reason=type(error).__name__)
     return Message(reply.record(), reply_to=message)

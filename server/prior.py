@@ -53,7 +53,8 @@ def population_prior(speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int)
 
     Returns:
         Mean and widths; :func:`default_prior` where fewer than two classes are heard. Widths are
-        at least 0.1, the biases of the mean are 0.
+        at least 0.1 and at most the default's: wider ones let five labels turn a class round. The
+        biases of the mean are 0.
 
     Raises:
         ModelError: Logits or labels that cannot be used; the message names the speaker's place.
@@ -99,6 +100,11 @@ def _posterior(
     return torch.cat([head.bias.new_tensor([head.log_temperature]), head.bias]), variance
 
 
+def _bounded(width: float, most: float) -> float:
+    """A width that trusts neither public speakers' likeness nor a handful of labels too far."""
+    return min(max(LEAST_SD, width), most)
+
+
 def _shrunken(modes: Tensor, variances: Tensor) -> HeadPrior:
     """Mean and widths over speakers, both (speakers, 1 + classes), drawn towards the default."""
     speakers, width = modes.shape
@@ -110,6 +116,6 @@ def _shrunken(modes: Tensor, variances: Tensor) -> HeadPrior:
     widths = (drawn / (speakers + PSEUDO_SPEAKERS)).sqrt()
     return HeadPrior(
         mean=Head(log_temperature=float(mean[0]), bias=mean[1:]),
-        log_temperature_sd=max(LEAST_SD, float(widths[0])),
-        bias_sd=max(LEAST_SD, float(widths[1:].square().mean().sqrt())),
+        log_temperature_sd=_bounded(float(widths[0]), default.log_temperature_sd),
+        bias_sd=_bounded(float(widths[1:].square().mean().sqrt()), default.bias_sd),
     )

@@ -94,8 +94,8 @@ class HeadPrior:
     """
 
     mean: Head
-    log_temperature_sd: float = 0.5
-    bias_sd: float = 0.5
+    log_temperature_sd: float = 0.3
+    bias_sd: float = 0.3
 
     def __post_init__(self) -> None:
         check.positive(log_temperature_sd=self.log_temperature_sd, bias_sd=self.bias_sd)

@@ -21,7 +21,7 @@ from sottovoce.shared.training import NoPrivacy
 from sottovoce.simulations.material import Material
 from sottovoce.simulations.protocols import Fold, Protocol
 from sottovoce.simulations.runfile import Json
-from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.scenario import CLASS_EXPONENTS, Scenario
 
 
 def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Plan) -> Json:
@@ -29,7 +29,8 @@ def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Pl
 
     ``central`` trains the same model on everybody's clips in one place, ``local_only`` a
     model for each of a fold's first training users (the mean of their UARs), and
-    ``federated_no_privacy`` averages updates without noise. All know every user's exact mean; none promises anything.
+    ``federated_no_privacy`` averages updates without noise. All know every user's exact mean; none
+    promises anything.
     """
     open_plan = replace(plan, mechanism=NoPrivacy(), centre=None, normaliser=None, count_noise=0.0)
     return {
@@ -96,11 +97,11 @@ class _Place:
 
     def rounds(self, devices: Sequence[Examples], name: str) -> State:
         """The run's own rounds over these devices, without noise."""
-        counts = sum(
-            torch.bincount(d.labels, minlength=len(self.plan.labels)).double() for d in devices
-        )
+        labels = torch.cat([device.labels for device in devices])
+        counts = torch.bincount(labels, minlength=len(self.plan.labels)).double()
         share = counts / counts.sum()
-        weights = share.clamp(min=0.25 / len(share)) ** -1.0
+        exponent = CLASS_EXPONENTS[self.scenario.recipe.class_weights]
+        weights = share.clamp(min=0.25 / len(share)) ** -exponent
         weights = (weights / (weights * share).sum()).float()
         state = begin(self.material.start)
         settings = self.scenario.recipe.aggregation

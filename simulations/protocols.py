@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -275,10 +276,10 @@ def enrolment_split(
 ) -> Enrolment:
     """Choose a test speaker's enrolment clips; they are not scored afterwards.
 
-    Labelled clips are drawn first, by rounds through the speaker's emotions, whatever ``neutral``
-    is; then neutral ones from the rest, at most half of all the speaker's neutral clips. Every
-    emotion keeps at least one clip to score. A larger number takes a superset of what a smaller
-    one takes, the other number being the same.
+    Labelled clips are drawn first, at random as a user would come to label them, whatever
+    ``neutral`` is; then neutral ones from the rest, at most half of all the speaker's neutral
+    clips. Every emotion keeps at least one clip to score. A larger number takes a superset of what
+    a smaller one takes, the other number being the same.
 
     Args:
         clips: All clips of one speaker.
@@ -296,7 +297,7 @@ def enrolment_split(
     if len(speakers) != 1:
         raise CorpusError(f"enrolment is for the clips of one speaker, not of {len(speakers)}")
     (speaker,) = speakers
-    second = _rounds(clips, seed, speaker)[:labelled]
+    second = _drawn(clips, seed, speaker)[:labelled]
     kept = {clip.clip_id for clip in second}
     calm = [clip for clip in clips if clip.emotion == NEUTRAL]
     free = [clip for clip in _shuffled(calm, seed, speaker, NEUTRAL) if clip.clip_id not in kept]
@@ -312,10 +313,12 @@ def _shuffled(clips: Sequence[Clip], seed: int, speaker: str, purpose: str) -> l
     return [clips[index] for index in order]
 
 
-def _rounds(clips: Sequence[Clip], seed: int, speaker: str) -> list[Clip]:
-    """Clips in rounds through the emotions, less the last one of each emotion."""
-    mixed = _shuffled(clips, seed, speaker, "labelled")
-    groups = {e: [c for c in mixed if c.emotion == e] for e in {c.emotion: 0 for c in mixed}}
-    spare = {emotion: group[1:] for emotion, group in groups.items()}
-    ranked = [(rank, clip) for group in spare.values() for rank, clip in enumerate(group)]
-    return [clip for _, clip in sorted(ranked, key=lambda pair: pair[0])]
+def _drawn(clips: Sequence[Clip], seed: int, speaker: str) -> list[Clip]:
+    """Clips as a user would come to label them: at random, less the last one of each emotion."""
+    left = Counter(clip.emotion for clip in clips)
+    drawn = []
+    for clip in _shuffled(clips, seed, speaker, "labelled"):
+        if left[clip.emotion] > 1:
+            left[clip.emotion] -= 1
+            drawn.append(clip)
+    return drawn

@@ -1,8 +1,9 @@
 """From scored predictions to the sections of run.json.
 
-The pipeline hands over one :class:`Scored` table; everything here is a pure function of it.
-Accuracy and fairness are those of what a user gets: the probabilities behind the user's own
-calibration head. Keys follow the run folder's schema (:mod:`sottovoce.simulations.runfile`).
+The pipeline hands over :class:`Scored` tables; everything here is a pure function of them.
+Accuracy and fairness are those of the table's ``after`` column: the pipeline puts the shared
+model's probabilities there, without any label of the user, and the users' heads only for
+calibration. Keys follow the run folder's schema (:mod:`sottovoce.simulations.runfile`).
 """
 
 from collections.abc import Mapping, Sequence

@@ -18,6 +18,7 @@ ENGINES = ("local", "ray")
 BASELINES = ("central", "local_only", "federated_no_privacy")
 MOST_EPSILON = 100.0
 MOST_ROUNDS = 10_000
+CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
 HEADS_ON_FROZEN = ("linear", "mlp")
 
 
@@ -78,7 +79,7 @@ class Recipe:
     def __post_init__(self) -> None:
         check.one_of(KINDS, model=self.model)
         check.one_of(POOLINGS, pooling=self.pooling)
-        check.one_of(("inverse", "root", "none"), class_weights=self.class_weights)
+        check.one_of(CLASS_EXPONENTS, class_weights=self.class_weights)
         check.positive(
             learning_rate=self.learning_rate,
             clip_norm=self.clip_norm,

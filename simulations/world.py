@@ -30,7 +30,7 @@ from sottovoce.simulations.names import file_name
 from sottovoce.simulations.outcome import Outcome
 from sottovoce.simulations.protocols import Enrolment, Fold, enrolment_split
 from sottovoce.simulations.runfile import Json
-from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.scenario import CLASS_EXPONENTS, Scenario
 from sottovoce.simulations.scored import Scored
 
 LOG = logging.getLogger("sottovoce.simulations")
@@ -323,9 +323,6 @@ class World:
             ages=[clip.age for clip in chosen],
             languages=[clip.language or "" for clip in chosen],
         )
-
-
-CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
 
 
 def _joined(parts: Sequence[Examples], material: Material) -> Examples:

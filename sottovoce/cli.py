@@ -95,7 +95,7 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401
         "simulate",
         _simulate,
         "Run a federated simulation and write its report.",
-        "sottovoce simulate --corpus ravdess --data DIR --public cremad=DIR --epsilon 8",
+        "sottovoce simulate --corpus ravdess --data ravdess --public cremad=cremad --epsilon 8",
     )
     add = parser.add_argument
     add("scenario", nargs="?", help="a .toml file, or the name of a scenario such as demo")
@@ -128,7 +128,8 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from sottovoce.simulations.summary import summary
 
     scenario = _scenario(arguments)
-    out = arguments.out or Path("runs") / f"{arguments.scenario or scenario.corpus}-{scenario.seed}"
+    name = Path(arguments.scenario).stem if arguments.scenario else scenario.corpus
+    out = arguments.out or Path("runs") / f"{name}-{scenario.seed}"
     with Console(quiet=arguments.quiet or arguments.json) as console:
         run = simulate(
             scenario,

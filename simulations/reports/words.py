@@ -109,7 +109,7 @@ def plain(privacy: Mapping[str, Any]) -> list[str]:
     )
     if unit != "user":
         sentences.append(
-            "It is made for one recording. A person is known by many, and k recordings of one "
-            f"person are only protected to k times ε (two: {number(2 * epsilon)})."
+            "It is made for one recording. A person is known by many, and what all recordings of "
+            "one person have in common is protected far less, or not at all."
         )
     return sentences
