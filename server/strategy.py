@@ -109,7 +109,10 @@ class Training:
             if reply.status is wire.Status.OK and reply.value is not None
         ]
         if not given:
-            raise EngineError(f"no device contributes to this run: {_reasons(replies)}")
+            raise EngineError(
+                f"no device contributes to this run: {_reasons(replies)}. See the devices' own "
+                "logs, then run again with --resume"
+            )
         enrolled = [device for device, reply in replies if reply.status is not wire.Status.REFUSED]
         if len(enrolled) < self.job.quorum * len(nodes):
             raise EngineError(

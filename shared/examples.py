@@ -63,3 +63,23 @@ def stack(features: Sequence[Tensor], labels: Sequence[int], *, longest: int = 0
     frames = torch.tensor([len(tensor) for tensor in cut], dtype=torch.int64)
     padded = torch.nn.utils.rnn.pad_sequence(cut, batch_first=True).float()
     return Examples(features=padded, frames=frames, labels=classes)
+
+
+def join(parts: Sequence[Examples]) -> Examples:
+    """Examples one behind the other, padded to the longest.
+
+    Args:
+        parts: At least one, all of vectors or all of frames, equally wide.
+    """
+    longest = max(part.features.shape[1] for part in parts)
+    features = [
+        torch.nn.functional.pad(part.features, (0, 0, 0, longest - part.features.shape[1]))
+        if part.features.dim() == 3
+        else part.features
+        for part in parts
+    ]
+    return Examples(
+        features=torch.cat(features),
+        frames=torch.cat([part.frames for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+    )

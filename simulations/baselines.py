@@ -11,7 +11,7 @@ from sottovoce.client.trainer import local_update
 from sottovoce.server.public import group_means
 from sottovoce.server.round import State, advance, begin, learning_rate, mean_update
 from sottovoce.shared import metrics, normaliser, seeds
-from sottovoce.shared.examples import Examples
+from sottovoce.shared.examples import Examples, join
 from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.spec import build
@@ -67,7 +67,7 @@ class _Place:
         means = torch.cat([rows for _, rows in projected]).mean(0)
         self._centre = means if scenario.recipe.centre else torch.zeros_like(means)
         self.devices = [self._ready(user) for user in fold.train]
-        self.test = _join([self._ready(user) for user in fold.test])
+        self.test = join([self._ready(user) for user in fold.test])
 
     def _projected(self, user: str) -> tuple[Examples, Tensor]:
         """A user's clips behind the front, and one row each."""
@@ -132,7 +132,7 @@ class _Place:
 
 def _central(place: _Place) -> list[Tensor]:
     """Everybody's clips as one device."""
-    return [place.logits(place.rounds([_join(place.devices)], "central").released)]
+    return [place.logits(place.rounds([join(place.devices)], "central").released)]
 
 
 def _federated(place: _Place) -> list[Tensor]:
@@ -154,19 +154,3 @@ _BASELINES: dict[str, Callable[[_Place], list[Tensor]]] = {
     "local_only": _local_only,
     "federated_no_privacy": _federated,
 }
-
-
-def _join(parts: Sequence[Examples]) -> Examples:
-    """Examples one behind the other."""
-    longest = max(part.features.shape[1] for part in parts)
-    features = [
-        torch.nn.functional.pad(part.features, (0, 0, 0, longest - part.features.shape[1]))
-        if part.features.dim() == 3
-        else part.features
-        for part in parts
-    ]
-    return Examples(
-        features=torch.cat(features),
-        frames=torch.cat([part.frames for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-    )

@@ -18,7 +18,7 @@ from sottovoce.shared import head as heads
 from sottovoce.shared import metrics, seeds
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import EngineError, LedgerError, ModelError
-from sottovoce.shared.examples import Examples
+from sottovoce.shared.examples import Examples, join
 from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.plan import Plan
@@ -331,15 +331,4 @@ def _joined(parts: Sequence[Examples], material: Material) -> Examples:
         shape = next(iter(material.features.values())).shape
         empty = torch.zeros(0, dtype=torch.int64)
         return Examples(features=torch.zeros(0, *shape), frames=empty, labels=empty)
-    longest = max(part.features.shape[1] for part in parts)
-    features = [
-        torch.nn.functional.pad(part.features, (0, 0, 0, longest - part.features.shape[1]))
-        if part.features.dim() == 3
-        else part.features
-        for part in parts
-    ]
-    return Examples(
-        features=torch.cat(features),
-        frames=torch.cat([part.frames for part in parts]),
-        labels=torch.cat([part.labels for part in parts]),
-    )
+    return join(parts)

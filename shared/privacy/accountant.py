@@ -47,11 +47,22 @@ def epsilon(releases: Iterable[Release], delta: float, *, fast: bool = False) ->
         SettingError: ``delta`` outside (0, 1), NaN included.
     """
     check.inside(0, 1, delta=delta)
-    precision = 0.0  # sum of 1 / noise_multiplier**2 over unsampled Gaussian steps
+    precision, sampled = _summed(releases)
+    interval = _FAST_INTERVAL if fast else _INTERVAL
+    return _composed(precision, sampled, delta, interval)
+
+
+_Sampled = tuple[tuple[float, float, int], ...]
+"""(sampling rate, noise multiplier, steps) of every kind of sampled step, sorted."""
+
+
+def _summed(releases: Iterable[Release]) -> tuple[float, _Sampled]:
+    """Squared mu of all unsampled Gaussian steps, infinite if one is unprotected; sampled steps."""
+    precision = 0.0
     sampled: dict[tuple[float, float], int] = {}
     for release in releases:
         if release.mechanism is Mechanism.NONE:
-            return math.inf
+            return math.inf, ()
         if release.mechanism is Mechanism.ENCRYPTION:
             continue
         if release.sample_rate == 1.0:
@@ -59,19 +70,18 @@ def epsilon(releases: Iterable[Release], delta: float, *, fast: bool = False) ->
         else:
             key = (release.sample_rate, release.noise_multiplier)
             sampled[key] = sampled.get(key, 0) + release.steps
-    events = tuple(sorted((rate, noise, steps) for (rate, noise), steps in sampled.items()))
-    interval = _FAST_INTERVAL if fast else _INTERVAL
+    kinds = tuple(sorted((rate, noise, steps) for (rate, noise), steps in sampled.items()))
     # Summation order must not show: two ledgers with the same releases cost the same.
-    return _composed(float(f"{precision:.12g}"), events, delta, interval)
+    return float(f"{precision:.12g}"), kinds
 
 
 @lru_cache(maxsize=4096)
-def _composed(
-    precision: float, sampled: tuple[tuple[float, float, int], ...], delta: float, interval: float
-) -> float:
+def _composed(precision: float, sampled: _Sampled, delta: float, interval: float) -> float:
     """Epsilon of one Gaussian of squared mu ``precision`` and the sampled steps."""
     if not precision and not sampled:
         return 0.0
+    if math.isinf(precision):
+        return math.inf
     accountant: dp_accounting.PrivacyAccountant
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
     if _spent(precision, sampled) > _HOPELESS:
@@ -85,7 +95,7 @@ def _composed(
     return float(accountant.get_epsilon(delta))
 
 
-def _spent(precision: float, sampled: tuple[tuple[float, float, int], ...]) -> float:
+def _spent(precision: float, sampled: _Sampled) -> float:
     """Squared mu in all, roughly: what sampling amplifies, and at least that of a single step."""
     single = max((1 / noise**2 for _, noise, _ in sampled), default=0.0)
     amplified = sum(steps * (rate / noise) ** 2 for rate, noise, steps in sampled)
@@ -97,6 +107,11 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     check.positive(epsilon=epsilon)
     check.inside(0, 1, delta=delta)
     return 1 / float(dp_accounting.get_sigma_gaussian(epsilon, delta))
+
+
+def _gaussian(precision: float, delta: float) -> float:
+    """Epsilon of one Gaussian of squared mu ``precision``, exactly (Balle & Wang 2018)."""
+    return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
 
 
 def calibrate(plan: Callable[[float], Iterable[Release]], budget: float, delta: float) -> float:
@@ -119,8 +134,16 @@ def calibrate(plan: Callable[[float], Iterable[Release]], budget: float, delta: 
     """
     check.positive(epsilon=budget)
     check.inside(0, 1, delta=delta)
+
+    def passes(noise: float) -> bool:
+        precision, sampled = _summed(plan(noise))
+        # The unsampled part alone has a closed form; if that is too much, all of it is.
+        if math.isinf(precision) or (precision and _gaussian(precision, delta) > budget):
+            return True
+        return _composed(precision, sampled, delta, _INTERVAL) > budget
+
     low, high = 0.0, 1.0
-    while epsilon(plan(high), delta) > budget:
+    while passes(high):
         low, high = high, high * 2
         if high > 1e7:
             raise SettingError(
@@ -129,7 +152,7 @@ def calibrate(plan: Callable[[float], Iterable[Release]], budget: float, delta: 
             )
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
-        if epsilon(plan(middle), delta) > budget:
+        if passes(middle):
             low = middle
         else:
             high = middle
