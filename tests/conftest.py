@@ -142,5 +142,7 @@ def tiny_run(
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """No test reads or fills the user's own feature cache."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SOTTOVOCE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        cache = str(tmp_path_factory.mktemp("cache"))
+        patch.setenv("SOTTOVOCE_CACHE", cache)
+        patch.setenv("SOTTOVOCE_TEST_CACHE", cache)  # stays where a test has a cache of its own
         yield

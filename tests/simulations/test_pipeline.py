@@ -1,0 +1,456 @@
+"""A run from wav files to a run folder: what it survives, what it repeats, what it refuses."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+
+from sottovoce.shared.errors import LedgerError, ModelError, SottovoceError
+from sottovoce.simulations import features, pipeline, reading
+from sottovoce.simulations.runfile import read_privacy, read_run
+
+pytestmark = pytest.mark.usefixtures("_no_pages")
+
+
+@pytest.fixture
+def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages are held to their contracts elsewhere."""
+    monkeypatch.setattr(pipeline, "render", lambda _folder: [])
+
+
+@pytest.fixture
+def copied(tiny_run: Any, tmp_path: Path) -> Path:
+    """The finished run, to be damaged."""
+    return Path(shutil.copytree(tiny_run.folder, tmp_path / "copy"))
+
+
+def _run(scenario: Path, out: Path, **how: Any) -> dict[str, Any]:
+    """A run's result but for its timing."""
+    return _told(pipeline.simulate(reading.find(str(scenario)), out, **how))
+
+
+def _told(run: dict[str, Any]) -> dict[str, Any]:
+    """What two runs must agree in, through JSON's eyes."""
+    told: dict[str, Any] = json.loads(json.dumps(run))
+    return {key: value for key, value in told.items() if key != "timing"}
+
+
+def _ledgers(run: Path) -> dict[str, bytes]:
+    """Every kept ledger, byte for byte."""
+    return {path.name: path.read_bytes() for path in sorted((run / "ledgers").rglob("*.jsonl"))}
+
+
+# --- the same again ---------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_run_and_another_another(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    first = _told(json.loads((tiny_run.folder / "run.json").read_text()))
+
+    _run(tiny_run.scenario, tmp_path / "again")
+    again = _told(json.loads((tmp_path / "again" / "run.json").read_text()))
+
+    assert again == first
+    assert _ledgers(tmp_path / "again") == _ledgers(tiny_run.folder)
+    files = ("privacy.json", "model/model.json", "model/model.safetensors")
+    for name in files:
+        assert (tmp_path / "again" / name).read_bytes() == (tiny_run.folder / name).read_bytes()
+
+    other = make_scenario(tmp_path / "other.toml", tiny_run.users, tiny_run.public, seed=1)
+    _run(other, tmp_path / "other")
+    model = "model/model.safetensors"
+    assert (tmp_path / "other" / model).read_bytes() != (tiny_run.folder / model).read_bytes()
+
+
+def test_the_settled_scenario_repeats_the_run(tiny_run: Any, tmp_path: Path) -> None:
+    again = _run(tiny_run.folder / "config.toml", tmp_path / "again")
+
+    assert again["accuracy"] == _told(read_run(tiny_run.folder))["accuracy"]
+    assert (tmp_path / "again" / "config.toml").read_bytes() == (
+        tiny_run.folder / "config.toml"
+    ).read_bytes()
+
+
+def test_what_was_promised_was_kept(tiny_run: Any) -> None:
+    privacy = read_privacy(tiny_run.folder)
+    clients = privacy["worlds"][0]["clients"]
+
+    assert set(clients) == {"s00", "s01", "s02"}
+    for account in clients.values():
+        assert 0.99 * privacy["epsilon"] < account["epsilon"] <= privacy["epsilon"]
+        assert [release["kind"] for release in account["releases"]] == [
+            "label-counts",
+            "centre",
+            "normaliser",
+            "gradient",
+            "gradient",
+        ]
+
+
+# --- corpora it has never seen ----------------------------------------------------------------
+
+
+def test_an_unseen_corpus_runs_as_it_is(
+    tiny_run: Any,
+    make_corpus: Any,
+    make_scenario: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(features, "_FEW", 100)  # worker processes are tried elsewhere
+    labels = ("Ärger", "Freude", "Trauer")
+    users = make_corpus(
+        tmp_path / "stimmen", speakers=12, clips=6, labels=labels, rates=(8_000, 22_050, 44_100)
+    )
+    rows = (users / "manifest.csv").read_text().splitlines()
+    changed = [rows[0].replace("path,speaker,emotion", "path;speaker;emotion;language;gender;age")]
+    for number, row in enumerate(rows[1:]):
+        name, speaker, label = row.split(",")
+        if number % 3 == 0:  # some of it stereo FLAC
+            samples, rate = soundfile.read(users / name)
+            soundfile.write(users / f"{name[:-4]}.flac", np.stack([samples, samples], 1), rate)
+            (users / name).unlink()
+            name = f"{name[:-4]}.flac"
+        gender = ("weiblich", "männlich")[int(speaker[1:]) % 2]
+        changed.append(f"{name};Sprecher {speaker};{label};de;{gender};{20 + number}")
+    (users / "manifest.csv").write_text("\n".join(changed), encoding="utf-8-sig")
+    scenario = make_scenario(
+        tmp_path / "s.toml", users, tiny_run.public, protocol="3fold", rounds=1
+    )
+    told: list[str] = []
+
+    run = _run(scenario, tmp_path / "out", tell=told.append)
+
+    assert run["corpus"] == {
+        "name": "folder",
+        "clips": 72,
+        "speakers": 12,
+        "emotions": ["happy", "sad", "angry"],
+    }
+    assert run["clients"] == 12
+    assert not run.get("exclusions")
+    assert set(run["fairness"]["gender"]["groups"]) == {"female", "male"}
+    assert set(run["fairness"]["language"]["groups"]) == {"de"}
+    assert run["accuracy"]["uar"] > 0.5  # chance is a third
+    assert "label angry <- Ärger" in told
+
+
+def test_a_recording_that_cannot_be_used_is_left_out_and_counted(
+    tiny_run: Any, make_corpus: Any, make_scenario: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users")
+    write_wav(users / "eight.wav", rate=8_000)
+    write_wav(users / "stereo.wav", rate=44_100, channels=2)
+    write_wav(users / "silent.wav", level=0.0)
+    write_wav(users / "short.wav", seconds=0.1)
+    write_wav(users / "none.wav", seconds=0.0)
+    (users / "zero.wav").write_bytes(b"")
+    (users / "junk.wav").write_bytes(b"RIFFjunk" * 50)
+    nan = np.full(8_000, np.nan, dtype=np.float32)
+    soundfile.write(users / "nan.wav", nan, 16_000, subtype="FLOAT")
+    odd = ("eight", "stereo", "silent", "short", "none", "zero", "junk", "nan", "gone")
+    with (users / "manifest.csv").open("a") as file:
+        file.writelines(f"{name}.wav,s00,angry\n" for name in odd)
+    told: list[str] = []
+
+    run = _run(
+        make_scenario(tmp_path / "s.toml", users, tiny_run.public, rounds=1),
+        tmp_path / "out",
+        tell=told.append,
+    )
+
+    assert run["corpus"]["clips"] == 32 + 2
+    assert run["exclusions"] == {
+        "silent": 1,
+        "too short": 1,
+        "holds no samples": 1,
+        "cannot be read as audio": 1,
+        "holds NaN or infinite samples": 1,
+        "files of zero bytes": 1,
+        "files that are missing": 1,
+    }
+    for name in ("silent", "short", "none", "junk", "nan"):
+        assert any(f"{name}.wav" in line for line in told), name
+
+
+def test_a_class_that_a_test_fold_lacks_is_told(
+    tiny_run: Any, make_corpus: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    rows = (users / "manifest.csv").read_text().splitlines()
+    kept = [row for row in rows if ",s03,neutral" not in row]
+    (users / "manifest.csv").write_text("\n".join(kept))
+    told: list[str] = []
+
+    run = _run(
+        make_scenario(tmp_path / "s.toml", users, tiny_run.public, rounds=1),
+        tmp_path / "out",
+        tell=told.append,
+    )
+
+    assert any("classes absent from a test fold: 1" in line for line in told)
+    assert run["accuracy"]["per_emotion"]["neutral"] is None
+    assert run["accuracy"]["uar"] is not None
+
+
+def test_more_head_clips_than_there_are_leave_every_emotion_one_to_score(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = make_scenario(
+        tmp_path / "s.toml", tiny_run.users, tiny_run.public, rounds=1, head_clips=1_000
+    )
+
+    run = _run(scenario, tmp_path / "out")
+
+    assert run["accuracy"]["per_speaker"]["s03"]["n"] == 8
+    assert run["calibration"]["uar"]["after"] in (0.0, 0.5, 1.0)  # two clips are left
+
+
+def test_names_from_a_corpus_never_lead_out_of_the_run(
+    tiny_run: Any, make_corpus: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", speakers=3, clips=4)
+    manifest = (users / "manifest.csv").read_text()
+    for old, new in (("s00", "../../away"), ("s01", "a/b"), ("s02", "Zoë & co")):
+        manifest = manifest.replace(f",{old},", f",{new},")
+    (users / "manifest.csv").write_text(manifest)
+    scenario = make_scenario(tmp_path / "s.toml", users, tiny_run.public, rounds=1, protocol="loso")
+
+    run = _run(scenario, tmp_path / "deep" / "out")
+
+    assert {fold["fold"] for fold in run["accuracy"]["per_fold"]} == {
+        "../../away",
+        "a/b",
+        "Zoë & co",
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "s.toml", "users"]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["out"]
+    assert len(list((tmp_path / "deep" / "out" / "ledgers").glob("*/*.jsonl"))) == 6
+
+
+# --- damage -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wounds", ["header", "pages"])
+def test_a_damaged_cache_is_computed_again(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wounds: str
+) -> None:
+    monkeypatch.setenv("SOTTOVOCE_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache" / "features.sqlite"
+    shutil.copytree(os.environ["SOTTOVOCE_TEST_CACHE"], tmp_path / "cache")
+    with sqlite3.connect(cache) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    connection.close()
+    data, random_ = bytearray(cache.read_bytes()), random.Random(3)
+    if wounds == "header":
+        data[:100] = bytes(100)
+    else:
+        for place in random_.sample(range(4096, len(data)), 400):
+            data[place] ^= 0xFF
+    cache.write_bytes(data)
+    told: list[str] = []
+
+    run = _run(tiny_run.scenario, tmp_path / "out", tell=told.append)
+
+    assert run == _told(json.loads((tiny_run.folder / "run.json").read_text()))
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("outcome.json", "scores .* damaged .*remove .*--resume"),
+        ("outcome.safetensors", "scores .* damaged .*remove .*--resume"),
+        ("server/released.safetensors", "damaged .*remove .*--resume"),
+    ],
+)
+def test_a_damaged_fold_says_how_to_train_it_again(
+    copied: Path, tiny_run: Any, file: str, words: str
+) -> None:
+    fold = copied / "checkpoints" / "holdout"
+    (fold / file).write_bytes(b"{ damaged")
+    with pytest.raises(ModelError, match=words):
+        _run(tiny_run.scenario, copied, resume=True)
+
+    shutil.rmtree(fold)  # the way out that the message names
+    assert _run(tiny_run.scenario, copied, resume=True) == _told(
+        json.loads((tiny_run.folder / "run.json").read_text())
+    )
+
+
+def test_a_damaged_checkpoint_says_how_to_train_again(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stopped_after_a_round(tiny_run.scenario, tmp_path / "out", monkeypatch)
+    state = tmp_path / "out" / "checkpoints" / "holdout" / "server" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-8])
+    with pytest.raises(ModelError, match=r"damaged .*remove"):
+        _run(tiny_run.scenario, tmp_path / "out", resume=True)
+
+    state.unlink()  # the way out that the message names
+    assert _run(tiny_run.scenario, tmp_path / "out", resume=True) == _told(
+        json.loads((tiny_run.folder / "run.json").read_text())
+    )
+    assert _ledgers(tmp_path / "out") == _ledgers(tiny_run.folder)
+
+
+def test_rounds_whose_devices_are_gone_do_not_count(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stopped_after_a_round(tiny_run.scenario, tmp_path / "out", monkeypatch)
+    shutil.rmtree(tmp_path / "out" / "checkpoints" / "holdout" / "devices" / "000001")
+
+    _run(tiny_run.scenario, tmp_path / "out", resume=True)
+
+    # Had the first round been kept, this ledger would lack it.
+    assert _ledgers(tmp_path / "out") == _ledgers(tiny_run.folder)
+
+
+@pytest.mark.parametrize("harm", ["gone", "cut", "changed"])
+def test_a_ledger_that_is_not_the_folds_own_is_refused(
+    copied: Path, tiny_run: Any, harm: str
+) -> None:
+    first = min((copied / "ledgers").rglob("*.jsonl"))
+    if harm == "gone":
+        first.unlink()
+    elif harm == "cut":
+        first.write_bytes(b"".join(first.read_bytes().splitlines(keepends=True)[:-1]))
+    else:
+        first.write_bytes(
+            first.read_bytes().replace(b'"round": 2', b'"round": 1')
+        )  # in its last line
+
+    with pytest.raises(LedgerError, match=r"ledger of s00 .* restore"):
+        _run(tiny_run.scenario, copied, resume=True)
+
+
+def _stopped_after_a_round(scenario: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that stops where its second round would be kept."""
+    from sottovoce.server import strategy
+
+    write = strategy.checkpoint.write
+
+    def once(folder: Path, state: Any, plan: str) -> None:
+        if state.round == 2:
+            raise ModelError("stopped")
+        write(folder, state, plan)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(strategy.checkpoint, "write", once)
+        with pytest.raises(ModelError, match="stopped"):
+            _run(scenario, out)
+
+
+# --- a full disk ------------------------------------------------------------------------------
+
+
+def _full(real: Callable[..., Any], left: int) -> Callable[..., Any]:
+    """A call of the system that works ``left`` times, then finds the disk full."""
+    calls = 0
+
+    def call(*words: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls > left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*words, **named)
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "left"),
+    [(os, "fsync", left) for left in (0, 1, 4, 9, 25, 33, 40)]
+    + [(os, "write", left) for left in (0, 3, 10)]
+    + [(Path, "replace", left) for left in (0, 2, 20, 45)],
+)
+def test_a_full_disk_loses_at_most_the_round_in_progress(
+    tiny_run: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    name: str,
+    left: int,
+) -> None:
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, _full(getattr(owner, name), left))
+        with pytest.raises(SottovoceError, match=r"--resume|free some space|quorum"):
+            _run(tiny_run.scenario, out)
+    _nothing_unbooked(out)
+
+    assert _run(tiny_run.scenario, out, resume=True) == _told(
+        json.loads((tiny_run.folder / "run.json").read_text())
+    )
+    assert _ledgers(out) == _ledgers(tiny_run.folder)
+
+
+def _nothing_unbooked(out: Path) -> int:
+    """Rounds kept by the server, once every device is known to have booked each of them."""
+    fold = out / "checkpoints" / "holdout"
+    rounds = sorted((fold / "server" / "rounds").glob("round-*.safetensors"))
+    numbers = {int(path.stem.removeprefix("round-")) for path in rounds}
+    devices = sorted((fold / "devices").glob("*")) if numbers else []
+    for device in devices:
+        facts = device / "device.json"
+        if not facts.is_file() or not json.loads(facts.read_text())["contributes"]:
+            continue
+        lines = (device / "ledger.jsonl").read_text().splitlines()
+        releases = [json.loads(line)["release"] for line in lines]
+        booked = {entry["round"] for entry in releases if entry["kind"] == "gradient"}
+        assert numbers <= booked, f"{device.name} booked {booked}, the server kept {numbers}"
+    return len(numbers)
+
+
+# --- kill -9 ----------------------------------------------------------------------------------
+
+
+def test_a_killed_run_resumes_to_the_same_result(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    """Two kills at moments drawn from a seed, each after at least one more kept round."""
+    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, rounds=20)
+    whole = _run(scenario, tmp_path / "whole")
+    out, delays = tmp_path / "out", random.Random(20)
+
+    for _ in range(2):
+        _kill(scenario, out, delay=delays.uniform(0.0, 0.15))
+        _nothing_unbooked(out)
+
+    resumed = _run(scenario, out, resume=True)
+    assert resumed == whole
+    assert _ledgers(out) == _ledgers(tmp_path / "whole")
+    assert (out / "privacy.json").read_bytes() == (tmp_path / "whole" / "privacy.json").read_bytes()
+
+
+def _kill(scenario: Path, out: Path, *, delay: float) -> None:
+    """Start or resume a run, wait for one more round and a while, and kill it."""
+    rounds = out / "checkpoints" / "holdout" / "server" / "rounds"
+    before = len(list(rounds.glob("round-*"))) if rounds.exists() else 0
+    words = ["simulate", str(scenario), "--out", str(out), "--quiet", "--resume"]
+    command = [sys.executable, "-m", "sottovoce.cli", *words]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(rounds.glob("round-*"))) <= before:
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run kept no round"
+            time.sleep(0.005)
+        time.sleep(delay)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL
