@@ -1,0 +1,398 @@
+"""The recogniser: silence gets no answer, doubt says so, and a user's own things are the user's."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.client import participant, recogniser
+from sottovoce.client.calibrator import Calibrator
+from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.recogniser import Recogniser
+from sottovoce.client.vault import Vault
+from sottovoce.shared import head as heads
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.bundle import Bundle
+from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front
+from sottovoce.shared.head import Head, HeadPrior
+from sottovoce.shared.models.flat import flatten
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN, unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.prediction import Prediction
+from sottovoce.shared.training import LocalTraining, NoPrivacy
+
+LABELS = ("angry", "happy", "sad")
+FEATURES, INPUTS = 6, 4
+RATE = 16_000
+
+
+class Ears:
+    """Features that a test chooses, whatever is heard; remembers what it was given."""
+
+    name, framewise, fingerprint = "ears", False, "0" * 64
+
+    def __init__(self, features: Tensor | None = None) -> None:
+        self.features = torch.ones(FEATURES) if features is None else features
+        self.heard: list[Signal] = []
+
+    def __call__(self, signal: Signal) -> Tensor:
+        self.heard.append(signal)
+        return self.features
+
+
+@pytest.fixture
+def ears(monkeypatch: pytest.MonkeyPatch) -> Ears:
+    """Stands for every extractor."""
+    own = Ears()
+    monkeypatch.setattr(recogniser.extract, "extractor", lambda _name: own)
+    return own
+
+
+def _front(seed: int = 0) -> Front:
+    generator = torch.Generator().manual_seed(seed)
+    return Front(
+        mean=torch.zeros(FEATURES), matrix=torch.randn(FEATURES, INPUTS, generator=generator)
+    )
+
+
+def _bundle(*, scale: float = 2.0, seed: int = 0) -> Bundle:
+    """A linear model that is sure of something."""
+    spec = ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS))
+    plain = flatten(build(spec, 0))
+    weights = scale * torch.randn(plain.shape, generator=torch.Generator().manual_seed(3))
+    plan = _plan(_front(seed))
+    return Bundle(
+        labels=LABELS,
+        extractor="ears",
+        spec=spec,
+        weights=weights,
+        front=_front(seed),
+        centre=torch.zeros(INPUTS),
+        population=unknown(INPUTS),
+        prior=HeadPrior(mean=Head(log_temperature=0.5, bias=torch.zeros(len(LABELS)))),
+        user_mean=True,
+        model_hash=plan.model_hash(weights),
+    )
+
+
+def _plan(front: Front) -> Plan:
+    return Plan(
+        run="r",
+        labels=LABELS,
+        extractor="ears",
+        front=front.digest(),
+        model=ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS)),
+        rounds=1,
+        training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+        mechanism=NoPrivacy(),
+        centre=EXACT_CENTRE,
+        normaliser=EXACT_MEAN,
+        count_noise=0.0,
+    )
+
+
+def _device(folder: Path, *, enrolled: int = 5, labelled: int = 3) -> Device:
+    """A new user's device with clips that are all alike."""
+    count = enrolled + labelled
+    first = torch.arange(count) < enrolled
+    labels = torch.where(first, -1, torch.arange(count) % len(LABELS))
+    features = torch.linspace(-1, 2, FEATURES).repeat(count, 1)
+    examples = Examples(
+        features=features, frames=torch.ones(count, dtype=torch.int64), labels=labels
+    )
+    nobody = torch.zeros(count, dtype=torch.bool)
+    facts = Facts(user="ada", budget=None, contributes=False, labels=LABELS, simulated_seed=1)
+    return Device.create(
+        folder, facts, Clips(examples=examples, enrols=first, calibrates=~first, trains=nobody)
+    )
+
+
+def _joined(folder: Path, bundle: Bundle, **clips: int) -> Device:
+    """A device that took this model from a run."""
+    device, plan = _device(folder, **clips), _plan(bundle.front)
+    participant.enrol(device, plan, bundle.front, bundle.population)
+    participant.personalise(
+        device,
+        plan=plan.digest(),
+        weights=bundle.weights,
+        centre=bundle.centre,
+        prior=bundle.prior,
+    )
+    return device
+
+
+def _open(bundle: Bundle, folder: Path, device: Path | None = None, **how: Any) -> Recogniser:
+    """Through the disk, as an app does."""
+    bundle.save(folder)
+    return Recogniser.open(folder, device, **how)
+
+
+def _speech(*, seconds: float = 1.0, rate: int = RATE, level: float = 0.2) -> Signal:
+    """A sound with loud and soft parts that no flag is raised for."""
+    times = torch.arange(int(seconds * rate)) / rate
+    envelope = (torch.sin(torch.pi * (4 * times % 1)) ** 4).clamp(min=1e-3)
+    return Signal((level * envelope * torch.sin(2 * torch.pi * 150 * times))[None].float(), rate)
+
+
+# --- no guess where there is nothing to hear --------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("signal", "flag", "step"),
+    [
+        (Signal(torch.zeros(1, RATE), RATE), "silent", "microphone"),
+        (Signal(torch.full((1, RATE), 0.5), RATE), "silent", "microphone"),
+        (_speech(seconds=0.1), "too short", "0.25 s"),
+        (Signal(torch.zeros(1, 1), RATE), "too short", "microphone"),
+    ],
+)
+def test_what_cannot_be_heard_gets_no_answer(
+    ears: Ears, signal: Signal, flag: str, step: str
+) -> None:
+    said = Recogniser(_bundle()).predict(signal)
+
+    assert (said.emotion, said.probabilities, said.confidence) == (None, {}, 0.0)
+    assert said.abstained
+    assert flag in said.quality
+    assert flag in said.reason
+    assert step in said.next_step
+    assert not ears.heard, "nothing may be computed from it"
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_samples_get_no_answer(ears: Ears, value: float) -> None:
+    signal = _speech()
+    signal.samples[0, 100] = value  # behind the signal's own check
+
+    said = Recogniser(_bundle()).predict(signal)
+
+    assert (said.emotion, said.abstained, said.probabilities) == (None, True, {})
+    assert "NaN" in said.reason
+    assert not ears.heard
+
+
+def test_features_that_are_no_numbers_get_no_answer(ears: Ears) -> None:
+    ears.features = torch.full((FEATURES,), float("nan"))
+    said = Recogniser(_bundle()).predict(_speech())
+    assert (said.emotion, said.probabilities) == (None, {})
+    assert "not finite" in said.reason
+
+
+def test_features_of_another_width_are_refused(ears: Ears) -> None:
+    ears.features = torch.ones(FEATURES + 1)
+    with pytest.raises(ModelError, match="another extractor"):
+        Recogniser(_bundle()).predict(_speech())
+
+
+@pytest.mark.parametrize(
+    ("signal", "flag"),
+    [(_speech(level=2e-3), "quiet"), (_speech(level=3.0), "clipped")],
+)
+def test_a_flaw_is_told_beside_the_answer(ears: Ears, signal: Signal, flag: str) -> None:
+    said = Recogniser(_bundle(), least_confidence=0.0).predict(signal)
+
+    assert said.emotion in LABELS
+    assert flag in said.quality
+    assert said.next_step
+    assert flag in str(said)
+
+
+@pytest.mark.parametrize("rate", [8_000, 22_050, 44_100, 48_000])
+def test_the_extractor_hears_its_own_rate(ears: Ears, rate: int) -> None:
+    Recogniser(_bundle()).predict(_speech(rate=rate))
+    assert [signal.rate for signal in ears.heard] == [RATE]
+
+
+# --- answers ----------------------------------------------------------------------------------
+
+
+def test_probabilities_are_the_models_own(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    said = _open(bundle, tmp_path).predict(_speech())
+
+    logits = bundle.logits(ears.features[None], torch.ones(1, dtype=torch.int64), bundle.centre)
+    expected = torch.softmax(heads.apply(bundle.prior.mean, logits)[0].double(), 0)
+    assert list(said.probabilities) == list(LABELS)
+    assert torch.tensor(list(said.probabilities.values())).allclose(expected.float(), atol=1e-6)
+    assert said.emotion == LABELS[int(expected.argmax())]
+    assert said.confidence == pytest.approx(float(expected.max()))
+    assert said.model_hash == bundle.model_hash
+
+
+def test_doubt_abstains_and_names_what_helps(ears: Ears) -> None:
+    unsure = replace(_bundle(), weights=torch.zeros_like(_bundle().weights))
+
+    said = Recogniser(unsure).predict(_speech())
+
+    assert (said.emotion, said.abstained) == (None, True)
+    assert said.confidence == pytest.approx(1 / 3)
+    assert "33% is below 50%" in said.reason
+    assert "enrol" in said.next_step
+    assert "nearest" in str(said)
+    assert Recogniser(unsure, least_confidence=0.0).predict(_speech()).emotion in LABELS
+
+
+@pytest.mark.parametrize("least", [-0.1, 1.1, float("nan")])
+def test_a_confidence_that_is_none_is_refused(ears: Ears, least: float) -> None:
+    with pytest.raises(SettingError, match="least_confidence"):
+        Recogniser(_bundle(), least_confidence=least)
+
+
+def test_a_prediction_is_whole() -> None:
+    whole: dict[str, Any] = {
+        "emotion": "sad",
+        "probabilities": {"sad": 0.75, "happy": 0.25},
+        "confidence": 0.75,
+        "abstained": False,
+        "reason": "",
+        "quality": (),
+        "next_step": "",
+        "model_hash": "0" * 64,
+        "own_normaliser": False,
+        "own_head": False,
+    }
+    said = Prediction(**whole)
+    assert str(said) == "sad 75% (then happy 25%)"
+    assert said.to_dict()["probabilities"] == {"sad": 0.75, "happy": 0.25}
+
+    for spoilt in (
+        {"probabilities": {"sad": 0.75}},
+        {"probabilities": {"sad": 1.75, "happy": -0.75}},
+        {"probabilities": {"sad": float("nan"), "happy": 0.5}},
+        {"emotion": None},
+        {"abstained": True},
+        {"reason": "because"},
+    ):
+        with pytest.raises(ModelError):
+            Prediction(**whole | spoilt)
+
+
+# --- what is the user's own -------------------------------------------------------------------
+
+
+def test_a_device_that_took_the_model_brings_mean_and_head(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle)
+
+    own = _open(bundle, tmp_path / "model", device.folder)
+    said, anybodys = own.predict(_speech()), Recogniser(bundle).predict(_speech())
+
+    assert (said.own_normaliser, said.own_head) == (True, True)
+    assert (anybodys.own_normaliser, anybodys.own_head) == (False, False)
+    assert torch.equal(own.person.mean, device.vault.get_tensors("normaliser")["mean"])
+    assert said.probabilities != anybodys.probabilities
+
+
+def test_a_head_of_another_model_is_left_alone(ears: Ears, tmp_path: Path) -> None:
+    device = _joined(tmp_path / "device", _bundle())
+    other = replace(_bundle(), model_hash="f" * 64)
+
+    person = recogniser.of_device(other, device.folder)
+
+    assert (person.own_mean, person.own_head) == (True, False)
+    assert torch.equal(person.head.bias, other.prior.mean.bias)
+
+
+def test_a_mean_from_behind_another_front_is_left_alone(ears: Ears, tmp_path: Path) -> None:
+    device = _joined(tmp_path / "device", _bundle())
+    other = _bundle(seed=9)
+
+    person = recogniser.of_device(other, device.folder)
+
+    assert (person.own_mean, person.own_head) == (False, False)
+    assert torch.equal(person.mean, other.centre)
+
+
+def test_a_user_who_gave_nothing_is_anybody(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle, enrolled=0, labelled=0)
+    person = recogniser.of_device(bundle, device.folder)
+    assert (person.own_mean, person.own_head) == (False, False)
+
+    fresh = _device(tmp_path / "fresh")
+    person = recogniser.of_device(bundle, fresh.folder)
+    assert (person.own_mean, person.own_head) == (False, False)
+
+
+def test_prediction_reads_the_vault_and_writes_nothing(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle)
+    device.ledger.path.write_bytes(b"torn")  # nothing leaves, so nobody asks the ledger
+    before = {p: p.read_bytes() for p in device.folder.rglob("*") if p.is_file()}
+
+    _open(bundle, tmp_path / "model", device.folder).predict(_speech())
+
+    assert {p: p.read_bytes() for p in device.folder.rglob("*") if p.is_file()} == before
+
+
+def test_a_damaged_head_is_not_replaced_unasked(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle)
+    (device.folder / "vault" / "head.sealed").write_bytes(b"damaged")
+
+    with pytest.raises(PrivacyError):
+        _open(bundle, tmp_path / "model", device.folder)
+
+
+def test_a_folder_without_a_device_is_refused(ears: Ears, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="no device"):
+        _open(_bundle(), tmp_path / "model", tmp_path)
+
+
+def test_a_fitted_head_is_the_one_applied(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle)
+    calibrator = Calibrator(
+        Vault.open(device.folder / "vault"), model_hash=bundle.model_hash, prior=bundle.prior
+    )
+    fitted = calibrator.fit(torch.tensor([[9.0, 0.0, 0.0]] * 20), torch.full((20,), 2))
+
+    person = recogniser.of_device(bundle, device.folder)
+
+    assert torch.equal(person.head.bias, fitted.bias)
+    assert int(person.head.bias.argmax()) == 2
+
+
+# --- bundles ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": LABELS[:2]},
+        {"labels": ("angry", "angry", "sad")},
+        {"centre": torch.zeros(INPUTS + 1)},
+        {"centre": torch.full((INPUTS,), float("nan"))},
+        {"population": unknown(INPUTS + 1)},
+        {"prior": HeadPrior(mean=heads.identity(2))},
+        {"model_hash": "f" * 63},
+        {"front": Front(mean=torch.zeros(FEATURES), matrix=torch.zeros(FEATURES, INPUTS + 1))},
+    ],
+)
+def test_a_bundle_of_parts_that_do_not_fit_is_none(change: dict[str, Any]) -> None:
+    with pytest.raises(ModelError, match="do not fit"):
+        replace(_bundle(), **change)
+
+
+def test_every_flipped_byte_of_the_numbers_is_found(ears: Ears, tmp_path: Path) -> None:
+    _bundle().save(tmp_path)
+    path = tmp_path / "model.safetensors"
+    whole = path.read_bytes()
+    for place in range(0, len(whole), max(1, len(whole) // 40)):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1
+        path.write_bytes(spoilt)
+        with pytest.raises(ModelError, match=r"copy the model folder again"):
+            Bundle.load(tmp_path)
+
+
+def test_weights_of_another_length_are_found(ears: Ears, tmp_path: Path) -> None:
+    replace(_bundle(), weights=torch.zeros(3)).save(tmp_path)
+    with pytest.raises(ModelError, match="usable model"):
+        Recogniser.open(tmp_path)

@@ -1,0 +1,246 @@
+"""The recount believes nothing: every kind of disagreement is named, and nothing is written."""
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sottovoce.client.ledger import Budget, Ledger
+from sottovoce.shared.errors import MessageError, SettingError
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.simulations.recount import CLOSE, independent, recount
+
+DELTA = 1e-5
+
+
+@pytest.fixture
+def run(tiny_run: Any, tmp_path: Path) -> Path:
+    """A finished run, to be tampered with."""
+    return Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+
+
+def _ledger(run: Path, client: str = "s01") -> Path:
+    """One client's ledger file."""
+    return next((run / "ledgers").rglob(f"{client}-*.jsonl"))
+
+
+def _edit(run: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change privacy.json."""
+    path = run / "privacy.json"
+    privacy = json.loads(path.read_text())
+    change(privacy)
+    path.write_text(json.dumps(privacy))
+
+
+def _account(privacy: dict[str, Any], client: str = "s01") -> dict[str, Any]:
+    """One client's account in privacy.json."""
+    account: dict[str, Any] = privacy["worlds"][0]["clients"][client]
+    return account
+
+
+def _forge(path: Path, **changes: Any) -> str:
+    """Rewrite a ledger's last release under an unbroken chain; the new head."""
+    *before, last = path.read_bytes().splitlines(keepends=True)
+    record = json.loads(last)
+    record["release"] |= changes
+    line = (json.dumps(record, sort_keys=True) + "\n").encode()
+    path.write_bytes(b"".join([*before, line]))
+    return hashlib.sha256(line).hexdigest()
+
+
+def _faults(run: Path) -> list[str]:
+    """What is wrong, with the client; the verdict must say so too."""
+    counted = recount(run)
+    faults = [f"{count.client}: {fault}" for count in counted.counts for fault in count.faults]
+    assert counted.agrees == (not faults and not counted.faults)
+    assert counted.to_dict()["agrees"] == counted.agrees
+    assert ("DISAGREES" in counted.lines()[-1]) != counted.agrees
+    return [*counted.faults, *faults]
+
+
+def test_an_honest_run_agrees(run: Path) -> None:
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    counted = recount(run)
+
+    assert counted.agrees
+    assert {count.client for count in counted.counts} == {"s00", "s01", "s02"}
+    for count in counted.counts:
+        assert abs(count.pld - count.prv) <= CLOSE
+        assert count.pld <= 8.0
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert json.loads(json.dumps(counted.to_dict()))["clients"][0]["releases"] == 5
+
+
+def test_a_smaller_claim_is_found(run: Path) -> None:
+    _edit(run, lambda p: _account(p).update(epsilon=_account(p)["epsilon"] - 1e-4))
+
+    (fault,) = _faults(run)
+    assert fault.startswith("s01: privacy.json says epsilon")
+    assert "by PLD" in fault
+
+
+def test_no_claim_at_all_is_found(run: Path) -> None:
+    _edit(run, lambda p: _account(p).update(epsilon=None))
+    assert len(_faults(run)) == 2
+
+
+def test_a_promise_below_what_was_spent_is_found(run: Path) -> None:
+    _edit(run, lambda p: p.update(epsilon=7.0))
+    assert len(_faults(run)) == 3
+    assert all("spent where 7.0 was promised" in fault for fault in _faults(run))
+
+
+def test_a_forged_ledger_is_found(run: Path) -> None:
+    head = _forge(_ledger(run), noise_multiplier=100.0)
+    (first, *rest) = _faults(run)
+    assert first.startswith("s01: the ledger's head is")
+    assert len(rest) == 2  # and both accountants find it cheaper than claimed
+
+    _edit(run, lambda p: _account(p).update(ledger_sha256=head))
+    assert [fault[-6:] for fault in _faults(run)] == ["by PLD", "by PRV"]
+
+
+def test_a_release_that_nobody_protected_is_found(run: Path) -> None:
+    changes = {"mechanism": "none", "noise_multiplier": 0.0, "sensitivity": 0.0}
+    head = _forge(_ledger(run), **changes)
+    _edit(run, lambda p: _account(p).update(ledger_sha256=head))
+
+    assert any("costs inf by PLD" in fault for fault in _faults(run))
+    assert any("costs inf by PRV" in fault for fault in _faults(run))
+
+
+@pytest.mark.parametrize("cut", ["line", "half", "all", "gone", "middle"])
+def test_a_ledger_that_lost_something_is_found(run: Path, cut: str) -> None:
+    path = _ledger(run)
+    lines = path.read_bytes().splitlines(keepends=True)
+    left = {
+        "line": b"".join(lines[:-1]),
+        "half": b"".join(lines)[:-20],
+        "all": b"",
+        "middle": b"".join([*lines[:1], *lines[2:]]),
+    }
+    path.unlink()
+    if cut in left:
+        path.write_bytes(left[cut])
+
+    faults = _faults(run)
+
+    assert faults
+    assert all(fault.startswith("s01: ") for fault in faults)
+    if cut in left:
+        assert path.read_bytes() == left[cut], "an auditor changes nothing"
+
+
+def test_a_ledger_that_nobody_priced_is_found(run: Path) -> None:
+    shutil.copy(_ledger(run), _ledger(run).with_name("s09-00000000.jsonl"))
+    (fault,) = _faults(run)
+    assert "s09-00000000.jsonl" in fault
+
+    _edit(run, lambda p: p["worlds"][0]["clients"].pop("s02"))
+    assert any("s02-" in fault for fault in _faults(run))
+
+
+def test_an_accountant_that_errs_is_found_by_the_other(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    half = accountant.epsilon
+    monkeypatch.setattr(accountant, "epsilon", lambda *a, **k: half(*a, **k) / 2)
+    _edit(
+        run,
+        lambda p: [a.update(epsilon=a["epsilon"] / 2) for a in p["worlds"][0]["clients"].values()],
+    )
+
+    faults = _faults(run)
+
+    assert len(faults) == 3
+    assert all("by PRV" in fault for fault in faults)
+
+
+def test_a_folder_that_holds_no_run_is_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match="there is no"):
+        recount(tmp_path / "gone")
+
+    (run / "privacy.json").write_text("{")
+    with pytest.raises(MessageError, match="damaged"):
+        recount(run)
+
+
+def test_a_run_that_protects_nothing_must_say_so_in_every_ledger(run: Path) -> None:
+    """Unit none: no epsilon is claimed, and every ledger books unprotected releases."""
+
+    def open_up(privacy: dict[str, Any]) -> None:
+        privacy |= {"unit": "none", "epsilon": None, "delta": None}
+        for client, account in privacy["worlds"][0]["clients"].items():
+            path = _ledger(run, client)
+            path.unlink()
+            ledger = Ledger(path)
+            none = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
+            ledger.book("r/1", none, Budget(epsilon=math.inf, delta=DELTA))
+            entry = account["releases"][0] | {"mechanism": "none", "epsilon_after": None}
+            account |= {"epsilon": None, "ledger_sha256": ledger.head, "releases": [entry]}
+
+    _edit(run, open_up)
+    assert _faults(run) == []
+    assert "protect" in recount(run).lines()[1]
+
+    _edit(run, lambda p: _account(p).update(epsilon=8.0))
+    (fault,) = _faults(run)
+    assert "claims epsilon 8.0" in fault
+
+    head = _forge(_ledger(run), mechanism="gaussian", noise_multiplier=1.0, sensitivity=1.0)
+    _edit(run, lambda p: _account(p).update(epsilon=None, ledger_sha256=head))
+    (fault,) = _faults(run)
+    assert "no unprotected release" in fault
+
+
+# --- the independent accountant ---------------------------------------------------------------
+
+
+def _gaussian(noise: float, *, rate: float = 1.0, steps: int = 1) -> Release:
+    """A protected release."""
+    return Release(
+        kind=Kind.GRADIENT,
+        mechanism=Mechanism.GAUSSIAN,
+        run="r",
+        round=1,
+        noise_multiplier=noise,
+        sample_rate=rate,
+        steps=steps,
+        sensitivity=1.0,
+    )
+
+
+@pytest.mark.parametrize(
+    "releases",
+    [
+        (_gaussian(0.75),),
+        (_gaussian(2.6, steps=16), _gaussian(10.0), _gaussian(1.9), _gaussian(3.0)),
+        (_gaussian(1.5, rate=0.25, steps=40), _gaussian(10.0)),
+        (_gaussian(1.0, rate=0.02, steps=500),),
+    ],
+)
+def test_both_accountants_agree_though_they_share_no_code(releases: tuple[Release, ...]) -> None:
+    ours, theirs = accountant.epsilon(releases, DELTA), independent(releases, DELTA)
+
+    assert abs(ours - theirs) <= CLOSE
+    # The tolerance has power: a tenth less noise would show.
+    weaker = tuple(
+        _gaussian(r.noise_multiplier * 0.9, rate=r.sample_rate, steps=r.steps) for r in releases
+    )
+    assert abs(ours - independent(weaker, DELTA)) > CLOSE
+
+
+def test_what_costs_nothing_and_what_nothing_covers() -> None:
+    head = Release(kind=Kind.SEALED_HEAD, mechanism=Mechanism.ENCRYPTION, run="r", round=1)
+    open_ = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
+
+    assert independent((), DELTA) == 0.0
+    assert independent((head,), DELTA) == 0.0
+    assert independent((head, _gaussian(5.0), open_), DELTA) == math.inf

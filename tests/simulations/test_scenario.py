@@ -1,0 +1,162 @@
+"""Scenarios: settled from public facts, whole on the disk, refused where they make no sense."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sottovoce.shared.errors import SettingError
+from sottovoce.simulations import promise
+from sottovoce.simulations.reading import find, read
+from sottovoce.simulations.scenario import (
+    END_TO_END_ROUNDS,
+    HEADS_ON_FROZEN,
+    MOST_EPSILON,
+    OPEN_ROUNDS,
+    PRIVATE_ROUNDS,
+    Scenario,
+    settle,
+)
+
+
+def _settled(**given: object) -> Scenario:
+    return settle(Scenario(corpus="synthetic", **given))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("model", [None, "linear", "mlp", "cnn-attention", "tcn"])
+@pytest.mark.parametrize("unit", ["utterance", "none"])
+def test_a_settled_scenario_reads_back_as_itself(unit: str, model: str | None) -> None:
+    public = (("ravdess", "a b/ü"), ("synthetic", "seed=9"))
+    scenario = settle(Scenario(corpus="synthetic", unit=unit, public=public), model=model)
+
+    assert read(scenario.to_toml(), source="x") == scenario
+
+
+def test_what_is_left_out_is_settled_by_unit_and_model() -> None:
+    private, plain = _settled(), _settled(unit="none")
+    assert (private.rounds, plain.rounds) == (PRIVATE_ROUNDS, OPEN_ROUNDS)
+    assert private.recipe.model in HEADS_ON_FROZEN
+    assert private.encoder == plain.encoder == "whisper-tiny-en"
+
+    whole = settle(Scenario(corpus="synthetic"), model="tcn")
+    assert (whole.recipe.model, whole.encoder, whole.rounds) == (
+        "tcn",
+        "log-mel",
+        END_TO_END_ROUNDS,
+    )
+
+
+def test_what_is_given_stays() -> None:
+    scenario = _settled(rounds=3, encoder="descriptors")
+    assert (scenario.rounds, scenario.encoder) == (3, "descriptors")
+
+
+def test_a_recipe_in_a_file_overrides_only_what_it_names() -> None:
+    usual = _settled()
+    changed = read(
+        'corpus = "synthetic"\n[recipe]\nclip_norm = 1\n[recipe.front]\ndims = 32', source="x"
+    )
+
+    front = replace(usual.recipe.front, dims=32)
+    assert changed == replace(usual, recipe=replace(usual.recipe, clip_norm=1.0, front=front))
+    assert isinstance(changed.recipe.clip_norm, float)
+
+
+def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
+    demo = find("demo")
+    assert (demo.corpus, demo.private) == ("synthetic", True)
+
+    (tmp_path / "mine.toml").write_text(demo.to_toml())
+    assert find(str(tmp_path / "mine.toml")) == demo
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"epsilon": 0.0}, "epsilon is 0.0"),
+        ({"epsilon": math.nan}, "epsilon is nan"),
+        ({"epsilon": math.inf}, "epsilon is inf"),
+        ({"epsilon": 2 * MOST_EPSILON}, "promises nothing"),
+        ({"delta": 0.0}, "delta is 0.0"),
+        ({"delta": 1.0}, "delta is 1.0"),
+        ({"delta": math.nan}, "delta is nan"),
+        ({"unit": "user"}, "cannot keep yet"),
+        ({"unit": "family"}, "unit is 'family'"),
+        ({"engine": "steam"}, "engine is 'steam'"),
+        ({"enrolment": "neutral:0"}, "neutral:0"),
+        ({"enrolment": "neutral:-1"}, "neutral:-1"),
+        ({"enrolment": "neutral:"}, "neutral:"),
+        ({"enrolment": ""}, "enrolment is ''"),
+        ({"rounds": -1}, "rounds is -1"),
+        ({"head_clips": -1}, "head_clips is -1"),
+        ({"workers": 0}, "workers is 0"),
+        ({"baselines": ("magic",)}, "'magic'"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(given: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingError, match=words.replace("(", "\\(")):
+        Scenario(corpus="synthetic", **given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("own", "public"), [("a", "a"), ("a", "a/"), ("a", "b/../a"), ("a/manifest.csv", "a")]
+)
+def test_one_folder_is_not_both_public_and_private(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, public: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b").mkdir()
+    with pytest.raises(SettingError, match="users' corpus"):
+        Scenario(corpus="folder", data=own, public=(("cremad", public),))
+
+    Scenario(corpus="folder", data=own, public=(("cremad", "b"),))  # another folder may
+
+
+def test_a_link_to_the_users_folder_is_the_users_folder(tmp_path: Path) -> None:
+    (tmp_path / "users").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "users")
+
+    with pytest.raises(SettingError, match="users' corpus"):
+        Scenario(
+            corpus="folder",
+            data=str(tmp_path / "users"),
+            public=(("folder", str(tmp_path / "link")),),
+        )
+
+
+def test_enrolment_names_its_clips() -> None:
+    assert _settled(enrolment="neutral:5").neutral_clips == 5
+    assert _settled(enrolment="all").neutral_clips is None
+    assert _settled(enrolment="none").neutral_clips is None
+
+
+# --- budgets ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("epsilon", [1e-9, 1e-3, 0.1])
+def test_a_budget_too_small_for_one_round_is_refused_before_any_work(epsilon: float) -> None:
+    with pytest.raises(SettingError, match=r"too small.*raise epsilon"):
+        promise.check_budget(_settled(epsilon=epsilon, rounds=1))
+
+
+@pytest.mark.parametrize("model", ["linear", "cnn-attention"])
+@pytest.mark.parametrize("enrolment", ["all", "none"])
+def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
+    model: str, enrolment: str
+) -> None:
+    from sottovoce.shared.privacy import accountant
+
+    scenario = settle(
+        Scenario(corpus="synthetic", rounds=2, epsilon=2.0, enrolment=enrolment), model=model
+    )
+    plan = promise.open_plan(scenario, run="r", labels=("one", "other"), inputs=4)
+
+    spent = accountant.epsilon(promise.noised(plan, scenario).releases(), scenario.delta)
+
+    assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
+
+
+def test_without_a_promise_there_is_no_budget_to_check() -> None:
+    promise.check_budget(_settled(unit="none"))
+    assert promise.budget(_settled(unit="none")) is None
