@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 from sottovoce.shared import check
-from sottovoce.shared.errors import LedgerError
+from sottovoce.shared.errors import LedgerError, SettingError
 
 
 class Kind(StrEnum):
@@ -88,5 +88,5 @@ class Release:
                 "mechanism": Mechanism(record["mechanism"]),
             }
             return cls(**values)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, SettingError) as error:
             raise LedgerError(f"a release cannot be read: {error}") from error

@@ -1,0 +1,256 @@
+"""The ledger: booked before anything exists, chained, charged when torn, never over the budget."""
+
+import hashlib
+import json
+import math
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sottovoce.client.ledger import GENESIS, Budget, Ledger
+from sottovoce.shared.errors import BudgetSpent, LedgerError
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+
+DELTA = 1e-5
+AMPLE = Budget(epsilon=50.0, delta=DELTA)
+
+
+def release(number: int = 1, *, noise: float = 4.0) -> Release:
+    """One round's gradients."""
+    return Release(
+        kind=Kind.GRADIENT,
+        mechanism=Mechanism.GAUSSIAN,
+        run="r",
+        round=number,
+        noise_multiplier=noise,
+        sensitivity=1.0,
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where a ledger will lie."""
+    return tmp_path / "ledger.jsonl"
+
+
+@pytest.fixture
+def kept(path: Path) -> Path:
+    """A ledger of four releases."""
+    ledger = Ledger(path)
+    for number in range(1, 5):
+        ledger.book(f"round-{number}", release(number), AMPLE)
+    return path
+
+
+# --- what is kept -----------------------------------------------------------------------------
+
+
+def test_what_was_booked_is_read_back(kept: Path) -> None:
+    ledger = Ledger(kept)
+
+    assert ledger.releases == tuple(release(number) for number in range(1, 5))
+    assert ledger.holds("round-4")
+    assert not ledger.holds("round-5")
+    assert ledger.epsilon(DELTA) == accountant.epsilon(ledger.releases, DELTA)
+
+
+def test_every_line_names_the_one_before(kept: Path) -> None:
+    lines = kept.read_bytes().splitlines(keepends=True)
+    heads = [GENESIS, *(hashlib.sha256(line).hexdigest() for line in lines)]
+
+    assert [json.loads(line)["prev"] for line in lines] == heads[:-1]
+    assert Ledger(kept).head == heads[-1]
+
+
+def test_a_ledger_without_a_file_is_empty_and_makes_none(path: Path) -> None:
+    assert (Ledger(path).releases, Ledger(path).head) == ((), GENESIS)
+    assert Ledger(path).epsilon(DELTA) == 0.0
+    assert not path.exists()
+
+
+def test_others_on_the_machine_cannot_read_it(kept: Path) -> None:
+    assert kept.stat().st_mode & 0o077 == 0
+
+
+def test_a_release_is_on_the_disk_when_booking_returns(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[bytes] = []
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        synced.append(path.read_bytes())
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    Ledger(path).book("round-1", release(), AMPLE)
+
+    assert synced[0] == path.read_bytes()
+    assert len(synced) == 2, "the file, and the folder that got a new name"
+
+
+# --- tampering --------------------------------------------------------------------------------
+
+
+def _swap(lines: list[bytes]) -> list[bytes]:
+    return [lines[1], lines[0], *lines[2:]]
+
+
+TAMPERED: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "changed": lambda lines: [lines[0].replace(b"4.0", b"9.0"), *lines[1:]],
+    "dropped first": lambda lines: lines[1:],
+    "dropped inside": lambda lines: [lines[0], *lines[2:]],
+    "reordered": _swap,
+    "repeated": lambda lines: [*lines, lines[-1]],
+    "blank": lambda lines: [lines[0], b"\n", *lines[1:]],
+    "rubbish": lambda lines: [*lines[:2], b"\xff\xfe{\n", *lines[2:]],
+    "foreign": lambda lines: [*lines, b"{}\n"],
+    "no release": lambda lines: [*lines, b'{"id": "x", "n": 4, "prev": "0", "release": 3}\n'],
+}
+
+
+@pytest.mark.parametrize("harm", TAMPERED)
+def test_tampering_shows(kept: Path, harm: str) -> None:
+    lines = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(TAMPERED[harm](lines)))
+
+    with pytest.raises(LedgerError, match=r"line \d of the ledger .* breaks the chain"):
+        Ledger(kept)
+
+
+def test_any_flipped_bit_before_the_last_line_shows(kept: Path) -> None:
+    whole = kept.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n")
+    for place in random.Random(1).sample(range(last), 60):
+        spoilt = bytearray(whole)
+        spoilt[place] ^= 1 << (place % 7)
+        kept.write_bytes(spoilt)
+        with pytest.raises(LedgerError):
+            Ledger(kept)
+
+
+def test_a_change_to_the_last_line_shows_in_the_head(kept: Path) -> None:
+    head = Ledger(kept).head
+    kept.write_bytes(kept.read_bytes().replace(b'"round": 4', b'"round": 5'))
+    assert Ledger(kept).head != head
+
+
+# --- a power cut ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("left", [1, 40, -2, -1])
+def test_a_torn_line_is_charged_as_the_costliest_release(path: Path, left: int) -> None:
+    ledger = Ledger(path)
+    ledger.book("a", release(noise=9.0), AMPLE)
+    ledger.book("b", release(noise=2.0), AMPLE)
+    ledger.book("c", release(noise=9.0), AMPLE)
+    whole = path.read_bytes()
+    last = whole.rstrip(b"\n").rfind(b"\n") + 1
+    path.write_bytes(whole[: last + left] if left > 0 else whole[:left])
+
+    again = Ledger(path)
+
+    assert [entry.noise_multiplier for entry in again.releases] == [9.0, 2.0, 2.0]
+    assert again.releases[-1].kind is Kind.TORN
+    assert again.epsilon(DELTA) >= accountant.epsilon([release(noise=n) for n in (9, 2, 9)], DELTA)
+    assert path.with_suffix(".torn").exists(), "the owner may look at what was left"
+    assert Ledger(path).releases == again.releases, "charged once"
+
+
+def test_a_torn_first_line_counts_as_unprotected(path: Path) -> None:
+    path.write_bytes(b'{"n": 0, "prev"')
+    assert Ledger(path).epsilon(DELTA) == math.inf
+
+
+# --- budgets ----------------------------------------------------------------------------------
+
+
+def test_the_release_that_would_pass_the_budget_is_refused(path: Path) -> None:
+    three = accountant.epsilon([release()] * 3, DELTA)
+    budget, ledger = Budget(epsilon=three, delta=DELTA), Ledger(path)
+    for number in range(3):
+        ledger.book(f"{number}", release(), budget)
+    before = path.read_bytes()
+
+    with pytest.raises(BudgetSpent, match=r"from 1\.698 to 1\.993") as refused:
+        ledger.book("3", release(), budget)
+
+    assert f"{budget.epsilon:g}" in str(refused.value)
+    assert path.read_bytes() == before
+    assert ledger.epsilon(DELTA) <= budget.epsilon
+    ledger.book("3", release(noise=1e6), Budget(epsilon=three + 1e-3, delta=DELTA))
+
+
+def test_a_hair_below_the_price_is_too_little(path: Path) -> None:
+    price = accountant.epsilon([release()], DELTA)
+    with pytest.raises(BudgetSpent):
+        Ledger(path).book("a", release(), Budget(epsilon=price - 1e-9, delta=DELTA))
+    assert not path.exists()
+
+
+def test_an_unprotected_release_passes_only_an_infinite_budget(path: Path) -> None:
+    unprotected = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
+    with pytest.raises(BudgetSpent):
+        Ledger(path).book("a", unprotected, Budget(epsilon=1e9, delta=DELTA))
+    Ledger(path).book("a", unprotected, Budget(epsilon=math.inf, delta=DELTA))
+    with pytest.raises(BudgetSpent):  # and nothing repairs it
+        Ledger(path).book("b", release(noise=1e6), AMPLE)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"),
+    [(0.0, DELTA), (-1.0, DELTA), (math.nan, DELTA), (1.0, 0.0), (1.0, 1.0), (1.0, math.nan)],
+)
+def test_a_budget_that_is_none_is_refused(epsilon: float, delta: float) -> None:
+    with pytest.raises(LedgerError):
+        Budget(epsilon=epsilon, delta=delta)
+
+
+# --- refusals ---------------------------------------------------------------------------------
+
+
+def test_a_name_is_booked_once(kept: Path) -> None:
+    before = kept.read_bytes()
+    with pytest.raises(LedgerError, match="booked already"):
+        Ledger(kept).book("round-2", release(), AMPLE)
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("call", ["write", "fsync"])
+def test_a_disk_that_refuses_books_nothing(
+    kept: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    before, ledger = kept.read_bytes(), Ledger(kept)
+
+    def refuse(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(LedgerError, match="No space left on device"):
+            ledger.book("round-5", release(5), AMPLE)
+
+    assert kept.read_bytes() == before
+    assert not ledger.holds("round-5")
+    ledger.book("round-5", release(5), AMPLE)
+    assert Ledger(kept).releases == ledger.releases
+
+
+def test_half_a_line_on_a_full_disk_does_not_spoil_the_next(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger, real = Ledger(kept), os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: real(handle, data[:10]))
+        with pytest.raises(LedgerError):
+            ledger.book("round-5", release(5), AMPLE)
+
+    ledger.book("round-5", release(5), AMPLE)
+
+    assert Ledger(kept).head == ledger.head
+    assert len(Ledger(kept).releases) == 5

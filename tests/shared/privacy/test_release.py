@@ -1,0 +1,83 @@
+"""A release is a frozen record: what makes no sense is no record, and none is read from rubbish."""
+
+import json
+import math
+from dataclasses import FrozenInstanceError, replace
+from typing import Any
+
+import pytest
+
+from sottovoce.shared.errors import LedgerError, SettingError
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+
+GOOD = Release(
+    kind=Kind.GRADIENT,
+    mechanism=Mechanism.GAUSSIAN,
+    run="r",
+    round=3,
+    noise_multiplier=1.5,
+    sample_rate=0.25,
+    steps=4,
+    sensitivity=0.5,
+)
+
+
+def test_a_record_survives_json() -> None:
+    assert Release.from_dict(json.loads(json.dumps(GOOD.to_dict()))) == GOOD
+
+
+def test_a_record_cannot_be_changed() -> None:
+    with pytest.raises(FrozenInstanceError):
+        GOOD.noise_multiplier = 9.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("noise_multiplier", 0.0),
+        ("noise_multiplier", -1.0),
+        ("noise_multiplier", math.nan),
+        ("noise_multiplier", math.inf),
+        ("sensitivity", 0.0),
+        ("sensitivity", math.nan),
+        ("sample_rate", 0.0),
+        ("sample_rate", 1.5),
+        ("sample_rate", math.nan),
+        ("steps", 0),
+        ("steps", math.nan),
+        ("round", -1),
+    ],
+)
+def test_a_release_that_makes_no_sense_is_refused(field: str, value: float) -> None:
+    with pytest.raises(SettingError, match=field):
+        replace(GOOD, **{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kind": "gossip"},
+        {"mechanism": "hope"},
+        {"steps": "4"},
+        {"noise_multiplier": None},
+        {"noise_multiplier": "lots"},
+        {"extra": 1},
+    ],
+)
+def test_a_record_with_a_foreign_field_or_value_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(LedgerError):
+        Release.from_dict(GOOD.to_dict() | change)
+
+
+def test_a_record_that_lacks_a_field_is_refused() -> None:
+    for name in GOOD.to_dict():
+        record = {key: value for key, value in GOOD.to_dict().items() if key != name}
+        with pytest.raises(LedgerError, match=name):
+            Release.from_dict(record)
+
+
+@pytest.mark.parametrize("value", [0.0, -2.0, math.nan])
+def test_a_record_of_noise_that_is_none_is_refused(value: float) -> None:
+    """A ledger on the disk is no more trusted than an argument."""
+    with pytest.raises(LedgerError):
+        Release.from_dict(GOOD.to_dict() | {"noise_multiplier": value})
