@@ -1,0 +1,319 @@
+"""The normaliser: one utterance moves what leaves by no more than the ledger says."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from sottovoce.client.trainer import local_update
+from sottovoce.shared import normaliser
+from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import finish
+from sottovoce.shared.models.flat import flatten, load_flat
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, Population
+from sottovoce.shared.privacy.noise import SeededNoise
+from sottovoce.shared.training import LocalTraining, UtteranceNoise
+
+INPUTS = 5
+PEOPLE = normaliser.unknown(INPUTS)
+CENTRE = CentreRelease(radius=1.5, noise_multiplier=2.0)
+MEAN = NormaliserRelease(radius=0.8, count_weight=0.3, noise_multiplier=2.0)
+ROUNDING = 1e-9
+
+
+class Silence:
+    """No noise, to see what lies below it; remembers the scales it was asked for."""
+
+    def __init__(self) -> None:
+        self.scales: list[float] = []
+        self.shapes: list[tuple[int, ...]] = []
+
+    def normal(self, shape: Sequence[int], std: float) -> Tensor:
+        self.scales.append(std)
+        self.shapes.append(tuple(shape))
+        return torch.zeros(tuple(shape), dtype=torch.float64)
+
+
+class Push(Silence):
+    """A known vector instead of noise: it shows the numbers before post-processing."""
+
+    def __init__(self, push: Tensor) -> None:
+        super().__init__()
+        self.push = push
+
+    def normal(self, shape: Sequence[int], std: float) -> Tensor:
+        super().normal(shape, std)
+        return self.push
+
+
+AWKWARD = [0.0, 1e-30, 0.1, 1.0, -3.0, 1e6, -1e30, 3e38, math.inf, -math.inf, math.nan]
+ROWS = st.lists(st.lists(st.sampled_from(AWKWARD), min_size=INPUTS, max_size=INPUTS), max_size=6)
+ROW = st.lists(st.sampled_from(AWKWARD), min_size=INPUTS, max_size=INPUTS)
+QUICK = settings(max_examples=150, deadline=None)
+
+
+def _rows(values: list[list[float]]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32).reshape(-1, INPUTS)
+
+
+def _before_noise(rows: Tensor, settings: NormaliserRelease) -> Tensor:
+    """The (inputs + 1) numbers that noise is added to, by undoing what comes after."""
+    return torch.cat(
+        [
+            normaliser._clipped_sum(rows, settings.radius),
+            torch.tensor([settings.count_weight * len(rows)], dtype=torch.float64),
+        ]
+    )
+
+
+# --- sensitivity ------------------------------------------------------------------------------
+
+
+@QUICK
+@given(ROWS, ROW)
+def test_one_utterance_moves_the_sum_by_at_most_its_radius(
+    values: list[list[float]], further: list[float]
+) -> None:
+    rows = _rows(values)
+    without = normaliser.released_sum(rows, CENTRE, Silence())
+    with_it = normaliser.released_sum(_rows([*values, further]), CENTRE, Silence())
+
+    assert without.isfinite().all()
+    assert with_it.isfinite().all()
+    moved = torch.linalg.vector_norm(with_it.double() - without.double())
+    assert moved <= CENTRE.radius * (1 + 1e-5)
+
+
+@QUICK
+@given(ROWS, ROW)
+def test_one_utterance_moves_the_mean_release_by_at_most_its_sensitivity(
+    values: list[list[float]], further: list[float]
+) -> None:
+    moved = _before_noise(_rows([*values, further]), MEAN) - _before_noise(_rows(values), MEAN)
+
+    assert torch.linalg.vector_norm(moved) <= MEAN.sensitivity * (1 + ROUNDING)
+
+
+def test_the_bound_is_reached_so_less_noise_would_be_too_little() -> None:
+    far = torch.full((1, INPUTS), 1e30)
+    moved = _before_noise(far, MEAN)
+    assert torch.linalg.vector_norm(moved) == pytest.approx(MEAN.sensitivity)
+
+    total = normaliser.released_sum(far, CENTRE, Silence())
+    assert torch.linalg.vector_norm(total) == pytest.approx(CENTRE.radius)
+
+
+def test_nothing_else_enters_the_released_mean() -> None:
+    """Two sets of clips with the same clipped sum and count release the same, whatever they are."""
+    push = torch.randn(INPUTS + 1, generator=torch.Generator().manual_seed(0)).double()
+    rows = 0.1 * torch.randn(7, INPUTS, generator=torch.Generator().manual_seed(1))
+    even = rows.mean(0).repeat(7, 1)
+    assert torch.allclose(_before_noise(rows, MEAN), _before_noise(even, MEAN), atol=1e-6)
+
+    one, other = (normaliser.released_mean(r, MEAN, PEOPLE, Push(push)) for r in (rows, even))
+
+    assert torch.allclose(one, other, atol=1e-6)
+    assert not torch.allclose(one, normaliser.released_mean(rows, MEAN, PEOPLE, Push(2 * push)))
+
+
+def test_the_count_that_is_divided_by_is_the_noised_one() -> None:
+    rows = 0.1 * torch.ones(20, INPUTS)
+    push = torch.zeros(INPUTS + 1, dtype=torch.float64)
+    exact = normaliser.released_mean(rows, MEAN, PEOPLE, Push(push))
+    push[-1] = 20 * MEAN.count_weight  # twice the clips, says the noise
+
+    doubled = normaliser.released_mean(rows, MEAN, PEOPLE, Push(push))
+
+    assert (doubled < exact).all()
+
+
+@pytest.mark.parametrize("count", [0, 1, 30])
+def test_noise_has_the_scale_that_the_ledger_says_whatever_there_is(count: int) -> None:
+    rows = torch.randn(count, INPUTS, generator=torch.Generator().manual_seed(0))
+    silence = Silence()
+
+    normaliser.released_sum(rows, CENTRE, silence)
+    released = normaliser.released_mean(rows, MEAN, PEOPLE, silence)
+
+    assert silence.scales == [
+        pytest.approx(CENTRE.radius * CENTRE.noise_multiplier),
+        pytest.approx(MEAN.sensitivity * MEAN.noise_multiplier),
+    ]
+    assert silence.shapes == [(INPUTS,), (INPUTS + 1,)]
+    assert released.isfinite().all()
+    assert MEAN.sensitivity == pytest.approx(math.sqrt(0.8**2 + 0.3**2))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_broken_row_counts_as_zeros(bad: float) -> None:
+    good = torch.full((2, INPUTS), 0.1)
+    broken = torch.full((1, INPUTS), 0.1)
+    broken[0, 2] = bad
+    zeros = torch.zeros(1, INPUTS)
+
+    for rows in (torch.cat([good, broken]), torch.cat([good, zeros])):
+        total = normaliser.released_sum(rows, CENTRE, Silence())
+        assert torch.allclose(total, torch.full((INPUTS,), 0.2))
+
+
+# --- the trap ---------------------------------------------------------------------------------
+
+CLIP = 0.5
+
+
+def _clipped_gradient_sum(rows: Tensor, labels: Tensor, mean: Tensor) -> Tensor:
+    """What noise is added to in one round of training behind a mean, shape (params,)."""
+    model = build(ModelSpec(kind="linear", inputs=INPUTS, classes=2), 0)
+    weights = torch.randn(flatten(model).shape, generator=torch.Generator().manual_seed(4))
+    load_flat(model, weights)
+    frames = torch.ones(len(rows), dtype=torch.int64)
+    inputs = finish(rows, mean, frames, length=1.0)
+    update = local_update(
+        model,
+        Examples(features=inputs, frames=frames, labels=labels),
+        torch.ones(2),
+        LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+        UtteranceNoise(clip_norm=CLIP, noise_multiplier=1.0),
+        Silence(),
+        torch.Generator().manual_seed(0),
+    )
+    return update.vector
+
+
+def test_an_exact_normaliser_in_training_voids_the_promise() -> None:
+    """FINDINGS: the mean moves with one utterance, and with it every other utterance's gradient."""
+    rows = torch.randn(30, INPUTS, generator=torch.Generator().manual_seed(7))
+    labels = torch.arange(30) % 2
+    further = torch.cat([rows, torch.full((1, INPUTS), 40.0)])
+    with_label = torch.cat([labels, torch.zeros(1, dtype=torch.int64)])
+
+    def exact(clips: Tensor) -> Tensor:
+        return clips.mean(0)
+
+    moved = _clipped_gradient_sum(further, with_label, exact(further)) - _clipped_gradient_sum(
+        rows, labels, exact(rows)
+    )
+    assert torch.linalg.vector_norm(moved) > 4 * CLIP, "no noise scaled to the clip covers this"
+
+    released = normaliser.released_mean(rows, MEAN, PEOPLE, _noise())
+    moved = _clipped_gradient_sum(further, with_label, released) - _clipped_gradient_sum(
+        rows, labels, released
+    )
+    assert torch.linalg.vector_norm(moved) <= CLIP * (1 + 1e-4)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-20, 1.0, 1e10, 1e30])
+def test_behind_a_released_mean_no_utterance_outgrows_the_clip(size: float) -> None:
+    rows = torch.randn(10, INPUTS, generator=torch.Generator().manual_seed(7))
+    labels = torch.arange(10) % 2
+    mean = normaliser.released_mean(rows, MEAN, PEOPLE, _noise())
+    further = torch.cat([rows, torch.full((1, INPUTS), size)])
+
+    moved = _clipped_gradient_sum(further, torch.cat([labels, labels[:1]]), mean)
+    moved = moved - _clipped_gradient_sum(rows, labels, mean)
+
+    assert torch.linalg.vector_norm(moved) <= CLIP * (1 + 1e-4)
+
+
+def _noise() -> SeededNoise:
+    return SeededNoise(torch.Generator().manual_seed(2))
+
+
+# --- the exact estimate, which stays on the device --------------------------------------------
+
+
+def _people(**changes: float) -> Population:
+    """A population whose statistics are flat over the inputs."""
+    usual = {
+        "between": 1.0,
+        "within": 4.0,
+        "neutral_offset": 0.0,
+        "neutral_within": 1.0,
+        "offset_spread": 0.0,
+    }
+    return Population(**{k: torch.full((INPUTS,), v) for k, v in (usual | changes).items()})
+
+
+def test_a_user_without_clips_is_the_population() -> None:
+    empty = torch.zeros(0, INPUTS)
+    for neutral in (False, True):
+        assert normaliser.estimate(empty, _people(), neutral=neutral).count_nonzero() == 0
+
+
+def test_unlabelled_clips_are_taken_at_their_word() -> None:
+    rows = torch.randn(7, INPUTS, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(normaliser.estimate(rows, _people(), neutral=False), rows.mean(0))
+
+
+def test_more_neutral_clips_are_believed_more() -> None:
+    means = [
+        float(normaliser.estimate(torch.ones(n, INPUTS), _people(), neutral=True)[0])
+        for n in (1, 4, 16, 10_000)
+    ]
+    assert means == sorted(means)
+    assert means[0] == pytest.approx(1 / (1 + 1))  # between / (between + within / n)
+    assert means[-1] == pytest.approx(1.0, abs=1e-3)
+
+
+def test_neutral_clips_are_corrected_for_being_neutral() -> None:
+    rows = torch.ones(10_000, INPUTS)
+    plain = normaliser.estimate(rows, _people(), neutral=True)
+    moved = normaliser.estimate(rows, _people(neutral_offset=0.4), neutral=True)
+    doubtful = normaliser.estimate(rows, _people(offset_spread=1.0), neutral=True)
+
+    assert (moved < plain).all()
+    assert doubtful[0] == pytest.approx(0.5, abs=1e-3)
+
+
+def test_frames_beyond_the_last_say_nothing() -> None:
+    projected = torch.randn(3, 8, INPUTS, generator=torch.Generator().manual_seed(0))
+    frames = torch.tensor([8, 3, 1])
+    rows = normaliser.summarise(projected, frames)
+    projected[1, 3:] = 99.0
+    projected[2, 1:] = -99.0
+
+    assert torch.equal(normaliser.summarise(projected, frames), rows)
+    assert torch.allclose(rows[1], projected[1, :3].mean(0))
+    assert torch.equal(normaliser.summarise(rows, frames), rows)
+
+
+# --- settings ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"radius": 0.0},
+        {"radius": math.nan},
+        {"radius": math.inf},
+        {"radius": -1.0},
+        {"noise_multiplier": -1.0},
+        {"noise_multiplier": math.nan},
+        {"count_weight": 0.0},
+        {"count_weight": math.inf},
+    ],
+)
+def test_a_release_without_a_bound_is_refused(values: dict[str, float]) -> None:
+    usual = {"radius": 0.8, "count_weight": 0.3, "noise_multiplier": 2.0}
+    with pytest.raises(SettingError):
+        NormaliserRelease(**usual | values)
+    if "count_weight" not in values:
+        with pytest.raises(SettingError):
+            CentreRelease(**{"radius": 0.8, "noise_multiplier": 2.0} | values)
+
+
+def test_statistics_of_different_widths_are_refused() -> None:
+    with pytest.raises(ModelError, match="shapes"):
+        Population(**_people_of(INPUTS) | {"within": torch.ones(INPUTS + 1)})
+
+
+def _people_of(width: int) -> dict[str, Tensor]:
+    """A population as keywords."""
+    people = normaliser.unknown(width)
+    return {name: getattr(people, name) for name in Population.__dataclass_fields__}

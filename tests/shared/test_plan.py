@@ -1,0 +1,164 @@
+"""The plan: what is booked is what is done, all of it is noised or none, rubbish is refused."""
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from sottovoce.shared.errors import MessageError, SettingError
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.normaliser import (
+    EXACT_CENTRE,
+    EXACT_MEAN,
+    CentreRelease,
+    NormaliserRelease,
+)
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.release import Kind, Mechanism
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+
+PRIVATE = Plan(
+    run="run/fold1",
+    labels=("angry", "sad"),
+    extractor="descriptors",
+    front="0" * 64,
+    model=ModelSpec(kind="linear", inputs=4, classes=2),
+    rounds=3,
+    training=LocalTraining(steps=2, sample_rate=0.5, learning_rate=0.1, denominator=1.0),
+    mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5),
+    centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
+    normaliser=NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=3.0),
+    count_noise=10.0,
+)
+OPEN = replace(
+    PRIVATE, mechanism=NoPrivacy(), centre=EXACT_CENTRE, normaliser=EXACT_MEAN, count_noise=0.0
+)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        PRIVATE,
+        OPEN,
+        replace(PRIVATE, centre=None),
+        replace(PRIVATE, normaliser=None),
+        replace(OPEN, centre=None, normaliser=None),
+    ],
+)
+def test_a_plan_travels_whole(plan: Plan) -> None:
+    assert Plan.from_json(plan.to_json()) == plan
+    assert Plan.from_json(plan.to_json()).digest() == plan.digest()
+
+
+def test_every_setting_shows_in_the_digest() -> None:
+    others = [
+        replace(PRIVATE, run="other"),
+        replace(PRIVATE, labels=("sad", "angry")),
+        replace(PRIVATE, rounds=4),
+        replace(PRIVATE, count_noise=9.0),
+        replace(PRIVATE, mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.4)),
+        replace(PRIVATE, normaliser=None),
+        OPEN,
+    ]
+    assert len({PRIVATE.digest(), *(other.digest() for other in others)}) == 8
+
+
+def test_what_is_booked_is_what_is_done() -> None:
+    counts, centre, normaliser = (
+        PRIVATE.counts_release(),
+        PRIVATE.centre_release(),
+        PRIVATE.normaliser_release(),
+    )
+    gradient = PRIVATE.gradient_release(2)
+
+    assert centre is not None
+    assert normaliser is not None
+    assert (counts.noise_multiplier, counts.sensitivity) == (10.0, 1.0)
+    assert (centre.noise_multiplier, centre.sensitivity) == (4.0, 1.5)
+    assert (normaliser.noise_multiplier, normaliser.sensitivity) == (3.0, math.hypot(0.8, 0.24))
+    assert (gradient.noise_multiplier, gradient.sensitivity) == (1.5, 0.5)
+    assert (gradient.sample_rate, gradient.steps, gradient.round) == (0.5, 2, 2)
+
+
+def test_a_plans_releases_are_all_of_them() -> None:
+    kinds = [release.kind for release in PRIVATE.releases()]
+    assert sorted(kinds) == sorted(
+        [Kind.CENTRE, Kind.NORMALISER, Kind.LABEL_COUNTS] + [Kind.GRADIENT] * 3
+    )
+    assert len(list(replace(PRIVATE, centre=None, normaliser=None).releases())) == 4
+    assert {release.mechanism for release in PRIVATE.releases()} == {Mechanism.GAUSSIAN}
+    assert {release.mechanism for release in OPEN.releases()} == {Mechanism.NONE}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mechanism": NoPrivacy()},
+        {"count_noise": 0.0},
+        {"centre": EXACT_CENTRE},
+        {"normaliser": EXACT_MEAN},
+    ],
+)
+def test_a_plan_noises_all_of_its_releases_or_none(change: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="all of its releases or none"):
+        replace(PRIVATE, **change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": ("angry",)},
+        {"labels": ("angry", "angry")},
+        {"labels": ("angry", "sad", "happy")},
+        {"rounds": 0},
+        {"count_noise": math.nan},
+        {"count_noise": -1.0},
+    ],
+)
+def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        replace(PRIVATE, **change)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "3",
+        "null",
+        '{"schema": 1}',
+        json.dumps(json.loads(PRIVATE.to_json()) | {"schema": 2}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"rounds": 0}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"rounds": "many"}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"labels": 3}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"model": {}}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"training": {"steps": 1}}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"mechanism": {"clip_norm": 1.0}}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"mechanism": None}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"centre": 1}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"extra": 1}),
+        PRIVATE.to_json().replace("1.5", "NaN"),
+    ],
+)
+def test_rubbish_is_no_plan(text: str) -> None:
+    with pytest.raises(MessageError):
+        Plan.from_json(text)
+
+
+def test_a_models_hash_is_bound_to_plan_and_weights() -> None:
+    weights = torch.randn(10)
+    nudged = weights.clone()
+    nudged[3] += 1e-6
+    hashes = {
+        PRIVATE.model_hash(weights),
+        PRIVATE.model_hash(nudged),
+        replace(PRIVATE, front="1" * 64).model_hash(weights),
+        OPEN.model_hash(weights),
+    }
+    assert len(hashes) == 4
+    assert all(len(value) == 64 for value in hashes)
