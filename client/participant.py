@@ -89,6 +89,7 @@ def train(
     if not 1 <= number <= agreed.rounds:
         raise MessageError(f"round {number} of a plan of {agreed.rounds}; nothing was trained")
     model = _model(agreed, weights)
+    _check_centre(agreed, centre)
     training = replace(agreed.training, denominator=denominator)
     content = hashlib.sha256(f"{plan} {number} {denominator!r}".encode())
     for tensor in (weights, class_weights, centre):
@@ -129,6 +130,7 @@ def personalise(
     """
     agreed = _agreed(device, plan)
     model = _model(agreed, weights).eval()
+    _check_centre(agreed, centre)
     kept = device.vault.get_tensors("projected")
     own = _own_mean(device, agreed, kept["enrolled"], centre)
     # Bound to its front: behind another one the same numbers would mean nothing.
@@ -171,6 +173,15 @@ def _model(plan: Plan, weights: Tensor) -> Network:
     model = build(plan.model, seed=0)
     load_flat(model, weights)
     return model
+
+
+def _check_centre(plan: Plan, centre: Tensor) -> None:
+    """Refuse a centre of another width before anything is booked."""
+    if centre.shape != (plan.model.inputs,):
+        raise MessageError(
+            f"the centre is {tuple(centre.shape)}; the plan's model reads {plan.model.inputs} "
+            "inputs: nothing was trained"
+        )
 
 
 def _relabel(device: Device, plan: Plan) -> Clips:

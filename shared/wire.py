@@ -76,16 +76,25 @@ class EnrolRequest:
         """
         facts = _facts(content)
         plan = Plan.from_json(_text(facts, "plan"))
-        front = Front(
-            mean=_tensor(content, "front", "mean", 1),
-            matrix=_tensor(content, "front", "matrix", 2),
-            length=_number(facts, "length"),
-        )
+        names = Population.__dataclass_fields__
+        statistics = {name: _tensor(content, "population", name, 1) for name in names}
+        try:
+            front = Front(
+                mean=_tensor(content, "front", "mean", 1),
+                matrix=_tensor(content, "front", "matrix", 2),
+                length=_number(facts, "length"),
+            )
+            population = Population(**statistics)
+        except ModelError as error:
+            raise MessageError(f"the front or the population cannot be used: {error}") from error
         if front.digest() != plan.front:
             raise MessageError("the front is not the one that the plan names; nothing was enrolled")
-        names = Population.__dataclass_fields__
-        population = {name: _tensor(content, "population", name, 1) for name in names}
-        return cls(plan=plan, front=front, population=Population(**population))
+        widths = {front.inputs, len(population.between), plan.model.inputs}
+        if len(widths) != 1:
+            raise MessageError(
+                f"front, population and model are {sorted(widths)} inputs wide; all must be alike"
+            )
+        return cls(plan=plan, front=front, population=population)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
