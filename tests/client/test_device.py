@@ -1,0 +1,286 @@
+"""A device: whole or not there; a release is booked first, and the same one costs once."""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.client.ledger import Budget
+from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.noise import SeededNoise, SystemNoise
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+
+DELTA = 1e-5
+SIMULATED = Facts(
+    user="ada", budget=Budget(epsilon=8.0, delta=DELTA), labels=("angry", "sad"), simulated_seed=7
+)
+REAL = replace(SIMULATED, simulated_seed=None)
+MakeDevice = Callable[[Facts], Device]
+
+
+def clips(count: int = 4) -> Clips:
+    """A few recordings as features."""
+    everyone = torch.ones(count, dtype=torch.bool)
+    examples = Examples(
+        features=torch.randn(count, 3),
+        frames=torch.ones(count, dtype=torch.int64),
+        labels=torch.arange(count) % 2,
+    )
+    return Clips(examples=examples, enrols=everyone, calibrates=~everyone, trains=everyone)
+
+
+def release(number: int = 1, *, noise: float = 3.0) -> Release:
+    """One round's gradients."""
+    return Release(
+        kind=Kind.GRADIENT,
+        mechanism=Mechanism.GAUSSIAN,
+        run="run",
+        round=number,
+        noise_multiplier=noise,
+        sensitivity=1.0,
+    )
+
+
+class Maker:
+    """Makes a release of pure noise, and counts how often it was asked."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.calls = 0
+        self.booked_before: list[int] = []
+
+    def __call__(self, random: Randomness) -> Tensor:
+        self.calls += 1
+        self.booked_before.append(len(self.device.ledger.releases))
+        return random.noise.normal((5,), 1.0).float()
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> MakeDevice:
+    """Makes a device of these facts."""
+    return lambda facts: Device.create(tmp_path / "device", facts, clips())
+
+
+# --- releases ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("facts", [SIMULATED, REAL])
+def test_the_same_request_gets_the_same_bytes_and_costs_once(
+    make: MakeDevice, facts: Facts
+) -> None:
+    device = make(facts)
+    maker = Maker(device)
+
+    first = device.release("round-1", "a" * 64, release(), maker)
+    again = device.release("round-1", "a" * 64, release(), maker)
+    after_restart = Device(device.folder).release("round-1", "a" * 64, release(), maker)
+
+    assert torch.equal(first, again)
+    assert torch.equal(first, after_restart)
+    assert maker.calls == 1
+    assert len(Device(device.folder).ledger.releases) == 1
+
+
+@pytest.mark.parametrize("facts", [SIMULATED, REAL])
+def test_another_request_of_the_same_name_is_another_release(
+    make: MakeDevice, facts: Facts
+) -> None:
+    """Whoever changes the weights of a round and asks again pays again, and gets other noise."""
+    device = make(facts)
+    maker = Maker(device)
+
+    first = device.release("round-1", "a" * 64, release(), maker)
+    other = device.release("round-1", "b" * 64, release(), maker)
+
+    assert not torch.equal(first, other)
+    assert len(device.ledger.releases) == 2
+
+
+@pytest.mark.parametrize("facts", [SIMULATED, REAL])
+def test_a_release_is_booked_before_it_is_made(make: MakeDevice, facts: Facts) -> None:
+    device = make(facts)
+    maker = Maker(device)
+
+    for number in (1, 2):
+        device.release(f"round-{number}", "a" * 64, release(number), maker)
+
+    assert maker.booked_before == [1, 2]
+
+
+def test_a_device_that_dies_while_it_computes_has_paid(make: MakeDevice) -> None:
+    device = make(SIMULATED)
+
+    def die(_: Randomness) -> Tensor:
+        raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError, match="power cut"):
+        device.release("round-1", "a" * 64, release(), die)
+
+    assert len(Device(device.folder).ledger.releases) == 1
+
+
+def test_after_a_death_a_simulation_repeats_and_a_real_device_pays_again(tmp_path: Path) -> None:
+    booked = {}
+    for name, facts in (("simulated", SIMULATED), ("real", REAL)):
+        device = Device.create(tmp_path / name, facts, clips())
+        first = device.release("round-1", "a" * 64, release(), Maker(device))
+        device.vault.delete("outbox-gradient")  # it died before the outbox was written
+
+        again = Device(device.folder)
+        second = again.release("round-1", "a" * 64, release(), Maker(again))
+
+        booked[name] = len(again.ledger.releases)
+        assert torch.equal(first, second) == (name == "simulated")
+    assert booked == {"simulated": 1, "real": 2}
+
+
+def test_a_damaged_outbox_is_as_good_as_none(make: MakeDevice) -> None:
+    device = make(SIMULATED)
+    first = device.release("round-1", "a" * 64, release(), Maker(device))
+    (device.folder / "vault" / "outbox-gradient.sealed").write_bytes(b"junk")
+
+    assert torch.equal(first, device.release("round-1", "a" * 64, release(), Maker(device)))
+
+
+def test_over_the_budget_nothing_is_booked_or_computed(make: MakeDevice) -> None:
+    two = accountant.epsilon([release()] * 2, DELTA)
+    device = make(replace(SIMULATED, budget=Budget(epsilon=two, delta=DELTA)))
+    maker = Maker(device)
+    for number in (1, 2):
+        device.release(f"round-{number}", "a" * 64, release(number), maker)
+    ledger = device.ledger.path.read_bytes()
+
+    with pytest.raises(BudgetSpent):
+        device.release("round-3", "a" * 64, release(3), maker)
+
+    assert maker.calls == 2
+    assert device.ledger.path.read_bytes() == ledger
+    # What was released before is still given out: it costs nothing more.
+    device.release("round-2", "a" * 64, release(2), maker)
+    assert maker.calls == 2
+
+
+def test_a_ledger_that_cannot_be_written_stops_the_release(
+    make: MakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = make(SIMULATED)
+    maker = Maker(device)
+
+    def refuse(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sottovoce.client.ledger.os.write", refuse)
+        with pytest.raises(LedgerError):
+            device.release("round-1", "a" * 64, release(), maker)
+    assert maker.calls == 0
+
+
+def test_only_the_owner_of_no_budget_lets_unprotected_releases_pass(tmp_path: Path) -> None:
+    unprotected = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="run", round=1)
+    careful = Device.create(tmp_path / "careful", SIMULATED, clips())
+    with pytest.raises(BudgetSpent):
+        careful.release("round-1", "a" * 64, unprotected, Maker(careful))
+
+    careless = Device.create(tmp_path / "careless", replace(SIMULATED, budget=None), clips())
+    careless.release("round-1", "a" * 64, unprotected, Maker(careless))
+    assert careless.ledger.epsilon(DELTA) == math.inf
+
+
+# --- randomness -------------------------------------------------------------------------------
+
+
+def test_a_real_devices_noise_comes_from_the_system_and_never_twice() -> None:
+    random = Randomness(REAL, "run/round-1")
+    assert isinstance(random.noise, SystemNoise)
+    assert not torch.equal(random.noise.normal((9,), 1.0), random.noise.normal((9,), 1.0))
+    draws = [torch.rand(9, generator=random.generator) for _ in range(2)]
+    assert not torch.equal(*draws)
+
+
+def test_a_simulated_devices_draws_differ_by_user_name_and_purpose() -> None:
+    def draw(facts: Facts, name: str) -> tuple[float, ...]:
+        random = Randomness(facts, name)
+        assert isinstance(random.noise, SeededNoise)
+        numbers = torch.cat(
+            [random.noise.normal((1,), 1.0), torch.rand(1, generator=random.generator).double()]
+        )
+        return tuple(numbers.tolist())
+
+    usual = draw(SIMULATED, "run/round-1")
+    assert draw(SIMULATED, "run/round-1") == usual
+    others = [
+        draw(SIMULATED, "run/round-2"),
+        draw(replace(SIMULATED, user="ben"), "run/round-1"),
+        draw(replace(SIMULATED, simulated_seed=8), "run/round-1"),
+    ]
+    assert len({usual, *others}) == 4
+
+
+# --- on the disk ------------------------------------------------------------------------------
+
+
+def test_a_device_is_read_back_as_it_was_made(make: MakeDevice) -> None:
+    device = make(REAL)
+    again = Device(device.folder)
+    assert again.facts == REAL
+    assert torch.equal(again.clips().examples.features, device.clips().examples.features)
+    assert again.budget == REAL.budget
+    assert Device.exists(device.folder)
+
+
+def test_a_second_device_in_the_same_place_is_refused(make: MakeDevice) -> None:
+    make(SIMULATED)
+    with pytest.raises(PrivacyError, match="already"):
+        make(SIMULATED)
+
+
+def test_nothing_personal_lies_open(make: MakeDevice) -> None:
+    device = make(REAL)
+    device.release("round-1", "a" * 64, release(), Maker(device))
+    features = device.clips().examples.features.numpy().tobytes()
+    for path in device.folder.rglob("*"):
+        if path.is_file():
+            assert features[:16] not in path.read_bytes(), path
+
+
+def test_a_folder_without_a_device_is_told_from_a_damaged_one(
+    make: MakeDevice, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match="no device"):
+        Device(tmp_path)
+
+    device = make(SIMULATED)
+    facts = json.loads((device.folder / "device.json").read_text())
+    for spoilt in (
+        "{",
+        "[]",
+        json.dumps(facts | {"schema": 9}),
+        json.dumps(facts | {"budget": {"epsilon": 0, "delta": DELTA}}),
+        json.dumps(facts | {"budget": {"epsilon": "much"}}),
+        json.dumps({name: value for name, value in facts.items() if name != "user"}),
+        json.dumps(facts | {"extra": 1}),
+    ):
+        (device.folder / "device.json").write_text(spoilt)
+        with pytest.raises(PrivacyError):
+            Device(device.folder)
+
+
+def test_a_device_whose_ledger_was_tampered_with_opens_for_nobody(make: MakeDevice) -> None:
+    device = make(SIMULATED)
+    for number in (1, 2):
+        device.release(f"round-{number}", "a" * 64, release(number), Maker(device))
+    lines = device.ledger.path.read_bytes().splitlines(keepends=True)
+    device.ledger.path.write_bytes(lines[1])
+
+    with pytest.raises(LedgerError):
+        Device(device.folder)
