@@ -166,8 +166,8 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "Every line is the mean over its seeds of runs made by the command behind it; all are made "
         "by\n`python scripts/results.py`. UAR is pooled over folds, on speakers that training "
         "never saw, without\nany label of theirs; heads are fitted on 5 labelled clips a user, "
-        "which are not scored in the columns\n*before → after*. Epsilon is for one utterance, added "
-        "or removed, at delta 1e-5, over a device's whole\npart in the run.\n\n"
+        "which are not scored in the columns\n*before → after*. Epsilon is for one utterance, "
+        "added or removed, at delta 1e-5, over a device's whole\npart in the run.\n\n"
         "| protocol | model | epsilon | enrolment | seeds | UAR | central | ECE before → after | "
         "NLL | UAR with heads |\n|---|---|---|---|---|---|---|---|---|---|\n"
     )
