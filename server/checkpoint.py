@@ -34,7 +34,8 @@ def write(folder: Path, state: State, plan: str) -> None:
     model = {"weights": state.released.contiguous()}
     history = folder / _HISTORY / f"round-{state.round:04d}.safetensors"
     replace_file(history, save(model, words), durable=False)
-    tensors = {name: getattr(state, name).contiguous() for name in _NAMES}
+    # Copies: safetensors refuses tensors that share memory, as weights and tail do at the start.
+    tensors = {name: getattr(state, name).clone().contiguous() for name in _NAMES}
     replace_file(folder / _STATE, save(tensors, words))
 
 

@@ -1,0 +1,309 @@
+"""What a device does for a run, held to its ledger: all that leaves is booked, and nothing else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.client import participant
+from sottovoce.client.device import UNKNOWN, Clips, Device, Facts
+from sottovoce.client.ledger import Budget
+from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front
+from sottovoce.shared.head import HeadPrior, identity
+from sottovoce.shared.models.flat import flatten
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.release import Kind
+from sottovoce.shared.training import LocalTraining, UtteranceNoise
+
+LABELS = ("angry", "happy", "sad")
+FEATURES, INPUTS, CLIPS = 6, 4, 12
+DELTA = 1e-5
+PEOPLE = unknown(INPUTS)
+FRONT = Front(
+    mean=torch.zeros(FEATURES),
+    matrix=torch.randn(FEATURES, INPUTS, generator=torch.Generator().manual_seed(1)),
+    length=1.0,
+)
+PLAN = Plan(
+    run="run",
+    labels=LABELS,
+    extractor="random",
+    front=FRONT.digest(),
+    model=ModelSpec(kind="linear", inputs=INPUTS, classes=3),
+    rounds=3,
+    training=LocalTraining(steps=2, sample_rate=0.5, learning_rate=0.5, denominator=1.0),
+    mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=2.0),
+    centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
+    normaliser=NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=4.0),
+    count_noise=4.0,
+)
+WEIGHTS = flatten(build(PLAN.model, 0)) + 0.1
+CENTRE = torch.zeros(INPUTS)
+AMPLE = Budget(epsilon=50.0, delta=DELTA)
+
+
+def device(
+    folder: Path,
+    *,
+    budget: Budget | None = AMPLE,
+    contributes: bool = True,
+    labels: tuple[str, ...] = LABELS,
+    calibrates: int = 0,
+) -> Device:
+    """A device with a dozen random vectors; the last ``calibrates`` ones fit the head."""
+    held = torch.arange(CLIPS) >= CLIPS - calibrates
+    examples = Examples(
+        features=torch.randn(CLIPS, FEATURES, generator=torch.Generator().manual_seed(5)),
+        frames=torch.ones(CLIPS, dtype=torch.int64),
+        labels=torch.arange(CLIPS) % len(labels),
+    )
+    facts = Facts(
+        user="ada", budget=budget, contributes=contributes, labels=labels, simulated_seed=7
+    )
+    return Device.create(
+        folder, facts, Clips(examples=examples, enrols=~held, calibrates=held, trains=~held)
+    )
+
+
+def train(one: Device, number: int = 1, **changes: Any) -> Tensor:
+    """One round as the server asks for it."""
+    request: dict[str, Any] = {
+        "plan": PLAN.digest(),
+        "number": number,
+        "weights": WEIGHTS,
+        "class_weights": torch.ones(3),
+        "centre": CENTRE,
+        "denominator": 6.0,
+    }
+    return participant.train(one, **request | changes)
+
+
+def enrolled(folder: Path, **how: Any) -> Device:
+    """A device that has joined."""
+    one = device(folder, **how)
+    participant.enrol(one, PLAN, FRONT, PEOPLE)
+    return one
+
+
+def _kinds(one: Device) -> list[Kind]:
+    return [release.kind for release in Device(one.folder).ledger.releases]
+
+
+# --- all that leaves is booked ----------------------------------------------------------------
+
+
+def test_a_whole_run_books_exactly_the_plans_releases(tmp_path: Path) -> None:
+    one = enrolled(tmp_path)
+    for number in range(1, PLAN.rounds + 1):
+        train(one, number)
+
+    booked = Device(tmp_path).ledger
+
+    assert sorted(map(repr, booked.releases)) == sorted(map(repr, PLAN.releases()))
+    assert booked.epsilon(DELTA) == accountant.epsilon(PLAN.releases(), DELTA)
+
+
+def test_what_leaves_is_noised_labels_and_centre_then_updates(tmp_path: Path) -> None:
+    one = device(tmp_path)
+    value = participant.enrol(one, PLAN, FRONT, PEOPLE)
+
+    assert value is not None
+    assert value.shape == (len(LABELS) + INPUTS,)
+    counts = value[: len(LABELS)]
+    assert not torch.allclose(counts, counts.round(), atol=1e-3), "counts are never exact"
+    assert _kinds(one) == [Kind.LABEL_COUNTS, Kind.CENTRE]
+    assert train(one).shape == WEIGHTS.shape
+    assert _kinds(one)[2:] == [Kind.NORMALISER, Kind.GRADIENT]
+
+
+def test_the_training_normaliser_is_released_once_and_reused(tmp_path: Path) -> None:
+    one = enrolled(tmp_path)
+    for number in (1, 2, 3):
+        train(one, number)
+    assert _kinds(one).count(Kind.NORMALISER) == 1
+
+    train(one, 3, centre=CENTRE + 0.1)  # another centre makes another mean: paid for again
+    assert _kinds(one).count(Kind.NORMALISER) == 2
+
+
+def test_a_round_asked_twice_costs_once_and_a_changed_one_twice(tmp_path: Path) -> None:
+    one = enrolled(tmp_path)
+    first = train(one)
+
+    assert torch.equal(train(one), first)
+    assert _kinds(one).count(Kind.GRADIENT) == 1
+
+    changes: list[dict[str, Any]] = [
+        {"weights": WEIGHTS + 1e-3},
+        {"class_weights": torch.tensor([1.0, 1.0, 2.0])},
+        {"denominator": 7.0},
+    ]
+    for changed in changes:
+        assert not torch.equal(train(one, **changed), first)
+    assert _kinds(one).count(Kind.GRADIENT) == 1 + len(changes)
+
+
+def test_a_resumed_enrolment_costs_nothing_more(tmp_path: Path) -> None:
+    one = device(tmp_path)
+    first = participant.enrol(one, PLAN, FRONT, PEOPLE)
+    again = participant.enrol(Device(tmp_path), PLAN, FRONT, PEOPLE)
+
+    assert first is not None
+    assert again is not None
+    assert torch.equal(first, again)
+    assert len(_kinds(one)) == 2
+
+
+# --- refusals, before anything is booked or computed ------------------------------------------
+
+
+def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> None:
+    price = accountant.epsilon(
+        [r for r in PLAN.releases() if r.kind is not Kind.GRADIENT or r.round < 3], DELTA
+    )
+    one = enrolled(tmp_path, budget=Budget(epsilon=price, delta=DELTA))
+    train(one, 1)
+    train(one, 2)
+    ledger = one.ledger.path.read_bytes()
+
+    with pytest.raises(BudgetSpent):
+        train(one, 3)
+
+    assert one.ledger.path.read_bytes() == ledger
+    assert Device(tmp_path).ledger.epsilon(DELTA) <= price
+    head = participant.personalise(  # it keeps receiving models
+        one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
+    )
+    assert head is None
+
+
+def test_a_plan_without_noise_is_refused_by_a_device_with_a_budget(tmp_path: Path) -> None:
+    from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
+    from sottovoce.shared.training import NoPrivacy
+
+    bare = replace(
+        PLAN, mechanism=NoPrivacy(), centre=EXACT_CENTRE, normaliser=EXACT_MEAN, count_noise=0.0
+    )
+    one = device(tmp_path / "careful")
+    with pytest.raises(BudgetSpent):
+        participant.enrol(one, bare, FRONT, PEOPLE)
+    assert _kinds(one) == []
+
+    careless = device(tmp_path / "careless", budget=None)
+    counts = participant.enrol(careless, bare, FRONT, PEOPLE)
+    assert counts is not None
+    assert counts[: len(LABELS)].tolist() == [4.0, 4.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"plan": "0" * 64}, MessageError),
+        ({"number": 0}, MessageError),
+        ({"number": 4}, MessageError),
+        ({"weights": WEIGHTS[:-1]}, ModelError),
+        ({"weights": WEIGHTS * float("nan")}, ModelError),
+        ({"centre": torch.zeros(INPUTS + 1)}, MessageError),
+        ({"centre": torch.zeros(1)}, MessageError),
+    ],
+)
+def test_a_request_that_does_not_fit_books_nothing(
+    tmp_path: Path, changes: dict[str, Any], error: type[Exception]
+) -> None:
+    one = enrolled(tmp_path)
+    with pytest.raises(error):
+        train(one, **changes)
+    assert Kind.GRADIENT not in _kinds(one)
+    assert Kind.NORMALISER not in _kinds(one)
+
+
+def test_nobody_trains_without_having_enrolled(tmp_path: Path) -> None:
+    with pytest.raises(MessageError, match="enrol first"):
+        train(device(tmp_path))
+
+
+def test_a_label_that_the_plan_lacks_is_refused(tmp_path: Path) -> None:
+    one = device(tmp_path, labels=("angry", "bored", "sad"))
+    with pytest.raises(MessageError, match="bored"):
+        participant.enrol(one, PLAN, FRONT, PEOPLE)
+    assert _kinds(one) == []
+
+
+# --- labels, receivers, heads -----------------------------------------------------------------
+
+
+def test_labels_are_put_into_the_plans_order_and_unknown_ones_stay(tmp_path: Path) -> None:
+    one = device(tmp_path, labels=("sad", "angry"))
+    clips = participant._relabel(one, PLAN)
+    assert clips.examples.labels.tolist() == [2, 0] * (CLIPS // 2)
+
+    kept = one.clips()
+    hidden = replace(kept.examples, labels=torch.full((CLIPS,), UNKNOWN))
+    other = Device.create(tmp_path / "b", one.facts, replace(kept, examples=hidden))
+    assert set(participant._relabel(other, PLAN).examples.labels.tolist()) == {UNKNOWN}
+
+
+def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) -> None:
+    one = device(tmp_path, contributes=False, calibrates=6)
+
+    assert participant.enrol(one, PLAN, FRONT, PEOPLE) is None
+    head = participant.personalise(
+        one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
+    )
+
+    assert head is not None
+    assert _kinds(one) == [Kind.SEALED_HEAD]
+    assert Device(tmp_path).ledger.epsilon(DELTA) == 0.0
+    assert head.model_hash == PLAN.model_hash(WEIGHTS)
+
+
+def test_asking_again_for_a_head_fits_and_books_none_anew(tmp_path: Path) -> None:
+    one = device(tmp_path, contributes=False, calibrates=6)
+    participant.enrol(one, PLAN, FRONT, PEOPLE)
+    request: dict[str, Any] = {
+        "plan": PLAN.digest(),
+        "weights": WEIGHTS,
+        "centre": CENTRE,
+        "prior": HeadPrior(mean=identity(3)),
+    }
+
+    versions = [participant.personalise(one, **request) for _ in range(2)]
+
+    assert [head.version for head in versions if head] == [1, 1]
+    assert _kinds(one) == [Kind.SEALED_HEAD]
+    newer = participant.personalise(one, **request | {"weights": WEIGHTS + 1})
+    assert newer is not None
+    assert newer.version == 2
+
+
+def test_at_prediction_the_mean_is_exact_and_stays_on_the_device(tmp_path: Path) -> None:
+    one = enrolled(tmp_path)
+    participant.personalise(
+        one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
+    )
+
+    exact = FRONT.project(one.clips().examples.features).mean(0)
+    kept = one.vault.get_tensors("normaliser")
+    assert torch.allclose(kept["mean"], exact, atol=1e-5)
+    assert bytes(kept["front"].tolist()).hex() == FRONT.digest()
+    assert Kind.NORMALISER not in _kinds(one), "nothing of it was released"
+
+
+def test_training_never_sees_the_exact_mean(tmp_path: Path) -> None:
+    """Behind the same noise, exact mean and released mean give different updates."""
+    one = enrolled(tmp_path)
+    examples = participant._training_examples(one, PLAN, CENTRE)
+    projected = FRONT.project(one.clips().examples.features)
+    exact = projected - projected.mean(0)
+    exact = exact / torch.linalg.vector_norm(exact, dim=1, keepdim=True)
+
+    assert not torch.allclose(examples.features, exact, atol=1e-2)
+    assert _kinds(one)[-1] is Kind.NORMALISER

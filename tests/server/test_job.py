@@ -1,0 +1,148 @@
+"""A job: all that the operator decided, found again after a kill; weights of classes."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sottovoce.server.job import Job
+from sottovoce.server.round import Aggregation
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.front import Front
+from sottovoce.shared.models.flat import flatten
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.training import LocalTraining, NoPrivacy
+
+INPUTS, CLASSES = 4, 3
+FRONT = Front(mean=torch.zeros(6), matrix=torch.ones(6, INPUTS), length=2.0)
+PLAN = Plan(
+    run="r",
+    labels=("a", "b", "c"),
+    extractor="x",
+    front=FRONT.digest(),
+    model=ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES),
+    rounds=2,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+    mechanism=NoPrivacy(),
+    centre=None,
+    normaliser=None,
+    count_noise=0.0,
+)
+
+
+@pytest.fixture
+def job() -> Job:
+    """A job whose population shares memory, as an unknown one does."""
+    return Job(
+        plan=PLAN,
+        aggregation=Aggregation(optimiser="adam", momentum=0.9, averaged_rounds=3),
+        weights=torch.randn_like(flatten(build(PLAN.model, 0))),
+        front=FRONT,
+        population=unknown(INPUTS),
+        devices=5,
+        quorum=0.75,
+        timeout_s=9.0,
+        class_exponent=0.5,
+    )
+
+
+def test_a_job_is_found_again_as_it_was(tmp_path: Path, job: Job) -> None:
+    job.save(tmp_path)
+    again = Job.load(tmp_path)
+
+    for name in ("plan", "aggregation", "devices", "quorum", "timeout_s", "class_exponent"):
+        assert getattr(again, name) == getattr(job, name)
+    assert torch.equal(again.weights, job.weights)
+    assert again.front.digest() == FRONT.digest()
+    assert torch.equal(again.population.within, job.population.within)
+    assert again.held_out is None
+
+
+@pytest.mark.parametrize("file", ["job.json", "public.safetensors"])
+@pytest.mark.parametrize("content", [None, b"", b"{", b"[]", b"junk" * 9])
+def test_a_damaged_job_is_refused(
+    tmp_path: Path, job: Job, file: str, content: bytes | None
+) -> None:
+    job.save(tmp_path)
+    (tmp_path / file).unlink()
+    if content is not None:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(ModelError, match="no usable job"):
+        Job.load(tmp_path)
+
+
+def test_a_job_that_lacks_a_setting_is_refused(tmp_path: Path, job: Job) -> None:
+    job.save(tmp_path)
+    facts = json.loads((tmp_path / "job.json").read_text())
+    for name in set(facts) - {"schema"}:
+        kept = {key: value for key, value in facts.items() if key != name}
+        (tmp_path / "job.json").write_text(json.dumps(kept))
+        with pytest.raises(ModelError, match=name):
+            Job.load(tmp_path)
+
+
+# --- class weights ----------------------------------------------------------------------------
+
+
+def test_weights_turn_frequencies_round_and_average_one(job: Job) -> None:
+    counts = torch.tensor([10.0, 20.0, 40.0])
+    weights = replace(job, class_exponent=1.0).weigh(counts)
+
+    assert weights.dtype == torch.float32
+    assert torch.allclose(weights * counts.float(), (weights * counts.float()).mean())
+    share = counts / counts.sum()
+    assert float((weights * share).sum()) == pytest.approx(1.0)
+    assert replace(job, class_exponent=0.0).weigh(counts).tolist() == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "counts", [[-30.0, 20.0, 40.0], [0.0, 0.0, 0.0], [-5.0, -5.0, -5.0], [1e9, 1.0, 1.0]]
+)
+def test_noise_cannot_make_one_class_everything(job: Job, counts: list[float]) -> None:
+    weights = replace(job, class_exponent=1.0).weigh(torch.tensor(counts))
+    assert weights.isfinite().all()
+    assert (weights > 0).all()
+    assert float(weights.max() / weights.min()) <= 12.0 + 1e-3
+
+
+# --- where heads start ------------------------------------------------------------------------
+
+
+def test_without_public_speakers_heads_start_at_nothing(job: Job) -> None:
+    prior = job.prior_of(job.weights)
+    assert (prior.mean.log_temperature, prior.mean.bias.count_nonzero()) == (0.0, 0)
+
+
+def test_public_speakers_who_hear_a_boastful_model_make_heads_modest(
+    job: Job, tmp_path: Path
+) -> None:
+    count = 8 * 40
+    generator = torch.Generator().manual_seed(0)
+    path = tmp_path / "held_out.safetensors"
+    save_file(
+        {
+            "features": torch.randn(count, INPUTS, generator=generator),
+            "frames": torch.ones(count, dtype=torch.int64),
+            "labels": torch.randint(CLASSES, (count,), generator=generator),
+            "speakers": torch.arange(8).repeat_interleave(40),
+        },
+        path,
+    )
+
+    prior = replace(job, held_out=path).prior_of(5 * job.weights)
+
+    assert prior.mean.log_temperature > 0.5, "its answers are no better than chance"
+
+
+def test_held_out_speakers_that_are_gone_are_told(job: Job, tmp_path: Path) -> None:
+    for content in (None, b"junk"):
+        path = tmp_path / "held_out.safetensors"
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(ModelError, match="held_out"):
+            replace(job, held_out=path).prior_of(job.weights)
