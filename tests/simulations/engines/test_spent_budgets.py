@@ -41,7 +41,7 @@ def test_one_spent_device_only_receives_from_then_on(
 
     assert [reply.status for reply in heard] == ["ok", "ok", "receives"]
     assert heard[-1].value is None
-    assert "its budget is spent" == heard[-1].reason
+    assert heard[-1].reason == "its budget is spent"
     assert _lines(world, "ada") == 5
     assert _lines(world, "ben") == 6
     assert world.device("ada").ledger.epsilon(DELTA) <= price(5) + 1e-3
