@@ -18,7 +18,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from sottovoce.shared.errors import LedgerError, ModelError, SottovoceError
+from sottovoce.client import vault
+from sottovoce.shared.errors import (
+    EngineError,
+    LedgerError,
+    ModelError,
+    PrivacyError,
+    SottovoceError,
+)
 from sottovoce.simulations import features, pipeline, reading
 from sottovoce.simulations.runfile import read_privacy, read_run
 
@@ -395,6 +402,26 @@ def test_a_full_disk_loses_at_most_the_round_in_progress(
     assert _run(tiny_run.scenario, out, resume=True) == _told(
         json.loads((tiny_run.folder / "run.json").read_text())
     )
+    assert _ledgers(out) == _ledgers(tiny_run.folder)
+
+
+def test_a_run_never_goes_on_without_a_device_that_could_not_enrol(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would ask the others what it would not have asked them together: paid for, and useless."""
+    real, out = vault.write_file, tmp_path / "out"
+
+    def write(path: Path, data: bytes, **how: Any) -> None:
+        if path.name == "plan.sealed" and "000001" in path.parts:
+            raise PrivacyError("no space left on device")
+        real(path, data, **how)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vault, "write_file", write)
+        with pytest.raises(EngineError, match=r"3 of 4 devices enrolled, below the quorum"):
+            _run(tiny_run.scenario, out)
+
+    _run(tiny_run.scenario, out, resume=True)
     assert _ledgers(out) == _ledgers(tiny_run.folder)
 
 
