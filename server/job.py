@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.server.prior import default_prior, population_prior
-from sottovoce.server.round import Aggregation
+from sottovoce.server.round import Aggregation, class_weights
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import HeadPrior
@@ -111,16 +111,8 @@ class Job:
         return population_prior(heard, classes=classes)
 
     def weigh(self, counts: Tensor) -> Tensor:
-        """Class weights from the noised label counts of all devices, shape (classes,), float32.
-
-        Frequency to the power of ``-class_exponent``, with an average of 1 over utterances. A class
-        counts as at least a quarter of its even share, so that noise cannot make one class
-        everything. Post-processing of a booked release: it costs nothing more.
-        """
-        share = counts.clamp(min=1.0) / counts.clamp(min=1.0).sum()
-        even = 1 / len(counts)
-        weights = share.clamp(min=even / 4) ** -self.class_exponent
-        return (weights / (weights * share).sum()).float()
+        """Class weights from all devices' noised label counts; see ``round.class_weights``."""
+        return class_weights(counts, self.class_exponent)
 
 
 def _held_out(path: Path) -> dict[str, Tensor]:

@@ -102,6 +102,22 @@ def mean_update(updates: Sequence[Tensor]) -> Tensor:
     return (total / len(updates)).float()
 
 
+def class_weights(counts: Tensor, exponent: float) -> Tensor:
+    """Class weights from label counts, shape (classes,), float32.
+
+    Frequency to the power of ``-exponent``, with an average of 1 over utterances. A class counts as
+    at least a quarter of its even share, so that noise cannot make one class everything.
+    Post-processing of a booked release: it costs nothing more.
+
+    Args:
+        counts: Noised label counts of all devices, shape (classes,), float64.
+        exponent: 1 weighs classes by their inverse frequency, 0 not at all.
+    """
+    share = counts.clamp(min=1.0) / counts.clamp(min=1.0).sum()
+    weights = share.clamp(min=1 / len(counts) / 4) ** -exponent
+    return (weights / (weights * share).sum()).float()
+
+
 def learning_rate(
     settings: Aggregation, plan: Plan, number: int, *, devices: int, utterances: float
 ) -> float:

@@ -17,7 +17,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sottovoce.shared import normaliser
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front, finish
 from sottovoce.shared.head import HeadPrior, prior_from_dict
@@ -84,19 +83,6 @@ class Bundle:
         network = build(self.spec, seed=0)
         load_flat(network, self.weights)
         return network.eval()
-
-    def mean_of(self, features: Tensor, frames: Tensor, *, neutral: bool) -> Tensor:
-        """A user's mean from enrolment clips, shape (inputs,); the centre without any.
-
-        Args:
-            features: Shape (utterances, features) or (utterances, frames, features).
-            frames: Real frames of each utterance, shape (utterances,), int64.
-            neutral: Whether the clips are known to be neutral.
-        """
-        if not self.user_mean or not len(features):
-            return self.centre
-        rows = normaliser.summarise(self.front.project(features), frames) - self.centre
-        return self.centre + normaliser.estimate(rows, self.population, neutral=neutral)
 
     def logits(
         self, features: Tensor, frames: Tensor, mean: Tensor, *, network: Network | None = None

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.models.flat import digest
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import (
     EXACT_CENTRE,
@@ -157,9 +158,7 @@ class Plan:
 
     def model_hash(self, weights: Tensor) -> str:
         """SHA-256 of a model of this plan: of the plan, which names the front, and the weights."""
-        sha = hashlib.sha256(self.to_json().encode())
-        sha.update(weights.contiguous().numpy().tobytes())
-        return sha.hexdigest()
+        return digest(weights, self)
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":

@@ -9,7 +9,14 @@ from torch import Tensor
 
 from sottovoce.client.trainer import local_update
 from sottovoce.server.public import group_means
-from sottovoce.server.round import State, advance, begin, learning_rate, mean_update
+from sottovoce.server.round import (
+    State,
+    advance,
+    begin,
+    class_weights,
+    learning_rate,
+    mean_update,
+)
 from sottovoce.shared import metrics, normaliser, seeds
 from sottovoce.shared.examples import Examples, join
 from sottovoce.shared.front import finish
@@ -99,10 +106,7 @@ class _Place:
         """The run's own rounds over these devices, without noise."""
         labels = torch.cat([device.labels for device in devices])
         counts = torch.bincount(labels, minlength=len(self.plan.labels)).double()
-        share = counts / counts.sum()
-        exponent = CLASS_EXPONENTS[self.scenario.recipe.class_weights]
-        weights = share.clamp(min=0.25 / len(share)) ** -exponent
-        weights = (weights / (weights * share).sum()).float()
+        weights = class_weights(counts, CLASS_EXPONENTS[self.scenario.recipe.class_weights])
         state = begin(self.material.start)
         settings = self.scenario.recipe.aggregation
         for number in range(1, self.plan.rounds + 1):

@@ -13,16 +13,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sottovoce.server.checkpoint import replace_file
+from sottovoce.shared import metrics
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.plan import Plan
 from sottovoce.simulations import baselines, promise, record
-from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.hearing import (
     Heard,
     Progress,
@@ -158,7 +159,7 @@ def _material(scenario: Scenario, heard: Heard, public: list[Spoken], out: Path)
     return prepare(
         labels=labels,
         features=heard.table.features,
-        clips=_by_speaker(heard.protocol.corpus.clips),
+        clips=heard.protocol.corpus.by_speaker(),
         spoken=spoken,
         neutral=neutral,
         spec=plan.model,
@@ -168,14 +169,6 @@ def _material(scenario: Scenario, heard: Heard, public: list[Spoken], out: Path)
         seed=scenario.seed,
         folder=out / "checkpoints",
     )
-
-
-def _by_speaker(clips: Sequence[Clip]) -> dict[str, tuple[Clip, ...]]:
-    """Clips of each speaker."""
-    groups: dict[str, list[Clip]] = {}
-    for clip in clips:
-        groups.setdefault(clip.speaker, []).append(clip)
-    return {speaker: tuple(group) for speaker, group in groups.items()}
 
 
 def _plan(scenario: Scenario, material: Material) -> Plan:
@@ -243,8 +236,8 @@ def _describe(
 
 def _uar_around_heads(scored: record.Scored) -> Json:
     """UAR on the same clips before and after heads."""
-    before = record.accuracy(scored, seed=0)
-    return {"before": before["before_heads"]["uar"], "after": before["uar"]}
+    after = np.sum(list(scored.confusions(scored.speakers).values()), axis=0)
+    return {"before": metrics.uar(scored.confusion_before()), "after": metrics.uar(after)}
 
 
 def _hand_out(out: Path, world: World, run: Json) -> None:
