@@ -2,7 +2,7 @@
 
 A device is a folder::
 
-    device.json    schema, user, budget, what the owner allows, and a seed if it is simulated
+    device.json    schema, user, budgets, what the owner allows, and a seed if it is simulated
     vault/         features, normaliser, head, outbox: sealed
     ledger.jsonl   every release, for the device's whole life
 """
@@ -11,20 +11,20 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from sottovoce.client.ledger import Budget, Ledger
 from sottovoce.client.vault import Vault, write_file
 from sottovoce.shared import seeds
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
+from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from sottovoce.shared.privacy.release import Release
+from sottovoce.shared.privacy.release import Release, Unit
 
 _SCHEMA: Final = 1
 _FACTS: Final = "device.json"
@@ -38,7 +38,8 @@ class Facts:
 
     Attributes:
         user: The user's pseudonym.
-        budget: What the device may spend in its life; None allows unprotected releases.
+        budgets: What the device may spend in its life, one for each unit that is promised anything;
+            none at all allows unprotected releases.
         contributes: Whether the device takes part in training; if not, it only receives models.
         neutral_enrolment: Whether the clips that enrol the user are known to be neutral.
         labels: Names of the labels that the clips carry.
@@ -47,7 +48,7 @@ class Facts:
     """
 
     user: str
-    budget: Budget | None
+    budgets: tuple[Budget, ...]
     contributes: bool = True
     neutral_enrolment: bool = False
     labels: tuple[str, ...]
@@ -96,11 +97,10 @@ class Device:
         """
         vault = Vault.create(folder / "vault", user=facts.user)
         vault.put_tensors("clips", _tensors(clips))
-        budget = facts.budget
         record = {
             "schema": _SCHEMA,
             "user": facts.user,
-            "budget": {"epsilon": budget.epsilon, "delta": budget.delta} if budget else None,
+            "budgets": [asdict(budget) for budget in facts.budgets],
             "contributes": facts.contributes,
             "neutral_enrolment": facts.neutral_enrolment,
             "labels": list(facts.labels),
@@ -114,11 +114,6 @@ class Device:
     def exists(folder: Path) -> bool:
         """Whether a folder holds a device."""
         return (folder / _FACTS).is_file()
-
-    @property
-    def budget(self) -> Budget:
-        """What the device may spend; infinite where the owner allows unprotected releases."""
-        return self.facts.budget or Budget(epsilon=float("inf"), delta=1e-5)
 
     def clips(self) -> Clips:
         """The device's recordings as features."""
@@ -165,9 +160,9 @@ class Device:
             if kept is not None:
                 return kept
         if not again:
-            self.ledger.book(booked, release, self.budget)
+            self.ledger.book(booked, release, self.facts.budgets)
         elif self.facts.simulated_seed is None:
-            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.budget)
+            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.facts.budgets)
         value = make(Randomness(self.facts, booked))
         stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)
         # Lost in a power cut, it costs a second booking; never a release that was not booked.
@@ -229,16 +224,24 @@ def _tensors(clips: Clips) -> dict[str, Tensor]:
     }
 
 
+def _read_budgets(record: dict[str, Any]) -> tuple[Budget, ...]:
+    """The budgets, taken out of the record; the first devices had one, for utterances, or null."""
+    if "budget" in record:
+        budget = record.pop("budget")
+        return (Budget(**budget),) if budget else ()
+    budgets = record.pop("budgets")
+    return tuple(Budget(**budget | {"unit": Unit(budget["unit"])}) for budget in budgets)
+
+
 def _read_facts(path: Path) -> Facts:
     """The owner's decisions."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
         if record.pop("schema") != _SCHEMA:
             raise PrivacyError(f"{path} is of another release; update the app")
-        budget = record.pop("budget")
         labels = tuple(record.pop("labels"))
-        kept = Budget(**budget) if budget else None
-        return Facts(**record, budget=kept, labels=labels)
+        budgets = _read_budgets(record)
+        return Facts(**record, budgets=budgets, labels=labels)
     except FileNotFoundError:
         raise SettingError(f"{path.parent} holds no device; make one first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -155,7 +155,7 @@ def _book_head(device: Device, plan: Plan, version: int) -> None:
         release = Release(
             kind=Kind.SEALED_HEAD, mechanism=Mechanism.ENCRYPTION, run=plan.run, round=plan.rounds
         )
-        device.ledger.book(name, release, device.budget)
+        device.ledger.book(name, release, device.facts.budgets)
 
 
 def _agreed(device: Device, digest: str) -> Plan:

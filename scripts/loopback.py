@@ -225,7 +225,7 @@ def _device(folder: Path, user: str, scenario: Scenario, material: Material) -> 
         calibrates=heads,
         trains=~heads,
     )
-    facts = Facts(user=user, budget=promise.budget(scenario), labels=material.labels)
+    facts = Facts(user=user, budgets=promise.budgets(scenario), labels=material.labels)
     Device.create(folder, facts, held)
 
 
@@ -241,10 +241,11 @@ def _show(prepared: Prepared, out: Path) -> None:
     print(f"{'device':<12}{'releases':>9}{'epsilon':>9}{'budget':>8}  ledger's last line")
     for folder in prepared.devices:
         device = Device(folder)
-        spent = device.ledger.epsilon(prepared.delta)
+        budget = device.facts.budgets[0]
+        spent = device.ledger.epsilon(budget.delta, budget.unit)
         print(
             f"{device.facts.user:<12}{len(device.ledger.releases):>9}{spent:>9.3f}"
-            f"{device.budget.epsilon:>8g}  {device.ledger.head[:16]}"
+            f"{budget.epsilon:>8g}  {device.ledger.head[:16]}"
         )
 
 

@@ -4,7 +4,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 
-from sottovoce.client.ledger import Budget, Ledger
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import (
@@ -15,7 +14,8 @@ from sottovoce.shared.normaliser import (
 )
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.release import Kind, Release
+from sottovoce.shared.privacy.ledger import Budget, Ledger
+from sottovoce.shared.privacy.release import Kind, Release, Unit
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.simulations.runfile import Json
 from sottovoce.simulations.scenario import Scenario
@@ -131,11 +131,11 @@ def check_budget(scenario: Scenario) -> None:
         noised(open_plan(scenario, run="", labels=("one", "other"), inputs=1), scenario)
 
 
-def budget(scenario: Scenario) -> Budget | None:
-    """What a simulated device may spend; None allows unprotected releases."""
+def budgets(scenario: Scenario) -> tuple[Budget, ...]:
+    """What a simulated device may spend; none at all allows unprotected releases."""
     if not scenario.private:
-        return None
-    return Budget(epsilon=scenario.epsilon, delta=scenario.delta)
+        return ()
+    return (Budget(epsilon=scenario.epsilon, delta=scenario.delta),)
 
 
 def privacy_file(
@@ -154,7 +154,7 @@ def privacy_file(
         "unit": scenario.unit,
         "epsilon": scenario.epsilon if private else None,
         "delta": scenario.delta if private else None,
-        "neighbouring": accountant.NEIGHBOURING,
+        "neighbouring": accountant.NEIGHBOURING[Unit.UTTERANCE],
         "sampling": _sampling(plan),
         "accountant": accountant.NAME,
         "noise_multiplier": plan.mechanism.noise_multiplier if private else None,

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from sottovoce.client.ledger import Ledger
 from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Mechanism, Release
 from sottovoce.simulations.names import file_name, folder_name
 from sottovoce.simulations.runfile import Json, read_privacy

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Facts
-from sottovoce.client.ledger import Ledger
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
 from sottovoce.shared import head as heads
@@ -22,6 +21,7 @@ from sottovoce.shared.examples import Examples, join
 from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.simulations import outcome, promise
 from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.engines import engine
@@ -168,7 +168,7 @@ class World:
             held = self._enrolment_clips(user)
         facts = Facts(
             user=user,
-            budget=promise.budget(self.scenario),
+            budgets=promise.budgets(self.scenario),
             contributes=contributes,
             neutral_enrolment=not contributes and self.scenario.neutral_clips is not None,
             labels=self.plan.labels,

@@ -130,7 +130,7 @@ def test_the_house_is_all_there() -> None:
         ("simulations/world.py", "import flwr", "its doors are"),
         ("simulations/engines/local.py", "import ray", "its doors are"),
         ("server/x.py", "import opacus.optimizers", "its doors are"),
-        ("client/ledger.py", "import dp_accounting", "its doors are"),
+        ("shared/privacy/ledger.py", "import dp_accounting", "its doors are"),
         ("shared/quality.py", "import soundfile", "its doors are"),
         ("client/x.py", "from torchaudio import functional", "its doors are"),
         ("client/vault.py", "from cryptography import x509", "its doors are"),

@@ -1,91 +1,150 @@
 """The price of releases, in (epsilon, delta): the only place that asks ``dp_accounting``.
 
-Neighbouring relation: add or remove one utterance of one speaker. Every figure comes from
+Two neighbouring relations, one for each unit: add or remove one utterance of a user, or all that a
+user has (the device stays and adds nothing: that it takes part is no secret). Figures come from
 privacy-loss distributions (Koskela et al. 2020; Doroshenko et al. 2022, "Connect the dots"), whose
 discretisation is pessimistic: the epsilon reported is never below the true one. Gaussian releases
-without sampling compose exactly into one Gaussian, which is done before discretising.
+without sampling compose exactly into one Gaussian, which is done before discretising. Where one
+of them is discrete, all are priced by Renyi divergences (Mironov 2017), which bound it as safely.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from typing import NamedTuple
 
 import dp_accounting
 from dp_accounting import pld, rdp
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy.release import Mechanism, Release
+from sottovoce.shared.privacy.release import Mechanism, Release, Unit
 
 NAME = "PLD (dp-accounting 0.6, discretisation 1e-4, pessimistic)"
-NEIGHBOURING = "add or remove one utterance"
+NEIGHBOURING = {
+    Unit.UTTERANCE: "add or remove one utterance",
+    Unit.USER: "add or remove everything that one user has",
+}
 _INTERVAL = 1e-4
 _HOPELESS = 300.0
 """Squared mu from which epsilon passes 150, and a fine distribution of losses would fill
 the memory. Renyi divergences (Mironov 2017) bound it as safely, some percent looser."""
 
+_ORDERS = [1 + x / 20 for x in range(1, 200)] + [*range(11, 64), 80, 96, 128, 256, 512, 1024]
+"""Renyi orders: close together where budgets of 1 to 20 find their best."""
+
 _FAST_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
 
 
-def epsilon(releases: Iterable[Release], delta: float, *, fast: bool = False) -> float:
+def epsilon(
+    releases: Iterable[Release], delta: float, *, unit: Unit = Unit.UTTERANCE, fast: bool = False
+) -> float:
     """What the releases cost together.
 
     Args:
         releases: Everything one device let out, in any order.
         delta: In (0, 1).
+        unit: Whose presence is hidden: one utterance's, or the whole user's.
         fast: Discretise coarsely, for decisions in the loop: an upper bound too, but looser.
 
     Returns:
-        Epsilon, at least 0. Infinity when one release was unprotected.
+        Epsilon, at least 0. Infinity when one release was unprotected, for this unit.
 
     Guarantees:
         - Never below the true epsilon of the described releases.
         - No releases cost 0; ciphertext costs 0.
         - A further release never lowers it.
+        - A release that hides a user only in the sum costs an utterance what replacing the user
+          costs, twice the sensitivity; it holds against those who see the sum alone.
+        - A release that hides utterances alone costs a user infinity.
 
     Raises:
         SettingError: ``delta`` outside (0, 1), NaN included.
     """
     check.inside(0, 1, delta=delta)
-    precision, sampled = _summed(releases)
-    interval = _FAST_INTERVAL if fast else _INTERVAL
-    return _composed(precision, sampled, delta, interval)
+    return _composed(_summed(releases, unit), delta, _FAST_INTERVAL if fast else _INTERVAL)
 
 
-_Sampled = tuple[tuple[float, float, int], ...]
-"""(sampling rate, noise multiplier, steps) of every kind of sampled step, sorted."""
+class _Spent(NamedTuple):
+    """All steps of a ledger, such that two ledgers with the same releases are equal.
+
+    Attributes:
+        precision: Squared mu of all unsampled Gaussian steps, infinite if one is unprotected.
+        sampled: (sampling rate, noise multiplier, steps) of every kind of sampled step, sorted.
+        renyi: Whether a step has no closed privacy-loss distribution.
+    """
+
+    precision: float
+    sampled: tuple[tuple[float, float, int], ...]
+    renyi: bool
 
 
-def _summed(releases: Iterable[Release]) -> tuple[float, _Sampled]:
-    """Squared mu of all unsampled Gaussian steps, infinite if one is unprotected; sampled steps."""
-    precision = 0.0
+class _Step(NamedTuple):
+    """What one release costs one unit."""
+
+    rate: float
+    noise: float
+    steps: int
+    discrete: bool = False
+
+
+_UNPROTECTED = _Step(1.0, 0.0, 1)
+
+
+def _utterance_step(release: Release) -> _Step:
+    """What it costs one utterance."""
+    if release.noise_multiplier > 0:
+        return _Step(release.sample_rate, release.noise_multiplier, release.steps)
+    if release.user is None:
+        return _UNPROTECTED
+    # The user stays, with another update: both lie in the ball, so up to two clip norms apart.
+    return _Step(1.0, release.user.noise_multiplier / 2, 1, release.user.discrete)
+
+
+def _user_step(release: Release) -> _Step:
+    """What it costs the whole user."""
+    user = release.user
+    if user is None:
+        return _UNPROTECTED
+    return _Step(user.sample_rate, user.noise_multiplier, 1, user.discrete)
+
+
+_STEP = {Unit.UTTERANCE: _utterance_step, Unit.USER: _user_step}
+
+
+def _summed(releases: Iterable[Release], unit: Unit) -> _Spent:
+    """All that was spent; one unprotected release makes it infinite."""
+    precision, renyi = 0.0, False
     sampled: dict[tuple[float, float], int] = {}
     for release in releases:
-        if release.mechanism is Mechanism.NONE:
-            return math.inf, ()
         if release.mechanism is Mechanism.ENCRYPTION:
             continue
-        if release.sample_rate == 1.0:
-            precision += release.steps / release.noise_multiplier**2
+        step = _STEP[unit](release)
+        if release.mechanism is Mechanism.NONE or not step.noise > 0:
+            return _Spent(math.inf, (), renyi=False)
+        renyi = renyi or step.discrete
+        if step.rate == 1.0:
+            precision += step.steps / step.noise**2
         else:
-            key = (release.sample_rate, release.noise_multiplier)
-            sampled[key] = sampled.get(key, 0) + release.steps
+            key = (step.rate, step.noise)
+            sampled[key] = sampled.get(key, 0) + step.steps
     kinds = tuple(sorted((rate, noise, steps) for (rate, noise), steps in sampled.items()))
     # Summation order must not show: two ledgers with the same releases cost the same.
-    return float(f"{precision:.12g}"), kinds
+    return _Spent(float(f"{precision:.12g}"), kinds, renyi)
 
 
 @lru_cache(maxsize=4096)
-def _composed(precision: float, sampled: _Sampled, delta: float, interval: float) -> float:
+def _composed(spent: _Spent, delta: float, interval: float) -> float:
     """Epsilon of one Gaussian of squared mu ``precision`` and the sampled steps."""
+    precision, sampled, renyi = spent
     if not precision and not sampled:
         return 0.0
     if math.isinf(precision):
         return math.inf
     accountant: dp_accounting.PrivacyAccountant
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
-    if _spent(precision, sampled) > _HOPELESS:
-        accountant = rdp.RdpAccountant()
+    if renyi or _roughly(spent) > _HOPELESS:
+        accountant = rdp.RdpAccountant(_ORDERS)
     if precision:
         # A hair more precision than was spent covers the rounding of the sum.
         accountant.compose(dp_accounting.GaussianDpEvent(1 / math.sqrt(precision * (1 + 1e-11))))
@@ -95,11 +154,11 @@ def _composed(precision: float, sampled: _Sampled, delta: float, interval: float
     return float(accountant.get_epsilon(delta))
 
 
-def _spent(precision: float, sampled: _Sampled) -> float:
+def _roughly(spent: _Spent) -> float:
     """Squared mu in all, roughly: what sampling amplifies, and at least that of a single step."""
-    single = max((1 / noise**2 for _, noise, _ in sampled), default=0.0)
-    amplified = sum(steps * (rate / noise) ** 2 for rate, noise, steps in sampled)
-    return precision + max(single, amplified)
+    single = max((1 / noise**2 for _, noise, _ in spent.sampled), default=0.0)
+    amplified = sum(steps * (rate / noise) ** 2 for rate, noise, steps in spent.sampled)
+    return spent.precision + max(single, amplified)
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
@@ -114,19 +173,26 @@ def _gaussian(precision: float, delta: float) -> float:
     return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
 
 
-def calibrate(plan: Callable[[float], Iterable[Release]], budget: float, delta: float) -> float:
+def calibrate(
+    plan: Callable[[float], Iterable[Release]],
+    budget: float,
+    delta: float,
+    *,
+    unit: Unit = Unit.UTTERANCE,
+) -> float:
     """The smallest noise multiplier at which a plan keeps its budget.
 
     Args:
         plan: From a noise multiplier to all releases it leads to.
         budget: Epsilon the releases may cost together, above 0.
         delta: In (0, 1).
+        unit: Whose presence the budget hides.
 
     Returns:
         The noise multiplier, at most 0.1 % above the smallest.
 
     Guarantees:
-        - ``epsilon(plan(result), delta) <= budget``: it errs on the side of more noise.
+        - ``epsilon(plan(result), delta, unit=unit) <= budget``: it errs on the side of more noise.
 
     Raises:
         SettingError: No noise keeps the budget: other releases of the plan spend it already, or
@@ -136,11 +202,13 @@ def calibrate(plan: Callable[[float], Iterable[Release]], budget: float, delta: 
     check.inside(0, 1, delta=delta)
 
     def passes(noise: float) -> bool:
-        precision, sampled = _summed(plan(noise))
+        spent = _summed(plan(noise), unit)
         # The unsampled part alone has a closed form; if that is too much, all of it is.
-        if math.isinf(precision) or (precision and _gaussian(precision, delta) > budget):
+        if math.isinf(spent.precision):
             return True
-        return _composed(precision, sampled, delta, _INTERVAL) > budget
+        if spent.precision and _gaussian(spent.precision, delta) > budget:
+            return True
+        return _composed(spent, delta, _INTERVAL) > budget
 
     low, high = 0.0, 1.0
     while passes(high):

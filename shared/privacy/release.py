@@ -32,6 +32,56 @@ class Mechanism(StrEnum):
     NONE = "none"
 
 
+class Unit(StrEnum):
+    """Whose presence a promise hides."""
+
+    UTTERANCE = "utterance"
+    USER = "user"
+
+
+class NoisedBy(StrEnum):
+    """Who adds the noise that hides a user, and so who must be trusted with what came before.
+
+    ``server``: it sees every update and noises their sum before anybody else sees it.
+    ``shares``: every device adds a share and masks it; nobody sees less than the noised sum.
+    ``devices``: every device noises what it sends enough for its utterances; all of that noise
+    together hides a user from those who see only the sum.
+    """
+
+    SERVER = "server"
+    SHARES = "shares"
+    DEVICES = "devices"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserNoise:
+    """What hides one user in the noised sum that a release goes into.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the sum's noise over ``clip_norm``, above 0.
+        clip_norm: L2 bound on what one user adds to the sum, in the units of the release, above 0.
+        noised_by: Who adds that noise.
+        sample_rate: Chance that a user joins the round (Poisson), in (0, 1].
+        discrete: Whether the noise is a sum of discrete Gaussians, which has no closed
+            privacy-loss distribution and is priced by its Renyi divergence.
+    """
+
+    noise_multiplier: float
+    clip_norm: float
+    noised_by: NoisedBy
+    sample_rate: float = 1.0
+    discrete: bool = False
+
+    def __post_init__(self) -> None:
+        check.positive(noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm)
+        check.rate(sample_rate=self.sample_rate)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "UserNoise":
+        """Read it back; the caller turns what is raised into its own error."""
+        return cls(**dict(record) | {"noised_by": NoisedBy(record["noised_by"])})
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
     """One release of one device.
@@ -42,12 +92,13 @@ class Release:
             never leaves the user; ``none`` for an unprotected release, which no epsilon covers.
         run: The run it belongs to.
         round: The round it belongs to; 0 before the first.
-        noise_multiplier: Standard deviation of the noise over the L2 sensitivity, above 0 for
-            ``gaussian``, 0 otherwise.
+        noise_multiplier: Standard deviation of the noise that hides one utterance over the L2
+            sensitivity; 0 where only a user's noise hides it, and for other mechanisms.
         sample_rate: Chance that one utterance takes part in one step (Poisson), in (0, 1].
         steps: How many such steps were composed, at least 1.
         sensitivity: L2 bound on what one utterance adds to one step (its clip norm), in the units
             of the release; 0 where none is kept.
+        user: What hides the whole user in the sum that this goes into; None where nothing does.
     """
 
     kind: Kind
@@ -58,15 +109,21 @@ class Release:
     sample_rate: float = 1.0
     steps: int = 1
     sensitivity: float = 0.0
+    user: UserNoise | None = None
 
     def __post_init__(self) -> None:
         check.rate(sample_rate=self.sample_rate)
         check.at_least(1, steps=self.steps)
         check.not_negative(round=self.round, sensitivity=self.sensitivity)
-        if self.mechanism is Mechanism.GAUSSIAN:
+        if self.mechanism is Mechanism.GAUSSIAN and not (self.user and not self.noise_multiplier):
             check.positive(noise_multiplier=self.noise_multiplier, sensitivity=self.sensitivity)
         else:
             check.not_negative(noise_multiplier=self.noise_multiplier)
+        if self.user and self.mechanism is not Mechanism.GAUSSIAN:
+            raise SettingError(
+                f"a release of mechanism {self.mechanism.value!r} names noise that hides its user; "
+                "only gaussian ones have it"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's view of the release."""
@@ -80,13 +137,16 @@ class Release:
             LedgerError: A field is missing, unknown or of the wrong kind.
         """
         names = {field.name for field in fields(cls)}
+        record = {"user": None} | dict(record)  # records from before there was a second unit
         if set(record) != names:
             raise LedgerError(f"a release has the fields {sorted(record)}; needed: {sorted(names)}")
         try:
-            values = dict(record) | {
+            user = record["user"]
+            values = record | {
                 "kind": Kind(record["kind"]),
                 "mechanism": Mechanism(record["mechanism"]),
+                "user": None if user is None else UserNoise.from_dict(user),
             }
             return cls(**values)
-        except (TypeError, ValueError, SettingError) as error:
+        except (TypeError, ValueError, KeyError, SettingError) as error:
             raise LedgerError(f"a release cannot be read: {error}") from error

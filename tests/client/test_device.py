@@ -12,16 +12,19 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device import Clips, Device, Facts, Randomness
-from sottovoce.client.ledger import Budget
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.noise import SeededNoise, SystemNoise
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 
 DELTA = 1e-5
 SIMULATED = Facts(
-    user="ada", budget=Budget(epsilon=8.0, delta=DELTA), labels=("angry", "sad"), simulated_seed=7
+    user="ada",
+    budgets=(Budget(epsilon=8.0, delta=DELTA),),
+    labels=("angry", "sad"),
+    simulated_seed=7,
 )
 REAL = replace(SIMULATED, simulated_seed=None)
 MakeDevice = Callable[[Facts], Device]
@@ -153,7 +156,7 @@ def test_a_damaged_outbox_is_as_good_as_none(make: MakeDevice) -> None:
 
 def test_over_the_budget_nothing_is_booked_or_computed(make: MakeDevice) -> None:
     two = accountant.epsilon([release()] * 2, DELTA)
-    device = make(replace(SIMULATED, budget=Budget(epsilon=two, delta=DELTA)))
+    device = make(replace(SIMULATED, budgets=(Budget(epsilon=two, delta=DELTA),)))
     maker = Maker(device)
     for number in (1, 2):
         device.release(f"round-{number}", "a" * 64, release(number), maker)
@@ -179,7 +182,7 @@ def test_a_ledger_that_cannot_be_written_stops_the_release(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sottovoce.client.ledger.os.write", refuse)
+        patch.setattr("sottovoce.shared.privacy.ledger.os.write", refuse)
         with pytest.raises(LedgerError):
             device.release("round-1", "a" * 64, release(), maker)
     assert maker.calls == 0
@@ -191,7 +194,7 @@ def test_only_the_owner_of_no_budget_lets_unprotected_releases_pass(tmp_path: Pa
     with pytest.raises(BudgetSpent):
         careful.release("round-1", "a" * 64, unprotected, Maker(careful))
 
-    careless = Device.create(tmp_path / "careless", replace(SIMULATED, budget=None), clips())
+    careless = Device.create(tmp_path / "careless", replace(SIMULATED, budgets=()), clips())
     careless.release("round-1", "a" * 64, unprotected, Maker(careless))
     assert careless.ledger.epsilon(DELTA) == math.inf
 
@@ -234,8 +237,24 @@ def test_a_device_is_read_back_as_it_was_made(make: MakeDevice) -> None:
     again = Device(device.folder)
     assert again.facts == REAL
     assert torch.equal(again.clips().examples.features, device.clips().examples.features)
-    assert again.budget == REAL.budget
     assert Device.exists(device.folder)
+
+
+def test_a_device_from_before_there_was_a_second_unit_is_read(make: MakeDevice) -> None:
+    path = make(REAL).folder / "device.json"
+    facts = json.loads(path.read_text())
+    for kept, budgets in (({"epsilon": 8.0, "delta": DELTA}, REAL.budgets), (None, ())):
+        old = {key: value for key, value in facts.items() if key != "budgets"}
+        path.write_text(json.dumps(old | {"budget": kept}))
+        assert Device(path.parent).facts.budgets == budgets
+
+
+def test_each_unit_may_have_its_budget(make: MakeDevice) -> None:
+    budgets = (*REAL.budgets, Budget(epsilon=4.0, delta=1e-3, unit=Unit.USER))
+    device = make(replace(REAL, budgets=budgets))
+    assert Device(device.folder).facts.budgets == budgets
+    with pytest.raises(BudgetSpent, match="for one user"):  # it hides utterances alone
+        device.release("round-1", "a" * 64, release(), Maker(device))
 
 
 def test_a_second_device_in_the_same_place_is_refused(make: MakeDevice) -> None:
@@ -265,8 +284,8 @@ def test_a_folder_without_a_device_is_told_from_a_damaged_one(
         "{",
         "[]",
         json.dumps(facts | {"schema": 9}),
-        json.dumps(facts | {"budget": {"epsilon": 0, "delta": DELTA}}),
-        json.dumps(facts | {"budget": {"epsilon": "much"}}),
+        json.dumps(facts | {"budgets": [{"epsilon": 0, "delta": DELTA, "unit": "utterance"}]}),
+        json.dumps(facts | {"budgets": [{"epsilon": "much"}]}),
         json.dumps({name: value for name, value in facts.items() if name != "user"}),
         json.dumps(facts | {"extra": 1}),
     ):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sottovoce.client import participant
 from sottovoce.client.device import UNKNOWN, Clips, Device, Facts
-from sottovoce.client.ledger import Budget
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
@@ -20,6 +19,7 @@ from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import Kind
 from sottovoce.shared.training import LocalTraining, UtteranceNoise
 
@@ -66,7 +66,11 @@ def device(
         labels=torch.arange(CLIPS) % len(labels),
     )
     facts = Facts(
-        user="ada", budget=budget, contributes=contributes, labels=labels, simulated_seed=7
+        user="ada",
+        budgets=(budget,) if budget else (),
+        contributes=contributes,
+        labels=labels,
+        simulated_seed=7,
     )
     return Device.create(
         folder, facts, Clips(examples=examples, enrols=~held, calibrates=held, trains=~held)

@@ -107,7 +107,7 @@ def _device(folder: Path, *, enrolled: int = 5, labelled: int = 3) -> Device:
         features=features, frames=torch.ones(count, dtype=torch.int64), labels=labels
     )
     nobody = torch.zeros(count, dtype=torch.bool)
-    facts = Facts(user="ada", budget=None, contributes=False, labels=LABELS, simulated_seed=1)
+    facts = Facts(user="ada", budgets=(), contributes=False, labels=LABELS, simulated_seed=1)
     return Device.create(
         folder, facts, Clips(examples=examples, enrols=first, calibrates=~first, trains=nobody)
     )

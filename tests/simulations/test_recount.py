@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from sottovoce.client.ledger import Budget, Ledger
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 from sottovoce.simulations.recount import CLOSE, independent, recount
 
@@ -182,7 +182,7 @@ def test_a_run_that_protects_nothing_must_say_so_in_every_ledger(run: Path) -> N
             path.unlink()
             ledger = Ledger(path)
             none = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
-            ledger.book("r/1", none, Budget(epsilon=math.inf, delta=DELTA))
+            ledger.book("r/1", none, ())
             entry = account["releases"][0] | {"mechanism": "none", "epsilon_after": None}
             account |= {"epsilon": None, "ledger_sha256": ledger.head, "releases": [entry]}
 

@@ -159,4 +159,4 @@ def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
 
 def test_without_a_promise_there_is_no_budget_to_check() -> None:
     promise.check_budget(_settled(unit="none"))
-    assert promise.budget(_settled(unit="none")) is None
+    assert promise.budgets(_settled(unit="none")) == ()

@@ -11,7 +11,14 @@ from scipy.stats import norm
 
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy.release import (
+    Kind,
+    Mechanism,
+    NoisedBy,
+    Release,
+    Unit,
+    UserNoise,
+)
 
 DELTA = 1e-5
 QUICK = settings(max_examples=15, deadline=None)
@@ -200,3 +207,78 @@ def test_a_plan_that_spends_it_all_elsewhere_is_refused() -> None:
 @pytest.mark.parametrize("budget", [0.1, 1.0, 8.0])
 def test_the_mu_of_a_budget_spends_it(budget: float) -> None:
     assert closed_form(accountant.gaussian_mu(budget, DELTA), DELTA) == pytest.approx(budget, 1e-6)
+
+
+# --- the two units ----------------------------------------------------------------------------
+
+
+def hidden(noise: float, *, rate: float = 1.0, discrete: bool = False) -> Release:
+    """A release that hides its user in a sum, and an utterance only with the user."""
+    user = UserNoise(
+        noise_multiplier=noise,
+        clip_norm=1.0,
+        noised_by=NoisedBy.SERVER,
+        sample_rate=rate,
+        discrete=discrete,
+    )
+    return replace(gaussian(1.0), noise_multiplier=0.0, sensitivity=0.0, user=user)
+
+
+@pytest.mark.parametrize("noise", [0.7, 2.0, 9.0])
+def test_a_user_costs_what_the_noise_on_the_sum_says(noise: float) -> None:
+    priced = accountant.epsilon([hidden(noise)] * 4, DELTA, unit=Unit.USER)
+
+    assert (
+        closed_form(2 / noise, DELTA)
+        <= priced
+        == pytest.approx(closed_form(2 / noise, DELTA), rel=1e-3)
+    )
+
+
+@pytest.mark.parametrize("noise", [0.7, 2.0, 9.0])
+def test_an_utterance_behind_a_user_costs_what_replacing_the_user_costs(noise: float) -> None:
+    priced = accountant.epsilon([hidden(noise)], DELTA)
+
+    assert priced == pytest.approx(closed_form(2 / noise, DELTA), rel=1e-3)
+    assert priced > accountant.epsilon([hidden(noise)], DELTA, unit=Unit.USER)
+
+
+def test_sampling_users_amplifies_for_users_and_not_for_their_utterances() -> None:
+    always, sometimes = hidden(2.0), hidden(2.0, rate=0.1)
+
+    assert accountant.epsilon([sometimes], DELTA, unit=Unit.USER) < accountant.epsilon(
+        [always], DELTA, unit=Unit.USER
+    )
+    assert accountant.epsilon([sometimes], DELTA) == accountant.epsilon([always], DELTA)
+
+
+def test_what_hides_utterances_alone_costs_a_user_everything() -> None:
+    assert accountant.epsilon([gaussian(1e6)], DELTA, unit=Unit.USER) == math.inf
+    assert accountant.epsilon([hidden(1e6), gaussian(1e6)], DELTA, unit=Unit.USER) == math.inf
+
+
+def test_a_release_may_hide_both_each_by_its_own_noise() -> None:
+    both = replace(hidden(3.0), noise_multiplier=5.0, sensitivity=1.0)
+
+    assert accountant.epsilon([both], DELTA) == accountant.epsilon([gaussian(5.0)], DELTA)
+    assert accountant.epsilon([both], DELTA, unit=Unit.USER) == accountant.epsilon(
+        [hidden(3.0)], DELTA, unit=Unit.USER
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 16])
+def test_discrete_noise_is_priced_by_its_renyi_divergence(steps: int) -> None:
+    exact = accountant.epsilon([hidden(2.0)] * steps, DELTA, unit=Unit.USER)
+    renyi = accountant.epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=Unit.USER)
+
+    assert exact < renyi < exact * 1.2, "an upper bound, and no absurd one"
+
+
+@pytest.mark.parametrize("unit", Unit)
+def test_calibration_keeps_the_budget_of_either_unit(unit: Unit) -> None:
+    def plan(noise: float) -> list[Release]:
+        return [replace(hidden(noise), noise_multiplier=noise, sensitivity=1.0)] * 3
+
+    noise = accountant.calibrate(plan, 2.0, DELTA, unit=unit)
+
+    assert accountant.epsilon(plan(noise), DELTA, unit=unit) <= 2.0

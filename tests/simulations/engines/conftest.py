@@ -20,7 +20,6 @@ from flwr.serverapp import Grid, ServerApp
 
 from sottovoce.client.app import app as product_client
 from sottovoce.client.device import Clips, Device, Facts
-from sottovoce.client.ledger import Budget
 from sottovoce.server import checkpoint
 from sottovoce.server.app import app as product_server
 from sottovoce.server.job import Job
@@ -31,6 +30,7 @@ from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
 from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.training import LocalTraining, UtteranceNoise
 from sottovoce.simulations.engines import local
 
@@ -187,6 +187,6 @@ def make_device(folder: Path, user: str, budget: Budget, seed: int | None) -> No
         trains=everyone & contributes,
     )
     facts = Facts(
-        user=user, budget=budget, contributes=contributes, labels=LABELS, simulated_seed=seed
+        user=user, budgets=(budget,), contributes=contributes, labels=LABELS, simulated_seed=seed
     )
     Device.create(folder, facts, clips)

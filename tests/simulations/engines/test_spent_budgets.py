@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from sottovoce.client.ledger import Ledger
 from sottovoce.server.job import Job
 from sottovoce.shared import wire
 from sottovoce.shared.errors import EngineError
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Ledger
 
 DELTA = 1e-5
 Price = Callable[[int], float]

@@ -1,4 +1,6 @@
-"""The device's privacy ledger: every release, booked before it leaves, for the device's whole life.
+"""A privacy ledger: every release, booked before it leaves, for the whole life of who keeps it.
+
+Each device keeps one; a server that noises sums keeps another for what it lets out.
 
 One JSON object a line; each names the SHA-256 of the line before it, so that a line that was
 changed, dropped or reordered shows. A line is written in one call and synced to disk before the
@@ -8,6 +10,7 @@ ledger knows, or as unprotected when it knows none.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,27 +20,31 @@ from typing import Any
 
 from sottovoce.shared.errors import BudgetSpent, LedgerError
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 
 GENESIS = "0" * 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What one device may spend in its life.
+    """What may be spent in a life.
 
     Attributes:
-        epsilon: Most privacy loss, above 0; infinity lets unprotected releases pass, which only
-            an owner who wants no privacy would choose.
+        epsilon: Most privacy loss, above 0 and finite; no budget at all lets everything pass, which
+            only an owner who wants no privacy would choose.
         delta: In (0, 1).
+        unit: Whose presence it hides.
     """
 
     epsilon: float
     delta: float
+    unit: Unit = Unit.UTTERANCE
 
     def __post_init__(self) -> None:
-        if not self.epsilon > 0:
-            raise LedgerError(f"the budget's epsilon is {self.epsilon}; it must be above 0")
+        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+            raise LedgerError(
+                f"the budget's epsilon is {self.epsilon}; it must be finite and above 0"
+            )
         if not 0 < self.delta < 1:
             raise LedgerError(f"the budget's delta is {self.delta}; it must be in (0, 1)")
 
@@ -71,35 +78,37 @@ class Ledger:
         """Whether a release of this name was booked."""
         return name in self._ids
 
-    def epsilon(self, delta: float) -> float:
+    def epsilon(self, delta: float, unit: Unit = Unit.UTTERANCE) -> float:
         """What has been spent, at ``delta``."""
-        return accountant.epsilon(self._releases, delta)
+        return accountant.epsilon(self._releases, delta, unit=unit)
 
-    def afford(self, releases: Sequence[Release], budget: Budget) -> None:
-        """Refuse releases that would pass the budget.
+    def afford(self, releases: Sequence[Release], budgets: Sequence[Budget]) -> None:
+        """Refuse releases that would pass one of the budgets; no budgets let everything pass.
 
         Raises:
             BudgetSpent: They would; nothing was booked.
         """
-        after = accountant.epsilon([*self._releases, *releases], budget.delta, fast=True)
-        if after <= budget.epsilon:
-            return
-        after = accountant.epsilon([*self._releases, *releases], budget.delta)
-        if not after <= budget.epsilon:
-            spent = self.epsilon(budget.delta)
-            raise BudgetSpent(
-                f"the next release would bring epsilon from {spent:.4g} to {after:.4g} at delta "
-                f"{budget.delta:g}; this device's budget is {budget.epsilon:g}. It keeps receiving "
-                "models; only its owner can raise the budget"
-            )
+        after = [*self._releases, *releases]
+        for budget in budgets:
+            unit, delta = budget.unit, budget.delta
+            if accountant.epsilon(after, delta, unit=unit, fast=True) <= budget.epsilon:
+                continue
+            reached = accountant.epsilon(after, delta, unit=unit)
+            if not reached <= budget.epsilon:
+                raise BudgetSpent(
+                    f"the next release would bring epsilon from {self.epsilon(delta, unit):.4g} to "
+                    f"{reached:.4g} for one {unit.value} at delta {delta:g}; the budget is "
+                    f"{budget.epsilon:g}. A device keeps receiving models; only its owner can "
+                    "raise the budget"
+                )
 
-    def book(self, name: str, release: Release, budget: Budget) -> None:
+    def book(self, name: str, release: Release, budgets: Sequence[Budget]) -> None:
         """Write a release down, before anything of it exists.
 
         Args:
             name: Unique name of the release; the same name is never booked twice.
             release: What is about to leave.
-            budget: What the device may spend.
+            budgets: What may be spent.
 
         Guarantees:
             - When this returns, the record is on disk and synced.
@@ -111,7 +120,7 @@ class Ledger:
         """
         if self.holds(name):
             raise LedgerError(f"the release {name!r} is booked already")
-        self.afford([release], budget)
+        self.afford([release], budgets)
         self._append(name, release)
 
     def _append(self, name: str, release: Release) -> None:
@@ -170,11 +179,19 @@ class Ledger:
         aside = self.path.with_suffix(".torn")
         _write_synced(aside, torn + b"\n")
         os.truncate(self.path, whole)
-        protected = [r for r in self._releases if r.mechanism is Mechanism.GAUSSIAN]
-        worst = max(protected, key=lambda r: r.steps / r.noise_multiplier**2, default=None)
-        unknown = Release(kind=Kind.TORN, mechanism=Mechanism.NONE, run="", round=0)
-        charged = replace(worst, kind=Kind.TORN) if worst else unknown
+        charged = _worst(self._releases)
         self._append(f"torn-{len(self._releases)}", charged)
+
+
+def _worst(releases: Sequence[Release]) -> Release:
+    """At least as costly as any of these, for either unit; unprotected where none is known."""
+    protected = [one for one in releases if one.mechanism is Mechanism.GAUSSIAN]
+    if not protected:
+        return Release(kind=Kind.TORN, mechanism=Mechanism.NONE, run="", round=0)
+    worst = max(protected, key=lambda one: accountant.epsilon([one], 1e-5, fast=True))
+    users = [one.user for one in protected if one.user]
+    user = min(users, key=lambda one: one.noise_multiplier / one.sample_rate, default=None)
+    return replace(worst, kind=Kind.TORN, user=user if len(users) == len(protected) else None)
 
 
 def _write_synced(path: Path, data: bytes) -> None:

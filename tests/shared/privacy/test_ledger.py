@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from sottovoce.client.ledger import GENESIS, Budget, Ledger
 from sottovoce.shared.errors import BudgetSpent, LedgerError
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import GENESIS, Budget, Ledger
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 
 DELTA = 1e-5
-AMPLE = Budget(epsilon=50.0, delta=DELTA)
+AMPLE = (Budget(epsilon=50.0, delta=DELTA),)
 
 
 def release(number: int = 1, *, noise: float = 4.0) -> Release:
@@ -174,37 +174,45 @@ def test_the_release_that_would_pass_the_budget_is_refused(path: Path) -> None:
     three = accountant.epsilon([release()] * 3, DELTA)
     budget, ledger = Budget(epsilon=three, delta=DELTA), Ledger(path)
     for number in range(3):
-        ledger.book(f"{number}", release(), budget)
+        ledger.book(f"{number}", release(), (budget,))
     before = path.read_bytes()
 
     with pytest.raises(BudgetSpent, match=r"from 1\.698 to 1\.993") as refused:
-        ledger.book("3", release(), budget)
+        ledger.book("3", release(), (budget,))
 
     assert f"{budget.epsilon:g}" in str(refused.value)
     assert path.read_bytes() == before
     assert ledger.epsilon(DELTA) <= budget.epsilon
-    ledger.book("3", release(noise=1e6), Budget(epsilon=three + 1e-3, delta=DELTA))
+    ledger.book("3", release(noise=1e6), (Budget(epsilon=three + 1e-3, delta=DELTA),))
 
 
 def test_a_hair_below_the_price_is_too_little(path: Path) -> None:
     price = accountant.epsilon([release()], DELTA)
     with pytest.raises(BudgetSpent):
-        Ledger(path).book("a", release(), Budget(epsilon=price - 1e-9, delta=DELTA))
+        Ledger(path).book("a", release(), (Budget(epsilon=price - 1e-9, delta=DELTA),))
     assert not path.exists()
 
 
-def test_an_unprotected_release_passes_only_an_infinite_budget(path: Path) -> None:
+def test_an_unprotected_release_passes_only_without_a_budget(path: Path) -> None:
     unprotected = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
     with pytest.raises(BudgetSpent):
-        Ledger(path).book("a", unprotected, Budget(epsilon=1e9, delta=DELTA))
-    Ledger(path).book("a", unprotected, Budget(epsilon=math.inf, delta=DELTA))
+        Ledger(path).book("a", unprotected, (Budget(epsilon=1e9, delta=DELTA),))
+    Ledger(path).book("a", unprotected, ())
     with pytest.raises(BudgetSpent):  # and nothing repairs it
         Ledger(path).book("b", release(noise=1e6), AMPLE)
 
 
 @pytest.mark.parametrize(
     ("epsilon", "delta"),
-    [(0.0, DELTA), (-1.0, DELTA), (math.nan, DELTA), (1.0, 0.0), (1.0, 1.0), (1.0, math.nan)],
+    [
+        (0.0, DELTA),
+        (-1.0, DELTA),
+        (math.nan, DELTA),
+        (math.inf, DELTA),
+        (1.0, 0.0),
+        (1.0, 1.0),
+        (1.0, math.nan),
+    ],
 )
 def test_a_budget_that_is_none_is_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(LedgerError):
