@@ -3,7 +3,7 @@
 A device is a folder::
 
     device.json    schema, user, budgets, what the owner allows, and a seed if it is simulated
-    vault/         features, normaliser, head, outbox: sealed
+    vault/         features, normaliser, head, outbox, the ledger's anchor: sealed
     ledger.jsonl   every release, for the device's whole life
 """
 
@@ -18,16 +18,21 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.vault import Vault, write_file
 from sottovoce.shared import seeds
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from sottovoce.shared.privacy.release import Release, Unit
+from sottovoce.shared.privacy.release import Release
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+_UNANCHORED: Final = 1
+"""The schema of devices that were made before ledgers had anchors; they get one when opened."""
+
 _FACTS: Final = "device.json"
+_LEDGER: Final = "ledger.jsonl"
 UNKNOWN: Final = -1
 """Label of a clip that its user has not labelled."""
 
@@ -79,14 +84,19 @@ class Device:
         folder: An existing device, made by :meth:`create`.
 
     Raises:
-        PrivacyError: No device there, or a damaged one.
+        SettingError: No device there.
+        PrivacyError: A damaged one.
+        LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder: Final = folder
         self.facts: Final = _read_facts(folder / _FACTS)
         self.vault: Final = Vault.open(folder / "vault")
-        self.ledger: Final = Ledger(folder / "ledger.jsonl")
+        anchored = _schema(folder / _FACTS) != _UNANCHORED
+        self.ledger: Final = _ledger(folder, self.facts, self.vault, anchored=anchored)
+        if not anchored:
+            _write_facts(folder / _FACTS, self.facts)
 
     @classmethod
     def create(cls, folder: Path, facts: Facts, clips: Clips) -> "Device":
@@ -97,17 +107,11 @@ class Device:
         """
         vault = Vault.create(folder / "vault", user=facts.user)
         vault.put_tensors("clips", _tensors(clips))
-        record = {
-            "schema": _SCHEMA,
-            "user": facts.user,
-            "budgets": [asdict(budget) for budget in facts.budgets],
-            "contributes": facts.contributes,
-            "neutral_enrolment": facts.neutral_enrolment,
-            "labels": list(facts.labels),
-            "simulated_seed": facts.simulated_seed,
-        }
+        if facts.simulated_seed is None:  # a simulation must repeat, ledgers included
+            Ledger.begin(folder / _LEDGER, facts.user)
+        _ledger(folder, facts, vault, anchored=False)
         # Written last: a device is there once its facts are.
-        write_file(folder / _FACTS, (json.dumps(record, indent=1) + "\n").encode())
+        _write_facts(folder / _FACTS, facts)
         return cls(folder)
 
     @staticmethod
@@ -143,7 +147,7 @@ class Device:
             The released vector.
 
         Guarantees:
-            - The record is on disk before ``make`` is called.
+            - The record is on disk, and the ledger's anchor written, before ``make`` is called.
             - The same request again gets the same bytes and costs nothing more: from the outbox,
               or, if the device died in between and is simulated, from the same seed. A real device
               that died in between books a second release, with fresh noise.
@@ -163,6 +167,7 @@ class Device:
             self.ledger.book(booked, release, self.facts.budgets)
         elif self.facts.simulated_seed is None:
             self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.facts.budgets)
+        self.ledger.settle()  # where the anchor could not be written when this was booked
         value = make(Randomness(self.facts, booked))
         stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)
         # Lost in a power cut, it costs a second booking; never a release that was not booked.
@@ -230,14 +235,39 @@ def _read_budgets(record: dict[str, Any]) -> tuple[Budget, ...]:
         budget = record.pop("budget")
         return (Budget(**budget),) if budget else ()
     budgets = record.pop("budgets")
-    return tuple(Budget(**budget | {"unit": Unit(budget["unit"])}) for budget in budgets)
+    return tuple(Budget.from_dict(budget) for budget in budgets)
+
+
+def _ledger(folder: Path, facts: Facts, vault: Vault, *, anchored: bool) -> Ledger:
+    """The device's ledger, held to its owner and to its anchor."""
+    keeper = VaultAnchor(vault, required=anchored)
+    return Ledger(folder / _LEDGER, owner=facts.user, keeper=keeper)
+
+
+def _write_facts(path: Path, facts: Facts) -> None:
+    """Keep the owner's decisions."""
+    record = {
+        "schema": _SCHEMA,
+        "user": facts.user,
+        "budgets": [asdict(budget) for budget in facts.budgets],
+        "contributes": facts.contributes,
+        "neutral_enrolment": facts.neutral_enrolment,
+        "labels": list(facts.labels),
+        "simulated_seed": facts.simulated_seed,
+    }
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _schema(path: Path) -> int:
+    """The schema of facts that could be read."""
+    return int(json.loads(path.read_text())["schema"])
 
 
 def _read_facts(path: Path) -> Facts:
     """The owner's decisions."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        if record.pop("schema") != _SCHEMA:
+        if record.pop("schema") not in (_UNANCHORED, _SCHEMA):
             raise PrivacyError(f"{path} is of another release; update the app")
         labels = tuple(record.pop("labels"))
         budgets = _read_budgets(record)

@@ -3,42 +3,44 @@
 Each device keeps one; a server that noises sums keeps another for what it lets out.
 
 One JSON object a line; each names the SHA-256 of the line before it, so that a line that was
-changed, dropped or reordered shows. A line is written in one call and synced to disk before the
-release is computed. A torn last line (power cut) counts as spent: as the costliest release the
-ledger knows, or as unprotected when it knows none.
+changed, dropped or reordered shows; the first names its owner's genesis, so that another's ledger
+shows; and an anchor kept elsewhere shows lines dropped at the end (see ``chain``). A line is
+written in one call and synced to disk before the release is computed. A torn last line (power cut)
+counts as spent: as the costliest release the ledger knows, or as unprotected when it knows none.
 """
 
-import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from sottovoce.shared.errors import BudgetSpent, LedgerError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accountant, chain
+from sottovoce.shared.privacy.chain import GENESIS, Anchor, Keeper
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
-
-GENESIS = "0" * 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Budget:
-    """What may be spent in a life.
+    """What may be spent in a life, and in one run of it.
 
     Attributes:
         epsilon: Most privacy loss, above 0 and finite; no budget at all lets everything pass, which
             only an owner who wants no privacy would choose.
         delta: In (0, 1).
         unit: Whose presence it hides.
+        per_run: Most privacy loss that the releases of any one run may come to together, above 0
+            and finite; None where a single run may spend all.
     """
 
     epsilon: float
     delta: float
     unit: Unit = Unit.UTTERANCE
+    per_run: float | None = None
 
     def __post_init__(self) -> None:
         if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
@@ -47,22 +49,69 @@ class Budget:
             )
         if not 0 < self.delta < 1:
             raise LedgerError(f"the budget's delta is {self.delta}; it must be in (0, 1)")
+        if self.per_run is not None and not (self.per_run > 0 and math.isfinite(self.per_run)):
+            raise LedgerError(
+                f"the budget's per_run is {self.per_run}; it must be finite and above 0, or left "
+                "out where a single run may spend all"
+            )
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Budget":
+        """Read it back; the caller turns what is raised into its own error."""
+        return cls(**dict(record) | {"unit": Unit(record["unit"])})
 
 
 class Ledger:
     """An append-only, hash-chained file of releases.
 
     Args:
-        path: The file; made at the first release.
+        path: The file; made at the first release, or by :meth:`begin`.
+        owner: Whose it is. Without one any owner's is read, which is enough to verify it.
+        keeper: Who keeps its anchor. Without one, lines dropped at the end do not show here.
+        read_only: Whether nothing may be written: a torn line is charged in memory alone.
+
+    Raises:
+        LedgerError: The chain is broken, the ledger is another owner's, or it is behind its anchor
+            or disagrees with it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        owner: str | None = None,
+        keeper: Keeper | None = None,
+        read_only: bool = False,
+    ) -> None:
         self.path = path
+        self._owner, self._keeper, self._read_only = owner, keeper, read_only
         self._releases: list[Release] = []
         self._ids: set[str] = set()
-        self._head = GENESIS
+        # The head after each release; before the first one, where the chain begins.
+        self._heads = [GENESIS if owner is None else chain.genesis(owner)]
+        # Read before the file: were it the other way round, a booking in between would look like
+        # a ledger that lost lines.
+        self._anchor = keeper.read() if keeper else None
+        whole, torn = self._read(path.read_bytes() if path.exists() else b"")
+        self._check_anchor()
+        if torn:
+            self._charge_torn(whole, torn)
+        if not read_only:
+            self.settle()
+
+    @classmethod
+    def begin(cls, path: Path, owner: str) -> None:
+        """Write the opening line of a new ledger, which binds it to its owner by random bytes.
+
+        Raises:
+            LedgerError: There is a ledger already, or the disk refuses.
+        """
         if path.exists():
-            self._read()
+            raise LedgerError(f"{path} exists already; a ledger is continued, never begun again")
+        try:
+            chain.append_synced(path, _line(chain.opening(owner)))
+        except OSError as error:
+            raise _unwritable(path, error) from error
 
     @property
     def releases(self) -> tuple[Release, ...]:
@@ -71,8 +120,13 @@ class Ledger:
 
     @property
     def head(self) -> str:
-        """SHA-256 of the last line: it stands for the whole ledger."""
-        return self._head
+        """SHA-256 of the last line: it stands for the whole ledger, and whose it is."""
+        return self._heads[-1]
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """How far the keeper knows this ledger to have come; None where nobody keeps it."""
+        return self._anchor
 
     def holds(self, name: str) -> bool:
         """Whether a release of this name was booked."""
@@ -82,25 +136,30 @@ class Ledger:
         """What has been spent, at ``delta``."""
         return accountant.epsilon(self._releases, delta, unit=unit)
 
+    def projected(
+        self, releases: Iterable[Release], delta: float, unit: Unit = Unit.UTTERANCE
+    ) -> float:
+        """What will have been spent once these releases are booked too; nothing is booked."""
+        return accountant.epsilon([*self._releases, *releases], delta, unit=unit)
+
+    def of_run(self, run: str) -> tuple[Release, ...]:
+        """What one run may have let out: its own releases, and every torn one."""
+        return tuple(one for one in self._releases if one.run == run or one.kind is Kind.TORN)
+
     def afford(self, releases: Sequence[Release], budgets: Sequence[Budget]) -> None:
         """Refuse releases that would pass one of the budgets; no budgets let everything pass.
 
         Raises:
-            BudgetSpent: They would; nothing was booked.
+            BudgetSpent: They would, over the whole life or in their run; nothing was booked.
         """
-        after = [*self._releases, *releases]
         for budget in budgets:
-            unit, delta = budget.unit, budget.delta
-            if accountant.epsilon(after, delta, unit=unit, fast=True) <= budget.epsilon:
+            _within(budget, budget.epsilon, self._releases, releases, "the budget")
+            if budget.per_run is None:
                 continue
-            reached = accountant.epsilon(after, delta, unit=unit)
-            if not reached <= budget.epsilon:
-                raise BudgetSpent(
-                    f"the next release would bring epsilon from {self.epsilon(delta, unit):.4g} to "
-                    f"{reached:.4g} for one {unit.value} at delta {delta:g}; the budget is "
-                    f"{budget.epsilon:g}. A device keeps receiving models; only its owner can "
-                    "raise the budget"
-                )
+            for run in {release.run for release in releases}:
+                new = [release for release in releases if release.run == run]
+                whose = f"the allowance of the run {run[:24]!r}"
+                _within(budget, budget.per_run, self.of_run(run), new, whose)
 
     def book(self, name: str, release: Release, budgets: Sequence[Budget]) -> None:
         """Write a release down, before anything of it exists.
@@ -111,61 +170,122 @@ class Ledger:
             budgets: What may be spent.
 
         Guarantees:
-            - When this returns, the record is on disk and synced.
-            - When this raises, nothing was booked and nothing may leave.
+            - When this returns, the record is on disk and synced, and the anchor was written.
+            - When this raises, nothing may leave. Nothing was booked either, but where it was the
+              anchor that could not be written; :meth:`settle` tries that again.
 
         Raises:
             BudgetSpent: The budget would be passed.
             LedgerError: The name was booked before, or the disk refuses.
+            PrivacyError: The keeper cannot write the anchor.
         """
+        if self._read_only:
+            raise LedgerError(f"{self.path} was opened to be read; open the device to book in it")
         if self.holds(name):
             raise LedgerError(f"the release {name!r} is booked already")
         self.afford([release], budgets)
         self._append(name, release)
+        self.settle()
+
+    def settle(self) -> None:
+        """Bring the anchor up to the last line; nothing is written where it is there already.
+
+        Raises:
+            PrivacyError: The keeper cannot write it; nothing may leave until it can.
+        """
+        anchor = Anchor(releases=len(self._releases), head=self.head)
+        if self._keeper is not None and anchor != self._anchor:
+            self._keeper.write(anchor)
+            self._anchor = anchor
 
     def _append(self, name: str, release: Release) -> None:
         """Write one line, synced."""
-        record = {"n": len(self._releases), "prev": self._head, "id": name}
-        line = json.dumps(record | {"release": release.to_dict()}, sort_keys=True) + "\n"
+        line = self._next(name, release)
         whole = self.path.stat().st_size if self.path.exists() else 0
         try:
-            _write_synced(self.path, line.encode())
+            chain.append_synced(self.path, line)
         except OSError as error:
             # Half a line would spoil the next one. Where this fails too, it is charged as torn.
             with suppress(OSError):
                 os.truncate(self.path, whole)
-            raise LedgerError(
-                f"the ledger {self.path.name} cannot be written ({error.strerror}); nothing leaves "
-                "this device until it can"
-            ) from error
+            raise _unwritable(self.path, error) from error
         self._remember(name, release, line)
 
-    def _remember(self, name: str, release: Release, line: str) -> None:
+    def _next(self, name: str, release: Release) -> bytes:
+        """The line that comes next."""
+        record = {"n": len(self._releases), "prev": self.head, "id": name}
+        return _line(record | {"release": release.to_dict()})
+
+    def _remember(self, name: str, release: Release, line: bytes) -> None:
         """Take one line into memory."""
         self._releases.append(release)
         self._ids.add(name)
-        self._head = hashlib.sha256(line.encode()).hexdigest()
+        self._heads.append(chain.digest(line))
 
-    def _read(self) -> None:
-        """Read and verify the file; a torn last line is set aside and charged."""
-        data = self.path.read_bytes()
-        whole, _, torn = data.rpartition(b"\n")
-        for number, raw in enumerate(whole.split(b"\n") if whole else []):
-            self._read_line(number, raw)
-        if torn:
-            self._charge_torn(len(data) - len(torn), torn)
+    def _read(self, data: bytes) -> tuple[bytes, bytes]:
+        """Verify all whole lines; returns them, and what is left of a torn one."""
+        *lines, torn = data.split(b"\n")
+        for number, raw in enumerate(lines):
+            if number or not self._read_opening(raw):
+                self._read_line(number, raw)
+        return data[: len(data) - len(torn)], torn
+
+    def _read_opening(self, raw: bytes) -> bool:
+        """Learn from the first line where the chain begins; whether it is an opening line.
+
+        The first ledgers begin with zeros and name nobody; they are read and continued.
+        """
+        try:
+            record: dict[str, Any] = json.loads(raw)
+            opens = "salt" in record
+            begins = record["owner"] if opens else record["prev"]
+            salt = bytes.fromhex(record["salt"]) if opens else b""
+            good = chain.is_digest(begins)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._broken(0) from error
+        if not good:
+            raise self._broken(0)
+        named = self._owner is not None and (opens or begins != GENESIS)
+        if named and begins != chain.genesis(str(self._owner), salt):
+            self._swapped()
+        self._heads = [chain.digest(raw + b"\n") if opens else begins]
+        return opens
 
     def _read_line(self, number: int, raw: bytes) -> None:
         """Verify one line against the chain."""
         try:
             record: dict[str, Any] = json.loads(raw)
             name, release = str(record["id"]), Release.from_dict(record["release"])
-            good = record["n"] == number and record["prev"] == self._head
+            good = record["n"] == len(self._releases) and record["prev"] == self.head
         except (ValueError, KeyError, TypeError) as error:
             raise self._broken(number) from error
         if not good or name in self._ids:
             raise self._broken(number)
-        self._remember(name, release, raw.decode() + "\n")
+        self._remember(name, release, raw + b"\n")
+
+    def _check_anchor(self) -> None:
+        """Refuse a ledger that lost lines, or that is not the one that was anchored.
+
+        Lines beyond the anchor are what a crash between the two writes leaves: they count.
+        """
+        if self._anchor is None:
+            return
+        known, held = self._anchor.releases, len(self._releases)
+        way_out = (
+            "Put the newest copy of the ledger back. Without one, what this device spent is "
+            "unknown: let it only receive models"
+        )
+        if held < known:
+            raise LedgerError(
+                f"the ledger {self.path.name} holds {held} releases, its device has booked {known}:"
+                f" lines were dropped at its end. {way_out}"
+            )
+        if self._heads[known] != self._anchor.head:
+            raise LedgerError(
+                f"the ledger {self.path.name} is not the one that its device has written: after "
+                f"{known} releases its hash is {self._heads[known][:12]}, the device knows "
+                f"{self._anchor.head[:12]}. {way_out}"
+            )
 
     def _broken(self, number: int) -> LedgerError:
         """The error of a line that breaks the chain."""
@@ -174,13 +294,55 @@ class Ledger:
             "dropped or reordered. Nothing leaves this device until its owner restores the ledger"
         )
 
-    def _charge_torn(self, whole: int, torn: bytes) -> None:
+    def _swapped(self) -> NoReturn:
+        """Refuse somebody else's ledger."""
+        raise LedgerError(
+            f"the ledger {self.path.name} is not that of {self._owner!r}: it was begun for somebody"
+            " else. Put the user's own ledger back; nothing leaves this device until then"
+        )
+
+    def _charge_torn(self, whole: bytes, torn: bytes) -> None:
         """Keep the torn bytes beside the ledger and book the worst they can have been."""
-        aside = self.path.with_suffix(".torn")
-        _write_synced(aside, torn + b"\n")
-        os.truncate(self.path, whole)
-        charged = _worst(self._releases)
-        self._append(f"torn-{len(self._releases)}", charged)
+        name, charged = f"torn-{len(self._releases)}", _worst(self._releases)
+        line = self._next(name, charged)
+        if not self._read_only:
+            try:
+                chain.append_synced(self.path.with_suffix(".torn"), torn + b"\n")
+                # In one step: a crash must leave the torn line or the charge for it.
+                chain.replace_synced(self.path, whole + line)
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+        self._remember(name, charged, line)
+
+
+def _within(
+    budget: Budget, limit: float, before: Sequence[Release], new: Sequence[Release], whose: str
+) -> None:
+    """Refuse new releases that would bring those before them over a limit."""
+    after, unit, delta = [*before, *new], budget.unit, budget.delta
+    if accountant.epsilon(after, delta, unit=unit, fast=True) <= limit:
+        return
+    reached = accountant.epsilon(after, delta, unit=unit)
+    if not reached <= limit:
+        spent = accountant.epsilon(before, delta, unit=unit)
+        raise BudgetSpent(
+            f"the next release would bring epsilon from {spent:.4g} to {reached:.4g} for one "
+            f"{unit.value} at delta {delta:g}; {whose} is {limit:g}. A device keeps receiving "
+            "models; only its owner can raise the budget"
+        )
+
+
+def _line(record: dict[str, Any]) -> bytes:
+    """A record as a line."""
+    return (json.dumps(record, sort_keys=True) + "\n").encode()
+
+
+def _unwritable(path: Path, error: OSError) -> LedgerError:
+    """What to say of a disk that refuses."""
+    return LedgerError(
+        f"the ledger {path.name} cannot be written ({error.strerror}); nothing leaves "
+        "this device until it can"
+    )
 
 
 def _worst(releases: Sequence[Release]) -> Release:
@@ -192,21 +354,3 @@ def _worst(releases: Sequence[Release]) -> Release:
     users = [one.user for one in protected if one.user]
     user = min(users, key=lambda one: one.noise_multiplier / one.sample_rate, default=None)
     return replace(worst, kind=Kind.TORN, user=user if len(users) == len(protected) else None)
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    """Append bytes in one call and sync them, and the folder when the file is new."""
-    new = not path.exists()
-    handle = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600)
-    try:
-        if os.write(handle, data) != len(data):
-            raise OSError(28, "no space left on device")
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    if new:
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
