@@ -1,11 +1,14 @@
-"""Sealed blobs: what others may hold, but neither read, alter nor swap.
+"""Sealed blobs, and the keys, signatures and key streams of secure aggregation.
 
-A sealed blob is laid out as::
+Blobs are what others may hold, but neither read, alter nor swap. A sealed blob is laid out as::
 
     version (1 byte) | nonce (12) | ChaCha20-Poly1305 of: length (4) | plaintext | zeros | tag (16)
 
 Its whole length is a power of two, from 512 bytes up, so it tells the order of magnitude of what
 is inside and nothing finer. Things whose size itself tells something ask for a common ``size``.
+
+Users sign under an identity key (Ed25519, RFC 8032) and agree on secrets by X25519 (RFC 7748) and
+HKDF-SHA256 (RFC 5869); a secret becomes a stream of masks by ChaCha20.
 
 ChaCha20-Poly1305 (RFC 8439) runs in constant time on devices without AES instructions. Nonces are
 random: one key may seal up to 2^32 blobs before two nonces meet with a chance above 2^-32.
@@ -15,14 +18,20 @@ import os
 import unicodedata
 from typing import Final
 
-from cryptography.exceptions import InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from sottovoce.shared.errors import PrivacyError, SettingError
 
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 16
+SIGNATURE_BYTES: Final = 64
 LEAST_SEALED: Final = 512
 MOST_SEALED: Final = 1 << 30
 LOG2_COST: Final = 17
@@ -202,11 +211,110 @@ def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
         ) from None
 
 
-def _cipher(key: bytes) -> ChaCha20Poly1305:
-    """The cipher under a key of the right length."""
+def identity_public(private: bytes) -> bytes:
+    """The public half of an identity key (Ed25519), 32 bytes; any 32 random bytes are private.
+
+    Raises:
+        SettingError: A key of another length.
+    """
+    return Ed25519PrivateKey.from_private_bytes(_whole(private)).public_key().public_bytes_raw()
+
+
+def sign(private: bytes, message: bytes) -> bytes:
+    """A signature under an identity key (Ed25519), 64 bytes; the same each time.
+
+    Say what the message is for inside of it (see :func:`bind`), so that a signature made for one
+    purpose is none for another.
+
+    Raises:
+        SettingError: A key of another length.
+    """
+    return Ed25519PrivateKey.from_private_bytes(_whole(private)).sign(message)
+
+
+def verify(public: bytes, signature: bytes, message: bytes) -> bool:
+    """Whether a signature is the identity's own over exactly this message; rubbish is none."""
+    try:
+        Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    except (InvalidSignature, ValueError):
+        return False
+    return True
+
+
+def agreement_public(private: bytes) -> bytes:
+    """The public half of an agreement key (X25519), 32 bytes; any 32 random bytes are private.
+
+    Raises:
+        SettingError: A key of another length.
+    """
+    return X25519PrivateKey.from_private_bytes(_whole(private)).public_key().public_bytes_raw()
+
+
+def agree(private: bytes, public: bytes, *, context: bytes) -> bytes:
+    """A secret of two parties: X25519, then HKDF-SHA256 over ``context``.
+
+    Args:
+        private: One party's private key, 32 bytes.
+        public: The other party's public key, 32 bytes. Whose it is must be known by other means,
+            such as a signature.
+        context: What the secret is for.
+
+    Returns:
+        32 bytes, the same for both parties, unrelated for every other context.
+
+    Raises:
+        PrivacyError: A public key that would make the secret known to everybody (RFC 7748,
+            section 6.1), or that is none.
+        SettingError: A private key of another length.
+
+    Guarantees:
+        - Whoever has neither private key learns nothing of the secret (as long as X25519 and
+          SHA-256 hold).
+    """
+    own = X25519PrivateKey.from_private_bytes(_whole(private))
+    try:
+        shared = own.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        raise PrivacyError(
+            f"{len(public)} bytes are no agreement key that gives a secret; its owner must draw"
+            " another"
+        ) from None
+    return HKDF(SHA256(), KEY_BYTES, None, context).derive(shared)
+
+
+def keystream(key: bytes, length: int) -> bytes:
+    """Pseudorandom bytes from a key that is used for nothing else (ChaCha20 from block 0).
+
+    Args:
+        key: 32 secret bytes, full of entropy.
+        length: How many bytes, from 0 to 2^32.
+
+    Returns:
+        The bytes; a longer stream begins with the shorter one.
+
+    Raises:
+        SettingError: A key or a stream of another length.
+
+    Guarantees:
+        - Without the key the bytes cannot be told from random ones. The same key always gives the
+          same bytes: one key, one purpose.
+    """
+    if not 0 <= length <= 1 << 32:
+        raise SettingError(f"length is {length}; it must be from 0 to {1 << 32} bytes")
+    cipher = Cipher(algorithms.ChaCha20(_whole(key), bytes(16)), mode=None)
+    return cipher.encryptor().update(bytes(length))
+
+
+def _whole(key: bytes) -> bytes:
+    """A key of the right length."""
     if len(key) != KEY_BYTES:
         raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}: see new_key()")
-    return ChaCha20Poly1305(key)
+    return key
+
+
+def _cipher(key: bytes) -> ChaCha20Poly1305:
+    """The cipher under a key of the right length."""
+    return ChaCha20Poly1305(_whole(key))
 
 
 def _sealed_length(plain: int, size: int) -> int:

@@ -8,7 +8,8 @@ SottovoceError
 ├── ModelError          a model, its weights or a checkpoint that is damaged or does not fit
 ├── PrivacyError        a promise that would be broken
 │   ├── BudgetSpent     the next release would pass the budget
-│   └── LedgerError     a ledger that cannot be trusted
+│   ├── LedgerError     a ledger that cannot be trusted
+│   └── AggregationError  a secure sum that cannot be made, or that somebody tampers with
 ├── MessageError        a message that breaks the schema
 └── EngineError         an engine that failed to run the apps
 
@@ -50,6 +51,10 @@ class BudgetSpent(PrivacyError):  # noqa: N818  (a state of affairs, not a fault
 
 class LedgerError(PrivacyError):
     """A ledger that cannot be trusted."""
+
+
+class AggregationError(PrivacyError):
+    """A secure sum that cannot be made, or that somebody tampers with."""
 
 
 class MessageError(SottovoceError):
