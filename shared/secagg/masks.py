@@ -1,0 +1,66 @@
+"""Masks: pseudorandom vectors that cancel in pairs, and one that each device keeps to itself."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from sottovoce.shared import crypto
+from sottovoce.shared.secagg.quantise import Ring
+
+_HOUSE = "sottovoce secure aggregation"
+
+
+def expand(seed: bytes, parameters: int, bits: int) -> Ring:
+    """A mask: ChaCha20's stream from ``seed`` as integers below 2^bits, shape (parameters,).
+
+    Args:
+        seed: 32 secret bytes that make this mask and nothing else.
+        parameters: How long.
+        bits: From 8 to 32.
+
+    Guarantees:
+        - To whoever lacks the seed, the mask cannot be told from uniform values (ChaCha20).
+    """
+    words = np.frombuffer(crypto.keystream(seed, 4 * parameters), dtype="<u4").astype(np.uint32)
+    return words & _low(bits)
+
+
+def pair_seed(session_id: bytes, private: bytes, public: bytes, *, users: Iterable[str]) -> bytes:
+    """The seed of the mask that two users share, 32 bytes; the same from either side.
+
+    Args:
+        session_id: See ``session.session``.
+        private: Mask key of one of them.
+        public: Mask key of the other.
+        users: Both of them, in any order.
+
+    Raises:
+        PrivacyError: A public key that gives no secret.
+    """
+    context = crypto.bind(_HOUSE, "mask", session_id.hex(), *sorted(users))
+    return crypto.agree(private, public, context=context)
+
+
+def pair_mask(seed: bytes, user: str, other: str, *, parameters: int, bits: int) -> Ring:
+    """What ``user`` adds for the pair: the mask, or its negative; both users' add up to 0."""
+    mask = expand(seed, parameters, bits)
+    return mask if user < other else negative(mask, bits)
+
+
+def add(vector: Ring, mask: Ring, bits: int) -> Ring:
+    """The sum of two vectors modulo 2^bits.
+
+    Guarantees:
+        - Where ``mask`` is uniform and unknown, the sum is uniform and says nothing of ``vector``.
+    """
+    return (vector + mask) & _low(bits)
+
+
+def negative(mask: Ring, bits: int) -> Ring:
+    """What takes a mask off again, modulo 2^bits."""
+    return (~mask + np.uint32(1)) & _low(bits)
+
+
+def _low(bits: int) -> np.uint32:
+    """The ``bits`` low bits set."""
+    return np.uint32((1 << bits) - 1)

@@ -1,0 +1,161 @@
+"""What the noise of many devices promises together: a Gaussian that is no better than it.
+
+Kairouz, Liu and Steinke 2021 (https://arxiv.org/abs/2102.06387), theorem 1: the sum of n discrete
+Gaussians of scale s over vectors of d integers with L2 sensitivity D is (1/2) e^2-concentrated
+differentially private, with
+
+    tau = 10 sum over k = 1 .. n-1 of exp(-2 pi^2 s^2 k / (k + 1))
+    e   = min( sqrt(D^2 / (n s^2) + 2 tau d),  D / (sqrt(n) s) + tau sqrt(d) ),  s >= 1/2
+
+tau is how far such a sum is from a discrete Gaussian. Of the constants in print for the first term
+the largest is taken; from s = 2 on, tau is below 1e-15 for any number of devices.
+
+Neighbouring relation: one user's vector is what it is, or zeros. That the user takes part and
+adds noise shows in either case.
+"""
+
+import math
+from dataclasses import replace
+from typing import Final
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.secagg.discrete import LEAST_STD
+from sottovoce.shared.secagg.settings import SecureAggregation
+
+_HAIR: Final = 1 + 1e-12
+"""Covers what floats lose, so that a price never errs on the weak side."""
+
+
+def concentrated_epsilon(
+    noise: float, sharers: int, *, sensitivity: float, parameters: int
+) -> float:
+    """The e of (1/2) e^2-concentrated differential privacy of a noised sum.
+
+    Args:
+        noise: Scale s of each device's discrete Gaussian, in integer steps.
+        sharers: How many devices in the sum add noise and keep it to themselves.
+        sensitivity: L2 bound on one device's rounded vector, in integer steps, above 0.
+        parameters: Length of the vector.
+
+    Returns:
+        e, above 0; infinity where there is no noise, too little of it (below 0.5), or nobody who
+        adds any.
+
+    Guarantees:
+        - Never below the true e, and never below ``sensitivity / (sqrt(sharers) noise)``, what a
+          Gaussian on the sum would cost.
+        - More noise or more sharers never raise it by more than tau's part.
+    """
+    check.positive(sensitivity=sensitivity)
+    check.at_least(1, parameters=parameters)
+    check.not_negative(noise=noise, sharers=sharers)
+    if noise < LEAST_STD or sharers < 1:
+        return math.inf
+    plain = sensitivity / (math.sqrt(sharers) * noise)
+    tau = _distance(noise, sharers)
+    squared = math.sqrt(plain**2 + 2 * tau * parameters)
+    return min(squared, plain + tau * math.sqrt(parameters)) * _HAIR
+
+
+def effective_multiplier(settings: SecureAggregation, sharers: int) -> float:
+    """Noise multiplier of the plain Gaussian mechanism that stands for the noised sum.
+
+    Args:
+        settings: The round's.
+        sharers: How many devices in the sum add noise and keep it to themselves; see
+            :func:`noise_sharers`.
+
+    Returns:
+        1 / e, 0 where nothing is promised.
+
+    Guarantees:
+        - For every order a > 1 the Renyi divergence of the sum is at most that of a Gaussian of
+          this multiplier, a e^2 / 2. So any Renyi accountant, with composition, prices it rightly.
+        - Sampling of devices: Renyi bounds for *subsampled Gaussians* do not follow from this.
+          Price a sampled round as an unsampled one.
+        - Not promised: the (epsilon, delta) of a Gaussian by its exact curve (Balle and Wang 2018,
+          privacy-loss distributions); Renyi divergence says nothing that fine.
+        - Against a server that chooses who drops out, in a graph that is not complete, count only
+          ``threshold + 1 - liars`` devices: it may get the sum of one part of the graph.
+    """
+    epsilon = concentrated_epsilon(
+        settings.noise,
+        sharers,
+        sensitivity=settings.rounded_norm,
+        parameters=settings.parameters,
+    )
+    return 0.0 if math.isinf(epsilon) else 1 / epsilon
+
+
+def noise_sharers(summed: int, dishonest: int) -> int:
+    """How many of the devices in a sum can be counted on for noise, at least 1.
+
+    Args:
+        summed: Devices in the sum; before a round its quorum, after it the survivors.
+        dishonest: Most of them that side with the server: they may add no noise, or tell it.
+
+    Raises:
+        SettingError: Nobody would be left.
+    """
+    left = summed - dishonest
+    if left < 1:
+        raise SettingError(
+            f"of {summed} summed devices {dishonest} may be dishonest: nobody is left to add noise"
+        )
+    return left
+
+
+def local_noise(settings: SecureAggregation, multiplier: float, *, sharers: int) -> float:
+    """Scale of each device's noise, in integer steps, for a wanted multiplier of the sum.
+
+    Args:
+        settings: The round's; its own ``noise`` does not matter.
+        multiplier: Wanted effective multiplier, above 0.
+        sharers: Devices that can be counted on for noise: those that stay when as many as allowed
+            drop out, less the dishonest ones.
+
+    Returns:
+        The least such noise, at most 1e-9 (relative) too large, at least 0.5.
+
+    Guarantees:
+        - ``effective_multiplier(replace(settings, noise=result), sharers) >= multiplier``.
+    """
+    check.positive(multiplier=multiplier)
+    check.at_least(1, sharers=sharers)
+
+    def enough(noise: float) -> bool:
+        epsilon = concentrated_epsilon(
+            noise, sharers, sensitivity=settings.rounded_norm, parameters=settings.parameters
+        )
+        return not math.isinf(epsilon) and 1 / epsilon >= multiplier
+
+    low = LEAST_STD
+    if enough(low):
+        return low
+    # tau is all but gone at 8, so that a little more than the plain Gaussian's share is enough.
+    high = max(8.0, 1.01 * multiplier * settings.rounded_norm / math.sqrt(sharers))
+    while high - low > 1e-10 * high:
+        middle = (low + high) / 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
+
+
+def with_noise(
+    settings: SecureAggregation, multiplier: float, *, sharers: int
+) -> SecureAggregation:
+    """The settings with the least noise for a wanted multiplier; 0 wants none.
+
+    Raises:
+        SettingError: Negative, NaN or infinite, or more noise than the ring holds.
+    """
+    check.not_negative(multiplier=multiplier)
+    if multiplier == 0:
+        return replace(settings, noise=0.0)
+    return replace(settings, noise=local_noise(settings, multiplier, sharers=sharers))
+
+
+def _distance(noise: float, sharers: int) -> float:
+    """The theorem's tau."""
+    rate = -2 * math.pi**2 * noise**2
+    return 10 * math.fsum(math.exp(rate * k / (k + 1)) for k in range(1, sharers))
