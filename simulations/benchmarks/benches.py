@@ -17,6 +17,7 @@ from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.noise import SystemNoise
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+from sottovoce.simulations.benchmarks.secure_sums import secure_sums
 
 Bench = Callable[[], object]
 UTTERANCES, FRAMES, BANDS, CLASSES = 60, 150, 64, 8
@@ -36,6 +37,7 @@ def benches(folder: Path) -> Iterator[tuple[str, Bench]]:
     yield "ledger: one release booked and synced", _booking(folder)
     yield "accountant: 18 releases, discretisation 1e-4", _pricing
     yield "head: fitted on 50 labelled clips", _head()
+    yield from secure_sums()
 
 
 def _steps() -> Iterator[tuple[str, Bench]]:
