@@ -77,8 +77,8 @@ def arrange(
     _check(devices, dropout, corruption)
     lost, lying = _share(devices, dropout), _share(devices, corruption)
     for degree in [*range(2, devices - 1, 2), devices - 1]:
-        # Fewer devices in the graph make the same liars weigh more: the worst case is taken.
-        found = _threshold(degree, devices - lost, lying, security_bits)
+        # Fewer devices in the graph make the same liars weigh more, until it is complete.
+        found = _threshold(degree, max(devices - lost, degree + 1), lying, security_bits)
         if found is None:
             continue
         threshold, liars = found
@@ -160,7 +160,6 @@ def _share(devices: int, share: float) -> int:
 
 def _threshold(degree: int, devices: int, lying: int, bits: float) -> tuple[int, int] | None:
     """The least t with 2 t > k + X but for the chance, and the largest such X; or nothing."""
-    degree = min(degree, devices - 1)
     for threshold in range(degree // 2 + 1, degree + 1):
         if _log2_tail(devices, lying, degree, 2 * threshold - degree) <= -bits:
             return threshold, min(2 * threshold - degree - 1, lying)
@@ -170,6 +169,7 @@ def _threshold(degree: int, devices: int, lying: int, bits: float) -> tuple[int,
 def _log2_tail(devices: int, marked: int, drawn: int, least: int) -> float:
     """log2 of devices x P(at least ``least`` of ``drawn`` others are among the marked)."""
     others = devices - 1
+    marked = min(marked, others)
     low, high = max(least, 0, drawn - (others - marked)), min(marked, drawn)
     logs = [
         _log_choose(marked, hits) + _log_choose(others - marked, drawn - hits)

@@ -1,0 +1,90 @@
+"""Degree and threshold hide everybody and bear the dropouts, as often as they say."""
+
+import math
+import random
+
+import pytest
+
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.secagg import price
+from sottovoce.shared.secagg.arrangement import arrange, settings_for
+from sottovoce.shared.secagg.graph import harary
+
+
+def exact_tail(others: int, marked: int, drawn: int, least: int) -> float:
+    ways = sum(
+        math.comb(marked, hits) * math.comb(others - marked, drawn - hits)
+        for hits in range(least, drawn + 1)
+    )
+    return ways / math.comb(others, drawn)
+
+
+@pytest.mark.parametrize("devices", [10, 24, 91, 300])
+@pytest.mark.parametrize(("dropout", "corruption"), [(0.0, 0.0), (0.1, 0.1), (0.3, 0.05)])
+def test_chances_are_as_promised(devices: int, dropout: float, corruption: float) -> None:
+    found = arrange(devices, dropout=dropout, corruption=corruption)
+    lost, lying = math.ceil(devices * dropout), math.ceil(devices * corruption)
+    left = max(devices - lost, found.degree + 1)
+
+    assert found.degree / 2 < found.threshold <= found.degree
+    assert found.quorum > found.threshold
+    assert found.liars <= lying
+    assert 2 * found.threshold > found.degree + found.liars
+    both = exact_tail(left - 1, lying, found.degree, 2 * found.threshold - found.degree)
+    assert left * both <= 2**-60 * 1.001
+    stuck = exact_tail(devices - 1, lost, found.degree, found.degree - found.threshold + 1)
+    assert devices * stuck <= 2**-20 * 1.001
+
+
+def test_more_trouble_asks_for_more_neighbours() -> None:
+    usual = arrange(200, dropout=0.1, corruption=0.1)
+
+    assert arrange(200, dropout=0.2, corruption=0.1).degree > usual.degree
+    assert arrange(200, dropout=0.1, corruption=0.2).degree > usual.degree
+    assert arrange(200, dropout=0.1, corruption=0.1, security_bits=30).degree < usual.degree
+
+
+def test_the_graph_is_sparse_where_there_are_many() -> None:
+    assert arrange(1000, dropout=0.1, corruption=0.1).degree < 130
+
+
+def test_a_weak_arrangement_fails_as_often_as_it_says() -> None:
+    """At 4 bits failures can be counted: liars beyond the bound, over random graphs."""
+    devices, lying = 40, 8
+    found = arrange(devices, dropout=0.0, corruption=0.2, security_bits=4, correctness_bits=4)
+    names = [str(number) for number in range(devices)]
+    random.seed(5)
+    rounds, failed = 600, 0
+    for number in range(rounds):
+        graph = harary(names, found.degree, number.to_bytes(4, "big"))
+        liars = set(random.sample(names, lying))
+        failed += any(
+            2 * found.threshold <= found.degree + len(graph[name] & liars) for name in names
+        )
+
+    assert found.degree < devices - 1
+    assert 0 < failed <= rounds * 2**-4 + 4 * math.sqrt(rounds * 2**-4)
+
+
+@pytest.mark.parametrize(
+    ("devices", "dropout", "corruption"),
+    [(2, 0.0, 0.0), (24, 0.5, 0.1), (24, 0.1, 0.9), (24, math.nan, 0.1), (24, 0.1, -0.1)],
+)
+def test_what_no_graph_bears_is_refused(devices: int, dropout: float, corruption: float) -> None:
+    with pytest.raises(SettingError):
+        arrange(devices, dropout=dropout, corruption=corruption)
+
+
+def test_settings_come_with_the_noise_that_was_asked_for() -> None:
+    settings = settings_for(91, 1000, 0.7, dropout=0.1, corruption=0.1, noise_multiplier=3.0)
+
+    multiplier = price.effective_multiplier(settings, settings.quorum - 10)
+    assert 3.0 <= multiplier < 3.0 * (1 + 1e-6)
+    assert settings.quorum == 81
+    assert settings_for(91, 1000, 0.7, dropout=0.1, corruption=0.1).noise == 0
+
+
+@pytest.mark.parametrize("multiplier", [-1.0, math.nan, math.inf, 1e9])
+def test_noise_that_no_ring_holds_is_refused(multiplier: float) -> None:
+    with pytest.raises(SettingError):
+        settings_for(24, 10, 1.0, dropout=0.1, corruption=0.1, noise_multiplier=multiplier)
