@@ -82,6 +82,7 @@ class Device:
 
     Args:
         folder: An existing device, made by :meth:`create`.
+        read_only: Whether it is only looked at: nothing is booked, written or upgraded.
 
     Raises:
         SettingError: No device there.
@@ -89,13 +90,18 @@ class Device:
         LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder: Final = folder
         self.facts: Final = _read_facts(folder / _FACTS)
         self.vault: Final = Vault.open(folder / "vault")
         anchored = _schema(folder / _FACTS) != _UNANCHORED
-        self.ledger: Final = _ledger(folder, self.facts, self.vault, anchored=anchored)
-        if not anchored:
+        self.ledger: Final = Ledger(
+            folder / _LEDGER,
+            owner=self.facts.user,
+            keeper=VaultAnchor(self.vault, required=anchored),
+            read_only=read_only,
+        )
+        if not (anchored or read_only):
             _write_facts(folder / _FACTS, self.facts)
 
     @classmethod
@@ -109,7 +115,8 @@ class Device:
         vault.put_tensors("clips", _tensors(clips))
         if facts.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.begin(folder / _LEDGER, facts.user)
-        _ledger(folder, facts, vault, anchored=False)
+        keeper = VaultAnchor(vault, required=False)
+        Ledger(folder / _LEDGER, owner=facts.user, keeper=keeper)  # and its first anchor
         # Written last: a device is there once its facts are.
         _write_facts(folder / _FACTS, facts)
         return cls(folder)
@@ -236,12 +243,6 @@ def _read_budgets(record: dict[str, Any]) -> tuple[Budget, ...]:
         return (Budget(**budget),) if budget else ()
     budgets = record.pop("budgets")
     return tuple(Budget.from_dict(budget) for budget in budgets)
-
-
-def _ledger(folder: Path, facts: Facts, vault: Vault, *, anchored: bool) -> Ledger:
-    """The device's ledger, held to its owner and to its anchor."""
-    keeper = VaultAnchor(vault, required=anchored)
-    return Ledger(folder / _LEDGER, owner=facts.user, keeper=keeper)
 
 
 def _write_facts(path: Path, facts: Facts) -> None:

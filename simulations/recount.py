@@ -165,7 +165,7 @@ def recount(run_folder: Path) -> Recount:
 def _count(folder: Path, fold: str, client: str, account: Json, privacy: Json) -> Count:
     """One client: read, verify, price, compare."""
     try:
-        ledger = _ledger(folder / f"{file_name(client)}.jsonl")
+        ledger = _ledger(folder / f"{file_name(client)}.jsonl", client)
     except SottovoceError as error:
         return Count(
             fold=fold,
@@ -189,8 +189,8 @@ def _count(folder: Path, fold: str, client: str, account: Json, privacy: Json) -
     )
 
 
-def _ledger(path: Path) -> Ledger:
-    """A ledger whose chain holds; one that is torn is refused here and left as it is."""
+def _ledger(path: Path, client: str) -> Ledger:
+    """A client's own ledger whose chain holds; a torn one is refused here and left as it is."""
     try:
         whole = path.read_bytes().endswith(b"\n")
     except OSError as error:
@@ -198,7 +198,7 @@ def _ledger(path: Path) -> Ledger:
         raise LedgerError(f"its ledger {path.name} cannot be read: {reason}") from error
     if not whole:
         raise LedgerError(f"its ledger {path.name} ends in a torn line; it was cut off")
-    return Ledger(path)
+    return Ledger(path, owner=client, read_only=True)
 
 
 def _faults(ledger: Ledger, account: Json, privacy: Json, pld: float, prv: float) -> Iterator[str]:

@@ -96,8 +96,7 @@ class Ledger:
         self._check_anchor()
         if torn:
             self._charge_torn(whole, torn)
-        if not read_only:
-            self.settle()
+        self.settle()
 
     @classmethod
     def begin(cls, path: Path, owner: str) -> None:
@@ -194,7 +193,7 @@ class Ledger:
             PrivacyError: The keeper cannot write it; nothing may leave until it can.
         """
         anchor = Anchor(releases=len(self._releases), head=self.head)
-        if self._keeper is not None and anchor != self._anchor:
+        if self._keeper is not None and not self._read_only and anchor != self._anchor:
             self._keeper.write(anchor)
             self._anchor = anchor
 

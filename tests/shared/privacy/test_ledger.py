@@ -6,14 +6,16 @@ import math
 import os
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sottovoce.shared.errors import BudgetSpent, LedgerError
-from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.ledger import GENESIS, Budget, Ledger
+from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SottovoceError
+from sottovoce.shared.privacy import accountant, chain
+from sottovoce.shared.privacy.chain import GENESIS, Anchor
+from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 
 DELTA = 1e-5
@@ -140,6 +142,183 @@ def test_a_change_to_the_last_line_shows_in_the_head(kept: Path) -> None:
     assert Ledger(kept).head != head
 
 
+# --- whose it is ------------------------------------------------------------------------------
+
+
+def _booked(path: Path, owner: str | None, count: int = 2) -> Ledger:
+    """A ledger with a few releases, read again."""
+    ledger = Ledger(path, owner=owner)
+    for number in range(1, count + 1):
+        ledger.book(f"round-{number}", release(number), AMPLE)
+    return Ledger(path, owner=owner)
+
+
+def test_two_users_who_let_out_the_same_have_different_ledgers(tmp_path: Path) -> None:
+    ada, ben = _booked(tmp_path / "a", "ada"), _booked(tmp_path / "b", "ben")
+
+    assert ada.releases == ben.releases
+    assert ada.head != ben.head
+    assert Ledger(ada.path).head == ada.head, "whoever only verifies needs no name"
+    assert _booked(tmp_path / "again", "ada").head == ada.head, "a simulation repeats"
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_ledger_swapped_for_another_users_is_refused(tmp_path: Path, opened: bool) -> None:
+    path = tmp_path / "ledger.jsonl"
+    if opened:
+        Ledger.begin(path, "ben")
+    _booked(path, "ben")
+
+    with pytest.raises(LedgerError, match=r"not that of 'ada'.* Put the user's own ledger back"):
+        Ledger(path, owner="ada")
+
+
+def test_an_opening_line_tells_nobody_whose_ledger_it_is(tmp_path: Path) -> None:
+    heads = set()
+    for name in ("one", "two"):
+        path = tmp_path / name
+        Ledger.begin(path, "ada")
+        assert b"ada" not in path.read_bytes()
+        heads.add(_booked(path, "ada").head)
+        assert len(path.read_bytes().splitlines()) == 3
+
+    assert len(heads) == 2, "without the random bytes, hashes could be tried for every name"
+    with pytest.raises(LedgerError, match="never begun again"):
+        Ledger.begin(tmp_path / "one", "ada")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b'"salt": "', b'"salt": "00'), (b'"owner": "', b'"owner": "0'), (b'"owner"', b'"name"')],
+)
+def test_a_changed_opening_shows_whoever_reads(tmp_path: Path, old: bytes, new: bytes) -> None:
+    path = tmp_path / "ledger.jsonl"
+    Ledger.begin(path, "ada")
+    _booked(path, "ada")
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
+
+    for owner in (None, "ada"):
+        with pytest.raises(LedgerError):
+            Ledger(path, owner=owner)
+
+
+def test_a_ledger_of_the_first_format_is_read_and_continued(kept: Path) -> None:
+    assert json.loads(kept.read_bytes().splitlines()[0])["prev"] == GENESIS
+    ledger = Ledger(kept, owner="ada")
+    ledger.book("round-5", release(5), AMPLE)
+
+    assert len(Ledger(kept, owner="ada").releases) == 5
+    assert Ledger(kept).head == ledger.head
+
+
+def test_a_lone_blank_line_is_no_empty_ledger(path: Path) -> None:
+    path.write_bytes(b"\n")
+    with pytest.raises(LedgerError, match="line 1"):
+        Ledger(path)
+
+
+# --- its end ----------------------------------------------------------------------------------
+
+
+class Memory:
+    """A keeper that remembers, and may be unable to write."""
+
+    def __init__(self, anchor: Anchor | None = None) -> None:
+        self.anchor = anchor
+        self.full = False
+        self.written = 0
+
+    def read(self) -> Anchor | None:
+        return self.anchor
+
+    def write(self, anchor: Anchor) -> None:
+        if self.full:
+            raise PrivacyError("the anchor cannot be written")
+        self.anchor, self.written = anchor, self.written + 1
+
+
+@pytest.mark.parametrize("dropped", [1, 3, 4])
+def test_lines_dropped_at_the_end_show(kept: Path, dropped: int) -> None:
+    keeper = Memory()
+    Ledger(kept, keeper=keeper)
+    lines = kept.read_bytes().splitlines(keepends=True)
+    kept.write_bytes(b"".join(lines[:-dropped]))
+
+    Ledger(kept)  # the chain alone does not tell
+    with pytest.raises(LedgerError, match=f"holds {4 - dropped} .* booked 4.* newest copy"):
+        Ledger(kept, keeper=keeper)
+    kept.unlink()
+    with pytest.raises(LedgerError, match="holds 0 "):
+        Ledger(kept, keeper=keeper)
+
+
+def test_another_end_of_the_same_length_shows(kept: Path) -> None:
+    keeper = Memory()
+    Ledger(kept, keeper=keeper)
+    kept.write_bytes(kept.read_bytes().replace(b'"round": 4', b'"round": 5'))
+    with pytest.raises(LedgerError, match="not the one that its device has written"):
+        Ledger(kept, keeper=keeper)
+
+
+def test_a_line_torn_after_it_was_anchored_shows_and_nothing_is_touched(kept: Path) -> None:
+    keeper = Memory()
+    Ledger(kept, keeper=keeper)
+    kept.write_bytes(kept.read_bytes()[:-9])
+    before = kept.read_bytes()
+
+    with pytest.raises(LedgerError, match="holds 3 "):
+        Ledger(kept, keeper=keeper)
+
+    assert kept.read_bytes() == before
+
+
+@pytest.mark.parametrize("known", [0, 2, 3])
+def test_a_ledger_ahead_of_its_anchor_counts_in_full_and_is_anchored_again(
+    kept: Path, known: int
+) -> None:
+    heads = [GENESIS, *map(chain.digest, kept.read_bytes().splitlines(keepends=True))]
+    keeper = Memory(Anchor(releases=known, head=heads[known]))
+
+    assert len(Ledger(kept, keeper=keeper).releases) == 4
+    assert keeper.anchor == Anchor(releases=4, head=heads[4])
+
+    Ledger(kept, keeper=keeper)
+    assert keeper.written == 1
+
+
+def test_an_anchor_that_cannot_be_written_stops_the_release_and_is_tried_again(kept: Path) -> None:
+    keeper = Memory()
+    ledger = Ledger(kept, keeper=keeper)
+    keeper.full = True
+    with pytest.raises(PrivacyError, match="anchor"):
+        ledger.book("round-5", release(5), AMPLE)
+    keeper.full = False
+
+    assert ledger.holds("round-5"), "it is on the disk: it counts"
+    ledger.settle()
+    assert keeper.anchor == Anchor(releases=5, head=ledger.head)
+
+
+def test_a_reader_writes_nothing(kept: Path) -> None:
+    keeper = Memory(Anchor(releases=0, head=GENESIS))
+    kept.write_bytes(kept.read_bytes() + b"{")
+    before = kept.read_bytes()
+
+    ledger = Ledger(kept, keeper=keeper, read_only=True)
+
+    assert ledger.releases[-1].kind is Kind.TORN
+    assert (kept.read_bytes(), keeper.written) == (before, 0)
+    assert [file.name for file in kept.parent.iterdir()] == [kept.name]
+    with pytest.raises(LedgerError, match="opened to be read"):
+        ledger.book("round-5", release(5), AMPLE)
+
+
+@pytest.mark.parametrize(("releases", "head"), [(-1, GENESIS), (math.nan, GENESIS), (1, "x" * 64)])
+def test_an_anchor_that_is_none_is_refused(releases: Any, head: str) -> None:
+    with pytest.raises(SottovoceError):
+        Anchor(releases=releases, head=head)
+
+
 # --- a power cut ------------------------------------------------------------------------------
 
 
@@ -217,6 +396,60 @@ def test_an_unprotected_release_passes_only_without_a_budget(path: Path) -> None
 def test_a_budget_that_is_none_is_refused(epsilon: float, delta: float) -> None:
     with pytest.raises(LedgerError):
         Budget(epsilon=epsilon, delta=delta)
+
+
+def test_one_run_may_spend_its_allowance_and_no_more(path: Path) -> None:
+    two = accountant.epsilon([release()] * 2, DELTA)
+    budget, ledger = Budget(epsilon=50.0, delta=DELTA, per_run=two), Ledger(path)
+    for number in range(2):
+        ledger.book(f"r/{number}", release(), (budget,))
+    before = path.read_bytes()
+
+    with pytest.raises(BudgetSpent, match=r"allowance of the run 'r' is 1\.3") as refused:
+        ledger.book("r/2", release(), (budget,))
+
+    assert path.read_bytes() == before
+    assert "only its owner" in str(refused.value)
+    ledger.book("s/0", replace(release(), run="s"), (budget,))  # another run has its own
+    ledger.book("r/2", release(), (replace(budget, per_run=None),))
+    assert ledger.of_run("s") == (replace(release(), run="s"),)
+
+
+def test_what_is_asked_for_together_is_allowed_together(path: Path) -> None:
+    three = accountant.epsilon([release()] * 3, DELTA)
+    budget = Budget(epsilon=50.0, delta=DELTA, per_run=three)
+    mixed = [release(), replace(release(), run="s"), release()]
+    Ledger(path).afford([*mixed, release()], (budget,))
+    with pytest.raises(BudgetSpent):
+        Ledger(path).afford([*mixed, release(), release()], (budget,))
+
+
+def test_a_torn_release_counts_in_every_run(path: Path) -> None:
+    ledger = Ledger(path)
+    ledger.book("r/1", release(), AMPLE)
+    path.write_bytes(path.read_bytes() + b"{")
+    price = accountant.epsilon([release()] * 2, DELTA)
+    allowed = Budget(epsilon=50.0, delta=DELTA, per_run=price - 1e-3)
+
+    with pytest.raises(BudgetSpent, match="'s'"):
+        Ledger(path).book("s/1", replace(release(), run="s"), (allowed,))
+
+
+@pytest.mark.parametrize("per_run", [0.0, -1.0, math.nan, math.inf])
+def test_an_allowance_that_is_none_is_refused(per_run: float) -> None:
+    with pytest.raises(LedgerError, match="per_run"):
+        Budget(epsilon=1.0, delta=DELTA, per_run=per_run)
+
+
+def test_what_is_projected_is_what_it_will_cost(path: Path) -> None:
+    ledger, budget = Ledger(path), Budget(epsilon=50.0, delta=DELTA)
+    projected = ledger.projected([release(1), release(2)], DELTA)
+    assert not path.exists()
+    for number in (1, 2):
+        ledger.book(f"{number}", release(number), (budget,))
+
+    assert ledger.epsilon(DELTA) == projected
+    assert ledger.projected([], DELTA) == projected
 
 
 # --- refusals ---------------------------------------------------------------------------------
