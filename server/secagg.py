@@ -123,11 +123,8 @@ class ServerRound:
     def mask(self, replies: Letters) -> dict[str, bytes]:
         """Bring everybody the shares that neighbours sealed for them.
 
-        A device with fewer than ``threshold`` neighbours left is left out too: its masks could not
-        be taken off.
-
         Raises:
-            AggregationError: Below the quorum.
+            AggregationError: Below the quorum, or somebody's masks could not be taken off.
         """
 
         def read(user: str, data: bytes) -> dict[str, Parcel]:
@@ -139,11 +136,9 @@ class ServerRound:
             return {parcel.receiver: parcel for parcel in parcels}
 
         self._parcels = self._collected(replies, self._advertised, read)
-        while alone := [user for user in self._parcels if not self._supported(user, self._parcels)]:
-            for user in alone:
-                self.faults[user] = "too few of its neighbours are left to take its masks off"
-                del self._parcels[user]
         self._check_quorum(self._parcels, "share")
+        for user in self._parcels:
+            self._check_support(user, self._parcels, "share")
         return {user: self._post(user).to_bytes() for user in self._parcels}
 
     def agree(self, replies: Letters) -> dict[str, bytes]:
@@ -226,10 +221,6 @@ class ServerRound:
             except (MessageError, PrivacyError) as error:
                 self.faults[user] = str(error)
         return found
-
-    def _supported(self, user: str, present: Collection[str]) -> bool:
-        """Whether enough of a user's neighbours are present."""
-        return len(self._graph[user] & set(present)) >= self.settings.threshold
 
     def _check_support(self, user: str, present: Collection[str], what: str) -> None:
         """End the round where somebody's secrets could not be opened."""
