@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -345,11 +346,19 @@ def _unwritable(path: Path, error: OSError) -> LedgerError:
 
 
 def _worst(releases: Sequence[Release]) -> Release:
-    """At least as costly as any of these, for either unit; unprotected where none is known."""
+    """As costly as the costliest of these, for either unit; unprotected where none is known."""
     protected = [one for one in releases if one.mechanism is Mechanism.GAUSSIAN]
     if not protected:
         return Release(kind=Kind.TORN, mechanism=Mechanism.NONE, run="", round=0)
-    worst = max(protected, key=lambda one: accountant.epsilon([one], 1e-5, fast=True))
-    users = [one.user for one in protected if one.user]
-    user = min(users, key=lambda one: one.noise_multiplier / one.sample_rate, default=None)
-    return replace(worst, kind=Kind.TORN, user=user if len(users) == len(protected) else None)
+    worst = max(protected, key=partial(_price, Unit.UTTERANCE))
+    user = max(protected, key=partial(_price, Unit.USER)).user
+    if worst.user and not worst.noise_multiplier:
+        # What a user's noise does for an utterance must hold beside another user's noise, or none.
+        noise, bound = worst.user.noise_multiplier / 2, worst.user.clip_norm
+        worst = replace(worst, noise_multiplier=noise, sensitivity=bound, sample_rate=1.0, steps=1)
+    return replace(worst, kind=Kind.TORN, user=user)
+
+
+def _price(unit: Unit, release: Release) -> float:
+    """What one release costs alone, to tell which is the costliest."""
+    return accountant.epsilon([release], 1e-5, unit=unit, fast=True)

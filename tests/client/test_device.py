@@ -15,7 +15,7 @@ from sottovoce.client.device import Clips, Device, Facts, Randomness
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.ledger import Budget
+from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import SeededNoise, SystemNoise
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 
@@ -227,6 +227,121 @@ def test_a_simulated_devices_draws_differ_by_user_name_and_purpose() -> None:
         draw(replace(SIMULATED, simulated_seed=8), "run/round-1"),
     ]
     assert len({usual, *others}) == 4
+
+
+# --- ledgers ----------------------------------------------------------------------------------
+
+
+def _spent(device: Device, count: int = 3) -> list[bytes]:
+    """Release a few times; the ledger's lines."""
+    for number in range(1, count + 1):
+        device.release(f"round-{number}", "a" * 64, release(number), Maker(device))
+    return device.ledger.path.read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("facts", [SIMULATED, REAL])
+def test_lines_dropped_from_a_devices_ledger_show(make: MakeDevice, facts: Facts) -> None:
+    device = make(facts)
+    lines = _spent(device)
+    for left in (lines[:-1], lines[:1], []):
+        device.ledger.path.write_bytes(b"".join(left))
+        with pytest.raises(LedgerError, match="only receive models"):
+            Device(device.folder)
+    device.ledger.path.unlink()
+    with pytest.raises(LedgerError, match="only receive models"):
+        Device(device.folder)
+
+    device.ledger.path.write_bytes(b"".join(lines))
+    assert len(Device(device.folder).ledger.releases) == 3
+
+
+@pytest.mark.parametrize("facts", [SIMULATED, REAL])
+def test_another_users_ledger_is_refused(tmp_path: Path, facts: Facts) -> None:
+    ada = Device.create(tmp_path / "ada", facts, clips())
+    ben = Device.create(tmp_path / "ben", replace(facts, user="ben"), clips())
+    assert _spent(ada) != _spent(ben)
+    ada.ledger.path.write_bytes(ben.ledger.path.read_bytes())
+
+    with pytest.raises(LedgerError, match="not that of 'ada'"):
+        Device(ada.folder)
+
+
+def test_only_a_simulated_devices_ledger_repeats(tmp_path: Path) -> None:
+    for facts in (SIMULATED, REAL):
+        heads = set()
+        for name in ("one", "two"):
+            device = Device.create(tmp_path / f"{name}{facts.simulated_seed}", facts, clips())
+            _spent(device)
+            heads.add(device.ledger.head)
+        assert len(heads) == (1 if facts is SIMULATED else 2)
+
+
+def test_an_anchor_that_is_gone_or_damaged_is_no_way_around(make: MakeDevice) -> None:
+    device = make(REAL)
+    _spent(device)
+    path = device.folder / "vault" / "ledger-anchor.sealed"
+    blob = path.read_bytes()
+    path.write_bytes(bytes(len(blob)))
+    with pytest.raises(LedgerError, match=r"anchor is damaged .* one backup"):
+        Device(device.folder)
+    path.unlink()
+    with pytest.raises(LedgerError, match=r"anchor is gone .* one backup"):
+        Device(device.folder)
+
+
+def test_an_anchor_that_cannot_be_written_stops_the_release(
+    make: MakeDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = make(SIMULATED)
+    maker = Maker(device)
+
+    def refuse(*_: Any) -> None:
+        raise PrivacyError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(device.vault, "overwrite", refuse)
+        for _ in range(2):
+            with pytest.raises(PrivacyError, match="disk full"):
+                device.release("round-1", "a" * 64, release(), maker)
+    assert maker.calls == 0
+
+    device.release("round-1", "a" * 64, release(), maker)
+    assert len(device.ledger.releases) == 1
+
+
+def test_a_device_from_before_there_were_anchors_gets_one(make: MakeDevice) -> None:
+    """Its ledger begins with zeros, its facts have schema 1 and no allowance."""
+    device = make(SIMULATED)
+    facts_path, anchor = device.folder / "device.json", device.folder / "vault"
+    (anchor / "ledger-anchor.sealed").unlink()
+    facts = json.loads(facts_path.read_text()) | {"schema": 1}
+    del facts["budgets"][0]["per_run"]
+    facts_path.write_text(json.dumps(facts))
+    Ledger(device.ledger.path).book("old", release(), ())
+
+    assert Device(device.folder, read_only=True).ledger.anchor is None
+    again = Device(device.folder)
+    _spent(again)
+
+    assert (again.facts, len(again.ledger.releases)) == (SIMULATED, 4)
+    assert json.loads(facts_path.read_text())["schema"] == 2
+    (anchor / "ledger-anchor.sealed").unlink()
+    with pytest.raises(LedgerError, match="anchor is gone"):
+        Device(device.folder)
+
+
+def test_a_device_keeps_what_one_run_may_spend(make: MakeDevice) -> None:
+    two = accountant.epsilon([release()] * 2, DELTA)
+    device = make(replace(REAL, budgets=(Budget(epsilon=8.0, delta=DELTA, per_run=two),)))
+    _spent(device, 2)
+    maker = Maker(device)
+
+    with pytest.raises(BudgetSpent, match="allowance of the run 'run'"):
+        Device(device.folder).release("round-3", "a" * 64, release(3), maker)
+    assert maker.calls == 0
+
+    device.release("round-1", "a" * 64, replace(release(), run="next"), maker)
+    assert maker.calls == 1
 
 
 # --- on the disk ------------------------------------------------------------------------------

@@ -291,3 +291,44 @@ def test_the_key_is_not_shown(vault: Vault) -> None:
 
     assert key.hex() not in repr(vault)
     assert repr(key) not in repr(vault)
+
+
+# --- in place -----------------------------------------------------------------------------------
+
+
+def test_what_is_written_over_comes_back_and_is_always_one_sector(vault: Vault) -> None:
+    for data in (b"first", b"", b"x" * 479):
+        vault.overwrite("anchor", data)
+        assert Vault.open(vault.folder).get("anchor") == data
+        assert (vault.folder / "anchor.sealed").stat().st_size == 512
+
+    with pytest.raises(SettingError, match="480 bytes, too many"):
+        vault.overwrite("anchor", b"x" * 480)
+    with pytest.raises(SettingError, match="name"):
+        vault.overwrite("../anchor", b"")
+
+
+def test_only_the_first_bytes_wait_for_the_disk(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    vault.overwrite("anchor", b"first")
+    assert len(synced) == 2, "the file and its folder"
+
+    place = (vault.folder / "anchor.sealed").stat().st_ino
+    vault.overwrite("anchor", b"second")
+    assert len(synced) == 2
+    assert (vault.folder / "anchor.sealed").stat().st_ino == place, "the same sector"
+
+
+def test_a_disk_that_refuses_keeps_what_was_there(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vault.overwrite("anchor", b"first")
+    for refused in (lambda *_: 0, lambda *_: (_ for _ in ()).throw(OSError(28, "full"))):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", refused)
+            with pytest.raises(PrivacyError, match="cannot be written"):
+                vault.overwrite("anchor", b"second")
+    assert vault.get("anchor") == b"first"

@@ -16,7 +16,14 @@ from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, Sott
 from sottovoce.shared.privacy import accountant, chain
 from sottovoce.shared.privacy.chain import GENESIS, Anchor
 from sottovoce.shared.privacy.ledger import Budget, Ledger
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy.release import (
+    Kind,
+    Mechanism,
+    NoisedBy,
+    Release,
+    Unit,
+    UserNoise,
+)
 
 DELTA = 1e-5
 AMPLE = (Budget(epsilon=50.0, delta=DELTA),)
@@ -344,6 +351,24 @@ def test_a_torn_line_is_charged_as_the_costliest_release(path: Path, left: int) 
 def test_a_torn_first_line_counts_as_unprotected(path: Path) -> None:
     path.write_bytes(b'{"n": 0, "prev"')
     assert Ledger(path).epsilon(DELTA) == math.inf
+
+
+def test_a_torn_line_is_charged_for_both_units(path: Path) -> None:
+    """One release hides utterances alone, the other its user in a sum: either may be the torn."""
+    summed = UserNoise(noise_multiplier=1.5, clip_norm=1.0, noised_by=NoisedBy.SHARES)
+    in_sum = replace(release(), noise_multiplier=0.0, sensitivity=0.0, user=summed)
+    for known in ([in_sum], [in_sum, release()], [replace(release(), user=summed), in_sum]):
+        path.unlink(missing_ok=True)
+        ledger = Ledger(path)
+        for number, one in enumerate(known):
+            ledger.book(f"{number}", one, ())
+        path.write_bytes(path.read_bytes() + b"{")
+
+        torn = Ledger(path).releases[-1]
+
+        for unit in Unit:
+            prices = [accountant.epsilon([one], DELTA, unit=unit) for one in known]
+            assert accountant.epsilon([torn], DELTA, unit=unit) >= max(prices)
 
 
 # --- budgets ----------------------------------------------------------------------------------
