@@ -64,7 +64,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sottovoce {__version__}")
     parser.set_defaults(parser=parser)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    for add in (_add_simulate, _add_corpora, _add_report, _add_budget, _add_predict):
+    for add in (
+        _add_simulate,
+        _add_corpora,
+        _add_report,
+        _add_budget,
+        _add_predict,
+        _add_device,
+    ):
         add(commands)
     return parser
 
@@ -306,6 +313,35 @@ def _predict(arguments: argparse.Namespace) -> int:
         else:
             print(f"{path}: {prediction}")
     return 1 if failed else 0
+
+
+def _add_device(commands: Any) -> None:  # noqa: ANN401
+    """``device`` and its commands."""
+    example = "sottovoce device budget DIR"
+    text = "Look at a user's own device."
+    group = commands.add_parser(
+        "device",
+        help=text,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    group.set_defaults(parser=group)
+    own = group.add_subparsers(title="commands", metavar="COMMAND")
+    parser = _command(
+        own, "budget", _device_budget, "Show what a device has spent, and what is left.", example
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _device_budget(arguments: argparse.Namespace) -> int:
+    """Verify the ledger and price it."""
+    from sottovoce.client.budget import account
+
+    told = account(arguments.folder)
+    _print(told.to_dict()) if arguments.json else print("\n".join(told.lines()))
+    return 0
 
 
 def _print(value: object) -> None:

@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sottovoce import cli
+from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.privacy.ledger import Budget
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 from sottovoce.simulations import pipeline
 
 Say = Callable[..., tuple[int, str, str]]
@@ -61,9 +66,12 @@ def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]
 # --- help and usage ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["simulate", "corpora", "report", "budget", "predict"])
+@pytest.mark.parametrize(
+    "command",
+    ["simulate", "corpora", "report", "budget", "predict", "device", "device budget"],
+)
 def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
-    status, out, _ = say(command, "--help")
+    status, out, _ = say(*command.split(), "--help")
 
     assert status == 0
     assert f"example:\n  sottovoce {command} " in out
@@ -531,6 +539,70 @@ def test_a_folder_that_is_no_device_is_a_usage_error(
     status, _, last = say("predict", wav, "--model", model, "--device", tmp_path)
 
     assert (status, "no device" in last) == (2, True)
+
+
+# --- what looks at a device -------------------------------------------------------------------
+
+
+def _device(folder: Path) -> Device:
+    """A real device that let out its label counts."""
+    none, empty = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
+    examples = Examples(features=torch.zeros(0, 3), frames=empty, labels=empty)
+    clips = Clips(examples=examples, enrols=none, calibrates=none, trains=none)
+    budgets = (Budget(epsilon=8.0, delta=1e-5, per_run=4.0),)
+    device = Device.create(folder, Facts(user="ada", budgets=budgets, labels=("sad",)), clips)
+    release = Release(
+        kind=Kind.LABEL_COUNTS,
+        mechanism=Mechanism.GAUSSIAN,
+        run="r",
+        round=0,
+        noise_multiplier=3.0,
+        sensitivity=1.0,
+    )
+    device.ledger.book("counts", release, budgets)
+    return device
+
+
+def test_a_devices_budget_is_lines_or_json(say: Say, tmp_path: Path) -> None:
+    device = _device(tmp_path)
+
+    status, out, _ = say("device", "budget", tmp_path)
+    assert status == 0
+    assert "one utterance, delta 1e-05: epsilon 1.2" in out
+    assert out.splitlines()[-1] == "chain verified; anchor verified"
+
+    status, out, _ = say("device", "budget", tmp_path, "--json")
+    told = json.loads(out)
+    assert (status, told["ledger_sha256"], told["anchor"]) == (0, device.ledger.head, True)
+    assert (told["kinds"], told["budgets"][0]["per_run"]) == ({"label-counts": 1}, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("harm", "code", "words"),
+    [
+        (lambda path: path.with_name("device.json").unlink(), 2, ["holds no device"]),
+        (lambda path: path.with_name("device.json").write_text("{"), 1, ["damaged", "backup"]),
+        (lambda path: path.write_text(""), 1, ["0 releases", "booked 1", "newest copy"]),
+        (lambda path: path.write_text("{}\n"), 1, ["line 1", "breaks the chain"]),
+        (lambda path: path.write_bytes(b"\xff\n"), 1, ["line 1", "breaks the chain"]),
+    ],
+)
+def test_a_device_that_cannot_be_trusted_fails(
+    say: Say, tmp_path: Path, harm: Callable[[Path], object], code: int, words: list[str]
+) -> None:
+    harm(_device(tmp_path).ledger.path)
+
+    status, out, last = say("device", "budget", tmp_path, "--json")
+
+    assert (status, out) == (code, "")
+    assert not [word for word in words if word not in last], last
+
+
+def test_device_wants_a_command_and_a_folder(say: Say, tmp_path: Path) -> None:
+    assert say("device")[0] == 2
+    assert say("device", "budget")[0] == 2
+    assert say("device", "fly")[0] == 2
+    assert say("device", "budget", tmp_path / "none")[0] == 2
 
 
 # --- what looks at a finished run -------------------------------------------------------------
