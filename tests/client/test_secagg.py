@@ -255,6 +255,14 @@ def test_odd_survivors_are_refused(house: House, users: list[str], match: str) -
     refused(house, "agree", Survivors(users=tuple(users)).to_bytes(), match)
 
 
+def test_a_survivor_whose_shares_were_held_back_is_refused(house: House) -> None:
+    """Its mask is not in this device's update: somebody's masks would not cancel."""
+    parcels = Parcels.from_bytes(house.until("mask")[ME]).parcels
+    house.step("mask", ME, Parcels(parcels=parcels[1:]).to_bytes())
+
+    refused(house, "agree", Survivors(users=tuple(USERS)).to_bytes(), "shares never came")
+
+
 def test_survivors_below_the_threshold_are_refused() -> None:
     """In a sparse graph a quorum may survive and hardly a neighbour."""
     house = House(replace(SETTINGS, degree=4, threshold=3, quorum=4))

@@ -68,7 +68,14 @@ def test_a_weak_arrangement_fails_as_often_as_it_says() -> None:
 
 @pytest.mark.parametrize(
     ("devices", "dropout", "corruption"),
-    [(2, 0.0, 0.0), (24, 0.5, 0.1), (24, 0.1, 0.9), (24, math.nan, 0.1), (24, 0.1, -0.1)],
+    [
+        (2, 0.0, 0.0),
+        (24, 0.5, 0.1),
+        (24, 0.1, 0.9),
+        (24, 0.0, 0.97),
+        (24, math.nan, 0.1),
+        (24, 0.1, -0.1),
+    ],
 )
 def test_what_no_graph_bears_is_refused(devices: int, dropout: float, corruption: float) -> None:
     with pytest.raises(SettingError):
