@@ -1,6 +1,7 @@
 """What a device does when a run asks: enrol, train, become personal. No Flower in here."""
 
 import hashlib
+import math
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,8 @@ from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy import bound
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, UserNoise
 
 
 def enrol(device: Device, plan: Plan, front: Front, population: Population) -> Tensor | None:
@@ -99,7 +101,9 @@ def train(
         f"round-{number}",
         content.hexdigest(),
         agreed.gradient_release(number),
-        lambda random: (
+        lambda random: _bounded(
+            agreed,
+            agreed.user.update if agreed.user else None,
             local_update(
                 model,
                 examples,
@@ -108,9 +112,20 @@ def train(
                 agreed.mechanism,
                 random.noise,
                 random.generator,
-            ).vector
+            ).vector,
         ),
     )
+
+
+def _bounded(plan: Plan, user: UserNoise | None, vector: Tensor) -> Tensor:
+    """What one user adds to a sum whose noise hides users.
+
+    Where utterances are hidden too, what was noised here was bounded before; a bound on the noised
+    vector would only spoil it.
+    """
+    if user is None or plan.private:
+        return vector
+    return bound.project(vector, user.clip_norm)
 
 
 def personalise(
@@ -208,10 +223,12 @@ def _training_examples(device: Device, plan: Plan, centre: Tensor) -> Examples:
     """The training clips as the model reads them: behind a mean that is a booked release."""
     kept = device.vault.get_tensors("projected")
     settings, release = plan.normaliser, plan.normaliser_release()
-    if settings is None or release is None:
+    if settings is None:
         return _finish(kept, "training", centre)
     projected, frames = kept["training.projected"], kept["training.frames"]
     rows = normaliser.summarise(projected, frames) - centre
+    if release is None:  # the whole update is bounded, whatever mean shaped it
+        return _finish(kept, "training", centre + (rows.mean(0) if len(rows) else 0))
     mean = device.release(
         "normaliser",
         hashlib.sha256(plan.digest().encode() + centre.numpy().tobytes()).hexdigest(),
@@ -225,6 +242,8 @@ def _label_counts(device: Device, plan: Plan, clips: Clips) -> Tensor:
     """How many clips of each class training uses, noised, shape (classes,), float32."""
     labels = clips.examples.labels[clips.trains]
     counts = torch.bincount(labels, minlength=len(plan.labels)).double()
+    if plan.user:
+        counts = bound.project(counts, plan.user.counts.clip_norm)
     return device.release(
         "label-counts",
         plan.digest(),
@@ -238,11 +257,14 @@ def _centre_share(device: Device, plan: Plan, rows: Tensor) -> Tensor:
     settings, release = plan.centre, plan.centre_release()
     if settings is None or release is None:
         return torch.zeros(rows.shape[1])
+    user = plan.user.centre.clip_norm if plan.user and plan.user.centre else math.inf
+    if plan.unit == "user" and len(rows):  # a user's mean is one row, however many clips it is of
+        rows = rows.mean(0, keepdim=True)
     return device.release(
         "centre",
         plan.digest(),
         release,
-        lambda random: normaliser.released_sum(rows, settings, random.noise),
+        lambda random: normaliser.released_sum(rows, settings, random.noise, most=user),
     )
 
 

@@ -5,6 +5,7 @@ its only parameter, so clipping is over the whole gradient by construction, and 
 in is never changed.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,6 +20,7 @@ from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.flat import flatten, unflatten
 from sottovoce.shared.models.loss import cross_entropy
 from sottovoce.shared.models.network import Gradients, Network
+from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.noise import NoiseSource
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
@@ -82,6 +84,8 @@ def local_update(
           normaliser fitted on them must have been noised and booked.
         - The sum gets normal noise of standard deviation S x C in every weight, in every step, also
           when nobody joined and when there are no utterances at all.
+        - With a ``sum_norm`` B, the sum is brought within B before the noise, so that one user
+          changes it by at most B; that moves no two sums further apart.
         - The whole update is ``steps`` such releases with Poisson rate ``sample_rate``; momentum
           and step size only process what was released.
         - A gradient of zeros adds zeros. One with a NaN or an infinity adds zeros and is counted.
@@ -220,12 +224,14 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
             expected_batch_size=training.denominator,
         )
         self._noise = noise
+        self._sum_norm = math.inf if mechanism.sum_norm is None else mechanism.sum_norm
 
     def add_noise(self) -> None:
-        """As in Opacus, but summed in float64, so that rounding comes after the noise."""
+        """As in Opacus, but in float64, so that rounding comes after the noise; bounded before."""
         std = self.noise_multiplier * self.max_grad_norm
         for weight in self.params:
-            noised = weight.summed_grad.double() + self._noise.normal(weight.shape, std)
+            total = bound.project(weight.summed_grad.double(), self._sum_norm)
+            noised = total + self._noise.normal(weight.shape, std)
             weight.grad = noised.to(weight.dtype)
 
 

@@ -26,8 +26,9 @@ from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.ledger import Budget
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,6 +46,9 @@ class Job:
             make a round valid, in (0, 1].
         timeout_s: How long to wait for replies, in seconds.
         class_exponent: 1 weighs classes by the inverse of their noised frequency, 0 not at all.
+        budgets: What the sums that the server lets out may cost one user; none lets all pass.
+        simulated_seed: Seed of a simulated server, whose noise can be repeated and protects
+            nobody; None on a real one.
         held_out: File of public speakers that the warm start has not seen, behind front and
             normaliser (``features``, ``frames``, ``labels``, ``speakers``); the prior of the heads
             comes from them. None where there is no public corpus.
@@ -59,6 +63,8 @@ class Job:
     quorum: float = 0.5
     timeout_s: float = 3600.0
     class_exponent: float = 1.0
+    budgets: tuple[Budget, ...] = ()
+    simulated_seed: int | None = None
     held_out: Path | None = None
 
     def save(self, folder: Path) -> None:
@@ -72,6 +78,8 @@ class Job:
             "quorum": self.quorum,
             "timeout_s": self.timeout_s,
             "class_exponent": self.class_exponent,
+            "budgets": [asdict(budget) for budget in self.budgets],
+            "simulated_seed": self.simulated_seed,
             "held_out": str(self.held_out) if self.held_out else None,
         }
         tensors = {name: getattr(self.population, name) for name in _population_fields()}
@@ -141,5 +149,7 @@ def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "quorum": float(facts["quorum"]),
         "timeout_s": float(facts["timeout_s"]),
         "class_exponent": float(facts["class_exponent"]),
+        "budgets": tuple(Budget.from_dict(budget) for budget in facts["budgets"]),
+        "simulated_seed": facts["simulated_seed"],
         "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
     }

@@ -1,14 +1,13 @@
 """A round of training as a pure function from state to state; Flower is glue around it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sottovoce.server import sums
 from sottovoce.shared import check
-from sottovoce.shared.errors import ModelError
 from sottovoce.shared.plan import Plan
 
 
@@ -86,22 +85,6 @@ def begin(weights: Tensor) -> State:
     return State(round=0, weights=weights, direction=zeros, scale=zeros, tail=weights[None])
 
 
-def mean_update(updates: Sequence[Tensor]) -> Tensor:
-    """The plain mean, shape (params,): every device weighs the same, a public constant.
-
-    Summed in float64 in the order given, which callers make the order of users' names.
-
-    Raises:
-        ModelError: No updates.
-    """
-    if not updates:
-        raise ModelError("a round without a single usable update; the model stays as it was")
-    total = torch.zeros_like(updates[0], dtype=torch.float64)
-    for update in updates:
-        total += update
-    return (total / len(updates)).float()
-
-
 def class_weights(counts: Tensor, exponent: float) -> Tensor:
     """Class weights from label counts, shape (classes,), float32.
 
@@ -119,7 +102,7 @@ def class_weights(counts: Tensor, exponent: float) -> Tensor:
 
 
 def learning_rate(
-    settings: Aggregation, plan: Plan, number: int, *, devices: int, utterances: float
+    settings: Aggregation, plan: Plan, number: int, *, devices: int, denominator: float
 ) -> float:
     """The server's learning rate in a round; it depends on public figures alone.
 
@@ -128,16 +111,13 @@ def learning_rate(
         plan: For clip, noise, steps and rounds.
         number: The round, from 1.
         devices: How many contribute.
-        utterances: How many they hold together, by their noised counts.
+        denominator: What a device divides a step's sum by.
     """
     rate = settings.learning_rate
-    if plan.private:
-        # After T steps a weight holds noise of rate * clip * noise * sqrt(devices * T) / n.
-        steps = plan.rounds * plan.training.steps
-        spread = plan.mechanism.clip_norm * plan.mechanism.noise_multiplier
-        spread *= plan.training.learning_rate * math.sqrt(devices * steps)
-        spread /= utterances * plan.training.sample_rate
-        rate = min(rate, settings.weight_noise / spread)
+    spread = sums.spread(plan, devices=devices, denominator=denominator)
+    if spread:
+        # The mean update's noise adds up over rounds.
+        rate = min(rate, settings.weight_noise / (spread / devices * math.sqrt(plan.rounds)))
     if settings.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * (number - 1) / plan.rounds))
     return rate

@@ -19,7 +19,8 @@ from torch import Tensor
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
-from sottovoce.server.round import State, advance, begin, learning_rate, mean_update
+from sottovoce.server.round import State, advance, begin, learning_rate
+from sottovoce.server.sums import Sums
 from sottovoce.shared import wire
 from sottovoce.shared.errors import EngineError, MessageError, SottovoceError
 from sottovoce.shared.head import SealedHead
@@ -44,12 +45,14 @@ class Enrolled:
         receiving: Devices that only take the model.
         counts: Noised label counts of all contributing devices, shape (classes,), float64.
         sums: Noised sum of their rows in front space, shape (inputs,), float64.
+        rows: How many rows one device put into it; 0 for all of its utterances.
     """
 
     contributing: list[Device]
     receiving: list[Device]
     counts: Tensor
     sums: Tensor
+    rows: int = 0
 
     @property
     def usual(self) -> float:
@@ -59,7 +62,7 @@ class Enrolled:
     @property
     def centre(self) -> Tensor:
         """Where these voices lie in front space, shape (inputs,), float32."""
-        return (self.sums / (self.usual * len(self.contributing))).float()
+        return (self.sums / ((self.rows or self.usual) * len(self.contributing))).float()
 
 
 class Training:
@@ -75,6 +78,7 @@ class Training:
         self.job = job
         self.folder = folder
         self.grid = grid
+        self.sums = Sums(job.plan, folder, budgets=job.budgets, seed=job.simulated_seed)
         self._user_of: dict[int, str] = {}  # node by node, once enrolled
 
     def run(self) -> State:
@@ -120,12 +124,13 @@ class Training:
                 f"{self.job.quorum:g} ({_reasons(replies)}). See the devices' own logs, then run "
                 "again with --resume"
             )
-        total = torch.stack([value for _, value in given]).double().sum(0)
+        classes = len(self.job.plan.labels)
         return Enrolled(
             contributing=[device for device, _ in given],
             receiving=[device for device, reply in replies if reply.status is wire.Status.RECEIVES],
-            counts=total[: len(self.job.plan.labels)],
-            sums=total[len(self.job.plan.labels) :],
+            counts=self.sums.counts([value[:classes] for _, value in given]),
+            sums=self.sums.centre([value[classes:] for _, value in given]),
+            rows=1 if self.job.plan.unit == "user" else 0,
         )
 
     def _nodes(self) -> list[int]:
@@ -146,31 +151,36 @@ class Training:
     def _round(self, state: State, enrolled: Enrolled) -> State:
         """One round of training."""
         training, devices = self.job.plan.training, enrolled.contributing
+        denominator = max(enrolled.usual * training.sample_rate, 1.0)
         request = wire.TrainRequest(
             plan=self.job.plan.digest(),
             round=state.round + 1,
             weights=state.weights,
             class_weights=self.job.weigh(enrolled.counts),
             centre=enrolled.centre,
-            denominator=max(enrolled.usual * training.sample_rate, 1.0),
+            denominator=denominator,
         )
         nodes = [device.node for device in devices]
         replies = self._ask(nodes, wire.TRAIN, request.record(), size=len(state.weights))
-        updates = [reply.value for _, reply in replies if self._counts(reply)]
+        updates = [
+            reply.value for _, reply in replies if self._counts(reply) and reply.value is not None
+        ]
         if len(updates) < self.job.quorum * len(devices):
             raise EngineError(
                 f"round {state.round + 1}: {len(updates)} of {len(devices)} devices gave a usable "
                 f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
                 "The rounds before are kept: run again with --resume"
             )
-        mean = mean_update([update for update in updates if update is not None])
+        number = state.round + 1
+        summed = self.sums.updates(number, updates, denominator=denominator)
         rate = learning_rate(
             self.job.aggregation,
             self.job.plan,
-            state.round + 1,
+            number,
             devices=len(devices),
-            utterances=enrolled.usual * len(devices),
+            denominator=denominator,
         )
+        mean = (summed / len(updates)).float()
         return advance(state, mean, self.job.aggregation, rate=rate)
 
     def _counts(self, reply: wire.Reply) -> bool:

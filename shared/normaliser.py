@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.noise import NoiseSource
 
 
@@ -145,22 +146,26 @@ class CentreRelease:
             check.positive(radius=self.radius)
 
 
-def released_sum(rows: Tensor, settings: CentreRelease, noise: NoiseSource) -> Tensor:
+def released_sum(
+    rows: Tensor, settings: CentreRelease, noise: NoiseSource, *, most: float = math.inf
+) -> Tensor:
     """A device's share of the population's centre, as one Gaussian release.
 
     Args:
         rows: Shape (utterances, inputs).
         settings: Clip and noise.
         noise: Where the noise comes from.
+        most: L2 bound on the sum before noise, which is all that one user adds.
 
     Returns:
         Shape (inputs,), float32.
 
     Guarantees:
-        - Before noise, adding or removing one utterance moves it by at most ``radius`` in L2.
+        - Before noise, adding or removing one utterance moves it by at most ``radius`` in L2, and
+          the whole user by at most ``most``.
         - A row with a NaN or an infinity counts as zeros; no utterances give noise alone.
     """
-    exact = _clipped_sum(rows, settings.radius)
+    exact = bound.project(_clipped_sum(rows, settings.radius), most)
     spread = settings.radius * settings.noise_multiplier if settings.noise_multiplier else 0.0
     return (exact + noise.normal(tuple(exact.shape), spread)).float()
 

@@ -22,11 +22,29 @@ from sottovoce.shared.normaliser import (
     CentreRelease,
     NormaliserRelease,
 )
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, UserNoise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.shared.training import Mechanism as Protection
 
-SCHEMA = 1
+SCHEMA = 2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserPromise:
+    """What hides a whole user in each sum of a run; see ``UserNoise``.
+
+    Attributes:
+        counts: In the sum of label counts, bounded in utterances.
+        centre: In the sum that tells where this population's voices lie, bounded in front units: a
+            sum of users' means or, where devices noise their own rows, of all rows; None where
+            there is none.
+        update: In the sum of a round's updates. Bounded in weights; in summed gradients where
+            devices noise their own, whose steps they were bounded in.
+    """
+
+    counts: UserNoise
+    centre: UserNoise | None
+    update: UserNoise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +65,8 @@ class Plan:
         normaliser: The noised mean of the user that training uses; None trains with the centre
             alone, as for users who will enrol with little or nothing.
         count_noise: Standard deviation of the noise on the label histogram (sensitivity 1); 0 for
-            no privacy.
+            no privacy of utterances.
+        user: What hides a whole user in every sum over users; None where nothing does.
     """
 
     run: str
@@ -61,6 +80,7 @@ class Plan:
     centre: CentreRelease | None
     normaliser: NormaliserRelease | None
     count_noise: float
+    user: UserPromise | None = None
 
     def __post_init__(self) -> None:
         check.at_least(1, rounds=self.rounds)
@@ -77,15 +97,37 @@ class Plan:
                 "a plan noises all of its releases or none: an epsilon that covers only some of "
                 "gradients, centre, normaliser and label counts would promise nothing"
             )
+        if self.user:
+            self._check_user(self.user)
+
+    def _check_user(self, user: UserPromise) -> None:
+        """Refuse a promise to users that the settings would not keep."""
+        if (user.centre is None) != (self.centre is None):
+            raise SettingError("a plan hides its users in all of its sums, the centre's included")
+        bounded = self.mechanism.sum_norm
+        if self.private and (bounded != user.update.clip_norm or self.training.steps != 1):
+            raise SettingError(
+                f"utterances and users are both hidden only in rounds of one step whose sum is "
+                f"bounded as the user's update is: steps is {self.training.steps}, sum_norm "
+                f"{bounded}, the update's clip_norm {user.update.clip_norm}"
+            )
 
     @property
     def private(self) -> bool:
-        """Whether every release is noised."""
+        """Whether every release is noised before it leaves, so that it hides an utterance."""
         return self.count_noise > 0
 
+    @property
+    def unit(self) -> str:
+        """What the plan protects: ``none``, ``utterance``, ``user`` or ``both``."""
+        return _UNITS[self.private, self.user is not None]
+
     def normaliser_release(self) -> Release | None:
-        """The ledger's record of the training normaliser; None where none is used."""
-        if self.normaliser is None:
+        """The ledger's record of the training normaliser; None where there is none to book.
+
+        Where only users are hidden, it never leaves but inside updates that are bounded as a whole.
+        """
+        if self.normaliser is None or self.unit == "user":
             return None
         return self._release(
             Kind.NORMALISER, 0, self.normaliser.noise_multiplier, self.normaliser.sensitivity
@@ -95,11 +137,18 @@ class Plan:
         """The ledger's record of the device's share of the centre; None where none is sent."""
         if self.centre is None:
             return None
-        return self._release(Kind.CENTRE, 0, self.centre.noise_multiplier, self.centre.radius)
+        return self._release(
+            Kind.CENTRE,
+            0,
+            self.centre.noise_multiplier,
+            self.centre.radius,
+            user=self.user.centre if self.user else None,
+        )
 
     def counts_release(self) -> Release:
         """The ledger's record of the label histogram."""
-        return self._release(Kind.LABEL_COUNTS, 0, self.count_noise, 1.0)
+        user = self.user.counts if self.user else None
+        return self._release(Kind.LABEL_COUNTS, 0, self.count_noise, 1.0, user=user)
 
     def gradient_release(self, number: int) -> Release:
         """The ledger's record of one round's update; rounds count from 1."""
@@ -110,6 +159,7 @@ class Plan:
             self.mechanism.clip_norm,
             sample_rate=self.training.sample_rate,
             steps=self.training.steps,
+            user=self.user.update if self.user else None,
         )
 
     def releases(self) -> Iterator[Release]:
@@ -130,18 +180,19 @@ class Plan:
         *,
         sample_rate: float = 1.0,
         steps: int = 1,
+        user: UserNoise | None = None,
     ) -> Release:
-        """One record; without noise it says that nothing protects it."""
-        protected = noise > 0
+        """One record; without any noise it says that nothing protects it."""
         return Release(
             kind=kind,
-            mechanism=Mechanism.GAUSSIAN if protected else Mechanism.NONE,
+            mechanism=Mechanism.GAUSSIAN if noise > 0 or user else Mechanism.NONE,
             run=self.run,
             round=number,
             noise_multiplier=noise,
             sample_rate=sample_rate,
             steps=steps,
-            sensitivity=sensitivity if protected else 0.0,
+            sensitivity=sensitivity if noise > 0 else 0.0,
+            user=user,
         )
 
     def to_json(self) -> str:
@@ -181,6 +232,25 @@ class Plan:
             raise MessageError(f"the plan makes no sense: {error}") from error
 
 
+_UNITS = {
+    (False, False): "none",
+    (True, False): "utterance",
+    (False, True): "user",
+    (True, True): "both",
+}
+
+
+def _user_promise(record: Mapping[str, Any] | None) -> UserPromise | None:
+    """Read what hides a user."""
+    if record is None:
+        return None
+    return UserPromise(
+        counts=UserNoise.from_dict(record["counts"]),
+        centre=UserNoise.from_dict(record["centre"]) if record["centre"] else None,
+        update=UserNoise.from_dict(record["update"]),
+    )
+
+
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Rebuild the nested settings."""
     mechanism = record["mechanism"]
@@ -197,4 +267,5 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
         "mechanism": UtteranceNoise(**mechanism) if mechanism else NoPrivacy(),
         "centre": centre,
         "normaliser": normaliser,
+        "user": _user_promise(record["user"]),
     }

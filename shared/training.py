@@ -45,13 +45,18 @@ class UtteranceNoise:
     Attributes:
         clip_norm: L2 bound on one utterance's gradient, above 0.
         noise_multiplier: Standard deviation of the noise in units of ``clip_norm``, above 0.
+        sum_norm: L2 bound on the sum of a step's clipped gradients before it is noised, above 0,
+            so that the noise of all devices together hides the whole user; None bounds nothing.
     """
 
     clip_norm: float
     noise_multiplier: float
+    sum_norm: float | None = None
 
     def __post_init__(self) -> None:
         check.positive(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
+        if self.sum_norm is not None:
+            check.positive(sum_norm=self.sum_norm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +65,7 @@ class NoPrivacy:
 
     clip_norm: float = field(default=math.inf, init=False)
     noise_multiplier: float = field(default=0.0, init=False)
+    sum_norm: None = field(default=None, init=False)
 
 
 Mechanism = UtteranceNoise | NoPrivacy

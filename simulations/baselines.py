@@ -15,8 +15,8 @@ from sottovoce.server.round import (
     begin,
     class_weights,
     learning_rate,
-    mean_update,
 )
+from sottovoce.server.sums import total
 from sottovoce.shared import metrics, normaliser, seeds
 from sottovoce.shared.examples import Examples, join
 from sottovoce.shared.front import finish
@@ -39,7 +39,9 @@ def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Pl
     ``federated_no_privacy`` averages updates without noise. All know every user's exact mean; none
     promises anything.
     """
-    open_plan = replace(plan, mechanism=NoPrivacy(), centre=None, normaliser=None, count_noise=0.0)
+    open_plan = replace(
+        plan, mechanism=NoPrivacy(), centre=None, normaliser=None, count_noise=0.0, user=None
+    )
     return {
         name: {"uar": _pooled(_BASELINES[name], scenario, protocol, material, open_plan)}
         for name in scenario.baselines
@@ -126,11 +128,9 @@ class _Place:
                     random,
                 )
                 updates.append(update.vector)
-            utterances = float(sum(len(d) for d in devices))
-            rate = learning_rate(
-                settings, self.plan, number, devices=len(devices), utterances=utterances
-            )
-            state = advance(state, mean_update(updates), settings, rate=rate)
+            rate = learning_rate(settings, self.plan, number, devices=len(devices), denominator=1.0)
+            mean = (total(updates) / len(updates)).float()
+            state = advance(state, mean, settings, rate=rate)
         return state
 
 

@@ -23,7 +23,7 @@ from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.plan import Plan
-from sottovoce.simulations import baselines, promise, record
+from sottovoce.simulations import baselines, promise, record, statement
 from sottovoce.simulations.hearing import (
     Heard,
     Progress,
@@ -103,13 +103,14 @@ def simulate(
         "rounds_per_s": scenario.rounds * len(worlds) / (time.monotonic() - training),
     }
     compared = baselines.measure(scenario, heard.protocol, material, plan)
-    privacy = promise.privacy_file(
+    privacy = statement.privacy_file(
         scenario,
         worlds[0].plan,
         {
             world.fold.name: {user: world.ledger(user) for user in world.fold.train}
             for world in worlds
         },
+        {world.fold.name: sums for world in worlds if (sums := world.sums())},
     )
     clients = sum(len(world.fold.train) for world in worlds)
     timing |= {

@@ -1,7 +1,6 @@
-"""From an epsilon to the noise of every release, and from ledgers back to privacy.json."""
+"""From an epsilon to the noise of every release; ``statement`` goes the way back."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import replace
 
 from sottovoce.shared.errors import SettingError
@@ -12,30 +11,12 @@ from sottovoce.shared.normaliser import (
     CentreRelease,
     NormaliserRelease,
 )
-from sottovoce.shared.plan import Plan
+from sottovoce.shared.plan import Plan, UserPromise
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.ledger import Budget, Ledger
-from sottovoce.shared.privacy.release import Kind, Release, Unit
+from sottovoce.shared.privacy.ledger import Budget
+from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
-from sottovoce.simulations.runfile import Json
 from sottovoce.simulations.scenario import Scenario
-
-ASSUMPTIONS = (
-    "Each device runs this code unchanged and its ledger covers its whole life.",
-    (
-        "In this simulation noise comes from a seed so that the run can be repeated; devices draw "
-        "it from the operating system."
-    ),
-    "Public corpora hold no utterance of any user.",
-    "Choosing settings by looking at results would cost more; it is not counted here.",
-    "Each fold is a world of its own: a real device would live through one of them.",
-)
-NOT_PROTECTED = (
-    "That a user takes part, and when.",
-    "What all of a user's utterances have in common: the promise is for one utterance at a time.",
-    "What is true of the whole population, whoever takes part.",
-    "What the user's own screen shows, and the device itself.",
-)
 
 
 def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: int) -> Plan:
@@ -74,7 +55,52 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
 
 
 def noised(plan: Plan, scenario: Scenario) -> Plan:
-    """The plan with noise on every release, such that a device's life stays within epsilon.
+    """The plan with noise for every unit that the scenario hides.
+
+    Raises:
+        SettingError: The budget is too small for these releases.
+    """
+    if scenario.hides_utterances:
+        plan = _hiding_utterances(plan, scenario)
+    return _hiding_users(plan, scenario) if scenario.hides_users else plan
+
+
+def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
+    """The plan with noise on every sum over users, such that they stay within epsilon.
+
+    Label counts and centre get fixed shares of the budget (in squared Gaussian mu), the updates
+    what is left, found by bisection on the safe side.
+    """
+    settings = scenario.recipe.user
+    noised_by = NoisedBy.DEVICES if plan.private else NoisedBy.SERVER
+    squared = accountant.gaussian_mu(scenario.epsilon, scenario.user_delta) ** 2
+
+    def hidden(norm: float, multiplier: float) -> UserNoise:
+        return UserNoise(noise_multiplier=multiplier, clip_norm=norm, noised_by=noised_by)
+
+    def shared(norm: float, share: float) -> UserNoise:
+        return hidden(norm, 1 / math.sqrt(share * squared))
+
+    def with_noise(multiplier: float) -> Plan:
+        centre = shared(settings.centre_norm, settings.centre_share) if plan.centre else None
+        user = UserPromise(
+            counts=shared(settings.counts_norm, settings.counts_share),
+            centre=centre,
+            update=hidden(settings.update_norm, multiplier),
+        )
+        return replace(plan, user=user)
+
+    multiplier = accountant.calibrate(
+        lambda trial: with_noise(trial).releases(),
+        scenario.epsilon,
+        scenario.user_delta,
+        unit=Unit.USER,
+    )
+    return with_noise(multiplier)
+
+
+def _hiding_utterances(plan: Plan, scenario: Scenario) -> Plan:
+    """The plan with noise on all that leaves a device, such that its life stays within epsilon.
 
     Centre and normaliser get fixed shares of the budget (in squared Gaussian mu), label counts a
     fixed noise; the gradients get what is left, found by bisection on the safe side.
@@ -104,7 +130,11 @@ def noised(plan: Plan, scenario: Scenario) -> Plan:
         )
 
     def with_noise(multiplier: float) -> Plan:
-        mechanism = UtteranceNoise(clip_norm=recipe.clip_norm, noise_multiplier=multiplier)
+        mechanism = UtteranceNoise(
+            clip_norm=recipe.clip_norm,
+            noise_multiplier=multiplier,
+            sum_norm=recipe.user.update_norm if scenario.hides_users else None,
+        )
         return replace(
             plan,
             mechanism=mechanism,
@@ -133,101 +163,20 @@ def check_budget(scenario: Scenario) -> None:
 
 def budgets(scenario: Scenario) -> tuple[Budget, ...]:
     """What a simulated device may spend; none at all allows unprotected releases."""
-    if not scenario.private:
-        return ()
-    return (Budget(epsilon=scenario.epsilon, delta=scenario.delta),)
-
-
-def privacy_file(
-    scenario: Scenario, plan: Plan, worlds: Mapping[str, Mapping[str, Ledger]]
-) -> Json:
-    """Content of privacy.json.
-
-    Args:
-        scenario: The settled scenario.
-        plan: A plan of the run, for its clip and noise.
-        worlds: For every fold, every contributing user's ledger.
-    """
-    private = scenario.private
-    return {
-        "schema": 1,
-        "unit": scenario.unit,
-        "epsilon": scenario.epsilon if private else None,
-        "delta": scenario.delta if private else None,
-        "neighbouring": accountant.NEIGHBOURING[Unit.UTTERANCE],
-        "sampling": _sampling(plan),
-        "accountant": accountant.NAME,
-        "noise_multiplier": plan.mechanism.noise_multiplier if private else None,
-        "clip_norm": plan.mechanism.clip_norm if private else None,
-        "statement": _statement(scenario, plan),
-        "assumptions": list(ASSUMPTIONS),
-        "not_protected": list(NOT_PROTECTED),
-        "worlds": [
-            {
-                "name": name,
-                "clients": {
-                    user: _account(ledger, scenario) for user, ledger in sorted(ledgers.items())
-                },
-            }
-            for name, ledgers in worlds.items()
-        ],
-        "recompute": "sottovoce budget RUN",
-    }
-
-
-def _account(ledger: Ledger, scenario: Scenario) -> Json:
-    """One user's line."""
-    releases: list[Json] = []
-    so_far: list[Release] = []
-    for release in ledger.releases:
-        so_far.append(release)
-        spent = accountant.epsilon(so_far, scenario.delta, fast=True)
-        releases.append(
-            {
-                "kind": release.kind.value,
-                "mechanism": release.mechanism.value,
-                "round": release.round,
-                "noise_multiplier": release.noise_multiplier,
-                "sample_rate": release.sample_rate,
-                "steps": release.steps,
-                "clip_norm": release.sensitivity,
-                "epsilon_after": spent if math.isfinite(spent) else None,
-            }
-        )
-    spent = ledger.epsilon(scenario.delta)
-    known = math.isfinite(spent) and scenario.private
-    return {
-        "epsilon": spent if known else None,
-        "delta": scenario.delta,
-        "budget": {"epsilon": scenario.epsilon if known else None, "delta": scenario.delta},
-        "remaining": max(scenario.epsilon - spent, 0.0) if known else None,
-        "rounds": sum(release.kind is Kind.GRADIENT for release in ledger.releases),
-        "ledger_sha256": ledger.head,
-        "releases": releases,
-    }
-
-
-def _sampling(plan: Plan) -> str:
-    """How utterances come into a step, in words."""
-    if plan.training.sample_rate == 1.0:
-        return "every utterance in every step (rate 1); every device in every round"
-    return (
-        f"Poisson, each utterance with rate {plan.training.sample_rate:g} in every step; "
-        "every device in every round"
+    return tuple(
+        budget for budget in (_utterance_budget(scenario), user_budget(scenario)) if budget
     )
 
 
-def _statement(scenario: Scenario, plan: Plan) -> str:
-    """The promise in words."""
-    if not scenario.private:
-        return (
-            "No privacy guarantee: this run was asked to protect nothing, and every release is "
-            "booked as unprotected."
-        )
-    return (
-        f"Whatever a device sent in this run changes by a factor of at most e^{scenario.epsilon:g} "
-        f"in probability (but for a chance of {scenario.delta:g}) when one utterance of its user "
-        "is added or removed. Unit: utterance. This holds against anyone who sees what the device "
-        "sends, the server included. It covers label counts, centre, the normaliser that training "
-        f"uses, and {plan.rounds} rounds of gradients."
-    )
+def _utterance_budget(scenario: Scenario) -> Budget | None:
+    """What one utterance is promised."""
+    if not scenario.hides_utterances:
+        return None
+    return Budget(epsilon=scenario.epsilon, delta=scenario.delta)
+
+
+def user_budget(scenario: Scenario) -> Budget | None:
+    """What one user is promised."""
+    if not scenario.hides_users:
+        return None
+    return Budget(epsilon=scenario.epsilon, delta=scenario.user_delta, unit=Unit.USER)

@@ -150,14 +150,16 @@ def privacy_section(privacy: Mapping[str, Any], *, audit: float | None = None) -
     section = {key: privacy[key] for key in (*promised, "noise_multiplier", "clip_norm")}
     section["releases"] = sum(len(account["releases"]) for account in accounts + servers)
     epsilons = [line["epsilon"] for line in spent.values() if line["epsilon"] is not None]
-    if epsilons:
-        section["utterance"] = {
-            "epsilon_max": max(epsilons),
-            "epsilon_median": median(epsilons),
-            "per_client": {name: spent[name] for name in sorted(spent, key=natural)},
-        }
     if servers:
-        section["user"] = {"epsilon": max(server["epsilon"] for server in servers)}
+        terms = privacy.get("user") or privacy
+        worst = max(server["epsilon"] for server in servers)
+        section["user"] = {"epsilon": worst, "delta": terms["delta"]}
+    if epsilons:
+        section.setdefault("user" if privacy["unit"] == "user" else "utterance", {}).update(
+            epsilon_max=max(epsilons),
+            epsilon_median=median(epsilons),
+            per_client={name: spent[name] for name in sorted(spent, key=natural)},
+        )
     if audit is not None:
         section["audit"] = {"epsilon_lower": audit}
     return section

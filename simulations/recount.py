@@ -9,17 +9,18 @@ asked. Nothing in the run folder is changed.
 
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from sottovoce.server.sums import OWNER
 from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.release import Mechanism, Release
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 from sottovoce.simulations.names import file_name, folder_name
 from sottovoce.simulations.runfile import Json, read_privacy
 
@@ -147,25 +148,63 @@ def recount(run_folder: Path) -> Recount:
         MessageError: Its ``privacy.json`` is damaged or of a newer release.
     """
     privacy = read_privacy(run_folder)
-    worlds = {str(world["name"]): world["clients"] for world in privacy["worlds"]}
-    counts = [
-        _count(run_folder / "ledgers" / folder_name(fold), fold, client, account, privacy)
-        for fold, clients in worlds.items()
-        for client, account in clients.items()
-    ]
+    kept = list(_kept(run_folder / "ledgers", privacy))
     return Recount(
         unit=privacy["unit"],
         promised=privacy["epsilon"],
         delta=privacy["delta"],
-        counts=tuple(counts),
-        faults=tuple(_strangers(run_folder / "ledgers", worlds)),
+        counts=tuple(_count(one) for one in kept),
+        faults=tuple(_strangers(run_folder / "ledgers", {one.path for one in kept})),
     )
 
 
-def _count(folder: Path, fold: str, client: str, account: Json, privacy: Json) -> Count:
-    """One client: read, verify, price, compare."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    """A ledger, what ``privacy.json`` says of it, and the terms of its unit."""
+
+    path: Path
+    fold: str
+    client: str
+    account: Json
+    unit: Unit
+    terms: Json
+    protects: bool
+
+
+def _kept(ledgers: Path, privacy: Json) -> Iterator[_Kept]:
+    """Every ledger that ``privacy.json`` accounts for: users', and the servers' of their sums."""
+    common = {"protects": privacy["unit"] != "none"}
+    first = Unit.USER if privacy["unit"] == "user" else Unit.UTTERANCE
+    for world in privacy["worlds"]:
+        fold = str(world["name"])
+        folder = ledgers / folder_name(fold)
+        for client, account in world["clients"].items():
+            yield _Kept(
+                path=folder / f"{file_name(client)}.jsonl",
+                fold=fold,
+                client=client,
+                account=account,
+                unit=first,
+                terms=privacy,
+                **common,
+            )
+        if world.get("server"):
+            yield _Kept(
+                path=folder.with_name(f"{folder.name}.server.jsonl"),
+                fold=fold,
+                client=OWNER,
+                account=world["server"],
+                unit=Unit.USER,
+                terms=privacy.get("user") or privacy,
+                **common,
+            )
+
+
+def _count(kept: _Kept) -> Count:
+    """One ledger: read, verify, price, compare."""
+    fold, client, account = kept.fold, kept.client, kept.account
     try:
-        ledger = _ledger(folder / f"{file_name(client)}.jsonl", client)
+        ledger = _ledger(kept.path, client)
     except SottovoceError as error:
         return Count(
             fold=fold,
@@ -177,7 +216,8 @@ def _count(folder: Path, fold: str, client: str, account: Json, privacy: Json) -
             faults=(str(error),),
         )
     delta = float(account["delta"])
-    pld, prv = accountant.epsilon(ledger.releases, delta), independent(ledger.releases, delta)
+    pld = accountant.epsilon(ledger.releases, delta, unit=kept.unit)
+    prv = independent(ledger.releases, delta, unit=kept.unit)
     return Count(
         fold=fold,
         client=client,
@@ -185,7 +225,7 @@ def _count(folder: Path, fold: str, client: str, account: Json, privacy: Json) -
         claimed=account["epsilon"],
         pld=pld,
         prv=prv,
-        faults=tuple(_faults(ledger, account, privacy, pld, prv)),
+        faults=tuple(_faults(ledger, kept, pld, prv)),
     )
 
 
@@ -201,8 +241,9 @@ def _ledger(path: Path, client: str) -> Ledger:
     return Ledger(path, owner=client, read_only=True)
 
 
-def _faults(ledger: Ledger, account: Json, privacy: Json, pld: float, prv: float) -> Iterator[str]:
+def _faults(ledger: Ledger, kept: _Kept, pld: float, prv: float) -> Iterator[str]:
     """What does not agree, in words with both numbers."""
+    account = kept.account
     if ledger.head != account["ledger_sha256"]:
         yield (
             f"the ledger's head is {ledger.head[:12]}, privacy.json has "
@@ -213,10 +254,10 @@ def _faults(ledger: Ledger, account: Json, privacy: Json, pld: float, prv: float
             f"the ledger holds {len(ledger.releases)} releases, privacy.json lists "
             f"{len(account['releases'])}"
         )
-    if privacy["unit"] == "none":
-        yield from _unprotected(ledger, account)
+    if kept.protects:
+        yield from _priced(account, kept.terms, pld, prv)
     else:
-        yield from _priced(account, privacy, pld, prv)
+        yield from _unprotected(ledger, account)
 
 
 def _unprotected(ledger: Ledger, account: Json) -> Iterator[str]:
@@ -227,37 +268,35 @@ def _unprotected(ledger: Ledger, account: Json) -> Iterator[str]:
         yield "the ledger books no unprotected release in a run that protects nothing"
 
 
-def _priced(account: Json, privacy: Json, pld: float, prv: float) -> Iterator[str]:
+def _priced(account: Json, terms: Json, pld: float, prv: float) -> Iterator[str]:
     """Claims against what both accountants say; written so that NaN and infinity disagree."""
-    claimed, promised = account["epsilon"], privacy["epsilon"]
+    claimed, promised = account["epsilon"], terms["epsilon"]
     if claimed is None or not abs(claimed - pld) <= SAME:
         yield f"privacy.json says epsilon {claimed}, the ledger costs {pld:.6f} by PLD"
     if claimed is None or not abs(claimed - prv) <= CLOSE:
         yield f"privacy.json says epsilon {claimed}, the ledger costs {prv:.4f} by PRV"
     if promised is None or not pld <= promised + SAME:
         yield f"epsilon {pld:.6f} was spent where {promised} was promised"
-    if privacy["delta"] is None or not account["delta"] <= privacy["delta"]:
-        yield f"delta {account['delta']} was spent where {privacy['delta']} was promised"
+    if terms["delta"] is None or not account["delta"] <= terms["delta"]:
+        yield f"delta {account['delta']} was spent where {terms['delta']} was promised"
 
 
-def _strangers(ledgers: Path, worlds: Mapping[str, Mapping[str, object]]) -> Iterator[str]:
+def _strangers(ledgers: Path, known: Collection[Path]) -> Iterator[str]:
     """Ledgers of nobody: releases that no line of ``privacy.json`` prices."""
-    known = {
-        ledgers / folder_name(fold) / f"{file_name(client)}.jsonl"
-        for fold, clients in worlds.items()
-        for client in clients
-    }
-    for path in sorted(ledgers.glob("*/*.jsonl")):
+    for path in sorted([*ledgers.glob("*/*.jsonl"), *ledgers.glob("*.jsonl")]):
         if path not in known:
             yield f"{path.parent.name}/{path.name} is a ledger that privacy.json does not mention"
 
 
-def independent(releases: tuple[Release, ...], delta: float) -> float:
+def independent(
+    releases: tuple[Release, ...], delta: float, *, unit: Unit = Unit.UTTERANCE
+) -> float:
     """Epsilon by Opacus' PRV accountant: an upper bound, ``_PRV_ERROR`` loose or less.
 
     Args:
-        releases: Everything one device let out, in any order.
+        releases: Everything one device, or one server about its users, let out, in any order.
         delta: In (0, 1).
+        unit: Whose presence is hidden.
 
     Returns:
         Epsilon; 0 for nothing but ciphertext, infinite where one release was unprotected.
@@ -266,11 +305,26 @@ def independent(releases: tuple[Release, ...], delta: float) -> float:
         return math.inf
     steps: dict[tuple[float, float], int] = {}
     for release in releases:
-        if release.mechanism is Mechanism.GAUSSIAN:
-            kind = (release.noise_multiplier, release.sample_rate)
-            steps[kind] = steps.get(kind, 0) + release.steps
+        if release.mechanism is not Mechanism.GAUSSIAN:
+            continue
+        if unit is Unit.USER and release.kind is Kind.NORMALISER:
+            continue  # it leaves only inside updates, which hide the user or cost infinity
+        noise, rate, number = _steps(release, unit)
+        if not noise > 0:
+            return math.inf
+        steps[noise, rate] = steps.get((noise, rate), 0) + number
     history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
     return _by_prv(history, delta) if history else 0.0
+
+
+def _steps(release: Release, unit: Unit) -> tuple[float, float, int]:
+    """(noise multiplier, sampling rate, steps) of one release, written down anew for one unit."""
+    user = release.user
+    if unit is Unit.USER:
+        return (user.noise_multiplier, user.sample_rate, 1) if user else (0.0, 1.0, 1)
+    if not release.noise_multiplier and user:
+        return user.noise_multiplier / 2, 1.0, 1
+    return release.noise_multiplier, release.sample_rate, release.steps
 
 
 @lru_cache(maxsize=1024)

@@ -128,6 +128,39 @@ _PRIVACY: Shape = {
     "recompute": "text",
 }
 
+_BOUND: Shape = {
+    "epsilon": "number",
+    "epsilon_gaussian": "number",
+    "mu": "number",
+    "ceiling": "number",
+    "lives": "whole",
+}
+_MEMBERS: Shape = {"auc": "share", "tpr": "share", "guesses": "whole"}
+_ATTACKS: Shape = {
+    "many_run": _BOUND,
+    "first_message": _BOUND,
+    "one_run": {"epsilon": "number", "canaries": "whole", "guesses": "whole", "correct": "whole"},
+    "membership": {"utterance": _MEMBERS, "user": _MEMBERS},
+    "speaker": {"*": "share"},
+    "gender?": {"*": {"*": "share"}},
+    "inversion": {"*": "number"},
+}
+_AUDIT: Shape = {
+    "unit": "unit",
+    "epsilon": "number",
+    "delta": "number",
+    "seed": "whole",
+    "confidence": "share",
+    "fold": "text",
+    "users": "whole",
+    "rounds": "whole",
+    "epsilon_lower": "number",
+    "epsilon_lower_gaussian": "number",
+    "holds": "any",
+    "attacks": {"as_run": _ATTACKS, "noise_off?": _ATTACKS},
+    "normaliser_trap?": _BOUND,
+}
+
 
 def validate_run(run: object, *, name: str = "run.json") -> Json:
     """Check that what was read is a run of this schema.
@@ -156,6 +189,18 @@ def validate_run(run: object, *, name: str = "run.json") -> Json:
 def validate_privacy(privacy: object, *, name: str = "privacy.json") -> Json:
     """Check that what was read is a privacy record of this schema; see :func:`validate_run`."""
     return _validate(privacy, _PRIVACY, name)
+
+
+def validate_audit(audit: object, *, name: str = "audit.json") -> Json:
+    """Check that what was read is an audit of this schema; see :func:`validate_run`."""
+    return _validate(audit, _AUDIT, name)
+
+
+def read_audit(folder: Path) -> Json | None:
+    """The checked audit.json of a run folder, None where there is none."""
+    if not (folder / "audit.json").exists():
+        return None
+    return validate_audit(_read(folder, "audit.json"), name=str(folder / "audit.json"))
 
 
 def read_run(folder: Path) -> Json:

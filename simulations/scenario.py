@@ -13,13 +13,42 @@ from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.spec import KINDS, POOLINGS
 
-UNITS = ("none", "utterance")
+UNITS = ("none", "utterance", "user", "both")
 ENGINES = ("local", "ray")
 BASELINES = ("central", "local_only", "federated_no_privacy")
 MOST_EPSILON = 100.0
 MOST_ROUNDS = 10_000
 CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
 HEADS_ON_FROZEN = ("linear", "mlp")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserSettings:
+    """How users are hidden in sums over them.
+
+    Attributes:
+        update_norm: L2 bound on a user's update in weights; where devices add noise of their own,
+            on the sum of the user's clipped gradients.
+        counts_norm: L2 bound on a user's label counts.
+        centre_norm: L2 bound on a user's mean row; where devices add noise of their own, on the
+            sum of the user's rows.
+        counts_share: The label counts' share of the squared privacy budget.
+        centre_share: The centre's share of it.
+    """
+
+    update_norm: float = 0.05
+    counts_norm: float = 30.0
+    centre_norm: float = 1.5
+    counts_share: float = 0.05
+    centre_share: float = 0.04
+
+    def __post_init__(self) -> None:
+        check.positive(
+            update_norm=self.update_norm,
+            counts_norm=self.counts_norm,
+            centre_norm=self.centre_norm,
+        )
+        check.inside(0, 0.5, counts_share=self.counts_share, centre_share=self.centre_share)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +79,7 @@ class Recipe:
         normaliser_count: Weight of the count coordinate, as a share of the radius.
         normaliser_share: Its share of the squared privacy budget.
         count_noise: Standard deviation of the noise on label counts.
+        user: How users are hidden in sums.
     """
 
     model: str = "linear"
@@ -75,6 +105,7 @@ class Recipe:
     normaliser_count: float = 0.3
     normaliser_share: float = 0.10
     count_noise: float = 10.0
+    user: UserSettings = field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:
         check.one_of(KINDS, model=self.model)
@@ -104,9 +135,10 @@ class Scenario:
         protocol: Which speakers test which model; empty: the corpus's usual one.
         public: Corpora declared public, as (name, folder).
         encoder: Name of the feature extractor; empty: the recipe's usual one.
-        unit: What is protected: ``utterance`` or ``none``.
-        epsilon: Budget of every device's life, above 0.
-        delta: In (0, 1).
+        unit: What is protected: ``utterance``, ``user``, ``both`` or ``none``.
+        epsilon: Budget of every device's life, above 0; with ``both``, of each unit.
+        delta: For one utterance, in (0, 1).
+        user_delta: For one user, in (0, 1); well below one over the number of users.
         rounds: Rounds of training, at least 1; 0 takes the recipe's.
         enrolment: What a test user's normaliser is learned from: ``none``, ``neutral:K``, ``all``.
         head_clips: Labelled clips on which each test user's head is fitted; they are not scored
@@ -126,6 +158,7 @@ class Scenario:
     unit: str = "utterance"
     epsilon: float = 8.0
     delta: float = 1e-5
+    user_delta: float = 1e-3
     rounds: int = 0
     enrolment: str = "all"
     head_clips: int = 5
@@ -136,11 +169,6 @@ class Scenario:
     recipe: Recipe = field(default_factory=Recipe)
 
     def __post_init__(self) -> None:
-        if self.unit in ("user", "both"):
-            raise SettingError(
-                f"unit is {self.unit!r}, which this version cannot keep yet; "
-                f"it must be one of {', '.join(UNITS)}"
-            )
         check.one_of(UNITS, unit=self.unit)
         check.one_of(ENGINES, engine=self.engine)
         check.positive(epsilon=self.epsilon)
@@ -149,7 +177,7 @@ class Scenario:
                 f"epsilon is {self.epsilon:g}; above {MOST_EPSILON:g} it promises nothing: "
                 "say so with unit none"
             )
-        check.inside(0, 1, delta=self.delta)
+        check.inside(0, 1, delta=self.delta, user_delta=self.user_delta)
         check.not_negative(rounds=self.rounds, head_clips=self.head_clips, seed=self.seed)
         if self.rounds > MOST_ROUNDS:
             raise SettingError(f"rounds is {self.rounds}; it must be at most {MOST_ROUNDS}")
@@ -184,6 +212,16 @@ class Scenario:
         """Whether an epsilon is promised."""
         return self.unit != "none"
 
+    @property
+    def hides_utterances(self) -> bool:
+        """Whether what leaves a device hides any one utterance."""
+        return self.unit in ("utterance", "both")
+
+    @property
+    def hides_users(self) -> bool:
+        """Whether the sums over users hide any one user."""
+        return self.unit in ("user", "both")
+
     def to_toml(self) -> str:
         """The scenario as a file that repeats the run."""
         import tomli_w
@@ -213,7 +251,7 @@ def recipe_for(*, unit: str, model: str | None) -> Recipe:
     """The usual recipe, from public facts alone; see docs/recipes.md for how it was chosen."""
     if model is not None and model not in HEADS_ON_FROZEN:
         return replace(END_TO_END, model=model)
-    usual = PRIVATE if unit != "none" else OPEN
+    usual = _USUAL[unit]
     return replace(usual, model=model) if model else usual
 
 
@@ -225,6 +263,14 @@ PRIVATE = Recipe(
     aggregation=Aggregation(optimiser="average", learning_rate=62.5, weight_noise=0.75),
 )
 PRIVATE_ROUNDS = 16
+
+USER = replace(
+    PRIVATE,
+    aggregation=Aggregation(optimiser="average", learning_rate=200.0, weight_noise=0.65),
+)
+USER_ROUNDS = 10
+
+BOTH = replace(PRIVATE, user=UserSettings(update_norm=6.0, centre_norm=40.0))
 
 OPEN = Recipe(
     model="mlp",
@@ -252,12 +298,20 @@ END_TO_END = Recipe(
 )
 END_TO_END_ROUNDS = 50
 
+_USUAL = {"none": OPEN, "utterance": PRIVATE, "user": USER, "both": BOTH}
+_ROUNDS = {
+    "none": OPEN_ROUNDS,
+    "utterance": PRIVATE_ROUNDS,
+    "user": USER_ROUNDS,
+    "both": PRIVATE_ROUNDS,
+}
+
 
 def settle(scenario: Scenario, *, model: str | None = None) -> Scenario:
     """Fill in what was left out."""
     recipe = recipe_for(unit=scenario.unit, model=model)
     frozen = recipe.model in HEADS_ON_FROZEN
-    rounds = PRIVATE_ROUNDS if scenario.private else OPEN_ROUNDS
+    rounds = _ROUNDS[scenario.unit]
     return replace(
         scenario,
         recipe=recipe,

@@ -33,10 +33,12 @@ def _privacy(privacy: Json) -> str:
     """The promise in a line."""
     if privacy["epsilon"] is None:
         return "none: this run protects nothing"
-    spent = privacy["utterance"]["epsilon_max"]
-    return (
-        f"one {privacy['unit']}: epsilon {spent:.2f} of {privacy['epsilon']:g} spent "
-        f"at delta {privacy['delta']:g}"
+    spent = {unit: privacy[unit] for unit in ("utterance", "user") if unit in privacy}
+    most = {"utterance": "epsilon_max", "user": "epsilon"}
+    return "; ".join(
+        f"one {unit}: epsilon {one[most[unit]]:.2f} of {privacy['epsilon']:g} spent "
+        f"at delta {one.get('delta', privacy['delta']):g}"
+        for unit, one in spent.items()
     )
 
 

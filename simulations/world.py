@@ -13,6 +13,7 @@ from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
+from sottovoce.server.sums import LEDGER, OWNER
 from sottovoce.shared import head as heads
 from sottovoce.shared import metrics, seeds
 from sottovoce.shared.bundle import Bundle
@@ -79,11 +80,26 @@ class World:
         Raises:
             LedgerError: It is gone, or is not the one that the fold ended with.
         """
-        ledger = Ledger(self._kept_ledger(user))
         facts, _ = outcome.read(self.folder)
-        if ledger.head != facts["ledgers"].get(user):
+        return self._kept(self._kept_ledger(user), user, facts["ledgers"].get(user))
+
+    def sums(self) -> Ledger | None:
+        """The server's ledger, from the run's keeping; None where no sum hides a user.
+
+        Raises:
+            LedgerError: It is gone, or is not the one that the fold ended with.
+        """
+        if self.plan.user is None:
+            return None
+        facts, _ = outcome.read(self.folder)
+        return self._kept(self._kept_sums, OWNER, facts.get("sums"))
+
+    def _kept(self, path: Path, whose: str, head: str | None) -> Ledger:
+        """A kept ledger that ends as the fold did."""
+        ledger = Ledger(path, owner=whose, read_only=True)
+        if ledger.head != head:
             raise LedgerError(
-                f"the ledger of {user} in {self.ledgers} is not the one that {self.fold.name} "
+                f"the ledger of {whose} in {path.parent} is not the one that {self.fold.name} "
                 f"ended with; restore it, or remove {self.folder} and go on with --resume"
             )
         return ledger
@@ -123,6 +139,11 @@ class World:
         """Where a user's ledger is kept for good."""
         return self.ledgers / f"{file_name(user)}.jsonl"
 
+    @property
+    def _kept_sums(self) -> Path:
+        """Where the server's ledger is kept for good: beside its users' folder, not among them."""
+        return self.ledgers.with_name(f"{self.ledgers.name}.server.jsonl")
+
     def _place(self, user: str) -> Path:
         """A user's device."""
         return self.folder / "devices" / f"{self._speakers.index(user):06d}"
@@ -147,6 +168,8 @@ class World:
             devices=len(self._speakers),
             quorum=1.0,  # a run that left somebody out could not be repeated
             class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
+            budgets=tuple(one for one in [promise.user_budget(self.scenario)] if one),
+            simulated_seed=self.scenario.seed,
             held_out=self.material.held_out,
         )
         job.save(self.folder / "server")
@@ -228,6 +251,10 @@ class World:
             ledger = Device(self._place(user)).ledger
             checkpoint.replace_file(self._kept_ledger(user), ledger.path.read_bytes())
             facts["ledgers"][user] = ledger.head
+        if self.plan.user:
+            sums = Ledger(self.folder / "server" / LEDGER, owner=OWNER, read_only=True)
+            checkpoint.replace_file(self._kept_sums, sums.path.read_bytes())
+            facts["sums"] = sums.head
         outcome.write(self.folder, facts, scores)
         shutil.rmtree(self.folder / "devices")
 

@@ -18,7 +18,7 @@ from dp_accounting import pld, rdp
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy.release import Mechanism, Release, Unit
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 
 NAME = "PLD (dp-accounting 0.6, discretisation 1e-4, pessimistic)"
 NEIGHBOURING = {
@@ -89,6 +89,7 @@ class _Step(NamedTuple):
 
 
 _UNPROTECTED = _Step(1.0, 0.0, 1)
+_NOTHING = _Step(1.0, math.inf, 1)
 
 
 def _utterance_step(release: Release) -> _Step:
@@ -104,6 +105,10 @@ def _utterance_step(release: Release) -> _Step:
 def _user_step(release: Release) -> _Step:
     """What it costs the whole user."""
     user = release.user
+    if release.kind is Kind.NORMALISER:
+        # It stays on the device and shapes updates, which are bounded and booked as a whole, or
+        # else are unprotected themselves.
+        return _NOTHING
     if user is None:
         return _UNPROTECTED
     return _Step(user.sample_rate, user.noise_multiplier, 1, user.discrete)

@@ -1,5 +1,6 @@
 """What a device does for a run, held to its ledger: all that leaves is booked, and nothing else."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,25 @@ from torch import Tensor
 
 from sottovoce.client import participant
 from sottovoce.client.device import UNKNOWN, Clips, Device, Facts
+from sottovoce.client.trainer import Update
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import HeadPrior, identity
 from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
-from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
-from sottovoce.shared.plan import Plan
+from sottovoce.shared.normaliser import (
+    EXACT_CENTRE,
+    EXACT_MEAN,
+    CentreRelease,
+    NormaliserRelease,
+    unknown,
+)
+from sottovoce.shared.plan import Plan, UserPromise
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget
-from sottovoce.shared.privacy.release import Kind
-from sottovoce.shared.training import LocalTraining, UtteranceNoise
+from sottovoce.shared.privacy.release import Kind, NoisedBy, Unit, UserNoise
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS, CLIPS = 6, 4, 12
@@ -164,6 +172,96 @@ def test_a_resumed_enrolment_costs_nothing_more(tmp_path: Path) -> None:
     assert again is not None
     assert torch.equal(first, again)
     assert len(_kinds(one)) == 2
+
+
+# --- hiding the user --------------------------------------------------------------------------
+
+NOISE = UserNoise(noise_multiplier=3.0, clip_norm=0.1, noised_by=NoisedBy.SERVER)
+USERS = UserPromise(
+    counts=replace(NOISE, clip_norm=5.0), centre=replace(NOISE, clip_norm=0.7), update=NOISE
+)
+USER = replace(
+    PLAN,
+    training=replace(PLAN.training, steps=1, sample_rate=1.0),
+    mechanism=NoPrivacy(),
+    centre=EXACT_CENTRE,
+    normaliser=EXACT_MEAN,
+    count_noise=0.0,
+    user=USERS,
+)
+BOTH = replace(
+    PLAN,
+    training=USER.training,
+    mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=2.0, sum_norm=0.1),
+    user=USERS,
+)
+ANYTHING = Budget(epsilon=50.0, delta=1e-3, unit=Unit.USER)
+
+
+def test_whoever_hides_users_sends_no_more_than_a_user_may(tmp_path: Path) -> None:
+    one = device(tmp_path, budget=ANYTHING)
+    value = participant.enrol(one, USER, FRONT, PEOPLE)
+    update = train(one, plan=USER.digest())
+
+    assert value is not None
+    assert float(value[: len(LABELS)].norm()) == pytest.approx(5.0)  # 12 clips: bounded
+    assert float(value[len(LABELS) :].norm()) <= 0.7 * (1 + 1e-6)
+    assert float(update.norm()) == pytest.approx(0.1)
+    assert _kinds(one) == [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.GRADIENT]
+    booked = Device(tmp_path).ledger.releases
+    assert [release.user for release in booked] == [USERS.counts, USERS.centre, USERS.update]
+
+
+def test_hiding_users_alone_training_may_use_the_exact_mean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def look(_model: object, examples: Examples, *_: object) -> Update:
+        seen.append(examples.features)
+        return Update(vector=torch.zeros_like(WEIGHTS), zeroed=0)
+
+    monkeypatch.setattr(participant, "local_update", look)
+    one = device(tmp_path, budget=ANYTHING)
+    participant.enrol(one, USER, FRONT, PEOPLE)
+    train(one, plan=USER.digest())
+
+    rows = FRONT.project(one.clips().examples.features)
+    unit = torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+    assert torch.allclose(seen[0], unit, atol=1e-5)
+
+
+def test_a_user_without_clips_sends_zeros(tmp_path: Path) -> None:
+    one = device(tmp_path, budget=ANYTHING, calibrates=CLIPS)
+    value = participant.enrol(one, USER, FRONT, PEOPLE)
+
+    assert value is not None
+    assert not value.any()
+    assert not train(one, plan=USER.digest()).any()
+
+
+def test_hiding_both_bounds_the_sum_before_the_noise_and_not_after(tmp_path: Path) -> None:
+    loud, still = [], []
+    for noise, kept in ((2.0, loud), (1e-9, still)):
+        mechanism = UtteranceNoise(clip_norm=1.0, noise_multiplier=noise, sum_norm=0.1)
+        plan = replace(BOTH, mechanism=mechanism)
+        one = device(tmp_path / str(noise), budget=None)
+        participant.enrol(one, plan, FRONT, PEOPLE)
+        kept.append(train(one, plan=plan.digest(), denominator=1.0) / plan.training.learning_rate)
+
+    assert float(still[0].norm()) == pytest.approx(0.1, rel=1e-3)
+    assert float(loud[0].norm()) > 1.0
+
+
+def test_hiding_both_books_one_record_of_both_with_the_normaliser(tmp_path: Path) -> None:
+    one = device(tmp_path, budget=None)
+    participant.enrol(one, BOTH, FRONT, PEOPLE)
+    train(one, plan=BOTH.digest())
+
+    booked = Device(tmp_path).ledger
+    assert _kinds(one) == [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.NORMALISER, Kind.GRADIENT]
+    assert booked.epsilon(DELTA) < math.inf
+    assert booked.epsilon(1e-3, Unit.USER) < math.inf
 
 
 # --- refusals, before anything is booked or computed ------------------------------------------

@@ -13,9 +13,8 @@ from sottovoce.server.round import (
     advance,
     begin,
     learning_rate,
-    mean_update,
 )
-from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
@@ -43,25 +42,6 @@ def draws(count: int, *, seed: int = 0) -> list[Tensor]:
     """Updates."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(PARAMS, generator=generator) for _ in range(count)]
-
-
-# --- the mean ---------------------------------------------------------------------------------
-
-
-def test_every_device_weighs_the_same() -> None:
-    updates = draws(7)
-    assert torch.allclose(mean_update(updates), torch.stack(updates).mean(0), atol=1e-7)
-    assert torch.equal(mean_update([updates[0]]), updates[0])
-
-
-def test_a_mean_of_small_and_large_keeps_the_small() -> None:
-    updates = [torch.full((1,), 1e8), torch.full((1,), 1.0), torch.full((1,), -1e8)]
-    assert float(mean_update(updates)) == pytest.approx(1 / 3)
-
-
-def test_a_round_without_updates_is_none() -> None:
-    with pytest.raises(ModelError, match="without a single usable update"):
-        mean_update([])
 
 
 # --- the step ---------------------------------------------------------------------------------
@@ -138,14 +118,14 @@ def test_the_released_model_is_the_mean_of_the_last_rounds(kept: int) -> None:
 def test_without_noise_the_rate_is_the_settings() -> None:
     settings = Aggregation(learning_rate=3.0)
     rates = {
-        learning_rate(settings, OPEN, number, devices=5, utterances=50.0) for number in (1, 5, 10)
+        learning_rate(settings, OPEN, number, devices=5, denominator=5.0) for number in (1, 5, 10)
     }
     assert rates == {3.0}
 
 
 def test_the_cosine_falls_from_one_towards_zero() -> None:
     settings = Aggregation(schedule="cosine")
-    rates = [learning_rate(settings, OPEN, n, devices=5, utterances=50.0) for n in range(1, 11)]
+    rates = [learning_rate(settings, OPEN, n, devices=5, denominator=5.0) for n in range(1, 11)]
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.05
@@ -155,10 +135,10 @@ def test_with_noise_the_weights_end_no_noisier_than_asked() -> None:
     """Simulated: so much noise as the trainer adds, over all rounds, at the rate that is given."""
     devices, utterances = 8, 8 * 20.0
     settings = Aggregation(learning_rate=1e9, weight_noise=0.75)
-    rate = learning_rate(settings, PRIVATE, 1, devices=devices, utterances=utterances)
     training, mechanism = PRIVATE.training, PRIVATE.mechanism
     generator = torch.Generator().manual_seed(0)
     denominator = utterances / devices * training.sample_rate
+    rate = learning_rate(settings, PRIVATE, 1, devices=devices, denominator=denominator)
     std = mechanism.clip_norm * mechanism.noise_multiplier * training.learning_rate / denominator
     steps = PRIVATE.rounds * training.steps
 
@@ -170,7 +150,7 @@ def test_with_noise_the_weights_end_no_noisier_than_asked() -> None:
 
 def test_a_rate_that_is_quiet_enough_stays() -> None:
     settings = Aggregation(learning_rate=1e-6)
-    assert learning_rate(settings, PRIVATE, 1, devices=8, utterances=160.0) == 1e-6
+    assert learning_rate(settings, PRIVATE, 1, devices=8, denominator=10.0) == 1e-6
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from sottovoce.shared.normaliser import (
     CentreRelease,
     NormaliserRelease,
 )
-from sottovoce.shared.plan import Plan
-from sottovoce.shared.privacy.release import Kind, Mechanism
+from sottovoce.shared.plan import Plan, UserPromise
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.release import Kind, Mechanism, NoisedBy, Unit, UserNoise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 PRIVATE = Plan(
@@ -36,6 +37,17 @@ PRIVATE = Plan(
 OPEN = replace(
     PRIVATE, mechanism=NoPrivacy(), centre=EXACT_CENTRE, normaliser=EXACT_MEAN, count_noise=0.0
 )
+HIDDEN = UserNoise(noise_multiplier=3.0, clip_norm=2.0, noised_by=NoisedBy.SERVER)
+USERS = UserPromise(
+    counts=replace(HIDDEN, clip_norm=30.0), centre=replace(HIDDEN, clip_norm=1.5), update=HIDDEN
+)
+USER = replace(OPEN, user=USERS)
+BOTH = replace(
+    PRIVATE,
+    training=replace(PRIVATE.training, steps=1),
+    mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5, sum_norm=2.0),
+    user=USERS,
+)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +58,9 @@ OPEN = replace(
         replace(PRIVATE, centre=None),
         replace(PRIVATE, normaliser=None),
         replace(OPEN, centre=None, normaliser=None),
+        USER,
+        replace(USER, centre=None, user=replace(USERS, centre=None)),
+        BOTH,
     ],
 )
 def test_a_plan_travels_whole(plan: Plan) -> None:
@@ -62,8 +77,11 @@ def test_every_setting_shows_in_the_digest() -> None:
         replace(PRIVATE, mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.4)),
         replace(PRIVATE, normaliser=None),
         OPEN,
+        USER,
+        replace(USER, user=replace(USERS, update=replace(HIDDEN, noise_multiplier=3.1))),
+        BOTH,
     ]
-    assert len({PRIVATE.digest(), *(other.digest() for other in others)}) == 8
+    assert len({PRIVATE.digest(), *(other.digest() for other in others)}) == 11
 
 
 def test_what_is_booked_is_what_is_done() -> None:
@@ -132,7 +150,7 @@ def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
         "3",
         "null",
         '{"schema": 1}',
-        json.dumps(json.loads(PRIVATE.to_json()) | {"schema": 2}),
+        json.dumps(json.loads(PRIVATE.to_json()) | {"schema": 1}),
         json.dumps(json.loads(PRIVATE.to_json()) | {"rounds": 0}),
         json.dumps(json.loads(PRIVATE.to_json()) | {"rounds": "many"}),
         json.dumps(json.loads(PRIVATE.to_json()) | {"labels": 3}),
@@ -148,6 +166,46 @@ def test_a_plan_that_makes_no_sense_is_refused(change: dict[str, Any]) -> None:
 def test_rubbish_is_no_plan(text: str) -> None:
     with pytest.raises(MessageError):
         Plan.from_json(text)
+
+
+def test_a_plan_says_what_it_protects() -> None:
+    assert [plan.unit for plan in (OPEN, PRIVATE, USER, BOTH)] == [
+        "none",
+        "utterance",
+        "user",
+        "both",
+    ]
+
+
+def test_where_users_are_hidden_every_sum_hides_them() -> None:
+    for plan in (USER, BOTH):
+        booked = {release.kind: release for release in plan.releases()}
+        assert booked[Kind.LABEL_COUNTS].user == USERS.counts
+        assert booked[Kind.CENTRE].user == USERS.centre
+        assert booked[Kind.GRADIENT].user == USERS.update
+        assert math.isfinite(accountant.epsilon(plan.releases(), 1e-3, unit=Unit.USER))
+    assert accountant.epsilon(PRIVATE.releases(), 1e-3, unit=Unit.USER) == math.inf
+
+
+def test_where_users_alone_are_hidden_the_normaliser_is_inside_their_updates() -> None:
+    assert USER.normaliser is not None
+    assert USER.normaliser_release() is None
+    assert BOTH.normaliser_release() is not None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"user": replace(USERS, centre=None)},
+        {"centre": None},
+        {"user": replace(USERS, update=replace(HIDDEN, clip_norm=2.1))},
+        {"mechanism": UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5)},
+        {"training": replace(PRIVATE.training, steps=2)},
+    ],
+)
+def test_a_promise_to_users_that_would_not_be_kept_is_refused(change: dict[str, Any]) -> None:
+    with pytest.raises(SettingError):
+        replace(BOTH, **change)
 
 
 def test_a_models_hash_is_bound_to_plan_and_weights() -> None:

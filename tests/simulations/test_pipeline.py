@@ -27,6 +27,7 @@ from sottovoce.shared.errors import (
     SottovoceError,
 )
 from sottovoce.simulations import features, pipeline, reading
+from sottovoce.simulations.recount import recount
 from sottovoce.simulations.runfile import read_privacy, read_run
 
 pytestmark = pytest.mark.usefixtures("_no_pages")
@@ -106,6 +107,26 @@ def test_what_was_promised_was_kept(tiny_run: Any) -> None:
             "gradient",
             "gradient",
         ]
+
+
+@pytest.mark.parametrize(("unit", "servers"), [("user", 1), ("both", 1), ("none", 0)])
+def test_every_unit_runs_and_its_ledgers_agree(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path, unit: str, servers: int
+) -> None:
+    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit=unit)
+    run = _run(scenario, tmp_path / "run")
+    privacy = read_privacy(tmp_path / "run")
+
+    assert recount(tmp_path / "run").agrees
+    assert sum("server" in world for world in privacy["worlds"]) == servers
+    promised = {"user": {"user"}, "both": {"user", "utterance"}, "none": set()}[unit]
+    assert promised == {"user", "utterance"} & set(run["privacy"])
+    for name in promised:
+        most = {"user": "epsilon", "utterance": "epsilon_max"}[name]
+        assert 0.99 * privacy["epsilon"] < run["privacy"][name][most] <= privacy["epsilon"]
+    delta = {"user": 1e-3, "both": 1e-5, "none": None}[unit]
+    assert privacy["delta"] == delta
+    assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
 # --- corpora it has never seen ----------------------------------------------------------------

@@ -1,0 +1,166 @@
+"""Sums over users, and the noise that hides each user in them.
+
+Where a plan hides users, nothing that the server computes on rests on less than a noised sum: it is
+booked in the server's own ledger before the noise is drawn. Where devices noised what they sent,
+their noise counts, and the server adds only what is missing.
+"""
+
+import math
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import seeds
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy import bound
+from sottovoce.shared.privacy.ledger import Budget, Ledger
+from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
+from sottovoce.shared.privacy.release import Release, UserNoise
+
+LEDGER = "ledger.jsonl"
+"""Where, in the job's folder."""
+
+OWNER = "the server"
+"""Whose it is: of the one server of a run."""
+
+
+def total(parts: Sequence[Tensor]) -> Tensor:
+    """Their sum, float64, in the order given, which callers make the order of users' names.
+
+    Raises:
+        ModelError: No parts.
+    """
+    if not parts:
+        raise ModelError("a round without a single usable update; the model stays as it was")
+    summed = torch.zeros_like(parts[0], dtype=torch.float64)
+    for part in parts:
+        summed += part
+    return summed
+
+
+def spread(plan: Plan, *, devices: int, denominator: float) -> float:
+    """Standard deviation of the noise in the sum of one round's updates, in weights; 0 for none.
+
+    Args:
+        plan: For clips, noise and steps.
+        devices: How many updates are summed.
+        denominator: What a device divides a step's sum by.
+    """
+    own = _spread_of_devices(plan, devices, denominator)
+    if plan.user is None:
+        return own
+    return max(own, _user_spread(plan.user.update, _unit(plan, denominator)))
+
+
+def _unit(plan: Plan, denominator: float) -> float:
+    """How many weights one unit of the update's user bound is."""
+    return plan.training.learning_rate / denominator if plan.private else 1.0
+
+
+def _user_spread(user: UserNoise, unit: float) -> float:
+    """Standard deviation that hides a user, in weights."""
+    return user.noise_multiplier * user.clip_norm * unit
+
+
+def _spread_of_devices(plan: Plan, devices: int, denominator: float) -> float:
+    """What the devices' own noise comes to in the sum of a round's updates, in weights."""
+    if not plan.private:
+        return 0.0
+    one = plan.mechanism.clip_norm * plan.mechanism.noise_multiplier
+    return one * _unit(plan, denominator) * math.sqrt(devices * plan.training.steps)
+
+
+class Sums:
+    """What a server lets out about its users together.
+
+    Args:
+        plan: The run's public facts.
+        folder: Where the ledger is kept.
+        budgets: What one user may be charged for all sums.
+        seed: Of a simulated server; None draws noise from the operating system.
+    """
+
+    def __init__(
+        self, plan: Plan, folder: Path, *, budgets: Sequence[Budget], seed: int | None
+    ) -> None:
+        self._plan = plan
+        self._budgets = budgets
+        self._seed = seed
+        self.ledger = Ledger(folder / LEDGER, owner=OWNER)
+
+    def counts(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum of label counts, shape (classes,), float64; see :meth:`_release`."""
+        user = self._plan.user.counts if self._plan.user else None
+        own = self._plan.count_noise * math.sqrt(len(parts))
+        return self._release("label-counts", self._plan.counts_release(), user, parts, own)
+
+    def centre(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum of the devices' shares of the centre, shape (inputs,), float64."""
+        settings, release = self._plan.centre, self._plan.centre_release()
+        if settings is None or release is None:
+            return total(parts)
+        user = self._plan.user.centre if self._plan.user else None
+        one = settings.radius * settings.noise_multiplier if self._plan.private else 0.0
+        return self._release("centre", release, user, parts, one * math.sqrt(len(parts)))
+
+    def updates(self, number: int, parts: Sequence[Tensor], *, denominator: float) -> Tensor:
+        """The sum of one round's updates, shape (params,), float64."""
+        user = self._plan.user.update if self._plan.user else None
+        own = _spread_of_devices(self._plan, len(parts), denominator)
+        unit = _unit(self._plan, denominator)
+        release = self._plan.gradient_release(number)
+        return self._release(f"round-{number}", release, user, parts, own, unit)
+
+    def _release(
+        self,
+        name: str,
+        release: Release,
+        user: UserNoise | None,
+        parts: Sequence[Tensor],
+        own: float,
+        unit: float = 1.0,
+    ) -> Tensor:
+        """One sum, noised so that it hides any one user.
+
+        Args:
+            name: What it is within the run.
+            release: What the ledger says of it.
+            user: The noise promised to users; None promises nothing, and the sum goes as it is.
+            parts: What the devices sent. Without noise of their own, they are bounded here again.
+            own: Standard deviation of all devices' own noise in the sum.
+            unit: What ``user.clip_norm`` is measured in.
+
+        Guarantees:
+            - The record is on disk before noise is drawn.
+            - The sum's noise has at least the promised standard deviation, the devices' own
+              included; where utterances are hidden too, bound and noise are the devices', and only
+              as good as they are honest.
+            - Asked again, a simulated server gives the same sum and books nothing more; a real one
+              books and draws anew.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+            ModelError: No parts.
+        """
+        if user is None:
+            return total(parts)
+        if not self._plan.private:  # a device's word for its bound is not taken
+            parts = [bound.project(part, user.clip_norm) for part in parts]
+        summed = total(parts)
+        booked = f"{self._plan.run}/{name}"
+        if not self.ledger.holds(booked):
+            self.ledger.book(booked, release, self._budgets)
+        elif self._seed is None:
+            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self._budgets)
+        missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
+        return summed + self._noise(booked).normal(tuple(summed.shape), missing)
+
+    def _noise(self, name: str) -> NoiseSource:
+        """Where the noise comes from."""
+        if self._seed is None:
+            return SystemNoise()
+        return SeededNoise(seeds.torch_rng(self._seed, "server noise", name))

@@ -1,0 +1,190 @@
+"""From ledgers back to privacy.json: what was promised, by what noise, and what was spent."""
+
+import math
+from collections.abc import Mapping
+from functools import partial
+
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Budget, Ledger
+from sottovoce.shared.privacy.release import Kind, Release, Unit, UserNoise
+from sottovoce.shared.training import Mechanism as Protection
+from sottovoce.simulations.promise import budgets, user_budget
+from sottovoce.simulations.runfile import Json
+from sottovoce.simulations.scenario import Scenario
+
+ASSUMPTIONS = (
+    "Each device runs this code unchanged and its ledger covers its whole life.",
+    (
+        "In this simulation noise comes from a seed so that the run can be repeated; devices draw "
+        "it from the operating system."
+    ),
+    "Public corpora hold no utterance of any user.",
+    "Choosing settings by looking at results would cost more; it is not counted here.",
+    "Each fold is a world of its own: a real device would live through one of them.",
+)
+NOT_PROTECTED = (
+    "That a user takes part, and when.",
+    "What is true of the whole population, whoever takes part.",
+    "What the user's own screen shows, and the device itself.",
+)
+
+
+_DEVICES_NOISE = (
+    "Devices bound and noise what they send as agreed; the server adds what their noise lacks, and "
+    "lets out nothing but what is computed from the noised sums."
+)
+_SERVER_NOISES = (
+    "The server bounds every update, adds the noise that it booked, lets out nothing but what is "
+    "computed from the noised sums, and keeps what devices sent to itself."
+)
+_COMMON = "What all of a user's utterances have in common"
+
+
+def privacy_file(
+    scenario: Scenario,
+    plan: Plan,
+    worlds: Mapping[str, Mapping[str, Ledger]],
+    servers: Mapping[str, Ledger],
+) -> Json:
+    """Content of privacy.json.
+
+    Args:
+        scenario: The settled scenario.
+        plan: A plan of the run, for its clip and noise.
+        worlds: For every fold, every contributing user's ledger.
+        servers: For every fold, the ledger of its sums; none where no sum hides a user.
+    """
+    first = next(iter(budgets(scenario)), None)
+    user = user_budget(scenario)
+    account = partial(_account, delta=scenario.delta)
+    return {
+        "schema": 1,
+        "unit": scenario.unit,
+        **_terms(plan, first),
+        "sampling": _sampling(plan),
+        "accountant": accountant.NAME,
+        "statement": _statement(scenario, plan),
+        "assumptions": [*ASSUMPTIONS, *_user_assumptions(plan)],
+        "not_protected": [*_unprotected(plan), *NOT_PROTECTED],
+        **({"user": _terms(plan, user)} if scenario.unit == "both" else {}),
+        "worlds": [
+            {
+                "name": name,
+                "clients": {client: account(kept[client], first) for client in sorted(kept)},
+                **({"server": account(servers[name], user)} if name in servers else {}),
+            }
+            for name, kept in worlds.items()
+        ],
+        "recompute": "sottovoce budget RUN",
+    }
+
+
+def _terms(plan: Plan, budget: Budget | None) -> Json:
+    """What one unit is promised, and by what noise."""
+    unit = budget.unit if budget else Unit.UTTERANCE
+    noise: UserNoise | Protection | None = plan.mechanism if budget else None
+    if unit is Unit.USER and plan.user:
+        noise = plan.user.update
+    return {
+        "epsilon": budget.epsilon if budget else None,
+        "delta": budget.delta if budget else None,
+        "neighbouring": accountant.NEIGHBOURING[unit],
+        "noise_multiplier": noise.noise_multiplier if noise else None,
+        "clip_norm": noise.clip_norm if noise else None,
+    }
+
+
+def _account(ledger: Ledger, budget: Budget | None, delta: float) -> Json:
+    """One ledger's line, priced for the budget's unit."""
+    delta = budget.delta if budget else delta
+    unit = budget.unit if budget else Unit.UTTERANCE
+    releases: list[Json] = []
+    so_far: list[Release] = []
+    for release in ledger.releases:
+        so_far.append(release)
+        spent = accountant.epsilon(so_far, delta, unit=unit, fast=True)
+        releases.append(_line(release, unit, spent))
+    spent = ledger.epsilon(delta, unit)
+    limit = budget.epsilon if budget and math.isfinite(spent) else None
+    return {
+        "epsilon": spent if limit else None,
+        "delta": delta,
+        "budget": {"epsilon": limit, "delta": delta},
+        "remaining": max(limit - spent, 0.0) if limit else None,
+        "rounds": sum(release.kind is Kind.GRADIENT for release in ledger.releases),
+        "ledger_sha256": ledger.head,
+        "releases": releases,
+    }
+
+
+def _line(release: Release, unit: Unit, spent: float) -> Json:
+    """One release, as it concerns one unit."""
+    user = release.user if unit is Unit.USER else None
+    return {
+        "kind": release.kind.value,
+        "mechanism": release.mechanism.value,
+        "round": release.round,
+        "noise_multiplier": user.noise_multiplier if user else release.noise_multiplier,
+        "sample_rate": user.sample_rate if user else release.sample_rate,
+        "steps": 1 if user else release.steps,
+        "clip_norm": user.clip_norm if user else release.sensitivity,
+        **({"noised_by": user.noised_by.value} if user else {}),
+        "epsilon_after": spent if math.isfinite(spent) else None,
+    }
+
+
+def _sampling(plan: Plan) -> str:
+    """How utterances come into a step, in words."""
+    if plan.training.sample_rate == 1.0:
+        return "every utterance in every step (rate 1); every device in every round"
+    return (
+        f"Poisson, each utterance with rate {plan.training.sample_rate:g} in every step; "
+        "every device in every round"
+    )
+
+
+def _statement(scenario: Scenario, plan: Plan) -> str:
+    """The promise in words."""
+    if not scenario.private:
+        return (
+            "No privacy guarantee: this run was asked to protect nothing, and every release is "
+            "booked as unprotected."
+        )
+    parts = []
+    if scenario.hides_utterances:
+        parts.append(
+            "Whatever a device sent in this run changes by a factor of at most "
+            f"e^{scenario.epsilon:g} in probability (but for a chance of {scenario.delta:g}) when "
+            "one utterance of its user is added or removed. Unit: utterance. This holds against "
+            "anyone who sees what the device sends, the server included. It covers label counts, "
+            f"centre, the normaliser that training uses, and {plan.rounds} rounds of gradients."
+        )
+    if scenario.hides_users:
+        parts.append(
+            "Whatever the server let out of this run, all models included, changes by a factor of "
+            f"at most e^{scenario.epsilon:g} in probability (but for a chance of "
+            f"{scenario.user_delta:g}) when everything that one user has is added or removed. "
+            "Unit: user. This holds against those who see the models, not against the server, "
+            "which sees each device's own reply. It covers the sums of label counts, of the centre "
+            f"and of {plan.rounds} rounds of updates."
+        )
+    return " ".join(parts)
+
+
+def _user_assumptions(plan: Plan) -> tuple[str, ...]:
+    """What the promise to users rests on besides."""
+    if plan.user is None:
+        return ()
+    if plan.private:
+        return (_DEVICES_NOISE,)
+    return (_SERVER_NOISES,)
+
+
+def _unprotected(plan: Plan) -> tuple[str, ...]:
+    """What this plan's units leave open, beside what no plan protects."""
+    if plan.unit == "user":
+        return ("Each user's own update, against the server that noises the sum.",)
+    if plan.user is None:
+        return (f"{_COMMON}: the promise is for one utterance at a time.",)
+    return (f"{_COMMON}, against the server: its promise is for one utterance at a time.",)

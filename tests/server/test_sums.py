@@ -1,0 +1,189 @@
+"""Sums that hide users: bounded, booked before they are noised, and noised enough."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.server import sums
+from sottovoce.server.sums import LEDGER, OWNER, Sums
+from sottovoce.shared.errors import BudgetSpent, ModelError
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.normaliser import EXACT_CENTRE, CentreRelease
+from sottovoce.shared.plan import Plan, UserPromise
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Budget, Ledger
+from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+
+SIZE, DEVICES = 4_000, 5
+DELTA = 1e-3
+OPEN = Plan(
+    run="r",
+    labels=("a", "b"),
+    extractor="x",
+    front="",
+    model=ModelSpec(kind="linear", inputs=2, classes=2),
+    rounds=3,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
+    mechanism=NoPrivacy(),
+    centre=EXACT_CENTRE,
+    normaliser=None,
+    count_noise=0.0,
+)
+HIDDEN = UserNoise(noise_multiplier=3.0, clip_norm=2.0, noised_by=NoisedBy.SERVER)
+USERS = UserPromise(
+    counts=replace(HIDDEN, clip_norm=30.0), centre=replace(HIDDEN, clip_norm=1.5), update=HIDDEN
+)
+USER = replace(OPEN, user=USERS)
+BOTH = replace(
+    USER,
+    mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5, sum_norm=2.0),
+    centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
+    count_noise=10.0,
+)
+NOTHING = [torch.zeros(SIZE)] * DEVICES
+
+
+def make(
+    folder: Path, plan: Plan = USER, *, seed: int | None = 1, epsilon: float | None = None
+) -> Sums:
+    """Sums of a server, by default without a budget."""
+    budgets = [] if epsilon is None else [Budget(epsilon=epsilon, delta=DELTA, unit=Unit.USER)]
+    return Sums(plan, folder, budgets=budgets, seed=seed)
+
+
+def booked(folder: Path) -> Ledger:
+    """The server's ledger as it lies on disk."""
+    return Ledger(folder / LEDGER, owner=OWNER, read_only=True)
+
+
+def test_where_no_user_is_hidden_sums_go_as_they_are(tmp_path: Path) -> None:
+    parts = [torch.randn(6, generator=torch.Generator().manual_seed(n)) for n in range(4)]
+    plain = make(tmp_path, OPEN)
+    for total in (
+        plain.counts(parts),
+        plain.centre(parts),
+        plain.updates(1, parts, denominator=3.0),
+    ):
+        assert torch.allclose(total, torch.stack(parts).double().sum(0))
+    assert not (tmp_path / LEDGER).exists()
+
+
+def test_a_sum_of_small_and_large_keeps_the_small() -> None:
+    parts = [torch.full((1,), 1e8), torch.full((1,), 1.0), torch.full((1,), -1e8)]
+    assert float(sums.total(parts)) == pytest.approx(1.0)
+
+
+def test_a_round_without_updates_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="without a single usable update"):
+        make(tmp_path, OPEN).updates(1, [], denominator=1.0)
+
+
+@pytest.mark.parametrize("seed", [1, None])
+def test_each_sum_gets_the_noise_that_was_promised(tmp_path: Path, seed: int | None) -> None:
+    server = make(tmp_path, seed=seed)
+    for total, promised in (
+        (server.counts(NOTHING), USERS.counts),
+        (server.centre(NOTHING), USERS.centre),
+        (server.updates(1, NOTHING, denominator=7.0), USERS.update),
+    ):
+        assert promised is not None
+        wanted = promised.noise_multiplier * promised.clip_norm
+        assert float(total.std()) == pytest.approx(wanted, rel=0.06)  # 5 standard errors
+
+
+def test_nobody_outgrows_the_bound_whatever_a_device_sends(tmp_path: Path) -> None:
+    quiet = replace(USER, user=replace(USERS, update=replace(HIDDEN, noise_multiplier=1e-9)))
+    parts = [torch.zeros(3), torch.tensor([1e6, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0])]
+
+    total = make(tmp_path, quiet).updates(1, parts, denominator=1.0)
+
+    assert torch.allclose(total, torch.tensor([2.0, 1.0, 0.0]).double(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("promised", "own"), [(3.0, False), (0.5, True)])
+def test_devices_own_noise_counts_and_only_the_rest_is_added(
+    tmp_path: Path, promised: float, own: bool
+) -> None:
+    plan = replace(BOTH, user=replace(USERS, update=replace(HIDDEN, noise_multiplier=promised)))
+    denominator = 4.0
+    unit = plan.training.learning_rate / denominator
+    one = 0.5 * 1.5 * unit
+    wanted = promised * 2.0 * unit
+    parts = [
+        one * torch.randn(SIZE, generator=torch.Generator().manual_seed(n)) for n in range(DEVICES)
+    ]
+
+    total = make(tmp_path, plan).updates(1, parts, denominator=denominator)
+
+    assert (wanted < one * math.sqrt(DEVICES)) == own
+    reached = max(wanted, one * math.sqrt(DEVICES))
+    assert float(total.std()) == pytest.approx(reached, rel=0.06)
+    assert sums.spread(plan, devices=DEVICES, denominator=denominator) == pytest.approx(reached)
+
+
+def test_a_sum_is_booked_before_its_noise_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, seen = make(tmp_path), []
+
+    def draw(self: Sums, name: str) -> None:
+        seen.append([release.round for release in booked(tmp_path).releases])
+        raise InterruptedError
+
+    monkeypatch.setattr(Sums, "_noise", draw)
+    for number in (1, 2):
+        with pytest.raises(InterruptedError):
+            server.updates(number, NOTHING, denominator=1.0)
+
+    assert seen == [[1], [1, 2]]
+
+
+def test_a_whole_run_books_exactly_the_plans_sums(tmp_path: Path) -> None:
+    server = make(tmp_path)
+    server.counts(NOTHING)
+    server.centre(NOTHING)
+    for number in (1, 2, 3):
+        server.updates(number, NOTHING, denominator=1.0)
+
+    releases = booked(tmp_path).releases
+
+    assert sorted(map(repr, releases)) == sorted(map(repr, USER.releases()))
+    assert accountant.epsilon(releases, DELTA, unit=Unit.USER) < math.inf
+
+
+def test_over_the_budget_nothing_is_noised_or_let_out(tmp_path: Path) -> None:
+    two = [USER.gradient_release(1)] * 2
+    server = make(tmp_path, epsilon=accountant.epsilon(two, DELTA, unit=Unit.USER))
+    server.updates(1, NOTHING, denominator=1.0)
+    server.updates(2, NOTHING, denominator=1.0)
+    with pytest.raises(BudgetSpent, match="for one user"):
+        server.updates(3, NOTHING, denominator=1.0)
+    assert len(booked(tmp_path).releases) == 2
+
+
+def test_asked_again_a_simulated_server_repeats_and_a_real_one_pays_again(tmp_path: Path) -> None:
+    def again(seed: int | None) -> tuple[list[Tensor], int]:
+        folder = tmp_path / str(seed)
+        totals = [make(folder, seed=seed).updates(1, NOTHING, denominator=1.0) for _ in range(2)]
+        return totals, len(booked(folder).releases)
+
+    for seed, paid in ((3, 1), (None, 2)):
+        (tmp_path / str(seed)).mkdir()
+        (first, second), releases = again(seed)
+        assert releases == paid
+        assert torch.equal(first, second) == (seed is not None)
+
+
+def test_another_round_or_seed_has_other_noise(tmp_path: Path) -> None:
+    server = make(tmp_path)
+    one, other = (server.updates(number, NOTHING, denominator=1.0) for number in (1, 2))
+    (tmp_path / "b").mkdir()
+    seeded = make(tmp_path / "b", seed=2).updates(1, NOTHING, denominator=1.0)
+    for first, second in ((one, other), (one, seeded)):
+        joint = torch.stack([first, second])
+        assert abs(float(torch.corrcoef(joint)[0, 1])) < 5 / math.sqrt(SIZE)

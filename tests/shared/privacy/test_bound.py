@@ -1,0 +1,46 @@
+"""No user outgrows the bound, and projecting brings nobody further apart."""
+
+import math
+
+import pytest
+import torch
+
+from sottovoce.shared.privacy import bound
+
+LIMIT = 2.0
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-30, 0.1, 1.0, 1e30, math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_nothing_outgrows_the_bound(size: float, dtype: torch.dtype) -> None:
+    bounded = bound.project(torch.full((1_000,), size, dtype=dtype), LIMIT)
+
+    assert bounded.dtype == dtype
+    assert torch.linalg.vector_norm(bounded, dtype=torch.float64) <= LIMIT * (1 + 1e-6)
+
+
+def test_what_lies_within_comes_back_as_it_was() -> None:
+    vector = torch.tensor([1.2, -1.6])
+
+    assert torch.equal(bound.project(vector, LIMIT), vector)
+    assert torch.equal(bound.project(100 * vector, math.inf), 100 * vector)
+
+
+def test_the_direction_stays() -> None:
+    assert torch.allclose(
+        bound.project(torch.tensor([30.0, 40.0]), LIMIT), torch.tensor([1.2, 1.6])
+    )
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_one_broken_number_makes_zeros(bad: float) -> None:
+    assert not bound.project(torch.tensor([1.0, bad]), LIMIT).any()
+
+
+def test_no_two_vectors_are_moved_apart() -> None:
+    generator = torch.Generator().manual_seed(1)
+    for scale in (0.1, 1.0, 10.0):
+        one, other = scale * torch.randn(2, 500, 8, generator=generator, dtype=torch.float64)
+        for first, second in zip(one, other, strict=True):
+            moved = bound.project(first, LIMIT) - bound.project(second, LIMIT)
+            assert moved.norm() <= (first - second).norm() * (1 + 1e-9)
