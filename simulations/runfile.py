@@ -141,7 +141,7 @@ _ATTACKS: Shape = {
     "first_message": _BOUND,
     "one_run": {"epsilon": "number", "canaries": "whole", "guesses": "whole", "correct": "whole"},
     "membership": {"utterance": _MEMBERS, "user": _MEMBERS},
-    "speaker": {"*": "share"},
+    "speaker": {"*": {"*": "share"}},
     "gender?": {"*": {"*": "share"}},
     "inversion": {"*": "number"},
 }

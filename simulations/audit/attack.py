@@ -1,0 +1,291 @@
+"""All attacks on a run, once as it was made and once with its privacy switched off."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from sottovoce.shared import check
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.simulations.audit import (
+    attributes,
+    canary,
+    inversion,
+    membership,
+    onerun,
+)
+from sottovoce.simulations.audit.case import Case, open_case
+from sottovoce.simulations.audit.sight import view
+from sottovoce.simulations.audit.subject import Course, exactly
+from sottovoce.simulations.reports import render
+from sottovoce.simulations.runfile import (
+    SCHEMA,
+    Json,
+    plain,
+    read_privacy,
+    read_run,
+    validate_audit,
+    write_json,
+)
+
+Tell = Callable[[str], None]
+Progress = Callable[[str, int, int], None]
+
+CONFIDENCE = 0.95
+BOUNDS = ("many_run", "first_message", "one_run")
+"""Attacks that bound epsilon without any assumption; they share the doubt between them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Effort:
+    """How much is tried.
+
+    Attributes:
+        lives: Lives of the canary's device, of each kind, at least 20.
+        quick: The same where nothing is noised, and for the normaliser's trap.
+        first: Lives that end with the first message.
+        canaries: Coins of the one-run audit.
+        rounds: Most rounds of a canary's or a member's life.
+        devices: How many users' utterances are looked for.
+        shadows: The attacker's own lives of each.
+        members: Lives that it judges.
+        trainings: The attacker's own trainings with half of the users.
+        judged: Trainings that it judges.
+        repeats: Lives of each user whose gender or name is looked for.
+        strangers: Public speakers that the attacker practises on.
+    """
+
+    lives: int = 400
+    quick: int = 150
+    first: int = 10_000
+    canaries: int = 512
+    rounds: int = 10_000
+    devices: int = 2
+    shadows: int = 32
+    members: int = 16
+    trainings: int = 16
+    judged: int = 12
+    repeats: int = 3
+    strangers: int = 40
+
+    def __post_init__(self) -> None:
+        check.at_least(20, lives=self.lives)
+
+
+def _open(effort: Effort) -> Effort:
+    """Where nothing is noised, few lives show all, and very many the epsilon."""
+    return replace(effort, lives=min(effort.lives, effort.quick), first=max(effort.first, 150_000))
+
+
+_HEAVY = 20_000
+"""Weights from which a life takes seconds."""
+
+
+def _heavy(effort: Effort) -> Effort:
+    """The same for large models, whose lives are long."""
+    return replace(
+        effort,
+        lives=min(effort.lives, 60),
+        quick=60,
+        canaries=64,
+        rounds=4,
+        devices=1,
+        trainings=8,
+        judged=6,
+        repeats=1,
+        strangers=20,
+    )
+
+
+def audit(
+    run_folder: Path,
+    *,
+    seed: int = 0,
+    lives: int = 400,
+    tell: Tell = lambda _line: None,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Json:
+    """Attack a run and keep what came of it.
+
+    Writes ``audit.json``, adds the lower bound to ``run.json`` and renders the pages again.
+
+    Args:
+        run_folder: What ``simulate --out`` made.
+        seed: Decides canaries, coins and noise; the same seed gives the same figures.
+        lives: Lives of the canary's device with, and as many without it; the more, the tighter.
+        tell: Takes a line about what was found.
+        progress: Takes (what, done, total).
+
+    Returns:
+        Content of audit.json.
+
+    Raises:
+        SettingError: No run there, or one that cannot be attacked.
+        SottovoceError: Corpora or models that are gone; each with its way out.
+    """
+    torch.set_num_threads(1)
+    effort = Effort(lives=lives)
+    run, privacy = read_run(run_folder), read_privacy(run_folder)
+    case = open_case(run_folder, tell, progress)
+    found = attacked(case, effort, seed=seed, progress=progress)
+    content = validate_audit(plain(found | {"delta": privacy["delta"] or case.scenario.delta}))
+    write_json(run_folder / "audit.json", content)
+    run["privacy"]["audit"] = {"epsilon_lower": content["epsilon_lower"]}
+    write_json(run_folder / "run.json", run)
+    render(run_folder)
+    return content
+
+
+def attacked(
+    case: Case,
+    effort: Effort,
+    *,
+    seed: int,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Json:
+    """Content of audit.json, from a case."""
+    private, course = case.scenario.private, case.course
+    size = effort if len(course.weights[0]) < _HEAVY else _heavy(effort)
+    attacks = {"as_run": _all(case, size if private else _open(size), seed, progress)}
+    if private:
+        attacks["noise_off"] = _all(case.without_noise(), _open(size), seed, progress)
+    found = attacks["as_run"]
+    lower = max(found[name]["epsilon"] for name in BOUNDS)
+    claim = case.scenario.epsilon if private else None
+    content = {
+        "schema": SCHEMA,
+        "unit": case.scenario.unit,
+        "epsilon": claim,
+        "seed": seed,
+        "confidence": CONFIDENCE,
+        "fold": case.fold,
+        "users": len(case.users),
+        "rounds": len(course.weights),
+        "epsilon_lower": lower,
+        "epsilon_lower_gaussian": found["many_run"]["epsilon_gaussian"],
+        "holds": claim is None or lower <= claim,
+        "attacks": attacks,
+    }
+    if private and course.plan.normaliser:
+        content["normaliser_trap"] = _trap(case, size, seed, progress)
+    return content
+
+
+def _doubtful(share: int) -> float:
+    """Confidence of one of several bounds that hold together at ``CONFIDENCE``."""
+    return 1 - (1 - CONFIDENCE) / share
+
+
+def _all(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
+    """Every attack on one case."""
+    return {
+        **_bounds(case, effort, seed, progress),
+        "membership": _members(case, effort, seed, progress),
+        **_people(case, effort, seed),
+        "inversion": _inverted(case, seed),
+    }
+
+
+def _bounds(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
+    """Lower bounds on epsilon."""
+    course, own = _shortened(case.course, effort), _first(case)
+    how = {"delta": case.scenario.delta, "confidence": _doubtful(len(BOUNDS))}
+    statistics = canary.scores(course, own, lives=effort.lives, seed=seed, progress=progress)
+    first = canary.first_message(course, lives=effort.first, seed=seed, **how)
+    one = onerun.one_run(course, own, canaries=effort.canaries, seed=seed, **how)
+    return {
+        "many_run": asdict(canary.judged(statistics[0], statistics[1], **how)),
+        "first_message": asdict(first),
+        "one_run": asdict(one),
+    }
+
+
+def _trap(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
+    """What a canary shows where training uses the user's exact mean, which nobody booked."""
+    course, own = exactly(_shortened(case.course, effort)), _first(case)
+    statistics = canary.scores(course, own, lives=effort.quick, seed=seed, progress=progress)
+    how = {"delta": case.scenario.delta, "confidence": CONFIDENCE}
+    return asdict(canary.judged(statistics[0], statistics[1], **how))
+
+
+def _members(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
+    """Membership of utterances on devices, and of users in trainings."""
+    people = [person.examples for person in case.users.values()]
+    utterances = membership.utterances(
+        _shortened(case.course, effort),
+        people[: effort.devices],
+        shadows=effort.shadows,
+        lives=effort.members,
+        seed=seed,
+        progress=progress,
+    )
+    users = membership.users(
+        case.course,
+        people,
+        case.scenario.recipe.aggregation,
+        shadows=effort.trainings,
+        lives=effort.judged,
+        seed=seed,
+        progress=progress,
+    )
+    return {"utterance": asdict(utterances), "user": asdict(users)}
+
+
+def _people(case: Case, effort: Effort, seed: int) -> Json:
+    """Gender, where the corpus knows two, and speaker."""
+    seen, rounds = view(case.scenario.unit), _looks(len(case.course.weights))
+    named = attributes.speaker(
+        case.course, case.users, seen, rounds, repeats=effort.repeats, seed=seed
+    )
+    found: Json = {"speaker": _by_round(named)}
+    genders = {person.gender for person in case.users.values()}
+    if len(genders) == 2 and "" not in genders:
+        strangers = {n: p for n, p in case.strangers.items() if p.gender in genders}
+        lives = attributes.lives_of(
+            case.course,
+            case.users,
+            dict(islice(strangers.items(), effort.strangers)),
+            seen,
+            rounds,
+            repeats=effort.repeats,
+            seed=seed,
+        )
+        found["gender"] = _by_round({n: attributes.gender(lives, n) for n in rounds})
+    return found
+
+
+def _looks(rounds: int) -> list[int]:
+    """After how many rounds the attacker looks: the first, ten, all."""
+    return sorted({1, min(10, rounds), rounds})
+
+
+def _by_round(found: dict[int, dict[str, float]]) -> Json:
+    """Rounds as JSON's keys."""
+    return {str(number): value for number, value in found.items()}
+
+
+def _inverted(case: Case, seed: int) -> Json:
+    """Cosine between features and what is read off an update, by batch."""
+    people = [person.examples for person in case.users.values()]
+    linear = case.course.plan.model.kind == "linear"
+    batches = (1, inversion.FEW) if linear else (1,)
+    return {
+        str(batch): inversion.inverted(case.course, people, batch=batch, seed=seed, rounds=rounds)
+        for rounds in (min(16, len(case.course.weights)),)
+        for batch in batches
+    }
+
+
+def _first(case: Case) -> Examples:
+    """The utterances of the device that is looked at."""
+    for person in case.users.values():
+        return person.examples
+    raise SettingError(f"{case.fold} has no user who trained; nothing can be attacked")
+
+
+def _shortened(course: Course, effort: Effort) -> Course:
+    """The first rounds of a course."""
+    return replace(course, weights=list(course.weights)[: effort.rounds])

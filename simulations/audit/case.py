@@ -1,0 +1,214 @@
+"""What there is to attack: a run's first fold, made again from its settled scenario.
+
+The attacker is the server. It knows the plan, the models it sent and all that is public; the
+harness also knows the users' clips, to let them live again with and without what the attacker looks
+for.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sottovoce.server import checkpoint
+from sottovoce.server.round import class_weights
+from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.training import NoPrivacy
+from sottovoce.simulations import promise
+from sottovoce.simulations.audit.sight import view
+from sottovoce.simulations.audit.subject import Course
+from sottovoce.simulations.corpora.clips import Clip
+from sottovoce.simulations.hearing import Heard, Progress, Spoken, cache_folder, hear, hear_public
+from sottovoce.simulations.material import Material, prepare, public_speech
+from sottovoce.simulations.names import folder_name
+from sottovoce.simulations.protocols import Fold
+from sottovoce.simulations.reading import find
+from sottovoce.simulations.scenario import CLASS_EXPONENTS, HEADS_ON_FROZEN, Scenario
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Person:
+    """Somebody whose device may be looked at.
+
+    Attributes:
+        examples: Utterances as raw features.
+        gender: As the corpus has it; empty where it has none.
+    """
+
+    examples: Examples
+    gender: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Case:
+    """A fold to attack.
+
+    Attributes:
+        scenario: The settled scenario.
+        fold: Name of the fold.
+        course: What the server asked of every device.
+        users: Those who trained, by name.
+        strangers: Public speakers, by name, on whom an attacker may practise.
+    """
+
+    scenario: Scenario
+    fold: str
+    course: Course
+    users: Mapping[str, Person]
+    strangers: Mapping[str, Person]
+
+    def without_noise(self) -> "Case":
+        """The same recipe with its privacy switched off: nothing is clipped, noised or promised."""
+        course = self.course
+        plan = replace(
+            course.plan,
+            mechanism=NoPrivacy(),
+            centre=course.plan.centre and EXACT_CENTRE,
+            normaliser=course.plan.normaliser and EXACT_MEAN,
+            count_noise=0.0,
+            user=None,
+        )
+        return replace(self, course=replace(course, plan=plan))
+
+
+def open_case(
+    run_folder: Path,
+    tell: Tell = lambda _line: None,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Case:
+    """Make a run's first fold again.
+
+    Args:
+        run_folder: What ``simulate --out`` made, with its checkpoints.
+        tell: Takes a line about what was found.
+        progress: Takes (what, done, total).
+
+    Raises:
+        SettingError: No run there, or one that this version cannot attack.
+        ModelError: The models that the server sent are gone.
+        SottovoceError: Corpora that are not where they were, and the like.
+    """
+    scenario = _scenario(run_folder)
+    _check(scenario)
+    with FeatureCache(cache_folder()) as cache:
+        heard = hear(scenario, cache, tell, progress)
+        public = hear_public(scenario, heard, cache, tell, progress)
+    material = _material(scenario, heard, public)
+    plan = _plan(scenario, material)
+    fold = heard.protocol.folds[0]
+    users = {name: _person(material, material.clips[name]) for name in fold.train}
+    return Case(
+        scenario=scenario,
+        fold=fold.name,
+        course=_course(scenario, plan, material, users, _server(run_folder, fold)),
+        users=users,
+        strangers=_strangers(material, public),
+    )
+
+
+def _scenario(run_folder: Path) -> Scenario:
+    """The settled scenario of a run."""
+    path = run_folder / "config.toml"
+    if not path.is_file():
+        raise SettingError(f"there is no {path}; name the folder that --out made")
+    return find(str(path))
+
+
+def _check(scenario: Scenario) -> None:
+    """Refuse what cannot be attacked yet, before anything is computed."""
+    view(scenario.unit)
+    recipe = scenario.recipe
+    if recipe.model not in HEADS_ON_FROZEN or recipe.pooling != "none":
+        raise SettingError(
+            f"the run's model is {recipe.model} with pooling {recipe.pooling}, which reads frames; "
+            f"this version attacks {' and '.join(HEADS_ON_FROZEN)} on one vector an utterance"
+        )
+
+
+def _material(scenario: Scenario, heard: Heard, public: list[Spoken]) -> Material:
+    """What the fold was made of; nothing is written into the run."""
+    labels = heard.protocol.corpus.emotions
+    plan = promise.open_plan(scenario, run="", labels=labels, inputs=1)
+    spoken, neutral = public_speech(labels, public)
+    with tempfile.TemporaryDirectory() as folder:
+        return prepare(
+            labels=labels,
+            features=heard.table.features,
+            clips=heard.protocol.corpus.by_speaker(),
+            spoken=spoken,
+            neutral=neutral,
+            spec=plan.model,
+            recipe=scenario.recipe,
+            user_mean=plan.normaliser is not None,
+            warm=bool(scenario.public),
+            seed=scenario.seed,
+            folder=Path(folder),
+        )
+
+
+def _plan(scenario: Scenario, material: Material) -> Plan:
+    """The plan of the fold, but for its name."""
+    inputs = material.front.inputs
+    plan = promise.open_plan(scenario, run="audit", labels=material.labels, inputs=inputs)
+    plan = replace(plan, front=material.front.digest())
+    return promise.noised(plan, scenario) if scenario.private else plan
+
+
+def _server(run_folder: Path, fold: Fold) -> Path:
+    """Where the fold's server kept its models."""
+    return run_folder / "checkpoints" / folder_name(fold.name) / "server"
+
+
+def _course(
+    scenario: Scenario,
+    plan: Plan,
+    material: Material,
+    users: Mapping[str, Person],
+    server: Path,
+) -> Course:
+    """What the server asked, from what it kept."""
+    sent = [weights for _, weights in checkpoint.history(server)]
+    if len(sent) < plan.rounds or sent[0].shape != material.start.shape:
+        raise ModelError(
+            f"{server} holds {len(sent)} of the {plan.rounds} models of this run; the audit needs "
+            "them all: simulate config.toml again into a new folder"
+        )
+    tensors, _ = checkpoint.released(server)
+    labels = torch.cat([person.examples.labels for person in users.values()])
+    counts = torch.bincount(labels, minlength=len(plan.labels)).double()
+    return Course(
+        plan=plan,
+        front=material.front,
+        population=material.population,
+        centre=tensors["centre"],
+        class_weights=class_weights(counts, CLASS_EXPONENTS[scenario.recipe.class_weights]),
+        weights=[material.start, *sent[: plan.rounds - 1]],
+        denominator=max(len(labels) / len(users) * plan.training.sample_rate, 1.0),
+    )
+
+
+def _person(material: Material, clips: tuple[Clip, ...]) -> Person:
+    """A user of the run."""
+    return Person(examples=material.examples(clips), gender=clips[0].gender or "")
+
+
+def _strangers(material: Material, public: list[Spoken]) -> dict[str, Person]:
+    """Public speakers with the emotions that the run knows, and a known gender."""
+    found: dict[str, Person] = {}
+    for number, (clips, features) in enumerate(public):
+        spoken: dict[str, list[Clip]] = {}
+        for clip in clips:
+            if clip.clip_id in features and clip.emotion in material.labels and clip.gender:
+                spoken.setdefault(clip.speaker, []).append(clip)
+        for speaker, own in spoken.items():
+            held = replace(material, features=features).examples(own)
+            found[f"{number}/{speaker}"] = Person(examples=held, gender=own[0].gender or "")
+    return found

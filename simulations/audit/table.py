@@ -1,0 +1,82 @@
+"""An audit in a table of plain text."""
+
+from collections.abc import Iterator
+
+from sottovoce.simulations.runfile import Json
+
+_HEADS = {"as_run": "this run", "noise_off": "privacy off"}
+
+
+def table(audit: Json) -> list[str]:
+    """The audit for people: what was attacked, what each attack reached, the verdict last."""
+    attacks = audit["attacks"]
+    rows = [("attack", *(_HEADS[name] for name in attacks))]
+    rows += [
+        (name, *(cells[name] for cells in columns.values()))
+        for columns in [{key: dict(_cells(found)) for key, found in attacks.items()}]
+        for name in columns["as_run"]
+    ]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+    return [_heading(audit), "", *lines, "", *_trap(audit), verdict(audit)]
+
+
+def _heading(audit: Json) -> str:
+    """What was attacked."""
+    claim = "nothing is claimed" if audit["epsilon"] is None else f"claim {audit['epsilon']:g}"
+    return (
+        f"unit {audit['unit']}, {claim} at delta {audit['delta']:g}; {audit['fold']}, "
+        f"{audit['users']} users, {audit['rounds']} rounds; confidence {audit['confidence']:g}"
+    )
+
+
+def _cells(found: Json) -> Iterator[tuple[str, str]]:
+    """Every figure of one column, by its name."""
+    many, first, one = found["many_run"], found["first_message"], found["one_run"]
+    yield f"epsilon, many lives ({many['lives']})", f">= {many['epsilon']:.2f}"
+    yield "  if it is Gaussian", f">= {many['epsilon_gaussian']:.2f}"
+    yield "epsilon, first message alone", f">= {first['epsilon']:.2f}"
+    yield f"epsilon, one life, {one['canaries']} canaries", f">= {one['epsilon']:.2f}"
+    for whose, member in found["membership"].items():
+        yield f"membership of one {whose}: AUC", f"{member['auc']:.3f}"
+        yield "  found at 1 % false alarms", f"{member['tpr']:.3f}"
+    for rounds, parts in found.get("gender", {}).items():
+        yield f"gender after {_rounds(rounds)}: UAR", _parts(parts)
+    for rounds, parts in found["speaker"].items():
+        yield f"speaker after {_rounds(rounds)}", _parts(parts)
+    for batch, cosine in found["inversion"].items():
+        yield f"features from a batch of {batch}: cosine", f"{cosine:.3f}"
+
+
+def _rounds(number: str) -> str:
+    """Rounds in words."""
+    return "1 round" if number == "1" else f"{number} rounds"
+
+
+def _parts(parts: Json) -> str:
+    """All together, and what each part gives."""
+    return " / ".join(f"{value:.3f}" for value in parts.values())
+
+
+def _trap(audit: Json) -> Iterator[str]:
+    """What an exact normaliser would have cost."""
+    trap = audit.get("normaliser_trap")
+    if trap:
+        yield (
+            "with an exact normaliser that nobody booked: "
+            f"epsilon >= {trap['epsilon']:.2f}, if it were Gaussian >= "
+            f"{trap['epsilon_gaussian']:.2f} ({trap['lives']} lives)"
+        )
+
+
+def verdict(audit: Json) -> str:
+    """Whether the attacks stayed below the claim."""
+    lower, claim = audit["epsilon_lower"], audit["epsilon"]
+    if claim is None:
+        return f"epsilon is at least {lower:.2f}; this run claims nothing"
+    if audit["holds"]:
+        return f"no attack showed more than epsilon {lower:.2f}: below the claim, {claim:g}"
+    return f"BROKEN: an attack showed epsilon {lower:.2f}; the run claims {claim:g}"
