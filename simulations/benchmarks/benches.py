@@ -6,7 +6,9 @@ from pathlib import Path
 
 import torch
 
+from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.trainer import local_update
+from sottovoce.client.vault import Vault
 from sottovoce.shared import head as heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.examples import Examples
@@ -35,6 +37,7 @@ def benches(folder: Path) -> Iterator[tuple[str, Bench]]:
     yield from _steps()
     yield from _extractors()
     yield "ledger: one release booked and synced", _booking(folder)
+    yield "ledger: the same, and anchored in a vault", _booking(folder, anchored=True)
     yield "accountant: 18 releases, discretisation 1e-4", _pricing
     yield "head: fitted on 50 labelled clips", _head()
     yield from secure_sums()
@@ -76,9 +79,13 @@ def _extractors() -> Iterator[tuple[str, Bench]]:
         yield f"features of 1 s: {name}", lambda chosen=chosen: chosen(signal)  # type: ignore[misc]
 
 
-def _booking(folder: Path) -> Bench:
+def _booking(folder: Path, *, anchored: bool = False) -> Bench:
     """Book a release in a ledger that grows."""
-    ledger = Ledger(Path(tempfile.mkdtemp(dir=folder)) / "ledger.jsonl")
+    place = Path(tempfile.mkdtemp(dir=folder))
+    keeper = None
+    if anchored:
+        keeper = VaultAnchor(Vault.create(place / "vault", user="bench"), required=False)
+    ledger = Ledger(place / "ledger.jsonl", owner="bench", keeper=keeper)
     release = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="bench", round=1)
     return lambda: ledger.book(f"bench/{len(ledger.releases)}", release, ())
 
