@@ -137,10 +137,11 @@ _BOUND: Shape = {
 }
 _MEMBERS: Shape = {"auc": "share", "tpr": "share", "guesses": "whole"}
 _ATTACKS: Shape = {
-    "many_run": _BOUND,
-    "first_message": _BOUND,
-    "one_run": {"epsilon": "number", "canaries": "whole", "guesses": "whole", "correct": "whole"},
-    "membership": {"utterance": _MEMBERS, "user": _MEMBERS},
+    "many_run?": _BOUND,
+    "first_message?": _BOUND,
+    "one_run?": {"epsilon": "number", "canaries": "whole", "guesses": "whole", "correct": "whole"},
+    "many_run_user?": _BOUND,
+    "membership": {"*": _MEMBERS},
     "speaker": {"*": {"*": "share"}},
     "gender?": {"*": {"*": "share"}},
     "inversion": {"*": "number"},
@@ -154,6 +155,7 @@ _AUDIT: Shape = {
     "fold": "text",
     "users": "whole",
     "rounds": "whole",
+    "sees?": "text",
     "epsilon_lower": "number",
     "epsilon_lower_gaussian": "number",
     "holds": "any",

@@ -18,14 +18,13 @@ from sottovoce.simulations.audit import (
     onerun,
 )
 from sottovoce.simulations.audit.case import Case, open_case
-from sottovoce.simulations.audit.sight import view
+from sottovoce.simulations.audit.sight import sees
 from sottovoce.simulations.audit.subject import Course, exactly
 from sottovoce.simulations.reports import render
 from sottovoce.simulations.runfile import (
     SCHEMA,
     Json,
     plain,
-    read_privacy,
     read_run,
     validate_audit,
     write_json,
@@ -35,7 +34,7 @@ Tell = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 CONFIDENCE = 0.95
-BOUNDS = ("many_run", "first_message", "one_run")
+BOUNDS = ("many_run", "first_message", "one_run", "many_run_user")
 """Attacks that bound epsilon without any assumption; they share the doubt between them."""
 
 
@@ -128,10 +127,10 @@ def audit(
     """
     torch.set_num_threads(1)
     effort = Effort(lives=lives)
-    run, privacy = read_run(run_folder), read_privacy(run_folder)
+    run = read_run(run_folder)
     case = open_case(run_folder, tell, progress)
     found = attacked(case, effort, seed=seed, progress=progress)
-    content = validate_audit(plain(found | {"delta": privacy["delta"] or case.scenario.delta}))
+    content = validate_audit(plain(found))
     write_json(run_folder / "audit.json", content)
     run["privacy"]["audit"] = {"epsilon_lower": content["epsilon_lower"]}
     write_json(run_folder / "run.json", run)
@@ -147,31 +146,40 @@ def attacked(
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Json:
     """Content of audit.json, from a case."""
-    private, course = case.scenario.private, case.course
+    scenario, course = case.scenario, case.course
     size = effort if len(course.weights[0]) < _HEAVY else _heavy(effort)
-    attacks = {"as_run": _all(case, size if private else _open(size), seed, progress)}
-    if private:
+    attacks = {"as_run": _all(case, size if scenario.private else _open(size), seed, progress)}
+    if scenario.private:
         attacks["noise_off"] = _all(case.without_noise(), _open(size), seed, progress)
-    found = attacks["as_run"]
-    lower = max(found[name]["epsilon"] for name in BOUNDS)
-    claim = case.scenario.epsilon if private else None
     content = {
         "schema": SCHEMA,
-        "unit": case.scenario.unit,
-        "epsilon": claim,
+        "unit": scenario.unit,
+        "delta": scenario.user_delta if scenario.unit == "user" else scenario.delta,
         "seed": seed,
         "confidence": CONFIDENCE,
         "fold": case.fold,
         "users": len(case.users),
         "rounds": len(course.weights),
-        "epsilon_lower": lower,
-        "epsilon_lower_gaussian": found["many_run"]["epsilon_gaussian"],
-        "holds": claim is None or lower <= claim,
+        "sees": sees(course.plan),
+        **_verdict(attacks["as_run"], scenario.epsilon if scenario.private else None),
         "attacks": attacks,
     }
-    if private and course.plan.normaliser:
+    if scenario.hides_utterances and course.plan.normaliser:
         content["normaliser_trap"] = _trap(case, size, seed, progress)
     return content
+
+
+def _verdict(found: Json, claim: float | None) -> Json:
+    """The best lower bounds, and whether the claim holds against those that suppose nothing."""
+    shown = {name: found[name] for name in BOUNDS if name in found}
+    lower = max(bound["epsilon"] for bound in shown.values())
+    gaussian = max(bound.get("epsilon_gaussian", 0.0) for bound in shown.values())
+    return {
+        "epsilon": claim,
+        "epsilon_lower": lower,
+        "epsilon_lower_gaussian": gaussian,
+        "holds": claim is None or lower <= claim,
+    }
 
 
 def _doubtful(share: int) -> float:
@@ -190,8 +198,25 @@ def _all(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
 
 
 def _bounds(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
-    """Lower bounds on epsilon."""
-    course, own = _shortened(case.course, effort), _first(case)
+    """Lower bounds on every epsilon that the plan promises; on an utterance's where on none."""
+    unit, course = case.course.plan.unit, _shortened(case.course, effort)
+    found: Json = {}
+    if unit != "user":
+        found |= _utterance_bounds(case, course, effort, seed, progress)
+    if unit in ("user", "both"):
+        how = {"delta": case.scenario.user_delta, "confidence": _doubtful(len(BOUNDS))}
+        statistics = canary.scores(
+            course, _first(case), lives=effort.lives, seed=seed, whole=True, progress=progress
+        )
+        found["many_run_user"] = asdict(canary.judged(statistics[0], statistics[1], **how))
+    return found
+
+
+def _utterance_bounds(
+    case: Case, course: Course, effort: Effort, seed: int, progress: Progress
+) -> Json:
+    """Three ways to bound an utterance's epsilon; the server sees all that the device sends."""
+    own = _first(case)
     how = {"delta": case.scenario.delta, "confidence": _doubtful(len(BOUNDS))}
     statistics = canary.scores(course, own, lives=effort.lives, seed=seed, progress=progress)
     first = canary.first_message(course, lives=effort.first, seed=seed, **how)
@@ -214,14 +239,17 @@ def _trap(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
 def _members(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
     """Membership of utterances on devices, and of users in trainings."""
     people = [person.examples for person in case.users.values()]
-    utterances = membership.utterances(
-        _shortened(case.course, effort),
-        people[: effort.devices],
-        shadows=effort.shadows,
-        lives=effort.members,
-        seed=seed,
-        progress=progress,
-    )
+    found: Json = {}
+    if case.course.plan.unit != "user":
+        utterances = membership.utterances(
+            _shortened(case.course, effort),
+            people[: effort.devices],
+            shadows=effort.shadows,
+            lives=effort.members,
+            seed=seed,
+            progress=progress,
+        )
+        found["utterance"] = asdict(utterances)
     users = membership.users(
         case.course,
         people,
@@ -231,15 +259,13 @@ def _members(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
         seed=seed,
         progress=progress,
     )
-    return {"utterance": asdict(utterances), "user": asdict(users)}
+    return found | {"user": asdict(users)}
 
 
 def _people(case: Case, effort: Effort, seed: int) -> Json:
     """Gender, where the corpus knows two, and speaker."""
-    seen, rounds = view(case.scenario.unit), _looks(len(case.course.weights))
-    named = attributes.speaker(
-        case.course, case.users, seen, rounds, repeats=effort.repeats, seed=seed
-    )
+    rounds = _looks(len(case.course.weights))
+    named = attributes.speaker(case.course, case.users, rounds, repeats=effort.repeats, seed=seed)
     found: Json = {"speaker": _by_round(named)}
     genders = {person.gender for person in case.users.values()}
     if len(genders) == 2 and "" not in genders:
@@ -248,7 +274,6 @@ def _people(case: Case, effort: Effort, seed: int) -> Json:
             case.course,
             case.users,
             dict(islice(strangers.items(), effort.strangers)),
-            seen,
             rounds,
             repeats=effort.repeats,
             seed=seed,

@@ -15,7 +15,8 @@ from sottovoce.shared import seeds
 from sottovoce.shared.examples import Examples
 from sottovoce.simulations.audit.bounds import Floats
 from sottovoce.simulations.audit.case import Person
-from sottovoce.simulations.audit.sight import View
+from sottovoce.simulations.audit.sight import parts as looked
+from sottovoce.simulations.audit.sight import witnessed
 from sottovoce.simulations.audit.subject import Course, Seen, hushed, live
 
 _PENALTIES = (0.01, 0.1, 1.0, 10.0)
@@ -48,7 +49,6 @@ def lives_of(
     course: Course,
     users: Mapping[str, Person],
     strangers: Mapping[str, Person],
-    view: View,
     rounds: Sequence[int],
     *,
     repeats: int,
@@ -60,7 +60,6 @@ def lives_of(
         course: What the server asks.
         users: Whose gender is looked for, by name.
         strangers: Public speakers, by name.
-        view: What the server sees of a life.
         rounds: After how many rounds it looks.
         repeats: Lives of each user.
         seed: Decides all noise.
@@ -69,9 +68,10 @@ def lives_of(
     people += list(strangers.items())
     views: dict[int, list[dict[str, Tensor]]] = {number: [] for number in rounds}
     for place, (name, one) in enumerate(people):
-        seen = live(course, one.examples, seeds.derive(seed, "audit", "attribute", name, place))
+        own = seeds.derive(seed, "audit", "attribute", name, place)
+        seen = witnessed(course, live(course, one.examples, own), own)
         for number in rounds:
-            views[number].append(view(seen, number))
+            views[number].append(looked(seen, number))
     return Lives(
         views=views,
         who=[name for name, _ in people],
@@ -147,7 +147,6 @@ def _uar(scores: Floats, signs: Floats) -> float:
 def speaker(
     course: Course,
     users: Mapping[str, Person],
-    view: View,
     rounds: Sequence[int],
     *,
     repeats: int,
@@ -164,25 +163,21 @@ def speaker(
     """
     quiet = hushed(course)
     halves = [(_half(one.examples, 0), _half(one.examples, 1)) for one in users.values()]
-    known = [_looked(live(quiet, first, 0), view, rounds) for first, _ in halves]
+    known = [_looked(live(quiet, first, 0), rounds) for first, _ in halves]
     places = [place for place in range(len(halves)) for _ in range(repeats)]
-    shown = [
-        _looked(
-            live(course, halves[place][1], seeds.derive(seed, "audit", "named", number)),
-            view,
-            rounds,
-        )
-        for number, place in enumerate(places)
-    ]
+    shown = []
+    for number, place in enumerate(places):
+        own = seeds.derive(seed, "audit", "named", number)
+        shown.append(_looked(witnessed(course, live(course, halves[place][1], own), own), rounds))
     return {
         number: _named([one[number] for one in known], [one[number] for one in shown], places)
         for number in rounds
     }
 
 
-def _looked(seen: Seen, view: View, rounds: Sequence[int]) -> dict[int, dict[str, Tensor]]:
+def _looked(seen: Seen, rounds: Sequence[int]) -> dict[int, dict[str, Tensor]]:
     """One life, by number of rounds seen."""
-    return {number: view(seen, number) for number in rounds}
+    return {number: looked(seen, number) for number in rounds}
 
 
 def _half(examples: Examples, which: int) -> Examples:

@@ -21,6 +21,7 @@ from sottovoce.shared.models.spec import build
 from sottovoce.shared.privacy.noise import SeededNoise
 from sottovoce.simulations.audit import bounds
 from sottovoce.simulations.audit.bounds import Bound, Floats
+from sottovoce.simulations.audit.sight import witnessed
 from sottovoce.simulations.audit.subject import Course, Seen, hushed, live
 
 FAR = 1e3
@@ -107,6 +108,7 @@ def scores(
     *,
     lives: int,
     seed: int,
+    whole: bool = False,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> tuple[Floats, Floats]:
     """Statistics of many lives without and with the canary.
@@ -116,19 +118,27 @@ def scores(
         others: The device's own utterances as raw features.
         lives: How many lives of each kind.
         seed: Decides the canary and all noise.
+        whole: Whether the canary is all that the user has, as many utterances as the others, and
+            is looked for in the sums over users; then the promise to a user is audited.
         progress: Takes (what, done, total).
 
     Returns:
         Without and with the canary, each shape (lives, statistics).
     """
     course, placed, row = canary(course, seed)
+    if whole:
+        placed, others = (
+            placed.take(torch.zeros(len(others), dtype=torch.int64)),
+            others.take(torch.zeros(0, dtype=torch.int64)),
+        )
     towards = aim(course, others, placed, row)
     held = others, join([others, placed])
     found: tuple[list[list[float]], list[list[float]]] = ([], [])
     for number in range(lives):
         for kind in (0, 1):
             own = seeds.derive(seed, "audit", "life", number, kind)
-            found[kind].append(towards.statistics(live(course, held[kind], own)))
+            seen = live(course, held[kind], own)
+            found[kind].append(towards.statistics(witnessed(course, seen, own) if whole else seen))
         progress("lives of the canary's device", number + 1, lives)
     return np.array(found[0]), np.array(found[1])
 

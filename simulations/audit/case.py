@@ -21,7 +21,6 @@ from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.training import NoPrivacy
 from sottovoce.simulations import promise
-from sottovoce.simulations.audit.sight import view
 from sottovoce.simulations.audit.subject import Course
 from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.hearing import Heard, Progress, Spoken, cache_folder, hear, hear_public
@@ -124,7 +123,6 @@ def _scenario(run_folder: Path) -> Scenario:
 
 def _check(scenario: Scenario) -> None:
     """Refuse what cannot be attacked yet, before anything is computed."""
-    view(scenario.unit)
     recipe = scenario.recipe
     if recipe.model not in HEADS_ON_FROZEN or recipe.pooling != "none":
         raise SettingError(
@@ -192,6 +190,7 @@ def _course(
         class_weights=class_weights(counts, CLASS_EXPONENTS[scenario.recipe.class_weights]),
         weights=[material.start, *sent[: plan.rounds - 1]],
         denominator=max(len(labels) / len(users) * plan.training.sample_rate, 1.0),
+        devices=len(users),
     )
 
 

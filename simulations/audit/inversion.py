@@ -18,7 +18,9 @@ from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat, unflatten
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
+from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.noise import SeededNoise
+from sottovoce.simulations.audit.sight import update_noise
 from sottovoce.simulations.audit.subject import Course
 
 FEW = 4
@@ -60,9 +62,19 @@ def inverted(
             ).vector
             for _ in range(rounds or len(course.weights))
         ]
-        recovered = _recovered(model, torch.stack(updates).double().mean(0), ready.labels)
+        mean = torch.stack([_summed(course, one, noise) for one in updates]).double().mean(0)
+        recovered = _recovered(model, mean, ready.labels)
         found += _alike(recovered, ready.features.double())
     return sum(found) / len(found)
+
+
+def _summed(course: Course, update: Tensor, generator: torch.Generator) -> Tensor:
+    """An update as it is seen: where users are hidden, bounded and in a noised sum."""
+    if course.plan.user is None:
+        return update
+    if not course.plan.private:
+        update = bound.project(update, course.plan.user.update.clip_norm)
+    return update + SeededNoise(generator).normal(tuple(update.shape), update_noise(course))
 
 
 def _different(examples: Examples, batch: int, generator: torch.Generator) -> Tensor:

@@ -5,6 +5,7 @@ a normal distribution to what it sees either way, and judges what it is shown by
 shadows have the same noise as what it attacks.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sottovoce.server import sums
 from sottovoce.server.round import Aggregation, advance, begin, learning_rate
 from sottovoce.shared import seeds
 from sottovoce.shared.examples import Examples
@@ -20,8 +22,10 @@ from sottovoce.shared.front import finish
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.loss import cross_entropy
 from sottovoce.shared.models.spec import build
+from sottovoce.shared.privacy.noise import SeededNoise
 from sottovoce.simulations.audit.bounds import Floats
 from sottovoce.simulations.audit.onerun import decode, frank, noise_of, summed
+from sottovoce.simulations.audit.sight import first_noise, update_noise
 from sottovoce.simulations.audit.subject import Course, Subject, hushed, live
 
 Truth = NDArray[np.bool_]
@@ -190,21 +194,47 @@ def federation(
     devices = [
         Subject(one, labels, seeds.derive(seed, "user", place)) for place, one in enumerate(people)
     ]
+    course = replace(course, devices=len(devices))
+    draws = SeededNoise(seeds.torch_rng(seed, "sums"))
     enrolled = torch.stack([device.enrol(course) for device in devices]).double().sum(0)
-    usual = max(float(enrolled[: len(labels)].sum()) / len(devices), 1.0)
-    centre = (enrolled[len(labels) :] / (usual * len(devices))).float()
+    parts = zip((enrolled[: len(labels)], enrolled[len(labels) :]), _own(course), strict=True)
+    counts, rows = (part + draws.normal(tuple(part.shape), noise) for part, noise in parts)
+    usual = max(float(counts.sum()) / len(devices), 1.0)
+    each = 1.0 if course.plan.unit == "user" else usual  # a user's mean row, or all rows
+    centre = (rows / (each * len(devices))).float()
     if course.plan.centre is None:
         centre = torch.zeros_like(course.centre)
     course = replace(course, centre=centre, denominator=usual)
     state = begin(course.weights[0])
     for number in range(1, course.plan.rounds + 1):
         asked = replace(course, weights=[state.weights] * number)
-        mean = torch.stack([device.train(asked, number) for device in devices]).double().mean(0)
+        total = torch.stack([device.train(asked, number) for device in devices]).double().sum(0)
+        mean = (total + draws.normal(tuple(total.shape), _missing(course))) / len(devices)
         rate = learning_rate(
             aggregation, course.plan, number, devices=len(devices), denominator=usual
         )
         state = advance(state, mean.float(), aggregation, rate=rate)
     return state.released
+
+
+def _own(course: Course) -> tuple[float, float]:
+    """What the server adds to the sums of counts and of centres: all but the devices' own noise."""
+    plan, left = course.plan, course.devices - 1
+    own = plan.centre.radius * plan.centre.noise_multiplier if plan.centre and plan.private else 0.0
+    counts, centre = first_noise(course)
+    return _less(counts, plan.count_noise, left), _less(centre, own, left)
+
+
+def _missing(course: Course) -> float:
+    """The same for a round's updates."""
+    own = replace(course.plan, user=None)
+    one = sums.spread(own, devices=1, denominator=course.denominator)
+    return _less(update_noise(course), one, course.devices - 1)
+
+
+def _less(noise: float, own: float, others: int) -> float:
+    """A standard deviation without the noise of so many devices."""
+    return math.sqrt(max(0.0, noise**2 - others * own**2))
 
 
 def _fit(course: Course, weights: Tensor, examples: Examples) -> float:

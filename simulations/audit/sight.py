@@ -1,48 +1,112 @@
-"""What the server sees of one device, by what the run protects: the attackers' raw material.
+"""What an attacker sees of one device, by what the run protects: the attacks' raw material.
 
-An attack asks here and nowhere else, so a unit whose updates are hidden in a sum is attacked
-through the same doors as one whose updates lie open.
+Under ``none`` and ``utterance`` whatever a device sends lies open to the server. Under ``user`` and
+``both`` the promise to a user is about sums: the attacker sees each sum, noised, and is taken to
+know every other user's clips, so that it takes their part off and is left with one user's part and
+all of the noise. That is what secure aggregation leaves visible; a server that adds the noise
+itself, without it, sees every single update.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
+import torch
 from torch import Tensor
 
-from sottovoce.shared.errors import SettingError
-from sottovoce.simulations.audit.subject import Seen
+from sottovoce.server import sums
+from sottovoce.shared import seeds
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.noise import SeededNoise
+from sottovoce.shared.privacy.release import UserNoise
+from sottovoce.simulations.audit.subject import Course, Seen
 
-View = Callable[[Seen, int], dict[str, Tensor]]
-"""From a device's life and the number of rounds seen to named vectors, one dimension each."""
+OPENLY, SUM = "everything that a device sends", "the noised sums, and all other users' clips"
 
 
-def openly(seen: Seen, rounds: int) -> dict[str, Tensor]:
-    """Everything that the device sends, as in ``none`` and ``utterance``.
+def witnessed(course: Course, seen: Seen, seed: int) -> Seen:
+    """What is seen of a device's life.
 
     Args:
-        seen: The device's life.
+        course: What was asked; its plan says what is hidden.
+        seen: What the device sent.
+        seed: Decides the noise of the sums.
+    """
+    return _SIGHTS[course.plan.unit](course, seen, seed)
+
+
+def sees(plan: Plan) -> str:
+    """The same in words."""
+    return SUM if plan.user else OPENLY
+
+
+def parts(seen: Seen, rounds: int) -> dict[str, Tensor]:
+    """A life as named vectors, one dimension each, float64.
+
+    Args:
+        seen: What was seen of it.
         rounds: How many rounds were seen, from the first on.
 
     Returns:
         ``first message``: label counts and share of the centre; ``updates``: their mean.
     """
-    return {"first message": seen.enrolment.double(), "updates": updates(seen, rounds)}
+    return {
+        "first message": seen.enrolment.double(),
+        "updates": seen.updates[:rounds].double().mean(0),
+    }
 
 
-def updates(seen: Seen, rounds: int) -> Tensor:
-    """The mean of the first updates, shape (params,), float64."""
-    return seen.updates[:rounds].double().mean(0)
+def _openly(course: Course, seen: Seen, seed: int) -> Seen:  # noqa: ARG001  (one shape for all)
+    """Everything that the device sends."""
+    return seen
 
 
-VIEWS: Mapping[str, View] = {"none": openly, "utterance": openly}
-"""What lies open to the server, by the unit that a run protects."""
+def _in_the_sum(course: Course, seen: Seen, seed: int) -> Seen:
+    """What is left of a sum once all others' parts are known and taken off."""
+    draws = SeededNoise(seeds.torch_rng(seed, "audit", "sums"))
+    classes = len(course.plan.labels)
+    counts, centre = seen.enrolment[:classes], seen.enrolment[classes:]
+    noises = (*first_noise(course), update_noise(course))
+    noised = [
+        part.double() + draws.normal(tuple(part.shape), noise)
+        for part, noise in zip((counts, centre, seen.updates), noises, strict=True)
+    ]
+    return Seen(enrolment=torch.cat(noised[:2]).float(), updates=noised[2].float())
 
 
-def view(unit: str) -> View:
-    """The view of a unit.
+def first_noise(course: Course) -> tuple[float, float]:
+    """Noise of the sums of counts and of centres beside one device's own, standard deviations."""
+    plan = course.plan
+    if plan.user is None:
+        return 0.0, 0.0
+    own = plan.centre.radius * plan.centre.noise_multiplier if plan.centre and plan.private else 0.0
+    return (
+        _added(plan.user.counts, plan.count_noise, course.devices),
+        _added(plan.user.centre, own, course.devices),
+    )
 
-    Raises:
-        SettingError: A unit that cannot be attacked yet.
-    """
-    if unit not in VIEWS:
-        raise SettingError(f"unit is {unit!r}; this version attacks runs of {', '.join(VIEWS)}")
-    return VIEWS[unit]
+
+def _added(user: UserNoise | None, own: float, devices: int) -> float:
+    """All noise in a sum, less one device's."""
+    if user is None:
+        return 0.0
+    whole = max(user.noise_multiplier * user.clip_norm, own * math.sqrt(devices))
+    return math.sqrt(whole**2 - own**2)
+
+
+def update_noise(course: Course) -> float:
+    """The same for the sum of one round's updates, in weights."""
+    plan, denominator = course.plan, course.denominator
+    if plan.user is None:
+        return 0.0
+    whole = sums.spread(plan, devices=course.devices, denominator=denominator)
+    own = sums.spread(replace(plan, user=None), devices=1, denominator=denominator)
+    return math.sqrt(max(0.0, whole**2 - own**2))
+
+
+_SIGHTS: Mapping[str, Callable[[Course, Seen, int], Seen]] = {
+    "none": _openly,
+    "utterance": _openly,
+    "user": _in_the_sum,
+    "both": _in_the_sum,
+}

@@ -37,6 +37,7 @@ class Course:
         class_weights: Shape (classes,), float32.
         weights: The shared model before every round, each shape (params,), float32.
         denominator: Public number of utterances of a step.
+        devices: How many devices a sum runs over.
     """
 
     plan: Plan
@@ -46,6 +47,7 @@ class Course:
     class_weights: Tensor
     weights: Sequence[Tensor]
     denominator: float
+    devices: int = 1
 
     def constant(self, rounds: int | None = None) -> "Course":
         """The course of a server that sends the first model in every round, which it may."""

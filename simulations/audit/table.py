@@ -5,23 +5,34 @@ from collections.abc import Iterator
 from sottovoce.simulations.runfile import Json
 
 _HEADS = {"as_run": "this run", "noise_off": "privacy off"}
+_MANY = {
+    "many_run": "epsilon of an utterance",
+    "first_message": "epsilon of the first message",
+    "many_run_user": "epsilon of a user",
+}
 
 
 def table(audit: Json) -> list[str]:
     """The audit for people: what was attacked, what each attack reached, the verdict last."""
     attacks = audit["attacks"]
+    columns = {key: dict(_cells(found)) for key, found in attacks.items()}
+    names = list(dict.fromkeys(name for cells in columns.values() for name in cells))
     rows = [("attack", *(_HEADS[name] for name in attacks))]
-    rows += [
-        (name, *(cells[name] for cells in columns.values()))
-        for columns in [{key: dict(_cells(found)) for key, found in attacks.items()}]
-        for name in columns["as_run"]
-    ]
+    rows += [(name, *(cells.get(name, "") for cells in columns.values())) for name in names]
     widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
-    return [_heading(audit), "", *lines, "", *_trap(audit), verdict(audit)]
+    return [
+        _heading(audit),
+        f"the attacker sees {audit.get('sees', 'all')}",
+        "",
+        *lines,
+        "",
+        *_trap(audit),
+        verdict(audit),
+    ]
 
 
 def _heading(audit: Json) -> str:
@@ -35,14 +46,16 @@ def _heading(audit: Json) -> str:
 
 def _cells(found: Json) -> Iterator[tuple[str, str]]:
     """Every figure of one column, by its name."""
-    many, first, one = found["many_run"], found["first_message"], found["one_run"]
-    yield f"epsilon, many lives ({many['lives']})", f">= {many['epsilon']:.2f}"
-    yield "  if it is Gaussian", f">= {many['epsilon_gaussian']:.2f}"
-    yield "epsilon, first message alone", f">= {first['epsilon']:.2f}"
-    yield f"epsilon, one life, {one['canaries']} canaries", f">= {one['epsilon']:.2f}"
+    for key, words in _MANY.items():
+        if key in found:
+            yield words, f">= {found[key]['epsilon']:.2f} ({found[key]['lives']} lives)"
+            yield f"  if Gaussian ({words})", f">= {found[key]['epsilon_gaussian']:.2f}"
+    if "one_run" in found:
+        one = found["one_run"]
+        yield f"epsilon, one life, {one['canaries']} canaries", f">= {one['epsilon']:.2f}"
     for whose, member in found["membership"].items():
         yield f"membership of one {whose}: AUC", f"{member['auc']:.3f}"
-        yield "  found at 1 % false alarms", f"{member['tpr']:.3f}"
+        yield f"  found at 1 % false alarms ({whose})", f"{member['tpr']:.3f}"
     for rounds, parts in found.get("gender", {}).items():
         yield f"gender after {_rounds(rounds)}: UAR", _parts(parts)
     for rounds, parts in found["speaker"].items():
