@@ -46,6 +46,7 @@ class Effort:
         lives: Lives of the canary's device, of each kind, at least 20.
         quick: The same where nothing is noised, and for the normaliser's trap.
         first: Lives that end with the first message.
+        first_open: The same where nothing is noised.
         canaries: Coins of the one-run audit.
         rounds: Most rounds of a canary's or a member's life.
         devices: How many users' utterances are looked for.
@@ -60,6 +61,7 @@ class Effort:
     lives: int = 400
     quick: int = 150
     first: int = 10_000
+    first_open: int = 150_000
     canaries: int = 512
     rounds: int = 10_000
     devices: int = 2
@@ -76,7 +78,7 @@ class Effort:
 
 def _open(effort: Effort) -> Effort:
     """Where nothing is noised, few lives show all, and very many the epsilon."""
-    return replace(effort, lives=min(effort.lives, effort.quick), first=max(effort.first, 150_000))
+    return replace(effort, lives=min(effort.lives, effort.quick), first=effort.first_open)
 
 
 _HEAVY = 20_000
@@ -103,7 +105,7 @@ def audit(
     run_folder: Path,
     *,
     seed: int = 0,
-    lives: int = 400,
+    effort: Effort = Effort(),
     tell: Tell = lambda _line: None,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Json:
@@ -114,7 +116,7 @@ def audit(
     Args:
         run_folder: What ``simulate --out`` made.
         seed: Decides canaries, coins and noise; the same seed gives the same figures.
-        lives: Lives of the canary's device with, and as many without it; the more, the tighter.
+        effort: How much is tried; the more lives, the tighter the bounds.
         tell: Takes a line about what was found.
         progress: Takes (what, done, total).
 
@@ -125,8 +127,8 @@ def audit(
         SettingError: No run there, or one that cannot be attacked.
         SottovoceError: Corpora or models that are gone; each with its way out.
     """
-    torch.set_num_threads(1)
-    effort = Effort(lives=lives)
+    torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
+    check.not_negative(seed=seed)
     run = read_run(run_folder)
     case = open_case(run_folder, tell, progress)
     found = attacked(case, effort, seed=seed, progress=progress)

@@ -7,8 +7,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sottovoce.shared import metrics
-from sottovoce.simulations.reports import ledgers, plots, words
-from sottovoce.simulations.runfile import Json, read_privacy, read_run, write_text
+from sottovoce.simulations.reports import attacks, ledgers, plots, words
+from sottovoce.simulations.runfile import Json, read_audit, read_privacy, read_run, write_text
 
 HERE = Path(__file__).parent
 _MOST_SPEAKERS = 500
@@ -41,9 +41,10 @@ _ERRORS = {
 
 def render(folder: Path) -> tuple[Path, Path]:
     """Write both pages; see :func:`sottovoce.simulations.reports.render`."""
-    run, privacy = read_run(folder), read_privacy(folder)
+    run, privacy, audit = read_run(folder), read_privacy(folder), read_audit(folder)
     written = folder / "report.html", folder / "privacy.html"
-    for path, page in zip(written, (report(run, privacy), record(run, privacy)), strict=True):
+    pages = report(run, privacy), record(run, privacy, audit)
+    for path, page in zip(written, pages, strict=True):
         write_text(path, page)
     return written
 
@@ -53,7 +54,7 @@ def report(run: Json, privacy: Json) -> str:
     return _page("report", run, privacy, _results(run) | _run(run))
 
 
-def record(run: Json, privacy: Json) -> str:
+def record(run: Json, privacy: Json, audit: Json | None = None) -> str:
     """The page for an auditor, and for whoever's voice it is."""
     return _page(
         "privacy",
@@ -63,6 +64,8 @@ def record(run: Json, privacy: Json) -> str:
             "checks": ledgers.checks(privacy),
             "release_rows": ledgers.release_rows(privacy["worlds"]),
             "worlds": ledgers.tables(privacy["worlds"]),
+            "audit": audit,
+            **(attacks.sections(audit) if audit else {}),
             "plots": {},
         },
     )
