@@ -69,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         _add_corpora,
         _add_report,
         _add_budget,
+        _add_audit,
         _add_predict,
         _add_device,
     ):
@@ -275,6 +276,45 @@ def _budget(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(counted.lines()))
     return 0 if counted.agrees else 1
+
+
+def _add_audit(commands: Any) -> None:  # noqa: ANN401
+    """``audit``."""
+    parser = _command(
+        commands,
+        "audit",
+        _audit,
+        "Attack a run: lower bounds on epsilon, membership, gender, speaker, features.",
+        "sottovoce audit runs/demo",
+    )
+    parser.add_argument("run_folder", type=Path, metavar="RUN")
+    parser.add_argument("--seed", type=int, default=0, help="decides every draw (default 0)")
+    parser.add_argument(
+        "--lives",
+        type=int,
+        default=400,
+        help="lives of the canary's device, with and without it; more are tighter (default 400)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the table only")
+    parser.add_argument("--json", action="store_true", help="print audit.json")
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    """Attack; a claim that an attack refutes is a failure."""
+    from sottovoce.simulations.audit.attack import Effort, audit
+    from sottovoce.simulations.audit.table import table
+    from sottovoce.simulations.console import Console
+
+    with Console(quiet=arguments.quiet or arguments.json) as console:
+        found = audit(
+            arguments.run_folder,
+            seed=arguments.seed,
+            effort=Effort(lives=arguments.lives),
+            tell=console.tell,
+            progress=console.progress,
+        )
+    _print(found) if arguments.json else print("\n".join(table(found)))
+    return 0 if found["holds"] else 1
 
 
 def _add_predict(commands: Any) -> None:  # noqa: ANN401
