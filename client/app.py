@@ -8,7 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from sottovoce.client import participant
-from sottovoce.client.device import Device
+from sottovoce.client.device import Device, Pending
 from sottovoce.shared import wire
 from sottovoce.shared.errors import BudgetSpent, SettingError, SottovoceError
 
@@ -25,7 +25,8 @@ def enrol(message: Message, context: Context) -> Message:
         request = wire.EnrolRequest.read(message.content)
         value = participant.enrol(device, request.plan, request.front, request.population)
         status = wire.Status.RECEIVES if value is None else wire.Status.OK
-        return wire.Reply(user=device.facts.user, status=status, value=value)
+        body = participant.identity(device, request.plan)
+        return wire.Reply(user=device.facts.user, status=status, value=value, body=body)
 
     return _reply(message, context, answer)
 
@@ -48,6 +49,38 @@ def train(message: Message, context: Context) -> Message:
         return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=update)
 
     return _reply(message, context, answer)
+
+
+@app.query("sum")
+def add(message: Message, context: Context) -> Message:
+    """One step of a secure sum; the reply carries the step's answer."""
+
+    def answer(device: Device) -> wire.Reply:
+        request = wire.SumRequest.read(message.content)
+        body = participant.add(
+            device,
+            plan=request.plan,
+            name=request.name,
+            step=request.step,
+            body=request.body,
+            update=_round_of(device, request.train) if request.train else None,
+        )
+        return wire.Reply(user=device.facts.user, status=wire.Status.OK, body=body)
+
+    return _reply(message, context, answer)
+
+
+def _round_of(device: Device, request: wire.TrainRequest) -> Pending:
+    """The round that a secure sum asks for."""
+    return participant.round_of(
+        device,
+        plan=request.plan,
+        number=request.round,
+        weights=request.weights,
+        class_weights=request.class_weights,
+        centre=request.centre,
+        denominator=request.denominator,
+    )
 
 
 @app.evaluate()

@@ -10,7 +10,7 @@ A device is a folder::
 import hashlib
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,18 +20,21 @@ from torch import Tensor
 
 from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.vault import Vault, write_file
-from sottovoce.shared import seeds
+from sottovoce.shared import crypto, seeds
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.privacy.release import Release
+from sottovoce.shared.secagg.discrete import RandomWords, SeededWords, SystemWords
 
 _SCHEMA: Final = 2
 _UNANCHORED: Final = 1
 """The schema of devices that were made before ledgers had anchors; they get one when opened."""
 
 _FACTS: Final = "device.json"
+_IDENTITY: Final = "identity"
+_ROSTER: Final = "roster"
 _LEDGER: Final = "ledger.jsonl"
 UNKNOWN: Final = -1
 """Label of a clip that its user has not labelled."""
@@ -163,23 +166,78 @@ class Device:
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked or computed.
         """
-        booked = f"{release.run}/{name}/{content[:32]}"
+        booked = _booked(name, content, release)
         slot = f"outbox-{release.kind.value}"  # the newest of each kind is enough
-        again = self.ledger.holds(booked)
-        if again:
+        if self.ledger.holds(booked):
             kept = self._outbox(slot, booked)
             if kept is not None:
                 return kept
-        if not again:
-            self.ledger.book(booked, release, self.facts.budgets)
-        elif self.facts.simulated_seed is None:
-            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.facts.budgets)
-        self.ledger.settle()  # where the anchor could not be written when this was booked
-        value = make(Randomness(self.facts, booked))
+        value = make(self.book(name, content, release))
         stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)
         # Lost in a power cut, it costs a second booking; never a release that was not booked.
         self.vault.put_tensors(slot, {"value": value, "stamp": stamp}, durable=False)
         return value
+
+    def book(self, name: str, content: str, release: Release) -> "Randomness":
+        """Book a release that is about to be made; arguments as for :meth:`release`.
+
+        Returns:
+            Where its noise comes from.
+
+        Guarantees:
+            - The record is on disk, and the ledger's anchor written, before this returns.
+            - Booked again under the same name, a simulated device pays once and repeats its noise;
+              a real one pays again.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+        """
+        booked = _booked(name, content, release)
+        if not self.ledger.holds(booked):
+            self.ledger.book(booked, release, self.facts.budgets)
+        elif self.facts.simulated_seed is None:
+            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.facts.budgets)
+        self.ledger.settle()  # where the anchor could not be written when this was booked
+        return Randomness(self.facts, booked)
+
+    @property
+    def identity(self) -> bytes:
+        """The user's private identity key (Ed25519), 32 bytes; made when first asked for."""
+        if not self.vault.has(_IDENTITY):
+            self.vault.put(_IDENTITY, self._new_identity())
+        return self.vault.get(_IDENTITY)
+
+    def pin(self, roster: Mapping[str, bytes]) -> None:
+        """Keep whom this device makes secure sums with.
+
+        Args:
+            roster: From users' names to their public identity keys, 32 bytes each. Where it comes
+                from decides what it is worth: a server that wrote it can be everybody.
+        """
+        named = {user: key.hex() for user, key in sorted(roster.items())}
+        self.vault.put(_ROSTER, json.dumps(named).encode())
+
+    @property
+    def roster(self) -> dict[str, bytes]:
+        """Whom this device makes secure sums with; see :meth:`pin`.
+
+        Raises:
+            PrivacyError: Nobody was pinned.
+        """
+        if not self.vault.has(_ROSTER):
+            raise PrivacyError(
+                "no roster is pinned on this device, so it cannot tell users from a server that "
+                "plays them; pin one before it takes part in secure sums"
+            )
+        named = json.loads(self.vault.get(_ROSTER))
+        return {user: bytes.fromhex(key) for user, key in named.items()}
+
+    def _new_identity(self) -> bytes:
+        """A fresh key; a simulated one is the same in every run."""
+        seed = self.facts.simulated_seed
+        if seed is None:
+            return crypto.new_key()
+        return seeds.numpy_rng(seed, "identity", self.facts.user).bytes(crypto.KEY_BYTES)
 
     def _outbox(self, slot: str, booked: str) -> Tensor | None:
         """What was released under this name, if it is kept still."""
@@ -210,12 +268,42 @@ class Randomness:
         return SeededNoise(seeds.torch_rng(seed, "noise", self._facts.user, self._name))
 
     @property
+    def words(self) -> RandomWords:
+        """Where discrete noise comes from."""
+        seed = self._facts.simulated_seed
+        if seed is None:
+            return SystemWords()
+        return SeededWords(seeds.numpy_rng(seed, "words", self._facts.user, self._name))
+
+    @property
     def generator(self) -> torch.Generator:
         """Where batches and dropout come from."""
         seed = self._facts.simulated_seed
         if seed is None:
             return torch.Generator().manual_seed(secrets.randbits(63))
         return seeds.torch_rng(seed, "training", self._facts.user, self._name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Pending:
+    """A release that is not booked yet.
+
+    Attributes:
+        name: What it is within its run, such as ``round-3``.
+        content: SHA-256 of the request that it answers.
+        release: What the ledger will say of it.
+        make: Computes it.
+    """
+
+    name: str
+    content: str
+    release: Release
+    make: Callable[[Randomness], Tensor]
+
+
+def _booked(name: str, content: str, release: Release) -> str:
+    """The name under which the ledger knows a release."""
+    return f"{release.run}/{name}/{content[:32]}"
 
 
 def _stamp(booked: str) -> bytes:

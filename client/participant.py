@@ -7,10 +7,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sottovoce.client import secure
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.device import Clips, Device
+from sottovoce.client.device import Clips, Device, Pending, Randomness
 from sottovoce.client.trainer import local_update
-from sottovoce.shared import normaliser
+from sottovoce.shared import crypto, normaliser
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, finish
@@ -35,7 +36,8 @@ def enrol(device: Device, plan: Plan, front: Front, population: Population) -> T
 
     Returns:
         Noised label counts (classes,) and share of the centre (inputs,) as one float32 vector,
-        or None where the device only receives models.
+        nothing of them where they leave in a secure sum, or None where the device only receives
+        models.
 
     Raises:
         BudgetSpent: The run's first releases would pass the device's budget.
@@ -55,7 +57,10 @@ def enrol(device: Device, plan: Plan, front: Front, population: Population) -> T
     device.vault.put_tensors("projected", tensors)
     if not device.facts.contributes:
         return None
-    counts = _label_counts(device, plan, clips)
+    if plan.user and plan.user.secure:
+        secure.keep_enrolment(device, plan, _label_counts(plan, clips), rows[clips.trains])
+        return torch.zeros(0)
+    counts = _released_counts(device, plan, _label_counts(plan, clips))
     return torch.cat([counts, _centre_share(device, plan, rows[clips.trains])])
 
 
@@ -88,6 +93,32 @@ def train(
         MessageError: Another plan, or a round that the plan does not have.
     """
     agreed = _agreed(device, plan)
+    if agreed.user and agreed.user.secure:
+        raise MessageError("this plan's updates leave only in secure sums; nothing was trained")
+    pending = round_of(
+        device,
+        plan=plan,
+        number=number,
+        weights=weights,
+        class_weights=class_weights,
+        centre=centre,
+        denominator=denominator,
+    )
+    return device.release(pending.name, pending.content, pending.release, pending.make)
+
+
+def round_of(
+    device: Device,
+    *,
+    plan: str,
+    number: int,
+    weights: Tensor,
+    class_weights: Tensor,
+    centre: Tensor,
+    denominator: float,
+) -> Pending:
+    """One round of local training that waits to be booked; see :func:`train`."""
+    agreed = _agreed(device, plan)
     if not 1 <= number <= agreed.rounds:
         raise MessageError(f"round {number} of a plan of {agreed.rounds}; nothing was trained")
     model = _model(agreed, weights)
@@ -97,23 +128,24 @@ def train(
     for tensor in (weights, class_weights, centre):
         content.update(tensor.numpy().tobytes())
     examples = _training_examples(device, agreed, centre)
-    return device.release(
-        f"round-{number}",
-        content.hexdigest(),
-        agreed.gradient_release(number),
-        lambda random: _bounded(
-            agreed,
-            agreed.user.update if agreed.user else None,
-            local_update(
-                model,
-                examples,
-                class_weights,
-                training,
-                agreed.mechanism,
-                random.noise,
-                random.generator,
-            ).vector,
-        ),
+
+    def make(random: Randomness) -> Tensor:
+        update = local_update(
+            model,
+            examples,
+            class_weights,
+            training,
+            agreed.mechanism,
+            random.noise,
+            random.generator,
+        )
+        return _bounded(agreed, agreed.user.update if agreed.user else None, update.vector)
+
+    return Pending(
+        name=f"round-{number}",
+        content=content.hexdigest(),
+        release=agreed.gradient_release(number),
+        make=make,
     )
 
 
@@ -126,6 +158,21 @@ def _bounded(plan: Plan, user: UserNoise | None, vector: Tensor) -> Tensor:
     if user is None or plan.private:
         return vector
     return bound.project(vector, user.clip_norm)
+
+
+def add(
+    device: Device, *, plan: str, name: str, step: str, body: bytes, update: Pending | None
+) -> bytes:
+    """One step of a secure sum; see ``secure.take_step``."""
+    agreed = _agreed(device, plan)
+    return secure.take_step(device, agreed, name=name, step=step, body=body, update=update)
+
+
+def identity(device: Device, plan: Plan) -> bytes:
+    """The public half of the user's identity, 32 bytes, where the plan's sums are secure."""
+    if plan.user is None or plan.user.secure is None:
+        return b""
+    return crypto.identity_public(device.identity)
 
 
 def personalise(
@@ -238,12 +285,15 @@ def _training_examples(device: Device, plan: Plan, centre: Tensor) -> Examples:
     return _finish(kept, "training", centre + mean)
 
 
-def _label_counts(device: Device, plan: Plan, clips: Clips) -> Tensor:
-    """How many clips of each class training uses, noised, shape (classes,), float32."""
+def _label_counts(plan: Plan, clips: Clips) -> Tensor:
+    """How many clips of each class training uses, bounded, shape (classes,), float64."""
     labels = clips.examples.labels[clips.trains]
     counts = torch.bincount(labels, minlength=len(plan.labels)).double()
-    if plan.user:
-        counts = bound.project(counts, plan.user.counts.clip_norm)
+    return bound.project(counts, plan.user.counts.clip_norm) if plan.user else counts
+
+
+def _released_counts(device: Device, plan: Plan, counts: Tensor) -> Tensor:
+    """The label counts, noised, shape (classes,), float32."""
     return device.release(
         "label-counts",
         plan.digest(),
@@ -258,8 +308,8 @@ def _centre_share(device: Device, plan: Plan, rows: Tensor) -> Tensor:
     if settings is None or release is None:
         return torch.zeros(rows.shape[1])
     user = plan.user.centre.clip_norm if plan.user and plan.user.centre else math.inf
-    if plan.unit == "user" and len(rows):  # a user's mean is one row, however many clips it is of
-        rows = rows.mean(0, keepdim=True)
+    if plan.unit == "user":
+        rows = secure.mean_row(rows)
     return device.release(
         "centre",
         plan.digest(),

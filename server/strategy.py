@@ -6,8 +6,9 @@ sums is the order of users' names, whatever the order of arrival.
 """
 
 import logging
+import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,13 +18,17 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from sottovoce.server import checkpoint
+from sottovoce.server.exchange import summed
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.round import State, advance, begin, learning_rate
+from sottovoce.server.secagg import Opened
 from sottovoce.server.sums import Sums
 from sottovoce.shared import wire
-from sottovoce.shared.errors import EngineError, MessageError, SottovoceError
+from sottovoce.shared.errors import AggregationError, EngineError, MessageError, SottovoceError
 from sottovoce.shared.head import SealedHead
+from sottovoce.shared.privacy.users import ENROLMENT, sum_name
+from sottovoce.shared.secagg.settings import SecureAggregation
 
 LOG = logging.getLogger("sottovoce.server")
 
@@ -80,6 +85,12 @@ class Training:
         self.grid = grid
         self.sums = Sums(job.plan, folder, budgets=job.budgets, seed=job.simulated_seed)
         self._user_of: dict[int, str] = {}  # node by node, once enrolled
+        self._roster: dict[str, bytes] = {}  # public identities, where sums are secure
+
+    @property
+    def _secure(self) -> bool:
+        """Whether sums are made securely."""
+        return self.job.plan.user is not None and self.job.plan.user.secure is not None
 
     def run(self) -> State:
         """Everything, from the last checkpoint on; the final state.
@@ -104,13 +115,13 @@ class Training:
         request = wire.EnrolRequest(
             plan=self.job.plan, front=self.job.front, population=self.job.population
         )
-        size = len(self.job.plan.labels) + self.job.front.inputs
-        replies = self._ask(nodes, wire.ENROL, request.record(), size=size)
+        size = 0 if self._secure else len(self.job.plan.labels) + self.job.front.inputs
+        replies = self._ask(dict.fromkeys(nodes, request.record()), wire.ENROL, size=size)
         self._user_of = {device.node: device.user for device, _ in replies}
         given = [
-            (device, reply.value)
+            (device, reply)
             for device, reply in replies
-            if reply.status is wire.Status.OK and reply.value is not None
+            if reply.status is wire.Status.OK and (reply.value is not None or self._secure)
         ]
         if not given:
             raise EngineError(
@@ -124,14 +135,86 @@ class Training:
                 f"{self.job.quorum:g} ({_reasons(replies)}). See the devices' own logs, then run "
                 "again with --resume"
             )
+        receiving = [device for device, reply in replies if reply.status is wire.Status.RECEIVES]
+        if self._secure:
+            self._roster = {device.user: reply.body for device, reply in given}
+            return self._enrol_securely([device for device, _ in given], receiving)
+        values = [reply.value for _, reply in given if reply.value is not None]
         classes = len(self.job.plan.labels)
         return Enrolled(
             contributing=[device for device, _ in given],
-            receiving=[device for device, reply in replies if reply.status is wire.Status.RECEIVES],
-            counts=self.sums.counts([value[:classes] for _, value in given]),
-            sums=self.sums.centre([value[classes:] for _, value in given]),
+            receiving=receiving,
+            counts=self.sums.counts([value[:classes] for value in values]),
+            sums=self.sums.centre([value[classes:] for value in values]),
             rows=1 if self.job.plan.unit == "user" else 0,
         )
+
+    def _enrol_securely(self, devices: list[Device], receiving: list[Device]) -> Enrolled:
+        """Label counts and centre out of one secure sum."""
+        plan, user = self.job.plan, self.job.plan.user
+        if user is None or user.secure is None:
+            raise EngineError("the plan has no secure sums")
+        self.sums.book("label-counts", plan.counts_release())
+        if centre := plan.centre_release():
+            self.sums.book("centre", centre)
+        opened = self._summed(ENROLMENT, user.secure.enrolment, devices)
+        total, classes = torch.from_numpy(opened.total), len(plan.labels)
+        sums = torch.zeros(self.job.front.inputs, dtype=torch.float64)
+        if user.centre:
+            sums = total[classes:] * user.centre.clip_norm
+        return Enrolled(
+            contributing=[device for device in devices if device.user in opened.survivors],
+            receiving=receiving,
+            counts=total[:classes] * user.counts.clip_norm,
+            sums=sums,
+            rows=1,
+        )
+
+    def _summed(
+        self,
+        kind: str,
+        settings: SecureAggregation,
+        devices: Sequence[Device],
+        train: wire.TrainRequest | None = None,
+    ) -> Opened:
+        """One secure sum over these devices.
+
+        Raises:
+            EngineError: It stays closed.
+        """
+        plan = self.job.plan.digest()
+        attempt = "" if self.job.simulated_seed is not None else secrets.token_hex(8)
+        name = sum_name(plan, kind, attempt)
+        node = {device.user: device.node for device in devices}
+
+        def ask(step: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
+            contents = {
+                node[user]: wire.SumRequest(
+                    plan=plan,
+                    name=name,
+                    step=step,
+                    body=body,
+                    train=train if step == "mask" else None,
+                ).record()
+                for user, body in requests.items()
+            }
+            replies = self._ask(contents, wire.SUM, size=0)
+            return {
+                device.user: reply.body
+                for device, reply in replies
+                if reply.status is wire.Status.OK
+            }
+
+        roster = {user: self._roster[user] for user in node}
+        try:
+            opened = summed(settings, name, roster, ask)
+        except AggregationError as error:
+            raise EngineError(
+                f"{kind}: {error}. The rounds before are kept: run again with --resume"
+            ) from error
+        for user, fault in opened.faults.items():
+            LOG.warning("%s takes no part in %s: %s", user, kind, fault)
+        return opened
 
     def _nodes(self) -> list[int]:
         """The nodes there are, once there are enough."""
@@ -152,27 +235,22 @@ class Training:
         """One round of training."""
         training, devices = self.job.plan.training, enrolled.contributing
         denominator = max(enrolled.usual * training.sample_rate, 1.0)
+        number = state.round + 1
         request = wire.TrainRequest(
             plan=self.job.plan.digest(),
-            round=state.round + 1,
+            round=number,
             weights=state.weights,
             class_weights=self.job.weigh(enrolled.counts),
             centre=enrolled.centre,
             denominator=denominator,
         )
-        nodes = [device.node for device in devices]
-        replies = self._ask(nodes, wire.TRAIN, request.record(), size=len(state.weights))
-        updates = [
-            reply.value for _, reply in replies if self._counts(reply) and reply.value is not None
-        ]
-        if len(updates) < self.job.quorum * len(devices):
-            raise EngineError(
-                f"round {state.round + 1}: {len(updates)} of {len(devices)} devices gave a usable "
-                f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
-                "The rounds before are kept: run again with --resume"
-            )
-        number = state.round + 1
-        summed = self.sums.updates(number, updates, denominator=denominator)
+        user = self.job.plan.user
+        if user and user.secure:
+            self.sums.book(f"round-{number}", self.job.plan.gradient_release(number))
+            opened = self._summed(f"round-{number}", user.secure.update, devices, request)
+            mean = torch.from_numpy(opened.total) / len(opened.survivors)
+        else:
+            mean = self._mean(request, devices)
         rate = learning_rate(
             self.job.aggregation,
             self.job.plan,
@@ -180,8 +258,24 @@ class Training:
             devices=len(devices),
             denominator=denominator,
         )
-        mean = (summed / len(updates)).float()
-        return advance(state, mean, self.job.aggregation, rate=rate)
+        return advance(state, mean.float(), self.job.aggregation, rate=rate)
+
+    def _mean(self, request: wire.TrainRequest, devices: Sequence[Device]) -> Tensor:
+        """The mean of what the devices sent, shape (params,), float64."""
+        nodes = [device.node for device in devices]
+        contents = dict.fromkeys(nodes, request.record())
+        replies = self._ask(contents, wire.TRAIN, size=len(request.weights))
+        updates = [
+            reply.value for _, reply in replies if self._counts(reply) and reply.value is not None
+        ]
+        if len(updates) < self.job.quorum * len(devices):
+            raise EngineError(
+                f"round {request.round}: {len(updates)} of {len(devices)} devices gave a usable "
+                f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
+                "The rounds before are kept: run again with --resume"
+            )
+        total = self.sums.updates(request.round, updates, denominator=request.denominator)
+        return total / len(updates)
 
     def _counts(self, reply: wire.Reply) -> bool:
         """Whether an update takes part: it is there, and no longer than validation allows."""
@@ -206,7 +300,8 @@ class Training:
         nodes = [device.node for device in (*enrolled.contributing, *enrolled.receiving)]
         model = self.job.plan.model_hash(released)
         store = HeadStore(self.folder / "heads.sqlite")
-        for device, reply in self._ask(nodes, wire.PERSONAL, request.record(), size=0):
+        contents = dict.fromkeys(nodes, request.record())
+        for device, reply in self._ask(contents, wire.PERSONAL, size=0):
             if reply.head:
                 self._keep(store, device.user, reply, model)
 
@@ -222,10 +317,10 @@ class Training:
             LOG.warning("the head of %s is not kept: %s", user, error)
 
     def _ask(
-        self, nodes: Iterable[int], kind: str, content: RecordDict, *, size: int
+        self, contents: Mapping[int, RecordDict], kind: str, *, size: int
     ) -> list[tuple[Device, wire.Reply]]:
-        """Send one request to many; what came back and holds, in the order of users' names."""
-        messages = [Message(content, node, kind) for node in nodes]
+        """Send each node its request; what came back and holds, in the order of users' names."""
+        messages = [Message(content, node, kind) for node, content in contents.items()]
         answers = self.grid.send_and_receive(messages, timeout=self.job.timeout_s)
         replies: dict[str, tuple[Device, wire.Reply]] = {}
         for answer in answers:

@@ -148,16 +148,25 @@ class Sums:
         """
         if user is None:
             return total(parts)
+        booked = self.book(name, release)
         if not self._plan.private:  # a device's word for its bound is not taken
             parts = [bound.project(part, user.clip_norm) for part in parts]
         summed = total(parts)
+        missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
+        return summed + self._noise(booked).normal(tuple(summed.shape), missing)
+
+    def book(self, name: str, release: Release) -> str:
+        """Book a sum that is about to be let out; its name in the ledger.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+        """
         booked = f"{self._plan.run}/{name}"
         if not self.ledger.holds(booked):
             self.ledger.book(booked, release, self._budgets)
         elif self._seed is None:
             self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self._budgets)
-        missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
-        return summed + self._noise(booked).normal(tuple(summed.shape), missing)
+        return booked
 
     def _noise(self, name: str) -> NoiseSource:
         """Where the noise comes from."""

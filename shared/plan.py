@@ -23,28 +23,11 @@ from sottovoce.shared.normaliser import (
     NormaliserRelease,
 )
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.shared.training import Mechanism as Protection
 
 SCHEMA = 2
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class UserPromise:
-    """What hides a whole user in each sum of a run; see ``UserNoise``.
-
-    Attributes:
-        counts: In the sum of label counts, bounded in utterances.
-        centre: In the sum that tells where this population's voices lie, bounded in front units: a
-            sum of users' means or, where devices noise their own rows, of all rows; None where
-            there is none.
-        update: In the sum of a round's updates. Bounded in weights; in summed gradients where
-            devices noise their own, whose steps they were bounded in.
-    """
-
-    counts: UserNoise
-    centre: UserNoise | None
-    update: UserNoise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +87,11 @@ class Plan:
         """Refuse a promise to users that the settings would not keep."""
         if (user.centre is None) != (self.centre is None):
             raise SettingError("a plan hides its users in all of its sums, the centre's included")
+        if self.private and user.secure:
+            raise SettingError(
+                "utterances are hidden by noise of the devices' own, which secure sums cannot "
+                "count yet: hide users alone, or both without secure sums"
+            )
         bounded = self.mechanism.sum_norm
         if self.private and (bounded != user.update.clip_norm or self.training.steps != 1):
             raise SettingError(
@@ -240,17 +228,6 @@ _UNITS = {
 }
 
 
-def _user_promise(record: Mapping[str, Any] | None) -> UserPromise | None:
-    """Read what hides a user."""
-    if record is None:
-        return None
-    return UserPromise(
-        counts=UserNoise.from_dict(record["counts"]),
-        centre=UserNoise.from_dict(record["centre"]) if record["centre"] else None,
-        update=UserNoise.from_dict(record["update"]),
-    )
-
-
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     """Rebuild the nested settings."""
     mechanism = record["mechanism"]
@@ -267,5 +244,5 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
         "mechanism": UtteranceNoise(**mechanism) if mechanism else NoPrivacy(),
         "centre": centre,
         "normaliser": normaliser,
-        "user": _user_promise(record["user"]),
+        "user": UserPromise.from_dict(record["user"]) if record["user"] else None,
     }

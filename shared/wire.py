@@ -5,12 +5,15 @@ exchange  Flower type        request                                 reply
 ========= ================== ======================================= =========================
 enrol     ``query.enrol``    plan, public front, public population   noised label counts, centre
 train     ``train``          round, weights, class weights, centre   noised sum of gradients
+sum       ``query.sum``      one step of a secure sum, and the       that step's answer
+                             round to train where it is masked
 personal  ``evaluate``       final weights, centre, heads' prior     the user's head, sealed
 ========= ================== ======================================= =========================
 
-Every reply carries the user's pseudonym and a status. Nothing else travels: no loss, no accuracy,
-no example count. Whoever reads a message checks schema, names, shapes, dtypes and finiteness, so
-that a bad peer is a ``MessageError`` and never a crash.
+Where sums are secure, enrolment brings the device's public identity, and both values go through
+secure sums. Every reply carries the user's pseudonym and a status. Nothing else travels: no loss,
+no accuracy, no example count. Whoever reads a message checks schema, names, shapes, dtypes and
+finiteness, so that a bad peer is a ``MessageError`` and never a crash.
 """
 
 import json
@@ -30,8 +33,11 @@ from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 
 SCHEMA = 1
-ENROL, TRAIN, PERSONAL = "query.enrol", "train", "evaluate"
-_FACTS = "sottovoce"
+ENROL, TRAIN, PERSONAL, SUM = "query.enrol", "train", "evaluate", "query.sum"
+STEPS = ("advertise", "share", "mask", "agree", "unmask")
+"""Of a secure sum, in order."""
+
+_FACTS, _SUM = "sottovoce", "sum"
 _LONGEST_USER = 128
 Fact = str | int | float | bool | bytes
 """What Flower's configuration records can hold, of which we use these."""
@@ -147,6 +153,51 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SumRequest:
+    """One step of a secure sum.
+
+    Attributes:
+        plan: SHA-256 of the plan enrolled for.
+        name: Which sum, unique over all runs.
+        step: One of ``STEPS``.
+        body: What the step's message holds; see ``shared.secagg.messages``.
+        train: The round whose update is summed, where the step is ``mask``; None at enrolment.
+    """
+
+    plan: str
+    name: str
+    step: str
+    body: bytes
+    train: TrainRequest | None = None
+
+    def record(self) -> RecordDict:
+        """As it travels."""
+        facts: dict[str, Fact] = {"plan": self.plan, "name": self.name, "step": self.step}
+        record = self.train.record() if self.train else _record({}, {})
+        record.config_records[_SUM] = ConfigRecord({**facts, "body": self.body})
+        return record
+
+    @classmethod
+    def read(cls, content: RecordDict) -> "SumRequest":
+        """Read it, or raise ``MessageError``."""
+        _facts(content)
+        facts = content.config_records.get(_SUM)
+        if facts is None:
+            raise MessageError("the message names no secure sum")
+        step, body = _text(facts, "step"), facts.get("body")
+        if step not in STEPS or not isinstance(body, bytes):
+            raise MessageError(f"the step of a secure sum is {step!r}; one of {', '.join(STEPS)}")
+        trains = step == "mask" and "model" in content.array_records
+        return cls(
+            plan=_text(facts, "plan"),
+            name=_text(facts, "name"),
+            step=step,
+            body=body,
+            train=TrainRequest.read(content) if trains else None,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PersonalRequest:
     """The final model and where every user's head starts from."""
 
@@ -184,6 +235,8 @@ class Reply:
             (classes + inputs,), or an update (params,), float32.
         head: The user's sealed head, or nothing.
         version: Version of that head, from 1.
+        body: The answer to a step of a secure sum; at enrolment for such sums, the public half of
+            the user's identity.
     """
 
     user: str
@@ -192,10 +245,12 @@ class Reply:
     value: Tensor | None = None
     head: bytes = b""
     version: int = 0
+    body: bytes = b""
 
     def record(self) -> RecordDict:
         """As it travels."""
         facts: dict[str, Fact] = {
+            "body": self.body,
             "user": self.user,
             "status": self.status.value,
             "reason": self.reason,
@@ -217,21 +272,30 @@ class Reply:
         """
         facts = _facts(content)
         user, head, version = _text(facts, "user"), facts.get("head"), facts.get("version")
+        body = facts.get("body")
         if not 0 < len(user) <= _LONGEST_USER:
             raise MessageError(f"a user's name has {len(user)} characters; 1 to {_LONGEST_USER}")
         try:
             status = Status(_text(facts, "status"))
         except ValueError as error:
             raise MessageError(f"the status of {user} is unknown: {error}") from error
-        if not isinstance(head, bytes) or not isinstance(version, int):
-            raise MessageError(f"the reply of {user} lacks its head or the head's version")
+        if not (isinstance(head, bytes) and isinstance(version, int) and isinstance(body, bytes)):
+            raise MessageError(f"the reply of {user} lacks its head, the head's version or a body")
         value = None
         if status is Status.OK and size:
             value = _tensor(content, "release", "value", 1)
             if len(value) != size:
                 raise MessageError(f"{user} sent {len(value)} numbers where {size} were asked for")
         reason = str(facts.get("reason", ""))[:500]
-        return cls(user=user, status=status, reason=reason, value=value, head=head, version=version)
+        return cls(
+            user=user,
+            status=status,
+            reason=reason,
+            value=value,
+            head=head,
+            version=version,
+            body=body,
+        )
 
 
 def _record(

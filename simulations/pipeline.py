@@ -90,7 +90,9 @@ def simulate(
             folder=out / "checkpoints" / folder_name(fold.name),
             ledgers=out / "ledgers" / folder_name(fold.name),
             fold=fold,
-            plan=replace(plan, run=f"{plan.run}/{fold.name}"),
+            plan=promise.secured(
+                replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
+            ),
             scenario=scenario,
             material=material,
         )

@@ -2,19 +2,23 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.models.flat import count
+from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import (
     EXACT_CENTRE,
     EXACT_MEAN,
     CentreRelease,
     NormaliserRelease,
 )
-from sottovoce.shared.plan import Plan, UserPromise
+from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
+from sottovoce.shared.privacy.users import SecureSums, UserPromise
+from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.simulations.scenario import Scenario
 
@@ -76,16 +80,22 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
     squared = accountant.gaussian_mu(scenario.epsilon, scenario.user_delta) ** 2
 
     def hidden(norm: float, multiplier: float) -> UserNoise:
-        return UserNoise(noise_multiplier=multiplier, clip_norm=norm, noised_by=noised_by)
+        return UserNoise(
+            noise_multiplier=multiplier,
+            clip_norm=norm,
+            noised_by=noised_by,
+            discrete=scenario.secure,
+        )
+
+    counts_share, centre_share = _shares(scenario)
 
     def shared(norm: float, share: float) -> UserNoise:
         return hidden(norm, 1 / math.sqrt(share * squared))
 
     def with_noise(multiplier: float) -> Plan:
-        centre = shared(settings.centre_norm, settings.centre_share) if plan.centre else None
         user = UserPromise(
-            counts=shared(settings.counts_norm, settings.counts_share),
-            centre=centre,
+            counts=shared(settings.counts_norm, counts_share),
+            centre=shared(settings.centre_norm, centre_share) if plan.centre else None,
             update=hidden(settings.update_norm, multiplier),
         )
         return replace(plan, user=user)
@@ -97,6 +107,53 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
         unit=Unit.USER,
     )
     return with_noise(multiplier)
+
+
+def _shares(scenario: Scenario) -> tuple[float, float]:
+    """The budget's shares of label counts and centre; alike where one secure sum brings both."""
+    settings = scenario.recipe.user
+    if not scenario.secure:
+        return settings.counts_share, settings.centre_share
+    even = (settings.counts_share + settings.centre_share) / 2
+    return even, even
+
+
+def secured(plan: Plan, scenario: Scenario, *, devices: int) -> Plan:
+    """The plan with its sums over users made securely, by shares of the noise.
+
+    Args:
+        plan: As :func:`noised` gives it.
+        scenario: Where it does not ask for secure sums, the plan stays as it is.
+        devices: How many take part in a sum.
+
+    Raises:
+        SettingError: Too few devices for the dropout and corruption that sums must bear.
+    """
+    user, settings = plan.user, scenario.recipe.user
+    if not scenario.secure or user is None:
+        return plan
+    parts = 2 if user.centre else 1
+    inputs = plan.model.inputs if user.centre else 0
+    make = partial(settings_for, devices, dropout=settings.dropout, corruption=settings.corruption)
+    secure = SecureSums(
+        enrolment=make(
+            len(plan.labels) + inputs,
+            math.sqrt(parts),
+            noise_multiplier=user.counts.noise_multiplier / math.sqrt(parts),
+        ),
+        update=make(
+            count(build(plan.model, 0)),
+            user.update.clip_norm,
+            noise_multiplier=user.update.noise_multiplier,
+        ),
+        dishonest=math.ceil(devices * settings.corruption - 1e-9),
+    )
+    by_shares = {
+        name: replace(noise, noised_by=NoisedBy.SHARES)
+        for name in ("counts", "centre", "update")
+        if (noise := getattr(user, name))
+    }
+    return replace(plan, user=replace(user, secure=secure, **by_shares))
 
 
 def _hiding_utterances(plan: Plan, scenario: Scenario) -> Plan:

@@ -291,7 +291,10 @@ def _strangers(ledgers: Path, known: Collection[Path]) -> Iterator[str]:
 def independent(
     releases: tuple[Release, ...], delta: float, *, unit: Unit = Unit.UTTERANCE
 ) -> float:
-    """Epsilon by Opacus' PRV accountant: an upper bound, ``_PRV_ERROR`` loose or less.
+    """Epsilon by Opacus' accountants: an upper bound.
+
+    By its PRV accountant, ``_PRV_ERROR`` loose or less; by its RDP accountant where a release's
+    noise is discrete.
 
     Args:
         releases: Everything one device, or one server about its users, let out, in any order.
@@ -314,7 +317,10 @@ def independent(
             return math.inf
         steps[noise, rate] = steps.get((noise, rate), 0) + number
     history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
-    return _by_prv(history, delta) if history else 0.0
+    if not history:
+        return 0.0
+    discrete = any(release.user and release.user.discrete for release in releases)
+    return _by_renyi(history, delta) if discrete else _by_prv(history, delta)
 
 
 def _steps(release: Release, unit: Unit) -> tuple[float, float, int]:
@@ -340,6 +346,18 @@ def _by_prv(history: History, delta: float) -> float:
         # Opacus also tells, of a bound that only sizes its grid, that it could be tighter.
         warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
         return float(witness.get_epsilon(delta, eps_error=_PRV_ERROR))
+
+
+@lru_cache(maxsize=1024)
+def _by_renyi(history: History, delta: float) -> float:
+    """Opacus' figure where noise is discrete: its Renyi divergence is all that is known of it."""
+    from opacus.accountants import RDPAccountant
+
+    witness = RDPAccountant()
+    witness.history = list(history)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
+        return float(witness.get_epsilon(delta))
 
 
 def _span(values: list[float]) -> str:

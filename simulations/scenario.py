@@ -34,6 +34,8 @@ class UserSettings:
             sum of the user's rows.
         counts_share: The label counts' share of the squared privacy budget.
         centre_share: The centre's share of it.
+        dropout: Share of the devices that a secure sum must bear to lose, in [0, 1).
+        corruption: Share of them that may side with the server, in [0, 1).
     """
 
     update_norm: float = 0.05
@@ -41,8 +43,11 @@ class UserSettings:
     centre_norm: float = 1.5
     counts_share: float = 0.05
     centre_share: float = 0.04
+    dropout: float = 0.1
+    corruption: float = 0.1
 
     def __post_init__(self) -> None:
+        check.not_negative(dropout=self.dropout, corruption=self.corruption)
         check.positive(
             update_norm=self.update_norm,
             counts_norm=self.counts_norm,
@@ -139,6 +144,8 @@ class Scenario:
         epsilon: Budget of every device's life, above 0; with ``both``, of each unit.
         delta: For one utterance, in (0, 1).
         user_delta: For one user, in (0, 1); well below one over the number of users.
+        secure: Whether sums over users are made by secure aggregation, so that nobody sees less
+            than the noised sum.
         rounds: Rounds of training, at least 1; 0 takes the recipe's.
         enrolment: What a test user's normaliser is learned from: ``none``, ``neutral:K``, ``all``.
         head_clips: Labelled clips on which each test user's head is fitted; they are not scored
@@ -159,6 +166,7 @@ class Scenario:
     epsilon: float = 8.0
     delta: float = 1e-5
     user_delta: float = 1e-3
+    secure: bool = False
     rounds: int = 0
     enrolment: str = "all"
     head_clips: int = 5
@@ -170,6 +178,11 @@ class Scenario:
 
     def __post_init__(self) -> None:
         check.one_of(UNITS, unit=self.unit)
+        if self.secure and self.unit != "user":
+            raise SettingError(
+                f"secure is asked for with unit {self.unit!r}; secure sums hide users, so unit "
+                "must be 'user'"
+            )
         check.one_of(ENGINES, engine=self.engine)
         check.positive(epsilon=self.epsilon)
         if self.epsilon > MOST_EPSILON:

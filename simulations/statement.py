@@ -63,7 +63,7 @@ def privacy_file(
         "unit": scenario.unit,
         **_terms(plan, first),
         "sampling": _sampling(plan),
-        "accountant": accountant.NAME,
+        "accountant": accountant.RENYI_NAME if scenario.secure else accountant.NAME,
         "statement": _statement(scenario, plan),
         "assumptions": [*ASSUMPTIONS, *_user_assumptions(plan)],
         "not_protected": [*_unprotected(plan), *NOT_PROTECTED],
@@ -165,17 +165,37 @@ def _statement(scenario: Scenario, plan: Plan) -> str:
             "Whatever the server let out of this run, all models included, changes by a factor of "
             f"at most e^{scenario.epsilon:g} in probability (but for a chance of "
             f"{scenario.user_delta:g}) when everything that one user has is added or removed. "
-            "Unit: user. This holds against those who see the models, not against the server, "
-            "which sees each device's own reply. It covers the sums of label counts, of the centre "
-            f"and of {plan.rounds} rounds of updates."
+            f"Unit: user. This holds {_against(plan)}. It covers the sums of label counts, of the "
+            f"centre and of {plan.rounds} rounds of updates."
         )
     return " ".join(parts)
+
+
+def _against(plan: Plan) -> str:
+    """Whom the promise to users holds against."""
+    if plan.user and plan.user.secure:
+        return (
+            "against anyone who sees the models or what the devices send, the server included: "
+            "sums are made by secure aggregation, with every device's share of the noise in them"
+        )
+    return (
+        "against those who see the models, not against the server, which sees each device's own "
+        "reply"
+    )
 
 
 def _user_assumptions(plan: Plan) -> tuple[str, ...]:
     """What the promise to users rests on besides."""
     if plan.user is None:
         return ()
+    if plan.user.secure:
+        who = (
+            f"In a sum of at least {plan.user.secure.update.quorum} devices, at most "
+            f"{plan.user.secure.dishonest} side with the server; identities that devices pinned "
+            "are the users' own; the server follows the protocol of secure aggregation, and "
+            "remembers all that it sees."
+        )
+        return (who,)
     if plan.private:
         return (_DEVICES_NOISE,)
     return (_SERVER_NOISES,)
@@ -183,6 +203,8 @@ def _user_assumptions(plan: Plan) -> tuple[str, ...]:
 
 def _unprotected(plan: Plan) -> tuple[str, ...]:
     """What this plan's units leave open, beside what no plan protects."""
+    if plan.user and plan.user.secure:
+        return ()
     if plan.unit == "user":
         return ("Each user's own update, against the server that noises the sum.",)
     if plan.user is None:

@@ -14,8 +14,8 @@ from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
 from sottovoce.server.sums import LEDGER, OWNER
+from sottovoce.shared import crypto, metrics, seeds
 from sottovoce.shared import head as heads
-from sottovoce.shared import metrics, seeds
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import EngineError, LedgerError, ModelError
 from sottovoce.shared.examples import Examples, join
@@ -159,6 +159,8 @@ class World:
                 shutil.rmtree(self._place(user), ignore_errors=True)
                 facts, clips = self._device(user)
                 Device.create(self._place(user), facts, clips)
+        if self.scenario.secure:
+            self._introduce()
         job = Job(
             plan=self.plan,
             aggregation=self.scenario.recipe.aggregation,
@@ -173,6 +175,13 @@ class World:
             held_out=self.material.held_out,
         )
         job.save(self.folder / "server")
+
+    def _introduce(self) -> None:
+        """Tell the devices whom they make secure sums with, as a directory of users would."""
+        devices = [Device(self._place(user)) for user in self.fold.train]
+        roster = {device.facts.user: crypto.identity_public(device.identity) for device in devices}
+        for device in devices:
+            device.pin(roster)
 
     def _device(self, user: str) -> tuple[Facts, Clips]:
         """What a user's device holds: all clips of a training user, enrolment of a new one."""

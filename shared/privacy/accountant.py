@@ -21,6 +21,7 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 
 NAME = "PLD (dp-accounting 0.6, discretisation 1e-4, pessimistic)"
+RENYI_NAME = "RDP (dp-accounting 0.6), because the noise is discrete"
 NEIGHBOURING = {
     Unit.UTTERANCE: "add or remove one utterance",
     Unit.USER: "add or remove everything that one user has",

@@ -25,10 +25,11 @@ from sottovoce.shared.normaliser import (
     NormaliserRelease,
     unknown,
 )
-from sottovoce.shared.plan import Plan, UserPromise
+from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Unit, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 LABELS = ("angry", "happy", "sad")

@@ -13,10 +13,11 @@ from sottovoce.server.sums import LEDGER, OWNER, Sums
 from sottovoce.shared.errors import BudgetSpent, ModelError
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import EXACT_CENTRE, CentreRelease
-from sottovoce.shared.plan import Plan, UserPromise
+from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 SIZE, DEVICES = 4_000, 5

@@ -16,9 +16,10 @@ from sottovoce.shared.normaliser import (
     CentreRelease,
     NormaliserRelease,
 )
-from sottovoce.shared.plan import Plan, UserPromise
+from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import Kind, Mechanism, NoisedBy, Unit, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 PRIVATE = Plan(

@@ -129,6 +129,29 @@ def test_every_unit_runs_and_its_ledgers_agree(
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
+def test_secure_sums_run_whole_and_repeat(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = make_scenario(
+        tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user", secure=True
+    )
+    with scenario.open("a") as file:  # of three devices none can be spared
+        file.write("[recipe.user]\ndropout = 0\ncorruption = 0\n")
+    run = _run(scenario, tmp_path / "run")
+    privacy = read_privacy(tmp_path / "run")
+
+    assert recount(tmp_path / "run").agrees
+    assert 0.9 * 8 < run["privacy"]["user"]["epsilon"] <= 8.0
+    assert {
+        release["noised_by"]
+        for world in privacy["worlds"]
+        for account in [world["server"], *world["clients"].values()]
+        for release in account["releases"]
+    } == {"shares"}
+    assert "the server included" in privacy["statement"]
+    assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
+
+
 # --- corpora it has never seen ----------------------------------------------------------------
 
 

@@ -1,0 +1,133 @@
+"""What hides whole users in the sums of a run, and who sees such a sum before it is noised."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sottovoce.shared.errors import MessageError, SettingError
+from sottovoce.shared.privacy.release import NoisedBy, UserNoise
+from sottovoce.shared.secagg import price
+from sottovoce.shared.secagg.settings import SecureAggregation
+
+ENROLMENT = "enrolment"
+"""The secure sum that is of no round; the others are ``round-N``."""
+
+_HAIR = 1 + 1e-9
+
+
+def sum_name(plan: str, kind: str, attempt: str = "") -> str:
+    """A secure sum's name, unique over all runs.
+
+    Args:
+        plan: SHA-256 of the plan.
+        kind: ``enrolment`` or ``round-N``.
+        attempt: Tells apart sums that are begun again.
+    """
+    return "/".join(part for part in (plan[:32], kind, attempt) if part)
+
+
+def sum_kind(plan: str, name: str) -> str:
+    """``enrolment`` or ``round-N``, from a sum's name.
+
+    Raises:
+        MessageError: Another plan's.
+    """
+    first, _, rest = name.partition("/")
+    if first != plan[:32]:
+        raise MessageError("the sum is of another plan than this device enrolled for")
+    return rest.partition("/")[0]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecureSums:
+    """Sums that nobody sees before every device's share of the noise is in them.
+
+    Attributes:
+        enrolment: Of the first sum: label counts and centre, each brought to a bound of 1.
+        update: Of a round's sum of updates.
+        dishonest: Most devices of a sum that side with the server; their noise is not counted.
+    """
+
+    enrolment: SecureAggregation
+    update: SecureAggregation
+    dishonest: int
+
+    def multiplier(self, settings: SecureAggregation) -> float:
+        """Noise multiplier that the quorum's honest devices give a sum together."""
+        sharers = price.noise_sharers(settings.quorum, self.dishonest)
+        return price.effective_multiplier(settings, sharers)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "SecureSums":
+        """Read it back; the caller turns what is raised into its own error."""
+        return cls(
+            enrolment=SecureAggregation(**record["enrolment"]),
+            update=SecureAggregation(**record["update"]),
+            dishonest=int(record["dishonest"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UserPromise:
+    """What hides a whole user in each sum of a run; see ``UserNoise``.
+
+    Attributes:
+        counts: In the sum of label counts, bounded in utterances.
+        centre: In the sum that tells where this population's voices lie, bounded in front units: a
+            sum of users' means or, where devices noise their own rows, of all rows; None where
+            there is none.
+        update: In the sum of a round's updates. Bounded in weights; in summed gradients where
+            devices noise their own, whose steps they were bounded in.
+        secure: How the sums are made where devices add shares of the noise; None elsewhere.
+    """
+
+    counts: UserNoise
+    centre: UserNoise | None
+    update: UserNoise
+    secure: SecureSums | None = None
+
+    def __post_init__(self) -> None:
+        ways = {one.noised_by for one in self._all()}
+        if (ways == {NoisedBy.SHARES}) != (self.secure is not None) or len(ways) != 1:
+            raise SettingError(
+                "noise is added by shares in all sums of a run, and then secure says how, or in "
+                f"none: noised_by is {', '.join(sorted(ways))}"
+            )
+        if self.secure:
+            self._check_shares(self.secure)
+
+    def _all(self) -> tuple[UserNoise, ...]:
+        """The noise of every sum."""
+        return tuple(one for one in (self.counts, self.centre, self.update) if one)
+
+    def _check_shares(self, secure: SecureSums) -> None:
+        """Refuse promises that the devices' shares would not keep."""
+        first = [one for one in (self.counts, self.centre) if one]
+        # Each part is bounded by 1, so that together they are bounded by the root of their number.
+        kept = secure.multiplier(secure.enrolment) * math.sqrt(len(first))
+        promises = [(one, kept) for one in first]
+        promises.append((self.update, secure.multiplier(secure.update)))
+        for one, given in promises:
+            if not one.discrete or not one.noise_multiplier <= given * _HAIR:
+                raise SettingError(
+                    f"a noise_multiplier of {one.noise_multiplier:.4g} is promised, and the "
+                    f"devices' discrete shares come to {given:.4g}; raise their noise"
+                )
+        bounds = (secure.enrolment.clip_norm, secure.update.clip_norm)
+        if bounds != (math.sqrt(len(first)), self.update.clip_norm):
+            raise SettingError(
+                f"secure sums are bounded by {bounds}, and the promise by "
+                f"{(math.sqrt(len(first)), self.update.clip_norm)}; they must be alike"
+            )
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "UserPromise":
+        """Read it back; the caller turns what is raised into its own error."""
+        centre, secure = record["centre"], record["secure"]
+        return cls(
+            counts=UserNoise.from_dict(record["counts"]),
+            centre=UserNoise.from_dict(centre) if centre else None,
+            update=UserNoise.from_dict(record["update"]),
+            secure=SecureSums.from_dict(secure) if secure else None,
+        )

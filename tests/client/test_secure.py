@@ -1,0 +1,274 @@
+"""A device in secure sums: what it adds is booked and bounded, and nothing is asked of it twice."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sottovoce.client import participant
+from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.server.exchange import summed
+from sottovoce.shared import crypto
+from sottovoce.shared.errors import (
+    AggregationError,
+    BudgetSpent,
+    MessageError,
+    PrivacyError,
+    SottovoceError,
+)
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front
+from sottovoce.shared.models.flat import flatten
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN, unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Budget
+from sottovoce.shared.privacy.release import Kind, NoisedBy, Unit, UserNoise
+from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_name
+from sottovoce.shared.secagg.arrangement import settings_for
+from sottovoce.shared.secagg.messages import AdvertiseRequest, ShareRequest
+from sottovoce.shared.training import LocalTraining, NoPrivacy
+
+LABELS = ("angry", "happy", "sad")
+FEATURES, INPUTS, CLIPS, DEVICES = 6, 4, 12, 5
+DELTA = 1e-3
+MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS))
+WEIGHTS = flatten(build(MODEL, 0))
+FRONT = Front(
+    mean=torch.zeros(FEATURES),
+    matrix=torch.randn(FEATURES, INPUTS, generator=torch.Generator().manual_seed(1)),
+    length=1.0,
+)
+NOISE = UserNoise(noise_multiplier=1e-3, clip_norm=0.1, noised_by=NoisedBy.SHARES, discrete=True)
+"""So little that a sum can be looked at."""
+
+SECURE = SecureSums(
+    enrolment=settings_for(
+        DEVICES,
+        len(LABELS) + INPUTS,
+        math.sqrt(2),
+        dropout=0.2,
+        corruption=0.0,
+        noise_multiplier=1e-3 / math.sqrt(2),
+    ),
+    update=settings_for(
+        DEVICES, len(WEIGHTS), 0.1, dropout=0.2, corruption=0.0, noise_multiplier=1e-3
+    ),
+    dishonest=0,
+)
+PLAN = Plan(
+    run="run",
+    labels=LABELS,
+    extractor="random",
+    front=FRONT.digest(),
+    model=MODEL,
+    rounds=3,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+    mechanism=NoPrivacy(),
+    centre=EXACT_CENTRE,
+    normaliser=EXACT_MEAN,
+    count_noise=0.0,
+    user=UserPromise(
+        counts=replace(NOISE, clip_norm=5.0),
+        centre=replace(NOISE, clip_norm=0.7),
+        update=NOISE,
+        secure=SECURE,
+    ),
+)
+ROUND: dict[str, Any] = {
+    "plan": PLAN.digest(),
+    "number": 1,
+    "weights": WEIGHTS,
+    "class_weights": torch.ones(3),
+    "centre": torch.zeros(INPUTS),
+    "denominator": 6.0,
+}
+
+
+def make(folder: Path, number: int, *, budgets: tuple[Budget, ...] = ()) -> Device:
+    """A device with a dozen random vectors."""
+    everyone = torch.ones(CLIPS, dtype=torch.bool)
+    generator = torch.Generator().manual_seed(number)
+    examples = Examples(
+        features=torch.randn(CLIPS, FEATURES, generator=generator),
+        frames=torch.ones(CLIPS, dtype=torch.int64),
+        labels=torch.arange(CLIPS) % len(LABELS),
+    )
+    facts = Facts(user=f"u{number}", budgets=budgets, labels=LABELS, simulated_seed=7)
+    clips = Clips(examples=examples, enrols=everyone, calibrates=~everyone, trains=everyone)
+    return Device.create(folder / f"u{number}", facts, clips)
+
+
+@pytest.fixture
+def devices(tmp_path: Path) -> dict[str, Device]:
+    """Five devices that know one another and have enrolled."""
+    found = {f"u{number}": make(tmp_path, number) for number in range(DEVICES)}
+    _introduce(found)
+    for device in found.values():
+        participant.enrol(device, PLAN, FRONT, unknown(INPUTS))
+    return found
+
+
+def _introduce(devices: dict[str, Device]) -> None:
+    """Pin everybody's identity everywhere."""
+    roster = {user: crypto.identity_public(one.identity) for user, one in devices.items()}
+    for device in devices.values():
+        device.pin(roster)
+
+
+def _sum(devices: dict[str, Device], kind: str, *, lost: tuple[str, str] = ("", "")) -> Any:
+    """One secure sum, each step on a device freshly read from disk; ``lost`` is (user, step)."""
+    name = sum_name(PLAN.digest(), kind)
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            if (user, step) != lost:
+                answers[user] = _step(Device(devices[user].folder), name, step, body, kind)
+        return answers
+
+    roster = next(iter(devices.values())).roster
+    settings = SECURE.enrolment if kind == ENROLMENT else SECURE.update
+    return summed(settings, name, roster, ask)
+
+
+def _step(device: Device, name: str, step: str, body: bytes, kind: str = ENROLMENT) -> bytes:
+    """One step as the app takes it."""
+    trains = step == "mask" and kind != ENROLMENT
+    update = participant.round_of(device, **ROUND) if trains else None
+    return participant.add(
+        device, plan=PLAN.digest(), name=name, step=step, body=body, update=update
+    )
+
+
+def _alone(device: Device) -> torch.Tensor:
+    """The update that a device adds."""
+    pending = participant.round_of(device, **ROUND)
+    return pending.make(device.book("looked-at", "0" * 64, pending.release))
+
+
+def test_the_sum_is_that_of_the_bounded_updates(devices: dict[str, Device]) -> None:
+    opened = _sum(devices, "round-1")
+    wanted = sum(_alone(device) for device in devices.values())
+
+    assert set(opened.survivors) == set(devices)
+    assert torch.allclose(torch.from_numpy(opened.total).float(), wanted, atol=2e-3)
+    assert all(float(_alone(device).norm()) <= 0.1 * (1 + 1e-6) for device in devices.values())
+
+
+def test_enrolment_sums_counts_and_centres(devices: dict[str, Device]) -> None:
+    total = torch.from_numpy(_sum(devices, ENROLMENT).total)
+
+    counts = total[: len(LABELS)] * 5.0
+    assert torch.allclose(counts, torch.full((3,), 5 * 5.0 / math.sqrt(3)).double(), atol=0.05)
+    rows = [FRONT.project(one.clips().examples.features).mean(0) for one in devices.values()]
+    bounded = [row * min(1.0, 0.7 / float(row.norm())) for row in rows]
+    assert torch.allclose(total[len(LABELS) :].float() * 0.7, sum(bounded), atol=0.02)
+
+
+def test_what_is_masked_is_booked_and_nothing_else(devices: dict[str, Device]) -> None:
+    for device in devices.values():
+        assert not device.ledger.releases, "enrolling lets out nothing"
+    _sum(devices, ENROLMENT)
+    _sum(devices, "round-1")
+
+    for device in devices.values():
+        booked = Device(device.folder).ledger
+        kinds = [release.kind for release in booked.releases]
+        assert kinds == [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.GRADIENT]
+        assert accountant.epsilon(booked.releases, DELTA, unit=Unit.USER) < math.inf
+
+
+@pytest.mark.parametrize("step", ["advertise", "share", "mask", "agree", "unmask"])
+def test_a_device_may_be_lost_at_any_step(devices: dict[str, Device], step: str) -> None:
+    opened = _sum(devices, "round-1", lost=("u2", step))
+
+    summed_up = sum(_alone(devices[user]) for user in opened.survivors)
+    assert ("u2" in opened.survivors) == (step in ("agree", "unmask"))
+    assert torch.allclose(torch.from_numpy(opened.total).float(), summed_up, atol=2e-3)
+
+
+def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) -> None:
+    small = Budget(epsilon=0.1, delta=DELTA, unit=Unit.USER)
+    devices = {
+        f"u{number}": make(tmp_path, number, budgets=(small,) if number == 3 else ())
+        for number in range(DEVICES)
+    }
+    _introduce(devices)
+    for device in devices.values():
+        participant.enrol(device, PLAN, FRONT, unknown(INPUTS))
+    name = sum_name(PLAN.digest(), "round-1")
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            if (user, step) == ("u3", "mask"):
+                with pytest.raises(BudgetSpent, match="for one user"):
+                    _step(devices[user], name, step, body, "round-1")
+            else:
+                answers[user] = _step(devices[user], name, step, body, "round-1")
+        return answers
+
+    opened = summed(SECURE.update, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == {"u0", "u1", "u2", "u4"}
+    assert not Device(devices["u3"].folder).ledger.releases
+
+
+def test_no_step_is_taken_twice(devices: dict[str, Device]) -> None:
+    device, name = devices["u0"], sum_name(PLAN.digest(), ENROLMENT)
+    asked = AdvertiseRequest(round=name).to_bytes()
+    _step(device, name, "advertise", asked)
+    with pytest.raises(AggregationError):
+        _step(device, name, "share", _share_of_strangers())
+    with pytest.raises(AggregationError, match="every step is taken once"):
+        _step(Device(device.folder), name, "share", _share_of_strangers())
+
+
+def _share_of_strangers() -> bytes:
+    """Advertisements of nobody."""
+    return ShareRequest(advertisements=()).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"name": "0" * 32 + "/enrolment"}, MessageError),
+        ({"step": "mask"}, SottovoceError),
+        ({"step": "unmask"}, SottovoceError),
+        ({"body": b"nonsense"}, MessageError),
+    ],
+)
+def test_a_sum_that_makes_no_sense_is_refused(
+    devices: dict[str, Device], change: dict[str, Any], error: type[Exception]
+) -> None:
+    name = sum_name(PLAN.digest(), ENROLMENT)
+    request = {"name": name, "step": "advertise", "body": AdvertiseRequest(round=name).to_bytes()}
+    with pytest.raises(error):
+        _step(devices["u0"], **request | change)
+
+
+def test_updates_of_secure_sums_never_leave_in_the_clear(devices: dict[str, Device]) -> None:
+    with pytest.raises(MessageError, match="only in secure sums"):
+        participant.train(devices["u0"], **ROUND)
+    assert not devices["u0"].ledger.releases
+
+
+def test_a_device_without_a_roster_sums_with_nobody(tmp_path: Path) -> None:
+    device = make(tmp_path, 0)
+    participant.enrol(device, PLAN, FRONT, unknown(INPUTS))
+    name = sum_name(PLAN.digest(), ENROLMENT)
+    with pytest.raises(PrivacyError, match="no roster is pinned"):
+        _step(device, name, "advertise", AdvertiseRequest(round=name).to_bytes())
+
+
+def test_an_identity_is_kept_and_a_real_one_is_nobody_elses(tmp_path: Path) -> None:
+    one = make(tmp_path, 0)
+    assert one.identity == Device(one.folder).identity
+    facts = replace(one.facts, simulated_seed=None)
+    others = {Device.create(tmp_path / name, facts, one.clips()).identity for name in ("a", "b")}
+    assert len({one.identity, *others}) == 3
