@@ -22,6 +22,8 @@ PUBLIC: Mapping[str, tuple[str, ...]] = {
 }
 ENROLMENTS = ("all", "neutral:5", "none")
 UNITS = ("utterance", "none")
+USUAL_EPSILON = 8.0
+HIDING_USERS = (("utterance", 4.0), ("user", 8.0), ("user", 4.0), ("both", 8.0), ("both", 4.0))
 END_TO_END = ("cnn-attention", "tcn", "bilstm-attention")
 
 
@@ -33,6 +35,7 @@ class Claim:
     unit: str
     enrolment: str
     seeds: tuple[int, ...]
+    epsilon: float = USUAL_EPSILON
     model: str = ""
     baselines: str = ""
 
@@ -43,7 +46,9 @@ class Claim:
 
     def name(self, seed: int) -> str:
         """Folder of one seed's run."""
-        parts = (self.protocol, self.model, self.unit, self.enrolment.replace(":", ""), str(seed))
+        epsilon = "" if self.epsilon == USUAL_EPSILON else f"eps{self.epsilon:g}"
+        enrolment = self.enrolment.replace(":", "")
+        parts = (self.protocol, self.model, self.unit, epsilon, enrolment, str(seed))
         return "-".join(part for part in parts if part)
 
     def words(self, seed: int, corpora: str) -> list[str]:
@@ -53,7 +58,9 @@ class Claim:
         if not self.model:
             for public in PUBLIC[self.protocol]:
                 words += ["--public", f"{public}={corpora}/{public}"]
-        words += ["--unit", self.unit, "--enrolment", self.enrolment, "--seed", str(seed)]
+        words += ["--unit", self.unit]
+        words += [] if self.epsilon == USUAL_EPSILON else ["--epsilon", f"{self.epsilon:g}"]
+        words += ["--enrolment", self.enrolment, "--seed", str(seed)]
         words += ["--model", self.model] if self.model else []
         return words + (["--baselines", self.baselines] if self.baselines else [])
 
@@ -72,6 +79,9 @@ def claims() -> Iterator[Claim]:
                     seeds=seeds,
                     baselines=central,
                 )
+    for protocol, seeds in (("cremad4-5fold", (0, 1, 2)), ("ravdess8-6fold", (0,))):
+        for unit, epsilon in HIDING_USERS:
+            yield Claim(protocol=protocol, unit=unit, enrolment="all", seeds=seeds, epsilon=epsilon)
     for model in END_TO_END:
         yield Claim(
             protocol="ravdess8-6fold", unit="none", enrolment="all", seeds=(0,), model=model
@@ -166,19 +176,22 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "Every line is the mean over its seeds of runs made by the command behind it; all are made "
         "by\n`python scripts/results.py`. UAR is pooled over folds, on speakers that training "
         "never saw, without\nany label of theirs; heads are fitted on 5 labelled clips a user, "
-        "which are not scored in the columns\n*before → after*. Epsilon is for one utterance, "
-        "added or removed, at delta 1e-5, over a device's whole\npart in the run.\n\n"
-        "| protocol | model | epsilon | enrolment | seeds | UAR | central | ECE before → after | "
-        "NLL | UAR with heads |\n|---|---|---|---|---|---|---|---|---|---|\n"
+        "which are not scored in the columns\n*before → after*. Epsilon is for one utterance "
+        "added or removed at delta 1e-5 and holds against the\nserver, or for everything that one "
+        "user has at delta 1e-3 and holds against those who see the models,\nor for both, over a "
+        "device's whole part in the run.\n\n"
+        "| protocol | model | hides one | epsilon | enrolment | seeds | UAR | central | "
+        f"ECE before → after | NLL | UAR with heads |\n|{'---|' * 11}\n"
     )
     rows = []
     for line in lines:
+        unit = {"none": "–", "both": "utterance and user"}.get(line["unit"], line["unit"])
         epsilon = f"{line['epsilon']:g}" if line["epsilon"] else "no privacy"
         spread = f" ± {line['uar_sd']:.3f}" if line["uar_sd"] is not None else ""
         central = f"{line['uar_central']:.3f}" if line["uar_central"] else ""
         pairs = [f"{line[key][0]:.3f} → {line[key][1]:.3f}" for key in ("ece", "nll", "uar_heads")]
         rows.append(
-            f"| {line['protocol']} | {line['model']} | {epsilon} | {line['enrolment']} | "
+            f"| {line['protocol']} | {line['model']} | {unit} | {epsilon} | {line['enrolment']} | "
             f"{len(line['seeds'])} | {line['uar']:.3f}{spread} | {central} | "
             + " | ".join(pairs)
             + " |\n"

@@ -110,9 +110,11 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401
     add("--corpus", help="whose users: ravdess, cremad, emodb, savee, tess, folder, synthetic")
     add("--data", help="the corpus's folder; for synthetic: speakers=24,clips=30,seed=7")
     add("--protocol", help="which speakers test which model (default: the corpus's usual one)")
-    add("--unit", help="what is protected: utterance (default) or none")
+    add("--unit", help="what is protected: utterance (default), user, both or none")
     add("--epsilon", type=float, help="budget of every device's life (default 8)")
-    add("--delta", type=float, help="chance that the loss is larger (default 1e-5)")
+    add("--delta", type=float, help="chance of more loss (default: utterance 1e-5, user 1e-3)")
+    add("--user-delta", type=float, help="with --unit both: the user's (default 1e-3)")
+    add("--secure", action="store_true", default=None, help="with --unit user: secure sums")
     add("--rounds", type=int, help="rounds of training (default: the recipe's)")
     add("--engine", help="local (default) or ray")
     add("--workers", type=int, help="processes that run clients (default 1)")
@@ -164,6 +166,8 @@ def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
             "unit",
             "epsilon",
             "delta",
+            "user_delta",
+            "secure",
             "rounds",
             "engine",
             "workers",
@@ -181,14 +185,22 @@ def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
     if arguments.scenario is None:
         if "corpus" not in given:
             raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
-        return scenarios.settle(scenarios.Scenario(**given), model=arguments.model)
+        plain = scenarios.Scenario(**_delta_of_unit(given, ""))
+        return scenarios.settle(plain, model=arguments.model)
     found = find(arguments.scenario)
-    changed = replace(found, **given)
+    changed = replace(found, **_delta_of_unit(given, found.unit))
     if arguments.model or changed.unit != found.unit:
         fresh: dict[str, Any] = {} if arguments.encoder else {"encoder": ""}
         rounds: dict[str, Any] = {} if arguments.rounds else {"rounds": 0}
         return scenarios.settle(replace(changed, **fresh, **rounds), model=arguments.model)
     return changed
+
+
+def _delta_of_unit(given: dict[str, Any], unit: str) -> dict[str, Any]:
+    """``--delta`` is the user's where only users are hidden."""
+    if given.get("unit", unit) != "user" or "delta" not in given:
+        return given
+    return {"user_delta": given["delta"], **{k: v for k, v in given.items() if k != "delta"}}
 
 
 def _public(text: str) -> tuple[str, str]:
