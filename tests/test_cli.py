@@ -97,8 +97,9 @@ def test_no_command_is_a_usage_error(say: Say) -> None:
         ("--delta", "1", ["delta", "1.0", "between 0 and 1"]),
         ("--delta", "nan", ["delta", "nan", "between 0 and 1"]),
         ("--delta", "little", ["--delta", "'little'"]),
-        ("--unit", "user", ["unit", "'user'", "none, utterance"]),
-        ("--unit", "x", ["unit", "'x'", "none, utterance"]),
+        ("--unit", "x", ["unit", "'x'", "none, utterance, user, both"]),
+        ("--user-delta", "0", ["user_delta", "0.0", "between 0 and 1"]),
+        ("--user-delta", "nan", ["user_delta", "nan", "between 0 and 1"]),
         ("--engine", "x", ["engine", "'x'", "local, ray"]),
         ("--model", "x", ["model", "'x'", "linear"]),
         ("--corpus", "x", ["corpus", "'x'", "synthetic, folder"]),
@@ -132,6 +133,31 @@ def test_a_setting_that_makes_no_sense_is_a_usage_error(
     assert status == 2
     assert not [word for word in words if word not in last], last
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("unit", "delta", "user_delta"),
+    [("utterance", 1e-6, 1e-3), ("both", 1e-6, 1e-3), ("user", 1e-5, 1e-6)],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_delta_is_that_of_what_is_hidden(
+    unit: str, delta: float, user_delta: float, named: bool
+) -> None:
+    from sottovoce import cli
+
+    first = ["demo"] if named else ["--corpus", "synthetic"]
+    words = ["simulate", *first, "--unit", unit, "--delta", "1e-6"]
+    settled = cli._scenario(cli._parser().parse_args(words))
+
+    assert (settled.unit, settled.delta, settled.user_delta) == (unit, delta, user_delta)
+
+
+def test_secure_sums_hide_users_alone(
+    say: Say, scenario: Callable[..., Path], tmp_path: Path
+) -> None:
+    status, out, err = say("simulate", scenario(), "--secure", "--out", tmp_path / "out")
+    assert (status, out) == (2, "")
+    assert "secure is asked for with unit 'utterance'" in err
 
 
 @pytest.mark.parametrize(
