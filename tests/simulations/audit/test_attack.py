@@ -133,3 +133,11 @@ def test_models_on_frames_are_refused_before_anything_is_computed(
 
     with pytest.raises(SettingError, match="which reads frames"):
         audit(folder, effort=SMALL)
+
+
+def test_the_command_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        cli.main(["audit", "--help"])
+
+    assert end.value.code == 0
+    assert "example:\n  sottovoce audit " in capsys.readouterr().out
