@@ -124,6 +124,7 @@ _PRIVACY: Shape = {
     "statement": "text",
     "assumptions": ["text"],
     "not_protected": ["text"],
+    "tuned?": {"runs": "whole", "utterance?": "number", "user?": "number"},
     "worlds": [{"name": "text", "clients": {"*": _ACCOUNT}, "server?": _ACCOUNT}],
     "recompute": "text",
 }

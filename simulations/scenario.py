@@ -144,6 +144,8 @@ class Scenario:
         epsilon: Budget of every device's life, above 0; with ``both``, of each unit.
         delta: For one utterance, in (0, 1).
         user_delta: For one user, in (0, 1); well below one over the number of users.
+        tuned_over: How many runs like this one settings were chosen by, this one included, at
+            least 1; all of them are charged for.
         secure: Whether sums over users are made by secure aggregation, so that nobody sees less
             than the noised sum.
         rounds: Rounds of training, at least 1; 0 takes the recipe's.
@@ -167,6 +169,7 @@ class Scenario:
     delta: float = 1e-5
     user_delta: float = 1e-3
     secure: bool = False
+    tuned_over: int = 1
     rounds: int = 0
     enrolment: str = "all"
     head_clips: int = 5
@@ -194,7 +197,7 @@ class Scenario:
         check.not_negative(rounds=self.rounds, head_clips=self.head_clips, seed=self.seed)
         if self.rounds > MOST_ROUNDS:
             raise SettingError(f"rounds is {self.rounds}; it must be at most {MOST_ROUNDS}")
-        check.at_least(1, workers=self.workers)
+        check.at_least(1, workers=self.workers, tuned_over=self.tuned_over)
         self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
         for name in self.baselines:
             check.one_of(BASELINES, baselines=name)

@@ -115,6 +115,7 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401
     add("--delta", type=float, help="chance of more loss (default: utterance 1e-5, user 1e-3)")
     add("--user-delta", type=float, help="with --unit both: the user's (default 1e-3)")
     add("--secure", action="store_true", default=None, help="with --unit user: secure sums")
+    add("--tuned-over", type=int, help="runs that settings were chosen by; all are charged for")
     add("--rounds", type=int, help="rounds of training (default: the recipe's)")
     add("--engine", help="local (default) or ray")
     add("--workers", type=int, help="processes that run clients (default 1)")
@@ -168,6 +169,7 @@ def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
             "delta",
             "user_delta",
             "secure",
+            "tuned_over",
             "rounds",
             "engine",
             "workers",

@@ -125,9 +125,20 @@ def _promise_facts(privacy: Json, spent: float | None, audited: float | None) ->
         ("Clip norm", words.number(privacy["clip_norm"])),
         ("Noise multiplier", words.number(privacy["noise_multiplier"])),
         ("Accountant", privacy["accountant"]),
+        *_tuned(privacy),
         ("Audited lower bound", "not audited" if audited is None else words.number(audited)),
     ]
     return [(name, value) for name, value in terms if value and not value.startswith("–")]
+
+
+def _tuned(privacy: Json) -> list[tuple[str, str]]:
+    """What all runs cost that settings were chosen by."""
+    tuned = privacy.get("tuned") or {}
+    return [
+        (f"ε of one {unit} over {tuned['runs']} tuning runs", words.number(tuned[unit], 4))
+        for unit in ("utterance", "user")
+        if unit in tuned
+    ]
 
 
 def _budget_plot(privacy: Json) -> str | None:

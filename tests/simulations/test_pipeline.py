@@ -129,6 +129,24 @@ def test_every_unit_runs_and_its_ledgers_agree(
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
+def test_runs_that_settings_were_chosen_by_are_charged_for(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = make_scenario(
+        tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="both", tuned_over=3
+    )
+    run = _run(scenario, tmp_path / "run")
+    tuned = read_privacy(tmp_path / "run")["tuned"]
+    once = read_privacy(tiny_run.folder)
+
+    assert "tuned" not in once
+    assert any("not counted here" in line for line in once["assumptions"])
+    assert tuned["runs"] == 3
+    for unit in ("utterance", "user"):
+        assert 8.0 * 1.5 < tuned[unit] < 8.0 * 3, "more than once, and composed better than added"
+    assert run["privacy"]["epsilon"] == 8.0
+
+
 def test_secure_sums_run_whole_and_repeat(
     tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
