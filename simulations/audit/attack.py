@@ -55,6 +55,7 @@ class Effort:
         trainings: The attacker's own trainings with half of the users.
         judged: Trainings that it judges.
         repeats: Lives of each user whose gender or name is looked for.
+        hidden: The same where only noised sums are seen, which tell little at a time.
         strangers: Public speakers that the attacker practises on.
     """
 
@@ -70,6 +71,7 @@ class Effort:
     trainings: int = 16
     judged: int = 12
     repeats: int = 3
+    hidden: int = 12
     strangers: int = 40
 
     def __post_init__(self) -> None:
@@ -97,6 +99,7 @@ def _heavy(effort: Effort) -> Effort:
         trainings=8,
         judged=6,
         repeats=1,
+        hidden=1,
         strangers=20,
     )
 
@@ -267,7 +270,8 @@ def _members(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
 def _people(case: Case, effort: Effort, seed: int) -> Json:
     """Gender, where the corpus knows two, and speaker."""
     rounds = _looks(len(case.course.weights))
-    named = attributes.speaker(case.course, case.users, rounds, repeats=effort.repeats, seed=seed)
+    repeats = effort.hidden if case.course.plan.user else effort.repeats
+    named = attributes.speaker(case.course, case.users, rounds, repeats=repeats, seed=seed)
     found: Json = {"speaker": _by_round(named)}
     genders = {person.gender for person in case.users.values()}
     if len(genders) == 2 and "" not in genders:
@@ -277,7 +281,7 @@ def _people(case: Case, effort: Effort, seed: int) -> Json:
             case.users,
             dict(islice(strangers.items(), effort.strangers)),
             rounds,
-            repeats=effort.repeats,
+            repeats=repeats,
             seed=seed,
         )
         found["gender"] = _by_round({n: attributes.gender(lives, n) for n in rounds})
