@@ -155,7 +155,10 @@ def privacy_section(privacy: Mapping[str, Any], *, audit: float | None = None) -
         worst = max(server["epsilon"] for server in servers)
         section["user"] = {"epsilon": worst, "delta": terms["delta"]}
     if epsilons:
-        section.setdefault("user" if privacy["unit"] == "user" else "utterance", {}).update(
+        here = section.setdefault("user" if privacy["unit"] == "user" else "utterance", {})
+        if privacy["unit"] == "user":
+            here.setdefault("epsilon", max(epsilons))
+        here.update(
             epsilon_max=max(epsilons),
             epsilon_median=median(epsilons),
             per_client={name: spent[name] for name in sorted(spent, key=natural)},

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy import accountant
 from sottovoce.simulations import promise
 from sottovoce.simulations.reading import find, read
 from sottovoce.simulations.scenario import (
@@ -81,7 +82,10 @@ def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
         ({"delta": 0.0}, "delta is 0.0"),
         ({"delta": 1.0}, "delta is 1.0"),
         ({"delta": math.nan}, "delta is nan"),
-        ({"unit": "user"}, "cannot keep yet"),
+        ({"user_delta": 0.0}, "user_delta is 0.0"),
+        ({"secure": True}, "unit 'utterance'"),
+        ({"unit": "both", "secure": True}, "unit 'both'"),
+        ({"tuned_over": 0}, "tuned_over is 0"),
         ({"unit": "family"}, "unit is 'family'"),
         ({"engine": "steam"}, "engine is 'steam'"),
         ({"enrolment": "neutral:0"}, "neutral:0"),
@@ -145,8 +149,6 @@ def test_a_budget_too_small_for_one_round_is_refused_before_any_work(epsilon: fl
 def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
     model: str, enrolment: str
 ) -> None:
-    from sottovoce.shared.privacy import accountant
-
     scenario = settle(
         Scenario(corpus="synthetic", rounds=2, epsilon=2.0, enrolment=enrolment), model=model
     )
@@ -155,6 +157,36 @@ def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
     spent = accountant.epsilon(promise.noised(plan, scenario).releases(), scenario.delta)
 
     assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
+
+
+@pytest.mark.parametrize("secure", [True, False])
+@pytest.mark.parametrize("enrolment", ["all", "none"])
+@pytest.mark.parametrize("unit", ["user", "both"])
+def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
+    unit: str, enrolment: str, secure: bool
+) -> None:
+    if secure and unit == "both":
+        return
+    scenario = settle(
+        Scenario(
+            corpus="synthetic", unit=unit, rounds=2, epsilon=2.0, enrolment=enrolment, secure=secure
+        )
+    )
+    plan = promise.open_plan(scenario, run="r", labels=("one", "other"), inputs=4)
+    plan = promise.secured(promise.noised(plan, scenario), scenario, devices=20)
+
+    assert plan.unit == unit
+    for budget in promise.budgets(scenario):
+        spent = accountant.epsilon(plan.releases(), budget.delta, unit=budget.unit)
+        assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
+    assert (plan.user is not None) and (plan.user.secure is not None) == secure
+
+
+def test_sums_too_small_to_be_secure_are_refused() -> None:
+    scenario = settle(Scenario(corpus="synthetic", unit="user", secure=True))
+    plan = promise.open_plan(scenario, run="r", labels=("one", "other"), inputs=4)
+    with pytest.raises(SettingError, match="3 devices"):
+        promise.secured(promise.noised(plan, scenario), scenario, devices=3)
 
 
 def test_without_a_promise_there_is_no_budget_to_check() -> None:
