@@ -133,8 +133,8 @@ ceiling: so few lives cannot show more, whatever they see.
 _RATES = """\
 Gender (UAR) and name (share named right): from the first message / the updates / both together.
 Gender is learned from all other users and 40 public speakers, who live with the same noise; names
-from the other half of each user's clips. A figure comes from 3 lives of each of 20 users (12 where
-only sums are seen, 1 in the open recipe): its standard error is .06 (.03, .11) at the least. Under
+from the other half of each user's clips. A figure comes from 3 lives of each of 20 users, 12 under
+`user`, 1 in the open recipe: its standard error is .06, .03 and .11 at the least. Under
 `user` and `both` the attacker sees only noised sums, as secure aggregation leaves them, and is
 given all other users' clips; a server that sees single updates learns more. *Privacy off* is the
 same recipe without clip and noise, everything in sight.
@@ -209,9 +209,11 @@ def _rates(found: Json) -> Iterator[tuple[str, str]]:
         yield f"member: one {whose}, AUC", _share(member["auc"])
     for kind, words in (("gender", "gender"), ("speaker", "name")):
         looks = found.get(kind, {})
-        for place, rounds in zip(("1 round", "10 rounds", "all rounds"), looks, strict=False):
-            shares = " / ".join(_share(looks[rounds][part]) for part in _PARTS)
-            yield f"{words}: {place}", shares
+        last = list(looks)[-1:]
+        for place, rounds in (("1 round", ["1"]), ("10 rounds", ["10"]), ("all rounds", last)):
+            for look in rounds:
+                shares = " / ".join(_share(looks[look][part]) for part in _PARTS if look in looks)
+                yield f"{words}: {place}", shares
     for batch, cosine in found["inversion"].items():
         yield f"features of a batch of {batch}, cosine", _share(cosine)
 
