@@ -14,7 +14,7 @@ from sottovoce.server.round import State
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.head import HeadPrior, prior_from_dict
 
-_NAMES = ("weights", "direction", "scale", "tail")
+_NAMES = ("weights", "direction", "scale", "tail", "clip")
 _STATE = "state.safetensors"
 _HISTORY = "rounds"
 

@@ -65,6 +65,7 @@ class State:
         direction: Momentum, shape (params,), float32.
         scale: Adam's second moment, shape (params,), float32.
         tail: Weights after each of the last rounds, shape (kept, params), float32.
+        clip: The next round's clip norm on a user's update, shape (), float64; 1 where it is fixed.
     """
 
     round: int
@@ -72,6 +73,7 @@ class State:
     direction: Tensor
     scale: Tensor
     tail: Tensor
+    clip: Tensor
 
     @property
     def released(self) -> Tensor:
@@ -79,10 +81,17 @@ class State:
         return self.tail.double().mean(0).float()
 
 
-def begin(weights: Tensor) -> State:
+def begin(weights: Tensor, clip: float = 1.0) -> State:
     """The state before the first round."""
     zeros = torch.zeros_like(weights)
-    return State(round=0, weights=weights, direction=zeros, scale=zeros, tail=weights[None])
+    return State(
+        round=0,
+        weights=weights,
+        direction=zeros,
+        scale=zeros,
+        tail=weights[None],
+        clip=torch.tensor(clip, dtype=torch.float64),
+    )
 
 
 def class_weights(counts: Tensor, exponent: float) -> Tensor:
@@ -102,7 +111,13 @@ def class_weights(counts: Tensor, exponent: float) -> Tensor:
 
 
 def learning_rate(
-    settings: Aggregation, plan: Plan, number: int, *, devices: int, denominator: float
+    settings: Aggregation,
+    plan: Plan,
+    number: int,
+    *,
+    devices: int,
+    denominator: float,
+    clip: float = 1.0,
 ) -> float:
     """The server's learning rate in a round; it depends on public figures alone.
 
@@ -112,9 +127,10 @@ def learning_rate(
         number: The round, from 1.
         devices: How many contribute.
         denominator: What a device divides a step's sum by.
+        clip: The round's clip norm, where it is learned.
     """
     rate = settings.learning_rate
-    spread = sums.spread(plan, devices=devices, denominator=denominator)
+    spread = clip * sums.spread(plan, devices=devices, denominator=denominator)
     if spread:
         # The mean update's noise adds up over rounds.
         rate = min(rate, settings.weight_noise / (spread / devices * math.sqrt(plan.rounds)))
@@ -123,7 +139,14 @@ def learning_rate(
     return rate
 
 
-def advance(state: State, update: Tensor, settings: Aggregation, *, rate: float) -> State:
+def advance(
+    state: State,
+    update: Tensor,
+    settings: Aggregation,
+    *,
+    rate: float,
+    clip: float | None = None,
+) -> State:
     """The state after a round.
 
     Args:
@@ -131,6 +154,7 @@ def advance(state: State, update: Tensor, settings: Aggregation, *, rate: float)
         update: Mean update of the round's devices, shape (params,).
         settings: How the server aggregates.
         rate: What :func:`learning_rate` gives.
+        clip: The next round's clip norm; None keeps it.
     """
     number = state.round + 1
     kept = settings.momentum
@@ -146,4 +170,11 @@ def advance(state: State, update: Tensor, settings: Aggregation, *, rate: float)
     weights = state.weights + rate * step
     start = [] if state.round == 0 else [state.tail]
     tail = torch.cat([*start, weights[None]])[-settings.averaged_rounds :]
-    return State(round=number, weights=weights, direction=direction, scale=scale, tail=tail)
+    return State(
+        round=number,
+        weights=weights,
+        direction=direction,
+        scale=scale,
+        tail=tail,
+        clip=state.clip if clip is None else torch.tensor(clip, dtype=torch.float64),
+    )

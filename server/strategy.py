@@ -101,7 +101,7 @@ class Training:
         enrolled = self._enrol()
         state = checkpoint.latest(self.folder, self.job.plan.digest())
         if state is None:
-            state = begin(self.job.weights)
+            state = begin(self.job.weights, self.job.plan.clip)
         while state.round < self.job.plan.rounds:
             state = self._round(state, enrolled)
             checkpoint.write(self.folder, state, self.job.plan.digest())
@@ -243,6 +243,7 @@ class Training:
             class_weights=self.job.weigh(enrolled.counts),
             centre=enrolled.centre,
             denominator=denominator,
+            clip=float(state.clip),
         )
         user = self.job.plan.user
         if user and user.secure:
@@ -257,14 +258,19 @@ class Training:
             number,
             devices=len(devices),
             denominator=denominator,
+            clip=float(state.clip),
         )
-        return advance(state, mean.float(), self.job.aggregation, rate=rate)
+        clip = None
+        if user and user.adaptive:
+            mean, clip = user.adaptive.unpacked(mean, float(state.clip))
+        return advance(state, mean.float(), self.job.aggregation, rate=rate, clip=clip)
 
     def _mean(self, request: wire.TrainRequest, devices: Sequence[Device]) -> Tensor:
         """The mean of what the devices sent, shape (params,), float64."""
         nodes = [device.node for device in devices]
         contents = dict.fromkeys(nodes, request.record())
-        replies = self._ask(contents, wire.TRAIN, size=len(request.weights))
+        size = len(request.weights) + self.job.plan.told
+        replies = self._ask(contents, wire.TRAIN, size=size)
         updates = [
             reply.value for _, reply in replies if self._counts(reply) and reply.value is not None
         ]

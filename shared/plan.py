@@ -92,6 +92,11 @@ class Plan:
                 "utterances are hidden by noise of the devices' own, which secure sums cannot "
                 "count yet: hide users alone, or both without secure sums"
             )
+        if self.private and user.adaptive:
+            raise SettingError(
+                "an adaptive clip norm hides users alone; where utterances are hidden too, the sum "
+                "of a user's gradients has a fixed bound"
+            )
         bounded = self.mechanism.sum_norm
         if self.private and (bounded != user.update.clip_norm or self.training.steps != 1):
             raise SettingError(
@@ -104,6 +109,16 @@ class Plan:
     def private(self) -> bool:
         """Whether every release is noised before it leaves, so that it hides an utterance."""
         return self.count_noise > 0
+
+    @property
+    def clip(self) -> float:
+        """The first round's clip norm on a user's update, where it is learned; else 1."""
+        return self.user.adaptive.start if self.user and self.user.adaptive else 1.0
+
+    @property
+    def told(self) -> int:
+        """How many numbers a device tells beside its update."""
+        return 1 if self.user and self.user.adaptive else 0
 
     @property
     def unit(self) -> str:

@@ -114,6 +114,7 @@ class TrainRequest:
         class_weights: Shape (classes,), float32, from public constants or noised counts.
         centre: Where this population's voices lie, shape (inputs,), float32.
         denominator: What an update's sum is divided by inside a step; a public figure.
+        clip: The round's clip norm on a user's update, where it is learned; else 1.
     """
 
     plan: str
@@ -122,6 +123,7 @@ class TrainRequest:
     class_weights: Tensor
     centre: Tensor
     denominator: float
+    clip: float = 1.0
 
     def record(self) -> RecordDict:
         """As it travels."""
@@ -129,6 +131,7 @@ class TrainRequest:
             "plan": self.plan,
             "round": self.round,
             "denominator": self.denominator,
+            "clip": self.clip,
         }
         arrays = {name: getattr(self, name) for name in ("weights", "class_weights", "centre")}
         return _record(facts, {"model": arrays})
@@ -138,10 +141,13 @@ class TrainRequest:
         """Read it, or raise ``MessageError``."""
         facts = _facts(content)
         number, denominator = facts.get("round"), facts.get("denominator")
+        clip = facts.get("clip")
         if not isinstance(number, int) or number < 1:
             raise MessageError(f"the round is {number!r}; it must be a whole number from 1")
         if not isinstance(denominator, float) or not 0 < denominator < float("inf"):
             raise MessageError(f"the denominator is {denominator!r}; it must be finite and above 0")
+        if not isinstance(clip, float) or not 0 < clip < float("inf"):
+            raise MessageError(f"the clip is {clip!r}; it must be finite and above 0")
         return cls(
             plan=_text(facts, "plan"),
             round=number,
@@ -149,6 +155,7 @@ class TrainRequest:
             class_weights=_tensor(content, "model", "class_weights", 1),
             centre=_tensor(content, "model", "centre", 1),
             denominator=denominator,
+            clip=clip,
         )
 
 

@@ -17,7 +17,7 @@ from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
-from sottovoce.shared.privacy.users import SecureSums, UserPromise
+from sottovoce.shared.privacy.users import AdaptiveClip, SecureSums, UserPromise
 from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.simulations.scenario import Scenario
@@ -88,6 +88,9 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
         )
 
     counts_share, centre_share = _shares(scenario)
+    adaptive = None
+    if settings.adaptive:
+        adaptive = AdaptiveClip(start=settings.update_norm, quantile=settings.quantile)
 
     def shared(norm: float, share: float) -> UserNoise:
         return hidden(norm, 1 / math.sqrt(share * squared))
@@ -96,7 +99,8 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
         user = UserPromise(
             counts=shared(settings.counts_norm, counts_share),
             centre=shared(settings.centre_norm, centre_share) if plan.centre else None,
-            update=hidden(settings.update_norm, multiplier),
+            update=hidden(adaptive.bound if adaptive else settings.update_norm, multiplier),
+            adaptive=adaptive,
         )
         return replace(plan, user=user)
 
@@ -142,7 +146,7 @@ def secured(plan: Plan, scenario: Scenario, *, devices: int) -> Plan:
             noise_multiplier=user.counts.noise_multiplier / math.sqrt(parts),
         ),
         update=make(
-            count(build(plan.model, 0)),
+            count(build(plan.model, 0)) + plan.told,
             user.update.clip_norm,
             noise_multiplier=user.update.noise_multiplier,
         ),

@@ -34,6 +34,8 @@ class UserSettings:
             sum of the user's rows.
         counts_share: The label counts' share of the squared privacy budget.
         centre_share: The centre's share of it.
+        adaptive: Whether the update's clip norm is learned, from ``update_norm`` on.
+        quantile: Share of the updates that it should leave whole, in (0, 1).
         dropout: Share of the devices that a secure sum must bear to lose, in [0, 1).
         corruption: Share of them that may side with the server, in [0, 1).
     """
@@ -43,6 +45,8 @@ class UserSettings:
     centre_norm: float = 1.5
     counts_share: float = 0.05
     centre_share: float = 0.04
+    adaptive: bool = False
+    quantile: float = 0.5
     dropout: float = 0.1
     corruption: float = 0.1
 
@@ -53,6 +57,7 @@ class UserSettings:
             counts_norm=self.counts_norm,
             centre_norm=self.centre_norm,
         )
+        check.inside(0, 1, quantile=self.quantile)
         check.inside(0, 0.5, counts_share=self.counts_share, centre_share=self.centre_share)
 
 

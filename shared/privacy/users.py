@@ -5,7 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from sottovoce.shared import check
 from sottovoce.shared.errors import MessageError, SettingError
+from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.release import NoisedBy, UserNoise
 from sottovoce.shared.secagg import price
 from sottovoce.shared.secagg.settings import SecureAggregation
@@ -69,6 +74,68 @@ class SecureSums:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class AdaptiveClip:
+    """A clip norm that follows a quantile of the updates' norms (Andrew et al. 2021).
+
+    A device divides its update by the round's clip norm, bounds it by 1, and appends whether it was
+    within: +``weight`` or -``weight``. Both are one vector of norm at most :attr:`bound`, hidden by
+    one noise, so that the clip norm costs no release of its own.
+
+    Attributes:
+        start: Clip norm of the first round, above 0.
+        quantile: Share of the updates that should be within, in (0, 1).
+        rate: How fast the clip norm follows, above 0.
+        weight: Of the appended number, above 0; the noise on updates grows by sqrt(1 + weight^2).
+    """
+
+    start: float
+    quantile: float = 0.5
+    rate: float = 0.5
+    weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        check.positive(start=self.start, rate=self.rate, weight=self.weight)
+        check.inside(0, 1, quantile=self.quantile)
+
+    @property
+    def bound(self) -> float:
+        """L2 bound on what a device sends."""
+        return math.hypot(1.0, self.weight)
+
+    def packed(self, update: Tensor, clip: float) -> Tensor:
+        """What a device sends, shape (params + 1,), float64.
+
+        Args:
+            update: Shape (params,).
+            clip: The round's clip norm.
+
+        Guarantees:
+            - Its L2 norm is at most :attr:`bound` (to 1e-6, relative), whatever came in.
+            - An update with a NaN or an infinity counts as zeros that were not within.
+        """
+        wide = update.double()
+        within = bool(torch.linalg.vector_norm(wide) <= clip)  # false for NaN
+        told = torch.tensor([self.weight if within else -self.weight], dtype=torch.float64)
+        return torch.cat([bound.project(wide, clip) / clip, told])
+
+    def unpacked(self, mean: Tensor, clip: float) -> tuple[Tensor, float]:
+        """From the mean of what devices sent: the mean update, and the next round's clip norm.
+
+        Args:
+            mean: Shape (params + 1,), float64, noised.
+            clip: The round's clip norm.
+        """
+        within = (float(mean[-1]) / self.weight + 1) / 2
+        following = clip * math.exp(-self.rate * (min(max(within, 0.0), 1.0) - self.quantile))
+        low, high = self.start / _FURTHEST, self.start * _FURTHEST
+        return mean[:-1] * clip, min(max(following, low), high)
+
+
+_FURTHEST = 1e3
+"""How far noise may ever take the clip norm from its start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class UserPromise:
     """What hides a whole user in each sum of a run; see ``UserNoise``.
 
@@ -79,12 +146,15 @@ class UserPromise:
             there is none.
         update: In the sum of a round's updates. Bounded in weights; in summed gradients where
             devices noise their own, whose steps they were bounded in.
+        adaptive: How the update's clip norm is learned; None keeps it. Where it is, the update is
+            bounded in units of that norm.
         secure: How the sums are made where devices add shares of the noise; None elsewhere.
     """
 
     counts: UserNoise
     centre: UserNoise | None
     update: UserNoise
+    adaptive: AdaptiveClip | None = None
     secure: SecureSums | None = None
 
     def __post_init__(self) -> None:
@@ -96,6 +166,11 @@ class UserPromise:
             )
         if self.secure:
             self._check_shares(self.secure)
+        if self.adaptive and self.update.clip_norm != self.adaptive.bound:
+            raise SettingError(
+                f"the update's clip_norm is {self.update.clip_norm}; where it is learned it must "
+                f"be {self.adaptive.bound}"
+            )
 
     def _all(self) -> tuple[UserNoise, ...]:
         """The noise of every sum."""
@@ -124,10 +199,11 @@ class UserPromise:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "UserPromise":
         """Read it back; the caller turns what is raised into its own error."""
-        centre, secure = record["centre"], record["secure"]
+        centre, secure, adaptive = record["centre"], record["secure"], record["adaptive"]
         return cls(
             counts=UserNoise.from_dict(record["counts"]),
             centre=UserNoise.from_dict(centre) if centre else None,
             update=UserNoise.from_dict(record["update"]),
+            adaptive=AdaptiveClip(**adaptive) if adaptive else None,
             secure=SecureSums.from_dict(secure) if secure else None,
         )

@@ -20,7 +20,12 @@ def state(number: int) -> State:
     """A state that can be told from others."""
     values = torch.full((5,), float(number))
     return State(
-        round=number, weights=values, direction=values + 0.1, scale=values + 0.2, tail=values[None]
+        round=number,
+        weights=values,
+        direction=values + 0.1,
+        scale=values + 0.2,
+        tail=values[None],
+        clip=torch.tensor(number / 10, dtype=torch.float64),
     )
 
 
@@ -32,7 +37,7 @@ def test_a_round_is_read_back_as_it_was_kept(tmp_path: Path) -> None:
 
     assert kept is not None
     assert kept.round == 2
-    for name in ("weights", "direction", "scale", "tail"):
+    for name in ("weights", "direction", "scale", "tail", "clip"):
         assert torch.equal(getattr(kept, name), getattr(state(2), name))
     assert [(n, float(w[0])) for n, w in checkpoint.history(tmp_path)] == [(1, 1.0), (2, 2.0)]
 

@@ -147,14 +147,16 @@ def test_runs_that_settings_were_chosen_by_are_charged_for(
     assert run["privacy"]["epsilon"] == 8.0
 
 
+@pytest.mark.parametrize("adaptive", [False, True])
 def test_secure_sums_run_whole_and_repeat(
-    tiny_run: Any, make_scenario: Any, tmp_path: Path
+    tiny_run: Any, make_scenario: Any, tmp_path: Path, adaptive: bool
 ) -> None:
     scenario = make_scenario(
         tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user", secure=True
     )
     with scenario.open("a") as file:  # of three devices none can be spared
         file.write("[recipe.user]\ndropout = 0\ncorruption = 0\n")
+        file.write(f"adaptive = {str(adaptive).lower()}\n")
     run = _run(scenario, tmp_path / "run")
     privacy = read_privacy(tmp_path / "run")
 
@@ -165,6 +167,7 @@ def test_secure_sums_run_whole_and_repeat(
         for world in privacy["worlds"]
         for account in [world["server"], *world["clients"].values()]
         for release in account["releases"]
+        if release["mechanism"] == "gaussian"
     } == {"shares"}
     assert "the server included" in privacy["statement"]
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run

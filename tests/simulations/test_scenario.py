@@ -179,7 +179,8 @@ def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
     for budget in promise.budgets(scenario):
         spent = accountant.epsilon(plan.releases(), budget.delta, unit=budget.unit)
         assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
-    assert (plan.user is not None) and (plan.user.secure is not None) == secure
+    assert plan.user is not None
+    assert (plan.user.secure is not None) == secure
 
 
 def test_sums_too_small_to_be_secure_are_refused() -> None:

@@ -1,0 +1,131 @@
+"""What hides users keeps its bounds; a clip norm that is learned finds its quantile."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sottovoce.shared.errors import MessageError, SettingError
+from sottovoce.shared.privacy.release import NoisedBy, UserNoise
+from sottovoce.shared.privacy.users import (
+    AdaptiveClip,
+    SecureSums,
+    UserPromise,
+    sum_kind,
+    sum_name,
+)
+from sottovoce.shared.secagg.arrangement import settings_for
+
+PLAN = "ab" * 32
+CLIP = AdaptiveClip(start=1.0)
+NOISE = UserNoise(noise_multiplier=2.0, clip_norm=0.5, noised_by=NoisedBy.SERVER)
+PROMISE = UserPromise(counts=NOISE, centre=NOISE, update=NOISE)
+SHARES = replace(NOISE, noised_by=NoisedBy.SHARES, discrete=True)
+SECURE = SecureSums(
+    enrolment=settings_for(
+        10, 5, math.sqrt(2), dropout=0.1, corruption=0.1, noise_multiplier=2.0 / math.sqrt(2)
+    ),
+    update=settings_for(10, 8, 0.5, dropout=0.1, corruption=0.1, noise_multiplier=2.0),
+    dishonest=1,
+)
+
+
+# --- secure sums ------------------------------------------------------------------------------
+
+
+def test_a_sums_name_says_which_it_is_and_of_which_plan() -> None:
+    for attempt in ("", "f00"):
+        assert sum_kind(PLAN, sum_name(PLAN, "round-3", attempt)) == "round-3"
+    with pytest.raises(MessageError, match="another plan"):
+        sum_kind("cd" * 32, sum_name(PLAN, "round-3"))
+
+
+def test_shares_that_keep_the_promise_are_accepted() -> None:
+    promise = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE)
+    assert promise.secure is SECURE
+    assert SECURE.multiplier(SECURE.update) >= 2.0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"update": replace(SHARES, noise_multiplier=2.1)},
+        {"counts": replace(SHARES, noise_multiplier=2.1)},
+        {"update": replace(SHARES, clip_norm=0.6)},
+        {"update": replace(SHARES, discrete=False)},
+        {"update": NOISE},
+        {"secure": None},
+        {"centre": None},
+        {"secure": replace(SECURE, dishonest=4)},
+    ],
+)
+def test_shares_that_would_not_keep_the_promise_are_refused(change: dict[str, object]) -> None:
+    whole = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE)
+    with pytest.raises(SettingError):
+        replace(whole, **change)  # type: ignore[arg-type]
+
+
+def test_secure_sums_belong_to_shares() -> None:
+    with pytest.raises(SettingError, match="secure says how"):
+        replace(PROMISE, secure=SECURE)
+
+
+# --- a clip norm that is learned --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [0.0, 0.3, 1.0, 7.0, 1e30, math.inf, math.nan])
+def test_what_a_device_sends_keeps_the_bound(size: float) -> None:
+    packed = CLIP.packed(torch.tensor([size, 0.0, 0.0]), 2.0)
+
+    assert packed.shape == (4,)
+    assert float(packed.norm()) <= CLIP.bound * (1 + 1e-6)
+    assert float(packed[-1]) == pytest.approx(0.2 if size <= 2.0 else -0.2)
+
+
+def test_updates_come_back_in_their_own_units() -> None:
+    short, long = torch.tensor([0.6, 0.8]), torch.tensor([6.0, 8.0])
+    mean = (CLIP.packed(short, 2.0) + CLIP.packed(long, 2.0)) / 2
+
+    update, following = CLIP.unpacked(mean, 2.0)
+
+    assert torch.allclose(update, torch.tensor([0.9, 1.2]).double())
+    assert following == pytest.approx(2.0)  # half of them were within: as wanted
+
+
+@pytest.mark.parametrize("quantile", [0.3, 0.5, 0.8])
+@pytest.mark.parametrize("start", [0.01, 100.0])
+def test_the_clip_norm_finds_its_quantile_through_noise(quantile: float, start: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    norms = torch.rand(2_000, generator=generator) + 1.0
+    settings = AdaptiveClip(start=start, quantile=quantile, rate=0.5)
+    clip = start
+    for _ in range(60):
+        packed = torch.stack([settings.packed(norm[None], clip) for norm in norms[:200]])
+        noise = 0.01 * torch.randn(2, generator=generator, dtype=torch.float64)
+        _, clip = settings.unpacked(packed.mean(0) + noise, clip)
+
+    assert clip == pytest.approx(float(norms[:200].quantile(quantile)), rel=0.1)
+
+
+@pytest.mark.parametrize("told", [-1e9, 1e9])
+def test_noise_never_takes_the_clip_norm_far(told: float) -> None:
+    clip = 1.0
+    for _ in range(1_000):
+        _, clip = CLIP.unpacked(torch.tensor([0.0, told], dtype=torch.float64), clip)
+    assert 1e-3 <= clip <= 1e3
+
+
+@pytest.mark.parametrize(
+    "change", [{"start": 0.0}, {"start": math.nan}, {"quantile": 1.0}, {"rate": 0}, {"weight": 0}]
+)
+def test_a_clip_norm_that_cannot_be_learned_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(SettingError, match=next(iter(change))):
+        replace(CLIP, **change)
+
+
+def test_a_promise_is_made_in_units_of_the_clip_norm_that_is_learned() -> None:
+    with pytest.raises(SettingError, match="where it is learned"):
+        replace(PROMISE, adaptive=CLIP)
+    learned = replace(PROMISE, adaptive=CLIP, update=replace(NOISE, clip_norm=CLIP.bound))
+    assert learned.adaptive == CLIP
