@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 from sottovoce.client import participant
 from sottovoce.client.device import Device, Pending
 from sottovoce.shared import wire
-from sottovoce.shared.errors import BudgetSpent, SettingError, SottovoceError
+from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
 
 LOG = logging.getLogger("sottovoce.client")
 
@@ -97,8 +97,6 @@ def personalise(message: Message, context: Context) -> Message:
             prior=request.prior,
         )
         user, status = device.facts.user, wire.Status.OK
-        if head is None:
-            return wire.Reply(user=user, status=status)
         return wire.Reply(user=user, status=status, head=head.blob, version=head.version)
 
     return _reply(message, context, answer)
@@ -106,7 +104,7 @@ def personalise(message: Message, context: Context) -> Message:
 
 def _reply(message: Message, context: Context, answer: Callable[[Device], wire.Reply]) -> Message:
     """Answer, or say why not: a refusal is a reply, never a crash."""
-    device = Device(_folder(context))
+    device = _device(context)
     user = device.facts.user
     try:
         reply = answer(device)
@@ -118,6 +116,21 @@ def _reply(message: Message, context: Context, answer: Callable[[Device], wire.R
         # The text may name what the user said; only its kind leaves the device.
         reply = wire.Reply(user=user, status=wire.Status.REFUSED, reason=type(error).__name__)
     return Message(reply.record(), reply_to=message)
+
+
+def _device(context: Context) -> Device:
+    """The node's device.
+
+    Raises:
+        PrivacyError: It cannot be opened. Flower sends the server whatever a client raises, text
+            and all, so this one names the kind of what went wrong and nothing of the device.
+    """
+    try:
+        return Device(_folder(context))
+    except Exception as error:  # noqa: BLE001  (whatever it is, its text may not leave)
+        LOG.error("this device cannot answer: %s", error)  # noqa: TRY400  (the text is enough)
+        kind = type(error).__name__
+    raise PrivacyError(f"this device cannot answer ({kind}); its own log says why")
 
 
 def _folder(context: Context) -> Path:

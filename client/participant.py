@@ -15,7 +15,7 @@ from sottovoce.shared import crypto, normaliser
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.head import HeadPrior, SealedHead
+from sottovoce.shared.head import MOST_LOGIT, HeadPrior, SealedHead
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
@@ -177,7 +177,7 @@ def identity(device: Device, plan: Plan) -> bytes:
 
 def personalise(
     device: Device, *, plan: str, weights: Tensor, centre: Tensor, prior: HeadPrior
-) -> SealedHead | None:
+) -> SealedHead:
     """Take the final model; learn the user's normaliser and head.
 
     Args:
@@ -188,7 +188,13 @@ def personalise(
         prior: Where heads start from.
 
     Returns:
-        The head sealed for the server; None without labelled clips.
+        The head sealed for the server.
+
+    Guarantees:
+        - A head comes whatever the user has: without labelled clips it is the prior's mean, which
+          nobody can tell from another by its ciphertext.
+        - A clip that is no number to the model, or far too large a one, is left out: a refusal
+          would tell that there is such a clip.
     """
     agreed = _agreed(device, plan)
     model = _model(agreed, weights).eval()
@@ -198,16 +204,19 @@ def personalise(
     # Bound to its front: behind another one the same numbers would mean nothing.
     front = torch.frombuffer(bytearray.fromhex(agreed.front), dtype=torch.uint8)
     device.vault.put_tensors("normaliser", {"mean": own, "front": front})
-    examples = _finish(kept, "calibration", own)
-    if not len(examples):
-        return None
     calibrator = Calibrator(device.vault, model_hash=agreed.model_hash(weights), prior=prior)
     if not calibrator.fitted:
-        with torch.no_grad():
-            logits = model(examples.features, examples.frames)
-        calibrator.fit(logits, examples.labels)
+        calibrator.fit(*_logits(model, _finish(kept, "calibration", own)))
     _book_head(device, agreed, calibrator.version)
     return calibrator.sealed()
+
+
+def _logits(model: Network, examples: Examples) -> tuple[Tensor, Tensor]:
+    """The model's logits and the labels of those utterances that a head can be fitted on."""
+    with torch.no_grad():
+        logits = model(examples.features, examples.frames)
+    sane = (logits.abs() <= MOST_LOGIT).all(1)  # NaN is not
+    return logits[sane], examples.labels[sane]
 
 
 def _book_head(device: Device, plan: Plan, version: int) -> None:
@@ -263,7 +272,8 @@ def _own_mean(device: Device, plan: Plan, rows: Tensor, centre: Tensor) -> Tenso
     if plan.centre is None:  # a model that reads voices as they are
         return centre
     neutral = device.facts.neutral_enrolment
-    return centre + normaliser.estimate(rows - centre, _population(device), neutral=neutral)
+    own = (rows - centre)[rows.isfinite().all(1)]
+    return centre + normaliser.estimate(own, _population(device), neutral=neutral)
 
 
 def _training_examples(device: Device, plan: Plan, centre: Tensor) -> Examples:

@@ -241,13 +241,18 @@ def of_device(bundle: Bundle, device: Path) -> Person:
         raise SettingError(f"{device} holds no device; name the folder of one, or leave it out")
     vault = Vault.open(device / "vault")
     mean = _own_mean(bundle, vault)
-    calibrator = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior)
+    head = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior).head()
     return Person(
         mean=bundle.centre if mean is None else mean,
-        head=calibrator.head(),
+        head=head,
         own_mean=mean is not None,
-        own_head=calibrator.fitted,
+        own_head=not _alike(head, bundle.prior.mean),
     )
+
+
+def _alike(head: Head, usual: Head) -> bool:
+    """Whether a head says nothing of its user: it is the usual one, as where nobody labelled."""
+    return head.log_temperature == usual.log_temperature and torch.equal(head.bias, usual.bias)
 
 
 def _own_mean(bundle: Bundle, vault: Vault) -> Tensor | None:

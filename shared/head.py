@@ -32,7 +32,9 @@ _SCHEMA: Final = 1
 _HEADER: Final = struct.Struct("<4sB32sHd")
 _MOST_CLASSES: Final = 256
 _MOST_LOG_TEMPERATURE: Final = 50.0
-_MOST_LOGIT: Final = 1e6
+MOST_LOGIT: Final = 1e6
+"""A logit beyond this is refused: it says that a recording or the model is broken."""
+
 _MOST_STEPS: Final = 100
 _MOST_HALVINGS: Final = 40
 _CONVERGED: Final = 1e-12
@@ -318,9 +320,9 @@ def _evidence(logits: Tensor, labels: Tensor, prior: HeadPrior) -> _Evidence:
             " be (utterances, classes) and (utterances,)"
         )
     _fits(prior.mean.classes, logits)
-    if not bool((logits.abs() <= _MOST_LOGIT).all()):
+    if not bool((logits.abs() <= MOST_LOGIT).all()):
         raise ModelError(
-            f"logits hold NaN, infinity or values beyond {_MOST_LOGIT:g}; the head is not fitted:"
+            f"logits hold NaN, infinity or values beyond {MOST_LOGIT:g}; the head is not fitted:"
             " check the recordings and the model"
         )
     return _Evidence(

@@ -282,10 +282,11 @@ def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> 
 
     assert one.ledger.path.read_bytes() == ledger
     assert Device(tmp_path).ledger.epsilon(DELTA) <= price
-    head = participant.personalise(  # it keeps receiving models
+    participant.personalise(  # it keeps receiving models
         one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
     )
-    assert head is None
+    assert one.vault.has("normaliser")
+    assert Device(tmp_path).ledger.epsilon(DELTA) <= price
 
 
 def test_a_plan_without_noise_is_refused_by_a_device_with_a_budget(tmp_path: Path) -> None:
@@ -362,7 +363,6 @@ def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) ->
         one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
     )
 
-    assert head is not None
     assert _kinds(one) == [Kind.SEALED_HEAD]
     assert Device(tmp_path).ledger.epsilon(DELTA) == 0.0
     assert head.model_hash == PLAN.model_hash(WEIGHTS)
@@ -380,11 +380,46 @@ def test_asking_again_for_a_head_fits_and_books_none_anew(tmp_path: Path) -> Non
 
     versions = [participant.personalise(one, **request) for _ in range(2)]
 
-    assert [head.version for head in versions if head] == [1, 1]
+    assert [head.version for head in versions] == [1, 1]
     assert _kinds(one) == [Kind.SEALED_HEAD]
     newer = participant.personalise(one, **request | {"weights": WEIGHTS + 1})
-    assert newer is not None
     assert newer.version == 2
+
+
+@pytest.mark.parametrize("calibrates", [0, 1, 6])
+def test_a_head_comes_whether_or_not_its_user_labelled_a_clip(
+    tmp_path: Path, calibrates: int
+) -> None:
+    one = device(tmp_path, contributes=False, calibrates=calibrates)
+    participant.enrol(one, PLAN, FRONT, PEOPLE)
+    prior = HeadPrior(mean=identity(3))
+
+    head = participant.personalise(
+        one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=prior
+    )
+
+    assert (len(head.blob), head.version) == (2048, 1)
+    assert _kinds(one) == [Kind.SEALED_HEAD]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e38])
+def test_a_broken_clip_is_left_out_of_the_head_and_refuses_nothing(
+    tmp_path: Path, value: float
+) -> None:
+    one = device(tmp_path / "sound", contributes=False, calibrates=6)
+    clips = one.clips()
+    features = clips.examples.features.clone()
+    features[[0, -1]] = value
+    broken = replace(clips, examples=replace(clips.examples, features=features))
+    other = Device.create(tmp_path / "broken", one.facts, broken)
+    participant.enrol(other, PLAN, FRONT, PEOPLE)
+    prior = HeadPrior(mean=identity(3))
+
+    head = participant.personalise(
+        other, plan=PLAN.digest(), weights=WEIGHTS * 1e3, centre=CENTRE, prior=prior
+    )
+
+    assert (len(head.blob), head.version) == (2048, 1)
 
 
 def test_at_prediction_the_mean_is_exact_and_stays_on_the_device(tmp_path: Path) -> None:

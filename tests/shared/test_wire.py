@@ -107,11 +107,11 @@ def test_a_sealed_head_travels() -> None:
     assert (again.head, again.version, again.value) == (reply.head, 3, None)
 
 
-def test_nothing_travels_that_was_not_booked() -> None:
-    """No loss, no accuracy, no example count: only these facts and one released vector."""
+def test_a_reply_has_room_for_nothing_but_facts_and_one_release() -> None:
+    """No loss, no accuracy, no example count; ``test_wire_of_a_run`` looks into what travels."""
     content = REPLY.record()
     facts = content.config_records["sottovoce"]
-    assert set(facts) == {"schema", "user", "status", "reason", "head", "version"}
+    assert set(facts) == {"schema", "user", "status", "reason", "head", "version", "body"}
     assert {group: list(arrays) for group, arrays in content.array_records.items()} == {
         "release": ["value"]
     }

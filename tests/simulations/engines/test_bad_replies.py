@@ -121,7 +121,7 @@ def test_a_spoilt_enrolment_leaves_the_device_out(make_world: Any, name: str) ->
     world.run(tamper=_spoiling(SPOILT[name], wire.ENROL))
 
     assert world.ledgers()["ada"].count(b"\n") == 2  # it enrolled, and was never asked to train
-    assert world.ledgers()["ben"].count(b"\n") == 4
+    assert world.ledgers()["ben"].count(b"\n") == 5
 
 
 def test_a_good_update_would_have_counted(make_world: Any, without_ada: torch.Tensor) -> None:
@@ -149,8 +149,8 @@ def test_two_devices_of_one_user_count_once(
     world.run()
 
     assert "a second device answers for ben" in caplog.text
-    assert world.ledgers()["ada"].count(b"\n") == 4
-    assert world.ledgers()["ben"].count(b"\n") == 4
+    assert world.ledgers()["ada"].count(b"\n") == 5
+    assert world.ledgers()["ben"].count(b"\n") == 5
     assert world.ledgers()["dan"].count(b"\n") == 2  # the folder of the second device of ben
 
 
@@ -165,7 +165,7 @@ def test_a_spoilt_head_is_not_kept_and_harms_no_one(make_world: Any, facts: Any)
     world.run(tamper=_spoiling(_with_facts(**facts), wire.PERSONAL, node=DAN))
 
     kept = HeadStore(world.folder / "server" / "heads.sqlite").users()
-    assert kept in ([], ["dan"])  # a version that is only odd may be kept
+    assert set(kept) - {"dan"} == {"ada", "ben", "cleo"}  # a version that is only odd may be kept
     assert world.released().isfinite().all()
 
 

@@ -37,7 +37,14 @@ def test_the_bundle_runs_on_a_superlink_and_three_supernodes(
     assert said[-1].endswith("finished:completed")
     assert world.released().isfinite().all()
     kinds = [[r.kind.value for r in world.device(user).ledger.releases] for user in ("ada", "cleo")]
-    assert kinds[0] == ["label-counts", "centre", "normaliser", "gradient", "gradient"]
+    assert kinds[0] == [
+        "label-counts",
+        "centre",
+        "normaliser",
+        "gradient",
+        "gradient",
+        "sealed-head",
+    ]
     assert kinds[1] == ["sealed-head"]  # the third folder is dan's
     for home in ("superlink", "node-1", "node-2", "node-3"):  # it was the bundle's code that ran
         room = "server" if home == "superlink" else "client"

@@ -25,7 +25,7 @@ def test_workers_change_no_bit(make_world: Any) -> None:
 
     assert torch.equal(alone.released(), together.released())
     assert alone.ledgers() == together.ledgers()
-    assert alone.ledgers()["ada"].count(b"\n") == 6  # counts, centre, normaliser, three rounds
+    assert alone.ledgers()["ada"].count(b"\n") == 7  # three rounds, head, three before
 
 
 def test_another_seed_gives_another_model(make_world: Any) -> None:
@@ -61,8 +61,8 @@ def test_a_lost_device_misses_its_round_only(make_world: Any) -> None:
     broken.run(lost=_in_round(2, node=100))
 
     assert not torch.equal(whole.released(), broken.released())
-    assert whole.ledgers()["ada"].count(b"\n") == 6
-    assert broken.ledgers()["ada"].count(b"\n") == 5
+    assert whole.ledgers()["ada"].count(b"\n") == 7
+    assert broken.ledgers()["ada"].count(b"\n") == 6
     assert b"round-2/" not in broken.ledgers()["ada"]
     assert b"round-3/" in broken.ledgers()["ada"]
 
@@ -74,8 +74,8 @@ def test_below_the_quorum_the_run_stops_and_can_go_on(make_world: Any) -> None:
 
     world.run()
 
-    assert world.ledgers()["ada"].count(b"\n") == 6
-    assert world.ledgers()["ben"].count(b"\n") == 6  # asked twice for round 2, booked once
+    assert world.ledgers()["ada"].count(b"\n") == 7
+    assert world.ledgers()["ben"].count(b"\n") == 7  # asked twice for round 2, booked once
 
 
 def test_a_client_that_raises_is_an_error_reply(
@@ -96,8 +96,8 @@ def test_a_client_that_raises_is_an_error_reply(
         world = make_world(type(error).__name__)
         world.run(client=Clumsy(error))
         assert str(error) in caplog.text
-        assert world.ledgers()["ben"].count(b"\n") == 2  # it enrolled, and never trained
-        assert world.ledgers()["ada"].count(b"\n") == 6
+        assert world.ledgers()["ben"].count(b"\n") == 3  # never trained
+        assert world.ledgers()["ada"].count(b"\n") == 7
 
 
 def test_what_the_server_raises_comes_out_as_it_is(make_world: Any) -> None:

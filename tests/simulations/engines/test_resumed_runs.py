@@ -93,7 +93,7 @@ def test_a_real_device_answers_again_from_its_outbox(make_world: Any) -> None:
     world.run(client=client, tamper=_remember(after, lambda _kind, replies: replies))
 
     assert all(world.ledgers()[user].startswith(booked[user]) for user in booked)
-    assert len(world.device("ada").ledger.releases) == 6
+    assert len(world.device("ada").ledger.releases) == 7
     assert torch.equal(before[0], after[0])  # the first round's update, not a fresh draw
 
 
@@ -107,7 +107,7 @@ def test_a_real_device_without_its_outbox_pays_again(make_world: Any) -> None:
 
     world.run(client=client)
 
-    assert len(world.device("ada").ledger.releases) == 7
+    assert len(world.device("ada").ledger.releases) == 8
 
 
 def test_a_damaged_checkpoint_is_refused(make_world: Any) -> None:

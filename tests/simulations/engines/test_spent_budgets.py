@@ -42,8 +42,8 @@ def test_one_spent_device_only_receives_from_then_on(
     assert [reply.status for reply in heard] == ["ok", "ok", "receives"]
     assert heard[-1].value is None
     assert heard[-1].reason == "its budget is spent"
-    assert _lines(world, "ada") == 5
-    assert _lines(world, "ben") == 6
+    assert _lines(world, "ada") == 6
+    assert _lines(world, "ben") == 7
     assert world.device("ada").ledger.epsilon(DELTA) <= price(5) + 1e-3
     assert world.device("ada").vault.has("normaliser")  # it got the final model all the same
     assert "ada takes no part" in caplog.text
@@ -65,7 +65,7 @@ def test_a_budget_that_is_exactly_enough_is_enough(make_world: Any, price: Price
 
     world.run()
 
-    assert _lines(world, "ada") == 6
+    assert _lines(world, "ada") == 7
 
 
 def test_a_budget_too_small_to_enrol(make_world: Any, price: Price) -> None:
