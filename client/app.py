@@ -45,6 +45,7 @@ def train(message: Message, context: Context) -> Message:
             class_weights=request.class_weights,
             centre=request.centre,
             denominator=request.denominator,
+            clip=request.clip,
         )
         return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=update)
 
@@ -80,6 +81,7 @@ def _round_of(device: Device, request: wire.TrainRequest) -> Pending:
         class_weights=request.class_weights,
         centre=request.centre,
         denominator=request.denominator,
+        clip=request.clip,
     )
 
 

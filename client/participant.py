@@ -22,7 +22,7 @@ from sottovoce.shared.models.spec import build
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release, UserNoise
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 
 
 def enrol(device: Device, plan: Plan, front: Front, population: Population) -> Tensor | None:
@@ -73,6 +73,7 @@ def train(
     class_weights: Tensor,
     centre: Tensor,
     denominator: float,
+    clip: float = 1.0,
 ) -> Tensor:
     """One round of private local training.
 
@@ -84,6 +85,7 @@ def train(
         class_weights: Shape (classes,), float32.
         centre: Where this population's voices lie, shape (inputs,), float32.
         denominator: Public expected batch size.
+        clip: The round's clip norm on a user's update, where the plan learns it.
 
     Returns:
         The update, shape (params,), float32.
@@ -103,6 +105,7 @@ def train(
         class_weights=class_weights,
         centre=centre,
         denominator=denominator,
+        clip=clip,
     )
     return device.release(pending.name, pending.content, pending.release, pending.make)
 
@@ -116,6 +119,7 @@ def round_of(
     class_weights: Tensor,
     centre: Tensor,
     denominator: float,
+    clip: float = 1.0,
 ) -> Pending:
     """One round of local training that waits to be booked; see :func:`train`."""
     agreed = _agreed(device, plan)
@@ -124,7 +128,7 @@ def round_of(
     model = _model(agreed, weights)
     _check_centre(agreed, centre)
     training = replace(agreed.training, denominator=denominator)
-    content = hashlib.sha256(f"{plan} {number} {denominator!r}".encode())
+    content = hashlib.sha256(f"{plan} {number} {denominator!r} {clip!r}".encode())
     for tensor in (weights, class_weights, centre):
         content.update(tensor.numpy().tobytes())
     examples = _training_examples(device, agreed, centre)
@@ -139,7 +143,7 @@ def round_of(
             random.noise,
             random.generator,
         )
-        return _bounded(agreed, agreed.user.update if agreed.user else None, update.vector)
+        return _bounded(agreed, update.vector, clip)
 
     return Pending(
         name=f"round-{number}",
@@ -149,15 +153,17 @@ def round_of(
     )
 
 
-def _bounded(plan: Plan, user: UserNoise | None, vector: Tensor) -> Tensor:
+def _bounded(plan: Plan, update: Tensor, clip: float) -> Tensor:
     """What one user adds to a sum whose noise hides users.
 
     Where utterances are hidden too, what was noised here was bounded before; a bound on the noised
     vector would only spoil it.
     """
-    if user is None or plan.private:
-        return vector
-    return bound.project(vector, user.clip_norm)
+    if plan.user is None or plan.private:
+        return update
+    if plan.user.adaptive:
+        return plan.user.adaptive.packed(update, clip).float()
+    return bound.project(update, plan.user.update.clip_norm)
 
 
 def add(
