@@ -39,9 +39,10 @@ def release_rows(worlds: Sequence[Json]) -> list[list[str]]:
     """Releases by kind: how many, and the range of their settings."""
     kinds: dict[str, list[Json]] = {}
     for world in worlds:
-        for account in accounts(world).values():
+        for keeper, account in accounts(world).items():
             for release in account["releases"]:
-                kinds.setdefault(release["kind"], []).append(release)
+                kind = f"sum of {release['kind']}s" if keeper == SERVER else release["kind"]
+                kinds.setdefault(kind.replace("ss", "s"), []).append(release)
     settings = ("noise_multiplier", "clip_norm", "sample_rate", "steps")
     return [
         [kind, number(len(found)), *(_range(release[key] for release in found) for key in settings)]

@@ -125,10 +125,25 @@ def _promise_facts(privacy: Json, spent: float | None, audited: float | None) ->
         ("Clip norm", words.number(privacy["clip_norm"])),
         ("Noise multiplier", words.number(privacy["noise_multiplier"])),
         ("Accountant", privacy["accountant"]),
+        *_user_terms(privacy),
         *_tuned(privacy),
         ("Audited lower bound", "not audited" if audited is None else words.number(audited)),
     ]
     return [(name, value) for name, value in terms if value and not value.startswith("–")]
+
+
+def _user_terms(privacy: Json) -> list[tuple[str, str]]:
+    """The terms of a second promise, to the user, where there is one."""
+    user = privacy.get("user") or {}
+    if user.get("epsilon") is None:
+        return []
+    return [
+        ("For one person: ε", words.number(user["epsilon"])),
+        ("δ for a person", f"{words.number(user['delta'])} ({words.one_in(user['delta'])})"),
+        ("Neighbouring, for a person", user["neighbouring"]),
+        ("Clip norm for a person", words.number(user["clip_norm"])),
+        ("Noise for a person", words.number(user["noise_multiplier"])),
+    ]
 
 
 def _tuned(privacy: Json) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ _WHO = {
 }
 _DOUBT = {
     "utterance": "and doubts whether one given recording was used, can become",
-    "user": "and doubts whether one given person took part, can become",
+    "user": "and doubts whether one given person's recordings were used, can become",
     "both": "and doubts whether one given recording was used, can become",
 }
 _BUT = "starting from even odds, but for a chance of"
@@ -103,13 +103,20 @@ def plain(privacy: Mapping[str, Any]) -> list[str]:
         return [_NO_PROMISE]
     sure, chance = certainty(epsilon), one_in(privacy["delta"])
     sentences = [f"{_WHO[unit]} {_DOUBT[unit]} at most {sure} sure of it, {_BUT} {chance}."]
+    user = privacy.get("user") or {}
+    if unit == "both" and user.get("epsilon") is not None:
+        sure, chance = certainty(user["epsilon"]), one_in(user["delta"])
+        sentences.append(
+            f"{_WHO['user']} {_DOUBT['user']} at most {sure} sure of it, {_BUT} {chance}."
+        )
     sentences.append(
         f"As a worst-case bound, ε = {number(epsilon)} is {strength(epsilon)}: smaller is "
         "stronger, and below 1 is strong. It holds against any attack, also one not yet invented."
     )
     if unit != "user":
+        who = "" if unit == "utterance" else " against those who see what a device sends"
         sentences.append(
             "It is made for one recording. A person is known by many, and what all recordings of "
-            "one person have in common is protected far less, or not at all."
+            f"one person have in common is protected far less, or not at all{who}."
         )
     return sentences
