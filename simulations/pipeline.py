@@ -18,7 +18,7 @@ import torch
 
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.shared import metrics
-from sottovoce.shared.errors import SettingError
+from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
@@ -39,7 +39,7 @@ from sottovoce.simulations.names import folder_name
 from sottovoce.simulations.outcome import Outcome
 from sottovoce.simulations.reports import render
 from sottovoce.simulations.reports.card import card
-from sottovoce.simulations.runfile import Json, write_json
+from sottovoce.simulations.runfile import Json, read_run, write_json
 from sottovoce.simulations.scenario import Scenario
 from sottovoce.simulations.world import World
 
@@ -120,7 +120,8 @@ def simulate(
         "wall_s": time.monotonic() - started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    run = _describe(scenario, heard, material, worlds, outcomes, privacy, compared, timing)
+    audited = _audited(out)
+    run = _describe(scenario, heard, material, worlds, outcomes, privacy, compared, timing, audited)
     write_json(out / "privacy.json", privacy)
     write_json(out / "run.json", run)
     _hand_out(out, worlds[-1], run)
@@ -192,6 +193,7 @@ def _describe(
     privacy: Json,
     compared: Json,
     timing: Json,
+    audited: float | None,
 ) -> Json:
     """Content of run.json."""
     everything = record.gather([outcome.everything for outcome in outcomes])
@@ -230,11 +232,20 @@ def _describe(
         accuracy=record.accuracy(everything, seed=scenario.seed, curve=curve),
         calibration=calibration,
         fairness=record.fairness(everything),
-        privacy=record.privacy_section(privacy),
+        privacy=record.privacy_section(privacy, audit=audited),
         timing=timing,
         baselines=compared,
         exclusions=heard.exclusions,
     )
+
+
+def _audited(out: Path) -> float | None:
+    """What an audit found before the run was resumed: it is as private as it was."""
+    try:
+        lower = (read_run(out)["privacy"].get("audit") or {}).get("epsilon_lower")
+    except SottovoceError:  # there is none, or none that can be read: it is written anew
+        return None
+    return None if lower is None else float(lower)
 
 
 def _uar_around_heads(scored: record.Scored) -> Json:

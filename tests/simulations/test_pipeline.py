@@ -173,6 +173,19 @@ def test_secure_sums_run_whole_and_repeat(
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_run_that_goes_on_keeps_what_an_audit_found(
+    tiny_run: Any, copied: Path, damaged: bool
+) -> None:
+    told = read_run(copied)
+    told["privacy"]["audit"] = {"epsilon_lower": 1.25}
+    (copied / "run.json").write_text("{" if damaged else json.dumps(told))
+
+    again = _run(tiny_run.scenario, copied, resume=True)
+
+    assert again["privacy"].get("audit") == (None if damaged else {"epsilon_lower": 1.25})
+
+
 # --- corpora it has never seen ----------------------------------------------------------------
 
 
