@@ -1,0 +1,438 @@
+"""The noise of all that leaves is the noise that was booked: no less, no more, nobody else's.
+
+Drawn through the code that devices and servers run, on their disks, and compared with their own
+ledgers. Each test of a scale accepts the booked one and rejects 2/3 and 3/2 of it.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.client import participant
+from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.server.exchange import summed
+from sottovoce.server.sums import Sums
+from sottovoce.shared import crypto
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front
+from sottovoce.shared.models.flat import count, flatten
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import (
+    EXACT_CENTRE,
+    CentreRelease,
+    NormaliserRelease,
+    Population,
+    unknown,
+)
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
+from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_name
+from sottovoce.shared.secagg.arrangement import settings_for
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+
+CLASSES = INPUTS = 100
+RUNS, DEVICES, CLIPS = 8, 5, 12
+LABELS = tuple(f"emotion {number:03d}" for number in range(CLASSES))
+RATE, DENOMINATOR = 0.5, 4.0
+FRONT = Front(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), length=1.0)
+MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES)
+PARAMS = count(build(MODEL, 0))
+OPEN = Plan(
+    run="r",
+    labels=LABELS,
+    extractor="random",
+    front=FRONT.digest(),
+    model=MODEL,
+    rounds=3,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=RATE, denominator=1.0),
+    mechanism=NoPrivacy(),
+    centre=EXACT_CENTRE,
+    normaliser=None,
+    count_noise=0.0,
+)
+UTTERANCE = replace(
+    OPEN,
+    mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5),
+    centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
+    count_noise=10.0,
+)
+NOISE = UserNoise(noise_multiplier=2.0, clip_norm=0.5, noised_by=NoisedBy.SERVER)
+PROMISE = UserPromise(
+    counts=replace(NOISE, clip_norm=30.0), centre=replace(NOISE, clip_norm=1.5), update=NOISE
+)
+USER = replace(OPEN, user=PROMISE)
+Seed = int | None
+
+
+# --- how a scale is told ----------------------------------------------------------------------
+
+
+def plausible(draws: Tensor, std: float) -> bool:
+    """Chi-square test of a scale (Fisher's approximation); wrong about the right one in 1e9."""
+    square = float((draws.double() / std).square().sum())
+    return abs(math.sqrt(2 * square) - math.sqrt(2 * draws.numel() - 1)) < 6.2
+
+
+def normal(draws: Tensor, std: float) -> bool:
+    """Kolmogorov and Smirnov's test, by the bound of Massart; wrong in 1e9."""
+    values = draws.flatten().double().sort().values / std
+    below = (1 + torch.erf(values / math.sqrt(2))) / 2
+    steps = torch.arange(len(values) + 1, dtype=torch.float64) / len(values)
+    gap = float(torch.maximum((below - steps[:-1]).abs(), (steps[1:] - below).abs()).max())
+    return gap < math.sqrt(math.log(2e9) / (2 * len(values)))
+
+
+def check_scale(draws: Tensor, std: float) -> None:
+    """Fail unless the noise has this scale and no other."""
+    assert normal(draws, std)
+    assert plausible(draws, std)
+    assert not plausible(draws, std * 2 / 3)
+    assert not plausible(draws, std * 3 / 2)
+
+
+def correlated(one: Tensor, other: Tensor) -> bool:
+    """Whether two draws share anything; wrong in 1e9."""
+    joint = torch.stack([one.flatten().double(), other.flatten().double()])
+    return abs(float(torch.corrcoef(joint)[0, 1])) > 6.2 / math.sqrt(one.numel())
+
+
+def test_the_tests_can_tell() -> None:
+    draws = torch.randn(800, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    check_scale(draws, 1.0)
+    for wrong in (draws * 2 / 3, draws * 3 / 2, torch.zeros(800)):
+        with pytest.raises(AssertionError):
+            check_scale(wrong, 1.0)
+    assert correlated(draws, draws + draws.flip(0))
+    assert not correlated(draws[:400], draws[400:])
+
+
+# --- devices ----------------------------------------------------------------------------------
+
+
+def make(folder: Path, user: str = "u0", *, seed: Seed = 7, clips: int = 0) -> Device:
+    """A device; without clips all that leaves it is noise."""
+    everyone = torch.ones(clips, dtype=torch.bool)
+    examples = Examples(
+        features=torch.randn(clips, INPUTS, generator=torch.Generator().manual_seed(3)),
+        frames=torch.ones(clips, dtype=torch.int64),
+        labels=torch.arange(clips) % CLASSES,
+    )
+    facts = Facts(user=user, budgets=(), labels=LABELS, simulated_seed=seed)
+    held = Clips(examples=examples, enrols=everyone, calibrates=~everyone, trains=everyone)
+    return Device.create(folder / user, facts, held)
+
+
+def joined(device: Device, plan: Plan = UTTERANCE, people: Population | None = None) -> Tensor:
+    """What leaves at enrolment, shape (classes + inputs,)."""
+    value = participant.enrol(device, plan, FRONT, people or unknown(INPUTS))
+    assert value is not None
+    return value
+
+
+def request(plan: Plan, number: int = 1) -> dict[str, Any]:
+    """A round as the server asks for it."""
+    return {
+        "plan": plan.digest(),
+        "number": number,
+        "weights": flatten(build(MODEL, 0)),
+        "class_weights": torch.ones(CLASSES),
+        "centre": torch.zeros(INPUTS),
+        "denominator": DENOMINATOR,
+    }
+
+
+def trained(device: Device, plan: Plan = UTTERANCE, number: int = 1) -> Tensor:
+    """What leaves in a round, shape (params,)."""
+    return participant.train(device, **request(plan, number))
+
+
+def counts_of(device: Device) -> Tensor:
+    """Label counts of several runs."""
+    plans = [replace(UTTERANCE, run=f"run {number}") for number in range(RUNS)]
+    return torch.cat([joined(device, plan)[:CLASSES] for plan in plans])
+
+
+def centre_of(device: Device) -> Tensor:
+    """Shares of the centre of several runs."""
+    plans = [replace(UTTERANCE, run=f"run {number}") for number in range(RUNS)]
+    return torch.cat([joined(device, plan)[CLASSES:] for plan in plans])
+
+
+def gradient_of(device: Device) -> Tensor:
+    """The sum of gradients as it was noised: an update in units of its steps."""
+    joined(device)
+    return trained(device) * DENOMINATOR / RATE
+
+
+def normaliser_of(device: Device) -> Tensor:
+    """The noised sum behind the mean that training uses, where no utterance counts: over 8."""
+    settings = NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=0.5)
+    far = replace(unknown(INPUTS), between=torch.full((INPUTS,), 1e12))  # nothing is shrunk
+    means = []
+    for number in range(RUNS):
+        plan = replace(UTTERANCE, run=f"run {number}", normaliser=settings)
+        joined(device, plan, far)
+        trained(device, plan)
+        means.append(device.vault.get_tensors("outbox-normaliser")["value"])
+    return torch.cat(means) * 8
+
+
+RELEASES: dict[Kind, Callable[[Device], Tensor]] = {
+    Kind.LABEL_COUNTS: counts_of,
+    Kind.CENTRE: centre_of,
+    Kind.NORMALISER: normaliser_of,
+    Kind.GRADIENT: gradient_of,
+}
+
+
+def booked(device: Device, kind: Kind) -> Release:
+    """What the ledger on disk says of a kind of release: the same each time."""
+    (release, *others) = [one for one in Device(device.folder).ledger.releases if one.kind is kind]
+    assert {one.noise_multiplier for one in others} <= {release.noise_multiplier}
+    return release
+
+
+@pytest.mark.parametrize("kind", RELEASES)
+@pytest.mark.parametrize("seed", [7, None])
+def test_what_leaves_a_device_has_the_noise_that_was_booked(
+    tmp_path: Path, kind: Kind, seed: Seed
+) -> None:
+    device = make(tmp_path, seed=seed)
+
+    draws = RELEASES[kind](device)
+
+    release = booked(device, kind)
+    check_scale(draws, release.noise_multiplier * release.sensitivity)
+
+
+@pytest.mark.parametrize("kind", [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.GRADIENT])
+def test_noise_is_the_same_whatever_the_device_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+) -> None:
+    """What leaves less what would leave without noise is what leaves an empty device."""
+    noise = RELEASES[kind](make(tmp_path / "empty"))
+    noised = RELEASES[kind](make(tmp_path / "full", clips=CLIPS))
+    monkeypatch.setattr(Randomness, "noise", Silence())
+    exact = RELEASES[kind](make(tmp_path / "silent", clips=CLIPS))
+
+    assert exact.count_nonzero() > 0
+    assert torch.allclose(noised - exact, noise, atol=1e-4)
+
+
+class Silence:
+    """No noise."""
+
+    def normal(self, shape: Any, std: float) -> Tensor:
+        """Zeros."""
+        return torch.zeros(tuple(shape), dtype=torch.float64) * std
+
+
+@pytest.mark.parametrize("kind", RELEASES)
+@pytest.mark.parametrize("seed", [7, None])
+def test_two_devices_and_two_kinds_share_no_noise(tmp_path: Path, kind: Kind, seed: Seed) -> None:
+    one, other = (RELEASES[kind](make(tmp_path, user, seed=seed)) for user in ("u0", "u1"))
+    assert not correlated(one, other)
+    if kind is not Kind.GRADIENT:
+        return
+    device = make(tmp_path, "u2", seed=seed)
+    joined(device)
+    first, second = (trained(device, number=number) for number in (1, 2))
+    assert not correlated(first, second)
+
+
+@pytest.mark.parametrize("kind", RELEASES)
+def test_seeds_repeat_a_simulation_and_no_device(tmp_path: Path, kind: Kind) -> None:
+    def draws(folder: str, seed: Seed) -> Tensor:
+        torch.manual_seed(1)
+        np.random.seed(1)  # noqa: NPY002  (the one that a careless library would use)
+        return RELEASES[kind](make(tmp_path / folder, seed=seed))
+
+    assert torch.equal(draws("a", 7), draws("b", 7))
+    assert not correlated(draws("c", 7), draws("d", 8))
+    assert not correlated(draws("e", None), draws("f", None))
+
+
+# --- a server's sums --------------------------------------------------------------------------
+
+
+SUMS: dict[str, Callable[[Sums, list[Tensor]], Tensor]] = {
+    "counts": lambda sums, parts: sums.counts(parts),
+    "centre": lambda sums, parts: sums.centre(parts),
+    "update": lambda sums, parts: sums.updates(1, parts, denominator=DENOMINATOR),
+}
+
+
+def server(folder: Path, plan: Plan, seed: Seed) -> Sums:
+    """A server's sums."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return Sums(plan, folder, budgets=[], seed=seed)
+
+
+@pytest.mark.parametrize("name", SUMS)
+@pytest.mark.parametrize("seed", [7, None])
+def test_a_servers_sum_has_the_noise_that_was_booked(tmp_path: Path, name: str, seed: Seed) -> None:
+    sums = server(tmp_path, USER, seed)
+
+    total = SUMS[name](sums, [torch.zeros(PARAMS)] * DEVICES)
+
+    user = sums.ledger.releases[0].user
+    assert user is not None
+    check_scale(total, user.noise_multiplier * user.clip_norm)
+
+
+@pytest.mark.parametrize("name", SUMS)
+def test_seeds_repeat_a_simulated_servers_sums_and_no_real_ones(tmp_path: Path, name: str) -> None:
+    def total(folder: str, seed: Seed) -> Tensor:
+        torch.manual_seed(1)
+        sums = server(tmp_path / folder, USER, seed)
+        return SUMS[name](sums, [torch.zeros(PARAMS)] * DEVICES)
+
+    assert torch.equal(total("a", 7), total("b", 7))
+    assert not correlated(total("c", 7), total("d", 8))
+    assert not correlated(total("e", None), total("f", None))
+
+
+@pytest.mark.parametrize(
+    ("promised", "own"), [(6.0, False), (1.0, True)], ids=["the server adds", "devices suffice"]
+)
+def test_where_devices_noise_their_own_the_sum_has_what_was_promised(
+    tmp_path: Path, promised: float, own: bool
+) -> None:
+    """Over what really leaves devices: their noise counts, and only what lacks is added."""
+    update = replace(NOISE, noise_multiplier=promised, noised_by=NoisedBy.DEVICES)
+    centre = replace(update, clip_norm=6.0)
+    plan = replace(
+        UTTERANCE,
+        mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5, sum_norm=0.5),
+        user=UserPromise(counts=replace(update, clip_norm=30.0), centre=centre, update=update),
+    )
+    parts = []
+    for number in range(DEVICES):
+        device = make(tmp_path, f"u{number}", seed=None)
+        joined(device, plan)
+        parts.append(trained(device, plan))
+    sums = server(tmp_path / "server", plan, None)
+
+    total = sums.updates(1, parts, denominator=DENOMINATOR)
+
+    wanted = promised * 0.5
+    devices = 0.5 * 1.5 * math.sqrt(DEVICES)
+    assert (devices > wanted) == own
+    check_scale(total * DENOMINATOR / RATE, max(wanted, devices))
+
+
+# --- secure sums ------------------------------------------------------------------------------
+
+
+def _secure(dropout: float) -> Plan:
+    """Sums over the devices, each with a share of the noise."""
+    root = math.sqrt(2)
+    share = partial(replace, NOISE, noised_by=NoisedBy.SHARES, discrete=True)
+    arranged = {"dropout": dropout, "corruption": 0.0}
+    secure = SecureSums(
+        enrolment=settings_for(
+            DEVICES, CLASSES + INPUTS, root, noise_multiplier=2.0 / root, **arranged
+        ),
+        update=settings_for(DEVICES, PARAMS, 0.5, noise_multiplier=2.0, **arranged),
+        dishonest=0,
+    )
+    promise = UserPromise(
+        counts=share(clip_norm=30.0), centre=share(clip_norm=1.5), update=share(), secure=secure
+    )
+    return replace(OPEN, user=promise)
+
+
+def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") -> Tensor:
+    """A secure sum over empty devices; ``lost`` goes away before it masks."""
+    assert plan.user is not None
+    assert plan.user.secure is not None
+    devices = {f"u{n}": make(folder, f"u{n}", seed=seed) for n in range(DEVICES)}
+    roster = {user: crypto.identity_public(one.identity) for user, one in devices.items()}
+    for one in devices.values():
+        one.pin(roster)
+        joined(one, plan)
+    name = sum_name(plan.digest(), kind)
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            if not (user == lost and step != "advertise" and step != "share"):
+                pending = participant.round_of(devices[user], **request(plan))
+                update = pending if step == "mask" and kind != ENROLMENT else None
+                answers[user] = participant.add(
+                    devices[user],
+                    plan=plan.digest(),
+                    name=name,
+                    step=step,
+                    body=body,
+                    update=update,
+                )
+        return answers
+
+    secure = plan.user.secure
+    settings = secure.enrolment if kind == ENROLMENT else secure.update
+    return torch.from_numpy(summed(settings, name, roster, ask).total)
+
+
+@pytest.mark.parametrize("seed", [7, None])
+@pytest.mark.parametrize(("dropout", "lost"), [(0.0, ""), (0.2, "u3")])
+def test_the_shares_of_a_secure_sum_come_to_the_noise_that_was_booked(
+    tmp_path: Path, seed: Seed, dropout: float, lost: str
+) -> None:
+    """With as many devices as the quorum; with more there is more noise."""
+    plan = _secure(dropout)
+
+    total = _opened(tmp_path, plan, "round-1", seed=seed, lost=lost)
+
+    release = booked(Device(tmp_path / "u0"), Kind.GRADIENT)
+    assert release.user is not None
+    check_scale(total, release.user.noise_multiplier * release.user.clip_norm)
+
+
+def test_with_a_device_to_spare_there_is_more_noise_and_never_less(tmp_path: Path) -> None:
+    total = _opened(tmp_path, _secure(0.2), "round-1", seed=None)
+
+    check_scale(total, 2.0 * 0.5 * math.sqrt(DEVICES / (DEVICES - 1)))
+
+
+def test_the_secure_sum_of_an_enrolment_has_the_noise_that_was_booked(tmp_path: Path) -> None:
+    """Each part is bounded by 1, and hidden by as much as was promised of it."""
+    plan = _secure(0.0)
+    totals = [
+        _opened(tmp_path / str(number), replace(plan, run=f"run {number}"), ENROLMENT, seed=None)
+        for number in range(4)
+    ]
+
+    release = booked(Device(tmp_path / "0" / "u0"), Kind.LABEL_COUNTS)
+    assert release.user is not None
+    check_scale(torch.cat(totals), release.user.noise_multiplier)
+
+
+def test_seeds_repeat_a_simulated_secure_sum_and_no_real_one(tmp_path: Path) -> None:
+    plan = _secure(0.0)
+    first, again, other, real, anew = (
+        _opened(tmp_path / str(place), plan, "round-1", seed=seed)
+        for place, seed in enumerate([7, 7, 8, None, None])
+    )
+
+    assert torch.equal(first, again)  # masks are fresh each time, and cancel
+    assert not correlated(first, other)
+    assert not correlated(real, anew)
+
+
+def test_the_shares_of_two_devices_share_nothing(tmp_path: Path) -> None:
+    plan = _secure(0.0)
+    for seed in (7, None):
+        one, other = (make(tmp_path / str(seed), user, seed=seed) for user in ("u0", "u1"))
+        release = plan.gradient_release(1)
+        words = [one_.book("round-1", "x", release).words.words(2_000) for one_ in (one, other)]
+        first, second = (torch.from_numpy((each >> np.uint64(1)).astype(float)) for each in words)
+        assert not correlated(first, second)
