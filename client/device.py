@@ -35,6 +35,7 @@ _UNANCHORED: Final = 1
 _FACTS: Final = "device.json"
 _IDENTITY: Final = "identity"
 _ROSTER: Final = "roster"
+_ANSWERED: Final = "answered"
 _LEDGER: Final = "ledger.jsonl"
 UNKNOWN: Final = -1
 """Label of a clip that its user has not labelled."""
@@ -172,7 +173,10 @@ class Device:
             kept = self._outbox(slot, booked)
             if kept is not None:
                 return kept
-        value = make(self.book(name, content, release))
+        return self._put_out(slot, booked, make(self.book(name, content, release)))
+
+    def _put_out(self, slot: str, booked: str, value: Tensor) -> Tensor:
+        """Keep what leaves, so that the same request gets the same bytes."""
         stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)
         # Lost in a power cut, it costs a second booking; never a release that was not booked.
         self.vault.put_tensors(slot, {"value": value, "stamp": stamp}, durable=False)
@@ -199,6 +203,42 @@ class Device:
             self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.facts.budgets)
         self.ledger.settle()  # where the anchor could not be written when this was booked
         return Randomness(self.facts, booked)
+
+    def prepay(self, name: str, content: str, release: Release) -> None:
+        """Book what later answers will be covered by, once; arguments as for :meth:`release`.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+        """
+        booked = _booked(name, content, release)
+        if not self.ledger.holds(booked):
+            self.ledger.book(booked, release, self.facts.budgets)
+        self.ledger.settle()
+
+    def answer(self, pending: "Pending") -> Tensor:
+        """Make what was paid for in advance, once.
+
+        Guarantees:
+            - One request of each name is answered; the same again gets the same bytes.
+
+        Raises:
+            PrivacyError: Another request of that name was answered already.
+        """
+        booked = _booked(pending.name, pending.content, pending.release)
+        slot = f"outbox-{pending.release.kind.value}"
+        kept = self._outbox(slot, booked)
+        if kept is not None:
+            return kept
+        key = f"{pending.release.run}/{pending.name}"
+        given = json.loads(self.vault.get(_ANSWERED)) if self.vault.has(_ANSWERED) else {}
+        if given.setdefault(key, pending.content) != pending.content:
+            raise PrivacyError(
+                f"{pending.name} was answered already, for another request; what was paid for "
+                "covers one answer to each round"
+            )
+        durable = self.facts.simulated_seed is None
+        self.vault.put(_ANSWERED, json.dumps(given).encode(), durable=durable)
+        return self._put_out(slot, booked, pending.make(Randomness(self.facts, booked)))
 
     @property
     def identity(self) -> bytes:

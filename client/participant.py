@@ -60,6 +60,9 @@ def enrol(device: Device, plan: Plan, front: Front, population: Population) -> T
     if plan.user and plan.user.secure:
         secure.keep_enrolment(device, plan, _label_counts(plan, clips), rows[clips.trains])
         return torch.zeros(0)
+    schedule = plan.schedule_release()
+    if schedule:
+        device.prepay("schedule", plan.digest(), schedule)
     counts = _released_counts(device, plan, _label_counts(plan, clips))
     return torch.cat([counts, _centre_share(device, plan, rows[clips.trains])])
 
@@ -107,6 +110,8 @@ def train(
         denominator=denominator,
         clip=clip,
     )
+    if agreed.sampled:
+        return device.answer(pending)
     return device.release(pending.name, pending.content, pending.release, pending.make)
 
 

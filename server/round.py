@@ -115,7 +115,7 @@ def learning_rate(
     plan: Plan,
     number: int,
     *,
-    devices: int,
+    devices: float,
     denominator: float,
     clip: float = 1.0,
 ) -> float:
@@ -125,7 +125,7 @@ def learning_rate(
         settings: How the server aggregates.
         plan: For clip, noise, steps and rounds.
         number: The round, from 1.
-        devices: How many contribute.
+        devices: How many contribute, or are expected to.
         denominator: What a device divides a step's sum by.
         clip: The round's clip norm, where it is learned.
     """

@@ -6,6 +6,7 @@ sums is the order of users' names, whatever the order of arrival.
 """
 
 import logging
+import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from sottovoce.server.job import Job
 from sottovoce.server.round import State, advance, begin, learning_rate
 from sottovoce.server.secagg import Opened
 from sottovoce.server.sums import Sums
-from sottovoce.shared import wire
+from sottovoce.shared import seeds, wire
 from sottovoce.shared.errors import AggregationError, EngineError, MessageError, SottovoceError
 from sottovoce.shared.head import SealedHead
 from sottovoce.shared.privacy.users import ENROLMENT, sum_name
@@ -233,9 +234,9 @@ class Training:
 
     def _round(self, state: State, enrolled: Enrolled) -> State:
         """One round of training."""
-        training, devices = self.job.plan.training, enrolled.contributing
+        training, number = self.job.plan.training, state.round + 1
+        devices = self._cohort(number, enrolled.contributing)
         denominator = max(enrolled.usual * training.sample_rate, 1.0)
-        number = state.round + 1
         request = wire.TrainRequest(
             plan=self.job.plan.digest(),
             round=number,
@@ -251,12 +252,12 @@ class Training:
             opened = self._summed(f"round-{number}", user.secure.update, devices, request)
             mean = torch.from_numpy(opened.total) / len(opened.survivors)
         else:
-            mean = self._mean(request, devices)
+            mean = self._mean(request, devices, len(enrolled.contributing))
         rate = learning_rate(
             self.job.aggregation,
             self.job.plan,
             number,
-            devices=len(devices),
+            devices=self._expected(len(enrolled.contributing)),
             denominator=denominator,
             clip=float(state.clip),
         )
@@ -265,7 +266,25 @@ class Training:
             mean, clip = user.adaptive.unpacked(mean, float(state.clip))
         return advance(state, mean.float(), self.job.aggregation, rate=rate, clip=clip)
 
-    def _mean(self, request: wire.TrainRequest, devices: Sequence[Device]) -> Tensor:
+    def _cohort(self, number: int, contributing: Sequence[Device]) -> list[Device]:
+        """Who joins a round: everybody, or each by a coin that only this server sees."""
+        user, seed = self.job.plan.user, self.job.simulated_seed
+        if user is None or not self.job.plan.sampled:
+            return list(contributing)
+        name = self.job.plan.run
+        coins: random.Random = secrets.SystemRandom()
+        if seed is not None:
+            coins = random.Random(seeds.derive(seed, "cohort", name, number))  # noqa: S311
+        return [one for one in contributing if coins.random() < user.update.sample_rate]
+
+    def _expected(self, contributing: int) -> float:
+        """How many devices a round expects; who joined is the coins' secret."""
+        user = self.job.plan.user
+        return contributing * (user.update.sample_rate if user else 1.0)
+
+    def _mean(
+        self, request: wire.TrainRequest, devices: Sequence[Device], contributing: int
+    ) -> Tensor:
         """The mean of what the devices sent, shape (params,), float64."""
         nodes = [device.node for device in devices]
         contents = dict.fromkeys(nodes, request.record())
@@ -280,8 +299,12 @@ class Training:
                 f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
                 "The rounds before are kept: run again with --resume"
             )
+        count: float = len(updates)
+        if self.job.plan.sampled:
+            updates = updates or [torch.zeros(size)]  # coins may leave out everybody
+            count = self._expected(contributing)
         total = self.sums.updates(request.round, updates, denominator=request.denominator)
-        return total / len(updates)
+        return total / count
 
     def _counts(self, reply: wire.Reply) -> bool:
         """Whether an update takes part: it is there, and no longer than validation allows."""

@@ -42,7 +42,7 @@ def total(parts: Sequence[Tensor]) -> Tensor:
     return summed
 
 
-def spread(plan: Plan, *, devices: int, denominator: float) -> float:
+def spread(plan: Plan, *, devices: float, denominator: float) -> float:
     """Standard deviation of the noise in the sum of one round's updates, in weights; 0 for none.
 
     Args:
@@ -66,7 +66,7 @@ def _user_spread(user: UserNoise, unit: float) -> float:
     return user.noise_multiplier * user.clip_norm * unit
 
 
-def _spread_of_devices(plan: Plan, devices: int, denominator: float) -> float:
+def _spread_of_devices(plan: Plan, devices: float, denominator: float) -> float:
     """What the devices' own noise comes to in the sum of a round's updates, in weights."""
     if not plan.private:
         return 0.0

@@ -7,7 +7,7 @@ books ``plan.gradient_release(round)`` and trains with ``plan.mechanism``, which
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -92,6 +92,11 @@ class Plan:
                 "utterances are hidden by noise of the devices' own, which secure sums cannot "
                 "count yet: hide users alone, or both without secure sums"
             )
+        if self.sampled and (self.private or user.secure):
+            raise SettingError(
+                f"devices join a round with a chance of {user.update.sample_rate:g}, which only "
+                "noise that the server adds is priced for: hide users alone, without secure sums"
+            )
         if self.private and user.adaptive:
             raise SettingError(
                 "an adaptive clip norm hides users alone; where utterances are hidden too, the sum "
@@ -109,6 +114,11 @@ class Plan:
     def private(self) -> bool:
         """Whether every release is noised before it leaves, so that it hides an utterance."""
         return self.count_noise > 0
+
+    @property
+    def sampled(self) -> bool:
+        """Whether each device joins a round by its own coin."""
+        return self.user is not None and self.user.update.sample_rate < 1
 
     @property
     def clip(self) -> float:
@@ -171,8 +181,22 @@ class Plan:
             if release:
                 yield release
         yield self.counts_release()
+        schedule = self.schedule_release()
+        if schedule:
+            yield schedule
+            return
         for number in range(1, self.rounds + 1):
             yield self.gradient_release(number)
+
+    def schedule_release(self) -> Release | None:
+        """The ledger's record of all rounds where each device joins a round by its own coin.
+
+        It pays for every round at once, those that it will not join included: whoever does not see
+        the coins must take it to be in any. None where everybody joins every round.
+        """
+        if not self.sampled or self.user is None:
+            return None
+        return replace(self.gradient_release(0), user=replace(self.user.update, sums=self.rounds))
 
     def _release(
         self,

@@ -99,7 +99,10 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
         user = UserPromise(
             counts=shared(settings.counts_norm, counts_share),
             centre=shared(settings.centre_norm, centre_share) if plan.centre else None,
-            update=hidden(adaptive.bound if adaptive else settings.update_norm, multiplier),
+            update=replace(
+                hidden(adaptive.bound if adaptive else settings.update_norm, multiplier),
+                sample_rate=settings.cohort_rate,
+            ),
             adaptive=adaptive,
         )
         return replace(plan, user=user)

@@ -327,9 +327,9 @@ def _steps(release: Release, unit: Unit) -> tuple[float, float, int]:
     """(noise multiplier, sampling rate, steps) of one release, written down anew for one unit."""
     user = release.user
     if unit is Unit.USER:
-        return (user.noise_multiplier, user.sample_rate, 1) if user else (0.0, 1.0, 1)
+        return (user.noise_multiplier, user.sample_rate, user.sums) if user else (0.0, 1.0, 1)
     if not release.noise_multiplier and user:
-        return user.noise_multiplier / 2, 1.0, 1
+        return user.noise_multiplier / 2, 1.0, user.sums
     return release.noise_multiplier, release.sample_rate, release.steps
 
 

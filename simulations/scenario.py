@@ -34,6 +34,7 @@ class UserSettings:
             sum of the user's rows.
         counts_share: The label counts' share of the squared privacy budget.
         centre_share: The centre's share of it.
+        cohort_rate: Chance that a user joins a round, in (0, 1]; 1 has everybody in every round.
         adaptive: Whether the update's clip norm is learned, from ``update_norm`` on.
         quantile: Share of the updates that it should leave whole, in (0, 1).
         dropout: Share of the devices that a secure sum must bear to lose, in [0, 1).
@@ -45,6 +46,7 @@ class UserSettings:
     centre_norm: float = 1.5
     counts_share: float = 0.05
     centre_share: float = 0.04
+    cohort_rate: float = 1.0
     adaptive: bool = False
     quantile: float = 0.5
     dropout: float = 0.1
@@ -58,6 +60,7 @@ class UserSettings:
             centre_norm=self.centre_norm,
         )
         check.inside(0, 1, quantile=self.quantile)
+        check.rate(cohort_rate=self.cohort_rate)
         check.inside(0, 0.5, counts_share=self.counts_share, centre_share=self.centre_share)
 
 

@@ -163,7 +163,7 @@ def _line(release: Release, unit: Unit, spent: float) -> Json:
         "round": release.round,
         "noise_multiplier": user.noise_multiplier if user else release.noise_multiplier,
         "sample_rate": user.sample_rate if user else release.sample_rate,
-        "steps": 1 if user else release.steps,
+        "steps": user.sums if user else release.steps,
         "clip_norm": user.clip_norm if user else release.sensitivity,
         **({"noised_by": user.noised_by.value} if user else {}),
         "epsilon_after": spent if math.isfinite(spent) else None,
@@ -171,13 +171,13 @@ def _line(release: Release, unit: Unit, spent: float) -> Json:
 
 
 def _sampling(plan: Plan) -> str:
-    """How utterances come into a step, in words."""
+    """How utterances come into a step and users into a round, in words."""
+    users = "every device in every round"
+    if plan.user and plan.sampled:
+        users = f"Poisson, each device with rate {plan.user.update.sample_rate:g} in every round"
     if plan.training.sample_rate == 1.0:
-        return "every utterance in every step (rate 1); every device in every round"
-    return (
-        f"Poisson, each utterance with rate {plan.training.sample_rate:g} in every step; "
-        "every device in every round"
-    )
+        return f"every utterance in every step (rate 1); {users}"
+    return f"Poisson, each utterance with rate {plan.training.sample_rate:g} in every step; {users}"
 
 
 def _statement(scenario: Scenario, plan: Plan) -> str:

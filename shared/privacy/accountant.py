@@ -100,7 +100,8 @@ def _utterance_step(release: Release) -> _Step:
     if release.user is None:
         return _UNPROTECTED
     # The user stays, with another update: both lie in the ball, so up to two clip norms apart.
-    return _Step(1.0, release.user.noise_multiplier / 2, 1, release.user.discrete)
+    user = release.user
+    return _Step(1.0, user.noise_multiplier / 2, user.sums, user.discrete)
 
 
 def _user_step(release: Release) -> _Step:
@@ -112,7 +113,7 @@ def _user_step(release: Release) -> _Step:
         return _NOTHING
     if user is None:
         return _UNPROTECTED
-    return _Step(user.sample_rate, user.noise_multiplier, 1, user.discrete)
+    return _Step(user.sample_rate, user.noise_multiplier, user.sums, user.discrete)
 
 
 _STEP = {Unit.UTTERANCE: _utterance_step, Unit.USER: _user_step}

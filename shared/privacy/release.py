@@ -61,7 +61,8 @@ class UserNoise:
         noise_multiplier: Standard deviation of the sum's noise over ``clip_norm``, above 0.
         clip_norm: L2 bound on what one user adds to the sum, in the units of the release, above 0.
         noised_by: Who adds that noise.
-        sample_rate: Chance that a user joins the round (Poisson), in (0, 1].
+        sample_rate: Chance that a user joins a sum (Poisson), in (0, 1].
+        sums: How many sums like this one the record covers, at least 1.
         discrete: Whether the noise is a sum of discrete Gaussians, which has no closed
             privacy-loss distribution and is priced by its Renyi divergence.
     """
@@ -70,11 +71,13 @@ class UserNoise:
     clip_norm: float
     noised_by: NoisedBy
     sample_rate: float = 1.0
+    sums: int = 1
     discrete: bool = False
 
     def __post_init__(self) -> None:
         check.positive(noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm)
         check.rate(sample_rate=self.sample_rate)
+        check.at_least(1, sums=self.sums)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "UserNoise":

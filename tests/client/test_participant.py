@@ -12,7 +12,7 @@ from torch import Tensor
 from sottovoce.client import participant
 from sottovoce.client.device import UNKNOWN, Clips, Device, Facts
 from sottovoce.client.trainer import Update
-from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError
+from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError, PrivacyError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import HeadPrior, identity
@@ -239,6 +239,22 @@ def test_a_user_without_clips_sends_zeros(tmp_path: Path) -> None:
     assert value is not None
     assert not value.any()
     assert not train(one, plan=USER.digest()).any()
+
+
+def test_a_sampled_schedule_is_paid_for_once_and_each_round_answered_once(tmp_path: Path) -> None:
+    sampled = replace(USER, user=replace(USERS, update=replace(NOISE, sample_rate=0.3)))
+    one = device(tmp_path, budget=ANYTHING)
+    for _ in range(2):  # a run that was resumed enrols again
+        participant.enrol(one, sampled, FRONT, PEOPLE)
+    first = train(one, plan=sampled.digest())
+
+    assert torch.equal(train(Device(tmp_path), plan=sampled.digest()), first)
+    with pytest.raises(PrivacyError, match="answered already"):
+        train(Device(tmp_path), plan=sampled.digest(), weights=WEIGHTS + 0.1)
+    train(Device(tmp_path), 3, plan=sampled.digest())
+    assert _kinds(one).count(Kind.GRADIENT) == 1
+    booked = Device(tmp_path).ledger.releases
+    assert sorted(map(repr, booked)) == sorted(map(repr, sampled.releases()))
 
 
 def test_hiding_both_bounds_the_sum_before_the_noise_and_not_after(tmp_path: Path) -> None:

@@ -188,6 +188,22 @@ def test_where_users_are_hidden_every_sum_hides_them() -> None:
     assert accountant.epsilon(PRIVATE.releases(), 1e-3, unit=Unit.USER) == math.inf
 
 
+def test_a_sampled_schedule_is_one_record_that_costs_what_its_rounds_cost() -> None:
+    sampled = replace(USER, user=replace(USERS, update=replace(HIDDEN, sample_rate=0.2)))
+    schedule = sampled.schedule_release()
+    rounds = [sampled.gradient_release(number) for number in (1, 2, 3)]
+
+    assert USER.schedule_release() is None
+    assert schedule is not None
+    for unit in Unit:
+        priced = accountant.epsilon([schedule], 1e-3, unit=unit)
+        assert priced == accountant.epsilon(rounds, 1e-3, unit=unit)
+    assert [release.kind for release in sampled.releases()].count(Kind.GRADIENT) == 1
+    assert accountant.epsilon(sampled.releases(), 1e-3, unit=Unit.USER) < accountant.epsilon(
+        USER.releases(), 1e-3, unit=Unit.USER
+    )
+
+
 def test_where_users_alone_are_hidden_the_normaliser_is_inside_their_updates() -> None:
     assert USER.normaliser is not None
     assert USER.normaliser_release() is None
@@ -202,6 +218,7 @@ def test_where_users_alone_are_hidden_the_normaliser_is_inside_their_updates() -
         {"user": replace(USERS, update=replace(HIDDEN, clip_norm=2.1))},
         {"mechanism": UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5)},
         {"training": replace(PRIVATE.training, steps=2)},
+        {"user": replace(USERS, update=replace(HIDDEN, sample_rate=0.5))},
     ],
 )
 def test_a_promise_to_users_that_would_not_be_kept_is_refused(change: dict[str, Any]) -> None:

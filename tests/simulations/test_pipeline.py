@@ -106,6 +106,7 @@ def test_what_was_promised_was_kept(tiny_run: Any) -> None:
             "normaliser",
             "gradient",
             "gradient",
+            "sealed-head",
         ]
 
 
@@ -170,6 +171,27 @@ def test_secure_sums_run_whole_and_repeat(
         if release["mechanism"] == "gaussian"
     } == {"shares"}
     assert "the server included" in privacy["statement"]
+    assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
+
+
+def test_cohorts_are_sampled_and_paid_for_in_advance(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = make_scenario(
+        tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user", rounds=6
+    )
+    with scenario.open("a") as file:
+        file.write("[recipe.user]\ncohort_rate = 0.4\n")
+    run = _run(scenario, tmp_path / "run")
+    world = read_privacy(tmp_path / "run")["worlds"][0]
+
+    assert recount(tmp_path / "run").agrees
+    assert 0.99 * 8 < run["privacy"]["user"]["epsilon"] <= 8.0
+    for account in world["clients"].values():
+        (schedule,) = (one for one in account["releases"] if one["kind"] == "gradient")
+        assert (schedule["steps"], schedule["sample_rate"]) == (6, 0.4)
+        assert account["epsilon"] == pytest.approx(world["server"]["epsilon"], rel=1e-6)
+    assert world["server"]["rounds"] == 6
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
@@ -414,9 +436,8 @@ def test_a_ledger_that_is_not_the_folds_own_is_refused(
     elif harm == "cut":
         first.write_bytes(b"".join(first.read_bytes().splitlines(keepends=True)[:-1]))
     else:
-        first.write_bytes(
-            first.read_bytes().replace(b'"round": 2', b'"round": 1')
-        )  # in its last line
+        *before, last = first.read_bytes().splitlines(keepends=True)
+        first.write_bytes(b"".join([*before, last.replace(b'"round": 2', b'"round": 1')]))
 
     with pytest.raises(LedgerError, match=r"ledger of s00 .* restore"):
         _run(tiny_run.scenario, copied, resume=True)

@@ -153,6 +153,12 @@ def plan(front: Front, *, rounds: int = 3) -> Plan:
     )
 
 
+@pytest.fixture(name="make_job")
+def _make_job() -> Callable[..., Job]:
+    """Makes jobs, alike but for what is asked for."""
+    return make_job
+
+
 def make_job(*, rounds: int = 3, **changes: Any) -> Job:
     """A job over random vectors."""
     generator = torch.Generator().manual_seed(1)
