@@ -36,6 +36,7 @@ class Claim:
     enrolment: str
     seeds: tuple[int, ...]
     epsilon: float = USUAL_EPSILON
+    secure: bool = False
     model: str = ""
     baselines: str = ""
 
@@ -48,7 +49,8 @@ class Claim:
         """Folder of one seed's run."""
         epsilon = "" if self.epsilon == USUAL_EPSILON else f"eps{self.epsilon:g}"
         enrolment = self.enrolment.replace(":", "")
-        parts = (self.protocol, self.model, self.unit, epsilon, enrolment, str(seed))
+        unit = f"{self.unit}-secure" if self.secure else self.unit
+        parts = (self.protocol, self.model, unit, epsilon, enrolment, str(seed))
         return "-".join(part for part in parts if part)
 
     def words(self, seed: int, corpora: str) -> list[str]:
@@ -58,7 +60,7 @@ class Claim:
         if not self.model:
             for public in PUBLIC[self.protocol]:
                 words += ["--public", f"{public}={corpora}/{public}"]
-        words += ["--unit", self.unit]
+        words += ["--unit", self.unit, *(["--secure"] if self.secure else [])]
         words += [] if self.epsilon == USUAL_EPSILON else ["--epsilon", f"{self.epsilon:g}"]
         words += ["--enrolment", self.enrolment, "--seed", str(seed)]
         words += ["--model", self.model] if self.model else []
@@ -82,6 +84,7 @@ def claims() -> Iterator[Claim]:
     for protocol, seeds in (("cremad4-5fold", (0, 1, 2)), ("ravdess8-6fold", (0,))):
         for unit, epsilon in HIDING_USERS:
             yield Claim(protocol=protocol, unit=unit, enrolment="all", seeds=seeds, epsilon=epsilon)
+        yield Claim(protocol=protocol, unit="user", secure=True, enrolment="all", seeds=(0,))
     for model in END_TO_END:
         yield Claim(
             protocol="ravdess8-6fold", unit="none", enrolment="all", seeds=(0,), model=model
@@ -151,6 +154,7 @@ def _line(claim: Claim, arguments: argparse.Namespace) -> dict[str, Any] | None:
         "protocol": claim.protocol,
         "model": runs[0]["model"]["kind"],
         "unit": claim.unit,
+        "secure": claim.secure,
         "epsilon": runs[0]["privacy"]["epsilon"],
         "delta": runs[0]["privacy"]["delta"],
         "enrolment": claim.enrolment,
@@ -186,6 +190,7 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for line in lines:
         unit = {"none": "–", "both": "utterance and user"}.get(line["unit"], line["unit"])
+        unit += ", secure sums" if line["secure"] else ""
         epsilon = f"{line['epsilon']:g}" if line["epsilon"] else "no privacy"
         spread = f" ± {line['uar_sd']:.3f}" if line["uar_sd"] is not None else ""
         central = f"{line['uar_central']:.3f}" if line["uar_central"] else ""
