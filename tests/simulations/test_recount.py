@@ -45,13 +45,16 @@ def _account(privacy: dict[str, Any], client: str = "s01") -> dict[str, Any]:
 
 
 def _forge(path: Path, **changes: Any) -> str:
-    """Rewrite a ledger's last release under an unbroken chain; the new head."""
-    *before, last = path.read_bytes().splitlines(keepends=True)
-    record = json.loads(last)
-    record["release"] |= changes
-    line = (json.dumps(record, sort_keys=True) + "\n").encode()
-    path.write_bytes(b"".join([*before, line]))
-    return hashlib.sha256(line).hexdigest()
+    """Rewrite a ledger's last gradient, and an unbroken chain behind it; the new head."""
+    records = [json.loads(line) for line in path.read_bytes().splitlines()]
+    last = max(n for n, one in enumerate(records) if one["release"]["kind"] == "gradient")
+    records[last]["release"] |= changes
+    lines, head = [], records[0]["prev"]
+    for record in records:
+        lines.append((json.dumps(record | {"prev": head}, sort_keys=True) + "\n").encode())
+        head = hashlib.sha256(lines[-1]).hexdigest()
+    path.write_bytes(b"".join(lines))
+    return head
 
 
 def _faults(run: Path) -> list[str]:
@@ -75,7 +78,7 @@ def test_an_honest_run_agrees(run: Path) -> None:
         assert abs(count.pld - count.prv) <= CLOSE
         assert count.pld <= 8.0
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    assert json.loads(json.dumps(counted.to_dict()))["clients"][0]["releases"] == 5
+    assert json.loads(json.dumps(counted.to_dict()))["clients"][0]["releases"] == 6
 
 
 def test_a_smaller_claim_is_found(run: Path) -> None:
