@@ -56,7 +56,13 @@ from sottovoce.shared.normaliser import (
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
-from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_kind
+from sottovoce.shared.privacy.users import (
+    ENROLMENT,
+    AdaptiveClip,
+    SecureSums,
+    UserPromise,
+    sum_kind,
+)
 from sottovoce.shared.secagg import messages
 from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
@@ -120,6 +126,12 @@ def _secure() -> SecureSums:
     )
 
 
+def _learning(clip: AdaptiveClip) -> UserPromise:
+    """A promise to users whose clip norm is learned: one more number rides along."""
+    usual = _user(NoisedBy.SERVER)
+    return replace(usual, update=replace(usual.update, clip_norm=clip.bound), adaptive=clip)
+
+
 PLANS = {
     "none": NONE,
     "utterance": UTTERANCE,
@@ -130,6 +142,7 @@ PLANS = {
         user=_user(NoisedBy.DEVICES),
     ),
     "secure": replace(NONE, user=_user(NoisedBy.SHARES, _secure())),
+    "learned": replace(NONE, user=_learning(AdaptiveClip(start=0.5))),
 }
 UNITS = tuple(PLANS)
 
