@@ -26,6 +26,7 @@ from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
+from sottovoce.shared import crypto
 from sottovoce.shared.errors import CorpusError, SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.plan import Plan
@@ -107,6 +108,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--public", action="append", metavar="NAME=DIR", help="a corpus declared public")
     add("--speakers", type=int, default=3, help="users, one SuperNode each (default 3)")
     add("--rounds", type=int, default=2, help="rounds of training (default 2)")
+    add("--unit", default="utterance", help="what is protected: utterance, user or both")
+    add("--secure", action="store_true", help="with --unit user: secure sums")
     add("--epsilon", type=float, default=8.0, help="budget of every device's life (default 8)")
     add("--delta", type=float, default=1e-5, help="chance that the loss is larger (default 1e-5)")
     add("--timeout", type=float, default=900.0, help="seconds the run may take (default 900)")
@@ -131,6 +134,7 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> Prepared:
         front=material.front,
         population=material.population,
         devices=len(material.clips),
+        budgets=tuple(one for one in [promise.user_budget(scenario)] if one),
         timeout_s=arguments.timeout,
         class_exponent=CLASS_EXPONENTS[scenario.recipe.class_weights],
         held_out=material.held_out,
@@ -139,6 +143,7 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> Prepared:
     for number, user in enumerate(material.clips, 1):
         devices.append((out / "devices" / f"{number:06d}").resolve())
         _device(devices[-1], user, scenario, material)
+    _introduce([Device(folder) for folder in devices])
     return Prepared(job=folder, devices=devices, plan=plan, delta=scenario.delta)
 
 
@@ -150,11 +155,16 @@ def _scenario(arguments: argparse.Namespace) -> Scenario:
         corpus=corpus,
         data=MADE_UP_USERS if made_up else arguments.data,
         public=tuple(_public(word) for word in arguments.public or ()),
+        unit=arguments.unit,
+        secure=arguments.secure,
         epsilon=arguments.epsilon,
         delta=arguments.delta,
         rounds=arguments.rounds,
     )
-    return settle(scenario)
+    settled = settle(scenario)
+    # So few devices can spare none.
+    user = replace(settled.recipe.user, dropout=0.0, corruption=0.0)
+    return replace(settled, recipe=replace(settled.recipe, user=user))
 
 
 def _public(word: str) -> tuple[str, str]:
@@ -210,7 +220,15 @@ def _plan(scenario: Scenario, material: Material) -> Plan:
         labels=material.labels,
         inputs=material.front.inputs,
     )
-    return promise.noised(replace(plan, front=material.front.digest()), scenario)
+    plan = promise.noised(replace(plan, front=material.front.digest()), scenario)
+    return promise.secured(plan, scenario, devices=len(material.clips))
+
+
+def _introduce(devices: Sequence[Device]) -> None:
+    """Tell the devices whom they may make secure sums with, as a directory of users would."""
+    roster = {one.facts.user: crypto.identity_public(one.identity) for one in devices}
+    for device in devices:
+        device.pin(roster)
 
 
 def _device(folder: Path, user: str, scenario: Scenario, material: Material) -> None:
