@@ -3,6 +3,10 @@
 A head belongs to one model. When the model changes, the old head is never applied: the user has
 the prior's mean until the head is fitted again on logits of the new model.
 
+Beside the head lie the scores of the clips it was fitted on, each behind a head that had not seen
+it: prediction sets become the user's own by them (:mod:`sottovoce.shared.conformal`). They stay on
+the device; a head that comes back from the server comes without them.
+
 Versions count up over the life of a user, whatever the model, so that the server can refuse an
 older head and the device notices when it is given one.
 """
@@ -10,14 +14,17 @@ older head and the device notices when it is given one.
 import struct
 from typing import Final
 
+import torch
 from torch import Tensor
 
 from sottovoce.client.vault import Vault
+from sottovoce.shared import conformal
 from sottovoce.shared import head as heads
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.head import Head, HeadPrior, SealedHead
 
 _NAME: Final = "head"
+_SCORES: Final = "head-scores"
 _PURPOSE: Final = "calibration head"
 _SEALED_BYTES: Final = 2048
 """Every sealed head is this long: its length does not tell what kind of head a user needs."""
@@ -94,8 +101,35 @@ class Calibrator:
             PrivacyError: The vault cannot be read or written; the old head stays.
         """
         fitted = heads.fit(logits, labels, self._prior)
-        self._keep(self.version + 1, heads.to_bytes(fitted, self._model_hash))
+        version = self.version + 1
+        blind = heads.left_out(fitted, logits, labels, self._prior)
+        # First the scores: without their head they are another version's and count for nothing.
+        self._vault.put_tensors(
+            _SCORES,
+            {
+                "scores": conformal.scores(blind, labels),
+                "version": torch.tensor([version]),
+                "model": torch.frombuffer(bytearray.fromhex(self._model_hash), dtype=torch.uint8),
+            },
+        )
+        self._keep(version, heads.to_bytes(fitted, self._model_hash))
         return fitted
+
+    def scores(self) -> Tensor:
+        """Scores of the clips that the kept head was fitted on, shape (clips,), float64.
+
+        Empty where the head is the prior's mean, came from the server, or is another model's.
+
+        Raises:
+            PrivacyError: What is kept is damaged.
+        """
+        version, head = self._kept()
+        if head is not None and self._vault.has(_SCORES):
+            kept = self._vault.get_tensors(_SCORES)
+            whose = bytes(kept["model"].tolist()).hex()
+            if whose == self._model_hash.lower() and int(kept["version"]) == version:
+                return kept["scores"]
+        return torch.zeros(0, dtype=torch.float64)
 
     def sealed(self) -> SealedHead:
         """The kept head for the server, which learns model, version and nothing else.

@@ -16,7 +16,7 @@ from torch import Tensor
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.client.vault import Vault
-from sottovoce.shared import audio, check, quality
+from sottovoce.shared import audio, check, conformal, quality
 from sottovoce.shared import head as heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
@@ -50,12 +50,15 @@ class Person:
         head: Applied to the logits.
         own_mean: Whether the mean is this user's; if not, it is the population's.
         own_head: Whether the head is this user's and this model's; if not, it is the prior's mean.
+        scores: Of the user's labelled clips, shape (clips,), float64; None has none. They move the
+            threshold of prediction sets.
     """
 
     mean: Tensor
     head: Head
     own_mean: bool
     own_head: bool
+    scores: Tensor | None = None
 
 
 class Recogniser:
@@ -65,15 +68,22 @@ class Recogniser:
         bundle: The model.
         person: Whom it listens to; None stands for anybody.
         least_confidence: Below it the recogniser abstains; None takes twice chance, at most a
-            coin toss.
+            coin toss. An app that bears a risk r of a wrong answer takes 1 - r: it holds as far as
+            confidences are calibrated.
+        coverage: How often a prediction's set shall hold the true emotion, in (0, 1).
 
     Raises:
-        SettingError: A confidence outside [0, 1].
+        SettingError: A confidence outside [0, 1], or a coverage outside (0, 1).
         ModelError: Weights that are not the model's, or an extractor that this release has not.
     """
 
     def __init__(
-        self, bundle: Bundle, person: Person | None = None, *, least_confidence: float | None = None
+        self,
+        bundle: Bundle,
+        person: Person | None = None,
+        *,
+        least_confidence: float | None = None,
+        coverage: float = conformal.COVERAGE,
     ) -> None:
         if least_confidence is None:
             least_confidence = min(_TWICE_CHANCE / len(bundle.labels), _COIN_TOSS)
@@ -82,13 +92,21 @@ class Recogniser:
             raise SettingError(f"least_confidence is {least_confidence}; it must be at most 1")
         self.bundle = bundle
         self.person = person or anybody(bundle)
+        check.inside(0, 1, coverage=coverage)
         self._least = least_confidence
+        self._coverage = coverage
+        self._limit = _limit(bundle, self.person, coverage)
         self._extractor: Extractor = _extractor(bundle)
         self._network: Network = bundle.network()
 
     @classmethod
     def open(
-        cls, model: Path, device: Path | None = None, *, least_confidence: float | None = None
+        cls,
+        model: Path,
+        device: Path | None = None,
+        *,
+        least_confidence: float | None = None,
+        coverage: float = conformal.COVERAGE,
     ) -> Self:
         """A recogniser from a model folder and, if there is one, the user's device folder.
 
@@ -97,6 +115,7 @@ class Recogniser:
             device: A folder that :meth:`Device.create` made. Only its vault is read; its ledger is
                 not touched, because nothing leaves.
             least_confidence: As in the constructor.
+            coverage: Likewise.
 
         Raises:
             ModelError: The model is missing or damaged.
@@ -105,7 +124,7 @@ class Recogniser:
         """
         bundle = Bundle.load(model)
         person = None if device is None else of_device(bundle, device)
-        return cls(bundle, person, least_confidence=least_confidence)
+        return cls(bundle, person, least_confidence=least_confidence, coverage=coverage)
 
     def predict(self, signal: Signal) -> Prediction:
         """Recognise one recording.
@@ -156,12 +175,14 @@ class Recogniser:
             return self._fallback(
                 "the model gave no numbers", _names(measured), "get the model again"
             )
+        inside = [] if self._limit is None else conformal.members(chances, self._limit)
         sure = confidence >= self._least
         reason = "" if sure else f"confidence {confidence:.0%} is below {self._least:.0%}"
         return self._prediction(
             emotion=self.bundle.labels[best] if sure else None,
             probabilities=dict(zip(self.bundle.labels, chances.tolist(), strict=True)),
             confidence=confidence,
+            emotions=tuple(self.bundle.labels[place] for place in inside),
             reason=reason,
             quality_words=_names(measured),
             next_step=_step(measured) or ("" if sure else self._doubt()),
@@ -173,6 +194,7 @@ class Recogniser:
             emotion=None,
             probabilities={},
             confidence=0.0,
+            emotions=(),
             reason=reason,
             quality_words=quality_words,
             next_step=step,
@@ -184,6 +206,7 @@ class Recogniser:
         emotion: str | None,
         probabilities: dict[str, float],
         confidence: float,
+        emotions: tuple[str, ...],
         reason: str,
         quality_words: tuple[str, ...],
         next_step: str,
@@ -193,6 +216,8 @@ class Recogniser:
             emotion=emotion,
             probabilities=probabilities,
             confidence=confidence,
+            emotions=emotions,
+            coverage=self._coverage if emotions else None,
             abstained=emotion is None,
             reason=reason,
             quality=quality_words,
@@ -200,6 +225,7 @@ class Recogniser:
             model_hash=self.bundle.model_hash,
             own_normaliser=self.person.own_mean,
             own_head=self.person.own_head,
+            own_set=bool(emotions) and self.person.scores is not None,
         )
 
     def _doubt(self) -> str:
@@ -241,13 +267,22 @@ def of_device(bundle: Bundle, device: Path) -> Person:
         raise SettingError(f"{device} holds no device; name the folder of one, or leave it out")
     vault = Vault.open(device / "vault")
     mean = _own_mean(bundle, vault)
-    head = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior).head()
+    calibrator = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior)
+    head, scores = calibrator.head(), calibrator.scores()
     return Person(
         mean=bundle.centre if mean is None else mean,
         head=head,
         own_mean=mean is not None,
         own_head=not _alike(head, bundle.prior.mean),
+        scores=scores if len(scores) else None,
     )
+
+
+def _limit(bundle: Bundle, person: Person, coverage: float) -> float | None:
+    """The largest score in a set; None where nobody's scores are known."""
+    if bundle.prior.scores is None:
+        return None
+    return conformal.threshold(bundle.prior.scores, person.scores, coverage=coverage)
 
 
 def _alike(head: Head, usual: Head) -> bool:

@@ -116,7 +116,8 @@ class Job:
         names = sorted(set(public["speakers"].tolist()))
         speakers = [public["speakers"] == name for name in names]
         heard = [(logits[chosen], public["labels"][chosen]) for chosen in speakers]
-        return population_prior(heard, classes=classes)
+        smoothing = self.plan.training.label_smoothing
+        return population_prior(heard, classes=classes, smoothing=smoothing)
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Class weights from all devices' noised label counts; see ``round.class_weights``."""

@@ -6,15 +6,19 @@ one by one, and mean and widths follow by expectation-maximisation for a hierarc
 few speakers the result is shrunk: the mean towards the head that changes nothing, the widths
 towards the defaults, each as if :data:`PSEUDO_SPEAKERS` more speakers had been seen there.
 
-Only what travels from corpus to corpus is taken over: how much surer the model is than right (the
-temperature), and how far users' heads lie from each other. Which class a model prefers on public
-recordings is theirs; the mean bias is 0. Classes that no public speaker has are left out of the
-fit: public clips would teach that they never occur.
+Only what travels from corpus to corpus is taken over. How far the biases of users' heads lie from
+each other does. Which class a model prefers on public recordings does not: the mean bias is 0. How
+much surer the model is than right hardly does: a strange corpus makes any model look too sure.
+So the mean temperature is the one that undoes the label smoothing of training, known without any
+label, and public labels move it only by what is beyond :data:`CORPUS_SHIFT`; its width stays the
+default's, since public speakers do not show how far corpora lie from each other. Classes that no
+public speaker has are left out of the fit: public clips would teach that they never occur.
 
 The model must not have been trained on the logits given here: on its own training speakers it is
 too sure, and so would be the prior. Use speakers held out of the warm start.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
@@ -22,8 +26,9 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from sottovoce.shared import conformal
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.head import Head, HeadPrior, fit, identity, spread
+from sottovoce.shared.head import Head, HeadPrior, apply, fit, identity, spread
 
 PSEUDO_SPEAKERS: Final = 4.0
 """Weight of the default prior, in speakers."""
@@ -31,29 +36,66 @@ PSEUDO_SPEAKERS: Final = 4.0
 LEAST_SD: Final = 0.1
 """No width is learned below this: public speakers are more alike than users will be."""
 
+CORPUS_SHIFT: Final = 0.35
+"""How far two corpora's best log temperatures lie apart: public labels say nothing below it."""
+
 _ROUNDS: Final = 8
+_LEAST_TARGET: Final = 1e-3
+_SHARPEST: Final = -3.0
+_HALVINGS: Final = 40
 
 
-def default_prior(classes: int) -> HeadPrior:
-    """The prior without a public corpus: a head that changes nothing, and the default widths.
+def default_prior(classes: int, *, log_temperature: float = 0.0) -> HeadPrior:
+    """The prior without public labels: no bias, and the default widths.
 
     Args:
         classes: How many classes the model has.
+        log_temperature: Of the mean; 0 changes nothing.
     """
-    return HeadPrior(mean=identity(classes))
+    return HeadPrior(mean=replace(identity(classes), log_temperature=log_temperature))
 
 
-def population_prior(speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int) -> HeadPrior:
+def unsmoothed(logits: Tensor, smoothing: float) -> float:
+    """The log temperature that undoes label smoothing, in [-3, 0]; no label is needed.
+
+    Label smoothing (Szegedy et al., CVPR 2016) trains for (1 - s) p + s / classes where p is right.
+    Solved for p, with a floor of 1e-3 under negative shares, this gives targets; the temperature
+    is the one whose probabilities come nearest to them, by cross-entropy.
+
+    Args:
+        logits: Of any utterances, shape (utterances, classes), finite.
+        smoothing: Share s of the target that was spread over all classes, in [0, 1).
+    """
+    if not smoothing or not len(logits):
+        return 0.0
+    logits = logits.double()
+    spread_out = smoothing / logits.shape[1]
+    wanted = (torch.softmax(logits, 1) - spread_out).clamp(min=_LEAST_TARGET * (1 - smoothing))
+    wanted = wanted / wanted.sum(1, keepdim=True)
+    low, high = _SHARPEST, 0.0
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        sharp = torch.softmax(logits * math.exp(-middle), 1)
+        too_sharp = float(((sharp - wanted) * logits).sum()) > 0
+        low, high = (middle, high) if too_sharp else (low, middle)
+    return (low + high) / 2
+
+
+def population_prior(
+    speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int, smoothing: float = 0.0
+) -> HeadPrior:
     """The prior over heads, from public speakers under the global model.
 
     Args:
         speakers: For each public speaker the model's logits, shape (utterances, classes), and the
             labels, shape (utterances,). A speaker without utterances counts for nothing.
         classes: How many classes the model has.
+        smoothing: Label smoothing that the model was trained with, in [0, 1).
 
     Returns:
-        Mean and widths; :func:`default_prior` where fewer than two classes are heard. Widths are
-        at least 0.1 and at most the default's: wider ones let five labels turn a class round. The
+        Mean, widths and the scores that prediction sets start from; without scores, and with the
+        default's widths, where fewer than two classes are heard. The width of the biases is at
+        least 0.1 and at most the default's: a wider one lets five labels turn a class round. The
         biases of the mean are 0.
 
     Raises:
@@ -63,16 +105,30 @@ def population_prior(speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int)
     present = sorted({int(label) for _, labels in heard for label in labels})
     if len(present) < 2:
         return default_prior(classes)
-    heard = [_only(place, present, classes, *speaker) for place, speaker in enumerate(heard)]
-    prior = default_prior(len(present))
+    chosen = [_only(place, present, classes, *speaker) for place, speaker in enumerate(heard)]
+    start = unsmoothed(torch.cat([logits for logits, _ in heard]), smoothing)
+    prior = default_prior(len(present), log_temperature=start)
     for _ in range(_ROUNDS):
-        posteriors = [_posterior(place, *speaker, prior) for place, speaker in enumerate(heard)]
+        posteriors = [_posterior(place, *speaker, prior) for place, speaker in enumerate(chosen)]
         prior = _shrunken(
             torch.stack([mode for mode, _ in posteriors]),
             torch.stack([variance for _, variance in posteriors]),
+            start,
         )
-    everyone = identity(classes).bias
-    return replace(prior, mean=replace(prior.mean, bias=everyone))
+    moved = _beyond(prior.mean.log_temperature - start)
+    settled = default_prior(classes, log_temperature=start + moved)
+    scores = conformal.learn([_scores(settled.mean, *speaker) for speaker in heard])
+    return replace(settled, bias_sd=prior.bias_sd, scores=scores)
+
+
+def _beyond(shift: float) -> float:
+    """What is left of a shift that corpora alone would not explain."""
+    return math.copysign(max(abs(shift) - CORPUS_SHIFT, 0.0), shift)
+
+
+def _scores(mean: Head, logits: Tensor, labels: Tensor) -> Tensor:
+    """How strange one speaker's utterances look behind the usual head."""
+    return conformal.scores(torch.softmax(apply(mean, logits).double(), 1), labels)
 
 
 def _only(
@@ -105,11 +161,12 @@ def _bounded(width: float, most: float) -> float:
     return min(max(LEAST_SD, width), most)
 
 
-def _shrunken(modes: Tensor, variances: Tensor) -> HeadPrior:
+def _shrunken(modes: Tensor, variances: Tensor, start: float) -> HeadPrior:
     """Mean and widths over speakers, both (speakers, 1 + classes), drawn towards the default."""
     speakers, width = modes.shape
-    default = default_prior(width - 1)
+    default = default_prior(width - 1, log_temperature=start)
     mean = modes.sum(0) / (speakers + PSEUDO_SPEAKERS)
+    mean[0] += start * PSEUDO_SPEAKERS / (speakers + PSEUDO_SPEAKERS)
     mean[1:] = 0
     squares = ((modes - mean).square() + variances).sum(0)
     drawn = squares + PSEUDO_SPEAKERS / default.precision

@@ -23,6 +23,11 @@ class Prediction:
         probabilities: Chance of each emotion, in the model's order, summing to 1; empty where the
             recording was not fit to be listened to: nothing was guessed.
         confidence: The largest of them; 0 where there are none.
+        emotions: The set: every emotion that cannot be ruled out at ``coverage``, the likeliest
+            first; empty where nothing was guessed, or where the model came without scores. It is
+            there for abstentions too: "either sad or neutral" is not nothing.
+        coverage: How often such sets hold the true emotion, in (0, 1), for people like those whose
+            scores the model came with; None without a set.
         abstained: Whether no emotion is given.
         reason: Why not; "" where one is given.
         quality: What is wrong with the recording, in words such as ``silent`` or ``noisy``.
@@ -30,9 +35,11 @@ class Prediction:
         model_hash: Which model spoke, 64 hexadecimal digits.
         own_normaliser: Whether this user's voice was taken into account.
         own_head: Whether this user's calibration head was applied.
+        own_set: Whether this user's labelled clips moved the threshold of the set.
 
     Raises:
-        ModelError: Probabilities that are none, or an abstention that names an emotion.
+        ModelError: Probabilities that are none, an abstention that names an emotion, or a set
+            without its coverage or of other emotions.
     """
 
     emotion: str | None
@@ -45,6 +52,9 @@ class Prediction:
     model_hash: str
     own_normaliser: bool
     own_head: bool
+    emotions: tuple[str, ...] = ()
+    coverage: float | None = None
+    own_set: bool = False
 
     def __post_init__(self) -> None:
         shares = list(self.probabilities.values())
@@ -55,6 +65,13 @@ class Prediction:
             raise ModelError(
                 f"a prediction of {self.emotion!r} with the reason {self.reason!r}; it must name "
                 "an emotion, or say why it names none"
+            )
+        told = self.coverage is not None and 0 < self.coverage < 1
+        strange = set(self.emotions) - set(self.probabilities)
+        if strange or told != bool(self.emotions):
+            raise ModelError(
+                f"the set {self.emotions} at coverage {self.coverage}; it must hold emotions with "
+                "probabilities, and say how often it is right"
             )
 
     def __str__(self) -> str:
@@ -72,12 +89,15 @@ class Prediction:
             "emotion": self.emotion,
             "confidence": round(self.confidence, 6),
             "probabilities": {name: round(p, 6) for name, p in self.probabilities.items()},
+            "set": list(self.emotions),
+            "coverage": self.coverage,
             "abstained": self.abstained,
             "reason": self.reason,
             "quality": list(self.quality),
             "next_step": self.next_step,
             "own_normaliser": self.own_normaliser,
             "own_head": self.own_head,
+            "own_set": self.own_set,
             "model": self.model_hash,
         }
 

@@ -343,6 +343,12 @@ def _add_predict(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--model", type=Path, required=True, help="a model folder")
     parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
+    parser.add_argument(
+        "--risk", type=float, help="abstain where the chance of a wrong answer is above this"
+    )
+    parser.add_argument(
+        "--coverage", type=float, default=0.9, help="how often the set holds the truth (0.9)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON, one line a file")
 
 
@@ -353,7 +359,10 @@ def _predict(arguments: argparse.Namespace) -> int:
     from sottovoce.client.recogniser import Recogniser
     from sottovoce.shared.audio import load
 
-    recogniser = Recogniser.open(arguments.model, arguments.device)
+    least = None if arguments.risk is None else 1 - arguments.risk
+    recogniser = Recogniser.open(
+        arguments.model, arguments.device, least_confidence=least, coverage=arguments.coverage
+    )
     failed = 0
     for path in arguments.files:
         try:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.vault import Vault
-from sottovoce.shared import crypto, head, seeds
+from sottovoce.shared import conformal, crypto, head, seeds
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.head import Head, HeadPrior, SealedHead
 
@@ -191,3 +191,34 @@ def test_a_head_for_other_classes_is_refused(vault: Vault, tmp_path: Path) -> No
     with pytest.raises(ModelError, match="4 classes"):
         calibrator(vault).restore(wider.sealed())
     assert calibrator(vault).version == 0
+
+
+def test_scores_belong_to_the_head_that_is_kept(vault: Vault, tmp_path: Path) -> None:
+    own = calibrator(vault)
+    assert len(own.scores()) == 0
+    logits, labels = enrolment()
+    fitted = own.fit(logits, labels)
+
+    blind = head.left_out(fitted, logits, labels, PRIOR)
+    assert torch.equal(own.scores(), conformal.scores(blind, labels))
+    assert len(calibrator(vault, NEXT).scores()) == 0, "another model's"
+    other = calibrator(second_device(vault, tmp_path / "new"))
+    other.restore(own.sealed())
+    assert len(other.scores()) == 0, "the server never had them"
+
+
+def test_scores_of_a_fit_that_was_cut_off_count_for_nothing(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = calibrator(vault)
+    own.fit(*enrolment())
+
+    def refuse(*_: object) -> None:
+        raise PrivacyError("cut off")
+
+    monkeypatch.setattr(own, "_keep", refuse)
+    with pytest.raises(PrivacyError):
+        own.fit(*enrolment(seed=1))
+
+    assert own.version == 1
+    assert len(own.scores()) == 0

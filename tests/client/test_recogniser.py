@@ -13,6 +13,7 @@ from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.client.recogniser import Recogniser
 from sottovoce.client.vault import Vault
+from sottovoce.shared import conformal
 from sottovoce.shared import head as heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
@@ -268,9 +269,63 @@ def test_a_prediction_is_whole() -> None:
         {"emotion": None},
         {"abstained": True},
         {"reason": "because"},
+        {"emotions": ("sad",)},
+        {"coverage": 0.9},
+        {"emotions": ("angry",), "coverage": 0.9},
+        {"emotions": ("sad",), "coverage": float("nan")},
     ):
         with pytest.raises(ModelError):
             Prediction(**whole | spoilt)
+
+
+# --- sets ---------------------------------------------------------------------------------------
+
+
+def _scored(*scores: float) -> Bundle:
+    """A bundle whose prior knows how strange utterances look."""
+    bundle = _bundle()
+    known = conformal.learn([torch.tensor(scores)])
+    return replace(bundle, prior=replace(bundle.prior, scores=known))
+
+
+def test_a_set_grows_with_the_coverage_that_is_asked(ears: Ears, tmp_path: Path) -> None:
+    bundle = _scored(*[place / 100 for place in range(100)])
+    sizes = [
+        len(_open(bundle, tmp_path / "model", coverage=coverage).predict(_speech()).emotions)
+        for coverage in (0.05, 0.97, 0.999)
+    ]
+
+    assert sizes == sorted(sizes)
+    assert (sizes[0], sizes[-1]) == (1, len(LABELS))
+
+
+def test_a_set_says_how_often_it_is_right(ears: Ears) -> None:
+    said = Recogniser(_scored(0.1, 0.2, 0.3), coverage=0.7).predict(_speech()).to_dict()
+
+    assert said["set"][0] == max(said["probabilities"], key=said["probabilities"].get)
+    assert (said["coverage"], said["own_set"]) == (0.7, False)
+    assert Recogniser(_bundle()).predict(_speech()).to_dict()["set"] == []
+    silent = Recogniser(_scored(0.1)).predict(Signal(torch.zeros(1, RATE), RATE)).to_dict()
+    assert (silent["set"], silent["coverage"]) == ([], None)
+
+
+def test_own_clips_move_the_set(ears: Ears, tmp_path: Path) -> None:
+    bundle = _scored(*[0.01] * 50)
+    device = _joined(tmp_path / "device", bundle, labelled=30)
+
+    own = _open(bundle, tmp_path / "model", device.folder).predict(_speech())
+    anybodys = Recogniser(bundle).predict(_speech())
+
+    assert own.own_set
+    assert not anybodys.own_set
+    # Clips all alike under every label: the model is wrong two times in three.
+    assert len(own.emotions) > len(anybodys.emotions)
+
+
+@pytest.mark.parametrize("coverage", [0.0, 1.0, float("nan")])
+def test_a_coverage_that_is_none_is_refused(ears: Ears, coverage: float) -> None:
+    with pytest.raises(SettingError, match="coverage"):
+        Recogniser(_bundle(), coverage=coverage)
 
 
 # --- what is the user's own -------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.shared import head, seeds
+from sottovoce.shared import conformal, head, seeds
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.head import Head, HeadPrior, SealedHead
 
@@ -310,3 +310,62 @@ def test_a_damaged_prior_is_refused(change: dict[str, float | list[float]]) -> N
 def test_rubbish_is_no_prior(rubbish: object) -> None:
     with pytest.raises(ModelError, match="cannot be used"):
         head.prior_from_dict(rubbish)  # type: ignore[arg-type]
+
+
+def test_leaving_a_clip_out_is_nearly_what_a_fit_without_it_gives() -> None:
+    rng = seeds.torch_rng(5, "left out")
+    logits = 2 * torch.randn(8, 3, generator=rng, dtype=torch.float64)
+    labels = torch.randint(3, (8,), generator=rng)
+    prior = HeadPrior(mean=head.identity(3))
+    fitted = head.fit(logits, labels, prior)
+    found = head.left_out(fitted, logits, labels, prior)
+    seen = torch.softmax(head.apply(fitted, logits), 1)
+    others = [torch.arange(8) != place for place in range(8)]
+    exact = torch.stack(
+        [
+            torch.softmax(head.apply(head.fit(logits[kept], labels[kept], prior), row), 0)
+            for kept, row in zip(others, logits, strict=True)
+        ]
+    )
+
+    off, blind = (found - exact).abs().mean(), (seen - exact).abs().mean()
+    assert off < 0.2 * blind, "the fit itself has seen the labels"
+
+
+def test_a_lone_clip_is_judged_by_the_prior() -> None:
+    prior = HeadPrior(mean=Head(log_temperature=0.4, bias=torch.tensor([0.2, 0.0, -0.2])))
+    logits, labels = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([2])
+    fitted = head.fit(logits, labels, prior)
+
+    usual = torch.softmax(head.apply(prior.mean, logits.double()), 1)
+    assert torch.allclose(head.left_out(fitted, logits, labels, prior), usual)
+    assert head.left_out(prior.mean, logits[:0], labels[:0], prior).shape == (0, 3)
+
+
+def test_a_prior_carries_scores_through_a_message() -> None:
+    known = conformal.learn([torch.tensor([0.1, 0.6]), torch.tensor([0.3])])
+    prior = HeadPrior(mean=head.identity(3), scores=known)
+
+    assert head.prior_from_dict(prior.as_dict()).scores == known
+    assert head.prior_from_dict(HeadPrior(mean=head.identity(3)).as_dict()).scores is None
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"scores": 0.5},
+        {"scores": []},
+        {"scores": [0.5, 0.1]},
+        {"scores": [0.1, math.nan]},
+        {"scores": [0.1, 1.5]},
+        {"scores_beyond": 1.0},
+        {"scores_concentration": 0.0},
+        {"scores_concentration": [1.0]},
+    ],
+)
+def test_scores_that_are_none_are_refused(spoilt: dict[str, float | list[float]]) -> None:
+    known = conformal.learn([torch.tensor([0.1, 0.6])])
+    numbers = HeadPrior(mean=head.identity(3), scores=known).as_dict()
+
+    with pytest.raises(ModelError):
+        head.prior_from_dict(numbers | spoilt)
