@@ -53,6 +53,9 @@ def spread(plan: Plan, *, devices: float, denominator: float) -> float:
     own = _spread_of_devices(plan, devices, denominator)
     if plan.user is None:
         return own
+    if plan.user.secure:  # more than is promised: those who drop out or lie are not counted on
+        settings = plan.user.secure.update
+        return settings.noise * settings.granularity * math.sqrt(devices)
     return max(own, _user_spread(plan.user.update, _unit(plan, denominator)))
 
 

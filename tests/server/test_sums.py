@@ -2,8 +2,10 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,7 +19,9 @@ from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
-from sottovoce.shared.privacy.users import UserPromise
+from sottovoce.shared.privacy.users import SecureSums, UserPromise
+from sottovoce.shared.secagg import discrete
+from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 SIZE, DEVICES = 4_000, 5
@@ -125,6 +129,23 @@ def test_devices_own_noise_counts_and_only_the_rest_is_added(
     reached = max(wanted, one * math.sqrt(DEVICES))
     assert float(total.std()) == pytest.approx(reached, rel=0.06)
     assert sums.spread(plan, devices=DEVICES, denominator=denominator) == pytest.approx(reached)
+
+
+def test_the_noise_of_shares_is_that_of_all_devices() -> None:
+    shares = replace(HIDDEN, noised_by=NoisedBy.SHARES, discrete=True)
+    settings = partial(settings_for, 10, dropout=0.1, corruption=0.1)
+    secure = SecureSums(
+        enrolment=settings(4, math.sqrt(2), noise_multiplier=3.0 / math.sqrt(2)),
+        update=settings(6, 2.0, noise_multiplier=3.0),
+        dishonest=1,
+    )
+    users = UserPromise(counts=shares, centre=shares, update=shares, secure=secure)
+    spread = sums.spread(replace(OPEN, user=users), devices=10, denominator=7.0)
+
+    drawn = discrete.gaussian(200_000, secure.update.noise, discrete.SystemWords())
+    one = float(np.std(drawn)) * secure.update.granularity
+    assert spread == pytest.approx(one * math.sqrt(10), rel=0.02)
+    assert 3.0 * 2.0 < spread < 3.0 * 2.0 * 1.3, "enough for those who can be counted on"
 
 
 def test_a_sum_is_booked_before_its_noise_is_drawn(
