@@ -1,31 +1,34 @@
 """Training on one device: Poisson batch, per-utterance gradients, clip, noise, step.
 
 The weights travel through a round as one flat vector. Opacus' ``DPOptimizer`` sees that vector as
-its only parameter, so clipping is over the whole gradient by construction, and the model handed
-in is never changed.
+its only parameter, and its gradients come with the norm of each utterance's whole gradient, so
+clipping is over all weights by construction, and the model handed in is never changed.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import functional_call
 
+from sottovoce.client.gradients import Gradients, Recorder
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.flat import flatten, unflatten
 from sottovoce.shared.models.loss import cross_entropy
-from sottovoce.shared.models.network import Gradients, Network
+from sottovoce.shared.models.network import Network
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.noise import NoiseSource
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
-_GRADIENT_ROOM = 2**24
-"""Numbers that per-utterance gradients may hold at once (64 MiB); larger batches go in parts."""
+_LARGEST_NORM = torch.finfo(torch.float32).max
+
+_GRADIENT_ROOM = 2**22
+"""Numbers that per-utterance gradients may hold at once (16 MiB); larger batches go in parts, which
+also spares the system from handing out, and taking back, the memory of all of them in each step."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -98,7 +101,11 @@ def local_update(
     start = flatten(model)
     current = nn.Parameter(start.clone())
     step = _STEPS[type(mechanism)](
-        _Objective(model, weights, training.label_smoothing), current, training, mechanism, noise
+        _Objective(model, current, weights, training.label_smoothing),
+        current,
+        training,
+        mechanism,
+        noise,
     )
     zeroed = 0
     for _ in range(training.steps):
@@ -115,6 +122,10 @@ class _Batch:
 
     def __len__(self) -> int:
         return len(self.examples)
+
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What a model is called with."""
+        return self.examples.features, self.examples.frames, self.keep
 
     def split(self, size: int) -> list["_Batch"]:
         """Parts of at most ``size`` utterances; one, if empty, where nobody joined."""
@@ -145,66 +156,29 @@ def _trim(examples: Examples) -> Examples:
 class _Objective:
     """The loss of each utterance as a function of the flat weights, and its gradients."""
 
-    def __init__(self, model: Network, weights: Tensor, smoothing: float) -> None:
+    def __init__(self, model: Network, current: Tensor, weights: Tensor, smoothing: float) -> None:
         self._model = model
+        self._current = current
         self._weights = weights
         self._smoothing = smoothing
-        self._each = _GRADIENTS[model.gradients]
+        self._recorder: Recorder | None = None
 
-    def losses(
-        self, current: Tensor, features: Tensor, frames: Tensor, labels: Tensor, keep: Tensor
-    ) -> Tensor:
+    def _losses(self, logits: Tensor, batch: _Batch) -> Tensor:
         """Shape (utterances,)."""
-        state = unflatten(self._model, current)
-        logits = functional_call(self._model, state, (features, frames, keep))
-        return cross_entropy(logits, labels, self._weights, self._smoothing)
+        return cross_entropy(logits, batch.examples.labels, self._weights, self._smoothing)
 
-    def mean_gradient(self, current: Tensor, batch: _Batch) -> Tensor:
+    def mean_gradient(self, batch: _Batch) -> Tensor:
         """Of the mean loss, shape (params,)."""
-        loss = self.losses(current, *_fields(batch)).sum() / max(len(batch), 1)
-        return torch.autograd.grad(loss, current)[0]
+        state = unflatten(self._model, self._current)
+        logits = functional_call(self._model, state, batch.read())
+        loss = self._losses(logits, batch).sum() / max(len(batch), 1)
+        return torch.autograd.grad(loss, self._current)[0]
 
-    def gradients(self, current: Tensor, batch: _Batch) -> tuple[Tensor, int]:
-        """Of each utterance's loss, shape (utterances, params), and how many were zeroed."""
-        if len(batch) == 0:
-            return current.new_zeros(0, current.numel()), 0
-        each = self._each(self, current.detach(), batch)
-        broken = ~each.isfinite().all(dim=1)
-        zeroed = int(broken.sum())
-        return each.masked_fill_(broken.unsqueeze(1), 0) if zeroed else each, zeroed
-
-
-def _fields(batch: _Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A batch as the arguments of ``_Objective.losses``."""
-    examples = batch.examples
-    return examples.features, examples.frames, examples.labels, batch.keep
-
-
-def _together(objective: _Objective, current: Tensor, batch: _Batch) -> Tensor:
-    """Per-utterance gradients in one vectorised pass, (utterances, params)."""
-
-    def loss(weights: Tensor, *one: Tensor) -> Tensor:
-        return objective.losses(weights, *(field.unsqueeze(0) for field in one)).squeeze(0)
-
-    each: Tensor = vmap(grad(loss), in_dims=(None, 0, 0, 0, 0))(current, *_fields(batch))
-    return each
-
-
-def _one_by_one(objective: _Objective, current: Tensor, batch: _Batch) -> Tensor:
-    """Per-utterance gradients in a pass each, every utterance at its own length."""
-    leaf = current.requires_grad_()
-    rows = []
-    for index in range(len(batch)):
-        one = batch.examples.take(torch.tensor([index]))
-        alone = _Batch(_trim(one), batch.keep[index : index + 1])
-        rows.append(objective.mean_gradient(leaf, alone))
-    return torch.stack(rows)
-
-
-_GRADIENTS: dict[Gradients, Callable[[_Objective, Tensor, _Batch], Tensor]] = {
-    Gradients.TOGETHER: _together,
-    Gradients.ONE_BY_ONE: _one_by_one,
-}
+    def gradients(self, batch: _Batch) -> Gradients:
+        """Of each utterance's loss; there must be an utterance."""
+        if self._recorder is None:
+            self._recorder = Recorder(self._model, self._current)
+        return self._recorder.gradients(lambda twin: self._losses(twin(*batch.read()), batch))
 
 
 class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
@@ -225,6 +199,34 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         )
         self._noise = noise
         self._sum_norm = math.inf if mechanism.sum_norm is None else mechanism.sum_norm
+        self._gradients: Gradients | None = None
+
+    def take(self, gradients: Gradients | None, *, last: bool) -> None:
+        """Clip a part of a batch and add it up; after the ``last`` part, noise the sum and step.
+
+        Opacus keeps its count of parts by ``grad_sample``; the norms stand in for gradients that
+        were never written out.
+        """
+        self.zero_grad()
+        self._gradients = gradients
+        for weight in self.params:
+            weight.grad_sample = weight.new_zeros(0) if gradients is None else gradients.norms
+        self.signal_skip_step(not last)
+        self.step()
+
+    def clip_and_accumulate(self) -> None:
+        """As in Opacus, by the same formula, but in float64 and from norms and factors.
+
+        A norm that float32 cannot hold leaves nothing of its gradient, as in Opacus.
+        """
+        for weight in self.params:
+            if weight.summed_grad is None:
+                weight.summed_grad = weight.new_zeros(weight.shape, dtype=torch.float64)
+            if self._gradients is not None:
+                norms = self._gradients.norms
+                factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
+                factors[norms > _LARGEST_NORM] = 0
+                weight.summed_grad += self._gradients.sum(factors)
 
     def add_noise(self) -> None:
         """As in Opacus, but in float64, so that rounding comes after the noise; bounded before."""
@@ -274,12 +276,9 @@ class _NoisedStep:
         parts = batch.split(_room(self._current))
         zeroed = 0
         for left, part in zip(reversed(range(len(parts))), parts, strict=True):
-            self._optimizer.zero_grad()
-            each, broken = self._objective.gradients(self._current, part)
-            self._current.grad_sample = each  # type: ignore[attr-defined]  # Opacus looks here
-            self._optimizer.signal_skip_step(left > 0)
-            self._optimizer.step()
-            zeroed += broken
+            gradients = self._objective.gradients(part) if len(part) else None
+            self._optimizer.take(gradients, last=left == 0)
+            zeroed += gradients.zeroed if gradients else 0
         return zeroed
 
 
@@ -301,7 +300,7 @@ class _PlainStep:
     def __call__(self, batch: _Batch) -> int:
         if len(batch) == 0:
             return 0
-        gradient, zeroed = self._objective.mean_gradient(self._current, batch), 0
+        gradient, zeroed = self._objective.mean_gradient(batch), 0
         if not gradient.isfinite().all():  # find out whose fault it is; rare, so it may be slow
             gradient, zeroed = self._spared(batch)
         self._current.grad = gradient
@@ -312,9 +311,9 @@ class _PlainStep:
         """The mean gradient with broken ones counted as zeros, and how many those were."""
         total, zeroed = torch.zeros_like(self._current.detach()), 0
         for part in batch.split(_room(self._current)):
-            each, broken = self._objective.gradients(self._current, part)
-            total += each.sum(dim=0)
-            zeroed += broken
+            gradients = self._objective.gradients(part)
+            total += gradients.sum(torch.ones_like(gradients.norms))
+            zeroed += gradients.zeroed
         return total / len(batch), zeroed
 
 

@@ -4,14 +4,11 @@ Those on log-mel take frames at 50 Hz and halve their rate twice before the cost
 moves slower than phonemes.
 """
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sottovoce.shared.models.layers import Attention, Convolution
-from sottovoce.shared.models.network import Body, Gradients
+from sottovoce.shared.models.layers import Attention, Convolution, Memory
+from sottovoce.shared.models.network import Body
 
 _DILATIONS = (1, 3, 9)
 """Of the tcn's blocks: together they see 27 frames at 12.5 Hz, 2.2 s."""
@@ -104,28 +101,20 @@ class Tcn(Body):
 class BilstmAttention(Body):
     """Two convolutions that thin out time, a recurrent layer each way, then attention."""
 
-    gradients: ClassVar[Gradients] = Gradients.ONE_BY_ONE  # nn.LSTM cannot be vectorised over
-
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__(inputs, 2 * hidden)
         self.first = Convolution(inputs, hidden, kernel=5, stride=2)
         self.second = Convolution(hidden, hidden, kernel=3, stride=2)
-        self.memory = nn.LSTM(hidden, hidden // 2, batch_first=True, bidirectional=True)
+        self.memory = Memory(hidden, hidden)
         self.pool = Attention(hidden, hidden)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
         features, frames = self.first(features, frames)
         features, frames = self.second(features, frames)
-        if len(features) == 0:  # nothing to pack
+        if len(features) == 0:  # nothing to remember
             return features.new_zeros(0, self.width)
-        # Packed, because the way back must start at each utterance's own last frame.
-        packed = pack_padded_sequence(
-            features, frames.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
-        )
-        remembered, _ = pad_packed_sequence(
-            self.memory(packed)[0], batch_first=True, total_length=features.shape[1]
-        )
+        remembered = self.memory(features, frames)
         # Added to what it remembers of, which learns early, while the memory is still vague.
         pooled: Tensor = self.pool(features + remembered, frames)
         return pooled

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 _VARIANCE_FLOOR = 1e-5
 """Keeps the slope of the square root finite where an utterance does not vary."""
@@ -89,3 +90,25 @@ class Convolution(nn.Module):
         left = (frames + self.stride - 1) // self.stride
         active = F.gelu(self.norm(filtered))
         return active * real_frames(active, left), left
+
+
+class Memory(nn.LSTM):
+    """A recurrent layer each way; the way back starts at each utterance's own last frame.
+
+    A module of its own, so that whoever asks for the gradients of single utterances knows what it
+    reads: (utterances, frames, inputs) -> (utterances, frames, outputs).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs // 2, batch_first=True, bidirectional=True)
+
+    def forward(self, features: Tensor, frames: Tensor) -> Tensor:  # type: ignore[override]
+        """Remember, 0 behind each utterance's last frame; needs at least one utterance."""
+        packed = pack_padded_sequence(
+            features, frames.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
+        )
+        remembered, _ = super().forward(packed)
+        unpacked: Tensor = pad_packed_sequence(
+            remembered, batch_first=True, total_length=features.shape[1]
+        )[0]
+        return unpacked

@@ -5,23 +5,11 @@ utterance leaves for the next, no hidden randomness. Dropout's mask is an argume
 call gives the same logits, whatever ran before, and there is no training mode to forget.
 """
 
-from enum import Enum
-from typing import ClassVar
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sottovoce.shared.errors import ModelError
-
-
-class Gradients(Enum):
-    """How the gradients of single utterances are found quickest."""
-
-    TOGETHER = "together"
-    """One vectorised pass over all utterances."""
-    ONE_BY_ONE = "one by one"
-    """A pass for each utterance, cut to its own length."""
 
 
 class Body(nn.Module):
@@ -31,10 +19,7 @@ class Body(nn.Module):
         inputs: Width of what it reads.
         width: Width of the vector it makes.
         axes: Axes of its features: 2 where an utterance is one vector, 3 where it has frames.
-        gradients: How per-utterance gradients are found quickest.
     """
-
-    gradients: ClassVar[Gradients] = Gradients.TOGETHER
 
     def __init__(self, inputs: int, width: int, *, axes: int = 3) -> None:
         super().__init__()
@@ -77,7 +62,6 @@ class Network(nn.Module):
         self.inputs = body.inputs
         self.classes = classes
         self.dropout = dropout
-        self.gradients = body.gradients
 
     def forward(self, features: Tensor, frames: Tensor, keep: Tensor | None = None) -> Tensor:
         """Logits of each utterance.

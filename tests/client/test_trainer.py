@@ -91,67 +91,45 @@ def train(
 
 
 @pytest.fixture
-def given(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """The per-utterance gradients that Opacus was given, step by step."""
-    seen: list[Tensor] = []
-    clip = DPOptimizer.clip_and_accumulate
+def joined(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many utterances' gradients Opacus' step was given, step by step."""
+    seen: list[int] = []
+    clip = DPOptimizer.pre_step
 
-    def spy(self: DPOptimizer) -> None:
-        seen.append(self.grad_samples[0].clone())
-        clip(self)
+    def spy(self: DPOptimizer, closure: None = None) -> bool:
+        seen.append(len(self.grad_samples[0]))
+        return bool(clip(self, closure))
 
-    monkeypatch.setattr(DPOptimizer, "clip_and_accumulate", spy)
+    monkeypatch.setattr(DPOptimizer, "pre_step", spy)
     return seen
 
 
-def hooked(model: Network, examples: Examples, keep: Tensor) -> Tensor:
-    """Per-utterance gradients by Opacus' own hooks, shape (utterances, params)."""
-    module = GradSampleModule(model, loss_reduction="sum")
-    logits = module(examples.features, examples.frames, keep)
-    cross_entropy(logits, examples.labels, WEIGHTS, SMOOTHING).sum().backward()
-    rows = [weight.grad_sample.flatten(1) for weight in module.parameters()]
-    module.remove_hooks()
-    return torch.cat(rows, dim=1)
-
-
-def looped(model: Network, examples: Examples, keep: Tensor) -> Tensor:
-    """Per-utterance gradients by plain autograd, one utterance at a time."""
-    rows = []
-    for index in range(len(examples)):
-        one = examples.take(torch.tensor([index]))
-        logits = model(one.features, one.frames, keep[index : index + 1])
-        loss = cross_entropy(logits, one.labels, WEIGHTS, SMOOTHING).sum()
-        grads = torch.autograd.grad(loss, list(model.parameters()))
-        rows.append(torch.cat([gradient.flatten() for gradient in grads]))
-    return torch.stack(rows)
-
-
 @pytest.mark.parametrize(("kind", "pooling"), HOOKED)
+@pytest.mark.parametrize("clip_norm", [1e-2, CLIP, 1e6])
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the features need no gradient
-def test_gradients_are_those_of_opacus_hooks(
-    kind: str, pooling: str, given: list[Tensor], monkeypatch: pytest.MonkeyPatch
+def test_a_step_is_that_of_opacus_hooks_and_optimizer(
+    kind: str, pooling: str, clip_norm: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = network(kind, pooling, dropout=0.5)
-    examples = utterances(model, 7)
+    examples, start = utterances(model, 7), flatten(model)
     mask = model.keep(7, torch.Generator().manual_seed(5))
     monkeypatch.setattr(model, "keep", lambda size, generator: mask)
-    train(model, examples, training=SMOOTH)
+    mechanism = UtteranceNoise(clip_norm=clip_norm, noise_multiplier=1.0)
+    mine = train(model, examples, mechanism, replace(SMOOTH, denominator=3.0)).vector
 
-    torch.testing.assert_close(given[0], hooked(model, examples, mask), atol=1e-5, rtol=1e-5)
-
-
-@pytest.mark.parametrize(("kind", "pooling"), KINDS)
-def test_gradients_are_those_of_single_utterances(
-    kind: str, pooling: str, given: list[Tensor], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = network(kind, pooling, dropout=0.5)
-    examples = utterances(model, 7)
-    mask = model.keep(7, torch.Generator().manual_seed(5))
-    monkeypatch.setattr(model, "keep", lambda size, generator: mask)
-    train(model, examples, training=SMOOTH)
-
-    torch.testing.assert_close(given[0], looped(model, examples, mask), atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(given[0][0], given[0][1])
+    module = GradSampleModule(model, loss_reduction="sum")
+    optimizer = DPOptimizer(
+        torch.optim.SGD(module.parameters(), lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=clip_norm,
+        expected_batch_size=3,
+    )
+    logits = module(examples.features, examples.frames, mask)
+    cross_entropy(logits, examples.labels, WEIGHTS, SMOOTHING).sum().backward()
+    optimizer.step()
+    module.remove_hooks()
+    torch.testing.assert_close(mine, flatten(model) - start, atol=1e-5, rtol=1e-5)
+    assert mine.norm() > 1e-3
 
 
 def extreme(model: Network, value: float) -> Examples:
@@ -249,23 +227,23 @@ def test_noise_has_the_scale_that_was_promised_on_top_of_the_sum() -> None:
     assert not 0.95 < ratio * 3 / 2 < 1.05
 
 
-def test_every_utterance_joins_by_its_own_coin(given: list[Tensor]) -> None:
+def test_every_utterance_joins_by_its_own_coin(joined: list[int]) -> None:
     model, size, rate, steps = network(), 40, 0.25, 500
     training = LocalTraining(steps=steps, sample_rate=rate, learning_rate=1e-6, denominator=1.0)
     train(model, utterances(model, size), training=training)
-    joined = torch.tensor([float(len(each)) for each in given])
+    sizes = torch.tensor(joined, dtype=torch.float64)
 
-    assert len(given) == steps
+    assert len(sizes) == steps
     spread = math.sqrt(rate * (1 - rate) * size)
-    assert abs(joined.mean() - rate * size) < 6 * spread / math.sqrt(steps)
-    assert abs(joined.std() / spread - 1) < 0.2  # shuffled batches would have none
+    assert abs(sizes.mean() - rate * size) < 6 * spread / math.sqrt(steps)
+    assert abs(sizes.std() / spread - 1) < 0.2  # shuffled batches would have none
 
 
-def test_at_rate_one_everybody_joins_every_step(given: list[Tensor]) -> None:
+def test_at_rate_one_everybody_joins_every_step(joined: list[int]) -> None:
     model = network()
     train(model, utterances(model, 40), training=replace(PLAIN, steps=5))
 
-    assert [len(each) for each in given] == [40] * 5
+    assert joined == [40] * 5
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [*FEW, ("mlp", "none")])

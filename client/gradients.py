@@ -1,0 +1,320 @@
+"""Gradients of single utterances, from one pass over all of them.
+
+One batched pass forward and back gives what every layer read, and the slope of each utterance's
+loss in what the layer said; the gradient of an utterance in the layer's weights is their product
+(Goodfellow 2015, https://arxiv.org/abs/1510.01799). How the product is kept is chosen per layer
+kind, by measurement (``docs/results/benchmarks.md``):
+
+- A linear layer on one vector an utterance: as its two factors. The norm is the product of their
+  norms, the clipped sum one small product of matrices; the gradients are never written out (ghost
+  clipping, Li et al. 2022, https://arxiv.org/abs/2110.05679).
+- Layers over frames: written out, (utterances, weights). Their norm has a closed form too, but it
+  adds large terms of both signs, so that in float32 a small norm can come out far too small, and
+  the clip would not hold. A norm that is taken from what is summed cannot be wrong about it.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sottovoce.client.recurrence import recall
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.models.flat import unflatten
+from sottovoce.shared.models.layers import Memory
+from sottovoce.shared.models.network import Network, Reader
+
+
+class Share(Protocol):
+    """What one tensor of weights adds to the gradient of each utterance."""
+
+    def square_norms(self) -> Tensor:
+        """Of each utterance, shape (utterances,), float64; not finite where a number is not."""
+        ...
+
+    def sum(self, factors: Tensor) -> Tensor:
+        """Of all utterances, each times its factor (utterances,), float64; shape (weights,)."""
+        ...
+
+    def without(self, broken: Tensor) -> "Share":
+        """Zeros for the utterances that are ``broken``, shape (utterances,), bool."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Written out.
+
+    Attributes:
+        each: Shape (utterances, outputs, ...), float32.
+        order: Axes of one row in the order of the layer's weights; None where they lie so.
+    """
+
+    each: Tensor
+    order: tuple[int, ...] | None = None
+
+    def square_norms(self) -> Tensor:
+        """In float32 over one output's weights, which is quick, in float64 over all outputs."""
+        each = self.each.view(*self.each.shape[:2], -1)
+        parts = torch.linalg.vector_norm(each, dim=-1).double()
+        if not parts.isfinite().all():  # broken, or only too large for a square in float32
+            parts = torch.linalg.vector_norm(each.double(), dim=-1)
+        squares: Tensor = parts.square().sum(dim=1)
+        return squares
+
+    def sum(self, factors: Tensor) -> Tensor:
+        """See ``Share.sum``; products in float32."""
+        total = factors.to(self.each.dtype) @ self.each.flatten(1)
+        if self.order is None:
+            return total.double()
+        return total.view(self.each.shape[1:]).permute(self.order).flatten().double()
+
+    def without(self, broken: Tensor) -> "Rows":
+        """See ``Share.without``."""
+        return Rows(_zeroed(self.each, broken), self.order)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outer:
+    """One outer product an utterance, kept as its factors.
+
+    Attributes:
+        slopes: Shape (utterances, outputs), float32.
+        read: Shape (utterances, inputs), float32.
+    """
+
+    slopes: Tensor
+    read: Tensor
+
+    def square_norms(self) -> Tensor:
+        """The product of the factors' own."""
+        return _squares(self.slopes) * _squares(self.read)
+
+    def sum(self, factors: Tensor) -> Tensor:
+        """See ``Share.sum``; float64 throughout, for one factor may be huge, the other tiny."""
+        scaled = factors.unsqueeze(1) * self.slopes.double()
+        return (scaled.mT @ self.read.double()).flatten()
+
+    def without(self, broken: Tensor) -> "Outer":
+        """See ``Share.without``."""
+        return Outer(_zeroed(self.slopes, broken), _zeroed(self.read, broken))
+
+
+def _squares(vectors: Tensor) -> Tensor:
+    """Square norms, (utterances,), float64."""
+    return vectors.double().square().sum(dim=1)
+
+
+def _zeroed(each: Tensor, broken: Tensor) -> Tensor:
+    """A copy with zeros where ``broken``: the original may be the user's own features."""
+    return each.masked_fill(broken.view(-1, *[1] * (each.dim() - 1)), 0)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gradients:
+    """The gradient of every utterance's loss in all weights.
+
+    Attributes:
+        shares: One for each tensor of weights, in the model's order.
+        norms: L2 norm of each utterance's whole gradient, shape (utterances,), float64, finite.
+        zeroed: How many held a NaN or an infinity and count as zeros.
+    """
+
+    shares: tuple[Share, ...]
+    norms: Tensor
+    zeroed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.norms)
+
+    def sum(self, factors: Tensor) -> Tensor:
+        """Of all utterances, each times its factor.
+
+        Args:
+            factors: Shape (utterances,), float64, finite.
+
+        Returns:
+            Shape (params,), float64, in the order of ``flat``.
+        """
+        return torch.cat([share.sum(factors) for share in self.shares])
+
+
+def _gathered(shares: tuple[Share, ...]) -> Gradients:
+    """Norms, and zeros for what is no number."""
+    squares = torch.stack([share.square_norms() for share in shares]).sum(dim=0)
+    broken = ~squares.isfinite()
+    if not broken.any():
+        return Gradients(shares, squares.sqrt())
+    spared = tuple(share.without(broken) for share in shares)
+    return Gradients(spared, squares.masked_fill(broken, 0).sqrt(), int(broken.sum()))
+
+
+@dataclass(slots=True, eq=False)
+class _Tape:
+    """What the layers of one pass said, and how slopes there become gradients."""
+
+    said: list[Tensor] = field(default_factory=list)
+    shares: list[Callable[[Tensor], dict[str, Share]]] = field(default_factory=list)
+
+    def watch(self, said: Tensor, shares: Callable[[Tensor], dict[str, Share]]) -> None:
+        """Ask for the slope in ``said``; the first layers must be told to let it through."""
+        if not said.requires_grad:
+            said.requires_grad_()
+        self.said.append(said)
+        self.shares.append(shares)
+
+
+class Recorder:
+    """A twin of a model, on views of the flat weights, that finds per-utterance gradients.
+
+    Args:
+        model: Which model; it is not changed.
+        weights: Shape (params,), float32. The twin always reads their present values.
+
+    Raises:
+        ModelError: A layer with weights whose gradients nobody has written down.
+    """
+
+    def __init__(self, model: Network, weights: Tensor) -> None:
+        self._twin = copy.deepcopy(model)
+        views = unflatten(self._twin, weights.detach())
+        self._names = tuple(views)
+        for name, parameter in self._twin.named_parameters():
+            parameter.requires_grad = False
+            parameter.data = views[name]
+        self._tape = _Tape()
+        for name, layer in self._twin.named_modules():
+            if next(layer.parameters(recurse=False), None) is not None:
+                self._record(name, layer)
+
+    def _record(self, name: str, layer: nn.Module) -> None:
+        """Have a layer report."""
+        if isinstance(layer, Memory):
+            layer.forward = self._remember(name, layer)  # type: ignore[method-assign,assignment]
+        elif type(layer) in _RULES:
+            layer.register_forward_hook(self._hook(name, _RULES[type(layer)]))
+        else:
+            raise ModelError(
+                f"no rule for the gradients of {name}, a {type(layer).__name__}; layers with "
+                f"weights must be one of {[kind.__name__ for kind in (*_RULES, Memory)]}: "
+                "add a rule in client/gradients.py"
+            )
+
+    def _hook(
+        self, name: str, rule: "_Rule"
+    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        """Note what the layer read and said."""
+
+        def note(layer: nn.Module, read: tuple[Tensor, ...], said: Tensor) -> None:
+            there = read[0].detach()
+            self._tape.watch(said, lambda slopes: _named(name, rule(layer, there, slopes)))
+
+        return note
+
+    def _remember(self, name: str, layer: Memory) -> Callable[[Tensor, Tensor], Tensor]:
+        """In place of a memory's own forward pass, one that can be asked."""
+
+        def forward(features: Tensor, frames: Tensor) -> Tensor:
+            pass_ = recall(layer, features, frames)
+            self._tape.watch(
+                pass_.gates,
+                lambda slopes: _named(name, _memory(slopes, pass_.read, pass_.before)),
+            )
+            return pass_.outputs
+
+        return forward
+
+    def gradients(self, losses: Callable[[Network], Tensor]) -> Gradients:
+        """Of each utterance's loss, at the present weights.
+
+        Args:
+            losses: Calls the model it is given once, on one utterance or more, and returns one
+                loss each, shape (utterances,); none may depend on another utterance.
+
+        Guarantees:
+            An utterance whose gradient holds a NaN or an infinity counts as zeros, and leaves the
+            gradients of all others as they were.
+        """
+        total = losses(self._twin).sum()
+        tape, self._tape = self._tape, _Tape()  # a fresh one: the old one keeps the batch alive
+        slopes = torch.autograd.grad(total, tape.said)
+        found: dict[str, Share] = {}
+        for shares, slope in zip(tape.shares, slopes, strict=True):
+            found |= shares(slope)
+        return _gathered(tuple(found[name] for name in self._names))
+
+
+def _named(layer: str, shares: Iterator[tuple[str, Share]]) -> dict[str, Share]:
+    """Under the names of the model's weights."""
+    return {f"{layer}.{name}": share for name, share in shares}
+
+
+_Rule = Callable[[Any, Tensor, Tensor], Iterator[tuple[str, Share]]]
+"""From a layer, what it read and the slopes in what it said, to the shares of its weights."""
+
+
+def _linear(_: nn.Linear, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
+    """One vector an utterance: factors. One a frame: products summed over frames."""
+    if read.dim() == 2:
+        yield "weight", Outer(slopes, read)
+        yield "bias", Rows(slopes)
+    else:
+        yield "weight", Rows(torch.bmm(slopes.mT, read))
+        yield "bias", Rows(slopes.sum(dim=1))
+
+
+def _reader(layer: Reader, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
+    """A linear layer whose bias weighs a constant input of its own."""
+    yield "weight", Outer(slopes, read)
+    yield "bias", Rows(slopes * layer.bias_feature)
+
+
+def _convolution(layer: nn.Conv1d, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
+    """A linear layer on windows of frames: (utterances, outputs, taps x inputs), summed over time.
+
+    Each window is taken as a view, so that no frame is copied for every tap.
+    """
+    around, stride, dilation = int(layer.padding[0]), layer.stride[0], layer.dilation[0]
+    padded = F.pad(read.mT, (0, 0, around, around))
+    taps, longest = layer.kernel_size[0], slopes.shape[2]
+    windows = padded.as_strided(
+        (len(padded), longest, taps, padded.shape[2]),
+        (padded.stride(0), stride * padded.stride(1), dilation * padded.stride(1), 1),
+        padded.storage_offset(),
+    )
+    each = torch.bmm(slopes, windows.flatten(2))
+    yield "weight", Rows(each.view(len(each), -1, taps, padded.shape[2]), order=(0, 2, 1))
+    yield "bias", Rows(slopes.sum(dim=2))
+
+
+def _norm(layer: nn.LayerNorm, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
+    """The scale weighs what has been normed; taken over one frame at a time."""
+    normed = F.layer_norm(read, layer.normalized_shape, eps=layer.eps)
+    yield "weight", Rows(normed.mul_(slopes).sum(dim=1))
+    yield "bias", Rows(slopes.sum(dim=1))
+
+
+def _memory(slopes: Tensor, read: Tensor, before: Tensor) -> Iterator[tuple[str, Share]]:
+    """Each gate is linear in what it reads and in what it remembered, in each direction.
+
+    Slopes (T, D, B, gates), read (D, B, T, inputs), before (D, B, T, units).
+    """
+    for way, suffix in enumerate(("", "_reverse")):
+        gates = slopes[:, way].permute(1, 2, 0)
+        bias = Rows(gates.sum(dim=2))
+        yield f"weight_ih_l0{suffix}", Rows(torch.bmm(gates, read[way]))
+        yield f"weight_hh_l0{suffix}", Rows(torch.bmm(gates, before[way]))
+        yield f"bias_ih_l0{suffix}", bias
+        yield f"bias_hh_l0{suffix}", bias
+
+
+_RULES: dict[type[nn.Module], _Rule] = {
+    nn.Linear: _linear,
+    Reader: _reader,
+    nn.Conv1d: _convolution,
+    nn.LayerNorm: _norm,
+}

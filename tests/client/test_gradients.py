@@ -1,0 +1,209 @@
+import math
+
+import pytest
+import torch
+from opacus import GradSampleModule
+from torch import Tensor, nn
+
+from sottovoce.client import gradients as rules
+from sottovoce.client.gradients import Gradients, Outer, Recorder, Rows, Share
+from sottovoce.client.recurrence import recall
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, flatten
+from sottovoce.shared.models.layers import Memory
+from sottovoce.shared.models.spec import KINDS, POOLINGS
+
+INPUTS, CLASSES, SIZE = 6, 3, 7
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5])
+SHIPPED = [
+    (kind, pooling)
+    for kind in KINDS
+    for pooling in POOLINGS
+    if pooling == "none" or kind in ("linear", "mlp")
+]
+HOOKED = [pair for pair in SHIPPED if pair[0] != "bilstm-attention"]  # Opacus cannot hook nn.LSTM
+
+
+def network(kind: str, pooling: str = "none") -> Network:
+    spec = ModelSpec(
+        kind=kind,
+        pooling=pooling,
+        inputs=INPUTS,
+        classes=CLASSES,
+        hidden=8,
+        dropout=0.5,
+        bias_feature=0.3,
+    )
+    model = build(spec, 0)
+    random = torch.Generator().manual_seed(1)
+    for weight in model.parameters():  # no scale of 1, no bias of 0: they would hide mistakes
+        nn.init.normal_(weight, std=0.5, generator=random)
+    return model
+
+
+def utterances(model: Network, size: int = SIZE) -> tuple[Examples, Tensor]:
+    """Some, of different lengths, and their dropout masks."""
+    random = torch.Generator().manual_seed(2)
+    labels = torch.randint(CLASSES, (size,), generator=random)
+    frames = torch.randint(1, 20, (size,), generator=random)
+    features = torch.randn(size, 25, INPUTS, generator=random)
+    features *= (torch.arange(25) < frames.unsqueeze(1)).unsqueeze(2)
+    if model.axes == 2:
+        features, frames = features[:, 0] + 0.1, torch.ones(size, dtype=torch.int64)
+    examples = Examples(features=features, frames=frames, labels=labels)
+    return examples, model.keep(size, random)
+
+
+def losses(model: nn.Module, examples: Examples, keep: Tensor) -> Tensor:
+    logits = model(examples.features, examples.frames, keep)
+    return cross_entropy(logits, examples.labels, WEIGHTS, 0.1)
+
+
+def recorded(model: Network, examples: Examples, keep: Tensor) -> Gradients:
+    recorder = Recorder(model, flatten(model))
+    return recorder.gradients(lambda twin: losses(twin, examples, keep))
+
+
+def each_of(gradients: Gradients) -> Tensor:
+    """Written out, shape (utterances, params)."""
+    return torch.stack([gradients.sum(one) for one in torch.eye(len(gradients)).double()])
+
+
+def hooked(model: Network, examples: Examples, keep: Tensor) -> Tensor:
+    """By Opacus' own hooks."""
+    module = GradSampleModule(model, loss_reduction="sum")
+    losses(module, examples, keep).sum().backward()
+    rows = [weight.grad_sample.flatten(1) for weight in module.parameters()]
+    module.remove_hooks()
+    return torch.cat(rows, dim=1)
+
+
+def looped(model: Network, examples: Examples, keep: Tensor) -> Tensor:
+    """By plain autograd, one utterance at a time."""
+    rows = []
+    for index in range(len(examples)):
+        one = examples.take(torch.tensor([index]))
+        loss = losses(model, one, keep[index : index + 1]).sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        rows.append(torch.cat([gradient.flatten() for gradient in grads]))
+    return torch.stack(rows)
+
+
+def agree(found: Gradients, wanted: Tensor) -> bool:
+    norms = torch.linalg.vector_norm(wanted.double(), dim=1)
+    return torch.allclose(each_of(found), wanted.double(), atol=1e-5, rtol=1e-5) and torch.allclose(
+        found.norms, norms, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("kind", "pooling"), HOOKED)
+@pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the features need no gradient
+def test_gradients_are_those_of_opacus_hooks(kind: str, pooling: str) -> None:
+    model = network(kind, pooling)
+    given = utterances(model)
+
+    assert agree(recorded(model, *given), hooked(model, *given))
+
+
+@pytest.mark.parametrize(("kind", "pooling"), SHIPPED)
+def test_gradients_are_those_of_single_utterances(kind: str, pooling: str) -> None:
+    model = network(kind, pooling)
+    examples, keep = utterances(model)
+    found, wanted = recorded(model, examples, keep), looped(model, examples, keep)
+
+    assert agree(found, wanted)
+    assert not torch.allclose(wanted[0], wanted[1])
+    assert not agree(found, looped(model, examples, keep.flip(0))), "dropout masks do not matter"
+
+
+@pytest.mark.parametrize(("kind", "pooling"), SHIPPED)
+def test_a_share_that_is_forgotten_is_seen(kind: str, pooling: str) -> None:
+    """The comparison itself: it notices every single tensor of weights, biases too."""
+    model = network(kind, pooling)
+    examples, keep = utterances(model)
+    found, wanted = recorded(model, examples, keep), looped(model, examples, keep)
+
+    for lost, share in enumerate(found.shares):
+        if share.square_norms().max() < 1e-10:  # a softmax does not feel the bias below it
+            continue
+        rest = [other for index, other in enumerate(found.shares) if index != lost]
+        squares = torch.stack([other.square_norms() for other in rest]).sum(dim=0)
+        empty: Share = share.without(torch.ones(SIZE, dtype=torch.bool))
+        shares = (*found.shares[:lost], empty, *found.shares[lost + 1 :])
+        assert not agree(Gradients(shares, found.norms), wanted), lost
+        if share.square_norms().max() > 1e-3:  # or the norm feels it less than its tolerance
+            assert not agree(Gradients(found.shares, squares.sqrt()), wanted), lost
+
+
+def test_a_bias_read_without_its_feature_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("linear")
+    given = utterances(model)
+    monkeypatch.setitem(rules._RULES, type(model.head), rules._linear)
+
+    assert not agree(recorded(model, *given), looped(model, *given))
+
+
+@pytest.mark.parametrize(("kind", "pooling"), SHIPPED)
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_broken_utterance_is_zeros_and_leaves_the_others_alone(
+    kind: str, pooling: str, value: float
+) -> None:
+    model = network(kind, pooling)
+    examples, keep = utterances(model)
+    good = each_of(recorded(model, examples, keep))
+    examples.features[3] = value
+    before = examples.features.clone()
+    found = recorded(model, examples, keep)
+
+    good[3] = 0
+    assert found.zeroed == 1
+    torch.testing.assert_close(each_of(found), good, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        found.norms, torch.linalg.vector_norm(good, dim=1), rtol=1e-5, atol=0
+    )
+    assert torch.equal(examples.features, before) or math.isnan(value)
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e18, 3e30])
+def test_norms_hold_where_squares_pass_what_float32_holds(size: float) -> None:
+    slopes, read = torch.full((2, 3), 2.0), torch.full((2, 4), 0.5) * size
+    rows = torch.full((2, 3, 4), size)
+
+    assert Outer(slopes, read).square_norms().sqrt()[0] == pytest.approx(12**0.5 * size, rel=1e-6)
+    assert Rows(rows).square_norms().sqrt()[1] == pytest.approx(12**0.5 * size, rel=1e-6)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 19, 25])
+def test_a_memory_written_out_remembers_the_same(longest: int) -> None:
+    random = torch.Generator().manual_seed(3)
+    memory = Memory(INPUTS, 8)
+    for weight in memory.parameters():
+        nn.init.normal_(weight, generator=random)
+    frames = torch.randint(1, longest + 1, (SIZE,), generator=random)
+    features = torch.randn(SIZE, longest, INPUTS, generator=random)
+
+    found = recall(memory, features, frames).outputs
+    torch.testing.assert_close(found, memory(features, frames), atol=1e-6, rtol=1e-5)
+
+
+def test_a_twin_reads_present_weights_and_the_model_is_not_changed() -> None:
+    model = network("mlp")
+    examples, keep = utterances(model)
+    before, moving = flatten(model), flatten(model)
+    recorder = Recorder(model, moving)
+    moving += 0.1
+    moved = each_of(recorder.gradients(lambda twin: losses(twin, examples, keep)))
+
+    assert torch.equal(flatten(model), before)
+    assert all(weight.requires_grad for weight in model.parameters())
+    assert not model.head._forward_hooks
+    assert not torch.allclose(moved, each_of(recorded(model, examples, keep)))
+
+
+def test_a_layer_without_a_rule_is_refused() -> None:
+    model = network("linear")
+    model.body.odd = nn.Bilinear(2, 2, 2)
+
+    with pytest.raises(ModelError, match=r"body\.odd, a Bilinear"):
+        Recorder(model, flatten(model))
