@@ -13,10 +13,9 @@ kind, by measurement (``docs/results/benchmarks.md``):
   the clip would not hold. A norm that is taken from what is summed cannot be wrong about it.
 """
 
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +26,8 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.flat import unflatten
 from sottovoce.shared.models.layers import Memory
 from sottovoce.shared.models.network import Network, Reader
+
+_L = TypeVar("_L", bound=nn.Module)
 
 
 class Share(Protocol):
@@ -180,12 +181,9 @@ class Recorder:
     """
 
     def __init__(self, model: Network, weights: Tensor) -> None:
-        self._twin = copy.deepcopy(model)
-        views = unflatten(self._twin, weights.detach())
+        views = unflatten(model, weights.detach())
         self._names = tuple(views)
-        for name, parameter in self._twin.named_parameters():
-            parameter.requires_grad = False
-            parameter.data = views[name]
+        self._twin = _twin(model, views)
         self._tape = _Tape()
         for name, layer in self._twin.named_modules():
             if next(layer.parameters(recurse=False), None) is not None:
@@ -196,7 +194,7 @@ class Recorder:
         if isinstance(layer, Memory):
             layer.forward = self._remember(name, layer)  # type: ignore[method-assign,assignment]
         elif type(layer) in _RULES:
-            layer.register_forward_hook(self._hook(name, _RULES[type(layer)]))
+            layer.forward = self._say(name, layer)  # type: ignore[method-assign,unused-ignore]
         else:
             raise ModelError(
                 f"no rule for the gradients of {name}, a {type(layer).__name__}; layers with "
@@ -204,16 +202,17 @@ class Recorder:
                 "add a rule in client/gradients.py"
             )
 
-    def _hook(
-        self, name: str, rule: "_Rule"
-    ) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        """Note what the layer read and said."""
+    def _say(self, name: str, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+        """In place of a layer's forward pass, one that notes what it read and said."""
+        inner, rule = layer.forward, _RULES[type(layer)]
 
-        def note(layer: nn.Module, read: tuple[Tensor, ...], said: Tensor) -> None:
-            there = read[0].detach()
+        def forward(read: Tensor) -> Tensor:
+            said: Tensor = inner(read)
+            there = read.detach()
             self._tape.watch(said, lambda slopes: _named(name, rule(layer, there, slopes)))
+            return said
 
-        return note
+        return forward
 
     def _remember(self, name: str, layer: Memory) -> Callable[[Tensor, Tensor], Tensor]:
         """In place of a memory's own forward pass, one that can be asked."""
@@ -246,6 +245,19 @@ class Recorder:
         for shares, slope in zip(tape.shares, slopes, strict=True):
             found |= shares(slope)
         return _gathered(tuple(found[name] for name in self._names))
+
+
+def _twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
+    """A layer of the same kind with other weights; a deep copy costs more than a small step."""
+    twin = type(layer).__new__(type(layer))
+    twin.__dict__.update(layer.__dict__)
+    own = {name: weights[path + name] for name in layer._parameters}
+    twin._parameters = own  # type: ignore[assignment]  # constants, so no Parameter
+    twin._modules = {
+        name: child and _twin(child, weights, f"{path}{name}.")
+        for name, child in layer._modules.items()
+    }
+    return twin
 
 
 def _named(layer: str, shares: Iterator[tuple[str, Share]]) -> dict[str, Share]:
