@@ -1,9 +1,17 @@
 """A secure sum from its first message to its opening, over whatever carries the messages."""
 
-from collections.abc import Callable, Mapping
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 
 from sottovoce.server.secagg import Opened, ServerRound
+from sottovoce.shared import wire
+from sottovoce.shared.errors import AggregationError, EngineError
+from sottovoce.shared.privacy.users import sum_name
 from sottovoce.shared.secagg.settings import SecureAggregation
+
+LOG = logging.getLogger("sottovoce.server")
 
 Ask = Callable[[str, Mapping[str, bytes]], Mapping[str, bytes]]
 """Carries one step's requests, by user, and brings the answers that came."""
@@ -32,3 +40,66 @@ def summed(settings: SecureAggregation, name: str, roster: Mapping[str, bytes], 
     for step, following in then.items():
         requests = following(ask(step, requests))
     return server.finish(ask("unmask", requests))
+
+
+Send = Callable[[Mapping[str, wire.SumRequest]], Mapping[str, bytes]]
+"""Carries requests to users, and brings the answers that came."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecureExchange:
+    """How one run makes its secure sums.
+
+    Attributes:
+        plan: SHA-256 of the run's plan.
+        roster: From users' names to their public identity keys.
+        send: Carries the messages.
+        simulated: Whether sums keep their names when they are begun again, so that a simulation
+            repeats; a real server never uses a name twice.
+    """
+
+    plan: str
+    roster: Mapping[str, bytes]
+    send: Send
+    simulated: bool
+
+    def sum(
+        self,
+        kind: str,
+        settings: SecureAggregation,
+        users: Iterable[str],
+        train: wire.TrainRequest | None = None,
+    ) -> Opened:
+        """One secure sum over these users.
+
+        Args:
+            kind: ``enrolment`` or ``round-N``.
+            settings: The plan's, of that sum.
+            users: Who is invited.
+            train: The round whose updates are summed, where there is one.
+
+        Raises:
+            EngineError: It stays closed.
+        """
+        name = sum_name(self.plan, kind, "" if self.simulated else secrets.token_hex(8))
+
+        def ask(step: str, requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            trains = train if step == "mask" else None
+            return self.send(
+                {
+                    user: wire.SumRequest(
+                        plan=self.plan, name=name, step=step, body=body, train=trains
+                    )
+                    for user, body in requests.items()
+                }
+            )
+
+        try:
+            opened = summed(settings, name, {user: self.roster[user] for user in users}, ask)
+        except AggregationError as error:
+            raise EngineError(
+                f"{kind}: {error}. The rounds before are kept: run again with --resume"
+            ) from error
+        for user, fault in opened.faults.items():
+            LOG.warning("%s takes no part in %s: %s", user, kind, fault)
+        return opened

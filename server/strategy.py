@@ -19,17 +19,15 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from sottovoce.server import checkpoint
-from sottovoce.server.exchange import summed
+from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.round import State, advance, begin, learning_rate
-from sottovoce.server.secagg import Opened
 from sottovoce.server.sums import Sums
 from sottovoce.shared import seeds, wire
-from sottovoce.shared.errors import AggregationError, EngineError, MessageError, SottovoceError
+from sottovoce.shared.errors import EngineError, MessageError, SottovoceError
 from sottovoce.shared.head import SealedHead
-from sottovoce.shared.privacy.users import ENROLMENT, sum_name
-from sottovoce.shared.secagg.settings import SecureAggregation
+from sottovoce.shared.privacy.users import ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")
 
@@ -86,7 +84,7 @@ class Training:
         self.grid = grid
         self.sums = Sums(job.plan, folder, budgets=job.budgets, seed=job.simulated_seed)
         self._user_of: dict[int, str] = {}  # node by node, once enrolled
-        self._roster: dict[str, bytes] = {}  # public identities, where sums are secure
+        self._exchange: SecureExchange | None = None  # once enrolled, where sums are secure
 
     @property
     def _secure(self) -> bool:
@@ -138,7 +136,12 @@ class Training:
             )
         receiving = [device for device, reply in replies if reply.status is wire.Status.RECEIVES]
         if self._secure:
-            self._roster = {device.user: reply.body for device, reply in given}
+            self._exchange = SecureExchange(
+                plan=self.job.plan.digest(),
+                roster={device.user: reply.body for device, reply in given},
+                send=self._send,
+                simulated=self.job.simulated_seed is not None,
+            )
             return self._enrol_securely([device for device, _ in given], receiving)
         values = [reply.value for _, reply in given if reply.value is not None]
         classes = len(self.job.plan.labels)
@@ -153,12 +156,14 @@ class Training:
     def _enrol_securely(self, devices: list[Device], receiving: list[Device]) -> Enrolled:
         """Label counts and centre out of one secure sum."""
         plan, user = self.job.plan, self.job.plan.user
-        if user is None or user.secure is None:
+        if user is None or user.secure is None or self._exchange is None:
             raise EngineError("the plan has no secure sums")
         self.sums.book("label-counts", plan.counts_release())
         if centre := plan.centre_release():
             self.sums.book("centre", centre)
-        opened = self._summed(ENROLMENT, user.secure.enrolment, devices)
+        opened = self._exchange.sum(
+            ENROLMENT, user.secure.enrolment, [device.user for device in devices]
+        )
         total, classes = torch.from_numpy(opened.total), len(plan.labels)
         sums = torch.zeros(self.job.front.inputs, dtype=torch.float64)
         if user.centre:
@@ -171,51 +176,14 @@ class Training:
             rows=1,
         )
 
-    def _summed(
-        self,
-        kind: str,
-        settings: SecureAggregation,
-        devices: Sequence[Device],
-        train: wire.TrainRequest | None = None,
-    ) -> Opened:
-        """One secure sum over these devices.
-
-        Raises:
-            EngineError: It stays closed.
-        """
-        plan = self.job.plan.digest()
-        attempt = "" if self.job.simulated_seed is not None else secrets.token_hex(8)
-        name = sum_name(plan, kind, attempt)
-        node = {device.user: device.node for device in devices}
-
-        def ask(step: str, requests: Mapping[str, bytes]) -> dict[str, bytes]:
-            contents = {
-                node[user]: wire.SumRequest(
-                    plan=plan,
-                    name=name,
-                    step=step,
-                    body=body,
-                    train=train if step == "mask" else None,
-                ).record()
-                for user, body in requests.items()
-            }
-            replies = self._ask(contents, wire.SUM, size=0)
-            return {
-                device.user: reply.body
-                for device, reply in replies
-                if reply.status is wire.Status.OK
-            }
-
-        roster = {user: self._roster[user] for user in node}
-        try:
-            opened = summed(settings, name, roster, ask)
-        except AggregationError as error:
-            raise EngineError(
-                f"{kind}: {error}. The rounds before are kept: run again with --resume"
-            ) from error
-        for user, fault in opened.faults.items():
-            LOG.warning("%s takes no part in %s: %s", user, kind, fault)
-        return opened
+    def _send(self, requests: Mapping[str, wire.SumRequest]) -> dict[str, bytes]:
+        """Carry one step of a secure sum; what usable replies answer."""
+        node = {user: node for node, user in self._user_of.items()}
+        contents = {node[user]: request.record() for user, request in requests.items()}
+        replies = self._ask(contents, wire.SUM, size=0)
+        return {
+            device.user: reply.body for device, reply in replies if reply.status is wire.Status.OK
+        }
 
     def _nodes(self) -> list[int]:
         """The nodes there are, once there are enough."""
@@ -247,9 +215,11 @@ class Training:
             clip=float(state.clip),
         )
         user = self.job.plan.user
-        if user and user.secure:
+        if user and user.secure and self._exchange:
             self.sums.book(f"round-{number}", self.job.plan.gradient_release(number))
-            opened = self._summed(f"round-{number}", user.secure.update, devices, request)
+            opened = self._exchange.sum(
+                f"round-{number}", user.secure.update, [one.user for one in devices], request
+            )
             mean = torch.from_numpy(opened.total) / len(opened.survivors)
         else:
             mean = self._mean(request, devices, len(enrolled.contributing))
