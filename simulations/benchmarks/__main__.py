@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.simulations.benchmarks.benches import benches
+from sottovoce.simulations.benchmarks.benches import benches, sizes
 
 _WARM = 2
 
@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         times = _measure(Path(folder), arguments.repeats)
+        counted = sizes(Path(folder))
     result = {
         "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
         "torch": torch.__version__,
@@ -35,10 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         "median_ms": {name: statistics.median(found) for name, found in times.items()},
         "spread_ms": {name: [min(found), max(found)] for name, found in times.items()},
         "private_to_plain": _ratios(times),
+        "bytes": counted,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
     page = _page(times, _ratios(times), str(result["machine"]))
+    page += "".join(
+        ["\n| what | bytes |\n|---|---|\n", *(f"| {n} | {b:,} |\n" for n, b in counted.items())]
+    )
     (arguments.out / "benchmarks.md").write_text(page)
     sys.stdout.write(page)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from sottovoce.client.anchor import VaultAnchor
+from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.trainer import local_update
 from sottovoce.client.vault import Vault
 from sottovoce.shared import head as heads
@@ -40,6 +41,8 @@ def benches(folder: Path) -> Iterator[tuple[str, Bench]]:
     yield "ledger: the same, and anchored in a vault", _booking(folder, anchored=True)
     yield "accountant: 18 releases, discretisation 1e-4", _pricing
     yield "head: fitted on 50 labelled clips", _head()
+    yield "head: the same, with the scores of sets, and kept in a vault", _kept_head(folder)
+    yield "head: sealed for the server", _calibrator(folder).sealed
     yield from secure_sums()
 
 
@@ -107,10 +110,36 @@ def _pricing() -> float:
     return accountant.epsilon([release] * 18, 1e-5)
 
 
+def sizes(folder: Path) -> dict[str, int]:
+    """Bytes of what goes over the wire for one user's head."""
+    return {"head on the wire, sealed": len(_calibrator(folder).sealed().blob)}
+
+
 def _head() -> Bench:
     """Fit one user's head."""
-    random = torch.Generator().manual_seed(3)
-    logits = 3 * torch.randn(50, CLASSES, generator=random)
-    labels = torch.randint(CLASSES, (50,), generator=random)
+    logits, labels = _labelled()
     prior = heads.HeadPrior(mean=heads.identity(CLASSES))
     return lambda: heads.fit(logits, labels, prior)
+
+
+def _labelled() -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits and labels of 50 clips."""
+    random = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(50, CLASSES, generator=random)
+    return logits, torch.randint(CLASSES, (50,), generator=random)
+
+
+def _kept_head(folder: Path) -> Bench:
+    """All that a device does with 50 labelled clips."""
+    calibrator = _calibrator(folder)
+    logits, labels = _labelled()
+    return lambda: calibrator.fit(logits, labels)
+
+
+def _calibrator(folder: Path) -> Calibrator:
+    """A device's calibrator that has fitted a head."""
+    vault = Vault.create(Path(tempfile.mkdtemp(dir=folder)) / "vault", user="bench")
+    prior = heads.HeadPrior(mean=heads.identity(CLASSES))
+    calibrator = Calibrator(vault, model_hash="0" * 64, prior=prior)
+    calibrator.fit(*_labelled())
+    return calibrator
