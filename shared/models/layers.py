@@ -86,7 +86,8 @@ class Convolution(nn.Module):
         Returns:
             Shape (utterances, frames / stride rounded up, outputs), and the real frames of each.
         """
-        filtered = self.filter(features.mT).mT  # convolutions want (utterances, inputs, frames)
+        # Convolutions want (utterances, inputs, frames); laid out anew once, not by every reader.
+        filtered = self.filter(features.mT).mT.contiguous()
         left = (frames + self.stride - 1) // self.stride
         active = F.gelu(self.norm(filtered))
         return active * real_frames(active, left), left
