@@ -38,7 +38,6 @@ from sottovoce.simulations.material import Material, prepare, public_speech
 from sottovoce.simulations.names import folder_name
 from sottovoce.simulations.outcome import Outcome
 from sottovoce.simulations.reports import render
-from sottovoce.simulations.reports.card import card
 from sottovoce.simulations.runfile import Json, read_run, write_json
 from sottovoce.simulations.scenario import Scenario
 from sottovoce.simulations.world import World
@@ -256,6 +255,9 @@ def _uar_around_heads(scored: record.Scored) -> Json:
 
 def _hand_out(out: Path, world: World, run: Json) -> None:
     """The model of the last fold, with its card: the one whose test figures are in the run."""
+    # Here, because it brings in Matplotlib: a second before the first round of every run.
+    from sottovoce.simulations.reports.card import card
+
     folder = out / "model"
     bundle = world.bundle()
     bundle.save(folder)

@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 import wave
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +77,34 @@ def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
 
     assert status == 0
     assert f"example:\n  sottovoce {command} " in out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["simulate", "--help"]])
+def test_help_waits_for_no_heavy_library(words: list[str]) -> None:
+    heavy = "torch flwr opacus numpy scipy matplotlib dp_accounting"
+    program = (
+        "import sys\nfrom sottovoce.cli import main\n"
+        "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
+        f"sys.exit(' '.join(set('{heavy}'.split()) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], capture_output=True, text=True, check=False
+    )
+
+    assert done.stdout
+    assert done.stderr.strip() == ""
+
+
+def test_a_run_does_not_wait_for_what_only_pages_need() -> None:
+    program = (
+        "import sys, sottovoce.simulations.pipeline\n"
+        "sys.exit(' '.join({'matplotlib', 'jinja2'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+
+    assert done.stderr.strip() == ""
 
 
 def test_no_command_is_a_usage_error(say: Say) -> None:

@@ -17,12 +17,15 @@ from sottovoce.shared.features.extract import extractor
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.noise import SystemNoise
+from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.simulations.benchmarks.secure_sums import secure_sums
 
 Bench = Callable[[], object]
+PLAIN, SIMULATED, PRIVATE = "step plain: ", "step private, simulated: ", "step private: "
+"""What names of steps start with. A simulation's noise is seeded; a device's comes from the
+operating system's entropy, eight draws a weight, and costs as much as the gradients."""
 UTTERANCES, FRAMES, BANDS, CLASSES = 60, 150, 64, 8
 _MODELS = {
     "linear 128": ModelSpec(kind="linear", inputs=128, classes=CLASSES),
@@ -47,25 +50,35 @@ def benches(folder: Path) -> Iterator[tuple[str, Bench]]:
 
 
 def _steps() -> Iterator[tuple[str, Bench]]:
-    """One local step over all of a user's clips, with and without privacy."""
+    """One local step over all of a user's clips: plain, private in a simulation and on a device."""
+    private = UtteranceNoise(clip_norm=0.5, noise_multiplier=2.5)
+    seeded = SeededNoise(torch.Generator().manual_seed(4))
     for name, spec in _MODELS.items():
-        random = torch.Generator().manual_seed(0)
-        shape = (UTTERANCES, FRAMES, BANDS) if spec.reads_frames else (UTTERANCES, spec.inputs)
-        examples = Examples(
-            features=torch.randn(shape, generator=random),
-            frames=torch.full((UTTERANCES,), FRAMES if spec.reads_frames else 1),
-            labels=torch.randint(CLASSES, (UTTERANCES,), generator=random),
-        )
-        for kind, mechanism in (
-            ("plain", NoPrivacy()),
-            ("private", UtteranceNoise(clip_norm=0.5, noise_multiplier=2.5)),
-        ):
-            yield f"step {kind}: {name}", _step(spec, examples, mechanism)
+        examples = _examples(spec)
+        yield f"{PLAIN}{name}", _step(spec, examples, NoPrivacy(), seeded)
+        yield f"{SIMULATED}{name}", _step(spec, examples, private, seeded)
+        yield f"{PRIVATE}{name}", _step(spec, examples, private, SystemNoise())
 
 
-def _step(spec: ModelSpec, examples: Examples, mechanism: NoPrivacy | UtteranceNoise) -> Bench:
+def _examples(spec: ModelSpec) -> Examples:
+    """One user's clips, of noise."""
+    random = torch.Generator().manual_seed(0)
+    shape = (UTTERANCES, FRAMES, BANDS) if spec.reads_frames else (UTTERANCES, spec.inputs)
+    return Examples(
+        features=torch.randn(shape, generator=random),
+        frames=torch.full((UTTERANCES,), FRAMES if spec.reads_frames else 1),
+        labels=torch.randint(CLASSES, (UTTERANCES,), generator=random),
+    )
+
+
+def _step(
+    spec: ModelSpec,
+    examples: Examples,
+    mechanism: NoPrivacy | UtteranceNoise,
+    noise: NoiseSource,
+) -> Bench:
     """One step of one model."""
-    model, weights, noise = build(spec, 0), torch.ones(spec.classes), SystemNoise()
+    model, weights = build(spec, 0), torch.ones(spec.classes)
     training = LocalTraining(
         steps=1, sample_rate=1.0, learning_rate=0.1, denominator=float(len(examples))
     )
