@@ -39,6 +39,10 @@ LEAST_SD: Final = 0.1
 CORPUS_SHIFT: Final = 0.35
 """How far two corpora's best log temperatures lie apart: public labels say nothing below it."""
 
+STRANGERS: Final = 10.0
+"""Public people weigh at most as much in a user's sets as so many of the user's own clips: however
+alike they are, they are another corpus."""
+
 _ROUNDS: Final = 8
 _LEAST_TARGET: Final = 1e-3
 _SHARPEST: Final = -3.0
@@ -118,6 +122,8 @@ def population_prior(
     moved = _beyond(prior.mean.log_temperature - start)
     settled = default_prior(classes, log_temperature=start + moved)
     scores = conformal.learn([_scores(settled.mean, *speaker) for speaker in heard])
+    weight = min(scores.concentration, STRANGERS)
+    scores = replace(scores, concentration=weight)
     return replace(settled, bias_sd=prior.bias_sd, scores=scores)
 
 

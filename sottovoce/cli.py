@@ -344,12 +344,23 @@ def _add_predict(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--model", type=Path, required=True, help="a model folder")
     parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
     parser.add_argument(
-        "--risk", type=float, help="abstain where the chance of a wrong answer is above this"
+        "--risk", type=_share, help="abstain where the chance of a wrong answer is above this"
     )
     parser.add_argument(
-        "--coverage", type=float, default=0.9, help="how often the set holds the truth (0.9)"
+        "--coverage", type=_share, default=0.9, help="how often the set holds the truth (0.9)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON, one line a file")
+
+
+def _share(word: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        share = float(word)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1:
+        raise argparse.ArgumentTypeError(f"{word} is no share; it must be from 0 to 1")
+    return share
 
 
 def _predict(arguments: argparse.Namespace) -> int:

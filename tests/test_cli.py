@@ -515,6 +515,35 @@ def test_predictions_are_lines_or_json(say: Say, tiny_run: Any) -> None:
     assert all(set(record["probabilities"]) == {"neutral", "angry"} for record in records)
 
 
+def test_an_app_chooses_its_risk_and_how_often_sets_are_right(say: Say, tiny_run: Any) -> None:
+    words = ("predict", tiny_run.users / "s03_00.wav", "--model", tiny_run.folder / "model")
+
+    def said(*more: str) -> Any:
+        status, out, _ = say(*words, "--json", *more)
+        assert status == 0
+        return json.loads(out)
+
+    bold, careful = said("--risk", "1"), said("--risk", "0")
+    assert (bold["abstained"], careful["abstained"]) == (False, True)
+    narrow, wide = said("--coverage", "0.1"), said("--coverage", "0.9999")
+    assert narrow["set"] == [max(narrow["probabilities"], key=narrow["probabilities"].get)]
+    assert set(wide["set"]) == set(wide["probabilities"])
+    assert (narrow["coverage"], narrow["own_set"]) == (0.1, False)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--risk", "-0.1"), ("--risk", "1.1"), ("--risk", "nan"), ("--coverage", "1.5")],
+)
+def test_shares_that_are_none_are_refused(say: Say, tiny_run: Any, option: str, value: str) -> None:
+    wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"
+
+    status, _, last = say("predict", wav, "--model", model, option, value)
+
+    assert status == 2
+    assert f"{option}: {value}" in last
+
+
 def test_a_bad_recording_fails_after_the_others_were_heard(
     say: Say, tiny_run: Any, write_wav: Any, tmp_path: Path
 ) -> None:

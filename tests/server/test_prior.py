@@ -157,6 +157,16 @@ def test_sets_start_from_public_speakers_behind_the_usual_head() -> None:
     assert head.prior_from_dict(found.as_dict()).as_dict() == found.as_dict()
 
 
+def test_public_people_never_outweigh_a_users_own_clips_by_far() -> None:
+    heard = speakers(12, sd=0.0)
+    found = priors.population_prior(heard, classes=CLASSES)
+    rows = [conformal.scores(torch.softmax(logits, 1), labels) for logits, labels in heard]
+
+    assert conformal.learn(rows).concentration > priors.STRANGERS, "all alike"
+    assert found.scores is not None
+    assert found.scores.concentration == priors.STRANGERS
+
+
 def test_speakers_of_one_class_or_all_wrong_stay_finite() -> None:
     logits = 5 * torch.randn(40, CLASSES, generator=seeds.torch_rng(0, "odd"))
     odd = [(logits, logits.argmin(1)), (logits, torch.zeros(40, dtype=torch.int64))]
