@@ -25,6 +25,7 @@ from sottovoce.shared.privacy.noise import NoiseSource
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
 _LARGEST_NORM = torch.finfo(torch.float32).max
+"""A gradient beyond it is dropped: its clip factor would have too few digits to keep the bound."""
 
 _GRADIENT_ROOM = 2**22
 """Numbers that per-utterance gradients may hold at once (16 MiB); larger batches go in parts, which
@@ -92,7 +93,7 @@ def local_update(
         - The whole update is ``steps`` such releases with Poisson rate ``sample_rate``; momentum
           and step size only process what was released.
         - A gradient of zeros adds zeros. One with a NaN or an infinity adds zeros and is counted.
-          One so large that its norm is infinite adds zeros.
+          One whose norm passes what float32 holds adds zeros.
 
         Under ``NoPrivacy`` nothing is bounded; gradients that are not numbers still add zeros and
         are counted.
