@@ -20,6 +20,7 @@ RUNS: Mapping[str, tuple[str, ...]] = {
     "eps4": ("--unit", "utterance", "--epsilon", "4"),
     "eps8": ("--unit", "utterance", "--epsilon", "8"),
     "user": ("--unit", "user", "--epsilon", "8"),
+    "secure": ("--unit", "user", "--secure", "--epsilon", "8"),
     "both": ("--unit", "both", "--epsilon", "8"),
     "none": ("--unit", "none"),
 }
@@ -37,7 +38,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for name in () if arguments.table else RUNS:
         failed += _make(name, arguments)
-    audits = {name: found for name in RUNS if (found := _read(arguments.runs / name))}
+    audits = {
+        name: {**found, "secure": name == "secure"}
+        for name in RUNS
+        if (found := _read(arguments.runs / name))
+    }
     (arguments.out / "audit.json").write_text(json.dumps(audits, indent=1) + "\n")
     (arguments.out / "audit.md").write_text(page(audits))
     return 1 if failed else 0
@@ -145,7 +150,8 @@ def _title(audit: Json) -> str:
     """A run in words."""
     if audit["epsilon"] is None:
         return "no privacy (open recipe)"
-    return f"`{audit['unit']}`, ε = {audit['epsilon']:g}"
+    secure = ", secure sums" if audit.get("secure") else ""
+    return f"`{audit['unit']}`{secure}, ε = {audit['epsilon']:g}"
 
 
 def _bound_row(audit: Json) -> list[str]:

@@ -183,7 +183,9 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "which are not scored in the columns\n*before → after*. Epsilon is for one utterance "
         "added or removed at delta 1e-5 and holds against the\nserver, or for everything that one "
         "user has at delta 1e-3 and holds against those who see the models,\nor for both, over a "
-        "device's whole part in the run.\n\n"
+        "device's whole part in the run.\n\nRuns keep the heads of the version that made them, and "
+        "a later version draws other noise from the same\nseed; [heads](heads.md) tells what "
+        "today's heads make of the same runs.\n\n"
         "| protocol | model | hides one | epsilon | enrolment | seeds | UAR | central | "
         f"ECE before → after | NLL | UAR with heads |\n|{'---|' * 11}\n"
     )
