@@ -81,10 +81,11 @@ def claims() -> Iterator[Claim]:
                     seeds=seeds,
                     baselines=central,
                 )
-    for protocol, seeds in (("cremad4-5fold", (0, 1, 2)), ("ravdess8-6fold", (0,))):
+    seeds = (0, 1, 2)
+    for protocol in ("cremad4-5fold", "ravdess8-6fold"):
         for unit, epsilon in HIDING_USERS:
             yield Claim(protocol=protocol, unit=unit, enrolment="all", seeds=seeds, epsilon=epsilon)
-        yield Claim(protocol=protocol, unit="user", secure=True, enrolment="all", seeds=(0,))
+        yield Claim(protocol=protocol, unit="user", secure=True, enrolment="all", seeds=seeds)
     for model in END_TO_END:
         yield Claim(
             protocol="ravdess8-6fold", unit="none", enrolment="all", seeds=(0,), model=model
