@@ -5,6 +5,7 @@ comes from the operating system, as on any real device, so no two runs give the 
 
     python scripts/loopback.py
     python scripts/loopback.py --data RAVDESS_FOLDER --public cremad=CREMAD_FOLDER
+    python scripts/loopback.py --unit user --secure --delta 1e-3
 """
 
 import argparse
