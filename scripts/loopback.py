@@ -27,7 +27,6 @@ from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
-from sottovoce.shared import crypto
 from sottovoce.shared.errors import CorpusError, SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.plan import Plan
@@ -38,8 +37,9 @@ from sottovoce.simulations.engines import deployed
 from sottovoce.simulations.features import features
 from sottovoce.simulations.hearing import cache_folder
 from sottovoce.simulations.material import Material, prepare, public_speech
+from sottovoce.simulations.preparation import plan_of
 from sottovoce.simulations.scenario import Scenario, settle
-from sottovoce.simulations.world import CLASS_EXPONENTS
+from sottovoce.simulations.world import CLASS_EXPONENTS, introduce
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MADE_UP_USERS = "speakers=3,clips=18,seed=7"
@@ -135,7 +135,7 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> Prepared:
         front=material.front,
         population=material.population,
         devices=len(material.clips),
-        budgets=tuple(one for one in [promise.user_budget(scenario)] if one),
+        budgets=promise.sum_budgets(scenario),
         timeout_s=arguments.timeout,
         class_exponent=CLASS_EXPONENTS[scenario.recipe.class_weights],
         held_out=material.held_out,
@@ -144,7 +144,7 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> Prepared:
     for number, user in enumerate(material.clips, 1):
         devices.append((out / "devices" / f"{number:06d}").resolve())
         _device(devices[-1], user, scenario, material)
-    _introduce([Device(folder) for folder in devices])
+    introduce([Device(folder) for folder in devices])
     return Prepared(job=folder, devices=devices, plan=plan, delta=scenario.delta)
 
 
@@ -215,21 +215,8 @@ def _heard(
 
 def _plan(scenario: Scenario, material: Material) -> Plan:
     """A private plan; its name is new, since its noise can never be repeated."""
-    plan = promise.open_plan(
-        scenario,
-        run=f"loopback-{os.urandom(4).hex()}",
-        labels=material.labels,
-        inputs=material.front.inputs,
-    )
-    plan = promise.noised(replace(plan, front=material.front.digest()), scenario)
+    plan = plan_of(scenario, material, f"loopback-{os.urandom(4).hex()}")
     return promise.secured(plan, scenario, devices=len(material.clips))
-
-
-def _introduce(devices: Sequence[Device]) -> None:
-    """Tell the devices whom they may make secure sums with, as a directory of users would."""
-    roster = {one.facts.user: crypto.identity_public(one.identity) for one in devices}
-    for device in devices:
-        device.pin(roster)
 
 
 def _device(folder: Path, user: str, scenario: Scenario, material: Material) -> None:

@@ -22,28 +22,26 @@ from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
-from sottovoce.shared.plan import Plan
 from sottovoce.simulations import baselines, promise, record, statement
 from sottovoce.simulations.hearing import (
     Heard,
     Progress,
-    Spoken,
     Tell,
     cache_folder,
     check_encoder,
     hear,
     hear_public,
 )
-from sottovoce.simulations.material import Material, prepare, public_speech
+from sottovoce.simulations.material import Material
 from sottovoce.simulations.names import folder_name
 from sottovoce.simulations.outcome import Outcome
+from sottovoce.simulations.preparation import material_of, plan_of
 from sottovoce.simulations.reports import render
 from sottovoce.simulations.runfile import Json, read_run, write_json
 from sottovoce.simulations.scenario import Scenario
 from sottovoce.simulations.world import World
 
 LOG = logging.getLogger("sottovoce.simulations")
-_NOBODY = torch.zeros(0, dtype=torch.bool)
 
 
 def simulate(
@@ -79,11 +77,12 @@ def simulate(
         public = hear_public(scenario, heard, cache, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
-    material = _material(scenario, heard, public, out)
+    material = material_of(scenario, heard, public, out / "checkpoints")
     features_s = time.monotonic() - started
     worlds, outcomes = [], []
     training = time.monotonic()
-    plan = _plan(scenario, material)
+    name = hashlib.sha256("\n".join(_identity(scenario.to_toml())).encode()).hexdigest()[:16]
+    plan = plan_of(scenario, material, name)
     for number, fold in enumerate(heard.protocol.folds, 1):
         world = World(
             folder=out / "checkpoints" / folder_name(fold.name),
@@ -152,35 +151,6 @@ def _identity(config: str) -> list[str]:
     """A scenario's lines less those that change no result."""
     free = ("workers", "engine")
     return [line for line in config.splitlines() if line.split(" = ")[0] not in free]
-
-
-def _material(scenario: Scenario, heard: Heard, public: list[Spoken], out: Path) -> Material:
-    """What all folds share."""
-    labels = heard.protocol.corpus.emotions
-    plan = promise.open_plan(scenario, run="", labels=labels, inputs=1)
-    spoken, neutral = public_speech(labels, public) if public else (None, _NOBODY)
-    return prepare(
-        labels=labels,
-        features=heard.table.features,
-        clips=heard.protocol.corpus.by_speaker(),
-        spoken=spoken,
-        neutral=neutral,
-        spec=plan.model,
-        recipe=scenario.recipe,
-        user_mean=plan.normaliser is not None,
-        warm=bool(scenario.public),
-        seed=scenario.seed,
-        folder=out / "checkpoints",
-    )
-
-
-def _plan(scenario: Scenario, material: Material) -> Plan:
-    """The plan that all folds have but for their names."""
-    name = hashlib.sha256("\n".join(_identity(scenario.to_toml())).encode()).hexdigest()[:16]
-    inputs = material.front.inputs
-    plan = promise.open_plan(scenario, run=name, labels=material.labels, inputs=inputs)
-    plan = replace(plan, front=material.front.digest())
-    return promise.noised(plan, scenario) if scenario.private else plan
 
 
 def _describe(

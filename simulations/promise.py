@@ -239,6 +239,12 @@ def _utterance_budget(scenario: Scenario) -> Budget | None:
     return Budget(epsilon=scenario.epsilon, delta=scenario.delta)
 
 
+def sum_budgets(scenario: Scenario) -> tuple[Budget, ...]:
+    """What a simulated server's sums may cost one user; none at all lets all pass."""
+    budget = user_budget(scenario)
+    return (budget,) if budget else ()
+
+
 def user_budget(scenario: Scenario) -> Budget | None:
     """What one user is promised."""
     if not scenario.hides_users:

@@ -160,7 +160,7 @@ class World:
                 facts, clips = self._device(user)
                 Device.create(self._place(user), facts, clips)
         if self.scenario.secure:
-            self._introduce()
+            introduce([Device(self._place(user)) for user in self.fold.train])
         job = Job(
             plan=self.plan,
             aggregation=self.scenario.recipe.aggregation,
@@ -170,18 +170,11 @@ class World:
             devices=len(self._speakers),
             quorum=1.0,  # a run that left somebody out could not be repeated
             class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
-            budgets=tuple(one for one in [promise.user_budget(self.scenario)] if one),
+            budgets=promise.sum_budgets(self.scenario),
             simulated_seed=self.scenario.seed,
             held_out=self.material.held_out,
         )
         job.save(self.folder / "server")
-
-    def _introduce(self) -> None:
-        """Tell the devices whom they make secure sums with, as a directory of users would."""
-        devices = [Device(self._place(user)) for user in self.fold.train]
-        roster = {device.facts.user: crypto.identity_public(device.identity) for device in devices}
-        for device in devices:
-            device.pin(roster)
 
     def _device(self, user: str) -> tuple[Facts, Clips]:
         """What a user's device holds: all clips of a training user, enrolment of a new one."""
@@ -359,6 +352,13 @@ class World:
             ages=[clip.age for clip in chosen],
             languages=[clip.language or "" for clip in chosen],
         )
+
+
+def introduce(devices: Sequence[Device]) -> None:
+    """Tell devices whom they make secure sums with, as a directory of users would."""
+    roster = {device.facts.user: crypto.identity_public(device.identity) for device in devices}
+    for device in devices:
+        device.pin(roster)
 
 
 def _joined(parts: Sequence[Examples], material: Material) -> Examples:

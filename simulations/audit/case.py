@@ -20,12 +20,12 @@ from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.training import NoPrivacy
-from sottovoce.simulations import promise
 from sottovoce.simulations.audit.subject import Course
 from sottovoce.simulations.corpora.clips import Clip
-from sottovoce.simulations.hearing import Heard, Progress, Spoken, cache_folder, hear, hear_public
-from sottovoce.simulations.material import Material, prepare, public_speech
+from sottovoce.simulations.hearing import Progress, Spoken, cache_folder, hear, hear_public
+from sottovoce.simulations.material import Material
 from sottovoce.simulations.names import folder_name
+from sottovoce.simulations.preparation import material_of, plan_of
 from sottovoce.simulations.protocols import Fold
 from sottovoce.simulations.reading import find
 from sottovoce.simulations.scenario import CLASS_EXPONENTS, HEADS_ON_FROZEN, Scenario
@@ -100,8 +100,9 @@ def open_case(
     with FeatureCache(cache_folder()) as cache:
         heard = hear(scenario, cache, tell, progress)
         public = hear_public(scenario, heard, cache, tell, progress)
-    material = _material(scenario, heard, public)
-    plan = _plan(scenario, material)
+    with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
+        material = material_of(scenario, heard, public, Path(folder))
+    plan = plan_of(scenario, material, "audit")
     fold = heard.protocol.folds[0]
     users = {name: _person(material, material.clips[name]) for name in fold.train}
     return Case(
@@ -129,35 +130,6 @@ def _check(scenario: Scenario) -> None:
             f"the run's model is {recipe.model} with pooling {recipe.pooling}, which reads frames; "
             f"this version attacks {' and '.join(HEADS_ON_FROZEN)} on one vector an utterance"
         )
-
-
-def _material(scenario: Scenario, heard: Heard, public: list[Spoken]) -> Material:
-    """What the fold was made of; nothing is written into the run."""
-    labels = heard.protocol.corpus.emotions
-    plan = promise.open_plan(scenario, run="", labels=labels, inputs=1)
-    spoken, neutral = public_speech(labels, public)
-    with tempfile.TemporaryDirectory() as folder:
-        return prepare(
-            labels=labels,
-            features=heard.table.features,
-            clips=heard.protocol.corpus.by_speaker(),
-            spoken=spoken,
-            neutral=neutral,
-            spec=plan.model,
-            recipe=scenario.recipe,
-            user_mean=plan.normaliser is not None,
-            warm=bool(scenario.public),
-            seed=scenario.seed,
-            folder=Path(folder),
-        )
-
-
-def _plan(scenario: Scenario, material: Material) -> Plan:
-    """The plan of the fold, but for its name."""
-    inputs = material.front.inputs
-    plan = promise.open_plan(scenario, run="audit", labels=material.labels, inputs=inputs)
-    plan = replace(plan, front=material.front.digest())
-    return promise.noised(plan, scenario) if scenario.private else plan
 
 
 def _server(run_folder: Path, fold: Fold) -> Path:
