@@ -219,7 +219,8 @@ class Device:
         """Make what was paid for in advance, once.
 
         Guarantees:
-            - One request of each name is answered; the same again gets the same bytes.
+            - One request of each name is answered. The same again gets the same bytes, or, where
+              they were lost, an answer made anew: the noise that hides it is the server's.
 
         Raises:
             PrivacyError: Another request of that name was answered already.
