@@ -9,6 +9,8 @@ an anchor tells.
 import hashlib
 import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -90,31 +92,84 @@ def is_digest(text: object) -> bool:
     return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
 
 
-def append_synced(path: Path, data: bytes) -> None:
-    """Append bytes in one call and sync them, and the folder when the file is new."""
+def append_synced(path: Path, data: bytes, *, behind: int | None = None) -> None:
+    """Append bytes in one call and sync them, and the folder when the file is new.
+
+    Args:
+        path: The file.
+        data: What is appended.
+        behind: How many bytes its writer knows it to have; None appends to whatever is there.
+
+    Guarantees:
+        - Of two writers who know the same bytes one appends and the other is refused: a file that
+          has grown, shrunk or been replaced since it was read is left alone. Writers wait for each
+          other where the system has ``flock``; elsewhere two that write within the same instant
+          leave a broken chain, which lets nothing out.
+
+    Raises:
+        LedgerError: The file is not as its writer knows it; nothing was written.
+        OSError: The disk refuses.
+    """
     new = not path.exists()
-    _write(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, data)
+    with _opened(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) as handle:
+        _check_known(handle, path, behind)
+        whole = os.fstat(handle).st_size
+        try:
+            _write(handle, data)
+        except OSError:
+            # Half a line would spoil the next one. Where this fails too, it is charged as torn.
+            with suppress(OSError):
+                os.truncate(handle, whole)
+            raise
     if new:
         _sync_folder(path.parent)
 
 
-def replace_synced(path: Path, data: bytes) -> None:
-    """Replace a file, synced: after a crash it is the old one or the new one."""
-    fresh = path.with_suffix(".new")
-    _write(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, data)
-    fresh.replace(path)
+def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> None:
+    """Replace a file, synced: after a crash it is the old one or the new one.
+
+    Arguments, guarantees and errors as for :func:`append_synced`.
+    """
+    with _opened(path, os.O_WRONLY) as old:
+        _check_known(old, path, behind)
+        fresh = path.with_suffix(".new")
+        with _opened(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) as handle:
+            _write(handle, data)
+        fresh.replace(path)
     _sync_folder(path.parent)
 
 
-def _write(path: Path, flags: int, data: bytes) -> None:
-    """Write bytes in one call (mode 0600) and sync them."""
+@contextmanager
+def _opened(path: Path, flags: int) -> Iterator[int]:
+    """A file to write (mode 0600) that no other writer writes meanwhile."""
     handle = os.open(path, flags, 0o600)
     try:
-        if os.write(handle, data) != len(data):
-            raise OSError(28, "no space left on device")
-        os.fsync(handle)
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed, by a crash too
+        yield handle
     finally:
         os.close(handle)
+
+
+def _check_known(handle: int, path: Path, behind: int | None) -> None:
+    """Refuse a file that another writer has changed since it was read."""
+    if behind is None:
+        return
+    found, there = os.fstat(handle), path.stat()
+    if found.st_size != behind or (found.st_ino, found.st_dev) != (there.st_ino, there.st_dev):
+        raise LedgerError(
+            f"{path.name} has {there.st_size} bytes and had {behind} when it was read: another "
+            "program books on this device. Nothing leaves; ask again once that one is done"
+        )
+
+
+def _write(handle: int, data: bytes) -> None:
+    """Write bytes in one call and sync them."""
+    if os.write(handle, data) != len(data):
+        raise OSError(28, "no space left on device")
+    os.fsync(handle)
 
 
 def _sync_folder(path: Path) -> None:

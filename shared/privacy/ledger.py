@@ -11,9 +11,7 @@ counts as spent: as the costliest release the ledger knows, or as unprotected wh
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +91,9 @@ class Ledger:
         # Read before the file: were it the other way round, a booking in between would look like
         # a ledger that lost lines.
         self._anchor = keeper.read() if keeper else None
-        whole, torn = self._read(path.read_bytes() if path.exists() else b"")
+        data = path.read_bytes() if path.exists() else b""
+        self._size = len(data)  # what this writer knows of; another's lines are never built on
+        whole, torn = self._read(data)
         self._check_anchor()
         if torn:
             self._charge_torn(whole, torn)
@@ -109,7 +109,7 @@ class Ledger:
         if path.exists():
             raise LedgerError(f"{path} exists already; a ledger is continued, never begun again")
         try:
-            chain.append_synced(path, _line(chain.opening(owner)))
+            chain.append_synced(path, _line(chain.opening(owner)), behind=0)
         except OSError as error:
             raise _unwritable(path, error) from error
 
@@ -173,10 +173,12 @@ class Ledger:
             - When this returns, the record is on disk and synced, and the anchor was written.
             - When this raises, nothing may leave. Nothing was booked either, but where it was the
               anchor that could not be written; :meth:`settle` tries that again.
+            - Two programs never build on the same line: the slower one is refused.
 
         Raises:
             BudgetSpent: The budget would be passed.
-            LedgerError: The name was booked before, or the disk refuses.
+            LedgerError: The name was booked before, another program booked since this ledger was
+                read, or the disk refuses.
             PrivacyError: The keeper cannot write the anchor.
         """
         if self._read_only:
@@ -201,14 +203,11 @@ class Ledger:
     def _append(self, name: str, release: Release) -> None:
         """Write one line, synced."""
         line = self._next(name, release)
-        whole = self.path.stat().st_size if self.path.exists() else 0
         try:
-            chain.append_synced(self.path, line)
+            chain.append_synced(self.path, line, behind=self._size)
         except OSError as error:
-            # Half a line would spoil the next one. Where this fails too, it is charged as torn.
-            with suppress(OSError):
-                os.truncate(self.path, whole)
             raise _unwritable(self.path, error) from error
+        self._size += len(line)
         self._remember(name, release, line)
 
     def _next(self, name: str, release: Release) -> bytes:
@@ -309,9 +308,10 @@ class Ledger:
             try:
                 chain.append_synced(self.path.with_suffix(".torn"), torn + b"\n")
                 # In one step: a crash must leave the torn line or the charge for it.
-                chain.replace_synced(self.path, whole + line)
+                chain.replace_synced(self.path, whole + line, behind=self._size)
             except OSError as error:
                 raise _unwritable(self.path, error) from error
+            self._size = len(whole + line)
         self._remember(name, charged, line)
 
 

@@ -182,7 +182,7 @@ def test_a_ledger_that_cannot_be_written_stops_the_release(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sottovoce.shared.privacy.ledger.os.write", refuse)
+        patch.setattr("sottovoce.shared.privacy.chain.os.write", refuse)
         with pytest.raises(LedgerError):
             device.release("round-1", "a" * 64, release(), maker)
     assert maker.calls == 0

@@ -448,7 +448,7 @@ def unanchored(folder: Path, report: Report) -> None:
 def in_two_steps(folder: Path, report: Report) -> None:
     """Takes a torn line away before its charge is written."""
 
-    def replace_synced(path: Path, data: bytes) -> None:
+    def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> None:
         line = data.rstrip(b"\n").rfind(b"\n") + 1
         os.truncate(path, line)
         chain.append_synced(path, data[line:])

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import multiprocessing
 import os
 import random
 from collections.abc import Callable
@@ -520,3 +521,79 @@ def test_half_a_line_on_a_full_disk_does_not_spoil_the_next(
 
     assert Ledger(kept).head == ledger.head
     assert len(Ledger(kept).releases) == 5
+
+
+# --- two programs on one device ----------------------------------------------------------------
+
+
+def test_of_two_programs_that_read_the_same_lines_one_books(kept: Path) -> None:
+    first, second = Ledger(kept), Ledger(kept)
+    first.book("round-5", release(5), AMPLE)
+    there = kept.read_bytes()
+
+    with pytest.raises(LedgerError, match="another program books"):
+        second.book("round-6", release(6), AMPLE)
+
+    assert kept.read_bytes() == there
+    assert not second.holds("round-6")
+    Ledger(kept).book("round-6", release(6), AMPLE)
+    assert len(Ledger(kept).releases) == 6
+
+
+def test_a_new_ledger_is_begun_by_one_program(path: Path) -> None:
+    first, second = Ledger(path), Ledger(path)
+    first.book("round-1", release(), AMPLE)
+
+    with pytest.raises(LedgerError, match="another program books"):
+        second.book("round-1", release(), AMPLE)
+
+    assert len(Ledger(path).releases) == 1
+
+
+def test_charging_a_torn_line_drops_nothing_that_was_booked_meanwhile(
+    kept: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept.write_bytes(kept.read_bytes() + b'{"torn')
+    charge = chain.replace_synced
+
+    def late(path: Path, data: bytes, *, behind: int | None = None) -> None:
+        monkeypatch.setattr(chain, "replace_synced", charge)
+        Ledger(kept).book("round-5", release(5), AMPLE)  # another program is quicker
+        charge(path, data, behind=behind)
+
+    monkeypatch.setattr(chain, "replace_synced", late)
+    with pytest.raises(LedgerError, match="another program books"):
+        Ledger(kept)
+
+    assert Ledger(kept).holds("round-5")
+    assert [one.kind for one in Ledger(kept).releases].count(Kind.TORN) == 1
+
+
+def _book_what_can_be(path: Path, name: str, tries: int, told: Any) -> None:
+    """A program that books again and again, opening the ledger each time."""
+    booked = []
+    for number in range(tries):
+        try:
+            Ledger(path).book(f"{name}-{number}", release(), AMPLE)
+            booked.append(f"{name}-{number}")
+        except LedgerError:
+            continue
+    told.put(booked)
+
+
+def test_programs_that_race_leave_a_whole_chain_with_all_that_they_booked(kept: Path) -> None:
+    spawn = multiprocessing.get_context("fork")
+    told = spawn.SimpleQueue()
+    racers = [
+        spawn.Process(target=_book_what_can_be, args=(kept, name, 25, told)) for name in "abc"
+    ]
+    for racer in racers:
+        racer.start()
+    booked = [name for _ in racers for name in told.get()]
+    for racer in racers:
+        racer.join()
+
+    ledger = Ledger(kept)
+    assert len(booked) >= 25
+    assert all(ledger.holds(name) for name in booked)
+    assert len(ledger.releases) == 4 + len(booked)
