@@ -175,6 +175,15 @@ class Device:
                 return kept
         return self._put_out(slot, booked, make(self.book(name, content, release)))
 
+    def kept(self, pending: "Pending") -> Tensor | None:
+        """What was released for this very request, if it is kept still."""
+        booked = _booked(pending.name, pending.content, pending.release)
+        return self._outbox(f"outbox-{pending.release.kind.value}", booked)
+
+    def holds(self, pending: "Pending") -> bool:
+        """Whether a release for this very request was booked."""
+        return self.ledger.holds(_booked(pending.name, pending.content, pending.release))
+
     def _put_out(self, slot: str, booked: str, value: Tensor) -> Tensor:
         """Keep what leaves, so that the same request gets the same bytes."""
         stamp = torch.frombuffer(bytearray(_stamp(booked)), dtype=torch.uint8)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from sottovoce.client import secure
+from sottovoce.client import secure, turns
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Pending, Randomness
 from sottovoce.client.trainer import local_update
@@ -96,6 +96,7 @@ def train(
     Raises:
         BudgetSpent: This round would pass the budget.
         MessageError: Another plan, or a round that the plan does not have.
+        PrivacyError: A round too near one that the device took part in, where users take turns.
     """
     agreed = _agreed(device, plan)
     if agreed.user and agreed.user.secure:
@@ -112,6 +113,8 @@ def train(
     )
     if agreed.sampled:
         return device.answer(pending)
+    if agreed.bands:
+        return turns.release(device, pending, agreed.bands)
     return device.release(pending.name, pending.content, pending.release, pending.make)
 
 

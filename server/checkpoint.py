@@ -99,17 +99,21 @@ def _metadata(path: Path) -> dict[str, str]:
         return dict(file.metadata() or {})
 
 
-def replace_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool = False) -> None:
     """Write a file so that after a crash it is the old one or the new one, whole.
 
     Args:
         path: Which.
         data: All of it.
         durable: Whether it must also survive a power cut once this returns.
+        secret: Whether nobody else on this machine may read it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}")
     try:
+        if secret:  # before a byte is in it
+            fresh.touch(mode=0o600)
+            fresh.chmod(0o600)
         with fresh.open("wb") as file:
             file.write(data)
             if durable:

@@ -133,7 +133,7 @@ def learning_rate(
     spread = clip * sums.spread(plan, devices=devices, denominator=denominator)
     if spread:
         # The mean update's noise adds up over rounds.
-        rate = min(rate, settings.weight_noise / (spread / devices * math.sqrt(plan.rounds)))
+        rate = min(rate, settings.weight_noise / (spread / devices * sums.growth(plan)))
     if settings.schedule == "cosine":
         rate *= 0.5 * (1 + math.cos(math.pi * (number - 1) / plan.rounds))
     return rate

@@ -18,7 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from sottovoce.server import checkpoint
+from sottovoce.server import checkpoint, groups
 from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
@@ -85,6 +85,7 @@ class Training:
         self.sums = Sums(job.plan, folder, budgets=job.budgets, seed=job.simulated_seed)
         self._user_of: dict[int, str] = {}  # node by node, once enrolled
         self._exchange: SecureExchange | None = None  # once enrolled, where sums are secure
+        self._groups: dict[str, int] = {}  # user by user, once enrolled, where they take turns
 
     @property
     def _secure(self) -> bool:
@@ -101,6 +102,12 @@ class Training:
         state = checkpoint.latest(self.folder, self.job.plan.digest())
         if state is None:
             state = begin(self.job.weights, self.job.plan.clip)
+        if bands := self.job.plan.bands:
+            users = [device.user for device in enrolled.contributing]
+            run, begun = self.job.plan.run, state.round > 0
+            self._groups = groups.split(
+                self.folder, users, run=run, spacing=bands.spacing, begun=begun
+            )
         while state.round < self.job.plan.rounds:
             state = self._round(state, enrolled)
             checkpoint.write(self.folder, state, self.job.plan.digest())
@@ -237,7 +244,10 @@ class Training:
         return advance(state, mean.float(), self.job.aggregation, rate=rate, clip=clip)
 
     def _cohort(self, number: int, contributing: Sequence[Device]) -> list[Device]:
-        """Who joins a round: everybody, or each by a coin that only this server sees."""
+        """Who joins a round: everybody, a group, or each by a coin that only this server sees."""
+        if bands := self.job.plan.bands:
+            group = bands.group(number)
+            return [one for one in contributing if self._groups[one.user] == group]
         user, seed = self.job.plan.user, self.job.simulated_seed
         if user is None or not self.job.plan.sampled:
             return list(contributing)
@@ -249,6 +259,8 @@ class Training:
 
     def _expected(self, contributing: int) -> float:
         """How many devices a round expects; who joined is the coins' secret."""
+        if bands := self.job.plan.bands:  # alike in all rounds, or noise would not cancel
+            return contributing / bands.spacing
         user = self.job.plan.user
         return contributing * (user.update.sample_rate if user else 1.0)
 
@@ -256,6 +268,9 @@ class Training:
         self, request: wire.TrainRequest, devices: Sequence[Device], contributing: int
     ) -> Tensor:
         """The mean of what the devices sent, shape (params,), float64."""
+        made = self.sums.made(request.round)
+        if made is not None:  # let out before this server was interrupted: once is all
+            return made / self._expected(contributing)
         nodes = [device.node for device in devices]
         contents = dict.fromkeys(nodes, request.record())
         size = len(request.weights) + self.job.plan.told
@@ -270,7 +285,7 @@ class Training:
                 "The rounds before are kept: run again with --resume"
             )
         count: float = len(updates)
-        if self.job.plan.sampled:
+        if self.job.plan.sampled or self.job.plan.bands:
             updates = updates or [torch.zeros(size)]  # coins may leave out everybody
             count = self._expected(contributing)
         total = self.sums.updates(request.round, updates, denominator=request.denominator)

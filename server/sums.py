@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sottovoce.server.turns import KeptNoise, RepeatedNoise
 from sottovoce.shared import seeds
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
-from sottovoce.shared.privacy.release import Release, UserNoise
+from sottovoce.shared.privacy.release import Kind, Release, UserNoise
 
 LEDGER = "ledger.jsonl"
 """Where, in the job's folder."""
@@ -45,6 +46,8 @@ def total(parts: Sequence[Tensor]) -> Tensor:
 def spread(plan: Plan, *, devices: float, denominator: float) -> float:
     """Standard deviation of the noise in the sum of one round's updates, in weights; 0 for none.
 
+    Where noise hangs together over rounds, that of one independent draw; see :func:`growth`.
+
     Args:
         plan: For clips, noise and steps.
         devices: How many updates are summed.
@@ -59,6 +62,11 @@ def spread(plan: Plan, *, devices: float, denominator: float) -> float:
     return max(own, _user_spread(plan.user.update, _unit(plan, denominator)))
 
 
+def growth(plan: Plan) -> float:
+    """How much more noise all rounds' sums have together than one :func:`spread`."""
+    return plan.bands.growth(plan.rounds) if plan.bands else math.sqrt(plan.rounds)
+
+
 def _unit(plan: Plan, denominator: float) -> float:
     """How many weights one unit of the update's user bound is."""
     return plan.training.learning_rate / denominator if plan.private else 1.0
@@ -66,7 +74,7 @@ def _unit(plan: Plan, denominator: float) -> float:
 
 def _user_spread(user: UserNoise, unit: float) -> float:
     """Standard deviation that hides a user, in weights."""
-    return user.noise_multiplier * user.clip_norm * unit
+    return user.spread * unit
 
 
 def _spread_of_devices(plan: Plan, devices: float, denominator: float) -> float:
@@ -94,6 +102,11 @@ class Sums:
         self._budgets = budgets
         self._seed = seed
         self.ledger = Ledger(folder / LEDGER, owner=OWNER)
+        self._turns: KeptNoise | RepeatedNoise | None = None
+        if plan.bands and seed is None:
+            self._turns = KeptNoise(plan.bands, folder, plan=plan.digest(), rounds=plan.rounds)
+        elif plan.bands:
+            self._turns = RepeatedNoise(plan.bands, self._noise_of_round)
 
     def counts(self, parts: Sequence[Tensor]) -> Tensor:
         """The sum of label counts, shape (classes,), float64; see :meth:`_release`."""
@@ -113,10 +126,56 @@ class Sums:
     def updates(self, number: int, parts: Sequence[Tensor], *, denominator: float) -> Tensor:
         """The sum of one round's updates, shape (params,), float64."""
         user = self._plan.user.update if self._plan.user else None
+        if user and user.bands and self._turns:
+            return self._by_turns(number, parts, user)
         own = _spread_of_devices(self._plan, len(parts), denominator)
         unit = _unit(self._plan, denominator)
         release = self._plan.gradient_release(number)
         return self._release(f"round-{number}", release, user, parts, own, unit)
+
+    def made(self, number: int) -> Tensor | None:
+        """What was let out of a round already, where it is kept; shape (params,), float64.
+
+        Raises:
+            PrivacyError: The noise that the round would hang on is gone.
+        """
+        return self._turns.made(number, self._booked_rounds()) if self._turns else None
+
+    def _by_turns(self, number: int, parts: Sequence[Tensor], user: UserNoise) -> Tensor:
+        """The sum of a round in which one group of users trains.
+
+        Guarantees:
+            - Each user is charged once for each ``spacing`` rounds, in which they train once; the
+              record is on disk before noise of any of them is drawn.
+            - A round is let out once. Asked again, a simulated server repeats its noise; a real one
+              gives the same sum, whatever the devices say now, or refuses.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+            PrivacyError: The noise of earlier rounds is gone.
+            ModelError: No parts.
+        """
+        if self._turns is None or user.bands is None:
+            raise PrivacyError("the plan's users do not take turns")
+        made = self.made(number)
+        if made is not None:
+            return made
+        self._turns.begin(number)
+        start = user.bands.block(number)
+        booked = f"{self._plan.run}/round-{start}"
+        if not self.ledger.holds(booked):
+            self.ledger.book(booked, self._plan.gradient_release(start), self._budgets)
+        summed = total([bound.project(part, user.clip_norm) for part in parts])
+        return self._turns.add(number, summed, user.spread)
+
+    def _booked_rounds(self) -> list[int]:
+        """The first rounds of the blocks that were paid for, in this run."""
+        rounds = [one for one in self.ledger.releases if one.kind is Kind.GRADIENT]
+        return [one.round for one in rounds if one.run == self._plan.run]
+
+    def _noise_of_round(self, number: int) -> NoiseSource:
+        """Where a simulated round's own draws come from."""
+        return self._noise(f"{self._plan.run}/round-{number}")
 
     def _release(
         self,

@@ -22,6 +22,7 @@ from sottovoce.shared.normaliser import (
     CentreRelease,
     NormaliserRelease,
 )
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, UserNoise
 from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
@@ -102,12 +103,27 @@ class Plan:
                 "an adaptive clip norm hides users alone; where utterances are hidden too, the sum "
                 "of a user's gradients has a fixed bound"
             )
+        if user.update.bands:
+            self._check_bands(user.update.bands)
         bounded = self.mechanism.sum_norm
         if self.private and (bounded != user.update.clip_norm or self.training.steps != 1):
             raise SettingError(
                 f"utterances and users are both hidden only in rounds of one step whose sum is "
                 f"bounded as the user's update is: steps is {self.training.steps}, sum_norm "
                 f"{bounded}, the update's clip_norm {user.update.clip_norm}"
+            )
+
+    def _check_bands(self, bands: Bands) -> None:
+        """Refuse rounds that lie apart where they would not be noised as booked, or in vain."""
+        if self.private:
+            raise SettingError(
+                "utterances are hidden by noise of the devices' own, which noise that hangs "
+                "together over rounds cannot count: hide users alone, or leave spacing at 1"
+            )
+        if bands.spacing > self.rounds:
+            raise SettingError(
+                f"spacing is {bands.spacing} and rounds {self.rounds}: some users would never "
+                "train; spacing must be at most rounds"
             )
 
     @property
@@ -119,6 +135,11 @@ class Plan:
     def sampled(self) -> bool:
         """Whether each device joins a round by its own coin."""
         return self.user is not None and self.user.update.sample_rate < 1
+
+    @property
+    def bands(self) -> Bands | None:
+        """How rounds lie apart, and their noise hangs together; None where all train in each."""
+        return self.user.update.bands if self.user else None
 
     @property
     def clip(self) -> float:
@@ -176,7 +197,7 @@ class Plan:
         )
 
     def releases(self) -> Iterator[Release]:
-        """Everything a device lets out in its part of the run."""
+        """Everything a device lets out in its part of the run; no device lets out more."""
         for release in (self.centre_release(), self.normaliser_release()):
             if release:
                 yield release
@@ -185,7 +206,8 @@ class Plan:
         if schedule:
             yield schedule
             return
-        for number in range(1, self.rounds + 1):
+        apart = self.bands.spacing if self.bands else 1
+        for number in range(1, self.rounds + 1, apart):
             yield self.gradient_release(number)
 
     def schedule_release(self) -> Release | None:
@@ -224,7 +246,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as it travels and as checkpoints keep it."""
-        record = asdict(self)
+        record = asdict(self) | {"user": self.user.to_dict() if self.user else None}
         if not self.private:  # infinities are not JSON
             record |= {name: bool(getattr(self, name)) for name in ("centre", "normaliser")}
             record["mechanism"] = None

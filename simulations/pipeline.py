@@ -148,9 +148,13 @@ def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
 
 
 def _identity(config: str) -> list[str]:
-    """A scenario's lines less those that change no result."""
-    free = ("workers", "engine")
-    return [line for line in config.splitlines() if line.split(" = ")[0] not in free]
+    """A scenario's lines less those that change no result.
+
+    Settings that came later are left out at their usual value: runs from before keep their name.
+    """
+    free, later = ("workers", "engine"), ("spacing = 1", "bands = 1")
+    lines = [line for line in config.splitlines() if line not in later]
+    return [line for line in lines if line.split(" = ")[0] not in free]
 
 
 def _describe(

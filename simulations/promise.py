@@ -102,6 +102,7 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
             update=replace(
                 hidden(adaptive.bound if adaptive else settings.update_norm, multiplier),
                 sample_rate=settings.cohort_rate,
+                bands=settings.turns,
             ),
             adaptive=adaptive,
         )

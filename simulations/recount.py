@@ -9,7 +9,7 @@ asked. Nothing in the run folder is changed.
 
 import math
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -307,6 +307,7 @@ def independent(
     if any(release.mechanism is Mechanism.NONE for release in releases):
         return math.inf
     steps: dict[tuple[float, float], int] = {}
+    turns: dict[tuple[str, float, tuple[float, ...]], list[int]] = {}
     for release in releases:
         if release.mechanism is not Mechanism.GAUSSIAN:
             continue
@@ -315,12 +316,45 @@ def independent(
         noise, rate, number = _steps(release, unit)
         if not noise > 0:
             return math.inf
+        column = _column(release, unit)
+        if column:
+            turns.setdefault((release.run, noise, column), []).append(release.round)
+            continue
         steps[noise, rate] = steps.get((noise, rate), 0) + number
+    for (_, noise, column), rounds in turns.items():
+        whole = noise * _whole_norm(column, [0]) / _whole_norm(column, rounds)
+        steps[whole, 1.0] = steps.get((whole, 1.0), 0) + 1
     history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
     if not history:
         return 0.0
     discrete = any(release.user and release.user.discrete for release in releases)
     return _by_renyi(history, delta) if discrete else _by_prv(history, delta)
+
+
+def _column(release: Release, unit: Unit) -> tuple[float, ...]:
+    """The first column of C, where the noise that hides this unit hangs together over rounds."""
+    user = release.user
+    if user is None or user.bands is None or (unit is Unit.UTTERANCE and release.noise_multiplier):
+        return ()
+    return user.bands.coefficients
+
+
+def _whole_norm(column: tuple[float, ...], rounds: Iterable[int]) -> float:
+    """How far a user in these rounds moves CG, over the bound on one update.
+
+    C is written out, one column a round, and the user's updates all point one way, which is the
+    worst they can do where C has no negative entry. Nothing is taken for granted about supports.
+    """
+    rounds = list(rounds)
+    size = max(rounds) + len(column)
+    matrix = np.zeros((size, size))
+    for place in range(size):
+        for back, weight in enumerate(column[: size - place]):
+            matrix[place + back, place] = weight
+    updates = np.zeros(size)
+    for number in rounds:
+        updates[number] += 1.0
+    return float(np.linalg.norm(matrix @ updates))
 
 
 def _steps(release: Release, unit: Unit) -> tuple[float, float, int]:

@@ -12,6 +12,7 @@ from sottovoce.server.round import Aggregation
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.spec import KINDS, POOLINGS
+from sottovoce.shared.privacy.bands import Bands
 
 UNITS = ("none", "utterance", "user", "both")
 ENGINES = ("local", "ray")
@@ -39,6 +40,10 @@ class UserSettings:
         quantile: Share of the updates that it should leave whole, in (0, 1).
         dropout: Share of the devices that a secure sum must bear to lose, in [0, 1).
         corruption: Share of them that may side with the server, in [0, 1).
+        spacing: In how many groups users take turns, at least 1; each user trains in every
+            ``spacing``-th round. 1 has everybody in every round.
+        bands: Over how many rounds the noise of updates hangs together, at least 1 and at most
+            ``spacing``; 1 gives each round its own.
     """
 
     update_norm: float = 0.05
@@ -51,6 +56,8 @@ class UserSettings:
     quantile: float = 0.5
     dropout: float = 0.1
     corruption: float = 0.1
+    spacing: int = 1
+    bands: int = 1
 
     def __post_init__(self) -> None:
         check.not_negative(dropout=self.dropout, corruption=self.corruption)
@@ -62,6 +69,21 @@ class UserSettings:
         check.inside(0, 1, quantile=self.quantile)
         check.rate(cohort_rate=self.cohort_rate)
         check.inside(0, 0.5, counts_share=self.counts_share, centre_share=self.centre_share)
+        check.at_least(1, spacing=self.spacing, bands=self.bands)
+        Bands.square_root(bands=self.bands, spacing=self.spacing)  # raises where bands is larger
+        if self.spacing > 1 and (self.adaptive or self.cohort_rate < 1):
+            raise SettingError(
+                f"spacing is {self.spacing}, with adaptive {self.adaptive} and cohort_rate "
+                f"{self.cohort_rate:g}; users who take turns have a fixed clip norm and no coin: "
+                "leave those out, or spacing at 1"
+            )
+
+    @property
+    def turns(self) -> Bands | None:
+        """How users take turns and noise hangs together; None where all train in each round."""
+        if self.spacing == 1:
+            return None
+        return Bands.square_root(bands=self.bands, spacing=self.spacing)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,6 +215,11 @@ class Scenario:
             raise SettingError(
                 f"secure is asked for with unit {self.unit!r}; secure sums hide users, so unit "
                 "must be 'user'"
+            )
+        if self.recipe.user.spacing > 1 and (self.secure or self.unit != "user"):
+            raise SettingError(
+                f"spacing is {self.recipe.user.spacing}, unit {self.unit!r}, secure {self.secure}; "
+                "users take turns only with unit 'user' and without secure sums: leave spacing at 1"
             )
         check.one_of(ENGINES, engine=self.engine)
         check.positive(epsilon=self.epsilon)

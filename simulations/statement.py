@@ -37,6 +37,10 @@ _SERVER_NOISES = (
     "The server bounds every update, adds the noise that it booked, lets out nothing but what is "
     "computed from the noised sums, and keeps what devices sent to itself."
 )
+_TURNS_HOLD = (
+    "The server keeps the noise of the last rounds secret while the run lasts, and uses it once; "
+    "devices refuse rounds nearer than the spacing."
+)
 _COMMON = "What all of a user's utterances have in common"
 
 
@@ -62,6 +66,7 @@ def privacy_file(
         "unit": scenario.unit,
         **_terms(plan, first),
         "sampling": _sampling(plan),
+        **_turns(plan),
         "accountant": accountant.RENYI_NAME if scenario.secure else accountant.NAME,
         "statement": _statement(scenario, plan),
         "assumptions": [*ASSUMPTIONS, _tuning(scenario), *_user_assumptions(plan)],
@@ -131,6 +136,21 @@ def _terms(plan: Plan, budget: Budget | None) -> Json:
     }
 
 
+def _turns(plan: Plan) -> Json:
+    """How users take turns and noise hangs together, for programs; nothing where they do not."""
+    if plan.bands is None:
+        return {}
+    return {
+        "participation": {
+            "rounds": plan.rounds,
+            "spacing": plan.bands.spacing,
+            "most": plan.bands.most(plan.rounds),
+            "bands": plan.bands.count,
+            "coefficients": list(plan.bands.coefficients),
+        }
+    }
+
+
 def _account(ledger: Ledger, budget: Budget | None, delta: float) -> Json:
     """One ledger's line, priced for the budget's unit."""
     delta = budget.delta if budget else delta
@@ -166,8 +186,16 @@ def _line(release: Release, unit: Unit, spent: float) -> Json:
         "steps": user.sums if user else release.steps,
         "clip_norm": user.clip_norm if user else release.sensitivity,
         **({"noised_by": user.noised_by.value} if user else {}),
+        **_apart(user),
         "epsilon_after": spent if math.isfinite(spent) else None,
     }
+
+
+def _apart(user: UserNoise | None) -> Json:
+    """What makes rounds under noise that hangs together add up."""
+    if user is None or user.bands is None:
+        return {}
+    return {"bands": user.bands.count, "spacing": user.bands.spacing}
 
 
 def _sampling(plan: Plan) -> str:
@@ -175,6 +203,11 @@ def _sampling(plan: Plan) -> str:
     users = "every device in every round"
     if plan.user and plan.sampled:
         users = f"Poisson, each device with rate {plan.user.update.sample_rate:g} in every round"
+    if plan.bands:
+        users = (
+            f"users take turns, each device in every {plan.bands.spacing}th round at most, in "
+            f"{plan.bands.most(plan.rounds)} of {plan.rounds} rounds"
+        )
     if plan.training.sample_rate == 1.0:
         return f"every utterance in every step (rate 1); {users}"
     return f"Poisson, each utterance with rate {plan.training.sample_rate:g} in every step; {users}"
@@ -202,9 +235,24 @@ def _statement(scenario: Scenario, plan: Plan) -> str:
             f"at most e^{scenario.epsilon:g} in probability (but for a chance of "
             f"{scenario.user_delta:g}) when everything that one user has is added or removed. "
             f"Unit: user. This holds {_against(plan)}. It covers the sums of label counts, of the "
-            f"centre and of {plan.rounds} rounds of updates."
+            f"centre and of {plan.rounds} rounds of updates.{_hanging(plan)}"
         )
     return " ".join(parts)
+
+
+def _hanging(plan: Plan) -> str:
+    """The mechanism of the rounds, where users take turns."""
+    if plan.bands is None:
+        return ""
+    bands, most = plan.bands, plan.bands.most(plan.rounds)
+    noise = f"hangs together over {bands.count} rounds (banded matrix factorisation)"
+    if bands.count == 1:
+        noise = "is each round's own"
+    return (
+        f" Users take turns: each trains in at most {most} of the rounds, at least {bands.spacing} "
+        f"apart, and the noise {noise}; all rounds are one Gaussian mechanism, which a user's "
+        f"{most} rounds move along coordinates of their own."
+    )
 
 
 def _against(plan: Plan) -> str:
@@ -234,6 +282,8 @@ def _user_assumptions(plan: Plan) -> tuple[str, ...]:
         return (who,)
     if plan.private:
         return (_DEVICES_NOISE,)
+    if plan.bands:
+        return (_SERVER_NOISES, _TURNS_HOLD)
     return (_SERVER_NOISES,)
 
 

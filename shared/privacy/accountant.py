@@ -6,11 +6,14 @@ privacy-loss distributions (Koskela et al. 2020; Doroshenko et al. 2022, "Connec
 discretisation is pessimistic: the epsilon reported is never below the true one. Gaussian releases
 without sampling compose exactly into one Gaussian, which is done before discretising. Where one
 of them is discrete, all are priced by Renyi divergences (Mironov 2017), which bound it as safely.
+Rounds under noise that hangs together (``bands``) add up like others as long as they lie at least
+as many rounds apart as there are bands; nearer ones are charged as if they pointed one way.
 """
 
 import math
 from collections.abc import Callable, Iterable
 from functools import lru_cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import dp_accounting
@@ -18,7 +21,7 @@ from dp_accounting import pld, rdp
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
+from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit, UserNoise
 
 NAME = "PLD (dp-accounting 0.6, discretisation 1e-4, pessimistic)"
 RENYI_NAME = "RDP (dp-accounting 0.6), because the noise is discrete"
@@ -61,6 +64,8 @@ def epsilon(
         - A release that hides a user only in the sum costs an utterance what replacing the user
           costs, twice the sensitivity; it holds against those who see the sum alone.
         - A release that hides utterances alone costs a user infinity.
+        - Rounds under noise that hangs together, nearer than it allows, cost more than apart:
+          m of them as much as m squared.
 
     Raises:
         SettingError: ``delta`` outside (0, 1), NaN included.
@@ -90,6 +95,7 @@ class _Step(NamedTuple):
     noise: float
     steps: int
     discrete: bool = False
+    bands: int = 0
 
 
 _UNPROTECTED = _Step(1.0, 0.0, 1)
@@ -104,7 +110,7 @@ def _utterance_step(release: Release) -> _Step:
         return _UNPROTECTED
     # The user stays, with another update: both lie in the ball, so up to two clip norms apart.
     user = release.user
-    return _Step(1.0, user.noise_multiplier / 2, user.sums, user.discrete)
+    return _Step(1.0, user.noise_multiplier / 2, user.sums, user.discrete, _bands(user))
 
 
 def _user_step(release: Release) -> _Step:
@@ -116,7 +122,12 @@ def _user_step(release: Release) -> _Step:
         return _NOTHING
     if user is None:
         return _UNPROTECTED
-    return _Step(user.sample_rate, user.noise_multiplier, user.sums, user.discrete)
+    return _Step(user.sample_rate, user.noise_multiplier, user.sums, user.discrete, _bands(user))
+
+
+def _bands(user: UserNoise) -> int:
+    """Over how many rounds the noise hangs together; 0 where each has its own."""
+    return user.bands.count if user.bands else 0
 
 
 _STEP = {Unit.UTTERANCE: _utterance_step, Unit.USER: _user_step}
@@ -126,6 +137,7 @@ def _summed(releases: Iterable[Release], unit: Unit) -> _Spent:
     """All that was spent; one unprotected release makes it infinite."""
     precision, renyi = 0.0, False
     sampled: dict[tuple[float, float], int] = {}
+    hanging: dict[str, list[tuple[int, int, float]]] = {}
     for release in releases:
         if release.mechanism is Mechanism.ENCRYPTION:
             continue
@@ -133,14 +145,41 @@ def _summed(releases: Iterable[Release], unit: Unit) -> _Spent:
         if release.mechanism is Mechanism.NONE or not step.noise > 0:
             return _Spent(math.inf, (), renyi=False)
         renyi = renyi or step.discrete
-        if step.rate == 1.0:
+        if step.bands:
+            rounds = hanging.setdefault(release.run, [])
+            rounds.append((release.round, step.bands, math.sqrt(step.steps) / step.noise))
+        elif step.rate == 1.0:
             precision += step.steps / step.noise**2
         else:
             key = (step.rate, step.noise)
             sampled[key] = sampled.get(key, 0) + step.steps
+    precision += sum(map(_hanging_together, hanging.values()))
     kinds = tuple(sorted((rate, noise, steps) for (rate, noise), steps in sampled.items()))
     # Summation order must not show: two ledgers with the same releases cost the same.
     return _Spent(float(f"{precision:.12g}"), kinds, renyi)
+
+
+def _hanging_together(rounds: list[tuple[int, int, float]]) -> float:
+    """Squared mu of one run's rounds under noise that hangs together.
+
+    A round's noise reaches as far as its bands. Rounds out of each other's reach move coordinates
+    of their own, and their squares add up. Rounds within reach may move the same ones, one way:
+    their sum is squared.
+
+    Args:
+        rounds: Each with its bands and its own mu.
+    """
+    rounds = sorted(rounds)
+    clusters = [rounds[0][2]]
+    reach = rounds[0][1]
+    for (before, _, _), (number, bands, mu) in pairwise(rounds):
+        reach = max(reach, bands)
+        if number - before < reach:
+            clusters[-1] += mu
+        else:
+            clusters.append(mu)
+            reach = bands
+    return sum(mu * mu for mu in clusters)
 
 
 @lru_cache(maxsize=4096)

@@ -11,6 +11,7 @@ from typing import Any
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import LedgerError, SettingError
+from sottovoce.shared.privacy.bands import Bands
 
 
 class Kind(StrEnum):
@@ -58,13 +59,16 @@ class UserNoise:
     """What hides one user in the noised sum that a release goes into.
 
     Attributes:
-        noise_multiplier: Standard deviation of the sum's noise over ``clip_norm``, above 0.
+        noise_multiplier: Standard deviation of the sum's noise over ``clip_norm``, above 0; where
+            noise hangs together, that of one independent draw over what one round of a user moves.
         clip_norm: L2 bound on what one user adds to the sum, in the units of the release, above 0.
         noised_by: Who adds that noise.
         sample_rate: Chance that a user joins a sum (Poisson), in (0, 1].
         sums: How many sums like this one the record covers, at least 1.
         discrete: Whether the noise is a sum of discrete Gaussians, which has no closed
             privacy-loss distribution and is priced by its Renyi divergence.
+        bands: How the noise of a run's rounds hangs together; None where each has its own. Then
+            records of one run add up only because its rounds lie apart: see ``accountant``.
     """
 
     noise_multiplier: float
@@ -73,16 +77,41 @@ class UserNoise:
     sample_rate: float = 1.0
     sums: int = 1
     discrete: bool = False
+    bands: Bands | None = None
 
     def __post_init__(self) -> None:
         check.positive(noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm)
         check.rate(sample_rate=self.sample_rate)
         check.at_least(1, sums=self.sums)
+        plain = self.sample_rate == 1 and self.sums == 1 and not self.discrete
+        if self.bands and not (plain and self.noised_by is NoisedBy.SERVER):
+            raise SettingError(
+                "bands go with noise that the server adds to each sum, without sampling: "
+                f"noised_by is {self.noised_by.value}, sample_rate {self.sample_rate:g}, sums "
+                f"{self.sums}, discrete {self.discrete}"
+            )
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of one independent draw, in the units of ``clip_norm``."""
+        spread = self.noise_multiplier * self.clip_norm
+        return spread * self.bands.norm if self.bands else spread
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's view; it says nothing of bands where there are none, as records always did."""
+        record = asdict(self)
+        if self.bands is None:
+            del record["bands"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "UserNoise":
         """Read it back; the caller turns what is raised into its own error."""
-        return cls(**dict(record) | {"noised_by": NoisedBy(record["noised_by"])})
+        values = dict(record)
+        values["noised_by"] = NoisedBy(values["noised_by"])
+        if values.get("bands") is not None:
+            values["bands"] = Bands.from_dict(values["bands"])
+        return cls(**values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +159,7 @@ class Release:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's view of the release."""
-        return asdict(self)
+        return asdict(self) | {"user": self.user.to_dict() if self.user else None}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Release":

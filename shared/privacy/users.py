@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -164,6 +164,13 @@ class UserPromise:
                 "noise is added by shares in all sums of a run, and then secure says how, or in "
                 f"none: noised_by is {', '.join(sorted(ways))}"
             )
+        if self.counts.bands or (self.centre and self.centre.bands):
+            raise SettingError("bands are for the updates of rounds; other sums are made once")
+        if self.update.bands and self.adaptive:
+            raise SettingError(
+                "bands go with a fixed clip norm: noise that hangs together over rounds must be of "
+                "one scale; leave adaptive out, or spacing"
+            )
         if self.secure:
             self._check_shares(self.secure)
         if self.adaptive and self.update.clip_norm != self.adaptive.bound:
@@ -195,6 +202,15 @@ class UserPromise:
                 f"secure sums are bounded by {bounds}, and the promise by "
                 f"{(math.sqrt(len(first)), self.update.clip_norm)}; they must be alike"
             )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's view of the promise."""
+        noises = {
+            "counts": self.counts.to_dict(),
+            "centre": self.centre.to_dict() if self.centre else None,
+            "update": self.update.to_dict(),
+        }
+        return asdict(self) | noises
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "UserPromise":

@@ -125,6 +125,11 @@ def _scenario(run_folder: Path) -> Scenario:
 def _check(scenario: Scenario) -> None:
     """Refuse what cannot be attacked yet, before anything is computed."""
     recipe = scenario.recipe
+    if recipe.user.spacing > 1:
+        raise SettingError(
+            f"the run's users take turns (spacing {recipe.user.spacing}); this version attacks "
+            "runs in which everybody trains in every round"
+        )
     if recipe.model not in HEADS_ON_FROZEN or recipe.pooling != "none":
         raise SettingError(
             f"the run's model is {recipe.model} with pooling {recipe.pooling}, which reads frames; "
