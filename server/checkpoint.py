@@ -1,7 +1,6 @@
 """Checkpoints: the server's state after each round, whole or not at all."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -10,9 +9,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from sottovoce.server.files import replace_file
 from sottovoce.server.round import State
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.head import HeadPrior, prior_from_dict
+
+__all__ = ["history", "latest", "release", "released", "replace_file", "write"]
 
 _NAMES = ("weights", "direction", "scale", "tail", "clip")
 _STATE = "state.safetensors"
@@ -97,32 +99,3 @@ def _metadata(path: Path) -> dict[str, str]:
     """A file's own words."""
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
-
-
-def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool = False) -> None:
-    """Write a file so that after a crash it is the old one or the new one, whole.
-
-    Args:
-        path: Which.
-        data: All of it.
-        durable: Whether it must also survive a power cut once this returns.
-        secret: Whether nobody else on this machine may read it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        if secret:  # before a byte is in it
-            fresh.touch(mode=0o600)
-            fresh.chmod(0o600)
-        with fresh.open("wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise ModelError(
-            f"{path} cannot be written ({error.strerror}); free some space and run again with "
-            "--resume: finished rounds are kept"
-        ) from error

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from sottovoce.server.checkpoint import replace_file
+from sottovoce.server.files import replace_file
 from sottovoce.shared.errors import ModelError
 
 FILE = "groups.json"

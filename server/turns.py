@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.server.checkpoint import replace_file
+from sottovoce.server.files import replace_file
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.noise import NoiseSource, SystemNoise

@@ -1,0 +1,35 @@
+"""Files that are written whole or not at all."""
+
+import os
+from pathlib import Path
+
+from sottovoce.shared.errors import ModelError
+
+
+def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool = False) -> None:
+    """Write a file so that after a crash it is the old one or the new one, whole.
+
+    Args:
+        path: Which.
+        data: All of it.
+        durable: Whether it must also survive a power cut once this returns.
+        secret: Whether nobody else on this machine may read it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        if secret:  # before a byte is in it
+            fresh.touch(mode=0o600)
+            fresh.chmod(0o600)
+        with fresh.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise ModelError(
+            f"{path} cannot be written ({error.strerror}); free some space and run again with "
+            "--resume: finished rounds are kept"
+        ) from error
