@@ -103,14 +103,12 @@ class KeptNoise:
                 return None
             raise self._lost(f"{self._path} is missing")
         done, _, newest = self._read()
-        if number == done:
-            return newest
-        if number != done + 1 or max(booked, default=0) > number:
+        if number not in (done, done + 1) or max(booked, default=0) > done + 1:
             raise self._lost(
                 f"round {number} is asked, {self._path} ends with round {done} and the ledger with "
                 f"round {max(booked, default=0)}"
             )
-        return None
+        return newest if number == done else None
 
     def begin(self, number: int) -> None:
         """Make the file before anything is booked: later, a missing one is a lost one."""

@@ -18,8 +18,9 @@ from sottovoce.shared.normaliser import (
 )
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.release import Kind, Mechanism, NoisedBy, Unit, UserNoise
-from sottovoce.shared.privacy.users import UserPromise
+from sottovoce.shared.privacy.users import AdaptiveClip, UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 PRIVATE = Plan(
@@ -43,6 +44,8 @@ USERS = UserPromise(
     counts=replace(HIDDEN, clip_norm=30.0), centre=replace(HIDDEN, clip_norm=1.5), update=HIDDEN
 )
 USER = replace(OPEN, user=USERS)
+BANDS = Bands.square_root(bands=2, spacing=2)
+TURNS = replace(USER, user=replace(USERS, update=replace(HIDDEN, bands=BANDS)))
 BOTH = replace(
     PRIVATE,
     training=replace(PRIVATE.training, steps=1),
@@ -62,6 +65,7 @@ BOTH = replace(
         USER,
         replace(USER, centre=None, user=replace(USERS, centre=None)),
         BOTH,
+        TURNS,
     ],
 )
 def test_a_plan_travels_whole(plan: Plan) -> None:
@@ -81,8 +85,10 @@ def test_every_setting_shows_in_the_digest() -> None:
         USER,
         replace(USER, user=replace(USERS, update=replace(HIDDEN, noise_multiplier=3.1))),
         BOTH,
+        TURNS,
+        replace(TURNS, user=replace(USERS, update=replace(HIDDEN, bands=Bands(spacing=2)))),
     ]
-    assert len({PRIVATE.digest(), *(other.digest() for other in others)}) == 11
+    assert len({PRIVATE.digest(), *(other.digest() for other in others)}) == 13
 
 
 def test_what_is_booked_is_what_is_done() -> None:
@@ -202,6 +208,34 @@ def test_a_sampled_schedule_is_one_record_that_costs_what_its_rounds_cost() -> N
     assert accountant.epsilon(sampled.releases(), 1e-3, unit=Unit.USER) < accountant.epsilon(
         USER.releases(), 1e-3, unit=Unit.USER
     )
+
+
+def test_users_who_take_turns_are_charged_for_their_own_rounds() -> None:
+    rounds = [one.round for one in TURNS.releases() if one.kind is Kind.GRADIENT]
+    assert rounds == [1, 3]
+    others = [TURNS.gradient_release(2)]  # of the other group: less, never more
+    assert accountant.epsilon(others, 1e-3, unit=Unit.USER) < accountant.epsilon(
+        [TURNS.gradient_release(number) for number in rounds], 1e-3, unit=Unit.USER
+    )
+    assert "bands" not in USER.to_json(), "a plan without turns travels as it always did"
+
+
+def test_turns_that_leave_users_out_or_that_no_round_takes_are_refused() -> None:
+    with pytest.raises(SettingError, match="never train"):
+        replace(TURNS, rounds=1)
+    for name in ("counts", "centre"):
+        with pytest.raises(SettingError, match="made once"):
+            replace(USERS, **{name: replace(USERS.counts, bands=BANDS)})
+
+
+def test_turns_go_with_users_alone_and_a_fixed_bound() -> None:
+    with pytest.raises(SettingError, match="hide users alone"):
+        replace(BOTH, user=replace(USERS, update=replace(HIDDEN, bands=BANDS)))
+    learned = AdaptiveClip(start=1.0)
+    update = replace(HIDDEN, clip_norm=learned.bound)
+    replace(USERS, update=update, adaptive=learned)
+    with pytest.raises(SettingError, match="fixed clip norm"):
+        replace(USERS, update=replace(update, bands=BANDS), adaptive=learned)
 
 
 def test_where_users_alone_are_hidden_the_normaliser_is_inside_their_updates() -> None:

@@ -20,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import (
     Kind,
@@ -116,19 +117,34 @@ def _composed(steps: tuple[Step, ...], added: bool) -> float:
 def steps_of(releases: Sequence[Release], unit: Unit) -> list[Step] | None:
     """Who is hidden by what, read from the releases anew; None where somebody is not."""
     steps = []
+    hanging: dict[tuple[str, UserNoise], list[int]] = {}
     for one in releases:
         if one.mechanism is Mechanism.ENCRYPTION:
             continue
         user = one.user
         if one.mechanism is Mechanism.NONE or (unit is Unit.USER and user is None):
             return None
-        if unit is Unit.USER and user is not None:
+        if user is not None and user.bands and (unit is Unit.USER or not one.noise_multiplier):
+            hanging.setdefault((one.run, user), []).append(one.round)
+        elif unit is Unit.USER and user is not None:
             steps.append((user.sample_rate, user.noise_multiplier, 1))
         elif one.noise_multiplier:
             steps.append((one.sample_rate, one.noise_multiplier, one.steps))
         else:
             steps.append((1.0, (user.noise_multiplier if user else 0.0) / 2, 1))
-    return steps
+    further = 2 if unit is Unit.UTTERANCE else 1
+    return steps + [(1.0, 1 / (mu(*one) * further), 1) for one in hanging.items()]
+
+
+def mu(whose: tuple[str, UserNoise], rounds: Sequence[int]) -> float:
+    """Of one run's rounds under noise that hangs together: C written out, one way for all."""
+    user = whose[1]
+    column = user.bands.coefficients if user.bands else ()
+    moved = np.zeros(max(rounds) + len(column))
+    for number in rounds:
+        moved[number : number + len(column)] += column
+    draws = user.noise_multiplier * math.hypot(*column)  # over the bound
+    return float(np.linalg.norm(moved)) / draws
 
 
 # --- schedules ----------------------------------------------------------------------------------
@@ -153,6 +169,20 @@ GAUSSIAN = st.builds(
     sensitivity=st.just(1.0),
     user=st.none() | USERS,
 )
+IN_TURNS = st.builds(
+    Release,
+    kind=st.just(Kind.GRADIENT),
+    mechanism=st.just(Mechanism.GAUSSIAN),
+    run=st.sampled_from(["r", "s"]),
+    round=st.integers(1, 8),  # apart or too near: whatever a ledger may hold
+    user=st.builds(
+        UserNoise,
+        noise_multiplier=st.sampled_from([3.0, 6.0]),
+        clip_norm=st.just(1.0),
+        noised_by=st.just(NoisedBy.SERVER),
+        bands=st.sampled_from([Bands.square_root(bands=n, spacing=4) for n in (1, 2, 4)]),
+    ),
+)
 IN_SUMS = st.builds(
     Release,
     kind=st.just(Kind.GRADIENT),
@@ -171,7 +201,7 @@ SEALED = st.builds(
 OPEN = replace(
     Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1), sensitivity=1.0
 )
-SCHEDULES = st.lists(st.tuples(GAUSSIAN | IN_SUMS | SEALED, st.booleans()), max_size=4)
+SCHEDULES = st.lists(st.tuples(GAUSSIAN | IN_SUMS | IN_TURNS | SEALED, st.booleans()), max_size=4)
 """Releases, and whether the power is cut while the next one is written."""
 
 

@@ -54,6 +54,7 @@ from sottovoce.shared.normaliser import (
     unknown,
 )
 from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
 from sottovoce.shared.privacy.users import (
@@ -132,6 +133,12 @@ def _learning(clip: AdaptiveClip) -> UserPromise:
     return replace(usual, update=replace(usual.update, clip_norm=clip.bound), adaptive=clip)
 
 
+def _turns(bands: Bands) -> UserPromise:
+    """A promise to users who take turns."""
+    usual = _user(NoisedBy.SERVER)
+    return replace(usual, update=replace(usual.update, bands=bands))
+
+
 PLANS = {
     "none": NONE,
     "utterance": UTTERANCE,
@@ -143,6 +150,7 @@ PLANS = {
     ),
     "secure": replace(NONE, user=_user(NoisedBy.SHARES, _secure())),
     "learned": replace(NONE, user=_learning(AdaptiveClip(start=0.5))),
+    "turns": replace(NONE, user=_turns(Bands.square_root(bands=2, spacing=2))),
 }
 UNITS = tuple(PLANS)
 
@@ -602,7 +610,8 @@ def _asked_sum(request: Message, plan: Plan) -> dict[str, Rule]:
 
 def _learned(plan: Plan, folder: Path, number: int) -> bool:
     """Whether all that a round's request rests on was booked: by the server, or by the devices."""
-    wanted = {plan.counts_release(), *(plan.gradient_release(n) for n in range(1, number))}
+    first = plan.bands.block if plan.bands else int  # turns are paid for by their first round
+    wanted = {plan.counts_release(), *(plan.gradient_release(first(n)) for n in range(1, number))}
     wanted |= {one for one in [plan.centre_release()] if one}
     if plan.user:
         sums = Ledger(folder / "server" / LEDGER, owner=OWNER, read_only=True)
@@ -624,7 +633,7 @@ def test_every_field_of_a_run_is_public_sealed_or_booked(tmp_path: Path, unit: s
     steps = [f"{wire.SUM} {step}" for step in wire.STEPS] * (1 + ROUNDS)
     rounds = steps if unit == "secure" else [f"{wire.TRAIN} "] * ROUNDS
     for user in USERS:
-        gives = rounds if user != USERS[-1] else []
+        gives = (rounds[:1] if unit == "turns" else rounds) if user != USERS[-1] else []
         kinds = [one.kind for one in told.heard if one.user == user]
         assert kinds == [f"{wire.ENROL} ", *gives, f"{wire.PERSONAL} "]
 

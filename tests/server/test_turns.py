@@ -1,0 +1,311 @@
+"""Sums under noise that hangs together: its covariance, its price, what a crash leaves."""
+
+import math
+import stat
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.server import sums, turns
+from sottovoce.server.round import Aggregation, learning_rate
+from sottovoce.server.sums import LEDGER, OWNER, Sums
+from sottovoce.shared.errors import BudgetSpent, PrivacyError
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.normaliser import EXACT_CENTRE
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bands import Bands
+from sottovoce.shared.privacy.ledger import Budget, Ledger
+from sottovoce.shared.privacy.release import Kind, NoisedBy, Unit, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
+from sottovoce.shared.training import LocalTraining, NoPrivacy
+
+SIZE, ROUNDS, DELTA = 4_000, 6, 1e-3
+BANDS = Bands.square_root(bands=3, spacing=3)
+HIDDEN = UserNoise(noise_multiplier=3.0, clip_norm=2.0, noised_by=NoisedBy.SERVER)
+USERS = UserPromise(
+    counts=replace(HIDDEN, clip_norm=30.0),
+    centre=replace(HIDDEN, clip_norm=1.5),
+    update=replace(HIDDEN, bands=BANDS),
+)
+PLAN = Plan(
+    run="r",
+    labels=("a", "b"),
+    extractor="x",
+    front="",
+    model=ModelSpec(kind="linear", inputs=2, classes=2),
+    rounds=ROUNDS,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
+    mechanism=NoPrivacy(),
+    centre=EXACT_CENTRE,
+    normaliser=None,
+    count_noise=0.0,
+    user=USERS,
+)
+NOTHING = [torch.zeros(SIZE)] * 5
+SEEDS = pytest.mark.parametrize("seed", [1, None])
+
+
+def make(
+    folder: Path, plan: Plan = PLAN, *, seed: int | None, epsilon: float | None = None
+) -> Sums:
+    """Sums of a server that has just begun, or begun again."""
+    budgets = [] if epsilon is None else [Budget(epsilon=epsilon, delta=DELTA, unit=Unit.USER)]
+    return Sums(plan, folder, budgets=budgets, seed=seed)
+
+
+def made(server: Sums, number: int) -> Tensor:
+    """A round's sum over users who add nothing: its noise."""
+    return server.updates(number, NOTHING, denominator=1.0)
+
+
+def booked(folder: Path) -> list[int]:
+    """Rounds in the ledger on disk."""
+    ledger = Ledger(folder / LEDGER, owner=OWNER, read_only=True)
+    return [one.round for one in ledger.releases if one.kind is Kind.GRADIENT]
+
+
+def wanted(bands: Bands, spread: float) -> Tensor:
+    """Covariance of rounds that the ledger stands for: (C'C)⁻¹, spread out by the draws' scale."""
+    matrix = torch.zeros(ROUNDS, ROUNDS, dtype=torch.float64)
+    for place in range(ROUNDS):
+        column = torch.tensor(bands.coefficients[: ROUNDS - place], dtype=torch.float64)
+        matrix[place : place + len(column), place] = column
+    return torch.linalg.inv(matrix.T @ matrix) * spread**2
+
+
+def accepts(noise: Tensor, covariance: Tensor) -> bool:
+    """Whether noise of shape (rounds, draws) has this covariance; wrong about the right in 1e9.
+
+    Whitened by it, all values are independent of scale 1: a chi-square of all their squares
+    (Fisher's approximation), and no correlation between any two rounds.
+    """
+    white = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), noise, upper=False)
+    square = float(white.square().sum())
+    scaled = abs(math.sqrt(2 * square) - math.sqrt(2 * white.numel() - 1)) < 6.2
+    joint = torch.corrcoef(white) - torch.eye(len(white), dtype=white.dtype)
+    return scaled and float(joint.abs().max()) < 7 / math.sqrt(noise.shape[1])
+
+
+@SEEDS
+def test_the_noise_of_rounds_is_what_was_booked_and_nothing_else(
+    tmp_path: Path, seed: int | None
+) -> None:
+    server = make(tmp_path, seed=seed)
+    noise = torch.stack([made(server, number) for number in range(1, ROUNDS + 1)])
+    ledger = Ledger(tmp_path / LEDGER, owner=OWNER, read_only=True)
+    (user,) = {one.user for one in ledger.releases}
+    assert user is not None
+    assert user.bands is not None
+    # As an auditor reads the line: the multiplier is over the bound times a column's norm.
+    spread = user.noise_multiplier * user.clip_norm * math.sqrt(1 + 0.5**2 + 0.375**2)
+
+    assert accepts(noise, wanted(user.bands, spread))
+    for wrong in (2 / 3, 3 / 2):
+        assert not accepts(noise, wanted(user.bands, spread * wrong))
+    assert not accepts(noise, wanted(Bands(spacing=3), spread)), "independent noise"
+    independent = torch.randn(ROUNDS, SIZE, dtype=torch.float64) * spread
+    assert not accepts(independent, wanted(user.bands, spread))
+    assert sums.spread(PLAN, devices=5, denominator=1.0) == pytest.approx(spread)
+
+
+@SEEDS
+def test_noise_that_does_not_hang_together_is_each_rounds_own(
+    tmp_path: Path, seed: int | None
+) -> None:
+    alone = replace(PLAN, user=replace(USERS, update=replace(HIDDEN, bands=Bands(spacing=3))))
+    server = make(tmp_path, alone, seed=seed)
+    noise = torch.stack([made(server, number) for number in range(1, ROUNDS + 1)])
+
+    assert accepts(noise, wanted(Bands(spacing=3), 6.0))
+    if seed is not None:  # and the very draws of rounds in which everybody trains
+        (tmp_path / "usual").mkdir()
+        usual = make(tmp_path / "usual", replace(PLAN, user=replace(USERS, update=HIDDEN)), seed=1)
+        assert all(torch.equal(row, made(usual, n)) for n, row in enumerate(noise, 1))
+
+
+def test_the_server_pays_once_for_each_turn_and_before_its_first_draw(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, seen = make(tmp_path, seed=1), []
+    draw = turns.RepeatedNoise.add
+
+    def look(self: turns.RepeatedNoise, number: int, summed: Tensor, spread: float) -> Tensor:
+        seen.append(booked(tmp_path))
+        return draw(self, number, summed, spread)
+
+    monkeypatch.setattr(turns.RepeatedNoise, "add", look)
+    server.counts(NOTHING)
+    server.centre(NOTHING)
+    for number in range(1, ROUNDS + 1):
+        made(server, number)
+
+    assert seen == [[1], [1], [1], [1, 4], [1, 4], [1, 4]]
+    releases = Ledger(tmp_path / LEDGER, owner=OWNER, read_only=True).releases
+    assert sorted(map(repr, releases)) == sorted(map(repr, PLAN.releases()))
+
+
+@SEEDS
+def test_over_the_budget_no_further_turn_begins(tmp_path: Path, seed: int | None) -> None:
+    one = accountant.epsilon([PLAN.gradient_release(1)], DELTA, unit=Unit.USER)
+    server = make(tmp_path, seed=seed, epsilon=one)
+    for number in (1, 2, 3):
+        made(server, number)
+    with pytest.raises(BudgetSpent):
+        made(server, 4)
+    assert booked(tmp_path) == [1]
+
+
+@SEEDS
+def test_nobody_outgrows_the_bound(tmp_path: Path, seed: int | None) -> None:
+    quiet = replace(HIDDEN, noise_multiplier=1e-9, bands=BANDS)
+    server = make(tmp_path, replace(PLAN, user=replace(USERS, update=quiet)), seed=seed)
+    parts = [torch.tensor([1e6, 0.0, 0.0]), torch.tensor([0.0, 1.0, 0.0]), torch.zeros(3)]
+    total = server.updates(1, parts, denominator=1.0)
+    assert torch.allclose(total, torch.tensor([2.0, 1.0, 0.0]).double(), atol=1e-6)
+
+
+def test_a_simulated_server_that_begins_again_repeats_every_round(tmp_path: Path) -> None:
+    first = make(tmp_path, seed=1)
+    whole = [made(first, number) for number in range(1, ROUNDS + 1)]
+
+    assert torch.equal(made(make(tmp_path, seed=1), 5), whole[4])
+    again = make(tmp_path, seed=1)
+    assert torch.equal(made(again, 4), whole[3])
+    assert torch.equal(made(again, 2), whole[1]), "in whatever order"
+    assert torch.equal(made(again, 6), whole[5])
+    assert booked(tmp_path) == [1, 4]
+    assert not (tmp_path / turns.FILE).exists()
+    (tmp_path / "other").mkdir()
+    assert not torch.equal(made(make(tmp_path / "other", seed=2), 1), whole[0])
+
+
+# --- a real server's ----------------------------------------------------------------------------
+
+
+def test_a_real_server_goes_on_with_the_noise_that_it_kept(tmp_path: Path) -> None:
+    noise = torch.stack(
+        [made(make(tmp_path, seed=None), number) for number in range(1, ROUNDS + 1)]
+    )
+    assert accepts(noise, wanted(BANDS, HIDDEN.spread * BANDS.norm))
+    assert booked(tmp_path) == [1, 4]
+
+
+def test_a_round_is_let_out_once_whatever_devices_say_later(tmp_path: Path) -> None:
+    first = made(make(tmp_path, seed=None), 1)
+    other = [torch.ones(SIZE)] * 5
+    again = make(tmp_path, seed=None)
+
+    assert torch.equal(again.updates(1, other, denominator=1.0), first)
+    known = again.made(1)
+    assert known is not None
+    assert torch.equal(known, first)
+    assert again.made(2) is None
+    assert booked(tmp_path) == [1]
+
+
+def test_the_noise_on_disk_is_for_nobody_else_and_forgotten_in_the_end(tmp_path: Path) -> None:
+    server, path = make(tmp_path, seed=None), tmp_path / turns.FILE
+    kept = []
+    for number in range(1, ROUNDS + 1):
+        made(server, number)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        kept.append(len(turns.load_file(path)["past"]))
+    assert kept == [1, 2, 2, 2, 2, 0]
+
+
+@pytest.mark.parametrize("lost", ["gone", "cut", "older", "other", "poorer"])
+def test_where_the_noise_is_lost_nothing_more_is_let_out(tmp_path: Path, lost: str) -> None:
+    server, path = make(tmp_path, seed=None), tmp_path / turns.FILE
+    made(server, 1)
+    old = path.read_bytes()
+    made(server, 2)
+    made(server, 3)
+    made(server, 4)
+    whole = path.read_bytes()
+    if lost == "gone":
+        path.unlink()
+    elif lost == "cut":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif lost == "older":
+        path.write_bytes(old)
+    elif lost == "poorer":
+        keeper = turns.KeptNoise(BANDS, tmp_path, plan=PLAN.digest(), rounds=ROUNDS)
+        keeper._write(4, [torch.zeros(SIZE, dtype=torch.float64)], torch.zeros(SIZE).double())
+    plan = replace(PLAN, labels=("a", "c")) if lost == "other" else PLAN
+
+    for number in (1, 2, 5):
+        with pytest.raises(PrivacyError, match="begin a new run"):
+            made(make(tmp_path, plan, seed=None), number)
+    assert booked(tmp_path) == [1, 4], "and nothing more is booked"
+    path.write_bytes(whole)
+    made(make(tmp_path, seed=None), 5)
+
+
+@pytest.mark.parametrize("step", ["begin", "book", "draw", "keep", "hand out"])
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_killed_between_any_two_steps_a_round_is_let_out_once_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """What is let out is what ``updates`` returns; a kill is an error that nobody catches."""
+    out = [made(make(tmp_path, seed=None), before) for before in range(1, number)]
+    with monkeypatch.context() as patch:
+        _kill(patch, step)
+        with pytest.raises(InterruptedError):
+            made(make(tmp_path, seed=None), number)
+
+    out += [made(make(tmp_path, seed=None), after) for after in range(number, ROUNDS + 1)]
+
+    assert accepts(torch.stack(out), wanted(BANDS, HIDDEN.spread * BANDS.norm))
+    assert booked(tmp_path) == [1, 4], "all that was let out was paid for, once"
+
+
+def _kill(patch: pytest.MonkeyPatch, step: str) -> None:
+    """Let a step raise, before it does anything or, the last one, after all is done."""
+
+    def die(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    if step == "hand out":
+        whole = turns.KeptNoise._write
+
+        def late(self: turns.KeptNoise, number: int, past: list[Tensor], newest: Tensor) -> None:
+            whole(self, number, past, newest)
+            if number:
+                raise InterruptedError
+
+        patch.setattr(turns.KeptNoise, "_write", late)
+        return
+    owner, name = {
+        "begin": (turns.KeptNoise, "begin"),
+        "book": (sums.bound, "project"),  # the step after it
+        "draw": (turns.SystemNoise, "normal"),
+        "keep": (turns.KeptNoise, "_write"),
+    }[step]
+    patch.setattr(owner, name, die)
+
+
+# --- and what the server makes of it --------------------------------------------------------------
+
+
+def test_the_rate_allows_for_the_noise_that_adds_up() -> None:
+    """Weights after all rounds hold no more noise than was allowed, and about as much."""
+    devices, allowed = 5.0, 0.65
+    settings = Aggregation(learning_rate=1e9, weight_noise=allowed)
+    rate = learning_rate(settings, PLAN, 1, devices=devices, denominator=1.0)
+    source = turns.RepeatedNoise(
+        BANDS, lambda n: sums.SeededNoise(torch.Generator().manual_seed(n))
+    )
+    spread = sums.spread(PLAN, devices=devices, denominator=1.0)
+    rounds = [
+        source.add(number, torch.zeros(SIZE).double(), spread) for number in range(1, ROUNDS + 1)
+    ]
+
+    left = torch.stack(rounds).sum(0) * rate / devices
+
+    assert float(left.std()) == pytest.approx(allowed, rel=0.06)
+    alone = replace(PLAN, user=replace(USERS, update=replace(HIDDEN, bands=Bands(spacing=3))))
+    assert learning_rate(settings, alone, 1, devices=devices, denominator=1.0) < rate
