@@ -195,6 +195,84 @@ def test_cohorts_are_sampled_and_paid_for_in_advance(
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
+TURNS = "[recipe.user]\nspacing = 2\nbands = 2\n"
+
+
+def _in_turns(make_scenario: Any, path: Path, tiny_run: Any, **changes: Any) -> Path:
+    """A scenario in which users take turns."""
+    scenario: Path = make_scenario(
+        path, tiny_run.users, tiny_run.public, unit="user", **{"rounds": 5} | changes
+    )
+    with scenario.open("a") as file:
+        file.write(TURNS)
+    return scenario
+
+
+def test_users_take_turns_and_pay_for_their_own(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    run = _run(_in_turns(make_scenario, tmp_path / "s.toml", tiny_run), tmp_path / "run")
+    privacy = read_privacy(tmp_path / "run")
+    (world,) = privacy["worlds"]
+
+    assert recount(tmp_path / "run").agrees
+    assert privacy["participation"] == {
+        "rounds": 5,
+        "spacing": 2,
+        "most": 3,
+        "bands": 2,
+        "coefficients": [1.0, 0.5],
+    }
+    rounds = {
+        user: [one["round"] for one in account["releases"] if one["kind"] == "gradient"]
+        for user, account in [*world["clients"].items(), ("server", world["server"])]
+    }
+    assert sorted(map(tuple, rounds.values())) == [(1, 3, 5), (1, 3, 5), (1, 3, 5), (2, 4)]
+    assert rounds["server"] == [1, 3, 5], "what a user of the busiest group pays"
+    for user, account in world["clients"].items():
+        assert account["epsilon"] <= world["server"]["epsilon"] <= 8.0
+        assert (account["epsilon"] > 0.99 * 8) == (len(rounds[user]) == 3)
+        lines = [one for one in account["releases"] if one["kind"] == "gradient"]
+        assert all((one["bands"], one["spacing"]) == (2, 2) for one in lines)
+    assert "banded matrix factorisation" in privacy["statement"]
+    assert "at most 3 of the rounds, at least 2 apart" in privacy["statement"]
+    assert "3 of 5 rounds" in privacy["sampling"]
+    assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
+    assert _ledgers(tmp_path / "again") == _ledgers(tmp_path / "run")
+
+
+def test_a_killed_run_in_turns_resumes_to_the_same_result(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = _in_turns(make_scenario, tmp_path / "s.toml", tiny_run, rounds=20)
+    whole = _run(scenario, tmp_path / "whole")
+    out, delays = tmp_path / "out", random.Random(21)
+    for _ in range(2):
+        _kill(scenario, out, delay=delays.uniform(0.0, 0.15))
+
+    assert _run(scenario, out, resume=True) == whole
+    assert _ledgers(out) == _ledgers(tmp_path / "whole")
+
+
+def test_without_turns_a_run_is_the_one_that_it_always_was(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    """Its name, which every draw hangs on, its plan, its ledgers' lines: nothing new is in them."""
+    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user")
+    run = _run(scenario, tmp_path / "run")
+    assert not any(b"bands" in lines for lines in _ledgers(tmp_path / "run").values())
+    assert "participation" not in read_privacy(tmp_path / "run")
+    config = (tmp_path / "run" / "config.toml").read_text()
+    before = config.replace("spacing = 1\n", "").replace("bands = 1\n", "")
+    assert before != config
+    assert pipeline._identity(before) == pipeline._identity(config)
+
+    said = scenario.read_text() + "[recipe.user]\nspacing = 1\nbands = 1\n"
+    (tmp_path / "said.toml").write_text(said)
+    assert _run(tmp_path / "said.toml", tmp_path / "said") == run
+    assert _ledgers(tmp_path / "said") == _ledgers(tmp_path / "run")
+
+
 @pytest.mark.parametrize("damaged", [False, True])
 def test_a_run_that_goes_on_keeps_what_an_audit_found(
     tiny_run: Any, copied: Path, damaged: bool

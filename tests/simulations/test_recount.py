@@ -12,8 +12,16 @@ import pytest
 
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.privacy.release import (
+    Kind,
+    Mechanism,
+    NoisedBy,
+    Release,
+    Unit,
+    UserNoise,
+)
 from sottovoce.simulations.recount import CLOSE, independent, recount
 
 DELTA = 1e-5
@@ -238,6 +246,31 @@ def test_both_accountants_agree_though_they_share_no_code(releases: tuple[Releas
         _gaussian(r.noise_multiplier * 0.9, rate=r.sample_rate, steps=r.steps) for r in releases
     )
     assert abs(ours - independent(weaker, DELTA)) > CLOSE
+
+
+@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("bands", [1, 2, 4])
+def test_the_other_accountant_prices_turns_by_the_matrix_itself(bands: int, unit: Unit) -> None:
+    def line(number: int, noise: float = 3.0, run: str = "r") -> Release:
+        column = Bands.square_root(bands=bands, spacing=4)
+        user = UserNoise(
+            noise_multiplier=noise, clip_norm=1.0, noised_by=NoisedBy.SERVER, bands=column
+        )
+        protected = Mechanism.GAUSSIAN
+        return Release(kind=Kind.GRADIENT, mechanism=protected, run=run, round=number, user=user)
+
+    def both(*releases: Release) -> tuple[float, float]:
+        ours = accountant.epsilon(releases, DELTA, unit=unit)
+        return ours, independent(releases, DELTA, unit=unit)
+
+    for apart in ([line(1), line(5), line(9)], [line(1), line(2, run="s")], [line(3)]):
+        ours, theirs = both(*apart)
+        assert abs(ours - theirs) <= CLOSE
+    _, weaker = both(*(line(number, noise=2.7) for number in (1, 5, 9)))
+    assert abs(both(line(1), line(5), line(9))[0] - weaker) > CLOSE
+    _, near = both(line(1), line(2))
+    assert (near > both(line(1), line(5))[0] + CLOSE) == (bands > 1), "a broken pattern shows"
+    assert both(line(1), line(2))[0] >= near - CLOSE
 
 
 def test_what_costs_nothing_and_what_nothing_covers() -> None:

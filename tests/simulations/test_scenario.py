@@ -3,11 +3,13 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.release import Unit
 from sottovoce.simulations import promise
 from sottovoce.simulations.reading import find, read
 from sottovoce.simulations.scenario import (
@@ -181,6 +183,62 @@ def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
         assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
     assert plan.user is not None
     assert (plan.user.secure is not None) == secure
+
+
+@pytest.mark.parametrize(("bands", "spacing", "rounds"), [(1, 3, 6), (3, 3, 7), (2, 4, 4)])
+def test_users_who_take_turns_are_promised_as_much(bands: int, spacing: int, rounds: int) -> None:
+    usual = settle(Scenario(corpus="synthetic", unit="user", rounds=rounds, epsilon=4.0))
+    user = replace(usual.recipe.user, bands=bands, spacing=spacing)
+    scenario = replace(usual, recipe=replace(usual.recipe, user=user))
+    plan, everybody = (
+        promise.noised(promise.open_plan(one, run="r", labels=("one", "other"), inputs=4), one)
+        for one in (scenario, usual)
+    )
+
+    spent = accountant.epsilon(plan.releases(), scenario.user_delta, unit=Unit.USER)
+    assert 0.99 * 4.0 < spent <= 4.0
+    assert plan.bands is not None
+    assert (plan.bands.count, plan.bands.spacing) == (bands, spacing)
+    assert plan.user is not None
+    assert everybody.user is not None
+    share = math.sqrt(plan.bands.most(rounds) / rounds)  # fewer rounds of one user, less noise
+    assert plan.user.update.noise_multiplier == pytest.approx(
+        everybody.user.update.noise_multiplier * share, rel=2e-3
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "message"),
+    [
+        ({"spacing": 2, "bands": 3}, {}, "bands is 3 and spacing 2"),
+        ({"bands": 2}, {}, "spacing must be a whole number and at least bands"),
+        ({"spacing": 0}, {}, "spacing is 0"),
+        ({"bands": 0}, {}, "bands is 0"),
+        ({"spacing": 2, "cohort_rate": 0.5}, {}, "no coin"),
+        ({"spacing": 2, "adaptive": True}, {}, "fixed clip norm"),
+        ({"spacing": 2}, {"secure": True}, "without secure sums"),
+        ({"spacing": 2}, {"unit": "both"}, "only with unit 'user'"),
+        ({"spacing": 2}, {"unit": "utterance"}, "only with unit 'user'"),
+    ],
+)
+def test_turns_go_with_users_alone(
+    recipe: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    usual = _settled(unit="user")
+
+    def asked() -> Scenario:
+        user = replace(usual.recipe.user, **recipe)
+        return replace(usual, **{"recipe": replace(usual.recipe, user=user)} | changes)
+
+    with pytest.raises(SettingError, match=message):
+        asked()
+
+
+def test_more_turns_than_rounds_are_refused_before_anything_is_computed() -> None:
+    usual = _settled(unit="user", rounds=5)
+    user = replace(usual.recipe.user, spacing=6)
+    with pytest.raises(SettingError, match="never train"):
+        promise.check_budget(replace(usual, recipe=replace(usual.recipe, user=user)))
 
 
 def test_sums_too_small_to_be_secure_are_refused() -> None:

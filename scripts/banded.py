@@ -1,0 +1,217 @@
+"""What it costs that users take turns, and what noise that hangs together is worth then.
+
+    python scripts/banded.py --corpora ../shared/corpora --runs runs/banded
+
+Writes docs/results/banded.md and banded.json. A run that is there already is not run again; one
+that was interrupted goes on.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SEEDS = (0, 1, 2)
+EPSILONS = (8.0, 4.0)
+CONFIG = """\
+corpus = "cremad"
+data = "{corpora}/cremad"
+protocol = "cremad4-5fold"
+unit = "user"
+epsilon = {epsilon}
+user_delta = 1e-3
+enrolment = "all"
+rounds = {rounds}
+head_clips = 0
+seed = {seed}
+
+[[public]]
+name = "ravdess"
+data = "{corpora}/ravdess"
+
+[recipe.aggregation]
+weight_noise = {weight_noise}
+
+[recipe.user]
+spacing = {spacing}
+bands = {bands}
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Way:
+    """How users take part; the rest is the user recipe."""
+
+    title: str
+    spacing: int
+    bands: int
+    rounds: int
+    weight_noise: float = 0.65
+
+    def name(self, epsilon: float, seed: int) -> str:
+        """Folder of one run."""
+        turns = f"spacing{self.spacing}-bands{self.bands}-rounds{self.rounds}"
+        return f"{turns}-eps{epsilon:g}-{seed}"
+
+    def config(self, epsilon: float, seed: int, corpora: str) -> str:
+        """The scenario of one run."""
+        return CONFIG.format(
+            corpora=corpora,
+            epsilon=epsilon,
+            seed=seed,
+            rounds=self.rounds,
+            weight_noise=self.weight_noise,
+            spacing=self.spacing,
+            bands=self.bands,
+        )
+
+
+WAYS = (
+    Way(title="everybody in every round", spacing=1, bands=1, rounds=10),
+    Way(title="turns, noise that hangs together", spacing=4, bands=4, rounds=16),
+    Way(title="turns, independent noise", spacing=4, bands=1, rounds=16),
+    Way(title="turns, independent noise, its own best", spacing=4, bands=1, rounds=8),
+    Way(title="turns of two, noise that hangs together", spacing=2, bands=2, rounds=16),
+    Way(title="turns of two, independent noise", spacing=2, bands=1, rounds=16, weight_noise=0.8),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--corpora", default="../shared/corpora", help="folder of the corpora")
+    parser.add_argument("--runs", type=Path, default=Path("runs/banded"), help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--only", default="", help="run only those whose name contains this")
+    parser.add_argument("--table", action="store_true", help="write the table, run nothing")
+    arguments = parser.parse_args(argv)
+    failed = 0
+    for way, epsilon, seed in () if arguments.table else _all():
+        if arguments.only in way.name(epsilon, seed):
+            failed += _run(way, epsilon, seed, arguments)
+    _write(arguments)
+    return 1 if failed else 0
+
+
+def _all() -> Iterator[tuple[Way, float, int]]:
+    """Every run, one seed of all ways before the next."""
+    for seed in SEEDS:
+        for epsilon in EPSILONS:
+            for way in WAYS:
+                yield way, epsilon, seed
+
+
+def _run(way: Way, epsilon: float, seed: int, arguments: argparse.Namespace) -> int:
+    """One run and its recount, unless it is there."""
+    out = arguments.runs / way.name(epsilon, seed)
+    if (out / "run.json").is_file():
+        return 0
+    arguments.runs.mkdir(parents=True, exist_ok=True)
+    scenario = out.with_suffix(".toml")
+    scenario.write_text(way.config(epsilon, seed, arguments.corpora))
+    resume = ["--resume"] if (out / "config.toml").is_file() else []
+    words = ["simulate", str(scenario), "--out", str(out), "--quiet", *resume]
+    print("sottovoce", *words, flush=True)
+    for command in (words, ["budget", str(out)]):
+        done = subprocess.run([sys.executable, "-m", "sottovoce.cli", *command], check=False)
+        if done.returncode:
+            return 1
+    return 0
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    """The JSON and the page."""
+    lines = [
+        line for epsilon in EPSILONS for way in WAYS if (line := _line(way, epsilon, arguments))
+    ]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "banded.json").write_text(json.dumps(lines, indent=1) + "\n")
+    (arguments.out / "banded.md").write_text(_page(lines))
+
+
+def _line(way: Way, epsilon: float, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """One line of the table from its runs."""
+    folders = [arguments.runs / way.name(epsilon, seed) for seed in SEEDS]
+    folders = [folder for folder in folders if (folder / "run.json").is_file()]
+    if not folders:
+        return None
+    runs = [json.loads((folder / "run.json").read_text()) for folder in folders]
+    uars = [run["accuracy"]["uar"] for run in runs]
+    return {
+        "way": way.title,
+        "spacing": way.spacing,
+        "bands": way.bands,
+        "rounds": way.rounds,
+        "rounds_of_a_user": -(-way.rounds // way.spacing),
+        "epsilon": epsilon,
+        "delta": runs[0]["privacy"]["delta"],
+        "epsilon_spent": max(run["privacy"]["user"]["epsilon"] for run in runs),
+        "noise_multiplier": runs[0]["privacy"]["noise_multiplier"],
+        "seeds": [run["seed"] for run in runs],
+        "uar": statistics.fmean(uars),
+        "uar_sd": statistics.stdev(uars) if len(uars) > 1 else None,
+        "uar_per_seed": uars,
+    }
+
+
+def _page(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The table for people."""
+    head = (
+        "# Users who take turns\n\n"
+        "CREMA-D with 4 classes (`cremad4-5fold`), unit `user`, delta 1e-3, enrolment `all`: what "
+        "it costs that a user\ntrains in every fourth round only, and what noise that hangs "
+        "together over rounds is worth then. UAR is\npooled over folds, on speakers that training "
+        "never saw; mean and standard deviation over seeds. All\nlines spend the same budget; "
+        "`sottovoce budget` agrees with every run.\n\n"
+        "| epsilon | users | spacing | bands | rounds | of one user | noise of one round | seeds | "
+        f"UAR |\n|{'---|' * 9}\n"
+    )
+    rows = []
+    for line in lines:
+        spread = f" ± {line['uar_sd']:.3f}" if line["uar_sd"] is not None else ""
+        rows.append(
+            f"| {line['epsilon']:g} | {line['way']} | {line['spacing']} | {line['bands']} | "
+            f"{line['rounds']} | {line['rounds_of_a_user']} | {line['noise_multiplier']:.2f} | "
+            f"{len(line['seeds'])} | {line['uar']:.3f}{spread} |\n"
+        )
+    return f"{head}{''.join(rows)}\n{_read(lines)}{_commands()}"
+
+
+def _read(lines: Sequence[Mapping[str, Any]]) -> str:
+    """What the table says, in numbers."""
+    told = []
+    for epsilon in EPSILONS:
+        found = {line["way"]: line["uar"] for line in lines if line["epsilon"] == epsilon}
+        if len(found) == len(WAYS):
+            whole, hanging, alone = (found[way.title] for way in WAYS)
+            told.append(
+                f"- At ε = {epsilon:g}, noise that hangs together is worth {hanging - alone:+.3f} "
+                f"of UAR to users who take turns; turns cost {hanging - whole:+.3f} against "
+                "everybody in every round.\n"
+            )
+    return "".join(told)
+
+
+def _commands() -> str:
+    """How to make it again."""
+    config = WAYS[1].config(EPSILONS[0], SEEDS[0], "../shared/corpora")
+    return (
+        '\n"Noise of one round" is the multiplier that one of a user\'s rounds is hidden by: the '
+        "fewer a user takes\npart in, the less each needs. But a sum over a quarter of the users "
+        "is a quarter as large, and with few\nusers that outweighs it. Turns are for "
+        "populations that do not fit into one round, or whose devices\nshould work less. Rounds "
+        "and noise left in weights were chosen on training folds alone\n"
+        "([how](../recipes.md#how-they-were-chosen)).\n\n## Commands\n\n"
+        "`python scripts/banded.py` makes all of it, from scenarios like this one (its second "
+        f"line, seed 0):\n\n```toml\n{config}```\n\n"
+        "```\nsottovoce simulate turns.toml --out runs/turns\nsottovoce budget runs/turns\n```\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
