@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sottovoce.simulations import promise, reading
+
 SEEDS = (0, 1, 2)
 EPSILONS = (8.0, 4.0)
 CONFIG = """\
@@ -34,9 +36,6 @@ seed = {seed}
 name = "ravdess"
 data = "{corpora}/ravdess"
 
-[recipe.aggregation]
-weight_noise = {weight_noise}
-
 [recipe.user]
 spacing = {spacing}
 bands = {bands}
@@ -51,7 +50,6 @@ class Way:
     spacing: int
     bands: int
     rounds: int
-    weight_noise: float = 0.65
 
     def name(self, epsilon: float, seed: int) -> str:
         """Folder of one run."""
@@ -65,19 +63,17 @@ class Way:
             epsilon=epsilon,
             seed=seed,
             rounds=self.rounds,
-            weight_noise=self.weight_noise,
             spacing=self.spacing,
             bands=self.bands,
         )
 
 
-WAYS = (
-    Way(title="everybody in every round", spacing=1, bands=1, rounds=10),
+EVERYBODY = Way(title="everybody in every round", spacing=1, bands=1, rounds=10)
+"""The user recipe as it is; its runs are those of ``scripts/results.py``."""
+
+TURNS = (
     Way(title="turns, noise that hangs together", spacing=4, bands=4, rounds=16),
     Way(title="turns, independent noise", spacing=4, bands=1, rounds=16),
-    Way(title="turns, independent noise, its own best", spacing=4, bands=1, rounds=8),
-    Way(title="turns of two, noise that hangs together", spacing=2, bands=2, rounds=16),
-    Way(title="turns of two, independent noise", spacing=2, bands=1, rounds=16, weight_noise=0.8),
 )
 
 
@@ -102,7 +98,7 @@ def _all() -> Iterator[tuple[Way, float, int]]:
     """Every run, one seed of all ways before the next."""
     for seed in SEEDS:
         for epsilon in EPSILONS:
-            for way in WAYS:
+            for way in TURNS:
                 yield way, epsilon, seed
 
 
@@ -126,22 +122,40 @@ def _run(way: Way, epsilon: float, seed: int, arguments: argparse.Namespace) -> 
 
 def _write(arguments: argparse.Namespace) -> None:
     """The JSON and the page."""
-    lines = [
-        line for epsilon in EPSILONS for way in WAYS if (line := _line(way, epsilon, arguments))
-    ]
+    lines = []
+    for epsilon in EPSILONS:
+        lines.append(_described(EVERYBODY, epsilon, *_known(epsilon, arguments.out)))
+        lines += [_line(way, epsilon, arguments.runs) for way in TURNS]
+    lines = [line for line in lines if line["seeds"]]
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "banded.json").write_text(json.dumps(lines, indent=1) + "\n")
     (arguments.out / "banded.md").write_text(_page(lines))
 
 
-def _line(way: Way, epsilon: float, arguments: argparse.Namespace) -> dict[str, Any] | None:
+def _line(way: Way, epsilon: float, runs: Path) -> dict[str, Any]:
     """One line of the table from its runs."""
-    folders = [arguments.runs / way.name(epsilon, seed) for seed in SEEDS]
-    folders = [folder for folder in folders if (folder / "run.json").is_file()]
-    if not folders:
-        return None
-    runs = [json.loads((folder / "run.json").read_text()) for folder in folders]
-    uars = [run["accuracy"]["uar"] for run in runs]
+    told = {
+        seed: json.loads(path.read_text())["accuracy"]["uar"]
+        for seed in SEEDS
+        if (path := runs / way.name(epsilon, seed) / "run.json").is_file()
+    }
+    return _described(way, epsilon, list(told), list(told.values()))
+
+
+def _known(epsilon: float, results: Path) -> tuple[list[int], list[float]]:
+    """Seeds and UAR of the runs in which everybody takes part, from the table of accuracy."""
+    wanted = {"protocol": "cremad4-5fold", "unit": "user", "enrolment": "all", "secure": False}
+    for line in json.loads((results / "accuracy.json").read_text()):
+        if line["epsilon"] == epsilon and wanted.items() <= line.items():
+            return line["seeds"], line["uar_per_seed"]
+    return [], []
+
+
+def _described(way: Way, epsilon: float, seeds: list[int], uars: list[float]) -> dict[str, Any]:
+    """One line of the table."""
+    scenario = reading.read(way.config(epsilon, 0, "corpora"), source=way.title)
+    plan = promise.open_plan(scenario, run="", labels=("one", "other"), inputs=1)
+    user = promise.noised(plan, scenario).user
     return {
         "way": way.title,
         "spacing": way.spacing,
@@ -149,11 +163,10 @@ def _line(way: Way, epsilon: float, arguments: argparse.Namespace) -> dict[str, 
         "rounds": way.rounds,
         "rounds_of_a_user": -(-way.rounds // way.spacing),
         "epsilon": epsilon,
-        "delta": runs[0]["privacy"]["delta"],
-        "epsilon_spent": max(run["privacy"]["user"]["epsilon"] for run in runs),
-        "noise_multiplier": runs[0]["privacy"]["noise_multiplier"],
-        "seeds": [run["seed"] for run in runs],
-        "uar": statistics.fmean(uars),
+        "delta": scenario.user_delta,
+        "noise_multiplier": user.update.noise_multiplier if user else None,
+        "seeds": seeds,
+        "uar": statistics.fmean(uars) if uars else None,
         "uar_sd": statistics.stdev(uars) if len(uars) > 1 else None,
         "uar_per_seed": uars,
     }
@@ -167,7 +180,8 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "it costs that a user\ntrains in every fourth round only, and what noise that hangs "
         "together over rounds is worth then. UAR is\npooled over folds, on speakers that training "
         "never saw; mean and standard deviation over seeds. All\nlines spend the same budget; "
-        "`sottovoce budget` agrees with every run.\n\n"
+        "`sottovoce budget` agrees with every run. The line without turns is that of "
+        "[accuracy](accuracy.md).\n\n"
         "| epsilon | users | spacing | bands | rounds | of one user | noise of one round | seeds | "
         f"UAR |\n|{'---|' * 9}\n"
     )
@@ -187,8 +201,8 @@ def _read(lines: Sequence[Mapping[str, Any]]) -> str:
     told = []
     for epsilon in EPSILONS:
         found = {line["way"]: line["uar"] for line in lines if line["epsilon"] == epsilon}
-        if len(found) == len(WAYS):
-            whole, hanging, alone = (found[way.title] for way in WAYS)
+        if len(found) == 1 + len(TURNS):
+            whole, hanging, alone = (found[way.title] for way in (EVERYBODY, *TURNS))
             told.append(
                 f"- At ε = {epsilon:g}, noise that hangs together is worth {hanging - alone:+.3f} "
                 f"of UAR to users who take turns; turns cost {hanging - whole:+.3f} against "
@@ -199,7 +213,7 @@ def _read(lines: Sequence[Mapping[str, Any]]) -> str:
 
 def _commands() -> str:
     """How to make it again."""
-    config = WAYS[1].config(EPSILONS[0], SEEDS[0], "../shared/corpora")
+    config = TURNS[0].config(EPSILONS[0], SEEDS[0], "../shared/corpora")
     return (
         '\n"Noise of one round" is the multiplier that one of a user\'s rounds is hidden by: the '
         "fewer a user takes\npart in, the less each needs. But a sum over a quarter of the users "
