@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -176,11 +176,12 @@ def _more_rounds(ledger: Ledger, budget: Budget) -> int | None:
     if not last:
         return None
     fits, fails = 0, 1
-    while fails <= MOST_ROUNDS and _fit(ledger, last * fails, budget):
+    while fails <= MOST_ROUNDS and _fit(ledger, _again(last, fails), budget):
         fits, fails = fails, 2 * fails
     while fails - fits > 1 and fits < MOST_ROUNDS:
         middle = (fits + fails) // 2
-        fits, fails = (middle, fails) if _fit(ledger, last * middle, budget) else (fits, middle)
+        fit = _fit(ledger, _again(last, middle), budget)
+        fits, fails = (middle, fails) if fit else (fits, middle)
     return min(fits, MOST_ROUNDS)
 
 
@@ -193,6 +194,17 @@ def _last_round(releases: tuple[Release, ...]) -> list[Release]:
     ]
     where = [(one.run, one.round) for one in rounds]
     return [*dict.fromkeys(one for one, at in zip(rounds, where, strict=True) if at == where[-1])]
+
+
+def _again(last: list[Release], times: int) -> list[Release]:
+    """The last round so many times more; where users take turns, no nearer than they may."""
+    return [
+        replace(one, round=one.round + turn * one.user.bands.spacing)
+        if one.user and one.user.bands
+        else one
+        for turn in range(1, times + 1)
+        for one in last
+    ]
 
 
 def _fit(ledger: Ledger, releases: list[Release], budget: Budget) -> bool:

@@ -103,6 +103,8 @@ _RELEASE: Shape = {
     "sample_rate": "number",
     "steps": "whole",
     "clip_norm": "number",
+    "bands?": "whole",
+    "spacing?": "whole",
     "epsilon_after": "number",
 }
 _ACCOUNT: Shape = {
@@ -118,6 +120,13 @@ _PRIVACY: Shape = {
     "delta": "number",
     "neighbouring": "text",
     "sampling": "text",
+    "participation?": {
+        "rounds": "whole",
+        "spacing": "whole",
+        "most": "whole",
+        "bands": "whole",
+        "coefficients": ["number"],
+    },
     "accountant": "text",
     "noise_multiplier": "number",
     "clip_norm": "number",

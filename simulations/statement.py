@@ -1,7 +1,8 @@
 """From ledgers back to privacy.json: what was promised, by what noise, and what was spent."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from sottovoce.shared.plan import Plan
@@ -114,11 +115,16 @@ def _tuned(
             kept = list(servers.values())
         found[budget.unit.value] = max(
             accountant.epsilon(
-                ledger.releases * scenario.tuned_over, budget.delta, unit=budget.unit
+                _repeated(ledger.releases, scenario.tuned_over), budget.delta, unit=budget.unit
             )
             for ledger in kept
         )
     return {"tuned": found}
+
+
+def _repeated(releases: Sequence[Release], times: int) -> list[Release]:
+    """What so many runs let out, each with noise of its own."""
+    return [replace(one, run=f"{one.run}/{number}") for number in range(times) for one in releases]
 
 
 def _terms(plan: Plan, budget: Budget | None) -> Json:
@@ -205,8 +211,8 @@ def _sampling(plan: Plan) -> str:
         users = f"Poisson, each device with rate {plan.user.update.sample_rate:g} in every round"
     if plan.bands:
         users = (
-            f"users take turns, each device in every {plan.bands.spacing}th round at most, in "
-            f"{plan.bands.most(plan.rounds)} of {plan.rounds} rounds"
+            f"users take turns, each device in one of {plan.bands.spacing} rounds and in at most "
+            f"{plan.bands.most(plan.rounds)} of {plan.rounds}"
         )
     if plan.training.sample_rate == 1.0:
         return f"every utterance in every step (rate 1); {users}"

@@ -122,6 +122,7 @@ def _promise_facts(privacy: Json, spent: float | None, audited: float | None) ->
         ("δ", f"{words.number(privacy['delta'])} ({words.one_in(privacy['delta'])})"),
         ("Neighbouring", privacy["neighbouring"]),
         ("Sampling", privacy["sampling"]),
+        *_turns(privacy),
         ("Clip norm", words.number(privacy["clip_norm"])),
         ("Noise multiplier", words.number(privacy["noise_multiplier"])),
         ("Accountant", privacy["accountant"]),
@@ -130,6 +131,19 @@ def _promise_facts(privacy: Json, spent: float | None, audited: float | None) ->
         ("Audited lower bound", "not audited" if audited is None else words.number(audited)),
     ]
     return [(name, value) for name, value in terms if value and not value.startswith("–")]
+
+
+def _turns(privacy: Json) -> list[tuple[str, str]]:
+    """How users take turns, where they do."""
+    turns = privacy.get("participation")
+    if not turns:
+        return []
+    most = f"at most {turns['most']} of {turns['rounds']}, at least {turns['spacing']} apart"
+    noise = f"hangs together over {turns['bands']} rounds (banded matrix factorisation)"
+    return [
+        ("Rounds of one user", most),
+        ("Noise of rounds", noise if turns["bands"] > 1 else "independent"),
+    ]
 
 
 def _user_terms(privacy: Json) -> list[tuple[str, str]]:

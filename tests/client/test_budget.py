@@ -12,8 +12,16 @@ from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.shared.errors import BudgetSpent, LedgerError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.ledger import Budget
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
+from sottovoce.shared.privacy.release import (
+    Kind,
+    Mechanism,
+    NoisedBy,
+    Release,
+    Unit,
+    UserNoise,
+)
 
 DELTA = 1e-5
 FACTS = Facts(user="ada", budgets=(Budget(epsilon=8.0, delta=DELTA),), labels=("angry",))
@@ -75,6 +83,22 @@ def test_as_many_rounds_fit_as_are_told(tmp_path: Path, per_run: float | None) -
     assert account(tmp_path).spending[0].more_rounds == 0
     with pytest.raises(BudgetSpent):
         own.ledger.book("one too many", ROUND, budgets)
+
+
+def test_where_users_take_turns_as_many_turns_fit_as_are_told(tmp_path: Path) -> None:
+    bands = Bands.square_root(bands=3, spacing=4)
+    noise = UserNoise(noise_multiplier=3.0, clip_norm=1.0, noised_by=NoisedBy.SERVER, bands=bands)
+    turn = replace(ROUND, noise_multiplier=0.0, sensitivity=0.0, user=noise)
+    budgets = (Budget(epsilon=4.0, delta=1e-3, unit=Unit.USER),)
+    own = device(tmp_path, turn, facts=replace(FACTS, budgets=budgets))
+    more = account(tmp_path).spending[0].more_rounds
+
+    assert more is not None
+    assert more > 5
+    for number in range(1, more + 1):
+        own.ledger.book(f"more-{number}", replace(turn, round=1 + 4 * number), budgets)
+    with pytest.raises(BudgetSpent):
+        own.ledger.book("one too many", replace(turn, round=5 + 4 * more), budgets)
 
 
 def test_a_device_that_gave_nothing_and_one_that_may_give_for_ever(tmp_path: Path) -> None:
