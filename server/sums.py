@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sottovoce.server.turns import KeptNoise, RepeatedNoise
+from sottovoce.server.turns import KeptNoise, KeptSums, RepeatedNoise
 from sottovoce.shared import seeds
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.plan import Plan
@@ -103,7 +103,9 @@ class Sums:
         self._seed = seed
         self.ledger = Ledger(folder / LEDGER, owner=OWNER)
         self._turns: KeptNoise | RepeatedNoise | None = None
+        self._first: KeptSums | None = None
         if plan.bands and seed is None:
+            self._first = KeptSums(folder, plan=plan.digest())
             self._turns = KeptNoise(plan.bands, folder, plan=plan.digest(), rounds=plan.rounds)
         elif plan.bands:
             self._turns = RepeatedNoise(plan.bands, self._noise_of_round)
@@ -202,7 +204,7 @@ class Sums:
               included; where utterances are hidden too, bound and noise are the devices', and only
               as good as they are honest.
             - Asked again, a simulated server gives the same sum and books nothing more; a real one
-              books and draws anew.
+              books and draws anew or, where users take turns, gives the same sum too.
 
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked.
@@ -210,12 +212,19 @@ class Sums:
         """
         if user is None:
             return total(parts)
+        if self._first and self.ledger.holds(f"{self._plan.run}/{name}"):
+            kept = self._first.get(name)
+            if kept is not None:
+                return kept
         booked = self.book(name, release)
         if not self._plan.private:  # a device's word for its bound is not taken
             parts = [bound.project(part, user.clip_norm) for part in parts]
         summed = total(parts)
         missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
-        return summed + self._noise(booked).normal(tuple(summed.shape), missing)
+        noised = summed + self._noise(booked).normal(tuple(summed.shape), missing)
+        if self._first:
+            self._first.put(name, noised)
+        return noised
 
     def book(self, name: str, release: Release) -> str:
         """Book a sum that is about to be let out; its name in the ledger.

@@ -5,7 +5,9 @@ with fresh noise nor guess it; and one that let a round out twice, with the same
 updates, would betray their difference.
 """
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -63,6 +65,38 @@ class RepeatedNoise:
         return summed + noise
 
 
+class KeptSums:
+    """What a real server let out of label counts and centre, so that a run goes on with them.
+
+    Devices give a round once, for one request; drawn anew, these would make it another.
+
+    Args:
+        folder: The job's.
+        plan: SHA-256 of the plan.
+    """
+
+    def __init__(self, folder: Path, *, plan: str) -> None:
+        self._folder = folder
+        self._plan = plan
+
+    def get(self, name: str) -> Tensor | None:
+        """What was let out under this name; None where nothing usable is kept."""
+        try:
+            with safe_open(self._path(name), framework="pt") as file:
+                whose = dict(file.metadata() or {}).get("plan")
+                value: Tensor = file.get_tensor("sum")
+        except (SafetensorError, OSError):
+            return None
+        return value if whose == self._plan else None
+
+    def put(self, name: str, value: Tensor) -> None:
+        """Keep what is about to be let out."""
+        replace_file(self._path(name), save({"sum": value.contiguous()}, {"plan": self._plan}))
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.safetensors"
+
+
 class KeptNoise:
     """A real server's: drawn from the operating system, kept until later rounds are made.
 
@@ -73,6 +107,8 @@ class KeptNoise:
         - A sum is let out only once it lies in the file, synced, with the noise behind it. So a
           round that is not there was never let out, and may be made; one that is there is given as
           it is, whatever devices say now.
+        - Of two servers that make the same round, only the first lets it out, where the system has
+          ``flock``.
         - A missing, damaged, older or other run's file is refused: nothing more leaves this run.
 
     Args:
@@ -126,15 +162,29 @@ class KeptNoise:
         Raises:
             PrivacyError: Not that round.
         """
-        done, past, _ = self._read()
-        if number != done + 1:
-            raise self._lost(f"round {number} is to be made, {self._path} ends with round {done}")
-        fresh = SystemNoise().normal(tuple(summed.shape), spread)
-        noise = self._bands.correlated(fresh, past)
-        newest = summed + noise
-        past = self._bands.needed([*past, noise]) if number < self._rounds else []
-        self._write(number, past, newest)
-        return newest
+        with self._alone():
+            done, past, _ = self._read()
+            if number != done + 1:
+                raise self._lost(f"round {number} is due, {self._path} ends with round {done}")
+            fresh = SystemNoise().normal(tuple(summed.shape), spread)
+            noise = self._bands.correlated(fresh, past)
+            newest = summed + noise
+            past = self._bands.needed([*past, noise]) if number < self._rounds else []
+            self._write(number, past, newest)
+            return newest
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other server reads or writes the file meanwhile."""
+        handle = os.open(self._path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
+        try:
+            if os.name == "posix":
+                import fcntl
+
+                fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed, by a crash too
+            yield
+        finally:
+            os.close(handle)
 
     def _write(self, number: int, past: Sequence[Tensor], newest: Tensor) -> None:
         """Keep a round, whole or not at all, for nobody else's eyes."""

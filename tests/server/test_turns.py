@@ -217,6 +217,22 @@ def test_the_noise_on_disk_is_for_nobody_else_and_forgotten_in_the_end(tmp_path:
     assert kept == [1, 2, 2, 2, 2, 0]
 
 
+def test_of_two_servers_only_the_first_lets_a_round_out(tmp_path: Path) -> None:
+    summed = torch.zeros(SIZE, dtype=torch.float64)
+    first, second = (
+        turns.KeptNoise(BANDS, tmp_path, plan=PLAN.digest(), rounds=ROUNDS) for _ in range(2)
+    )
+    first.begin(1)
+    assert first.made(1, []) is None
+    assert second.made(1, []) is None
+    out = first.add(1, summed, 1.0)
+    with pytest.raises(PrivacyError, match="round 1 is due"):
+        second.add(1, summed, 1.0)
+    known = second.made(1, [1])
+    assert known is not None
+    assert torch.equal(known, out)
+
+
 @pytest.mark.parametrize("lost", ["gone", "cut", "older", "other", "poorer"])
 def test_where_the_noise_is_lost_nothing_more_is_let_out(tmp_path: Path, lost: str) -> None:
     server, path = make(tmp_path, seed=None), tmp_path / turns.FILE

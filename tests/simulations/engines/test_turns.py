@@ -1,0 +1,177 @@
+"""Users who take turns: who is asked, what a mean is over, and a server that is killed."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+
+from sottovoce.server import checkpoint, groups, turns
+from sottovoce.server.strategy import Device, Training
+from sottovoce.server.sums import LEDGER, OWNER
+from sottovoce.shared import wire
+from sottovoce.shared.errors import ModelError, PrivacyError
+from sottovoce.shared.normaliser import EXACT_CENTRE
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.bands import Bands
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.privacy.release import Kind, NoisedBy, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
+from sottovoce.shared.training import NoPrivacy
+
+ROUNDS = 6
+NOISE = UserNoise(noise_multiplier=20.0, clip_norm=0.5, noised_by=NoisedBy.SERVER)
+BANDS = Bands.square_root(bands=2, spacing=2)
+USERS = ("ada", "ben", "cleo", "dan")
+
+
+@pytest.fixture
+def plan(make_job: Any) -> Plan:
+    """A plan in which three users take turns in two groups."""
+    usual: Plan = make_job(devices=4).plan
+    return replace(
+        usual,
+        rounds=ROUNDS,
+        training=replace(usual.training, steps=1, sample_rate=1.0),
+        mechanism=NoPrivacy(),
+        centre=EXACT_CENTRE,
+        normaliser=None,
+        count_noise=0.0,
+        user=UserPromise(counts=NOISE, centre=NOISE, update=replace(NOISE, bands=BANDS)),
+    )
+
+
+def _asked(world: Any, **how: Any) -> Mapping[int, list[str]]:
+    """Who was asked in each round."""
+    rounds: dict[int, list[str]] = {}
+
+    def note(message: Message) -> bool:
+        if message.metadata.message_type == wire.TRAIN:
+            number = wire.TrainRequest.read(message.content).round
+            rounds.setdefault(number, []).append(USERS[message.metadata.dst_node_id - 100])
+        return False
+
+    world.run(lost=note, **how)
+    return rounds
+
+
+def _took_part(world: Any) -> dict[str, list[int]]:
+    """Rounds in each device's ledger."""
+    return {
+        user: [one.round for one in world.device(user).ledger.releases if one.kind is Kind.GRADIENT]
+        for user in USERS
+    }
+
+
+@pytest.mark.parametrize("seed", [3, None])
+def test_each_group_trains_in_its_turn(make_world: Any, plan: Plan, seed: int | None) -> None:
+    world = make_world("a", plan=plan, simulated_seed=seed)
+    asked = _asked(world)
+
+    assert asked[1] == asked[3] == asked[5]
+    assert asked[2] == asked[4] == asked[6]
+    assert sorted(asked[1] + asked[2]) == ["ada", "ben", "cleo"]
+    for user, rounds in _took_part(world).items():
+        assert rounds == [number for number in range(1, ROUNDS + 1) if user in asked[number]]
+
+
+def _sums(world: Any) -> Ledger:
+    """The server's own ledger."""
+    return Ledger(world.folder / "server" / LEDGER, owner=OWNER, read_only=True)
+
+
+class Killed(BaseException):
+    """The operator pulled the plug."""
+
+
+@pytest.mark.parametrize(("owner", "asks"), [(turns.KeptNoise, True), (checkpoint, False)])
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_a_real_server_that_is_killed_lets_each_round_out_once(
+    make_world: Any,
+    plan: Plan,
+    monkeypatch: pytest.MonkeyPatch,
+    owner: Any,
+    asks: bool,
+    number: int,
+) -> None:
+    """Killed before the round's sum is kept, or behind it, before the model is."""
+    world = make_world("a", plan=plan)  # a real server; its devices are simulated
+    name = {True: "_write", False: "write"}[asks]
+    writes, whole = iter(range(0 if asks else 1, 99)), getattr(owner, name)
+
+    def write(*given: Any) -> None:
+        if next(writes) == number:
+            raise Killed
+        whole(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, write)
+        with pytest.raises(Killed):
+            world.run()
+    before = [one.round for one in _sums(world).releases]
+    asked = _asked(world)
+
+    assert min(asked) == number + (not asks), "what was let out is not asked for again"
+    rounds = [one.round for one in _sums(world).releases]
+    assert sorted(rounds) == [0, 0, 1, 3, 5], "and all of it was paid for once"
+    assert rounds[: len(before)] == before
+    for user, taken in _took_part(world).items():
+        assert len(taken) == (0 if user == "dan" else 3), "no turn was lost"
+
+
+def test_in_the_middle_of_a_run_groups_and_noise_are_not_guessed(
+    make_world: Any, plan: Plan
+) -> None:
+    for name, error in ((groups.FILE, ModelError), (turns.FILE, PrivacyError)):
+        world = make_world(name, plan=plan)
+        count = iter(range(1, 99))
+
+        def die(kind: str, replies: list[Message], count: Any = count) -> list[Message]:
+            if kind == wire.TRAIN and next(count) == 3:
+                raise Killed
+            return replies
+
+        with pytest.raises(Killed):
+            world.run(tamper=die)
+        (world.folder / "server" / name).unlink()
+        with pytest.raises(error, match="new run"):
+            world.run()
+
+
+def test_a_mean_is_over_a_groups_share_whoever_came(
+    plan: Plan, make_job: Any, tmp_path: Any
+) -> None:
+    quiet = replace(NOISE, noise_multiplier=1e-9)
+    still = replace(
+        plan, user=UserPromise(counts=quiet, centre=quiet, update=replace(quiet, bands=BANDS))
+    )
+    job = make_job(devices=4, plan=still, simulated_seed=3)
+    update = torch.full_like(job.weights, 0.01)
+
+    class Grid:
+        """Devices that all send the same."""
+
+        def send_and_receive(self, messages: list[Message], **_: object) -> list[Message]:
+            return [Message(_reply(one, update).record(), reply_to=one) for one in messages]
+
+    training = Training(job, tmp_path, Grid())  # type: ignore[arg-type]
+    request = wire.TrainRequest(
+        plan=still.digest(),
+        round=1,
+        weights=job.weights,
+        class_weights=torch.ones(3),
+        centre=torch.zeros(4),
+        denominator=1.0,
+    )
+    devices = [Device(user=str(node), node=node) for node in (100, 101, 102)]
+    for came in (devices, devices[:1], []):
+        mean = training._mean(request, came, contributing=10)
+        assert torch.allclose(mean.float(), update * len(came) / 5, atol=1e-6)
+
+
+def _reply(message: Message, update: torch.Tensor) -> wire.Reply:
+    """What each of them sends."""
+    node = message.metadata.dst_node_id
+    return wire.Reply(user=str(node), status=wire.Status.OK, value=update)
