@@ -86,19 +86,19 @@ class Killed(BaseException):
     """The operator pulled the plug."""
 
 
-@pytest.mark.parametrize(("owner", "asks"), [(turns.KeptNoise, True), (checkpoint, False)])
+@pytest.mark.parametrize("owner", [turns.KeptNoise, checkpoint])
 @pytest.mark.parametrize("number", [1, 2, 4])
 def test_a_real_server_that_is_killed_lets_each_round_out_once(
     make_world: Any,
     plan: Plan,
     monkeypatch: pytest.MonkeyPatch,
     owner: Any,
-    asks: bool,
     number: int,
 ) -> None:
     """Killed before the round's sum is kept, or behind it, before the model is."""
     world = make_world("a", plan=plan)  # a real server; its devices are simulated
-    name = {True: "_write", False: "write"}[asks]
+    asks = owner is turns.KeptNoise
+    name = "_write" if asks else "write"
     writes, whole = iter(range(0 if asks else 1, 99)), getattr(owner, name)
 
     def write(*given: Any) -> None:
