@@ -134,6 +134,16 @@ def test_models_on_frames_are_refused_before_anything_is_computed(
         audit(folder, effort=SMALL)
 
 
+def test_a_run_in_turns_is_refused(tiny_run: Any, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    config = folder / "config.toml"
+    text = config.read_text().replace('unit = "utterance"', 'unit = "user"')
+    config.write_text(text.replace("spacing = 1", "spacing = 2"))
+
+    with pytest.raises(SettingError, match="take turns"):
+        audit(folder, effort=SMALL)
+
+
 def test_the_command_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         cli.main(["audit", "--help"])

@@ -13,6 +13,7 @@ import pytest
 
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 from sottovoce.simulations.reports import ledgers, pages, render
+from sottovoce.simulations.runfile import validate_privacy
 
 Json = dict[str, Any]
 Make = Callable[..., tuple[Json, Json]]
@@ -183,6 +184,25 @@ def test_a_servers_ledger_is_drawn(make: Make, tmp_path: Path) -> None:
 
     assert "the server" in pages.record(run, privacy)
     assert "Budget spent" in pages.report(run, privacy)
+
+
+@pytest.mark.parametrize(("bands", "says"), [(3, "together over 3 rounds"), (1, "independent")])
+def test_turns_are_named_with_their_noise(
+    make: Make, tmp_path: Path, bands: int, says: str
+) -> None:
+    run, privacy = make(tmp_path, **KINDS["user"])
+    assert "Rounds of one user" not in pages.record(run, privacy)
+    privacy["participation"] = {
+        "rounds": 12,
+        "spacing": 4,
+        "most": 3,
+        "bands": bands,
+        "coefficients": [1.0, 0.5, 0.375][:bands],
+    }
+    page = pages.record(run, validate_privacy(privacy))
+
+    assert "at most 3 of 12, at least 4 apart" in page
+    assert says in page
 
 
 def test_very_many_ledgers_are_cut_and_counted(make: Make, tmp_path: Path) -> None:
