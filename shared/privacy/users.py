@@ -164,7 +164,7 @@ class UserPromise:
                 "noise is added by shares in all sums of a run, and then secure says how, or in "
                 f"none: noised_by is {', '.join(sorted(ways))}"
             )
-        if self.counts.bands or (self.centre and self.centre.bands):
+        if any(one.bands for name, one in self._noises().items() if name != "update"):
             raise SettingError("bands are for the updates of rounds; other sums are made once")
         if self.update.bands and self.adaptive:
             raise SettingError(
@@ -205,12 +205,13 @@ class UserPromise:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's view of the promise."""
-        noises = {
-            "counts": self.counts.to_dict(),
-            "centre": self.centre.to_dict() if self.centre else None,
-            "update": self.update.to_dict(),
-        }
-        return asdict(self) | noises
+        noises = self._noises().items()
+        return asdict(self) | {name: one.to_dict() for name, one in noises}
+
+    def _noises(self) -> dict[str, UserNoise]:
+        """The noise of every sum, by name."""
+        given = {name: getattr(self, name) for name in self.__slots__}
+        return {name: one for name, one in given.items() if isinstance(one, UserNoise)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "UserPromise":

@@ -223,9 +223,10 @@ def test_users_who_take_turns_are_charged_for_their_own_rounds() -> None:
 def test_turns_that_leave_users_out_or_that_no_round_takes_are_refused() -> None:
     with pytest.raises(SettingError, match="never train"):
         replace(TURNS, rounds=1)
-    for name in ("counts", "centre"):
+    one = replace(HIDDEN, bands=BANDS)
+    for wrong in ({"counts": one}, {"centre": one}, {"counts": one, "update": one}):
         with pytest.raises(SettingError, match="made once"):
-            replace(USERS, **{name: replace(USERS.counts, bands=BANDS)})
+            replace(USERS, **wrong)
 
 
 def test_turns_go_with_users_alone_and_a_fixed_bound() -> None:
