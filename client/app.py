@@ -128,22 +128,22 @@ def _device(context: Context) -> Device:
             and all, so this one names the kind of what went wrong and nothing of the device.
     """
     try:
-        return Device(_folder(context))
+        return _opened(context)
     except Exception as error:  # noqa: BLE001  (whatever it is, its text may not leave)
         LOG.error("this device cannot answer: %s", error)  # noqa: TRY400  (the text is enough)
         kind = type(error).__name__
     raise PrivacyError(f"this device cannot answer ({kind}); its own log says why")
 
 
-def _folder(context: Context) -> Path:
-    """The device's folder: its owner's word, or a place in a simulated population.
+def _opened(context: Context) -> Device:
+    """The device: in the folder its owner names, or at its place in a simulated population.
 
     Raises:
         SettingError: Neither is given.
     """
     own = context.node_config.get("device")
     if own:
-        return Path(str(own))
+        return Device(Path(str(own)))
     population = str(context.run_config.get("devices", ""))
     place = context.node_config.get("partition-id")
     if not population or place is None:
@@ -152,6 +152,7 @@ def _folder(context: Context) -> Path:
         )
     folder = Path(population) / f"{int(place):06d}"
     # The server writes the run's configuration: it may only point to simulated devices.
-    if Device(folder).facts.simulated_seed is None:
+    device = Device(folder)
+    if device.facts.simulated_seed is None:
         raise SettingError(f"{folder} is a real device; its owner starts its node with device=...")
-    return folder
+    return device

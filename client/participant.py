@@ -3,6 +3,7 @@
 import hashlib
 import math
 from dataclasses import replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -139,7 +140,7 @@ def round_of(
     content = hashlib.sha256(f"{plan} {number} {denominator!r} {clip!r}".encode())
     for tensor in (weights, class_weights, centre):
         content.update(tensor.numpy().tobytes())
-    examples = _training_examples(device, agreed, centre)
+    examples = _training_examples(device, agreed, plan, centre)
 
     def make(random: Randomness) -> Tensor:
         update = local_update(
@@ -247,10 +248,17 @@ def _agreed(device: Device, digest: str) -> Plan:
     """The plan that the device enrolled for, if it is the one meant."""
     if not device.vault.has("plan"):
         raise MessageError("this device has not enrolled for the run; enrol first")
-    plan = Plan.from_json(device.vault.get("plan").decode())
-    if plan.digest() != digest:
+    plan, own = _read_plan(device.vault.get("plan").decode())
+    if own != digest:
         raise MessageError("the request belongs to another plan than this device enrolled for")
     return plan
+
+
+@lru_cache(maxsize=16)
+def _read_plan(text: str) -> tuple[Plan, str]:
+    """A plan and its digest; every round asks for them again."""
+    plan = Plan.from_json(text)
+    return plan, plan.digest()
 
 
 def _model(plan: Plan, weights: Tensor) -> Network:
@@ -290,7 +298,7 @@ def _own_mean(device: Device, plan: Plan, rows: Tensor, centre: Tensor) -> Tenso
     return centre + normaliser.estimate(own, _population(device), neutral=neutral)
 
 
-def _training_examples(device: Device, plan: Plan, centre: Tensor) -> Examples:
+def _training_examples(device: Device, plan: Plan, digest: str, centre: Tensor) -> Examples:
     """The training clips as the model reads them: behind a mean that is a booked release."""
     kept = device.vault.get_tensors("projected")
     settings, release = plan.normaliser, plan.normaliser_release()
@@ -302,7 +310,7 @@ def _training_examples(device: Device, plan: Plan, centre: Tensor) -> Examples:
         return _finish(kept, "training", centre + (rows.mean(0) if len(rows) else 0))
     mean = device.release(
         "normaliser",
-        hashlib.sha256(plan.digest().encode() + centre.numpy().tobytes()).hexdigest(),
+        hashlib.sha256(digest.encode() + centre.numpy().tobytes()).hexdigest(),
         release,
         lambda random: normaliser.released_mean(rows, settings, _population(device), random.noise),
     )

@@ -5,8 +5,9 @@ Whatever cannot be used is refused with its way out, or left out, counted and re
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -18,12 +19,13 @@ from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.clips import Clip, Corpus
 from sottovoce.simulations.features import Exclusion, FeatureTable, features
 from sottovoce.simulations.protocols import NEUTRAL, Protocol, check_classes, protocol
+from sottovoce.simulations.recall import named, recalled
 from sottovoce.simulations.scenario import HEADS_ON_FROZEN, Scenario
 
 FRONT_ONLY = ("synthetic", "speakers=40,clips=20,seed=90210")
 """Voices that fit the front where no corpus is declared public: made up, so public by birth."""
 
-Spoken = tuple[Sequence[Clip], Mapping[str, Tensor]]
+Spoken = tuple[Sequence[Clip], "PublicFeatures"]
 """A public corpus's clips and features."""
 
 Tell = Callable[[str], None]
@@ -37,6 +39,38 @@ class Heard:
     protocol: Protocol
     table: FeatureTable
     exclusions: Mapping[str, int]
+
+
+class PublicFeatures(Mapping[str, Tensor]):
+    """Features of a public corpus by clip, read when first asked for.
+
+    A run whose public material was learned before needs none.
+
+    Args:
+        decided_by: All that decides them.
+        read: Reads them, and what is to be said of clips that were left out.
+    """
+
+    def __init__(self, decided_by: str, read: Callable[[], FeatureTable]) -> None:
+        self.decided_by = decided_by
+        self._read = read
+        self._table: FeatureTable | None = None
+
+    @property
+    def table(self) -> FeatureTable:
+        """All of them."""
+        if self._table is None:
+            self._table = self._read()
+        return self._table
+
+    def __getitem__(self, clip: str) -> Tensor:
+        return self.table.features[clip]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table.features)
+
+    def __len__(self) -> int:
+        return len(self.table.features)
 
 
 def cache_folder() -> Path:
@@ -135,24 +169,31 @@ def _features(
     corpus: Corpus, scenario: Scenario, cache: FeatureCache, tell: Tell, progress: Progress
 ) -> FeatureTable:
     """Features of a corpus, with an account of what was left out."""
-    table = features(
-        corpus.clips,
-        scenario.encoder,
-        cache,
-        workers=max(scenario.workers, os.cpu_count() or 1),
-        progress=lambda done, total: progress(f"features of {corpus.name}", done, total),
-    )
-    for entry in table.excluded:
-        tell(f"left out: {entry.clip_id}: {entry.reason}")
-    if table.corrupt:
-        tell(f"{table.corrupt} damaged cache entries were computed again")
+    before = cache.corrupt
+    table = recalled(corpus.clips, scenario.encoder, cache)
+    damaged = cache.corrupt - before
+    if table is None:
+        table = features(
+            corpus.clips,
+            scenario.encoder,
+            cache,
+            workers=max(scenario.workers, os.cpu_count() or 1),
+            progress=lambda done, total: progress(f"features of {corpus.name}", done, total),
+        )
+    for line in left_out(table):
+        tell(line)
+    if damaged:
+        tell(f"{damaged} damaged cache entries were computed again")
     return table
 
 
-def hear_public(
-    scenario: Scenario, heard: Heard, cache: FeatureCache, tell: Tell, progress: Progress
-) -> list[Spoken]:
-    """Open the public corpora and compute features; none for models that need none."""
+def left_out(table: FeatureTable) -> tuple[str, ...]:
+    """What to say of the clips that cannot be used."""
+    return tuple(f"left out: {entry.clip_id}: {entry.reason}" for entry in table.excluded)
+
+
+def hear_public(scenario: Scenario, heard: Heard, tell: Tell, progress: Progress) -> list[Spoken]:
+    """Open the public corpora; none for models that need none. Features come when asked for."""
     if scenario.recipe.model not in HEADS_ON_FROZEN:
         return []
     if not scenario.public:
@@ -160,22 +201,29 @@ def hear_public(
     spoken: list[Spoken] = []
     for name, data in scenario.public or (FRONT_ONLY,):
         corpus = open_corpus(name, data)
-        table = _features(corpus, scenario, cache, tell, progress)
-        _check_apart(name, heard.table, table)
-        spoken.append((corpus.clips, table.features))
+        contents, decided_by = named(corpus.clips, scenario.encoder)
+        _check_apart(name, heard.table, contents)
+        read = partial(_read_public, corpus, scenario, tell, progress)
+        spoken.append((corpus.clips, PublicFeatures(decided_by, read)))
     return spoken
 
 
-def _check_apart(name: str, users: FeatureTable, public: FeatureTable) -> None:
+def _read_public(
+    corpus: Corpus, scenario: Scenario, tell: Tell, progress: Progress
+) -> FeatureTable:
+    """Features of a public corpus, by a cache opened for them."""
+    with FeatureCache(cache_folder()) as cache:
+        return _features(corpus, scenario, cache, tell, progress)
+
+
+def _check_apart(name: str, users: FeatureTable, public: Mapping[str, str]) -> None:
     """Refuse a public corpus that holds a user's recording, under whatever name.
 
     Raises:
         CorpusError: It holds some: what is learned from it would be no public fact.
     """
     own = {users.contents[clip]: clip for clip in users.features}
-    shared = [
-        own[public.contents[clip]] for clip in public.features if public.contents[clip] in own
-    ]
+    shared = [own[content] for content in public.values() if content in own]
     if shared:
         raise CorpusError(
             f"{len(shared)} recordings of the users' corpus are in the public corpus {name} too "

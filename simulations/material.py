@@ -23,6 +23,8 @@ from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.scenario import Recipe
 
 _HELD_OUT = 5
+HELD_OUT = "held_out.safetensors"
+"""Where the public speakers that the warm start has not seen are kept."""
 
 ALIKE: Mapping[str, Mapping[str, float]] = {
     "calm": {"neutral": 0.7, "sad": 0.3},
@@ -143,7 +145,7 @@ def _keep_aside(ready: Examples, speakers: Tensor, aside: Tensor, folder: Path) 
     part = ready.take(chosen)
     tensors = {"features": part.features, "frames": part.frames, "labels": part.labels}
     tensors["speakers"] = speakers[chosen]
-    path = folder / "held_out.safetensors"
+    path = folder / HELD_OUT
     replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
     return path
 

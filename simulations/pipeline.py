@@ -74,10 +74,10 @@ def simulate(
     _check_folder(scenario, out, resume=resume)
     with FeatureCache(cache_folder()) as cache:
         heard = hear(scenario, cache, tell, progress)
-        public = hear_public(scenario, heard, cache, tell, progress)
+    public = hear_public(scenario, heard, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
-    material = material_of(scenario, heard, public, out / "checkpoints")
+    material = material_of(scenario, heard, public, out / "checkpoints", tell)
     features_s = time.monotonic() - started
     worlds, outcomes = [], []
     training = time.monotonic()

@@ -118,7 +118,8 @@ def build(spec: ModelSpec, seed: int) -> Network:
         seed: Says every weight; torch's global generator is left as it was.
     """
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # The CPU's generator alone: torch.manual_seed also notes a stack for every other device.
+        torch.default_generator.manual_seed(seed)
         network = Network(_body(spec), spec.classes, spec.dropout, spec.bias_feature)
     if spec.kind == "linear":
         nn.init.zeros_(network.head.weight)

@@ -37,8 +37,12 @@ the memory. Renyi divergences (Mironov 2017) bound it as safely, some percent lo
 _ORDERS = [1 + x / 20 for x in range(1, 200)] + [*range(11, 64), 80, 96, 128, 256, 512, 1024]
 """Renyi orders: close together where budgets of 1 to 20 find their best."""
 
-_FAR = 1.01
-"""More than discretising adds to the epsilon of one Gaussian, as a share and as a number."""
+ROUNDING = 2 * _INTERVAL
+"""More than discretising adds to the epsilon of one Gaussian. It is exact where epsilon is a
+multiple of the interval and grows in between (Doroshenko et al. 2022), so one interval would do."""
+
+_TINY = 1e-4
+"""Squared mu below which the closed form runs out of digits; discretising is quick there."""
 
 _FAST_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
 
@@ -52,7 +56,8 @@ def epsilon(
         releases: Everything one device let out, in any order.
         delta: In (0, 1).
         unit: Whose presence is hidden: one utterance's, or the whole user's.
-        fast: Discretise coarsely, for decisions in the loop: an upper bound too, but looser.
+        fast: Discretise coarsely or not at all, for decisions in the loop: an upper bound too,
+            but looser.
 
     Returns:
         Epsilon, at least 0. Infinity when one release was unprotected, for this unit.
@@ -71,7 +76,12 @@ def epsilon(
         SettingError: ``delta`` outside (0, 1), NaN included.
     """
     check.inside(0, 1, delta=delta)
-    return _composed(_summed(releases, unit), delta, _FAST_INTERVAL if fast else _INTERVAL)
+    spent = _summed(releases, unit)
+    if not fast:
+        return _composed(spent, delta, _INTERVAL)
+    if _closed(spent):
+        return _above(spent.precision, delta)
+    return _composed(spent, delta, _FAST_INTERVAL)
 
 
 class _Spent(NamedTuple):
@@ -222,6 +232,17 @@ def _gaussian(precision: float, delta: float) -> float:
     return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
 
 
+def _closed(spent: _Spent) -> bool:
+    """Whether all of it is one Gaussian, whose epsilon has a closed form that floats can hold."""
+    return not spent.sampled and not spent.renyi and _TINY <= spent.precision <= _HOPELESS
+
+
+@lru_cache(maxsize=4096)
+def _above(precision: float, delta: float) -> float:
+    """The epsilon of one Gaussian, and a hair that covers the rounding of its closed form."""
+    return _gaussian(precision * (1 + 1e-11), delta) * (1 + 1e-9) + 1e-9
+
+
 def calibrate(
     plan: Callable[[float], Iterable[Release]],
     budget: float,
@@ -259,7 +280,7 @@ def calibrate(
         if exact > budget:
             return True
         # Far below the budget, an unsampled plan need not be discretised to know that it keeps it.
-        if not spent.sampled and not spent.renyi and exact * _FAR + _FAR - 1 <= budget:
+        if _closed(spent) and exact + ROUNDING <= budget:
             return False
         return _composed(spent, delta, _INTERVAL) > budget
 

@@ -99,9 +99,9 @@ def open_case(
     _check(scenario)
     with FeatureCache(cache_folder()) as cache:
         heard = hear(scenario, cache, tell, progress)
-        public = hear_public(scenario, heard, cache, tell, progress)
+    public = hear_public(scenario, heard, tell, progress)
     with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
-        material = material_of(scenario, heard, public, Path(folder))
+        material = material_of(scenario, heard, public, Path(folder), tell)
     plan = plan_of(scenario, material, "audit")
     fold = heard.protocol.folds[0]
     users = {name: _person(material, material.clips[name]) for name in fold.train}

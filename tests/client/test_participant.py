@@ -454,7 +454,7 @@ def test_at_prediction_the_mean_is_exact_and_stays_on_the_device(tmp_path: Path)
 def test_training_never_sees_the_exact_mean(tmp_path: Path) -> None:
     """Behind the same noise, exact mean and released mean give different updates."""
     one = enrolled(tmp_path)
-    examples = participant._training_examples(one, PLAN, CENTRE)
+    examples = participant._training_examples(one, PLAN, PLAN.digest(), CENTRE)
     projected = FRONT.project(one.clips().examples.features)
     exact = projected - projected.mean(0)
     exact = exact / torch.linalg.vector_norm(exact, dim=1, keepdim=True)
