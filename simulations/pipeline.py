@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import resource
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -26,6 +27,7 @@ from sottovoce.simulations import baselines, promise, record, statement
 from sottovoce.simulations.hearing import (
     Heard,
     Progress,
+    Spoken,
     Tell,
     cache_folder,
     check_encoder,
@@ -72,9 +74,7 @@ def simulate(
     check_encoder(scenario)
     promise.check_budget(scenario)
     _check_folder(scenario, out, resume=resume)
-    with FeatureCache(cache_folder()) as cache:
-        heard = hear(scenario, cache, tell, progress)
-    public = hear_public(scenario, heard, tell, progress)
+    heard, public = _heard(scenario, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
     material = material_of(scenario, heard, public, out / "checkpoints", tell)
@@ -127,10 +127,37 @@ def simulate(
     return run
 
 
+def prepare(
+    scenario: Scenario,
+    tell: Tell = lambda _line: None,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> None:
+    """Compute what a run and others like it find in the cache: features, public material."""
+    torch.set_num_threads(1)
+    heard, public = _heard(scenario, tell, progress)
+    with tempfile.TemporaryDirectory() as folder:
+        material_of(scenario, heard, public, Path(folder), tell)
+
+
+def _heard(scenario: Scenario, tell: Tell, progress: Progress) -> tuple[Heard, list[Spoken]]:
+    """The users' corpus and the public ones."""
+    with FeatureCache(cache_folder()) as cache:
+        heard = hear(scenario, cache, tell, progress)
+    return heard, hear_public(scenario, heard, tell, progress)
+
+
+def same_scenario(folder: Path, scenario: Scenario) -> bool:
+    """Whether a folder holds a run of this scenario, but for what changes no result."""
+    try:
+        kept = (folder / "config.toml").read_bytes().decode(errors="replace")
+    except OSError:
+        return False
+    return _identity(kept) == _identity(scenario.to_toml())
+
+
 def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
     """Make sure that the run folder is free, or the same run's."""
     config = out / "config.toml"
-    settled = scenario.to_toml()
     if out.exists() and not out.is_dir():
         raise SettingError(f"{out} is a file; --out names the folder to make")
     if config.exists():
@@ -138,8 +165,7 @@ def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
             raise SettingError(
                 f"{out} holds a run; give --resume to go on with it, or another --out"
             )
-        kept = config.read_bytes().decode(errors="replace")
-        if _identity(kept) != _identity(settled):
+        if not same_scenario(out, scenario):
             raise SettingError(f"{out} holds a run of another scenario; give another --out")
         return
     # A run that was killed before it began may have left a hidden, half-written file.

@@ -21,6 +21,11 @@ def read(text: str, *, source: str) -> Scenario:
         record = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SettingError(f"{source} is not TOML: {error}") from error
+    return scenario_of(record, source=source)
+
+
+def scenario_of(record: Mapping[str, Any], *, source: str) -> Scenario:
+    """A scenario from TOML's tables; errors as in :func:`read`."""
     try:
         return _build(record)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
@@ -35,10 +40,23 @@ def find(name: str) -> Scenario:
     Raises:
         SettingError: There is none.
     """
+    return read(_text(name), source=name)
+
+
+def table_of(name: str) -> dict[str, Any]:
+    """A scenario's file as TOML's tables, unchecked; errors as in :func:`find`."""
+    try:
+        return tomllib.loads(_text(name))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingError(f"{name} is not TOML: {error}") from error
+
+
+def _text(name: str) -> str:
+    """What a scenario's file holds, or one that comes along."""
     path = Path(name)
     if path.suffix == ".toml":
         try:
-            return read(path.read_text(encoding="utf-8"), source=name)
+            return path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingError(f"the scenario {name} cannot be read: {error}") from error
     shelf = resources.files("sottovoce.simulations.scenarios")
@@ -47,7 +65,7 @@ def find(name: str) -> Scenario:
         raise SettingError(
             f"there is no scenario {name!r}; give a .toml file or one of {', '.join(known)}"
         )
-    return read((shelf / f"{name}.toml").read_text(encoding="utf-8"), source=name)
+    return (shelf / f"{name}.toml").read_text(encoding="utf-8")
 
 
 def _build(record: Mapping[str, Any]) -> Scenario:

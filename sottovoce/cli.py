@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sottovoce import __version__
+from sottovoce import __version__, sweeping
 from sottovoce.shared.errors import SettingError, SottovoceError
 
 _PUBLIC = "NAME=DIR"
@@ -66,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     for add in (
         _add_simulate,
+        _add_sweep,
         _add_corpora,
         _add_report,
         _add_budget,
@@ -211,6 +212,11 @@ def _public(text: str) -> tuple[str, str]:
     if not name or not (sign or name == "synthetic"):
         raise SettingError(f"--public is {text!r}; it must be {_PUBLIC}, such as cremad=../cremad")
     return name, data
+
+
+def _add_sweep(commands: Any) -> None:  # noqa: ANN401
+    """``sweep``."""
+    sweeping.add(commands, _command)
 
 
 def _add_corpora(commands: Any) -> None:  # noqa: ANN401

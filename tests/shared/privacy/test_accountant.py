@@ -80,7 +80,7 @@ def test_discretising_one_gaussian_adds_less_than_rounding_allows(
     quick = accountant.epsilon([gaussian(noise)], delta, fast=True)
     published = accountant.epsilon([gaussian(noise)], delta)
 
-    assert quick == pytest.approx(epsilon, abs=1e-6)
+    assert quick >= epsilon - 1e-9
     assert epsilon - 1e-9 <= published <= quick + accountant.ROUNDING / 2
 
 

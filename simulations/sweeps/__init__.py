@@ -1,0 +1,1 @@
+"""Many runs at once: a grid of settings, its runs, one page of curves and a table."""

@@ -1,0 +1,108 @@
+"""From the runs of a sweep to sweep.json: a line a run, and mean and spread over seeds."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from sottovoce.simulations.runfile import SCHEMA, Json
+from sottovoce.simulations.sweeps.grid import SEED, Point, Sweep
+
+MEASURES: Final = {
+    "uar": ("accuracy", "uar"),
+    "wa": ("accuracy", "wa"),
+    "macro_f1": ("accuracy", "macro_f1"),
+    "worst_speaker": ("fairness", "speaker", "worst"),
+    "p10_speaker": ("fairness", "speaker", "p10"),
+    "ece_before": ("calibration", "before", "ece"),
+    "ece_after": ("calibration", "after", "ece"),
+    "nll_before": ("calibration", "before", "nll"),
+    "nll_after": ("calibration", "after", "nll"),
+    "epsilon_spent_utterance": ("privacy", "utterance", "epsilon_max"),
+    "epsilon_spent_user": ("privacy", "user", "epsilon"),
+    "wall_s": ("timing", "wall_s"),
+}
+"""Figures of a run, and where run.json has them; null where it has none."""
+
+
+def gather(
+    plan: Sweep, runs: Sequence[tuple[Point, Json]], *, wall_s: float, computed: int
+) -> Json:
+    """Content of sweep.json.
+
+    Args:
+        plan: What was swept over.
+        runs: Every point with its run.json.
+        wall_s: How long it took this time.
+        computed: How many runs were computed this time; the others were there.
+    """
+    first = runs[0][1]
+    lines = [_line(point, run) for point, run in runs]
+    return {
+        "schema": SCHEMA,
+        "base": dict(plan.base),
+        "axes": {axis.setting: list(axis.values) for axis in plan.axes},
+        "corpus": first["corpus"],
+        "protocol": first["protocol"]["name"],
+        "chance": 1 / len(first["corpus"]["emotions"]),
+        "runs": lines,
+        "points": _points(lines),
+        "timing": {"wall_s": wall_s, "runs": len(runs), "computed": computed},
+    }
+
+
+def _line(point: Point, run: Json) -> Json:
+    """One run."""
+    return {
+        "name": point.name,
+        "folder": f"runs/{point.name}",
+        "settings": dict(point.settings),
+        "unit": point.scenario.unit,
+        "rounds": run["rounds"],
+        "model": run["model"]["kind"],
+        "epsilon": point.scenario.epsilon if point.scenario.private else None,
+        "noise_multiplier": run["privacy"].get("noise_multiplier"),
+        **{name: _find(run, path) for name, path in MEASURES.items()},
+    }
+
+
+def _find(run: Mapping[str, Any], path: Sequence[str]) -> float | None:
+    """A figure within tables; None where a table lacks it."""
+    value: Any = run
+    for name in path:
+        value = (value or {}).get(name)
+    return None if value is None else float(value)
+
+
+def _points(lines: Sequence[Json]) -> list[Json]:
+    """Runs that differ in their seed alone, as one."""
+    groups: dict[str, list[Json]] = {}
+    for line in lines:
+        rest = {name: value for name, value in line["settings"].items() if name != SEED}
+        groups.setdefault(repr(rest), []).append(line)
+    return [_point(group) for group in groups.values()]
+
+
+def _point(group: Sequence[Json]) -> Json:
+    """Mean and spread of some runs."""
+    first = group[0]
+    kept = ("unit", "rounds", "model", "epsilon", "noise_multiplier")
+    return {
+        "settings": {name: value for name, value in first["settings"].items() if name != SEED},
+        **{name: first[name] for name in kept},
+        "seeds": len(group),
+        **{name: _spread([line[name] for line in group]) for name in MEASURES},
+    }
+
+
+def _spread(values: Sequence[float | None]) -> Json | None:
+    """Mean, standard deviation (of a sample; null for a single one) and range."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = statistics.stdev(known) if len(known) > 1 else None
+    return {
+        "mean": statistics.fmean(known),
+        "sd": deviation,
+        "min": min(known),
+        "max": max(known),
+    }
