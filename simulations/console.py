@@ -2,6 +2,7 @@
 
 import logging
 import sys
+import time
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sottovoce.simulations.course import Status
+
 
 class Console:
     """Where a run tells how far it is; it writes to standard error."""
@@ -22,8 +25,15 @@ class Console:
     def __init__(self, *, quiet: bool) -> None:
         self._quiet = quiet
         self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bars = Progress(*columns, TimeRemainingColumn(), console=self._terminal)
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+            console=self._terminal,
+        )
+        self._begun: tuple[float, int] | None = None
         self._tasks: dict[str, TaskID] = {}
         self._shown: dict[str, int] = {}
         self._live = not quiet and sys.stderr.isatty()
@@ -57,32 +67,47 @@ class Console:
         """Say what went wrong, quiet or not."""
         self._terminal.print(f"warning: {line}", markup=False)
 
-    def progress(self, what: str, done: int, total: int) -> None:
+    def progress(self, what: str, done: int, total: int, *, said: str = "") -> None:
         """Say how far something is."""
         if self._quiet or not total:
             return
         if self._live:
             if what not in self._tasks:
-                self._tasks[what] = self._bars.add_task(what, total=total)
-            self._bars.update(self._tasks[what], completed=done, total=total)
+                self._tasks[what] = self._bars.add_task(what, total=total, said="")
+            self._bars.update(self._tasks[what], completed=done, total=total, said=said)
             return
         tenth = done * 10 // total
         if self._shown.get(what) != tenth:
             self._shown[what] = tenth
-            self._terminal.print(f"{what}: {done} of {total}", markup=False)
+            parts = [f"{what}: {done} of {total}", *([said] if said else [])]
+            self._terminal.print(", ".join(parts), markup=False)
+
+    def show(self, status: Status) -> None:
+        """Say how far a run is, what it has spent, and how it does so far."""
+        parts = [str(status)] if str(status) else []
+        if not self._live:
+            parts += self._left(status)
+        self.progress("rounds", status.rounds, status.total, said=", ".join(parts))
+
+    def _left(self, status: Status) -> list[str]:
+        """How long it may still take; nothing before two rounds were seen."""
+        now = time.monotonic()
+        if self._begun is None:
+            self._begun = now, status.rounds
+        since, before = self._begun
+        if status.rounds <= before or status.rounds == status.total:
+            return []
+        left = (now - since) / (status.rounds - before) * (status.total - status.rounds)
+        return [f"about {left:.0f} s left" if left < 90 else f"about {left / 60:.0f} min left"]
 
 
 class _Handler(logging.Handler):
-    """Warnings as lines, rounds as progress."""
+    """Warnings as lines."""
 
     def __init__(self, console: Console) -> None:
-        super().__init__(logging.INFO)
+        super().__init__(logging.WARNING)
         self._console = console
 
     def emit(self, record: logging.LogRecord) -> None:
         """Show one record."""
-        if record.levelno >= logging.WARNING:
-            self._console.warn(record.getMessage())
-        elif record.msg.startswith("round ") and isinstance(record.args, tuple):
-            done, total = (int(str(number)) for number in record.args)
-            self._console.progress("rounds of this fold", done, total)
+        self._console.warn(record.getMessage())

@@ -1,6 +1,7 @@
 """What a fold leaves behind: scores of its test clips, and the heads of its ledgers."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,11 @@ class Outcome:
     everything: Scored
     personal: Scored | None
     curve: list[tuple[int, float]]
+
+    @property
+    def uar(self) -> float:
+        """On the fold's test users, for looking only."""
+        return self.curve[-1][1] if self.curve else math.nan
 
 
 def write(folder: Path, facts: Json, scores: Mapping[str, Tensor]) -> None:

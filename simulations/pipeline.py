@@ -24,6 +24,7 @@ from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
 from sottovoce.simulations import baselines, promise, record, statement
+from sottovoce.simulations.course import Course, Show
 from sottovoce.simulations.hearing import (
     Heard,
     Progress,
@@ -53,6 +54,7 @@ def simulate(
     resume: bool = False,
     tell: Tell = lambda _line: None,
     progress: Progress = lambda _what, _done, _total: None,
+    show: Show = lambda _status: None,
 ) -> Json:
     """Run a scenario.
 
@@ -62,6 +64,7 @@ def simulate(
         resume: Whether to go on with a run that was interrupted.
         tell: Takes a line about what was found.
         progress: Takes (what, done, total).
+        show: Takes how far the run is, after each round and each fold.
 
     Returns:
         Content of run.json.
@@ -83,20 +86,23 @@ def simulate(
     training = time.monotonic()
     name = hashlib.sha256("\n".join(_identity(scenario.to_toml())).encode()).hexdigest()[:16]
     plan = plan_of(scenario, material, name)
-    for number, fold in enumerate(heard.protocol.folds, 1):
-        world = World(
-            folder=out / "checkpoints" / folder_name(fold.name),
-            ledgers=out / "ledgers" / folder_name(fold.name),
-            fold=fold,
-            plan=promise.secured(
-                replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
-            ),
-            scenario=scenario,
-            material=material,
-        )
-        outcomes.append(world.run())
-        worlds.append(world)
-        progress("folds", number, len(heard.protocol.folds))
+    folds = heard.protocol.folds
+    budget = next(iter(promise.budgets(scenario)), None)
+    with Course(plan, folds=len(folds), budget=budget, show=show) as course:
+        for fold in folds:
+            world = World(
+                folder=out / "checkpoints" / folder_name(fold.name),
+                ledgers=out / "ledgers" / folder_name(fold.name),
+                fold=fold,
+                plan=promise.secured(
+                    replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
+                ),
+                scenario=scenario,
+                material=material,
+            )
+            outcomes.append(world.run())
+            worlds.append(world)
+            course.ended(outcomes[-1].uar)
     timing = {
         "feature_s": features_s,
         "training_s": time.monotonic() - training,

@@ -6,6 +6,7 @@ the way out. Rooms are imported only by the command that needs them, so ``--help
 
 import argparse
 import errno
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,11 +37,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sottovoce: {_refused(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nsottovoce: stopped; finished rounds are kept, go on with --resume", file=sys.stderr
-        )
+        print(f"\nsottovoce: stopped{_goes_on(arguments, argv)}", file=sys.stderr)
         return 130
     return status
+
+
+def _goes_on(arguments: argparse.Namespace, argv: Sequence[str] | None) -> str:
+    """How to go on with what was interrupted, where that can be."""
+    if not hasattr(arguments, "resume"):
+        return ""
+    words = [shlex.quote(word) for word in (sys.argv[1:] if argv is None else argv)]
+    again = " ".join(word for word in words if word != "--resume")
+    return f"; what was finished is kept, go on with: sottovoce {again} --resume"
 
 
 def _refused(error: OSError) -> str:
@@ -149,6 +157,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
             resume=arguments.resume,
             tell=console.tell,
             progress=console.progress,
+            show=console.show,
         )
     _print(run) if arguments.json else print(summary(run, out))
     return 0

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import wave
@@ -70,7 +72,7 @@ def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "corpora", "report", "budget", "predict", "device", "device budget"],
+    ["simulate", "sweep", "corpora", "report", "budget", "predict", "device", "device budget"],
 )
 def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
     status, out, _ = say(*command.split(), "--help")
@@ -495,7 +497,56 @@ def test_an_interrupt_says_how_to_go_on(
 
     status, last = _simulate(say, tiny_run.scenario, tmp_path / "out")
 
-    assert (status, "--resume" in last) == (130, True)
+    assert status == 130
+    again = f"sottovoce simulate {tiny_run.scenario} --out {tmp_path / 'out'} --quiet --resume"
+    assert last.endswith(f"go on with: {again}")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_ctrl_c_at_a_real_run_leaves_one_clear_line_and_a_run_to_go_on_with(
+    say: Say, scenario: Callable[..., Path], tmp_path: Path, workers: int
+) -> None:
+    words = ["simulate", str(scenario(rounds=60)), "--out", str(tmp_path / "out")]
+    words += ["--workers", str(workers)]
+    with subprocess.Popen(
+        [sys.executable, "-m", "sottovoce.cli", *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        lines = []
+        for line in run.stderr or []:
+            lines.append(line)
+            if line.startswith("rounds: "):
+                break
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to workers, too
+        lines += run.communicate(timeout=120)[1].splitlines()
+
+    assert run.returncode == 130
+    assert not [line for line in lines if "Traceback" in line]
+    assert lines[-1].endswith(f"go on with: sottovoce {' '.join(words)} --resume")
+    status, out, _ = say(*words, "--resume", "--quiet")
+    assert (status, "UAR" in out) == (0, True)
+
+
+def test_a_run_in_a_pipe_says_rounds_epsilon_and_uar_in_plain_lines(
+    tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["simulate", str(tiny_run.scenario), "--protocol", "2fold", "--out"]
+    assert cli.main([*words, str(tmp_path / "out")]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    rounds = [line for line in lines if line.startswith("rounds: ")]
+
+    assert [line.split(",")[0] for line in rounds] == [f"rounds: {n} of 4" for n in (1, 2, 3, 4)]
+    assert "epsilon" in rounds[0]
+    assert "of 8" in rounds[0]
+    assert "UAR" not in rounds[0]
+    assert "UAR so far" in rounds[-1]
+    assert "left" in rounds[2]
+    assert "\x1b" not in "".join(lines)
+
+    assert cli.main([*words, str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 # --- predict ----------------------------------------------------------------------------------

@@ -13,14 +13,13 @@ from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from sottovoce.shared.errors import EngineError, SottovoceError
-from sottovoce.simulations.engines.threads import one_thread
+from sottovoce.simulations.engines.threads import begin_worker, one_thread
 
 RUN, SERVER = 1, 1
 _FIRST_NODE = 100
@@ -196,8 +195,8 @@ def _identify() -> None:
 
 
 def _start_worker() -> None:
-    """One torch thread a worker: workers, not threads, share the cores."""
-    torch.set_num_threads(1)
+    """Workers, not threads, share the cores."""
+    begin_worker()
     _identify()
 
 

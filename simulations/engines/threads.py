@@ -1,5 +1,10 @@
 """One torch thread: an engine's processes share the cores, and sums come out the same on all."""
 
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -19,3 +24,21 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def begin_worker() -> None:
+    """Make this process a worker: one thread, deaf to Ctrl-C, and gone once its parent is.
+
+    The parent hears Ctrl-C and ends its workers. Were it killed, they would wait for work for ever.
+    """
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent to be gone."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)

@@ -23,7 +23,7 @@ import torch
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.shared import check
 from sottovoce.shared.errors import EngineError, SettingError, SottovoceError
-from sottovoce.simulations.features import _start_worker
+from sottovoce.simulations.engines.threads import begin_worker
 from sottovoce.simulations.hearing import Progress, Tell
 from sottovoce.simulations.pipeline import prepare, same_scenario, simulate
 from sottovoce.simulations.runfile import Json, read_run, write_json, write_text
@@ -146,7 +146,7 @@ def _all_run(points: Sequence[Point], out: Path, *, workers: int) -> Iterator[Po
             yield point
         return
     spawn = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(points)), spawn, initializer=_start_worker)
+    pool = ProcessPoolExecutor(min(workers, len(points)), spawn, initializer=begin_worker)
     try:
         waiting = {pool.submit(_run, point, out): point for point in points}
         for future in as_completed(waiting):

@@ -1,0 +1,116 @@
+"""What public corpora taught is the same whether it is learned or found."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.simulations import hearing, learned, preparation, reading
+from sottovoce.simulations.hearing import hear, hear_public
+from sottovoce.simulations.material import Material
+
+Make = Callable[..., Material]
+
+
+@pytest.fixture
+def make(
+    make_scenario: Any, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Make:
+    """Makes the material of a variation of the tiny run, in a cache of this test."""
+    monkeypatch.setenv("SOTTOVOCE_CACHE", str(tmp_path / "cache"))
+    count = iter(range(100))
+
+    def material(said: list[str] | None = None, **changes: object) -> Material:
+        place = tmp_path / "scenario.toml"
+        make_scenario(place, tiny_run.users, changes.pop("public", tiny_run.public), **changes)
+        scenario = reading.find(str(place))
+        with FeatureCache(hearing.cache_folder()) as cache:
+            heard = hear(scenario, cache, lambda _: None, lambda *_: None)
+        public = hear_public(scenario, heard, lambda _: None, lambda *_: None)
+        tell = (said if said is not None else []).append
+        folder = tmp_path / str(next(count))
+        return preparation.material_of(scenario, heard, public, folder, tell)
+
+    return material
+
+
+def _same(one: Material, other: Material) -> bool:
+    """Bit for bit."""
+    tensors = [
+        (one.front.mean, other.front.mean),
+        (one.front.matrix, other.front.matrix),
+        (one.start, other.start),
+        *(
+            (getattr(one.population, name), getattr(other.population, name))
+            for name in one.population.__dataclass_fields__
+        ),
+    ]
+    files = [material.held_out and material.held_out.read_bytes() for material in (one, other)]
+    return all(torch.equal(*pair) for pair in tensors) and files[0] == files[1]
+
+
+def _never(*_: object, **__: object) -> Any:
+    raise AssertionError("it was learned again")
+
+
+def test_it_is_found_as_it_was_learned(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = make()
+    monkeypatch.setattr(preparation, "prepare", _never)
+
+    again = make()
+    other_seed = make(seed=5, epsilon=2.0)
+
+    assert _same(first, again)
+    assert _same(first, other_seed)
+    assert first.spec == again.spec
+
+
+@pytest.mark.parametrize(
+    "change", [{"enrolment": "none"}, {"encoder": "whisper-tiny-en"}, {"data_changed": True}]
+)
+def test_what_decides_it_is_part_of_its_name(
+    make: Make, make_corpus: Any, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    first = make()
+    if change.pop("data_changed", False):
+        change["public"] = make_corpus(tmp_path / "other", speakers=6, clips=5, hertz=101.1)
+
+    assert not _same(first, make(**change))
+
+
+def test_damage_is_noticed_and_learned_anew(make: Make, tmp_path: Path) -> None:
+    first = make()
+    (path,) = (tmp_path / "cache" / "learned").iterdir()
+    good = path.read_bytes()
+    for bad in (b"", good[:100], good[:-1], good[:-4] + b"\0\0\0\1"):
+        path.write_bytes(bad)
+        assert _same(first, make())
+        assert path.read_bytes() == good
+
+
+def test_what_was_left_out_is_said_again(
+    make: Make, make_corpus: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    public = make_corpus(tmp_path / "public", speakers=6, clips=5, hertz=97.3)
+    write_wav(public / "s00_00.wav", level=0.0)
+    said: list[list[str]] = [[], []]
+
+    first, again = (make(lines, public=public) for lines in said)
+
+    assert _same(first, again)
+    assert ["left out: s00_00.wav" in line for line in said[1]] == [True]
+
+
+def test_a_disk_that_refuses_costs_time_and_no_more(make: Make, tmp_path: Path) -> None:
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "learned").write_text("in the way")
+
+    assert _same(make(), make())
+
+
+def test_nothing_is_found_under_another_name(tmp_path: Path) -> None:
+    assert learned.find(tmp_path, learned.key({"a": 1})) is None
+    assert learned.key({"a": 1}) != learned.key({"a": 2})
