@@ -650,6 +650,42 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert (out / "privacy.json").read_bytes() == (tmp_path / "whole" / "privacy.json").read_bytes()
 
 
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_it_is_the_same_run(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    """With 1, 2 or 4 workers, at any moment: half in rounds, half from the first import on."""
+    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, rounds=150)
+    whole = _run(scenario, tmp_path / "whole")
+    out, random_ = tmp_path / "out", random.Random(21)
+    killed = 0
+
+    for _ in range(10):
+        killed += _kill_by_the_clock(
+            scenario, out, seconds=random_.uniform(0.0, 12.0), workers=random_.choice((1, 2, 4))
+        )
+        _kill(scenario, out, delay=random_.uniform(0.0, 0.05))
+        killed += 1
+        _nothing_unbooked(out)
+
+    assert killed > 15  # some may have found the run at its end
+    assert _run(scenario, out, resume=True) == whole
+    assert _ledgers(out) == _ledgers(tmp_path / "whole")
+    assert (out / "privacy.json").read_bytes() == (tmp_path / "whole" / "privacy.json").read_bytes()
+
+
+def _kill_by_the_clock(scenario: Path, out: Path, *, seconds: float, workers: int) -> bool:
+    """Start or resume a run and kill it after some seconds; whether it still ran."""
+    words = ["simulate", str(scenario), "--out", str(out), "--quiet", "--resume"]
+    command = [sys.executable, "-m", "sottovoce.cli", *words, "--workers", str(workers)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
 def _kill(scenario: Path, out: Path, *, delay: float) -> None:
     """Start or resume a run, wait for one more round and a while, and kill it."""
     rounds = out / "checkpoints" / "holdout" / "server" / "rounds"

@@ -17,11 +17,12 @@ from sottovoce.shared.errors import EngineError, PrivacyError, SettingError
 from sottovoce.simulations.engines import engine, local
 
 
-def test_workers_change_no_bit(make_world: Any) -> None:
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_change_no_bit(make_world: Any, workers: int) -> None:
     alone, together = make_world("alone"), make_world("together")
 
     alone.run()
-    engine("local")(devices=4, config=together.config, workers=2)
+    engine("local")(devices=4, config=together.config, workers=workers)
 
     assert torch.equal(alone.released(), together.released())
     assert alone.ledgers() == together.ledgers()

@@ -1,0 +1,242 @@
+"""Engines against a plain PyTorch loop on the same work: the limit of what an engine can reach.
+
+A small head: 100 users, a cohort of 20 a round by coins, three full-batch steps each. The engine's
+devices open their vaults and ledgers, answer once, and keep what they sent; the loop does none of
+it. A heavier client, for workers: cnn-attention on log-mel. Engines and loop take turns.
+"""
+
+import logging
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.server.job import Job
+from sottovoce.server.round import Aggregation
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import identity
+from sottovoce.shared.models.flat import count, flatten, load_flat
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.release import NoisedBy, UserNoise
+from sottovoce.shared.privacy.users import UserPromise
+from sottovoce.shared.training import LocalTraining, NoPrivacy
+from sottovoce.simulations.engines import local
+
+CLASSES: Final = 8
+_LABELS: Final = tuple("abcdefgh")
+_SEED: Final = 5
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What an engine is measured on.
+
+    Attributes:
+        name: How it is called in tables.
+        spec: The model.
+        users: How many there are.
+        joins: Chance that a user joins a round.
+        clips: Of each user.
+        frames: Of each clip; 1 where the model reads vectors.
+        steps: Local steps a round.
+        rounds: Rounds of one run; the first is not counted.
+    """
+
+    name: str
+    spec: ModelSpec
+    users: int
+    joins: float
+    clips: int
+    frames: int = 1
+    steps: int = 3
+    rounds: int = 6
+
+
+SMALL: Final = Work(
+    name="small head, about 100k parameters",
+    spec=ModelSpec(kind="mlp", inputs=768, classes=CLASSES, hidden=128),
+    users=100,
+    joins=0.2,
+    clips=60,
+)
+HEAVY: Final = Work(
+    name="cnn-attention",
+    spec=ModelSpec(kind="cnn-attention", inputs=64, classes=CLASSES),
+    users=8,
+    joins=1.0,
+    clips=30,
+    frames=150,
+    rounds=4,
+)
+
+
+class _Clock(logging.Handler):
+    """Hears rounds end; counts clients that were asked to train."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.rounds: list[tuple[float, float]] = []
+        self.clients: list[int] = []
+        self.asked = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note the time."""
+        if record.msg.startswith("round "):
+            self.rounds.append((time.process_time(), time.perf_counter()))
+            self.clients.append(self.asked)
+
+    def count(self, message: Any) -> bool:  # noqa: ANN401  (Flower's message)
+        """Count a message that asks for training; none is lost."""
+        self.asked += message.metadata.message_type == "train"
+        return False
+
+    def per_client(self, which: int) -> list[float]:
+        """Milliseconds a client, of every round but the first; 0 for CPU, 1 for wall."""
+        return [
+            1e3 * (self.rounds[n][which] - self.rounds[n - 1][which]) / clients
+            for n in range(1, len(self.rounds))
+            if (clients := self.clients[n] - self.clients[n - 1])
+        ]
+
+
+def on_engine(work: Work, *, workers: int) -> _Clock:
+    """One run on the local engine."""
+    from sottovoce.client.app import app as client
+    from sottovoce.server.app import app as server
+
+    clock, log = _Clock(), logging.getLogger("sottovoce.server")
+    log.setLevel(logging.INFO)
+    log.addHandler(clock)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            config = _world(Path(folder), work)
+            local.run(
+                server, client, devices=work.users, config=config, workers=workers, lost=clock.count
+            )
+    finally:
+        log.removeHandler(clock)
+    return clock
+
+
+def plain_loop(work: Work) -> list[float]:
+    """The same training without any engine: CPU milliseconds a client, of every round."""
+    model, examples = build(work.spec, 0), [_examples(work, user) for user in range(work.users)]
+    weights, coins, times = flatten(model), torch.Generator().manual_seed(_SEED), []
+    for _ in range(work.rounds):
+        cohort = torch.nonzero(torch.rand(work.users, generator=coins) < work.joins).flatten()
+        started = time.process_time()
+        total = torch.zeros_like(weights, dtype=torch.float64)
+        for user in cohort.tolist():
+            total += _trained(model, weights, examples[user], work.steps)
+        weights = weights + (total / max(len(cohort), 1)).float()
+        times.append(1e3 * (time.process_time() - started) / max(len(cohort), 1))
+    return times[1:]
+
+
+def _trained(model: torch.nn.Module, weights: Tensor, examples: Examples, steps: int) -> Tensor:
+    """One client's update."""
+    load_flat(model, weights)
+    descent = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        descent.zero_grad()
+        F.cross_entropy(model(examples.features, examples.frames), examples.labels).backward()  # type: ignore[no-untyped-call]
+        descent.step()
+    return flatten(model) - weights
+
+
+def _world(folder: Path, work: Work) -> dict[str, str]:
+    """Job and devices on disk."""
+
+    def hidden(rate: float = 1.0) -> UserNoise:
+        return UserNoise(
+            noise_multiplier=1.0, clip_norm=1.0, noised_by=NoisedBy.SERVER, sample_rate=rate
+        )
+
+    front = identity(work.spec.inputs)
+    plan = Plan(
+        run="bench",
+        labels=_LABELS,
+        extractor="log-mel",
+        front=front.digest(),
+        model=work.spec,
+        rounds=work.rounds,
+        training=LocalTraining(
+            steps=work.steps, sample_rate=1.0, learning_rate=0.1, denominator=1.0
+        ),
+        mechanism=NoPrivacy(),
+        centre=None,
+        normaliser=None,
+        count_noise=0.0,
+        user=UserPromise(counts=hidden(), centre=None, update=hidden(work.joins)),
+    )
+    for user in range(work.users):
+        _device(folder / "devices" / f"{user:06d}", f"user{user:03d}", _examples(work, user))
+    Job(
+        plan=plan,
+        aggregation=Aggregation(),
+        weights=flatten(build(work.spec, 0)),
+        front=front,
+        population=unknown(work.spec.inputs),
+        devices=work.users,
+        quorum=1.0,
+        simulated_seed=_SEED,
+    ).save(folder / "server")
+    return {"job": str(folder / "server"), "devices": str(folder / "devices")}
+
+
+def _device(folder: Path, user: str, examples: Examples) -> None:
+    """One user's device."""
+    everything = torch.ones(len(examples), dtype=torch.bool)
+    clips = Clips(examples=examples, enrols=everything, calibrates=~everything, trains=everything)
+    Device.create(folder, Facts(user=user, budgets=(), labels=_LABELS, simulated_seed=1), clips)
+
+
+def _examples(work: Work, user: int) -> Examples:
+    """One user's clips, of noise."""
+    random = torch.Generator().manual_seed(user)
+    shape = (work.clips, work.frames, work.spec.inputs) if work.frames > 1 else (
+        work.clips, work.spec.inputs
+    )  # fmt: skip
+    return Examples(
+        features=torch.randn(shape, generator=random),
+        frames=torch.full((work.clips,), work.frames),
+        labels=torch.randint(CLASSES, (work.clips,), generator=random),
+    )
+
+
+def engines(repeats: int) -> dict[str, float]:
+    """Engines and loop in turns: medians, and medians of the ratios of neighbours.
+
+    Args:
+        repeats: Turns of each.
+    """
+    cpu, loop, one, two = [], [], [], []
+    for _ in range(repeats):
+        cpu.append(statistics.median(on_engine(SMALL, workers=1).per_client(0)))
+        loop.append(statistics.median(plain_loop(SMALL)))
+        one.append(statistics.median(on_engine(HEAVY, workers=1).per_client(1)))
+        two.append(statistics.median(on_engine(HEAVY, workers=2).per_client(1)))
+    return {
+        "parameters": count(build(SMALL.spec, 0)),
+        "local_cpu_ms_a_client": statistics.median(cpu),
+        "loop_cpu_ms_a_client": statistics.median(loop),
+        "local_to_loop": _ratio(cpu, loop),
+        "one_worker_wall_ms_a_client": statistics.median(one),
+        "two_workers_wall_ms_a_client": statistics.median(two),
+        "two_workers_speed": _ratio(one, two),
+    }
+
+
+def _ratio(some: Sequence[float], others: Sequence[float]) -> float:
+    """Median of the ratios of neighbours."""
+    return statistics.median(a / b for a, b in zip(some, others, strict=True))
