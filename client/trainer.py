@@ -18,7 +18,7 @@ from sottovoce.client.gradients import Gradients, Recorder
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.flat import flatten, unflatten
-from sottovoce.shared.models.loss import cross_entropy
+from sottovoce.shared.models.loss import Loss, losses
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.noise import NoiseSource
@@ -77,6 +77,7 @@ def local_update(
     Raises:
         ModelError: Examples or weights that do not fit the model, or weights that training has
             driven to NaN or infinity; a smaller ``learning_rate`` helps.
+        SettingError: A loss that couples utterances, under ``UtteranceNoise``.
 
     Guarantees:
         Under ``UtteranceNoise``, with C = ``clip_norm`` and S = ``noise_multiplier``:
@@ -102,7 +103,7 @@ def local_update(
     start = flatten(model)
     current = nn.Parameter(start.clone())
     step = _STEPS[type(mechanism)](
-        _Objective(model, current, weights, training.label_smoothing),
+        _Objective(model, current, weights, training),
         current,
         training,
         mechanism,
@@ -157,16 +158,20 @@ def _trim(examples: Examples) -> Examples:
 class _Objective:
     """The loss of each utterance as a function of the flat weights, and its gradients."""
 
-    def __init__(self, model: Network, current: Tensor, weights: Tensor, smoothing: float) -> None:
+    def __init__(
+        self, model: Network, current: Tensor, weights: Tensor, training: LocalTraining
+    ) -> None:
         self._model = model
         self._current = current
         self._weights = weights
-        self._smoothing = smoothing
+        self._loss: Loss = training.loss
+        self._smoothing = training.label_smoothing
         self._recorder: Recorder | None = None
 
     def _losses(self, logits: Tensor, batch: _Batch) -> Tensor:
         """Shape (utterances,)."""
-        return cross_entropy(logits, batch.examples.labels, self._weights, self._smoothing)
+        labels = batch.examples.labels
+        return losses(self._loss, logits, labels, self._weights, self._smoothing)
 
     def mean_gradient(self, batch: _Batch) -> Tensor:
         """Of the mean loss, shape (params,)."""
@@ -269,6 +274,7 @@ class _NoisedStep:
         mechanism: Mechanism,
         noise: NoiseSource,
     ) -> None:
+        training.loss.check_alone()
         self._objective = objective
         self._current = current
         self._optimizer = _SourcedOptimizer(current, training, mechanism, noise)

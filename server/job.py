@@ -116,8 +116,10 @@ class Job:
         names = sorted(set(public["speakers"].tolist()))
         speakers = [public["speakers"] == name for name in names]
         heard = [(logits[chosen], public["labels"][chosen]) for chosen in speakers]
-        smoothing = self.plan.training.label_smoothing
-        return population_prior(heard, classes=classes, smoothing=smoothing)
+        training = self.plan.training
+        return population_prior(
+            heard, classes=classes, smoothing=training.label_smoothing, loss=training.loss
+        )
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Class weights from all devices' noised label counts; see ``round.class_weights``."""

@@ -9,10 +9,10 @@ towards the defaults, each as if :data:`PSEUDO_SPEAKERS` more speakers had been 
 Only what travels from corpus to corpus is taken over. How far the biases of users' heads lie from
 each other does. Which class a model prefers on public recordings does not: the mean bias is 0. How
 much surer the model is than right hardly does: a strange corpus makes any model look too sure.
-So the mean temperature is the one that undoes the label smoothing of training, known without any
-label, and public labels move it only by what is beyond :data:`CORPUS_SHIFT`; its width stays the
-default's, since public speakers do not show how far corpora lie from each other. Classes that no
-public speaker has are left out of the fit: public clips would teach that they never occur.
+So the mean temperature is the one that undoes training's label smoothing and loss, known without
+any label, and public labels move it only by what is beyond :data:`CORPUS_SHIFT`; its width stays
+the default's, since public speakers do not show how far corpora lie from each other. Classes that
+no public speaker has are left out of the fit: public clips would teach that they never occur.
 
 The model must not have been trained on the logits given here: on its own training speakers it is
 too sure, and so would be the prior. Use speakers held out of the warm start.
@@ -29,6 +29,7 @@ from torch import Tensor
 from sottovoce.shared import conformal
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.head import Head, HeadPrior, apply, fit, identity, spread
+from sottovoce.shared.models.loss import CROSS_ENTROPY, Loss, believed
 
 PSEUDO_SPEAKERS: Final = 4.0
 """Weight of the default prior, in speakers."""
@@ -59,22 +60,25 @@ def default_prior(classes: int, *, log_temperature: float = 0.0) -> HeadPrior:
     return HeadPrior(mean=replace(identity(classes), log_temperature=log_temperature))
 
 
-def unsmoothed(logits: Tensor, smoothing: float) -> float:
-    """The log temperature that undoes label smoothing, in [-3, 0]; no label is needed.
+def unsmoothed(logits: Tensor, smoothing: float, loss: Loss = CROSS_ENTROPY) -> float:
+    """The log temperature that undoes label smoothing and the loss, in [-3, 0], without labels.
 
     Label smoothing (Szegedy et al., CVPR 2016) trains for (1 - s) p + s / classes where p is right.
     Solved for p, with a floor of 1e-3 under negative shares, this gives targets; the temperature
-    is the one whose probabilities come nearest to them, by cross-entropy.
+    is the one whose probabilities come nearest to them, by cross-entropy. A loss whose least value
+    lies elsewhere than at true chances is undone likewise, see ``loss.believed``.
 
     Args:
         logits: Of any utterances, shape (utterances, classes), finite.
         smoothing: Share s of the target that was spread over all classes, in [0, 1).
+        loss: What the model was trained on.
     """
-    if not smoothing or not len(logits):
+    if not len(logits) or (not smoothing and loss.proper):
         return 0.0
     logits = logits.double()
     spread_out = smoothing / logits.shape[1]
-    wanted = (torch.softmax(logits, 1) - spread_out).clamp(min=_LEAST_TARGET * (1 - smoothing))
+    chances = believed(loss, torch.softmax(logits, 1))
+    wanted = (chances - spread_out).clamp(min=_LEAST_TARGET * (1 - smoothing))
     wanted = wanted / wanted.sum(1, keepdim=True)
     low, high = _SHARPEST, 0.0
     for _ in range(_HALVINGS):
@@ -86,7 +90,11 @@ def unsmoothed(logits: Tensor, smoothing: float) -> float:
 
 
 def population_prior(
-    speakers: Sequence[tuple[Tensor, Tensor]], *, classes: int, smoothing: float = 0.0
+    speakers: Sequence[tuple[Tensor, Tensor]],
+    *,
+    classes: int,
+    smoothing: float = 0.0,
+    loss: Loss = CROSS_ENTROPY,
 ) -> HeadPrior:
     """The prior over heads, from public speakers under the global model.
 
@@ -95,6 +103,7 @@ def population_prior(
             labels, shape (utterances,). A speaker without utterances counts for nothing.
         classes: How many classes the model has.
         smoothing: Label smoothing that the model was trained with, in [0, 1).
+        loss: What it was trained on.
 
     Returns:
         Mean, widths and the scores that prediction sets start from; without scores, and with the
@@ -110,7 +119,7 @@ def population_prior(
     if len(present) < 2:
         return default_prior(classes)
     chosen = [_only(place, present, classes, *speaker) for place, speaker in enumerate(heard)]
-    start = unsmoothed(torch.cat([logits for logits, _ in heard]), smoothing)
+    start = unsmoothed(torch.cat([logits for logits, _ in heard]), smoothing, loss)
     prior = default_prior(len(present), log_temperature=start)
     for _ in range(_ROUNDS):
         posteriors = [_posterior(place, *speaker, prior) for place, speaker in enumerate(chosen)]

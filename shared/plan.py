@@ -15,6 +15,7 @@ from torch import Tensor
 from sottovoce.shared import check
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 from sottovoce.shared.models.flat import digest
+from sottovoce.shared.models.loss import CROSS_ENTROPY
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import (
     EXACT_CENTRE,
@@ -67,6 +68,8 @@ class Plan:
     user: UserPromise | None = None
 
     def __post_init__(self) -> None:
+        if self.private:
+            self.training.loss.check_alone()
         check.at_least(1, rounds=self.rounds)
         check.not_negative(count_noise=self.count_noise)
         if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
@@ -247,6 +250,8 @@ class Plan:
     def to_json(self) -> str:
         """The plan as it travels and as checkpoints keep it."""
         record = asdict(self) | {"user": self.user.to_dict() if self.user else None}
+        if self.training.loss == CROSS_ENTROPY:  # plans from before there were others keep theirs
+            del record["training"]["loss"]
         if not self.private:  # infinities are not JSON
             record |= {name: bool(getattr(self, name)) for name in ("centre", "normaliser")}
             record["mechanism"] = None
@@ -301,7 +306,7 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     return dict(record) | {
         "labels": tuple(record["labels"]),
         "model": ModelSpec.from_dict(record["model"]),
-        "training": LocalTraining(**record["training"]),
+        "training": LocalTraining.from_dict(record["training"]),
         "mechanism": UtteranceNoise(**mechanism) if mechanism else NoPrivacy(),
         "centre": centre,
         "normaliser": normaliser,

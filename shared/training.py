@@ -1,10 +1,13 @@
 """How a device trains, and what it promises about one utterance: the settings both sides read."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.models.loss import CROSS_ENTROPY, Loss
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +21,7 @@ class LocalTraining:
         denominator: Public number of utterances that the noised sum of gradients is divided by,
             above 0. It is never counted on the device: a count is a release.
         label_smoothing: Share of the target spread over all classes, in [0, 1).
+        loss: What a step makes small.
         momentum: Of the gradient descent, in [0, 1). It only sees noised gradients.
     """
 
@@ -27,6 +31,7 @@ class LocalTraining:
     denominator: float
     momentum: float = 0.0
     label_smoothing: float = 0.0
+    loss: Loss = CROSS_ENTROPY
 
     def __post_init__(self) -> None:
         check.at_least(1, steps=self.steps)
@@ -36,6 +41,15 @@ class LocalTraining:
             raise SettingError(f"momentum is {self.momentum}; it must be in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise SettingError(f"label_smoothing is {self.label_smoothing}; it must be in [0, 1)")
+        self.loss.check_smoothing(self.label_smoothing)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "LocalTraining":
+        """From plain numbers; a record without a loss means cross-entropy."""
+        settings = dict(record)
+        if "loss" in settings:
+            settings["loss"] = Loss(**settings["loss"])
+        return cls(**settings)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -48,6 +48,14 @@ def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Pl
     }
 
 
+def federated_logits(
+    scenario: Scenario, fold: Fold, material: Material, plan: Plan
+) -> tuple[Tensor, Tensor]:
+    """A fold's model trained as ``federated_no_privacy``: logits and labels of its test clips."""
+    place = _Place(scenario, fold, material, plan)
+    return _federated(place)[0], place.test.labels
+
+
 def _pooled(
     train: "Callable[[_Place], list[Tensor]]",
     scenario: Scenario,

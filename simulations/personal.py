@@ -26,6 +26,7 @@ from sottovoce.shared.conformal import Scores
 from sottovoce.shared.head import Head, HeadPrior
 from sottovoce.shared.metrics import Counts, Floats
 from sottovoce.shared.models.flat import load_flat
+from sottovoce.shared.models.loss import Loss
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.simulations import outcome
 from sottovoce.simulations.corpora.catalogue import open_corpus
@@ -130,8 +131,13 @@ def _prior(run: Path, folder: Path, classes: int) -> HeadPrior:
     names = sorted(set(given["speakers"].tolist()))
     speakers = [given["speakers"] == name for name in names]
     heard = [(logits[chosen], given["labels"][chosen]) for chosen in speakers]
-    smoothing = float(plan["training"].get("label_smoothing", 0.0))
-    return population_prior(heard, classes=classes, smoothing=smoothing)
+    training = plan["training"]
+    return population_prior(
+        heard,
+        classes=classes,
+        smoothing=float(training.get("label_smoothing", 0.0)),
+        loss=Loss(**training.get("loss", {})),
+    )
 
 
 def others(everybody: Sequence[Person]) -> dict[str, Scores]:

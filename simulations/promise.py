@@ -50,6 +50,7 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
             denominator=1.0,
             momentum=recipe.momentum,
             label_smoothing=recipe.label_smoothing,
+            loss=recipe.loss,
         ),
         mechanism=NoPrivacy(),
         centre=EXACT_CENTRE if centred else None,

@@ -118,7 +118,7 @@ def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return replace(recipe, **changed)
 
 
-_PARTS = ("front", "aggregation", "user")
+_PARTS = ("front", "aggregation", "user", "loss")
 _KINDS: Mapping[object, str] = {
     str: "a text",
     int: "a whole number",

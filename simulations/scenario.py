@@ -11,6 +11,7 @@ from sottovoce.server.public import FrontSettings
 from sottovoce.server.round import Aggregation
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.models.loss import CROSS_ENTROPY, Loss
 from sottovoce.shared.models.spec import KINDS, POOLINGS
 from sottovoce.shared.privacy.bands import Bands
 
@@ -99,6 +100,7 @@ class Recipe:
         warm_start: Whether training starts from a head fitted on public speech.
         bias_feature: The constant that the last layer's bias weighs.
         label_smoothing: Share of the target spread over all classes.
+        loss: What training makes small, and the loss's own settings.
         warm_decay: L2 penalty of that head.
         steps: Local steps a round.
         sample_rate: Chance that an utterance joins a step.
@@ -125,6 +127,7 @@ class Recipe:
     warm_start: bool = True
     bias_feature: float = 1.0
     label_smoothing: float = 0.0
+    loss: Loss = CROSS_ENTROPY
     warm_decay: float = 1e-3
     steps: int = 1
     sample_rate: float = 1.0
@@ -146,6 +149,7 @@ class Recipe:
         check.one_of(KINDS, model=self.model)
         check.one_of(POOLINGS, pooling=self.pooling)
         check.one_of(CLASS_EXPONENTS, class_weights=self.class_weights)
+        self.loss.check_smoothing(self.label_smoothing)
         check.positive(
             learning_rate=self.learning_rate,
             clip_norm=self.clip_norm,
@@ -221,6 +225,8 @@ class Scenario:
                 f"spacing is {self.recipe.user.spacing}, unit {self.unit!r}, secure {self.secure}; "
                 "users take turns only with unit 'user' and without secure sums: leave spacing at 1"
             )
+        if self.hides_utterances:
+            self.recipe.loss.check_alone()
         check.one_of(ENGINES, engine=self.engine)
         check.positive(epsilon=self.epsilon)
         if self.epsilon > MOST_EPSILON:
@@ -279,6 +285,8 @@ class Scenario:
 
         record = asdict(self)
         record["public"] = [{"name": name, "data": data} for name, data in self.public]
+        if self.recipe.loss == CROSS_ENTROPY:  # runs from before other losses keep their names
+            del record["recipe"]["loss"]
         return tomli_w.dumps(record)
 
 

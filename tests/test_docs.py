@@ -16,6 +16,7 @@ from sottovoce import __version__, cli
 from sottovoce.server.public import FrontSettings
 from sottovoce.server.round import Aggregation
 from sottovoce.shared.features import extract
+from sottovoce.shared.models.loss import Loss
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 from sottovoce.simulations import protocols, runfile, scenario
@@ -216,9 +217,9 @@ def test_documented_recipes_are_the_code_s() -> None:
         for recipe, cell in zip(recipes, cells, strict=False):
             assert cell in ("—", f"{setting(recipe, name)}"), f"{name} is {cell} in the document"
     told = {name.split(".")[-1] for name in rows}
-    parts = (scenario.Recipe, scenario.UserSettings, FrontSettings, Aggregation)
+    parts = (scenario.Recipe, scenario.UserSettings, FrontSettings, Aggregation, Loss)
     known = {name for part in parts for name in part.__slots__}
-    assert known - told - {"front", "aggregation", "user"} == set()
+    assert known - told - {"front", "aggregation", "user", "loss"} == set()
 
 
 def keys(shape: Any) -> Iterator[str]:

@@ -12,6 +12,7 @@ from sottovoce.client.trainer import Update, local_update
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, flatten, load_flat
+from sottovoce.shared.models.loss import Loss, losses
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
@@ -422,3 +423,63 @@ def test_a_bound_without_noise_is_refused(noise_multiplier: float) -> None:
 
 def test_no_privacy_has_the_shape_of_privacy() -> None:
     assert (NoPrivacy().clip_norm, NoPrivacy().noise_multiplier) == (math.inf, 0.0)
+
+
+OTHER_LOSSES = [Loss(kind="focal", gamma=2.0), Loss(kind="brier")]
+
+
+@pytest.mark.parametrize("loss", OTHER_LOSSES)
+@pytest.mark.parametrize(("kind", "pooling"), FEW)
+def test_other_losses_are_clipped_utterance_by_utterance(
+    kind: str, pooling: str, loss: Loss
+) -> None:
+    model, training = network(kind, pooling), replace(PLAIN, loss=loss)
+    examples, bound = utterances(model, 5), UtteranceNoise(clip_norm=0.05, noise_multiplier=1.0)
+    expected = torch.zeros_like(flatten(model))
+    for place in range(5):
+        model.zero_grad()
+        one = examples.take(torch.tensor([place]))
+        losses(loss, model(one.features, one.frames), one.labels, WEIGHTS).sum().backward()
+        grads = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        gradient = torch.cat([grad.flatten() for grad in grads])
+        expected -= gradient * min(1.0, 0.05 / float(gradient.norm()))
+
+    found = train(model, examples, bound, training).vector
+
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", OTHER_LOSSES)
+@pytest.mark.parametrize("value", [1e4, 1e30, math.inf, math.nan])
+def test_one_utterance_stays_within_the_clip_under_any_loss(loss: Loss, value: float) -> None:
+    model, training = network(), replace(PLAIN, loss=loss)
+    others = utterances(model, 5)
+    without = train(model, others, training=training).vector
+    having = train(model, together(others, extreme(model, value)), training=training).vector
+
+    assert torch.linalg.vector_norm(having.double() - without.double()) <= CLIP * (1 + 1e-5)
+
+
+def test_a_loss_that_couples_utterances_trains_only_where_none_is_promised_anything() -> None:
+    model, training = network(), replace(PLAIN, loss=Loss(kind="mmce", weight=3.0))
+    examples = utterances(model, 5)
+
+    with pytest.raises(SettingError, match="couples the utterances"):
+        train(model, examples, PRIVATE, training)
+
+    found = train(model, examples, NoPrivacy(), training).vector
+    logits = model(examples.features, examples.frames)
+    total = losses(training.loss, logits, examples.labels, WEIGHTS).mean()
+    grads = torch.autograd.grad(total, list(model.parameters()))
+    torch.testing.assert_close(found, -torch.cat([grad.flatten() for grad in grads]))
+    assert not torch.allclose(found, train(model, examples, NoPrivacy()).vector)
+
+
+def test_a_broken_utterance_spares_the_others_under_a_coupled_loss() -> None:
+    model, training = network(), replace(PLAIN, loss=Loss(kind="mmce"))
+    good = utterances(model, 5)
+    update = train(model, together(good, extreme(model, math.nan)), NoPrivacy(), training)
+
+    assert update.zeroed == 1
+    assert bool(update.vector.isfinite().all())
+    assert float(update.vector.norm()) > 0

@@ -10,6 +10,7 @@ from sottovoce.server import prior as priors
 from sottovoce.shared import conformal, head, seeds
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.head import Head
+from sottovoce.shared.models.loss import Loss
 
 CLASSES = 4
 TRUE_MEAN = Head(log_temperature=0.6, bias=torch.tensor([0.5, -0.5, 0.3, -0.3]))
@@ -133,6 +134,25 @@ def test_the_temperature_of_label_smoothing_is_undone_without_labels() -> None:
     assert priors.unsmoothed(logits[:0], 0.2) == 0.0
     found = priors.population_prior([(logits, labels)] * 2, classes=CLASSES, smoothing=0.2)
     assert found.mean.log_temperature == pytest.approx(undone, abs=1e-6)
+
+
+def test_what_a_focal_loss_makes_of_chances_is_undone_without_labels() -> None:
+    logits, labels = smoothed(0.0)  # what a model would say that was trained on cross-entropy
+    modest, focal = logits * 0.5, Loss(kind="focal", gamma=2.0)
+    undone = priors.unsmoothed(modest, 0.0, focal)
+    sharper = head.apply(Head(log_temperature=undone, bias=torch.zeros(CLASSES)), modest)
+
+    def loss(scores: Tensor) -> float:
+        return float(torch.nn.functional.cross_entropy(scores, labels))
+
+    assert undone < -0.1
+    assert loss(sharper) < loss(modest)
+    for proper in (Loss(), Loss(kind="brier"), Loss(kind="mmce"), Loss(kind="focal", gamma=0.0)):
+        assert priors.unsmoothed(modest, 0.0, proper) == 0.0
+    assert priors.unsmoothed(modest[:0], 0.0, focal) == 0.0
+    found = priors.population_prior([(modest, labels)] * 2, classes=CLASSES, loss=focal)
+    usual = priors.population_prior([(modest, labels)] * 2, classes=CLASSES)
+    assert found.mean.log_temperature < usual.mean.log_temperature
 
 
 def test_a_strange_corpus_does_not_make_users_heads_modest() -> None:

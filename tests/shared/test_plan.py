@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import MessageError, SettingError
+from sottovoce.shared.models.loss import Loss
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import (
     EXACT_CENTRE,
@@ -71,6 +72,27 @@ BOTH = replace(
 def test_a_plan_travels_whole(plan: Plan) -> None:
     assert Plan.from_json(plan.to_json()) == plan
     assert Plan.from_json(plan.to_json()).digest() == plan.digest()
+
+
+def test_a_plan_of_the_usual_loss_is_the_plan_that_it_was_before_there_were_others() -> None:
+    assert "loss" not in json.loads(PRIVATE.to_json())["training"]
+    for loss in (Loss(kind="focal"), Loss(kind="focal", gamma=1.0), Loss(kind="brier")):
+        plan = replace(PRIVATE, training=replace(PRIVATE.training, loss=loss))
+        assert Plan.from_json(plan.to_json()) == plan
+        assert plan.digest() != PRIVATE.digest()
+
+
+@pytest.mark.parametrize("plan", [PRIVATE, BOTH])
+def test_a_loss_that_couples_utterances_is_refused_where_they_are_promised_anything(
+    plan: Plan,
+) -> None:
+    training = replace(plan.training, loss=Loss(kind="mmce"))
+
+    with pytest.raises(SettingError, match="couples the utterances"):
+        replace(plan, training=training)
+    text = replace(OPEN, training=training).to_json()
+    assert Plan.from_json(text).training.loss.coupled
+    assert replace(USER, training=training).unit == "user"
 
 
 def test_every_setting_shows_in_the_digest() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.models.loss import Loss
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import Unit
 from sottovoce.simulations import promise
@@ -64,6 +65,21 @@ def test_a_recipe_in_a_file_overrides_only_what_it_names() -> None:
     front = replace(usual.recipe.front, dims=32)
     assert changed == replace(usual, recipe=replace(usual.recipe, clip_norm=1.0, front=front))
     assert isinstance(changed.recipe.clip_norm, float)
+
+
+def test_another_loss_is_a_table_of_its_own() -> None:
+    usual = _settled()
+    text = 'corpus = "synthetic"\n[recipe.loss]\nkind = "focal"\ngamma = 1\n'
+    changed = read(text, source="x")
+
+    assert changed.recipe == replace(usual.recipe, loss=Loss(kind="focal", gamma=1.0))
+    assert read(changed.to_toml(), source="x") == changed
+    assert "loss" not in usual.to_toml(), "the names of runs, and their draws, come from this text"
+    with pytest.raises(SettingError, match="couples the utterances"):
+        read(text.replace("focal", "mmce"), source="x")
+    open_ = 'corpus = "synthetic"\nunit = "none"\n[recipe.loss]\nkind = "brier"\n'
+    with pytest.raises(SettingError, match="set label_smoothing to 0"):
+        read(open_, source="x")
 
 
 def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:

@@ -1,7 +1,14 @@
+import math
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor
 
+from sottovoce.shared import seeds
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models import cross_entropy
+from sottovoce.shared.models.loss import Loss, believed, calibration_error, losses
 
 
 def test_an_utterance_costs_its_weight_times_its_surprise() -> None:
@@ -40,3 +47,166 @@ def test_nobody_costs_nothing() -> None:
     losses = cross_entropy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.ones(3))
 
     assert losses.shape == (0,)
+
+
+CHANCES = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
+KINDS = [
+    Loss(),
+    Loss(kind="focal", gamma=0.5),
+    Loss(kind="focal", gamma=2.0),
+    Loss(kind="brier"),
+    Loss(kind="mmce", weight=2.0),
+]
+
+
+def batch(utterances: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    rng = seeds.torch_rng(seed, "losses")
+    logits = 2 * torch.randn(utterances, 3, generator=rng)
+    return logits, torch.randint(3, (utterances,), generator=rng), torch.tensor([1.0, 2.0, 0.5])
+
+
+def least(loss: Loss) -> Tensor:
+    """What a model says of one recording that is each emotion as often as ``CHANCES`` tells."""
+    logits = torch.zeros(1, 3, dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS([logits], max_iter=200, tolerance_grad=1e-12)
+    labels, even = torch.arange(3), torch.ones(3, dtype=torch.float64)
+
+    def cost() -> Tensor:
+        optimiser.zero_grad()
+        total = losses(loss, logits.expand(3, 3), labels, even) @ CHANCES
+        total.backward()
+        return total
+
+    optimiser.step(cost)
+    return torch.softmax(logits.detach(), 1)
+
+
+def test_each_loss_is_what_its_paper_says() -> None:
+    logits, labels, weights = batch()
+    chances = torch.softmax(logits, 1)
+    true, own = chances[torch.arange(12), labels], weights[labels]
+    squares = (chances - torch.eye(3)[labels]).square().sum(1)
+
+    focal = losses(Loss(kind="focal", gamma=2.0), logits, labels, weights)
+    assert torch.allclose(focal, own * (1 - true) ** 2 * -true.log())
+    assert torch.allclose(losses(Loss(kind="brier"), logits, labels, weights), own * squares)
+    for loss in (Loss(), Loss(kind="focal", gamma=0.0)):
+        found = losses(loss, logits, labels, weights)
+        assert torch.allclose(found, cross_entropy(logits, labels, weights))
+
+
+def test_the_calibration_error_is_that_of_all_pairs() -> None:
+    logits, labels, weights = batch()
+    sure, guess = torch.softmax(logits, 1).max(1)
+    total = 0.0
+    for i in range(12):
+        for j in range(12):
+            here = weights[labels[i]] * weights[labels[j]]
+            gaps = [float(guess[k] == labels[k]) - sure[k] for k in (i, j)]
+            total += here * gaps[0] * gaps[1] * math.exp(-abs(sure[i] - sure[j]) / 0.4)
+    expected = math.sqrt(total) / weights[labels].sum()
+
+    found = calibration_error(logits, labels, weights)
+
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    usual = losses(Loss(kind="mmce", weight=3.0), logits, labels, weights)
+    assert torch.allclose(usual, cross_entropy(logits, labels, weights) + 3 * found)
+
+
+def test_a_model_that_is_as_right_as_sure_has_no_calibration_error() -> None:
+    logits = torch.tensor([[0.75, 0.25]]).log().repeat(4, 1)
+
+    assert calibration_error(logits, torch.tensor([0, 0, 0, 1]), torch.ones(2)) < 1e-5
+    assert calibration_error(logits, torch.tensor([0, 0, 1, 1]), torch.ones(2)) > 0.2
+
+
+@pytest.mark.parametrize("loss", [one for one in KINDS if not one.coupled])
+def test_every_loss_but_a_coupled_one_is_alone(loss: Loss) -> None:
+    logits, labels, weights = batch()
+    together = losses(loss, logits, labels, weights)
+
+    for index in range(len(labels)):
+        alone = losses(loss, logits[index : index + 1], labels[index : index + 1], weights)
+        assert torch.equal(alone[0], together[index])
+    loss.check_alone()
+
+
+def test_a_coupled_loss_is_refused_where_an_utterance_must_be_alone() -> None:
+    logits, labels, weights = batch()
+    coupled = Loss(kind="mmce")
+
+    alone = losses(coupled, logits[:1], labels[:1], weights)
+    assert not torch.allclose(alone, losses(coupled, logits, labels, weights)[:1])
+    with pytest.raises(SettingError, match="couples the utterances"):
+        coupled.check_alone()
+
+
+@pytest.mark.parametrize("loss", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 1e4])
+def test_slopes_are_numbers_however_sure_a_model_is(loss: Loss, scale: float) -> None:
+    logits, labels, weights = batch()
+    logits = (logits * scale).requires_grad_()
+
+    losses(loss, logits, labels, weights).sum().backward()
+
+    assert logits.grad is not None
+    assert bool(logits.grad.isfinite().all())
+
+
+@pytest.mark.parametrize("loss", KINDS)
+def test_one_broken_utterance_breaks_no_other(loss: Loss) -> None:
+    logits, labels, weights = batch()
+    logits[3, 1] = torch.nan
+    logits.requires_grad_()
+
+    losses(loss, logits, labels, weights).sum().backward()
+
+    assert logits.grad is not None
+    others = torch.arange(12) != 3
+    assert bool(logits.grad[others].isfinite().all())
+    assert not bool(logits.grad[3].isfinite().all())
+
+
+@pytest.mark.parametrize("loss", KINDS)
+def test_nobody_costs_nothing_under_any_loss(loss: Loss) -> None:
+    found = losses(loss, torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.ones(3))
+
+    assert found.shape == (0,)
+
+
+@pytest.mark.parametrize("loss", [one for one in KINDS if not one.coupled])
+def test_what_a_model_believes_is_true_where_its_loss_is_least(loss: Loss) -> None:
+    said = least(loss)
+
+    assert torch.allclose(believed(loss, said), CHANCES[None], atol=1e-4)
+    assert torch.allclose(said, CHANCES[None], atol=1e-3) == loss.proper
+
+
+def test_focal_makes_a_model_less_sure() -> None:
+    said = least(Loss(kind="focal", gamma=2.0))
+
+    assert said.max() < CHANCES.max() - 0.05
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"kind": "hinge"}, "kind"),
+        ({"gamma": -1.0}, "gamma"),
+        ({"gamma": math.nan}, "gamma"),
+        ({"gamma": 11.0}, "gamma"),
+        ({"weight": 0.0}, "weight"),
+        ({"weight": math.inf}, "weight"),
+    ],
+)
+def test_a_loss_that_cannot_be_is_refused(change: dict[str, Any], word: str) -> None:
+    with pytest.raises(SettingError, match=word):
+        Loss(**change)
+
+
+@pytest.mark.parametrize("kind", ["focal", "brier"])
+def test_targets_are_smoothed_only_where_there_are_targets(kind: str) -> None:
+    with pytest.raises(SettingError, match="with the loss"):
+        Loss(kind=kind).check_smoothing(0.1)
+    Loss(kind=kind).check_smoothing(0.0)
+    Loss(kind="mmce").check_smoothing(0.1)
