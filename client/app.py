@@ -97,6 +97,7 @@ def personalise(message: Message, context: Context) -> Message:
             weights=request.weights,
             centre=request.centre,
             prior=request.prior,
+            offered=request.kept,
         )
         user, status = device.facts.user, wire.Status.OK
         return wire.Reply(user=user, status=status, head=head.blob, version=head.version)

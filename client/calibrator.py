@@ -1,35 +1,44 @@
 """The user's calibration head on the device: fitted, kept, sealed for the server, restored.
 
 A head belongs to one model. When the model changes, the old head is never applied: the user has
-the prior's mean until the head is fitted again on logits of the new model.
+the prior's mean until the head is fitted again on logits of the new model. Where the clips of the
+old head lie here, they are all that this fit needs. Where the head came from the server, its clips
+are elsewhere: then the fit starts from what the head tells of the user (:mod:`.shared.belief`).
 
 Beside the head lie the scores of the clips it was fitted on, each behind a head that had not seen
 it: prediction sets become the user's own by them (:mod:`sottovoce.shared.conformal`). They stay on
 the device; a head that comes back from the server comes without them.
 
 Versions count up over the life of a user, whatever the model, so that the server can refuse an
-older head and the device notices when it is given one.
+older head and the device notices when it is given one. A device that never had a head knows no
+version: to it the server can give any that was ever sealed, unless the user says which one there is
+(:meth:`Calibrator.expect`).
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.vault import Vault
+from sottovoce.shared import belief as beliefs
 from sottovoce.shared import conformal
 from sottovoce.shared import head as heads
+from sottovoce.shared.belief import Belief
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.head import Head, HeadPrior, SealedHead
 
 _NAME: Final = "head"
 _SCORES: Final = "head-scores"
+_ELSEWHERE: Final = "head-elsewhere"
 _PURPOSE: Final = "calibration head"
 _SEALED_BYTES: Final = 2048
 """Every sealed head is this long: its length does not tell what kind of head a user needs."""
 
 _VERSION: Final = struct.Struct("<Q")
+_ORIGIN: Final = struct.Struct("<Q32s")
 
 
 class Calibrator:
@@ -46,13 +55,17 @@ class Calibrator:
         (1, 2048)
     """
 
-    def __init__(self, vault: Vault, *, model_hash: str, prior: HeadPrior) -> None:
+    def __init__(
+        self, vault: Vault, *, model_hash: str, prior: HeadPrior, labels: Sequence[str] = ()
+    ) -> None:
         """Work for one model.
 
         Args:
             vault: The user's vault; the head lies in it under ``head``.
             model_hash: SHA-256 of the model whose logits are calibrated, 64 hexadecimal digits.
             prior: Where users of this model start.
+            labels: The model's emotions in the order of its classes. Without them a head cannot be
+                mapped to another model.
 
         Raises:
             ModelError: A hash that is none.
@@ -61,6 +74,7 @@ class Calibrator:
         self._vault: Final = vault
         self._model_hash: Final = model_hash
         self._prior: Final = prior
+        self._labels: Final = tuple(labels)
 
     @property
     def version(self) -> int:
@@ -89,20 +103,26 @@ class Calibrator:
     def fit(self, logits: Tensor, labels: Tensor) -> Head:
         """Fit the head on all labelled enrolment of this user and keep it as the next version.
 
+        Where a head was taken back from the server, the fit starts from what that one tells of the
+        user; its own clips must not be among those given here.
+
         Args:
             logits: This model's for the labelled utterances, shape (utterances, classes).
             labels: What the user said they were, shape (utterances,), integer.
 
         Returns:
-            The head; with no utterances exactly the prior's mean.
+            The head; with no utterances exactly the prior's mean, or what was taken back makes of
+            it.
 
         Raises:
             ModelError: Logits or labels that cannot be used; the old head stays.
             PrivacyError: The vault cannot be read or written; the old head stays.
         """
-        fitted = heads.fit(logits, labels, self._prior)
+        start = self._start()
+        fitted = heads.fit(logits, labels, start)
         version = self.version + 1
-        blind = heads.left_out(fitted, logits, labels, self._prior)
+        blind = heads.left_out(fitted, logits, labels, start)
+        belief = beliefs.learned(fitted, logits, labels, self._prior, self._labels, start=start)
         # First the scores: without their head they are another version's and count for nothing.
         self._vault.put_tensors(
             _SCORES,
@@ -112,7 +132,7 @@ class Calibrator:
                 "model": torch.frombuffer(bytearray.fromhex(self._model_hash), dtype=torch.uint8),
             },
         )
-        self._keep(version, heads.to_bytes(fitted, self._model_hash))
+        self._keep(version, beliefs.to_bytes(belief, self._model_hash))
         return fitted
 
     def scores(self) -> Tensor:
@@ -143,17 +163,32 @@ class Calibrator:
                 f"{self._vault.user!r} has no head for model {self._model_hash[:12]}; fit one first"
             )
         blob = self._vault.seal(
-            heads.to_bytes(head, self._model_hash),
+            self._bytes(),
             *_binding(self._model_hash, version),
             size=_SEALED_BYTES,
         )
         return SealedHead(model_hash=self._model_hash, version=version, blob=blob)
 
+    @property
+    def empty(self) -> bool:
+        """Whether no head was ever fitted or taken back here, for whatever model."""
+        return not self._bytes() and not self._vault.has(_ELSEWHERE)
+
+    def expect(self, version: int) -> None:
+        """Refuse heads older than this version from now on, also on a device that never had one.
+
+        Args:
+            version: The newest that the user knows of, as another device of theirs shows it.
+        """
+        if version > self.version:
+            self._keep(version, self._bytes())
+
     def restore(self, sealed: SealedHead) -> Head:
         """Take back what the server kept, for a new device or a reinstalled app.
 
         A head of another model is not applied; its version is remembered, so that the next fit
-        counts on from there.
+        counts on from there, and what it tells of the user is where that fit starts, unless clips
+        were labelled here.
 
         Args:
             sealed: The server's answer; nothing in it is trusted.
@@ -174,13 +209,40 @@ class Calibrator:
                 " an old head was replayed; the newer one stays"
             )
         data = self._vault.unseal(sealed.blob, *_binding(sealed.model_hash, sealed.version))
-        restored = heads.from_bytes(data, sealed.model_hash)
-        if sealed.model_hash != self._model_hash:
-            self._keep(sealed.version, self._bytes())
-            return self.head()
-        self._check_classes(restored)
-        self._keep(sealed.version, data)
-        return restored
+        restored = beliefs.from_bytes(data, sealed.model_hash).head
+        same = sealed.model_hash.lower() == self._model_hash.lower()
+        if same:
+            self._check_classes(restored)
+        if not self._bytes() or self._elsewhere(version):  # nothing was fitted here since
+            origin = _ORIGIN.pack(sealed.version, bytes.fromhex(sealed.model_hash))
+            self._vault.put(_ELSEWHERE, origin + data)
+        self._keep(sealed.version, data if same else self._bytes())
+        return self.head()
+
+    def _elsewhere(self, version: int | None = None) -> tuple[Belief, str] | None:
+        """What was taken back from the server and of which model, if it has this version or any.
+
+        Raises:
+            PrivacyError: It is damaged.
+        """
+        if not self._vault.has(_ELSEWHERE):
+            return None
+        record = self._vault.get(_ELSEWHERE)
+        if len(record) < _ORIGIN.size:
+            raise PrivacyError(f"the head from elsewhere has {len(record)} bytes; delete it")
+        kept, model = _ORIGIN.unpack_from(record)
+        if version not in (None, kept):
+            return None
+        return beliefs.from_bytes(record[_ORIGIN.size :], model.hex()), model.hex()
+
+    def _start(self) -> HeadPrior:
+        """Where a fit starts: at the prior, or at what a head from elsewhere makes of it."""
+        found = self._elsewhere()
+        if found is None:
+            return self._prior
+        belief, model = found
+        likeness = 1.0 if model == self._model_hash.lower() else beliefs.LIKENESS
+        return beliefs.mapped(belief, self._prior, self._labels, likeness=likeness)
 
     def _kept(self) -> tuple[int, Head | None]:
         """The newest version known, and the head if it is one for this model."""
@@ -188,7 +250,7 @@ class Calibrator:
             return 0, None
         version, data = _split(self._vault.get(_NAME))
         try:
-            head = heads.from_bytes(data, self._model_hash)
+            head = beliefs.from_bytes(data, self._model_hash).head
             self._check_classes(head)
         except ModelError:
             return version, None

@@ -109,13 +109,22 @@ class Device:
             _write_facts(folder / _FACTS, self.facts)
 
     @classmethod
-    def create(cls, folder: Path, facts: Facts, clips: Clips) -> "Device":
+    def create(
+        cls, folder: Path, facts: Facts, clips: Clips, *, key: bytes | None = None
+    ) -> "Device":
         """Make a device and seal its clips.
+
+        Args:
+            folder: Made if missing.
+            facts: What the owner decided.
+            clips: The user's recordings as features.
+            key: The key of the user's other or earlier device, see ``vault.unwrap_key``, so that
+                the head that the server keeps opens here; without one a new key is drawn.
 
         Raises:
             PrivacyError: There is one already, or the disk refuses.
         """
-        vault = Vault.create(folder / "vault", user=facts.user)
+        vault = Vault.create(folder / "vault", user=facts.user, key=key)
         vault.put_tensors("clips", _tensors(clips))
         if facts.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.begin(folder / _LEDGER, facts.user)

@@ -1,6 +1,7 @@
 """What a device does when a run asks: enrol, train, become personal. No Flower in here."""
 
 import hashlib
+import logging
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -13,10 +14,10 @@ from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Pending, Randomness
 from sottovoce.client.trainer import local_update
 from sottovoce.shared import crypto, normaliser
-from sottovoce.shared.errors import MessageError
+from sottovoce.shared.errors import MessageError, SottovoceError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.head import MOST_LOGIT, HeadPrior, SealedHead
+from sottovoce.shared.head import MOST_LOGIT, HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
@@ -24,6 +25,8 @@ from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+
+LOG = logging.getLogger("sottovoce.client")
 
 
 def enrol(device: Device, plan: Plan, front: Front, population: Population) -> Tensor | None:
@@ -191,7 +194,13 @@ def identity(device: Device, plan: Plan) -> bytes:
 
 
 def personalise(
-    device: Device, *, plan: str, weights: Tensor, centre: Tensor, prior: HeadPrior
+    device: Device,
+    *,
+    plan: str,
+    weights: Tensor,
+    centre: Tensor,
+    prior: HeadPrior,
+    offered: KeptHead | None = None,
 ) -> SealedHead:
     """Take the final model; learn the user's normaliser and head.
 
@@ -201,11 +210,16 @@ def personalise(
         weights: The final model, shape (params,), float32.
         centre: Where this population's voices lie, shape (inputs,), float32.
         prior: Where heads start from.
+        offered: What the server says is the user's newest head; nothing in it is trusted.
 
     Returns:
         The head sealed for the server.
 
     Guarantees:
+        - An offered head that does not open under the user's key for the model and version that it
+          is said to have, or that is older than what this device knows, is refused with a warning,
+          and what is here stays. One of another model is never applied: a fit starts from it.
+        - The version that leaves counts heads, whether or not there were clips to fit them on.
         - A head comes whatever the user has: without labelled clips it is the prior's mean, which
           nobody can tell from another by its ciphertext.
         - A clip that is no number to the model, or far too large a one, is left out: a refusal
@@ -219,11 +233,24 @@ def personalise(
     # Bound to its front: behind another one the same numbers would mean nothing.
     front = torch.frombuffer(bytearray.fromhex(agreed.front), dtype=torch.uint8)
     device.vault.put_tensors("normaliser", {"mean": own, "front": front})
-    calibrator = Calibrator(device.vault, model_hash=agreed.model_hash(weights), prior=prior)
+    calibrator = Calibrator(
+        device.vault, model_hash=agreed.model_hash(weights), prior=prior, labels=agreed.labels
+    )
+    if offered:
+        _take_back(calibrator, offered, device.facts.user)
     if not calibrator.fitted:
         calibrator.fit(*_logits(model, _finish(kept, "calibration", own)))
     _book_head(device, agreed, calibrator.version)
     return calibrator.sealed()
+
+
+def _take_back(calibrator: Calibrator, offered: KeptHead, user: str) -> None:
+    """Take what the server keeps where it is newer than what is here; refuse all else."""
+    try:
+        if offered.version != calibrator.version or calibrator.empty:
+            calibrator.restore(offered.sealed())
+    except SottovoceError as error:
+        LOG.warning("%s refuses the head that the server says is theirs: %s", user, error)
 
 
 def _logits(model: Network, examples: Examples) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,8 @@ class Job:
         held_out: File of public speakers that the warm start has not seen, behind front and
             normaliser (``features``, ``frames``, ``labels``, ``speakers``); the prior of the heads
             comes from them. None where there is no public corpus.
+        heads: The store of users' sealed heads, for all of an operator's runs; None keeps those of
+            this run beside it.
     """
 
     plan: Plan
@@ -66,6 +68,7 @@ class Job:
     budgets: tuple[Budget, ...] = ()
     simulated_seed: int | None = None
     held_out: Path | None = None
+    heads: Path | None = None
 
     def save(self, folder: Path) -> None:
         """Keep the job in a folder."""
@@ -81,6 +84,7 @@ class Job:
             "budgets": [asdict(budget) for budget in self.budgets],
             "simulated_seed": self.simulated_seed,
             "held_out": str(self.held_out) if self.held_out else None,
+            "heads": str(self.heads) if self.heads else None,
         }
         tensors = {name: getattr(self.population, name) for name in _population_fields()}
         tensors |= {"weights": self.weights, "mean": self.front.mean, "matrix": self.front.matrix}
@@ -155,4 +159,5 @@ def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "budgets": tuple(Budget.from_dict(budget) for budget in facts["budgets"]),
         "simulated_seed": facts["simulated_seed"],
         "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
+        "heads": Path(facts["heads"]) if facts.get("heads") else None,
     }

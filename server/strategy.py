@@ -10,7 +10,7 @@ import random
 import secrets
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -25,8 +25,8 @@ from sottovoce.server.job import Job
 from sottovoce.server.round import State, advance, begin, learning_rate
 from sottovoce.server.sums import Sums
 from sottovoce.shared import seeds, wire
-from sottovoce.shared.errors import EngineError, MessageError, SottovoceError
-from sottovoce.shared.head import SealedHead
+from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
+from sottovoce.shared.head import KeptHead, SealedHead
 from sottovoce.shared.privacy.users import ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")
@@ -313,11 +313,23 @@ class Training:
         checkpoint.release(self.folder, release, prior)
         nodes = [device.node for device in (*enrolled.contributing, *enrolled.receiving)]
         model = self.job.plan.model_hash(released)
-        store = HeadStore(self.folder / "heads.sqlite")
-        contents = dict.fromkeys(nodes, request.record())
+        store = HeadStore(self.job.heads or self.folder / "heads.sqlite")
+        contents = {node: self._with_head(request, store, self._user_of[node]) for node in nodes}
         for device, reply in self._ask(contents, wire.PERSONAL, size=0):
             if reply.head:
                 self._keep(store, device.user, reply, model)
+
+    def _with_head(self, request: wire.PersonalRequest, store: HeadStore, user: str) -> RecordDict:
+        """The request, with the head that is kept for the user, where there is one."""
+        try:
+            kept = store.get(user)
+        except PrivacyError as error:
+            LOG.warning("the head of %s is not offered: %s", user, error)
+            kept = None
+        if kept is None:
+            return request.record()
+        head = KeptHead(model_hash=kept.model_hash, version=kept.version, blob=kept.blob)
+        return replace(request, kept=head).record()
 
     def _keep(self, store: HeadStore, user: str, reply: wire.Reply, model: str) -> None:
         """Keep one sealed head, if it is newer than what is kept and looks sealed."""

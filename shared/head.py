@@ -173,6 +173,25 @@ class SealedHead:
             raise ModelError(f"a sealed head has {len(self.blob)} bytes; at most {MOST_BYTES}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptHead:
+    """What a server says is a user's head. Nothing in it is checked but its types.
+
+    Attributes:
+        model_hash: Of the model it is said to be for.
+        version: Which one it is said to be.
+        blob: What is said to be the ciphertext.
+    """
+
+    model_hash: str
+    version: int
+    blob: bytes = field(repr=False)
+
+    def sealed(self) -> SealedHead:
+        """What it would be, if it is true; ``ModelError`` where it cannot be."""
+        return SealedHead(model_hash=self.model_hash, version=self.version, blob=self.blob)
+
+
 def apply(head: Head, logits: Tensor) -> Tensor:
     """Calibrate logits.
 

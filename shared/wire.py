@@ -7,7 +7,8 @@ enrol     ``query.enrol``    plan, public front, public population   noised labe
 train     ``train``          round, weights, class weights, centre   noised sum of gradients
 sum       ``query.sum``      one step of a secure sum, and the       that step's answer
                              round to train where it is masked
-personal  ``evaluate``       final weights, centre, heads' prior     the user's head, sealed
+personal  ``evaluate``       final weights, centre, heads' prior,    the user's head, sealed
+                             and the user's kept head, sealed
 ========= ================== ======================================= =========================
 
 Where sums are secure, enrolment brings the device's public identity, and both values go through
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.front import Front
-from sottovoce.shared.head import HeadPrior, prior_from_dict
+from sottovoce.shared.head import HeadPrior, KeptHead, prior_from_dict
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 
@@ -206,16 +207,23 @@ class SumRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PersonalRequest:
-    """The final model and where every user's head starts from."""
+    """The final model and where every user's head starts from; the user's own, if one is kept."""
 
     plan: str
     weights: Tensor
     centre: Tensor
     prior: HeadPrior
+    kept: KeptHead | None = None
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts = {"plan": self.plan, "prior": json.dumps(self.prior.as_dict())}
+        facts: dict[str, Fact] = {"plan": self.plan, "prior": json.dumps(self.prior.as_dict())}
+        if self.kept:
+            facts |= {
+                "kept": self.kept.blob,
+                "kept_model": self.kept.model_hash,
+                "kept_version": self.kept.version,
+            }
         return _record(facts, {"model": {"weights": self.weights, "centre": self.centre}})
 
     @classmethod
@@ -227,7 +235,13 @@ class PersonalRequest:
         except (ModelError, ValueError, TypeError) as error:
             raise MessageError(f"the prior of the heads cannot be used: {error}") from error
         weights, centre = (_tensor(content, "model", name, 1) for name in ("weights", "centre"))
-        return cls(plan=_text(facts, "plan"), weights=weights, centre=centre, prior=prior)
+        return cls(
+            plan=_text(facts, "plan"),
+            weights=weights,
+            centre=centre,
+            prior=prior,
+            kept=_kept(facts) if "kept" in facts else None,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -329,6 +343,14 @@ def _facts(content: RecordDict) -> ConfigRecord:
             "update the older of the two sides"
         )
     return facts
+
+
+def _kept(facts: ConfigRecord) -> KeptHead:
+    """The user's head as the server says it keeps it."""
+    blob, version = facts["kept"], facts.get("kept_version")
+    if not (isinstance(blob, bytes) and isinstance(version, int)):
+        raise MessageError("the message's kept head lacks its ciphertext or its version")
+    return KeptHead(model_hash=_text(facts, "kept_model"), version=version, blob=blob)
 
 
 def _text(facts: ConfigRecord, name: str) -> str:

@@ -11,6 +11,7 @@ devices and sums; attacks: the audit), whether masks hide (tests of secure aggre
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -37,6 +38,7 @@ from sottovoce.client import calibrator, participant
 from sottovoce.client.app import app as product_client
 from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.server.app import app as product_server
+from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.server.sums import LEDGER, OWNER
@@ -419,8 +421,11 @@ def _head(plan: Plan, device: Device, request: Message) -> Rule:
 
 
 def _heads(device: Device) -> int:
-    """How many heads are booked."""
-    return sum(one.kind is Kind.SEALED_HEAD for one in _book(device.ledger.path).values())
+    """How many heads are booked, after those that the user's earlier devices let out."""
+    book = _book(device.ledger.path)
+    heads = [name for name, one in book.items() if one.kind is Kind.SEALED_HEAD]
+    earlier = min((int(name.rpartition("-")[2]) for name in heads), default=1) - 1
+    return earlier + len(heads)
 
 
 def _released(request: Message, plan: Plan, device: Device) -> dict[str, Rule]:
@@ -554,6 +559,8 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
         return rules | _public(plan)
     if kind == wire.SUM:
         rules |= _asked_sum(request, plan)
+    if kind == wire.PERSONAL:
+        rules |= _offered(request, folder)
     number = int(request.content.config_records["sottovoce"].get("round", ROUNDS + 1))
     learned = _learned(plan, folder, number)
     return rules | {
@@ -571,6 +578,20 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
             ),
             lambda _value: learned,
         ),
+    }
+
+
+def _offered(request: Message, folder: Path) -> dict[str, Rule]:
+    """The ciphertext that was put for this very user, where there is one, and nothing else."""
+    user = USERS[request.metadata.dst_node_id - local._FIRST_NODE]
+    store = Job.load(folder / "server").heads or folder / "server" / "heads.sqlite"
+    kept = HeadStore(store).get(user)
+    if kept is None:
+        return {}
+    return {
+        "sottovoce/kept": _is(kept.blob),
+        "sottovoce/kept_version": _is(kept.version),
+        "sottovoce/kept_model": _is(kept.model_hash),
     }
 
 
@@ -690,6 +711,46 @@ def test_neither_sizes_nor_statuses_depend_on_what_a_user_has(tmp_path: Path, un
         assert other.faults == [], name
         for user in USERS:
             assert _seen(other, user) == _seen(usual, user), name
+
+
+@pytest.mark.parametrize("how", ["reinstalled", "another key", "lived on"])
+def test_what_comes_back_does_not_tell_who_labelled_clips(tmp_path: Path, how: str) -> None:
+    """A second run, to which the server brings the heads of a first."""
+    first, plan = tmp_path / "first", replace(UTTERANCE, run="second")
+    _run(first, UTTERANCE)
+    told = {}
+    for name, change in {"usual": lambda clips: clips, **NEIGHBOURS}.items():
+        folder = tmp_path / name.replace(" ", "-")
+        _world(folder, plan, change={USERS[0]: change, USERS[-1]: change})
+        for place in range(len(USERS)):
+            _inherit(first / "devices" / f"{place:06d}", folder / "devices" / f"{place:06d}", how)
+        shutil.copy(first / "server" / "heads.sqlite", folder / "server" / "heads.sqlite")
+        tap = Tap(folder, plan)
+        config = {"job": str(folder / "server"), "devices": str(folder / "devices")}
+        local.run(product_server, tap, devices=len(USERS), config=config)
+        told[name] = tap.told
+
+    versions = {one.said[2] for one in told["usual"].heard if one.kind == f"{wire.PERSONAL} "}
+    assert versions == {1 if how == "another key" else 2}
+    for name, here in told.items():
+        assert here.faults == [], name
+        for user in USERS:
+            assert _seen(here, user) == _seen(told["usual"], user), name
+
+
+def _inherit(old: Path, new: Path, how: str) -> None:
+    """Give a new device what the old one leaves it: the key, or the head too, or nothing."""
+    if how == "another key":
+        return
+    fresh, held = Device(new), Device(new).clips()
+    before = Device(old)
+    roster = fresh.roster
+    shutil.rmtree(new)
+    again = Device.create(new, fresh.facts, held, key=before.vault._key)
+    again.pin(roster)
+    if how == "lived on":
+        for name in ("head", "head-scores"):
+            again.vault.put(name, before.vault.get(name))
 
 
 def test_a_size_that_tells_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
