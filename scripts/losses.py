@@ -19,10 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from sottovoce.server.job import Job
 from sottovoce.shared import metrics
 from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.loss import Loss
+from sottovoce.shared.models.spec import build
 from sottovoce.simulations import baselines, hearing, personal
+from sottovoce.simulations.material import Material
+from sottovoce.simulations.personal import Person
 from sottovoce.simulations.preparation import material_of, plan_of
 from sottovoce.simulations.protocols import Fold
 from sottovoce.simulations.scenario import Scenario, settle
@@ -95,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/losses"), help="run folders")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--choose", action="store_true", help="choose settings, run nothing")
+    parser.add_argument("--only", default="", help="make only lines that contain this, no table")
     parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
@@ -103,9 +109,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen = {CHOSEN_ON: _choice(CHOSEN_ON, arguments)}
         (arguments.runs / "choice.json").write_text(json.dumps(chosen, indent=1) + "\n")
         return 0
-    failed = 0 if arguments.table else sum(_run(line, arguments) for line in lines())
+    failed = 0
+    for line in () if arguments.table else lines():
+        if arguments.only in line.folder:
+            failed += _make(line, arguments)
+    if arguments.only:
+        return 1 if failed else 0
     choice = json.loads((arguments.runs / "choice.json").read_text())
-    found = [_measured(line, arguments) for line in lines() if _there(line, arguments)]
+    found = [line for one in lines() if (line := _measured(one, arguments))]
     page = {"choice": choice, "lines": found}
     (arguments.out / "losses.json").write_text(json.dumps(page, indent=1) + "\n")
     (arguments.out / "losses.md").write_text(_page(page))
@@ -120,26 +131,62 @@ def _choice(protocol: str, arguments: argparse.Namespace) -> dict[str, dict[str,
     """
     line = Line(protocol=protocol, unit="none", name="", loss=Loss())
     scenario = line.scenario(arguments.corpora)
-    quiet = (lambda _line: None, lambda _what, _done, _total: None)
-    with FeatureCache(hearing.cache_folder()) as cache:
-        heard = hearing.hear(scenario, cache, *quiet)
-        public = hearing.hear_public(scenario, heard, cache, *quiet)
-    material = material_of(scenario, heard, public, arguments.runs / "held-out")
-    folds = heard.protocol.folds
+    material, folds = _heard(scenario, arguments.runs)
     inner = [_inner(fold, folds[(place + 1) % len(folds)]) for place, fold in enumerate(folds)]
     found = {}
     for loss in CANDIDATES:
         wanted = replace(scenario, recipe=replace(scenario.recipe, loss=loss))
-        plan = plan_of(wanted, material, "choice")
-        # As the baseline does: every user's mean is exact, and nothing else is personal.
-        plan = replace(plan, centre=None, normaliser=None)
-        judged = [baselines.federated_logits(wanted, fold, material, plan) for fold in inner]
-        chances = torch.softmax(torch.cat([logits for logits, _ in judged]).double(), 1).numpy()
-        labels = torch.cat([labels for _, labels in judged]).numpy()
+        everybody = [one for fold in inner for one in _people(wanted, material, fold)]
+        logits = torch.cat([one.logits for one in everybody])
+        labels = torch.cat([one.labels for one in everybody]).numpy()
+        chances = torch.softmax(logits, 1).numpy()
         setting = {"focal": f" {loss.gamma:g}", "mmce": f" {loss.weight:g}"}.get(loss.kind, "")
         found[f"{loss.kind}{setting}"] = _figures(chances, labels)
         print(protocol, loss, found[f"{loss.kind}{setting}"], flush=True)
     return found
+
+
+def _heard(scenario: Scenario, runs: Path) -> tuple[Material, tuple[Fold, ...]]:
+    """What all folds share, and the folds."""
+    quiet = (lambda _line: None, lambda _what, _done, _total: None)
+    with FeatureCache(hearing.cache_folder()) as cache:
+        heard = hearing.hear(scenario, cache, *quiet)
+        public = hearing.hear_public(scenario, heard, cache, *quiet)
+    material = material_of(scenario, heard, public, runs / f"held-out-{scenario.protocol}")
+    return material, tuple(heard.protocol.folds)
+
+
+def _people(scenario: Scenario, material: Material, fold: Fold) -> list[Person]:
+    """A fold's test users under a model that was trained in this process, without privacy.
+
+    The rounds are the run's own; devices, their disks and their messages are left out.
+    """
+    plan = replace(plan_of(scenario, material, "losses"), centre=None, normaliser=None)
+    weights, users = baselines.federated_model(scenario, fold, material, plan)
+    job = Job(
+        plan=plan,
+        aggregation=scenario.recipe.aggregation,
+        weights=weights,
+        front=material.front,
+        population=material.population,
+        devices=1,
+        held_out=material.held_out,
+    )
+    prior, model = job.prior_of(weights), build(plan.model, 0).eval()
+    load_flat(model, weights)
+    with torch.no_grad():
+        logits = {user: model(clips.features, clips.frames) for user, clips in users.items()}
+    return [
+        Person(
+            speaker=user,
+            gender="",
+            fold=fold.name,
+            logits=torch.log_softmax(logits[user].double(), 1),
+            labels=clips.labels,
+            prior=prior,
+        )
+        for user, clips in users.items()
+    ]
 
 
 def _inner(fold: Fold, following: Fold) -> Fold:
@@ -162,29 +209,39 @@ def _figures(chances: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     return {name: round(value, 5) for name, value in found.items()}
 
 
-def _there(line: Line, arguments: argparse.Namespace) -> bool:
-    """Whether a line's run has ended."""
-    return (arguments.runs / line.folder / "run.json").is_file()
+def _make(line: Line, arguments: argparse.Namespace) -> int:
+    """One line's figures, unless they are there; whether that failed."""
+    kept = arguments.runs / f"{line.folder}.json"
+    if kept.is_file():
+        return 0
+    print(line.folder, flush=True)
+    scenario = line.scenario(arguments.corpora)
+    if line.unit == "none":
+        material, folds = _heard(scenario, arguments.runs)
+        everybody = [one for fold in folds for one in _people(scenario, material, fold)]
+    elif _run(line, arguments):
+        return 1
+    else:
+        everybody = personal.people(arguments.runs / line.folder, arguments.corpora)
+    kept.write_text(json.dumps(_figures_of(everybody)) + "\n")
+    return 0
 
 
 def _run(line: Line, arguments: argparse.Namespace) -> int:
-    """One run, unless it is there."""
-    if _there(line, arguments):
-        return 0
+    """One private run, unless it is there; whether it failed."""
     out = arguments.runs / line.folder
+    if (out / "run.json").is_file():
+        return 0
     config = arguments.runs / f"{line.folder}.toml"
     config.write_text(line.scenario(arguments.corpora).to_toml())
-    print(line.folder, flush=True)
     command = [sys.executable, "-m", "sottovoce.cli", "simulate", str(config), "--out", str(out)]
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     return int(subprocess.run([*command, "--quiet", *resume], check=False).returncode != 0)
 
 
-def _measured(line: Line, arguments: argparse.Namespace) -> dict[str, Any]:
-    """A run's figures, before and behind heads on some labelled clips."""
-    everybody = personal.people(arguments.runs / line.folder, arguments.corpora)
-    described = json.loads((arguments.runs / line.folder / "run.json").read_text())
-    found: dict[str, Any] = {}
+def _figures_of(everybody: Sequence[Person]) -> dict[str, dict[str, float]]:
+    """Test users' figures, before and behind heads on some labelled clips."""
+    found: dict[str, dict[str, float]] = {}
     for clips in LABELLED:
         judged = [
             personal.judge(one, clips, draw, seed=SEED)
@@ -195,12 +252,19 @@ def _measured(line: Line, arguments: argparse.Namespace) -> dict[str, Any]:
         if not clips:
             found["before"] = _figures(np.concatenate([one.before for one in judged]), labels)
         found[f"{clips} labels"] = _figures(np.concatenate([one.after for one in judged]), labels)
+    return found
+
+
+def _measured(line: Line, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """A line's figures, where they are there."""
+    kept = arguments.runs / f"{line.folder}.json"
+    if not kept.is_file():
+        return None
     return {
         "protocol": line.protocol,
         "unit": line.unit,
-        "epsilon": described["privacy"]["epsilon"],
         "loss": line.name,
-        "figures": found,
+        "figures": json.loads(kept.read_text()),
     }
 
 
@@ -212,8 +276,10 @@ head of users who label nothing. *5 labels*: heads fitted on 5 labelled clips a 
 figures are on the others. ECE and classwise ECE in 15 bins of equal mass; AURC: area under the
 risk-coverage curve. Best of each column **bold**, protocol by protocol and promise by promise.
 
-A private run of another loss draws other noise, and its rate and clip are those that were chosen
-for cross-entropy: differences of a point of UAR are within what a seed changes.
+Without privacy the run's own rounds were made in one process, without devices on disk (the baseline
+`federated_no_privacy`); private lines are whole runs. A private run of another loss draws other
+noise, and its rate and clip are those that were chosen for cross-entropy: differences of a point of
+UAR are within what a seed changes.
 
 """
 WHEN = ("before", "0 labels", "5 labels")

@@ -167,6 +167,21 @@ def threshold(population: Scores, own: Tensor | None = None, *, coverage: float)
     return float(values[order][place]) if place < len(values) else math.inf
 
 
+def sets(probabilities: Tensor, limit: float) -> Tensor:
+    """The sets of many utterances.
+
+    Args:
+        probabilities: Shape (utterances, classes).
+        limit: What :func:`threshold` gave.
+
+    Returns:
+        Which classes are in, shape (utterances, classes), bool; never none of a row.
+    """
+    inside = 1 - probabilities <= limit
+    inside[torch.arange(len(inside)), probabilities.argmax(1)] = True
+    return inside
+
+
 def members(probabilities: Tensor, limit: float) -> list[int]:
     """The classes of one utterance's set, the likeliest first; never none.
 

@@ -240,12 +240,17 @@ def gap(values: Numbers) -> float:
     return float(np.ptp(_finite("values", values)))
 
 
-def _binned(confidence: Floats, correct: Floats, bins: int) -> Reliability:
-    """Sums in bins of equal mass; ties share a bin."""
+def places(confidence: Floats, bins: int) -> Counts:
+    """The bin of equal mass of each value, from 0, shape (utterances,); ties share a bin."""
     check.at_least(1, bins=bins)
     ordered = np.sort(confidence)
     edges = ordered[np.arange(1, bins) * len(ordered) // bins]
-    where = np.searchsorted(edges, confidence, side="right")
+    return np.searchsorted(edges, confidence, side="right").astype(np.int64)
+
+
+def _binned(confidence: Floats, correct: Floats, bins: int) -> Reliability:
+    """Sums in bins of equal mass; ties share a bin."""
+    where = places(confidence, bins)
     count = np.bincount(where, minlength=bins)
     kept = count > 0
     return Reliability(

@@ -48,12 +48,23 @@ def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Pl
     }
 
 
-def federated_logits(
+def federated_model(
     scenario: Scenario, fold: Fold, material: Material, plan: Plan
-) -> tuple[Tensor, Tensor]:
-    """A fold's model trained as ``federated_no_privacy``: logits and labels of its test clips."""
+) -> tuple[Tensor, dict[str, Examples]]:
+    """A fold's model trained as ``federated_no_privacy``, and its test users as it reads them.
+
+    Args:
+        scenario: The settled scenario.
+        fold: Who trains and who tests.
+        material: What all folds share.
+        plan: Without any promise.
+
+    Returns:
+        Weights, shape (params,), and each test user's clips.
+    """
     place = _Place(scenario, fold, material, plan)
-    return _federated(place)[0], place.test.labels
+    weights = place.rounds(place.devices, "federated").released
+    return weights, {user: place._ready(user) for user in fold.test}
 
 
 def _pooled(

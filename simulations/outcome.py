@@ -17,6 +17,9 @@ from sottovoce.simulations.runfile import Json
 from sottovoce.simulations.scored import Scored
 
 SCORES = ("before", "after", "labels", "labelled")
+SETS = ("covered", "sizes")
+"""Where there are sets; runs of earlier releases kept none."""
+
 _FACTS, _NUMBERS = "outcome.json", "outcome.safetensors"
 
 
@@ -67,7 +70,8 @@ def read(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
     try:
         facts = json.loads((folder / _FACTS).read_text())
         tensors = load_file(folder / _NUMBERS)
-        scores = {name: tensors[name].numpy() for name in SCORES}
+        sets = SETS if SETS[0] in tensors else ()
+        scores = {name: tensors[name].numpy() for name in (*SCORES, *sets)}
         if {len(column) for column in scores.values()} != {len(facts["clips"])}:
             raise ValueError("columns of different lengths")
         facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]

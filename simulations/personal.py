@@ -202,8 +202,7 @@ def _sets(
             continue
         for name, clips in ((whose, None), (f"{whose} and own", own)):
             limit = conformal.threshold(population, clips, coverage=conformal.COVERAGE)
-            inside = 1 - chances <= limit
-            inside[torch.arange(len(inside)), chances.argmax(1)] = True  # never empty
+            inside = conformal.sets(chances, limit)
             covered[name] = inside.gather(1, truth)[:, 0].numpy()
             sizes[name] = inside.sum(1).numpy()
     return covered, sizes

@@ -208,7 +208,7 @@ def _describe(
     curve = record.learning_curve(
         {world.fold.name: outcome.curve for world, outcome in zip(worlds, outcomes, strict=True)}
     )
-    calibration = record.calibration(behind_heads)
+    calibration = record.calibration(behind_heads, seed=scenario.seed)
     calibration["uar"] = _uar_around_heads(behind_heads)
     calibration["head_clips"] = scenario.head_clips
     return record.assemble(

@@ -14,6 +14,7 @@ import numpy as np
 
 from sottovoce.shared import bootstrap, metrics, seeds
 from sottovoce.shared.metrics import Counts, Floats
+from sottovoce.simulations import certainty
 from sottovoce.simulations.runfile import (
     SCHEMA,
     Json,
@@ -91,8 +92,14 @@ def learning_curve(folds: Mapping[str, Sequence[tuple[int, float]]]) -> list[Jso
     return curve
 
 
-def calibration(scored: Scored) -> Json:
-    """The section "calibration": errors before and after heads, their bins, and abstention."""
+def calibration(scored: Scored, *, seed: int = 0) -> Json:
+    """The section "calibration": errors before and after heads, their bins, and abstention.
+
+    Args:
+        scored: Predictions of all folds.
+        seed: The run's; intervals over users are drawn from it.
+    """
+    sets = certainty.sets(scored, seed=seed)
     curve = metrics.abstention(scored.after, scored.labels)
     return {
         "before": _errors(scored.before, scored.labels),
@@ -107,6 +114,9 @@ def calibration(scored: Scored) -> Json:
             "before": _bins(scored.before, scored.labels),
             "after": _bins(scored.after, scored.labels),
         },
+        "intervals": certainty.intervals(scored, seed=seed),
+        "per_speaker": certainty.per_speaker(scored),
+        **({"sets": sets} if sets else {}),
     }
 
 

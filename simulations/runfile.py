@@ -40,6 +40,16 @@ _MEANING = {
 _GROUPS: Shape = {"groups": {"*": {"uar": "share", "n": "whole"}}, "gap": "share"}
 _ERRORS: Shape = {"ece": "share", "nll": "number", "brier": "number"}
 _BINS: Shape = [{"count": "whole", "confidence": "share", "accuracy": "share"}]
+_ENDS: Shape = {"before": ["number"], "after": ["number"], "difference": ["number"]}
+_SETS: Shape = {
+    "wanted": "share",
+    "covered": "share",
+    "interval": ["share"],
+    "size": "number",
+    "worst_tenth": "share",
+    "gender": {"*": "share"},
+    "per_speaker": {"*": {"covered": "share", "size": "number"}},
+}
 _SPENT: Shape = {"epsilon": "number", "remaining": "number", "rounds": "whole"}
 
 _RUN: Shape = {
@@ -73,6 +83,9 @@ _RUN: Shape = {
         "after": _ERRORS,
         "abstention": {"coverage": ["share"], "selective_accuracy": ["share"]},
         "reliability?": {"before": _BINS, "after": _BINS},
+        "intervals?": {"*": _ENDS},
+        "per_speaker?": {"*": {"n": "whole", "before": _ERRORS, "after": _ERRORS}},
+        "sets?": _SETS,
     },
     "fairness": {
         "gender": _GROUPS,

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sottovoce.shared import metrics
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.metrics import Counts, Floats
 
 UNKNOWN = "unknown"
+Sets = NDArray[np.bool_]
 AGE_BANDS = ("under 18", "18-29", "30-44", "45-59", "60 and over", UNKNOWN)
 _LIMITS = (18, 30, 45, 60)
 
@@ -31,6 +33,9 @@ class Scored:
         genders: Gender of each clip's speaker; "" where unknown. Empty: all unknown.
         ages: Age in years; None where unknown. Empty: all unknown.
         languages: Language of each clip; "" where unknown. Empty: all unknown.
+        covered: Whether the prediction's set holds the truth, shape (utterances,), bool; None where
+            there are no sets.
+        sizes: How many emotions the set holds, shape (utterances,), int64; likewise.
 
     Torch tensors on the CPU may stand for the arrays; they are turned into NumPy's.
 
@@ -48,6 +53,8 @@ class Scored:
     genders: Sequence[str] = ()
     ages: Sequence[float | None] = ()
     languages: Sequence[str] = ()
+    covered: Sets | None = None
+    sizes: Counts | None = None
 
     def __post_init__(self) -> None:
         rows = len(self.clips)
@@ -57,6 +64,7 @@ class Scored:
         for name in ("genders", "ages", "languages"):
             if len(getattr(self, name)) not in (0, rows):
                 raise SettingError(f"{name} has {len(getattr(self, name))} rows for {rows} clips")
+        self._check_sets()
         if len(set(zip(self.folds, self.clips, strict=True))) != rows:
             raise SettingError("a clip is scored twice in one fold; score every clip once")
         for probabilities in (self.before, self.after):
@@ -65,6 +73,16 @@ class Scored:
                 raise SettingError(f"probabilities need {len(self.emotions)} columns, one a class")
         for name, kind in (("labels", np.int64), ("before", np.float64), ("after", np.float64)):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
+
+    def _check_sets(self) -> None:
+        """Refuse sets of other clips."""
+        for name, kind in (("covered", np.bool_), ("sizes", np.int64)):
+            column = getattr(self, name)
+            if column is None:
+                continue
+            if len(column) != len(self.clips):
+                raise SettingError(f"{name} has {len(column)} rows for {len(self.clips)} clips")
+            object.__setattr__(self, name, np.asarray(column, dtype=kind))
 
     def confusions(self, names: Sequence[str]) -> dict[str, Counts]:
         """One confusion matrix (behind heads) for each name, in natural order of the names.
@@ -108,7 +126,14 @@ def gather(parts: Sequence[Scored]) -> Scored:
         genders=column("genders"),
         ages=column("ages", None),
         languages=column("languages"),
+        covered=_joined([part.covered for part in parts]),
+        sizes=_joined([part.sizes for part in parts]),
     )
+
+
+def _joined(columns: Sequence[Any]) -> Any:  # noqa: ANN401  (one column's type in, the same out)
+    """Columns one behind the other; none where one is missing."""
+    return None if any(one is None for one in columns) else np.concatenate(columns)
 
 
 def age_band(age: float | None) -> str:

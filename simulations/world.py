@@ -14,7 +14,7 @@ from sottovoce.client.device import Clips, Device, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
 from sottovoce.server.sums import LEDGER, OWNER
-from sottovoce.shared import crypto, metrics, seeds
+from sottovoce.shared import conformal, crypto, metrics, seeds
 from sottovoce.shared import head as heads
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import EngineError, LedgerError, ModelError
@@ -263,7 +263,7 @@ class World:
     def _score(self) -> tuple[dict[str, Tensor], Json]:
         """Probabilities of all test users' clips, and the learning curve."""
         bundle = self.bundle()
-        before, after, inputs, labels, clips, aside = [], [], [], [], [], []
+        before, after, inputs, labels, clips, aside, sets = [], [], [], [], [], [], []
         for user in self.fold.test:
             split = self._split(user)
             chosen = [clip for clip in self.material.clips[user] if clip not in split.neutral]
@@ -279,6 +279,7 @@ class World:
             calibrator = Calibrator(device.vault, model_hash=bundle.model_hash, prior=bundle.prior)
             before.append(logits)
             after.append(heads.apply(calibrator.head(), logits))
+            sets.append(_sets(bundle, calibrator, after[-1]))
             inputs.append((examples, mean))
             labels.append(examples.labels)
             clips += [clip.clip_id for clip in chosen]
@@ -289,6 +290,11 @@ class World:
             "labels": torch.cat(labels),
             "labelled": torch.tensor(aside),
         }
+        found = [one for one in sets if one is not None]
+        if found:
+            inside = torch.cat(found)
+            truth = scores["labels"][:, None]
+            scores |= {"covered": inside.gather(1, truth)[:, 0], "sizes": inside.sum(1)}
         return scores, {"clips": clips, "curve": self._curve(bundle, inputs)}
 
     def _curve(
@@ -351,7 +357,18 @@ class World:
             genders=[clip.gender or "" for clip in chosen],
             ages=[clip.age for clip in chosen],
             languages=[clip.language or "" for clip in chosen],
+            **{name: scores[name][rows] for name in outcome.SETS if name in scores},
         )
+
+
+def _sets(bundle: Bundle, calibrator: Calibrator, calibrated: Tensor) -> Tensor | None:
+    """A user's prediction sets, (utterances, classes), bool; None where the model has none."""
+    if bundle.prior.scores is None:
+        return None
+    limit = conformal.threshold(
+        bundle.prior.scores, calibrator.scores(), coverage=conformal.COVERAGE
+    )
+    return conformal.sets(torch.softmax(calibrated.double(), 1), limit)
 
 
 def introduce(devices: Sequence[Device]) -> None:

@@ -1,6 +1,7 @@
 """Contracts of the metrics: known values, invariances, and that bad input fails."""
 
 import doctest
+import itertools
 import math
 from collections.abc import Callable
 
@@ -165,3 +166,41 @@ def test_percentile_and_gap() -> None:
 def test_bad_input_is_refused(call: Callable[[], object]) -> None:
     with pytest.raises(SettingError):
         call()
+
+
+def _by_hand(confidence: np.ndarray, right: np.ndarray, bins: int) -> float:
+    """A calibration error in plain loops: no ties, so that ranks alone decide."""
+    order = sorted(range(len(confidence)), key=lambda place: confidence[place])
+    starts = [0, *(number * len(order) // bins for number in range(1, bins)), len(order)]
+    total = 0.0
+    for first, last in itertools.pairwise(starts):
+        inside = order[first:last]
+        total += abs(sum(confidence[place] - right[place] for place in inside))
+    return total / len(order)
+
+
+@pytest.mark.parametrize(("size", "bins"), [(1_003, 15), (200, 15), (37, 5)])
+def test_calibration_errors_are_those_of_an_independent_count(size: int, bins: int) -> None:
+    probabilities, truth = rows(size)
+    top = probabilities.max(axis=1)
+    right = (probabilities.argmax(axis=1) == truth).astype(float)
+    classes = probabilities.shape[1]
+    each = [
+        _by_hand(probabilities[:, place], (truth == place).astype(float), bins)
+        for place in range(classes)
+    ]
+
+    assert metrics.ece(probabilities, truth, bins=bins) == pytest.approx(_by_hand(top, right, bins))
+    found = metrics.classwise_ece(probabilities, truth, bins=bins)
+    assert found == pytest.approx(sum(each) / classes)
+
+
+def test_the_area_under_risk_and_coverage_is_that_of_an_independent_count() -> None:
+    probabilities, truth = rows(300)
+    order = sorted(range(300), key=lambda place: -probabilities[place].max())
+    wrong, total = 0, 0.0
+    for answered, place in enumerate(order, start=1):
+        wrong += int(probabilities[place].argmax() != truth[place])
+        total += wrong / answered
+
+    assert metrics.abstention(probabilities, truth).aurc == pytest.approx(total / 300)

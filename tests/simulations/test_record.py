@@ -38,6 +38,8 @@ def table(people: int = 6, each: int = 12, **changes: Any) -> Scored:
         "genders": [("female", "male", "")[one % 3] for one in who],
         "ages": [(17.0, 33.0, 71.0, None)[one % 4] for one in who],
         "languages": ["en"] * size,
+        "covered": rng.random(size) < 0.8,
+        "sizes": 1 + rng.integers(3, size=size),
     }
     return Scored(**(columns | changes))
 
