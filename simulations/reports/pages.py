@@ -36,6 +36,7 @@ _ERRORS = {
     "classwise_ece": "the same, over all classes",
     "nll": "negative log-likelihood, nats",
     "brier": "Brier score, 0 to 2",
+    "aurc": "area under the risk-coverage curve",
 }
 
 
@@ -203,6 +204,7 @@ def _plots(run: Json) -> dict[str, str | None]:
             if answered["coverage"]
             else None
         ),
+        "sets": plots.sets(calibration["sets"]) if calibration.get("sets") else None,
         "speakers": plots.speakers(accuracy["per_speaker"], chance),
         "groups": plots.groups(known, accuracy["uar"]) if known else None,
     }
@@ -243,15 +245,18 @@ def _accuracy_rows(run: Json) -> dict[str, Any]:
 
 def _calibration_rows(calibration: Json) -> dict[str, Any]:
     """Tables of the section on calibration."""
-    before, after = calibration["before"], calibration["after"]
     answered, bins = calibration["abstention"], calibration.get("reliability") or {}
+    before = {**calibration["before"], "aurc": answered.get("aurc_before")}
+    after = {**calibration["after"], "aurc": answered.get("aurc")}
+    intervals = calibration.get("intervals") or {}
     curve = zip(answered["coverage"], answered["selective_accuracy"], strict=True)
     return {
         "error_rows": [
-            [text, words.number(before[key]), words.number(after[key])]
+            [text, words.number(before[key]), words.number(after[key]), _ends(intervals, key)]
             for key, text in _ERRORS.items()
-            if key in before and key in after
+            if before.get(key) is not None and after.get(key) is not None
         ],
+        "set_rows": _set_rows(calibration.get("sets") or {}),
         "bin_rows": [
             [heads, _share(one, "confidence"), _share(one, "accuracy"), words.number(one["count"])]
             for heads, found in bins.items()
@@ -259,6 +264,22 @@ def _calibration_rows(calibration: Json) -> dict[str, Any]:
         ],
         "abstention_rows": [[words.percent(x, 0), words.percent(y)] for x, y in curve],
     }
+
+
+def _ends(intervals: Json, name: str) -> str:
+    """The interval of what heads change, a dash where it was not measured."""
+    low, high = (intervals.get(name) or {}).get("difference", (None, None))
+    return "–" if low is None else f"{words.signed(low)} to {words.signed(high)}"
+
+
+def _set_rows(sets: Json) -> list[list[str]]:
+    """Each speaker's prediction sets, the worst covered first."""
+    lines = (sets.get("per_speaker") or {}).items()
+    order = sorted(lines, key=lambda line: (line[1]["covered"] or 0, line[0]))
+    return [
+        [name, words.percent(line["covered"]), words.number(line["size"])]
+        for name, line in order[:_MOST_SPEAKERS]
+    ]
 
 
 def _fairness_rows(run: Json) -> dict[str, Any]:

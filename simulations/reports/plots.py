@@ -152,6 +152,30 @@ def speakers(per_speaker: Mapping[str, Json], chance: float) -> str:
     return picture("speakers", label, draw)
 
 
+def sets(found: Json) -> str:
+    """How often each test speaker's prediction sets hold the truth, from the worst to the best."""
+    shares = sorted(_float(line["covered"]) for line in found["per_speaker"].values())
+    wanted, low, high = found["wanted"], *found["interval"]
+
+    def draw(axes: Axes) -> None:
+        place = np.arange(len(shares))
+        colors = [WARM if share < wanted else MAIN for share in shares]
+        axes.axhspan(low, high, color=MUTED, alpha=0.25, linewidth=0, label="all, 95 %")
+        axes.scatter(place, shares, s=16, color=colors, zorder=3)
+        axes.axhline(wanted, color=INK, linewidth=1, linestyle=(0, (4, 3)), label="wanted")
+        _legend(axes)
+        axes.set(ylabel="share of utterances covered", ylim=(0, 1.02))
+        axes.set_xticks([])
+        axes.set_xlabel(f"{len(shares)} speakers, worst to best")
+
+    label = (
+        f"Dots of how often prediction sets hold the truth, for {len(shares)} test speakers: worst "
+        f"{_say(shares[0])}, best {_say(shares[-1])}; over all {_say(found['covered'])} where "
+        f"{_say(wanted)} was wanted."
+    )
+    return picture("sets", label, draw)
+
+
 def groups(attributes: Mapping[str, Mapping[str, Json]], overall: float) -> str:
     """UAR of each group of speakers, one block of bars an attribute.
 

@@ -47,6 +47,16 @@ def number(value: float | None, digits: int = 3) -> str:
     return f"{value:.{digits}g}".replace("e-0", "e-")
 
 
+def signed(value: float) -> str:
+    """A change with its sign and three significant digits.
+
+    Example:
+        >>> signed(-0.01234), signed(0.5)
+        ('-0.0123', '+0.5')
+    """
+    return f"{value:+.3g}".replace("e-0", "e-")
+
+
 def one_in(delta: float | None) -> str:
     """A small chance as people say it.
 

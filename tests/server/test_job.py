@@ -61,6 +61,9 @@ def test_a_job_is_found_again_as_it_was(tmp_path: Path, job: Job) -> None:
     assert again.front.digest() == FRONT.digest()
     assert torch.equal(again.population.within, job.population.within)
     assert again.held_out is None
+    assert again.heads is None
+    replace(job, heads=tmp_path / "heads.sqlite").save(tmp_path)
+    assert Job.load(tmp_path).heads == tmp_path / "heads.sqlite"
 
 
 @pytest.mark.parametrize("file", ["job.json", "public.safetensors"])

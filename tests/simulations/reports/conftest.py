@@ -40,6 +40,8 @@ def predictions(speakers: list[str], clips: int, genders: bool) -> Scored:
         genders=[("female", "male")[w % 2] for w in who] if known else (),
         ages=[(None, 24.0, 37.0, 52.0, 66.0)[w % 5] for w in who] if known else (),
         languages=["en"] * size if known else (),
+        covered=rng.random(size) < 0.9,
+        sizes=1 + rng.integers(3, size=size),
     )
 
 

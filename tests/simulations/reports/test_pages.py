@@ -213,6 +213,23 @@ def test_very_many_ledgers_are_cut_and_counted(make: Make, tmp_path: Path) -> No
     assert "100 more are in privacy.json" in pages.record(run, privacy)
 
 
+def test_sets_and_intervals_stand_on_the_page_where_they_were_measured(
+    make: Make, tmp_path: Path
+) -> None:
+    run, _ = make(tmp_path, clips=16)
+    page = render(tmp_path)[0].read_text("utf-8")
+    low, high = run["calibration"]["intervals"]["nll"]["difference"]
+    covered = run["calibration"]["sets"]["covered"]
+
+    assert f"{low:+.3g} to {high:+.3g}".replace("e-0", "e-") in page
+    assert f"Sets hold the truth in {100 * covered:.1f}\u202f%" in page
+    assert "area under the risk-coverage curve" in page
+    for name in ("sets", "intervals", "per_speaker"):  # as earlier releases wrote it
+        del run["calibration"][name]
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    assert "Sets hold the truth" not in render(tmp_path)[0].read_text("utf-8")
+
+
 def test_a_class_absent_and_a_fold_unmeasured_draw(make: Make, tmp_path: Path) -> None:
     run, privacy = make(tmp_path, **KINDS["full"])
     run["accuracy"]["confusion"][0] = [0] * 8
