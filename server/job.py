@@ -72,7 +72,7 @@ class Job:
 
     def save(self, folder: Path) -> None:
         """Keep the job in a folder."""
-        facts = {
+        facts: dict[str, Any] = {
             "schema": SCHEMA,
             "plan": self.plan.to_json(),
             "aggregation": asdict(self.aggregation),
@@ -84,8 +84,9 @@ class Job:
             "budgets": [asdict(budget) for budget in self.budgets],
             "simulated_seed": self.simulated_seed,
             "held_out": str(self.held_out) if self.held_out else None,
-            "heads": str(self.heads) if self.heads else None,
         }
+        if self.heads:
+            facts["heads"] = str(self.heads)
         tensors = {name: getattr(self.population, name) for name in _population_fields()}
         tensors |= {"weights": self.weights, "mean": self.front.mean, "matrix": self.front.matrix}
         # Copies: safetensors refuses tensors that share memory, as an unknown population's do.

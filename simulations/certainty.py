@@ -125,8 +125,9 @@ class _Side:
         right = (rows.argmax(axis=1) == labels).astype(np.float64)
         self.clips = np.bincount(whose)
         true = np.maximum(rows[np.arange(size), labels], metrics.FLOOR)
-        self.nll = np.bincount(whose, weights=-np.log(true))
-        self.brier = np.bincount(whose, weights=np.square(rows - target).sum(axis=1))
+        self.nll: Floats = np.bincount(whose, weights=-np.log(true)).astype(np.float64)
+        squares = np.square(rows - target).sum(axis=1)
+        self.brier: Floats = np.bincount(whose, weights=squares).astype(np.float64)
         self.top = [_gaps(rows.max(axis=1), right, whose)]
         self.each = [_gaps(rows[:, k], target[:, k], whose) for k in range(classes)]
         self._rank(rows.max(axis=1), right, whose)
@@ -151,7 +152,8 @@ class _Side:
     def error(self, gaps: Sequence[Floats], cohorts: Counts) -> Floats:
         """Mean calibration error over tables of gaps, shape (draws,)."""
         parts = [np.abs(cohorts @ one).sum(axis=1) for one in gaps]
-        return np.mean(parts, axis=0) / (cohorts @ self.clips)
+        mean: Floats = np.mean(parts, axis=0)
+        return mean / (cohorts @ self.clips)
 
     def mean(self, sums: Floats, cohorts: Counts) -> Floats:
         """Mean over each cohort's utterances, shape (draws,)."""

@@ -155,7 +155,7 @@ def speakers(per_speaker: Mapping[str, Json], chance: float) -> str:
 def sets(found: Json) -> str:
     """How often each test speaker's prediction sets hold the truth, from the worst to the best."""
     shares = sorted(_float(line["covered"]) for line in found["per_speaker"].values())
-    wanted, low, high = found["wanted"], *found["interval"]
+    wanted, (low, high) = found["wanted"], found["interval"]
 
     def draw(axes: Axes) -> None:
         place = np.arange(len(shares))
