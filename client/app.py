@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sottovoce.client import participant
+from sottovoce.client import calibration, participant
 from sottovoce.client.device import Device, Pending
 from sottovoce.shared import wire
 from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
@@ -46,6 +46,7 @@ def train(message: Message, context: Context) -> Message:
             centre=request.centre,
             denominator=request.denominator,
             clip=request.clip,
+            share=request.share,
         )
         return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=update)
 
@@ -64,11 +65,18 @@ def add(message: Message, context: Context) -> Message:
             name=request.name,
             step=request.step,
             body=request.body,
-            update=_round_of(device, request.train) if request.train else None,
+            update=_pending(device, request),
         )
         return wire.Reply(user=device.facts.user, status=wire.Status.OK, body=body)
 
     return _reply(message, context, answer)
+
+
+def _pending(device: Device, request: wire.SumRequest) -> Pending | None:
+    """What a secure sum asks for, beside enrolment."""
+    if request.calibrate:
+        return calibration.answer(device, request.calibrate)
+    return _round_of(device, request.train) if request.train else None
 
 
 def _round_of(device: Device, request: wire.TrainRequest) -> Pending:
@@ -82,7 +90,20 @@ def _round_of(device: Device, request: wire.TrainRequest) -> Pending:
         centre=request.centre,
         denominator=request.denominator,
         clip=request.clip,
+        share=request.share,
     )
+
+
+@app.query("calibrate")
+def calibrate(message: Message, context: Context) -> Message:
+    """How right the final model is on the device's clips; the reply carries their noised sum."""
+
+    def answer(device: Device) -> wire.Reply:
+        request = wire.CalibrateRequest.read(message.content)
+        value = calibration.calibrate(device, request)
+        return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=value)
+
+    return _reply(message, context, answer)
 
 
 @app.evaluate()

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sottovoce.client import secure, turns
+from sottovoce.client import given, secure, turns
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Pending, Randomness
 from sottovoce.client.trainer import local_update
@@ -81,6 +81,7 @@ def train(
     centre: Tensor,
     denominator: float,
     clip: float = 1.0,
+    share: float = 0.0,
 ) -> Tensor:
     """One round of private local training.
 
@@ -93,6 +94,7 @@ def train(
         centre: Where this population's voices lie, shape (inputs,), float32.
         denominator: Public expected batch size.
         clip: The round's clip norm on a user's update, where the plan learns it.
+        share: What one unit of the update will move the weights by.
 
     Returns:
         The update, shape (params,), float32.
@@ -102,7 +104,7 @@ def train(
         MessageError: Another plan, or a round that the plan does not have.
         PrivacyError: A round too near one that the device took part in, where users take turns.
     """
-    agreed = _agreed(device, plan)
+    agreed = plan_of(device, plan)
     if agreed.user and agreed.user.secure:
         raise MessageError("this plan's updates leave only in secure sums; nothing was trained")
     pending = round_of(
@@ -114,6 +116,7 @@ def train(
         centre=centre,
         denominator=denominator,
         clip=clip,
+        share=share,
     )
     if agreed.sampled:
         return device.answer(pending)
@@ -132,9 +135,10 @@ def round_of(
     centre: Tensor,
     denominator: float,
     clip: float = 1.0,
+    share: float = 0.0,
 ) -> Pending:
     """One round of local training that waits to be booked; see :func:`train`."""
-    agreed = _agreed(device, plan)
+    agreed = plan_of(device, plan)
     if not 1 <= number <= agreed.rounds:
         raise MessageError(f"round {number} of a plan of {agreed.rounds}; nothing was trained")
     model = _model(agreed, weights)
@@ -155,7 +159,9 @@ def round_of(
             random.noise,
             random.generator,
         )
-        return _bounded(agreed, update.vector, clip)
+        sent = _bounded(agreed, update.vector, clip)
+        given.keep(device, agreed, number, sent, clip=clip, share=share)
+        return sent
 
     return Pending(
         name=f"round-{number}",
@@ -182,7 +188,7 @@ def add(
     device: Device, *, plan: str, name: str, step: str, body: bytes, update: Pending | None
 ) -> bytes:
     """One step of a secure sum; see ``secure.take_step``."""
-    agreed = _agreed(device, plan)
+    agreed = plan_of(device, plan)
     return secure.take_step(device, agreed, name=name, step=step, body=body, update=update)
 
 
@@ -225,7 +231,7 @@ def personalise(
         - A clip that is no number to the model, or far too large a one, is left out: a refusal
           would tell that there is such a clip.
     """
-    agreed = _agreed(device, plan)
+    agreed = plan_of(device, plan)
     model = _model(agreed, weights).eval()
     _check_centre(agreed, centre)
     kept = device.vault.get_tensors("projected")
@@ -271,7 +277,7 @@ def _book_head(device: Device, plan: Plan, version: int) -> None:
         device.ledger.book(name, release, device.facts.budgets)
 
 
-def _agreed(device: Device, digest: str) -> Plan:
+def plan_of(device: Device, digest: str) -> Plan:
     """The plan that the device enrolled for, if it is the one meant."""
     if not device.vault.has("plan"):
         raise MessageError("this device has not enrolled for the run; enrol first")
@@ -286,6 +292,20 @@ def _read_plan(text: str) -> tuple[Plan, str]:
     """A plan and its digest; every round asks for them again."""
     plan = Plan.from_json(text)
     return plan, plan.digest()
+
+
+def as_trained(
+    device: Device, plan: Plan, weights: Tensor, centre: Tensor
+) -> tuple[Network, Examples]:
+    """A model of these weights, and the training clips behind the mean that training used.
+
+    Raises:
+        MessageError: A centre of another width.
+        BudgetSpent: The mean was not released yet, and would pass the budget.
+    """
+    model = _model(plan, weights).eval()
+    _check_centre(plan, centre)
+    return model, _training_examples(device, plan, plan.digest(), centre)
 
 
 def _model(plan: Plan, weights: Tensor) -> Network:

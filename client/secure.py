@@ -46,10 +46,11 @@ def take_step(
     Args:
         device: The user's device, enrolled.
         plan: What it enrolled for; the sum's settings are the plan's, never a message's.
-        name: Which sum, unique over all runs: ``PLAN/enrolment...`` or ``PLAN/round-N...``.
+        name: Which sum, unique over all runs: ``PLAN/enrolment...``, ``PLAN/round-N...`` or
+            ``PLAN/head-statistics...``.
         step: ``advertise``, ``share``, ``mask``, ``agree`` or ``unmask``.
         body: The step's message.
-        update: The round whose update is added, at ``mask`` in a sum of updates.
+        update: What is added, at ``mask`` in a sum of updates or of head statistics.
 
     Returns:
         The step's answer.
@@ -112,7 +113,7 @@ def _value(
             device.book("centre", plan.digest(), centre)
         return value, random
     if update is None or sum_kind(plan.digest(), name) != update.name:
-        raise MessageError(f"the sum {name} came without its round; nothing was masked")
+        raise MessageError(f"the sum {name} came without its request; nothing was masked")
     random = device.book(update.name, update.content, update.release)
     return update.make(random), random
 
@@ -120,7 +121,7 @@ def _value(
 def _settings(plan: Plan, name: str) -> SecureAggregation:
     """The plan's settings of a sum."""
     _, secure = _promise(plan)
-    return secure.enrolment if sum_kind(plan.digest(), name) == ENROLMENT else secure.update
+    return secure.of(sum_kind(plan.digest(), name))
 
 
 def _promise(plan: Plan) -> tuple[UserPromise, SecureSums]:

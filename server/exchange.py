@@ -68,15 +68,15 @@ class SecureExchange:
         kind: str,
         settings: SecureAggregation,
         users: Iterable[str],
-        train: wire.TrainRequest | None = None,
+        summed_up: wire.TrainRequest | wire.CalibrateRequest | None = None,
     ) -> Opened:
         """One secure sum over these users.
 
         Args:
-            kind: ``enrolment`` or ``round-N``.
+            kind: ``enrolment``, ``head-statistics`` or ``round-N``.
             settings: The plan's, of that sum.
             users: Who is invited.
-            train: The round whose updates are summed, where there is one.
+            summed_up: The request whose answers are summed, where there is one.
 
         Raises:
             EngineError: It stays closed.
@@ -84,11 +84,18 @@ class SecureExchange:
         name = sum_name(self.plan, kind, "" if self.simulated else secrets.token_hex(8))
 
         def ask(step: str, requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
-            trains = train if step == "mask" else None
+            asked = summed_up if step == "mask" else None
+            train = asked if isinstance(asked, wire.TrainRequest) else None
+            calibrate = asked if isinstance(asked, wire.CalibrateRequest) else None
             return self.send(
                 {
                     user: wire.SumRequest(
-                        plan=self.plan, name=name, step=step, body=body, train=trains
+                        plan=self.plan,
+                        name=name,
+                        step=step,
+                        body=body,
+                        train=train,
+                        calibrate=calibrate,
                     )
                     for user, body in requests.items()
                 }

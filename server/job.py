@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.server.checkpoint import replace_file
-from sottovoce.server.prior import default_prior, population_prior
+from sottovoce.server.prior import population_prior
 from sottovoce.server.round import Aggregation, class_weights
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.front import Front
@@ -110,9 +110,18 @@ class Job:
 
     def prior_of(self, weights: Tensor) -> HeadPrior:
         """Where every user's head starts from, under the model of these weights."""
-        classes = len(self.plan.labels)
+        training = self.plan.training
+        return population_prior(
+            self.public_speakers(weights),
+            classes=len(self.plan.labels),
+            smoothing=training.label_smoothing,
+            loss=training.loss,
+        )
+
+    def public_speakers(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Logits and labels of each held-out public speaker under the model of these weights."""
         if self.held_out is None:
-            return default_prior(classes)
+            return []
         public = _held_out(self.held_out)
         model = build(self.plan.model, seed=0).eval()
         load_flat(model, weights)
@@ -120,11 +129,7 @@ class Job:
             logits = model(public["features"], public["frames"])
         names = sorted(set(public["speakers"].tolist()))
         speakers = [public["speakers"] == name for name in names]
-        heard = [(logits[chosen], public["labels"][chosen]) for chosen in speakers]
-        training = self.plan.training
-        return population_prior(
-            heard, classes=classes, smoothing=training.label_smoothing, loss=training.loss
-        )
+        return [(logits[chosen], public["labels"][chosen]) for chosen in speakers]
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Class weights from all devices' noised label counts; see ``round.class_weights``."""

@@ -130,7 +130,7 @@ def population_prior(
         )
     moved = _beyond(prior.mean.log_temperature - start)
     settled = default_prior(classes, log_temperature=start + moved)
-    scores = conformal.learn([_scores(settled.mean, *speaker) for speaker in heard])
+    scores = conformal.learn(usual_scores(settled.mean, heard))
     weight = min(scores.concentration, STRANGERS)
     scores = replace(scores, concentration=weight)
     return replace(settled, bias_sd=prior.bias_sd, scores=scores)
@@ -141,9 +141,12 @@ def _beyond(shift: float) -> float:
     return math.copysign(max(abs(shift) - CORPUS_SHIFT, 0.0), shift)
 
 
-def _scores(mean: Head, logits: Tensor, labels: Tensor) -> Tensor:
-    """How strange one speaker's utterances look behind the usual head."""
-    return conformal.scores(torch.softmax(apply(mean, logits).double(), 1), labels)
+def usual_scores(mean: Head, speakers: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """How strange each speaker's utterances look behind the usual head; see ``conformal``."""
+    return [
+        conformal.scores(torch.softmax(apply(mean, logits).double(), 1), labels)
+        for logits, labels in speakers
+    ]
 
 
 def _only(

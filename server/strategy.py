@@ -18,16 +18,17 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from sottovoce.server import checkpoint, groups
+from sottovoce.server import calibration, checkpoint, groups
 from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.round import State, advance, begin, learning_rate
-from sottovoce.server.sums import Sums
+from sottovoce.server.sums import Sums, calibration_spread
 from sottovoce.shared import seeds, wire
+from sottovoce.shared.calibration import WIDTH
 from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
-from sottovoce.shared.head import KeptHead, SealedHead
-from sottovoce.shared.privacy.users import ENROLMENT
+from sottovoce.shared.head import HeadPrior, KeptHead, SealedHead
+from sottovoce.shared.privacy.users import CALIBRATION, ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")
 
@@ -212,6 +213,14 @@ class Training:
         training, number = self.job.plan.training, state.round + 1
         devices = self._cohort(number, enrolled.contributing)
         denominator = max(enrolled.usual * training.sample_rate, 1.0)
+        rate = learning_rate(
+            self.job.aggregation,
+            self.job.plan,
+            number,
+            devices=self._expected(len(enrolled.contributing)),
+            denominator=denominator,
+            clip=float(state.clip),
+        )
         request = wire.TrainRequest(
             plan=self.job.plan.digest(),
             round=number,
@@ -220,6 +229,7 @@ class Training:
             centre=enrolled.centre,
             denominator=denominator,
             clip=float(state.clip),
+            share=rate / self._expected(len(enrolled.contributing)),
         )
         user = self.job.plan.user
         if user and user.secure and self._exchange:
@@ -230,14 +240,6 @@ class Training:
             mean = torch.from_numpy(opened.total) / len(opened.survivors)
         else:
             mean = self._mean(request, devices, len(enrolled.contributing))
-        rate = learning_rate(
-            self.job.aggregation,
-            self.job.plan,
-            number,
-            devices=self._expected(len(enrolled.contributing)),
-            denominator=denominator,
-            clip=float(state.clip),
-        )
         clip = None
         if user and user.adaptive:
             mean, clip = user.adaptive.unpacked(mean, float(state.clip))
@@ -305,7 +307,7 @@ class Training:
     def _personal(self, state: State, enrolled: Enrolled) -> None:
         """Hand out the model and the heads' prior; keep the sealed heads that come back."""
         released = state.released
-        prior = self.job.prior_of(released)
+        prior = self._prior(released, enrolled)
         request = wire.PersonalRequest(
             plan=self.job.plan.digest(), weights=released, centre=enrolled.centre, prior=prior
         )
@@ -330,6 +332,47 @@ class Training:
             return request.record()
         head = KeptHead(model_hash=kept.model_hash, version=kept.version, blob=kept.blob)
         return replace(request, kept=head).record()
+
+    def _prior(self, weights: Tensor, enrolled: Enrolled) -> HeadPrior:
+        """Where heads and sets start: from public speakers, and from users where they are asked."""
+        prior, plan = self.job.prior_of(weights), self.job.plan
+        if plan.calibration is None or prior.scores is None:
+            return prior
+        speakers = self.job.public_speakers(weights)
+        asked = calibration.question(prior, speakers)
+        request = wire.CalibrateRequest(
+            plan=plan.digest(), weights=weights, centre=enrolled.centre, question=asked
+        )
+        total, users = self._answers(request, enrolled.contributing)
+        answers = calibration.Answers(
+            total=total,
+            spread=calibration_spread(plan, users),
+            weight=users if plan.unit == "user" else enrolled.usual * users,
+            clips=enrolled.usual * users,
+            users=users,
+        )
+        return calibration.learned(prior, speakers, asked, answers)
+
+    def _answers(
+        self, request: wire.CalibrateRequest, devices: Sequence[Device]
+    ) -> tuple[Tensor, int]:
+        """The noised sum of what clips answered, shape (WIDTH,), and how many devices told."""
+        user, release = self.job.plan.user, self.job.plan.calibration_release()
+        if user and user.secure and self._exchange and release:
+            self.sums.book(CALIBRATION, release)
+            asked = [one.user for one in devices]
+            opened = self._exchange.sum(CALIBRATION, user.secure.of(CALIBRATION), asked, request)
+            return torch.from_numpy(opened.total), len(opened.survivors)
+        contents = dict.fromkeys([device.node for device in devices], request.record())
+        replies = self._ask(contents, wire.CALIBRATE, size=WIDTH)
+        told = [reply.value for _, reply in replies if reply.value is not None]
+        if len(told) < max(self.job.quorum * len(devices), 1):
+            raise EngineError(
+                f"{len(told)} of {len(devices)} devices told of their clips, below the quorum of "
+                f"{self.job.quorum:g} ({_reasons(replies)}). All rounds are kept: run again with "
+                "--resume"
+            )
+        return self.sums.calibration(told), len(told)
 
     def _keep(self, store: HeadStore, user: str, reply: wire.Reply, model: str) -> None:
         """Keep one sealed head, if it is newer than what is kept and looks sealed."""

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from sottovoce.server.turns import KeptNoise, KeptSums, RepeatedNoise
 from sottovoce.shared import seeds
+from sottovoce.shared.calibration import SENSITIVITY
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.privacy.release import Kind, Release, UserNoise
+from sottovoce.shared.privacy.users import CALIBRATION
 
 LEDGER = "ledger.jsonl"
 """Where, in the job's folder."""
@@ -65,6 +67,23 @@ def spread(plan: Plan, *, devices: float, denominator: float) -> float:
 def growth(plan: Plan) -> float:
     """How much more noise all rounds' sums have together than one :func:`spread`."""
     return plan.bands.growth(plan.rounds) if plan.bands else math.sqrt(plan.rounds)
+
+
+def calibration_spread(plan: Plan, devices: int) -> float:
+    """Standard deviation of the noise in each number of the summed answers of all clips."""
+    own = _own_answers(plan, devices)
+    if plan.user is None or plan.user.calibration is None:
+        return own
+    if plan.user.secure and (settings := plan.user.secure.calibration):
+        return settings.noise * settings.granularity * math.sqrt(devices)
+    return max(own, _user_spread(plan.user.calibration, 1.0))
+
+
+def _own_answers(plan: Plan, devices: int) -> float:
+    """What the devices' own noise comes to in the summed answers of all clips."""
+    if plan.calibration is None:
+        return 0.0
+    return SENSITIVITY * plan.calibration.noise_multiplier * math.sqrt(devices)
 
 
 def _unit(plan: Plan, denominator: float) -> float:
@@ -124,6 +143,19 @@ class Sums:
         user = self._plan.user.centre if self._plan.user else None
         one = settings.radius * settings.noise_multiplier if self._plan.private else 0.0
         return self._release("centre", release, user, parts, one * math.sqrt(len(parts)))
+
+    def calibration(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum of what clips answered, shape (WIDTH,), float64.
+
+        Raises:
+            ModelError: No parts, or a plan that asks nothing.
+        """
+        release = self._plan.calibration_release()
+        if release is None:
+            raise ModelError("the plan asks nothing of calibration")
+        user = self._plan.user.calibration if self._plan.user else None
+        own = _own_answers(self._plan, len(parts))
+        return self._release(CALIBRATION, release, user, parts, own)
 
     def updates(self, number: int, parts: Sequence[Tensor], *, denominator: float) -> Tensor:
         """The sum of one round's updates, shape (params,), float64."""

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from sottovoce.shared import check
+from sottovoce.shared.calibration import SENSITIVITY, CalibrationRelease
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 from sottovoce.shared.models.flat import digest
 from sottovoce.shared.models.loss import CROSS_ENTROPY
@@ -29,7 +30,7 @@ from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.shared.training import Mechanism as Protection
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +53,7 @@ class Plan:
         count_noise: Standard deviation of the noise on the label histogram (sensitivity 1); 0 for
             no privacy of utterances.
         user: What hides a whole user in every sum over users; None where nothing does.
+        calibration: What devices tell of heads and scores after the last round; None asks nothing.
     """
 
     run: str
@@ -66,6 +68,7 @@ class Plan:
     normaliser: NormaliserRelease | None
     count_noise: float
     user: UserPromise | None = None
+    calibration: CalibrationRelease | None = None
 
     def __post_init__(self) -> None:
         if self.private:
@@ -78,19 +81,25 @@ class Plan:
                 "each once"
             )
         noises = [self.mechanism.noise_multiplier, self.count_noise]
-        noises += [part.noise_multiplier for part in (self.centre, self.normaliser) if part]
+        parts = (self.centre, self.normaliser, self.calibration)
+        noises += [part.noise_multiplier for part in parts if part]
         if len({noise > 0 for noise in noises}) != 1:
             raise SettingError(
                 "a plan noises all of its releases or none: an epsilon that covers only some of "
-                "gradients, centre, normaliser and label counts would promise nothing"
+                "gradients, centre, normaliser, label counts and head statistics would promise "
+                "nothing"
             )
         if self.user:
             self._check_user(self.user)
 
     def _check_user(self, user: UserPromise) -> None:
         """Refuse a promise to users that the settings would not keep."""
-        if (user.centre is None) != (self.centre is None):
-            raise SettingError("a plan hides its users in all of its sums, the centre's included")
+        given = [(user.centre, self.centre), (user.calibration, self.calibration)]
+        if any((hidden is None) != (told is None) for hidden, told in given):
+            raise SettingError(
+                "a plan hides its users in all of its sums, the centre's and the head statistics' "
+                "included"
+            )
         if self.private and user.secure:
             raise SettingError(
                 "utterances are hidden by noise of the devices' own, which secure sums cannot "
@@ -182,6 +191,18 @@ class Plan:
             user=self.user.centre if self.user else None,
         )
 
+    def calibration_release(self) -> Release | None:
+        """The ledger's record of what is told of heads and scores; None where nothing is asked."""
+        if self.calibration is None:
+            return None
+        return self._release(
+            Kind.HEAD_STATISTICS,
+            0,
+            self.calibration.noise_multiplier,
+            SENSITIVITY,
+            user=self.user.calibration if self.user else None,
+        )
+
     def counts_release(self) -> Release:
         """The ledger's record of the label histogram."""
         user = self.user.counts if self.user else None
@@ -201,7 +222,8 @@ class Plan:
 
     def releases(self) -> Iterator[Release]:
         """Everything a device lets out in its part of the run; no device lets out more."""
-        for release in (self.centre_release(), self.normaliser_release()):
+        once = (self.centre_release(), self.normaliser_release(), self.calibration_release())
+        for release in once:
             if release:
                 yield release
         yield self.counts_release()
@@ -303,6 +325,7 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     else:
         centre = CentreRelease(**record["centre"]) if record["centre"] else None
         normaliser = NormaliserRelease(**record["normaliser"]) if record["normaliser"] else None
+    calibration = record["calibration"]
     return dict(record) | {
         "labels": tuple(record["labels"]),
         "model": ModelSpec.from_dict(record["model"]),
@@ -311,4 +334,5 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
         "centre": centre,
         "normaliser": normaliser,
         "user": UserPromise.from_dict(record["user"]) if record["user"] else None,
+        "calibration": CalibrationRelease(**calibration) if calibration else None,
     }

@@ -7,6 +7,7 @@ enrol     ``query.enrol``    plan, public front, public population   noised labe
 train     ``train``          round, weights, class weights, centre   noised sum of gradients
 sum       ``query.sum``      one step of a secure sum, and the       that step's answer
                              round to train where it is masked
+calibrate ``query.calibrate`` final weights, centre, a question      noised answers of all clips
 personal  ``evaluate``       final weights, centre, heads' prior,    the user's head, sealed
                              and the user's kept head, sealed
 ========= ================== ======================================= =========================
@@ -27,6 +28,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from sottovoce.shared.calibration import Question
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import HeadPrior, KeptHead, prior_from_dict
@@ -35,6 +37,7 @@ from sottovoce.shared.plan import Plan
 
 SCHEMA = 1
 ENROL, TRAIN, PERSONAL, SUM = "query.enrol", "train", "evaluate", "query.sum"
+CALIBRATE = "query.calibrate"
 STEPS = ("advertise", "share", "mask", "agree", "unmask")
 """Of a secure sum, in order."""
 
@@ -116,6 +119,7 @@ class TrainRequest:
         centre: Where this population's voices lie, shape (inputs,), float32.
         denominator: What an update's sum is divided by inside a step; a public figure.
         clip: The round's clip norm on a user's update, where it is learned; else 1.
+        share: What one unit of a device's update will move the weights by; a public figure.
     """
 
     plan: str
@@ -125,6 +129,7 @@ class TrainRequest:
     centre: Tensor
     denominator: float
     clip: float = 1.0
+    share: float = 0.0
 
     def record(self) -> RecordDict:
         """As it travels."""
@@ -133,6 +138,7 @@ class TrainRequest:
             "round": self.round,
             "denominator": self.denominator,
             "clip": self.clip,
+            "share": self.share,
         }
         arrays = {name: getattr(self, name) for name in ("weights", "class_weights", "centre")}
         return _record(facts, {"model": arrays})
@@ -157,6 +163,7 @@ class TrainRequest:
             centre=_tensor(content, "model", "centre", 1),
             denominator=denominator,
             clip=clip,
+            share=_number(facts, "share"),
         )
 
 
@@ -169,7 +176,8 @@ class SumRequest:
         name: Which sum, unique over all runs.
         step: One of ``STEPS``.
         body: What the step's message holds; see ``shared.secagg.messages``.
-        train: The round whose update is summed, where the step is ``mask``; None at enrolment.
+        train: The round whose update is summed, where the step is ``mask``; None elsewhere.
+        calibrate: The question whose answers are summed, likewise.
     """
 
     plan: str
@@ -177,11 +185,13 @@ class SumRequest:
     step: str
     body: bytes
     train: TrainRequest | None = None
+    calibrate: "CalibrateRequest | None" = None
 
     def record(self) -> RecordDict:
         """As it travels."""
         facts: dict[str, Fact] = {"plan": self.plan, "name": self.name, "step": self.step}
-        record = self.train.record() if self.train else _record({}, {})
+        summed = self.train or self.calibrate
+        record = summed.record() if summed else _record({}, {})
         record.config_records[_SUM] = ConfigRecord({**facts, "body": self.body})
         return record
 
@@ -195,14 +205,60 @@ class SumRequest:
         step, body = _text(facts, "step"), facts.get("body")
         if step not in STEPS or not isinstance(body, bytes):
             raise MessageError(f"the step of a secure sum is {step!r}; one of {', '.join(STEPS)}")
-        trains = step == "mask" and "model" in content.array_records
+        asks = step == "mask" and "question" in content.array_records
+        trains = step == "mask" and "model" in content.array_records and not asks
         return cls(
             plan=_text(facts, "plan"),
             name=_text(facts, "name"),
             step=step,
             body=body,
             train=TrainRequest.read(content) if trains else None,
+            calibrate=CalibrateRequest.read(content) if asks else None,
         )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class CalibrateRequest:
+    """How right is the final model on a device's own clips?
+
+    Attributes:
+        plan: SHA-256 of the plan enrolled for.
+        weights: The final model, shape (params,), float32.
+        centre: Where this population's voices lie, shape (inputs,), float32.
+        question: What is asked of every clip.
+    """
+
+    plan: str
+    weights: Tensor
+    centre: Tensor
+    question: Question
+
+    def record(self) -> RecordDict:
+        """As it travels."""
+        facts: dict[str, Fact] = {
+            "plan": self.plan,
+            "log_temperature": self.question.log_temperature,
+            "bend": self.question.bend,
+        }
+        question = {"edges": self.question.edges, "shares": self.question.shares}
+        model = {"weights": self.weights, "centre": self.centre}
+        return _record(facts, {"model": model, "question": question})
+
+    @classmethod
+    def read(cls, content: RecordDict) -> "CalibrateRequest":
+        """Read it, or raise ``MessageError``."""
+        facts = _facts(content)
+        temperature = facts.get("log_temperature")
+        if not isinstance(temperature, float):
+            raise MessageError(f"the log temperature is {temperature!r}; it must be a number")
+        question = Question(
+            log_temperature=temperature,
+            bend=_number(facts, "bend"),
+            edges=_tensor(content, "question", "edges", 1),
+            shares=_tensor(content, "question", "shares", 1),
+        )
+        weights, centre = (_tensor(content, "model", name, 1) for name in ("weights", "centre"))
+        return cls(plan=_text(facts, "plan"), weights=weights, centre=centre, question=question)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -253,7 +309,7 @@ class Reply:
         status: What became of the request.
         reason: Why, where it was refused.
         value: The released vector, where there is one: label counts and share of the centre
-            (classes + inputs,), or an update (params,), float32.
+            (classes + inputs,), an update (params,), or answers of clips, float32.
         head: The user's sealed head, or nothing.
         version: Version of that head, from 1.
         body: The answer to a step of a secure sum; at enrolment for such sums, the public half of

@@ -40,7 +40,13 @@ def measure(scenario: Scenario, protocol: Protocol, material: Material, plan: Pl
     promises anything.
     """
     open_plan = replace(
-        plan, mechanism=NoPrivacy(), centre=None, normaliser=None, count_noise=0.0, user=None
+        plan,
+        mechanism=NoPrivacy(),
+        centre=None,
+        normaliser=None,
+        count_noise=0.0,
+        user=None,
+        calibration=None,
     )
     return {
         name: {"uar": _pooled(_BASELINES[name], scenario, protocol, material, open_plan)}

@@ -127,4 +127,6 @@ def plan_of(scenario: Scenario, material: Material, run: str) -> Plan:
     inputs = material.front.inputs
     plan = promise.open_plan(scenario, run=run, labels=material.labels, inputs=inputs)
     plan = replace(plan, front=material.front.digest())
+    if material.held_out is None:  # nobody to compare users with
+        plan = replace(plan, calibration=None)
     return promise.noised(plan, scenario) if scenario.private else plan

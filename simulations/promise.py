@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from functools import partial
 
+from sottovoce.shared.calibration import WIDTH, CalibrationRelease
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import ModelSpec, build
@@ -56,7 +57,16 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
         centre=EXACT_CENTRE if centred else None,
         normaliser=EXACT_MEAN if centred and scenario.enrolment == "all" else None,
         count_noise=0.0,
+        calibration=_asked(scenario),
     )
+
+
+def _asked(scenario: Scenario) -> CalibrationRelease | None:
+    """What devices are asked of calibration, without noise; None where they are asked nothing."""
+    recipe = scenario.recipe
+    if not recipe.calibration_share:
+        return None
+    return CalibrationRelease(noise_multiplier=0.0, taken_back=recipe.calibration_taken_back)
 
 
 def noised(plan: Plan, scenario: Scenario) -> Plan:
@@ -73,8 +83,8 @@ def noised(plan: Plan, scenario: Scenario) -> Plan:
 def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
     """The plan with noise on every sum over users, such that they stay within epsilon.
 
-    Label counts and centre get fixed shares of the budget (in squared Gaussian mu), the updates
-    what is left, found by bisection on the safe side.
+    Label counts, centre and head statistics get fixed shares of the budget (in squared Gaussian
+    mu), the updates what is left, found by bisection on the safe side.
     """
     settings = scenario.recipe.user
     noised_by = NoisedBy.DEVICES if plan.private else NoisedBy.SERVER
@@ -96,10 +106,15 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
     def shared(norm: float, share: float) -> UserNoise:
         return hidden(norm, 1 / math.sqrt(share * squared))
 
+    calibration = None
+    if plan.calibration:
+        calibration = shared(settings.calibration_norm, scenario.recipe.calibration_share)
+
     def with_noise(multiplier: float) -> Plan:
         user = UserPromise(
             counts=shared(settings.counts_norm, counts_share),
             centre=shared(settings.centre_norm, centre_share) if plan.centre else None,
+            calibration=calibration,
             update=replace(
                 hidden(adaptive.bound if adaptive else settings.update_norm, multiplier),
                 sample_rate=settings.cohort_rate,
@@ -156,10 +171,17 @@ def secured(plan: Plan, scenario: Scenario, *, devices: int) -> Plan:
             noise_multiplier=user.update.noise_multiplier,
         ),
         dishonest=math.ceil(devices * settings.corruption - 1e-9),
+        calibration=make(
+            WIDTH,
+            user.calibration.clip_norm,
+            noise_multiplier=user.calibration.noise_multiplier,
+        )
+        if user.calibration
+        else None,
     )
     by_shares = {
         name: replace(noise, noised_by=NoisedBy.SHARES)
-        for name in ("counts", "centre", "update")
+        for name in ("counts", "centre", "update", "calibration")
         if (noise := getattr(user, name))
     }
     return replace(plan, user=replace(user, secure=secure, **by_shares))
@@ -168,8 +190,8 @@ def secured(plan: Plan, scenario: Scenario, *, devices: int) -> Plan:
 def _hiding_utterances(plan: Plan, scenario: Scenario) -> Plan:
     """The plan with noise on all that leaves a device, such that its life stays within epsilon.
 
-    Centre and normaliser get fixed shares of the budget (in squared Gaussian mu), label counts a
-    fixed noise; the gradients get what is left, found by bisection on the safe side.
+    Centre, normaliser and head statistics get fixed shares of the budget (in squared Gaussian mu),
+    label counts a fixed noise; the gradients get what is left, found by bisection on the safe side.
 
     Raises:
         SettingError: The budget is too small for these releases.
@@ -183,7 +205,10 @@ def _hiding_utterances(plan: Plan, scenario: Scenario) -> Plan:
             f"epsilon {scenario.epsilon} at delta {scenario.delta} is too small: label counts with "
             f"noise {recipe.count_noise} spend it already; raise epsilon or recipe.count_noise"
         )
-    centre, normaliser = plan.centre, plan.normaliser
+    centre, normaliser, calibration = plan.centre, plan.normaliser, plan.calibration
+    if calibration:
+        noise = 1 / math.sqrt(recipe.calibration_share * left)
+        calibration = replace(calibration, noise_multiplier=noise)
     if centre:
         noise = 1 / math.sqrt(recipe.centre_share * left)
         centre = CentreRelease(radius=recipe.centre_radius, noise_multiplier=noise)
@@ -207,6 +232,7 @@ def _hiding_utterances(plan: Plan, scenario: Scenario) -> Plan:
             centre=centre,
             normaliser=normaliser,
             count_noise=recipe.count_noise,
+            calibration=calibration,
         )
 
     multiplier = accountant.calibrate(

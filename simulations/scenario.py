@@ -36,6 +36,8 @@ class UserSettings:
             sum of the user's rows.
         counts_share: The label counts' share of the squared privacy budget.
         centre_share: The centre's share of it.
+        calibration_norm: L2 bound on a user's mean answer to what is asked of calibration; where
+            devices add noise of their own, on the sum over the user's clips.
         cohort_rate: Chance that a user joins a round, in (0, 1]; 1 has everybody in every round.
         adaptive: Whether the update's clip norm is learned, from ``update_norm`` on.
         quantile: Share of the updates that it should leave whole, in (0, 1).
@@ -52,6 +54,7 @@ class UserSettings:
     centre_norm: float = 1.5
     counts_share: float = 0.05
     centre_share: float = 0.04
+    calibration_norm: float = 0.4
     cohort_rate: float = 1.0
     adaptive: bool = False
     quantile: float = 0.5
@@ -66,6 +69,7 @@ class UserSettings:
             update_norm=self.update_norm,
             counts_norm=self.counts_norm,
             centre_norm=self.centre_norm,
+            calibration_norm=self.calibration_norm,
         )
         check.inside(0, 1, quantile=self.quantile)
         check.rate(cohort_rate=self.cohort_rate)
@@ -116,6 +120,10 @@ class Recipe:
         normaliser_count: Weight of the count coordinate, as a share of the radius.
         normaliser_share: Its share of the squared privacy budget.
         count_noise: Standard deviation of the noise on label counts.
+        calibration_share: Share of the squared privacy budget, of each unit, for what devices tell
+            of heads and scores after the last round; 0 asks nothing.
+        calibration_taken_back: Share of a device's own contributions to the weights that is taken
+            off before its clips are judged.
         user: How users are hidden in sums.
     """
 
@@ -143,6 +151,8 @@ class Recipe:
     normaliser_count: float = 0.3
     normaliser_share: float = 0.10
     count_noise: float = 10.0
+    calibration_share: float = 0.0
+    calibration_taken_back: float = 0.4
     user: UserSettings = field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:
@@ -160,8 +170,14 @@ class Recipe:
         )
         check.inside(0, 1, centre_share=self.centre_share, normaliser_share=self.normaliser_share)
         check.rate(sample_rate=self.sample_rate)
+        check.not_negative(calibration_taken_back=self.calibration_taken_back)
+        check.inside(-1, 0.5, calibration_share=self.calibration_share)
         check.at_least(1, steps=self.steps, hidden=self.hidden)
-        check.not_negative(warm_decay=self.warm_decay, dropout=self.dropout)
+        check.not_negative(
+            warm_decay=self.warm_decay,
+            dropout=self.dropout,
+            calibration_share=self.calibration_share,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -319,6 +335,7 @@ PRIVATE = Recipe(
     front=FrontSettings(dims=128, whitening=0.5, emphasis=1.0, length=1.0),
     bias_feature=0.3,
     clip_norm=0.5,
+    calibration_share=0.04,
     aggregation=Aggregation(optimiser="average", learning_rate=62.5, weight_noise=0.75),
 )
 PRIVATE_ROUNDS = 16
@@ -329,7 +346,7 @@ USER = replace(
 )
 USER_ROUNDS = 10
 
-BOTH = replace(PRIVATE, user=UserSettings(update_norm=6.0, centre_norm=40.0))
+BOTH = replace(PRIVATE, user=UserSettings(update_norm=6.0, centre_norm=40.0, calibration_norm=20.0))
 
 OPEN = Recipe(
     model="mlp",

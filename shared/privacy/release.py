@@ -21,6 +21,7 @@ class Kind(StrEnum):
     NORMALISER = "normaliser"
     LABEL_COUNTS = "label-counts"
     GRADIENT = "gradient"
+    HEAD_STATISTICS = "head-statistics"
     SEALED_HEAD = "sealed-head"
     TORN = "torn"
 

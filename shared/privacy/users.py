@@ -15,8 +15,8 @@ from sottovoce.shared.privacy.release import NoisedBy, UserNoise
 from sottovoce.shared.secagg import price
 from sottovoce.shared.secagg.settings import SecureAggregation
 
-ENROLMENT = "enrolment"
-"""The secure sum that is of no round; the others are ``round-N``."""
+ENROLMENT, CALIBRATION = "enrolment", "head-statistics"
+"""The secure sums that are of no round; the others are ``round-N``."""
 
 _HAIR = 1 + 1e-9
 
@@ -26,14 +26,14 @@ def sum_name(plan: str, kind: str, attempt: str = "") -> str:
 
     Args:
         plan: SHA-256 of the plan.
-        kind: ``enrolment`` or ``round-N``.
+        kind: ``enrolment``, ``head-statistics`` or ``round-N``.
         attempt: Tells apart sums that are begun again.
     """
     return "/".join(part for part in (plan[:32], kind, attempt) if part)
 
 
 def sum_kind(plan: str, name: str) -> str:
-    """``enrolment`` or ``round-N``, from a sum's name.
+    """``enrolment``, ``head-statistics`` or ``round-N``, from a sum's name.
 
     Raises:
         MessageError: Another plan's.
@@ -52,11 +52,24 @@ class SecureSums:
         enrolment: Of the first sum: label counts and centre, each brought to a bound of 1.
         update: Of a round's sum of updates.
         dishonest: Most devices of a sum that side with the server; their noise is not counted.
+        calibration: Of the sum of what is told of heads and scores; None where nothing is.
     """
 
     enrolment: SecureAggregation
     update: SecureAggregation
     dishonest: int
+    calibration: SecureAggregation | None = None
+
+    def of(self, kind: str) -> SecureAggregation:
+        """The settings of a sum of this kind.
+
+        Raises:
+            MessageError: The run has no such sum.
+        """
+        if kind == CALIBRATION and self.calibration is None:
+            raise MessageError("the plan has no secure sum of head statistics")
+        kinds = {ENROLMENT: self.enrolment, CALIBRATION: self.calibration or self.update}
+        return kinds.get(kind, self.update)
 
     def multiplier(self, settings: SecureAggregation) -> float:
         """Noise multiplier that the quorum's honest devices give a sum together."""
@@ -70,7 +83,13 @@ class SecureSums:
             enrolment=SecureAggregation(**record["enrolment"]),
             update=SecureAggregation(**record["update"]),
             dishonest=int(record["dishonest"]),
+            calibration=_secure_sum(record["calibration"]),
         )
+
+
+def _secure_sum(record: Mapping[str, Any] | None) -> SecureAggregation | None:
+    """Settings of a sum, where there is one."""
+    return SecureAggregation(**record) if record else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,6 +168,8 @@ class UserPromise:
         adaptive: How the update's clip norm is learned; None keeps it. Where it is, the update is
             bounded in units of that norm.
         secure: How the sums are made where devices add shares of the noise; None elsewhere.
+        calibration: In the sum of what is told of heads and scores: of users' means or, where
+            devices noise their own, of all clips; None where there is none.
     """
 
     counts: UserNoise
@@ -156,6 +177,7 @@ class UserPromise:
     update: UserNoise
     adaptive: AdaptiveClip | None = None
     secure: SecureSums | None = None
+    calibration: UserNoise | None = None
 
     def __post_init__(self) -> None:
         ways = {one.noised_by for one in self._all()}
@@ -181,7 +203,7 @@ class UserPromise:
 
     def _all(self) -> tuple[UserNoise, ...]:
         """The noise of every sum."""
-        return tuple(one for one in (self.counts, self.centre, self.update) if one)
+        return tuple(self._noises().values())
 
     def _check_shares(self, secure: SecureSums) -> None:
         """Refuse promises that the devices' shares would not keep."""
@@ -190,12 +212,17 @@ class UserPromise:
         kept = secure.multiplier(secure.enrolment) * math.sqrt(len(first))
         promises = [(one, kept) for one in first]
         promises.append((self.update, secure.multiplier(secure.update)))
+        if self.calibration and secure.calibration:
+            promises.append((self.calibration, secure.multiplier(secure.calibration)))
+            self._check_calibration(self.calibration, secure.calibration)
         for one, given in promises:
             if not one.discrete or not one.noise_multiplier <= given * _HAIR:
                 raise SettingError(
                     f"a noise_multiplier of {one.noise_multiplier:.4g} is promised, and the "
                     f"devices' discrete shares come to {given:.4g}; raise their noise"
                 )
+        if (secure.calibration is None) != (self.calibration is None):
+            raise SettingError("head statistics are promised and summed securely, or neither")
         bounds = (secure.enrolment.clip_norm, secure.update.clip_norm)
         if bounds != (math.sqrt(len(first)), self.update.clip_norm):
             raise SettingError(
@@ -213,14 +240,25 @@ class UserPromise:
         given = {name: getattr(self, name) for name in self.__slots__}
         return {name: one for name, one in given.items() if isinstance(one, UserNoise)}
 
+    @staticmethod
+    def _check_calibration(noise: UserNoise, settings: SecureAggregation) -> None:
+        """Refuse a sum of head statistics that is bounded otherwise than promised."""
+        if settings.clip_norm != noise.clip_norm:
+            raise SettingError(
+                f"the secure sum of head statistics is bounded by {settings.clip_norm}, and the "
+                f"promise by {noise.clip_norm}; they must be alike"
+            )
+
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "UserPromise":
         """Read it back; the caller turns what is raised into its own error."""
         centre, secure, adaptive = record["centre"], record["secure"], record["adaptive"]
+        calibration = record["calibration"]
         return cls(
             counts=UserNoise.from_dict(record["counts"]),
             centre=UserNoise.from_dict(centre) if centre else None,
             update=UserNoise.from_dict(record["update"]),
             adaptive=AdaptiveClip(**adaptive) if adaptive else None,
             secure=SecureSums.from_dict(secure) if secure else None,
+            calibration=UserNoise.from_dict(calibration) if calibration else None,
         )

@@ -74,6 +74,7 @@ class Case:
             normaliser=course.plan.normaliser and EXACT_MEAN,
             count_noise=0.0,
             user=None,
+            calibration=None,
         )
         return replace(self, course=replace(course, plan=plan))
 

@@ -1,0 +1,188 @@
+"""Where users' heads and sets start, learned from what training users told of their clips.
+
+Public speakers are another corpus: how sure a model should be of users, and how strange it finds
+them, they only tell roughly. Users' answers say it of the users themselves, as one noised sum
+(:mod:`sottovoce.shared.calibration`). Two things are made of it, both post-processing:
+
+- **the usual temperature**: one Newton step from the public one, shrunk by its own standard error,
+  so that noise alone moves nothing far;
+- **scores**: the users' distribution is the public one, shifted. In each range between public
+  quantiles x the users' share is Phi(x' + s(x')), x' the normal quantile and s a Gaussian process
+  that is smooth where little is known (a Brownian path around an unknown level). It is fitted to
+  the noised ranges, each as far as its noise and its sampling allow. A threshold is then a public
+  quantile at another level, so what is learned stays a distribution, however noisy the sum was.
+
+The noise makes thresholds uncertain. They are raised by :data:`CAUTION` of their own standard
+error, so that coverage errs upwards rather than down.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.server.prior import CORPUS_SHIFT, usual_scores
+from sottovoce.shared import conformal
+from sottovoce.shared.calibration import LEVELS, Question, slopes_of, usual_bend
+from sottovoce.shared.conformal import Scores
+from sottovoce.shared.head import HeadPrior
+
+CAUTION: Final = 0.25
+"""By how much of its standard error a threshold is raised."""
+
+_LEVEL_SD, _PATH_SD = 0.7, 0.4
+"""How far, in normal quantiles, users may lie from public speakers: all, and from level to level
+(a step of one)."""
+
+_USER_SD: Final = 0.3
+"""How far users' own log temperatures lie apart: the default prior's width."""
+
+_USER_SHARE: Final = 0.1
+"""Users' own distributions differ about as if a clip in ten of a user's were worth one user."""
+
+_LEAST_BEND: Final = 0.3
+"""The summed bend is at least this share of what public speakers say: it divides."""
+
+_FARTHEST: Final = 0.6
+"""No step of the log temperature is longer."""
+
+_STEPS: Final = 30
+_LEAST_SLOPE: Final = 0.2
+_TAIL: Final = 9.0
+
+Speakers = Sequence[tuple[Tensor, Tensor]]
+"""Logits, shape (utterances, classes), and labels of each public speaker."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Answers:
+    """The noised sum of what clips told.
+
+    Attributes:
+        total: Shape (WIDTH,), float64.
+        spread: Standard deviation of the noise in each number.
+        weight: What the parts of it add up to, above 0: clips, by noised counts, or users where
+            each sent a mean.
+        clips: How many clips there are about, above 0.
+        users: How many users, at least 1.
+    """
+
+    total: Tensor
+    spread: float
+    weight: float
+    clips: float
+    users: int
+
+
+def question(prior: HeadPrior, speakers: Speakers) -> Question:
+    """What to ask of users, from public speakers behind the usual head."""
+    temperature = prior.mean.log_temperature
+    people = usual_scores(prior.mean, speakers)
+    atoms = torch.tensor(conformal.learn(people).atoms, dtype=torch.float64)
+    places = [max(1, round(level * len(atoms))) - 1 for level in LEVELS]
+    edges = atoms[places].float()
+    ranges = [torch.searchsorted(edges.double(), one) for one in people if len(one)]
+    counted = [torch.bincount(one, minlength=len(LEVELS) + 1).double() for one in ranges]
+    shares = torch.stack([one / one.sum() for one in counted]).mean(0)
+    bend = usual_bend(torch.cat([logits for logits, _ in speakers]), temperature)
+    return Question(log_temperature=temperature, bend=bend, edges=edges, shares=shares.float())
+
+
+def learned(prior: HeadPrior, speakers: Speakers, asked: Question, answers: Answers) -> HeadPrior:
+    """The prior with the users' own temperature and scores.
+
+    Args:
+        prior: From public speakers.
+        speakers: The same ones, under the final model.
+        asked: What was asked.
+        answers: What came back, summed.
+
+    Returns:
+        The prior; without users' clips in the sum it stays near the public one.
+    """
+    step = _temperature_step(asked, answers)
+    temperature = asked.log_temperature + step
+    settled = replace(prior, mean=replace(prior.mean, log_temperature=temperature))
+    public = conformal.learn(usual_scores(settled.mean, speakers))
+    levels, shift, doubt = _shift(asked, answers)
+    scores = _moved(public, levels, shift - CAUTION * doubt)
+    return replace(settled, scores=replace(scores, beyond=1 / (1 + answers.clips)))
+
+
+def _temperature_step(asked: Question, answers: Answers) -> float:
+    """From the public log temperature to the users', shrunk by how little is known of it."""
+    pull, bend = slopes_of(answers.total).tolist()
+    noise = float(slopes_of(torch.full((2,), answers.spread))[0])
+    usual = asked.bend * answers.weight
+    total = max(bend + usual, _LEAST_BEND * usual, 1e-9)
+    of_clips = answers.weight / total / answers.clips
+    error = of_clips + _USER_SD**2 / answers.users + (noise / total) ** 2
+    trust = CORPUS_SHIFT**2 / (CORPUS_SHIFT**2 + error)
+    return min(max(-trust * pull / total, -_FARTHEST), _FARTHEST)
+
+
+def _shift(asked: Question, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+    """Normal quantiles of public levels, how far users' lie beside, and the standard errors."""
+    shares = asked.shares.double()
+    more = answers.total[2:] - answers.total[2:].mean()  # the truth adds up to nothing
+    seen = shares + more / answers.weight
+    levels = _quantile(shares.cumsum(0)[:-1])
+    precision = torch.linalg.inv(_doubt(seen, answers))
+    away = (levels - levels[len(levels) // 2]).abs()
+    path = (away[:, None] + away[None] - (levels[:, None] - levels[None]).abs()) / 2
+    believed = _LEVEL_SD**2 + _PATH_SD**2 * path + 1e-4 * torch.eye(len(levels))
+    prior = torch.linalg.inv(believed.double())
+    shift = torch.zeros_like(levels)
+    curvature = prior
+    for _ in range(_STEPS):
+        places = levels + shift
+        bound = torch.cat([places.new_zeros(1), torch.special.ndtr(places), places.new_ones(1)])
+        density = torch.diag(torch.exp(-places.square() / 2) / math.sqrt(2 * math.pi))
+        none = places.new_zeros(1, len(places))
+        slopes = torch.cat([density, none]) - torch.cat([none, density])
+        curvature = slopes.T @ precision @ slopes + prior
+        pull = slopes.T @ precision @ (seen - bound.diff()) - prior @ shift
+        shift = shift + torch.linalg.solve(curvature, pull).clamp(-0.5, 0.5)
+    return levels, shift, torch.linalg.inv(curvature).diagonal().sqrt()
+
+
+def _doubt(seen: Tensor, answers: Answers) -> Tensor:
+    """Covariance of the seen shares: sampling of clips and of users, and noise."""
+    likely = seen.clamp(min=0.01)
+    likely = likely / likely.sum()
+    sampled = torch.diag(likely) - torch.outer(likely, likely)
+    sampling = 1 / answers.clips + _USER_SHARE / answers.users
+    noise = (answers.spread / answers.weight) ** 2 + 1e-9
+    return sampled * sampling + noise * torch.eye(len(seen), dtype=torch.float64)
+
+
+def _moved(public: Scores, levels: Tensor, shift: Tensor) -> Scores:
+    """Public scores at the levels where users have theirs."""
+    atoms = torch.tensor(public.atoms, dtype=torch.float64)
+    places = levels + shift
+    for one in range(1, len(places)):  # a distribution rises
+        least = places[one - 1] + _LEAST_SLOPE * (levels[one] - levels[one - 1])
+        places[one] = torch.maximum(places[one], least)
+    ends = torch.tensor([-_TAIL, _TAIL], dtype=torch.float64)
+    grid = torch.cat([levels[:1] + ends[:1], levels, levels[-1:] + ends[1:]])
+    at = torch.cat([places[:1] + ends[:1], places, places[-1:] + ends[1:]])
+    wanted = _quantile(torch.arange(1, len(atoms) + 1, dtype=torch.float64) / len(atoms))
+    known = torch.special.ndtr(_interpolated(wanted, at, grid)) * len(atoms)
+    chosen = (torch.ceil(known - 1e-6).long() - 1).clamp(0, len(atoms) - 1)
+    return replace(public, atoms=tuple(atoms[chosen].tolist()))
+
+
+def _interpolated(wanted: Tensor, at: Tensor, values: Tensor) -> Tensor:
+    """Values between places, in straight lines."""
+    place = torch.searchsorted(at, wanted).clamp(1, len(at) - 1)
+    left, right = at[place - 1], at[place]
+    share = ((wanted - left) / (right - left).clamp(min=1e-12)).clamp(0, 1)
+    return values[place - 1] + share * (values[place] - values[place - 1])
+
+
+def _quantile(shares: Tensor) -> Tensor:
+    """Normal quantiles, at most some five away."""
+    return torch.special.ndtri(shares.double().clamp(1e-6, 1 - 1e-6))
