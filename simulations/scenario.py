@@ -152,7 +152,7 @@ class Recipe:
     normaliser_share: float = 0.10
     count_noise: float = 10.0
     calibration_share: float = 0.0
-    calibration_taken_back: float = 0.4
+    calibration_taken_back: float = 0.5
     user: UserSettings = field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:

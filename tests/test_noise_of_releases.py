@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import participant
+from sottovoce.client import calibration, participant
 from sottovoce.client.device import Clips, Device, Facts, Randomness
 from sottovoce.server.exchange import summed
 from sottovoce.server.sums import Sums
-from sottovoce.shared import crypto
+from sottovoce.shared import crypto, wire
+from sottovoce.shared.calibration import LEVELS, CalibrationRelease, Question
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.models.flat import count, flatten
@@ -63,12 +64,20 @@ UTTERANCE = replace(
     mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5),
     centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
     count_noise=10.0,
+    calibration=CalibrationRelease(noise_multiplier=3.0, taken_back=0.5),
 )
 NOISE = UserNoise(noise_multiplier=2.0, clip_norm=0.5, noised_by=NoisedBy.SERVER)
 PROMISE = UserPromise(
-    counts=replace(NOISE, clip_norm=30.0), centre=replace(NOISE, clip_norm=1.5), update=NOISE
+    counts=replace(NOISE, clip_norm=30.0),
+    centre=replace(NOISE, clip_norm=1.5),
+    update=NOISE,
+    calibration=replace(NOISE, clip_norm=0.4),
 )
-USER = replace(OPEN, user=PROMISE)
+USER = replace(
+    OPEN,
+    user=PROMISE,
+    calibration=CalibrationRelease(noise_multiplier=0.0, taken_back=0.5),
+)
 Seed = int | None
 
 
@@ -185,11 +194,37 @@ def normaliser_of(device: Device) -> Tensor:
     return torch.cat(means) * 8
 
 
+def answers_of(device: Device) -> Tensor:
+    """What devices tell of calibration, in many runs: it is short."""
+    told = []
+    for number in range(12 * RUNS):
+        plan = replace(UTTERANCE, run=f"run {number}")
+        joined(device, plan)
+        told.append(calibration.calibrate(device, question(plan)))
+    return torch.cat(told)
+
+
+def question(plan: Plan) -> wire.CalibrateRequest:
+    """What the server asks after the last round."""
+    return wire.CalibrateRequest(
+        plan=plan.digest(),
+        weights=flatten(build(MODEL, 0)),
+        centre=torch.zeros(INPUTS),
+        question=Question(
+            log_temperature=0.0,
+            bend=0.5,
+            edges=torch.linspace(0.1, 0.9, len(LEVELS)),
+            shares=torch.full((len(LEVELS) + 1,), 1 / (len(LEVELS) + 1)),
+        ),
+    )
+
+
 RELEASES: dict[Kind, Callable[[Device], Tensor]] = {
     Kind.LABEL_COUNTS: counts_of,
     Kind.CENTRE: centre_of,
     Kind.NORMALISER: normaliser_of,
     Kind.GRADIENT: gradient_of,
+    Kind.HEAD_STATISTICS: answers_of,
 }
 
 
@@ -213,7 +248,9 @@ def test_what_leaves_a_device_has_the_noise_that_was_booked(
     check_scale(draws, release.noise_multiplier * release.sensitivity)
 
 
-@pytest.mark.parametrize("kind", [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.GRADIENT])
+@pytest.mark.parametrize(
+    "kind", [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.GRADIENT, Kind.HEAD_STATISTICS]
+)
 def test_noise_is_the_same_whatever_the_device_holds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
@@ -267,6 +304,7 @@ SUMS: dict[str, Callable[[Sums, list[Tensor]], Tensor]] = {
     "counts": lambda sums, parts: sums.counts(parts),
     "centre": lambda sums, parts: sums.centre(parts),
     "update": lambda sums, parts: sums.updates(1, parts, denominator=DENOMINATOR),
+    "answers": lambda sums, parts: sums.calibration(parts),
 }
 
 
@@ -312,7 +350,12 @@ def test_where_devices_noise_their_own_the_sum_has_what_was_promised(
     plan = replace(
         UTTERANCE,
         mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5, sum_norm=0.5),
-        user=UserPromise(counts=replace(update, clip_norm=30.0), centre=centre, update=update),
+        user=UserPromise(
+            counts=replace(update, clip_norm=30.0),
+            centre=centre,
+            update=update,
+            calibration=update,
+        ),
     )
     parts = []
     for number in range(DEVICES):

@@ -11,6 +11,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from sottovoce.shared import wire
+from sottovoce.shared.calibration import LEVELS, Question
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import HeadPrior, identity
@@ -49,6 +50,17 @@ PERSONAL = wire.PersonalRequest(
     centre=torch.zeros(INPUTS),
     prior=HeadPrior(mean=identity(2)),
 )
+CALIBRATE = wire.CalibrateRequest(
+    plan=PLAN.digest(),
+    weights=torch.randn(PARAMS),
+    centre=torch.zeros(INPUTS),
+    question=Question(
+        log_temperature=-0.2,
+        bend=0.7,
+        edges=torch.linspace(0.1, 0.9, len(LEVELS)),
+        shares=torch.full((len(LEVELS) + 1,), 1 / (len(LEVELS) + 1)),
+    ),
+)
 REPLY = wire.Reply(user="ada", status=wire.Status.OK, value=torch.arange(5.0))
 
 Read = Callable[[RecordDict], Any]
@@ -61,6 +73,7 @@ def _read_reply(content: RecordDict) -> wire.Reply:
 MESSAGES: list[tuple[Any, Read]] = [
     (ENROL, wire.EnrolRequest.read),
     (TRAIN, wire.TrainRequest.read),
+    (CALIBRATE, wire.CalibrateRequest.read),
     (PERSONAL, wire.PersonalRequest.read),
     (REPLY, _read_reply),
 ]
@@ -78,6 +91,29 @@ def test_a_round_is_read_as_it_was_sent() -> None:
     assert (again.plan, again.round, again.denominator) == (TRAIN.plan, 2, 7.5)
     for name in ("weights", "class_weights", "centre"):
         assert torch.equal(getattr(again, name), getattr(TRAIN, name))
+
+
+def test_a_question_is_read_as_it_was_sent() -> None:
+    again = wire.CalibrateRequest.read(CALIBRATE.record())
+    asked = again.question
+    assert (asked.log_temperature, asked.bend) == (-0.2, 0.7)
+    assert torch.equal(asked.edges, CALIBRATE.question.edges)
+    assert torch.equal(asked.shares, CALIBRATE.question.shares)
+    assert torch.equal(again.weights, CALIBRATE.weights)
+
+
+@pytest.mark.parametrize("what", ["train", "calibrate"])
+def test_a_secure_sum_carries_what_it_sums_at_one_step_only(what: str) -> None:
+    carried = {"train": TRAIN, "calibrate": CALIBRATE}[what]
+    facts: dict[str, Any] = {"plan": PLAN.digest(), "name": "x", "body": b""}
+    masked = wire.SumRequest(**facts, step="mask", **{what: carried})
+    other = wire.SumRequest(**facts, step="share", **{what: carried})
+
+    again = wire.SumRequest.read(masked.record())
+
+    assert (again.train is None, again.calibrate is None) == (what != "train", what == "train")
+    nothing = wire.SumRequest.read(other.record())
+    assert (nothing.train, nothing.calibrate) == (None, None)
 
 
 def test_a_model_is_read_as_it_was_sent() -> None:

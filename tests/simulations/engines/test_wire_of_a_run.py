@@ -32,6 +32,7 @@ from flwr.app import (
 )
 from flwr.clientapp import ClientApp
 from flwr.common.serde import message_from_proto, message_to_proto, recorddict_to_proto
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sottovoce.client import calibrator, participant
@@ -43,6 +44,7 @@ from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.server.sums import LEDGER, OWNER
 from sottovoce.shared import crypto, errors, wire
+from sottovoce.shared.calibration import LEVELS, WIDTH, CalibrationRelease, Question
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
@@ -60,6 +62,7 @@ from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
 from sottovoce.shared.privacy.users import (
+    CALIBRATION,
     ENROLMENT,
     AdaptiveClip,
     SecureSums,
@@ -95,6 +98,7 @@ NONE = Plan(
     centre=EXACT_CENTRE,
     normaliser=EXACT_MEAN,
     count_noise=0.0,
+    calibration=CalibrationRelease(noise_multiplier=0.0, taken_back=0.4),
 )
 UTTERANCE = replace(
     NONE,
@@ -102,6 +106,7 @@ UTTERANCE = replace(
     centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
     normaliser=NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=4.0),
     count_noise=4.0,
+    calibration=CalibrationRelease(noise_multiplier=4.0, taken_back=0.4),
 )
 
 
@@ -114,7 +119,13 @@ def _user(noised_by: NoisedBy, secure: SecureSums | None = None) -> UserPromise:
             noise_multiplier=1.0, clip_norm=bound, noised_by=noised_by, discrete=discrete
         )
 
-    return UserPromise(counts=noise(5.0), centre=noise(1.5), update=noise(0.5), secure=secure)
+    return UserPromise(
+        counts=noise(5.0),
+        centre=noise(1.5),
+        update=noise(0.5),
+        secure=secure,
+        calibration=noise(0.4),
+    )
 
 
 def _secure() -> SecureSums:
@@ -126,6 +137,7 @@ def _secure() -> SecureSums:
         enrolment=settings_for(devices, first, root, noise_multiplier=1 / root, **arranged),
         update=settings_for(devices, count(build(MODEL, 0)), 0.5, noise_multiplier=1.0, **arranged),
         dishonest=0,
+        calibration=settings_for(devices, WIDTH, 0.4, noise_multiplier=1.0, **arranged),
     )
 
 
@@ -209,9 +221,23 @@ def _world(
         devices=len(USERS),
         timeout_s=30.0,
         simulated_seed=7,
+        held_out=_held_out(folder),
     )
     job.save(folder / "server")
     return devices
+
+
+def _held_out(folder: Path) -> Path:
+    """Public speakers, who say what users are asked."""
+    generator = torch.Generator().manual_seed(2)
+    public = {
+        "features": torch.randn(CLIPS, INPUTS, generator=generator),
+        "frames": torch.ones(CLIPS, dtype=torch.int64),
+        "labels": torch.arange(CLIPS) % len(LABELS),
+        "speakers": torch.arange(CLIPS) // len(LABELS),
+    }
+    save_file(public, folder / "held_out.safetensors")
+    return folder / "held_out.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,6 +468,10 @@ def _released(request: Message, plan: Plan, device: Device) -> dict[str, Rule]:
         parts = [_made(device, plan.gradient_release(number))]
         if not _holds(device, plan.normaliser_release()):  # it shapes what is sent
             parts = [None]
+    elif kind == wire.CALIBRATE:
+        parts = [_made(device, plan.calibration_release())]
+        if not _holds(device, plan.normaliser_release()):
+            parts = [None]
     if not parts:
         return {}
     known = [part for part in parts if part is not None]
@@ -475,7 +505,7 @@ def _body(request: Message, plan: Plan, device: Device) -> Rule:
         return _is(crypto.identity_public(device.identity))
     asked = request.content.config_records["sum"]
     step, name = str(asked["step"]), str(asked["name"])
-    settings = secure.enrolment if sum_kind(plan.digest(), name) == ENROLMENT else secure.update
+    settings = secure.of(sum_kind(plan.digest(), name))
     readers: dict[str, Rule] = {
         "advertise": lambda body: _advertised(body, device.facts.user, name),
         "share": lambda body: _parcels(body, device.facts.user),
@@ -527,6 +557,8 @@ def _mask_booked(plan: Plan, name: str, device: Device) -> bool:
     kind = sum_kind(plan.digest(), name)
     if kind == ENROLMENT:
         return all(_holds(device, one) for one in (plan.counts_release(), plan.centre_release()))
+    if kind == CALIBRATION:
+        return _holds(device, plan.calibration_release())
     return _holds(device, plan.gradient_release(int(kind.removeprefix("round-"))))
 
 
@@ -550,7 +582,7 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
     }
     rules |= {
         "metadata/message_type": lambda kind: (
-            kind in (wire.ENROL, wire.TRAIN, wire.SUM, wire.PERSONAL)
+            kind in (wire.ENROL, wire.TRAIN, wire.SUM, wire.CALIBRATE, wire.PERSONAL)
         ),
         "sottovoce": _is("ConfigRecord"),
         "sottovoce/schema": _is(wire.SCHEMA),
@@ -563,15 +595,24 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
         rules |= _offered(request, folder)
     number = int(request.content.config_records["sottovoce"].get("round", ROUNDS + 1))
     learned = _learned(plan, folder, number)
+    answered = learned and (kind != wire.PERSONAL or _answered(plan, folder))
     return rules | {
         "sottovoce/plan": _is(plan.digest()),
         "sottovoce/round": lambda value: 1 <= value <= ROUNDS,
-        "sottovoce/prior": lambda prior: set(json.loads(prior)) != set(),  # of public speakers
+        # Of public speakers, and of what users answered.
+        "sottovoce/prior": lambda prior: answered and set(json.loads(prior)) != set(),
         "model": _is("ArrayRecord"),
+        # What is asked comes from public speakers under a model that was paid for.
+        "question": _is("ArrayRecord"),
         **dict.fromkeys(
             (
                 "sottovoce/denominator",
                 "sottovoce/clip",
+                "sottovoce/share",
+                "sottovoce/log_temperature",
+                "sottovoce/bend",
+                "question/edges",
+                "question/shares",
                 "model/weights",
                 "model/class_weights",
                 "model/centre",
@@ -633,7 +674,16 @@ def _learned(plan: Plan, folder: Path, number: int) -> bool:
     """Whether all that a round's request rests on was booked: by the server, or by the devices."""
     first = plan.bands.block if plan.bands else int  # turns are paid for by their first round
     wanted = {plan.counts_release(), *(plan.gradient_release(first(n)) for n in range(1, number))}
-    wanted |= {one for one in [plan.centre_release()] if one}
+    return _booked(plan, folder, wanted | {one for one in [plan.centre_release()] if one})
+
+
+def _answered(plan: Plan, folder: Path) -> bool:
+    """Whether the answers that the heads' prior rests on were booked."""
+    return _booked(plan, folder, {one for one in [plan.calibration_release()] if one})
+
+
+def _booked(plan: Plan, folder: Path, wanted: set[Release]) -> bool:
+    """Whether releases are in the server's ledger, or in those of all devices that take part."""
     if plan.user:
         sums = Ledger(folder / "server" / LEDGER, owner=OWNER, read_only=True)
         return wanted <= set(sums.releases)
@@ -651,10 +701,12 @@ def test_every_field_of_a_run_is_public_sealed_or_booked(tmp_path: Path, unit: s
     told = _run(tmp_path, PLANS[unit])
 
     assert told.faults == []
-    steps = [f"{wire.SUM} {step}" for step in wire.STEPS] * (1 + ROUNDS)
-    rounds = steps if unit == "secure" else [f"{wire.TRAIN} "] * ROUNDS
+    steps = [f"{wire.SUM} {step}" for step in wire.STEPS] * (2 + ROUNDS)
+    plain = [*[f"{wire.TRAIN} "] * ROUNDS, f"{wire.CALIBRATE} "]
+    rounds = steps if unit == "secure" else plain
     for user in USERS:
-        gives = (rounds[:1] if unit == "turns" else rounds) if user != USERS[-1] else []
+        given = [rounds[0], rounds[-1]] if unit == "turns" else rounds  # one turn, and calibration
+        gives = given if user != USERS[-1] else []
         kinds = [one.kind for one in told.heard if one.user == user]
         assert kinds == [f"{wire.ENROL} ", *gives, f"{wire.PERSONAL} "]
 
@@ -793,7 +845,14 @@ def test_a_refusal_says_its_kind_and_no_more(tmp_path: Path, unit: str, why: str
 
 
 @pytest.mark.parametrize(
-    "place", ["participant.enrol", "participant.train", "participant.personalise", "Device"]
+    "place",
+    [
+        "participant.enrol",
+        "participant.train",
+        "calibration.calibrate",
+        "participant.personalise",
+        "Device",
+    ],
 )
 @pytest.mark.parametrize("error", [PrivacyError, ValueError, KeyError])
 def test_no_error_carries_its_text(
@@ -966,16 +1025,31 @@ def _told_of_first_messages(folder: Path, plan: Plan, leak: Leak) -> Tapped:
         centre=centre,
         denominator=6.0,
     )
+    asked = Question(
+        log_temperature=0.0,
+        bend=0.5,
+        edges=torch.tensor(LEVELS),
+        shares=torch.full((len(LEVELS) + 1,), 1 / (len(LEVELS) + 1)),
+    )
+    calibrate = wire.CalibrateRequest(plan=digest, weights=weights, centre=centre, question=asked)
     personal = wire.PersonalRequest(plan=digest, weights=weights, centre=centre, prior=prior)
     tap(_first_message(folder), _context(tap, 0))
     tap(Message(train.record(), 100, wire.TRAIN), _context(tap, 0))
+    tap(Message(calibrate.record(), 100, wire.CALIBRATE), _context(tap, 0))
     tap(Message(personal.record(), 100, wire.PERSONAL), _context(tap, 0))
     # The server's side is made up here: it has booked nothing.
     tap.told.faults = [one for one in tap.told.faults if not one.startswith(_FROM_SERVER)]
     return tap.told
 
 
-_FROM_SERVER = ("model/", "sottovoce/denominator", "sottovoce/clip")
+_FROM_SERVER = (
+    "model/",
+    "question/",
+    *(
+        f"sottovoce/{name}"
+        for name in ("denominator", "clip", "share", "log_temperature", "bend", "prior")
+    ),
+)
 
 
 def test_without_a_leak_the_same_messages_have_no_fault(tmp_path: Path) -> None:
@@ -985,7 +1059,10 @@ def test_without_a_leak_the_same_messages_have_no_fault(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", ["utterance", "user", "secure"])
-@pytest.mark.parametrize("kind", [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.NORMALISER, Kind.GRADIENT])
+@pytest.mark.parametrize(
+    "kind",
+    [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.NORMALISER, Kind.GRADIENT, Kind.HEAD_STATISTICS],
+)
 def test_a_release_that_is_not_on_disk_when_it_leaves_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, kind: Kind
 ) -> None:

@@ -1,0 +1,138 @@
+"""What users tell moves heads and sets to where users are, and noise alone moves them little."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.server import calibration
+from sottovoce.server.calibration import Answers
+from sottovoce.server.prior import population_prior, usual_scores
+from sottovoce.shared import conformal, seeds
+from sottovoce.shared.calibration import SENSITIVITY, WIDTH, Question, answers
+from sottovoce.shared.head import HeadPrior
+
+CLASSES, CLIPS, USERS = 5, 60, 40
+Spoken = list[tuple[Tensor, Tensor]]
+
+
+def people(count: int, *, log_temperature: float, what: str) -> Spoken:
+    """Speakers for whom the model is as sure as right at this log temperature."""
+    heard = []
+    for number in range(count):
+        rng = seeds.torch_rng(0, what, number)
+        logits = 2.5 * torch.randn(CLIPS, CLASSES, generator=rng, dtype=torch.float64)
+        chances = torch.softmax(logits * math.exp(-log_temperature), 1)
+        heard.append((logits, torch.multinomial(chances, 1, generator=rng).squeeze(1)))
+    return heard
+
+
+PUBLIC = people(6, log_temperature=0.3, what="public")
+PRIOR = population_prior(PUBLIC, classes=CLASSES)
+ASKED = calibration.question(PRIOR, PUBLIC)
+
+
+def summed(
+    users: Spoken, *, spread: float = 0.0, seed: int = 0, asked: Question = ASKED
+) -> Answers:
+    """What these users tell, with noise in the sum."""
+    rows = torch.cat([answers(logits, labels, asked) for logits, labels in users])
+    noise = torch.randn(WIDTH, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return Answers(
+        total=rows.sum(0) + spread * noise,
+        spread=spread,
+        weight=float(len(rows)),
+        clips=float(len(rows)),
+        users=len(users),
+    )
+
+
+def covered(prior: HeadPrior, users: Spoken) -> float:
+    """Share of the clips whose score lies within the threshold for 90 %."""
+    assert prior.scores is not None
+    limit = conformal.threshold(prior.scores, coverage=0.9)
+    return float((torch.cat(usual_scores(prior.mean, users)) <= limit).double().mean())
+
+
+@pytest.mark.parametrize("truth", [0.0, 0.3, 0.7])
+def test_heads_and_sets_move_to_where_users_are(truth: float) -> None:
+    users = people(USERS, log_temperature=truth, what="users")
+    new = people(USERS, log_temperature=truth, what="new users")
+
+    found = calibration.learned(PRIOR, PUBLIC, ASKED, summed(users))
+
+    assert found.mean.log_temperature == pytest.approx(truth, abs=0.1)
+    assert covered(found, new) == pytest.approx(0.9, abs=0.025)
+    assert not found.mean.bias.any()
+    assert (found.log_temperature_sd, found.bias_sd) == (PRIOR.log_temperature_sd, PRIOR.bias_sd)
+
+
+def test_public_speakers_alone_would_cover_too_little() -> None:
+    new = people(USERS, log_temperature=0.9, what="new users")
+
+    assert covered(PRIOR, new) < 0.86
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_usual_noise_costs_little(seed: int) -> None:
+    """As at epsilon 8 with 4 % of the squared budget: a multiplier of 3 a device."""
+    truth, spread = 0.7, 3 * SENSITIVITY * math.sqrt(USERS)
+    users = people(USERS, log_temperature=truth, what="users")
+    new = people(USERS, log_temperature=truth, what="new users")
+
+    found = calibration.learned(PRIOR, PUBLIC, ASKED, summed(users, spread=spread, seed=seed))
+
+    assert found.mean.log_temperature == pytest.approx(truth, abs=0.25)
+    assert covered(found, new) == pytest.approx(0.9, abs=0.04)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_alone_moves_little_and_stays_a_distribution(seed: int) -> None:
+    users = people(2, log_temperature=0.3, what="users")
+
+    found = calibration.learned(PRIOR, PUBLIC, ASKED, summed(users, spread=1e4, seed=seed))
+
+    assert PRIOR.scores is not None
+    assert found.scores is not None
+    assert abs(found.mean.log_temperature - PRIOR.mean.log_temperature) < 0.05
+    atoms = torch.tensor(found.scores.atoms)
+    assert len(atoms) == len(PRIOR.scores.atoms)  # rising and inside [0, 1], or it would be refused
+    assert covered(found, PUBLIC) > 0.85
+
+
+def test_means_of_users_tell_the_same_as_sums_of_clips() -> None:
+    users = people(USERS, log_temperature=0.7, what="users")
+    clips = summed(users)
+    means = replace(clips, total=clips.total / CLIPS, weight=float(USERS))
+
+    one, other = (calibration.learned(PRIOR, PUBLIC, ASKED, told) for told in (clips, means))
+
+    assert one.mean.log_temperature == pytest.approx(other.mean.log_temperature)
+    assert one.scores is not None
+    assert other.scores is not None
+    assert one.scores.atoms == pytest.approx(other.scores.atoms)
+
+
+def test_uncertain_thresholds_are_higher() -> None:
+    """Coverage errs upwards: the same sum, less trusted, covers no less."""
+    users = people(USERS, log_temperature=0.3, what="users")
+    sure = summed(users)
+    unsure = replace(sure, spread=200.0)
+
+    one, other = (calibration.learned(PRIOR, PUBLIC, ASKED, told) for told in (sure, unsure))
+
+    assert covered(other, users) > covered(one, users)
+
+
+def test_public_scores_that_are_all_alike_are_borne() -> None:
+    sure = [(torch.eye(CLASSES).repeat(4, 1) * 200, torch.arange(4 * CLASSES) % CLASSES)] * 3
+    prior = population_prior(sure, classes=CLASSES)
+    asked = calibration.question(prior, sure)
+    users = people(3, log_temperature=0.3, what="users")
+
+    found = calibration.learned(prior, sure, asked, summed(users, asked=asked))
+
+    assert found.scores is not None
+    assert math.isfinite(found.mean.log_temperature)
