@@ -12,8 +12,9 @@ them, they only tell roughly. Users' answers say it of the users themselves, as 
   the noised ranges, each as far as its noise and its sampling allow. A threshold is then a public
   quantile at another level, so what is learned stays a distribution, however noisy the sum was.
 
-The noise makes thresholds uncertain. They are raised by :data:`CAUTION` of their own standard
-error, so that coverage errs upwards rather than down.
+Thresholds are predictive: where the shift is uncertain by a standard error e, a share c is covered
+on average at sqrt(1 + e^2) times its normal quantile, which is what is asked for. So noise widens
+sets rather than breaking their promise.
 """
 
 import math
@@ -29,9 +30,6 @@ from sottovoce.shared import conformal
 from sottovoce.shared.calibration import LEVELS, Question, slopes_of, usual_bend
 from sottovoce.shared.conformal import Scores
 from sottovoce.shared.head import HeadPrior
-
-CAUTION: Final = 0.25
-"""By how much of its standard error a threshold is raised."""
 
 _LEVEL_SD, _PATH_SD = 0.7, 0.4
 """How far, in normal quantiles, users may lie from public speakers: all, and from level to level
@@ -108,7 +106,8 @@ def learned(prior: HeadPrior, speakers: Speakers, asked: Question, answers: Answ
     settled = replace(prior, mean=replace(prior.mean, log_temperature=temperature))
     public = conformal.learn(usual_scores(settled.mean, speakers))
     levels, shift, doubt = _shift(asked, answers)
-    scores = _moved(public, levels, shift - CAUTION * doubt)
+    predictive = (levels + shift) / (1 + doubt.square()).sqrt()
+    scores = _moved(public, levels, predictive)
     return replace(settled, scores=replace(scores, beyond=1 / (1 + answers.clips)))
 
 
@@ -159,10 +158,10 @@ def _doubt(seen: Tensor, answers: Answers) -> Tensor:
     return sampled * sampling + noise * torch.eye(len(seen), dtype=torch.float64)
 
 
-def _moved(public: Scores, levels: Tensor, shift: Tensor) -> Scores:
-    """Public scores at the levels where users have theirs."""
+def _moved(public: Scores, levels: Tensor, users: Tensor) -> Scores:
+    """Public scores, where at public ``levels`` users have theirs at ``users``."""
     atoms = torch.tensor(public.atoms, dtype=torch.float64)
-    places = levels + shift
+    places = users.clone()
     for one in range(1, len(places)):  # a distribution rises
         least = places[one - 1] + _LEAST_SLOPE * (levels[one] - levels[one - 1])
         places[one] = torch.maximum(places[one], least)

@@ -19,7 +19,8 @@ from torch import Tensor
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.server.prior import population_prior
 from sottovoce.server.round import Aggregation, class_weights
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared import check
+from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import HeadPrior
 from sottovoce.shared.models.flat import load_flat
@@ -28,7 +29,7 @@ from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.ledger import Budget
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -54,6 +55,8 @@ class Job:
             comes from them. None where there is no public corpus.
         heads: The store of users' sealed heads, for all of an operator's runs; None keeps those of
             this run beside it.
+        groups: In how many groups users are judged by models that were trained without them, each
+            as long as the final one; 0 judges by the final one. Only where nothing is promised.
     """
 
     plan: Plan
@@ -69,6 +72,15 @@ class Job:
     simulated_seed: int | None = None
     held_out: Path | None = None
     heads: Path | None = None
+    groups: int = 0
+
+    def __post_init__(self) -> None:
+        check.not_negative(groups=self.groups)
+        if self.groups and (self.plan.private or self.plan.user):
+            raise SettingError(
+                f"groups is {self.groups}; devices would train as many models more, which the "
+                "plan's privacy does not pay for: leave groups to plans without any"
+            )
 
     def save(self, folder: Path) -> None:
         """Keep the job in a folder."""
@@ -84,6 +96,7 @@ class Job:
             "budgets": [asdict(budget) for budget in self.budgets],
             "simulated_seed": self.simulated_seed,
             "held_out": str(self.held_out) if self.held_out else None,
+            "groups": self.groups,
         }
         if self.heads:
             facts["heads"] = str(self.heads)
@@ -166,4 +179,5 @@ def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "simulated_seed": facts["simulated_seed"],
         "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
         "heads": Path(facts["heads"]) if facts.get("heads") else None,
+        "groups": int(facts["groups"]),
     }

@@ -9,8 +9,8 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from sottovoce.server import calibration, checkpoint, groups
+from sottovoce.server.enrolled import Device, Enrolled
 from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
@@ -31,43 +32,6 @@ from sottovoce.shared.head import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.privacy.users import CALIBRATION, ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Device:
-    """A device of this run, by the user's pseudonym and Flower's node."""
-
-    user: str
-    node: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Enrolled:
-    """What enrolment taught the server; every figure is a sum of booked releases.
-
-    Attributes:
-        contributing: Devices that train.
-        receiving: Devices that only take the model.
-        counts: Noised label counts of all contributing devices, shape (classes,), float64.
-        sums: Noised sum of their rows in front space, shape (inputs,), float64.
-        rows: How many rows one device put into it; 0 for all of its utterances.
-    """
-
-    contributing: list[Device]
-    receiving: list[Device]
-    counts: Tensor
-    sums: Tensor
-    rows: int = 0
-
-    @property
-    def usual(self) -> float:
-        """How many utterances one device usually holds, at least 1."""
-        return max(float(self.counts.sum()) / len(self.contributing), 1.0)
-
-    @property
-    def centre(self) -> Tensor:
-        """Where these voices lie in front space, shape (inputs,), float32."""
-        return (self.sums / ((self.rows or self.usual) * len(self.contributing))).float()
 
 
 class Training:
@@ -340,10 +304,13 @@ class Training:
             return prior
         speakers = self.job.public_speakers(weights)
         asked = calibration.question(prior, speakers)
-        request = wire.CalibrateRequest(
-            plan=plan.digest(), weights=weights, centre=enrolled.centre, question=asked
-        )
-        total, users = self._answers(request, enrolled.contributing)
+        total, users = torch.zeros(WIDTH, dtype=torch.float64), 0
+        for judging, judged in self._unheard(weights, enrolled):
+            request = wire.CalibrateRequest(
+                plan=plan.digest(), weights=judging, centre=enrolled.centre, question=asked
+            )
+            told, devices = self._answers(request, judged)
+            total, users = total + told, users + devices
         answers = calibration.Answers(
             total=total,
             spread=calibration_spread(plan, users),
@@ -352,6 +319,27 @@ class Training:
             users=users,
         )
         return calibration.learned(prior, speakers, asked, answers)
+
+    def _unheard(
+        self, weights: Tensor, enrolled: Enrolled
+    ) -> Iterator[tuple[Tensor, Sequence[Device]]]:
+        """By which models whose clips are judged.
+
+        The final one for everybody, who takes back what they gave; or, in groups, one trained
+        without the group, round by round as the final one was.
+        """
+        if not self.job.groups:
+            yield weights, enrolled.contributing
+        for number in range(self.job.groups):
+            aside = enrolled.contributing[number :: self.job.groups]
+            others = enrolled.without(aside)
+            if not (aside and others.contributing):
+                continue
+            state = begin(self.job.weights, self.job.plan.clip)
+            while state.round < self.job.plan.rounds:
+                state = self._round(state, others)
+            LOG.info("group %d of %d", number + 1, self.job.groups)
+            yield state.released, aside
 
     def _answers(
         self, request: wire.CalibrateRequest, devices: Sequence[Device]

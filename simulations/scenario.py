@@ -124,6 +124,8 @@ class Recipe:
             of heads and scores after the last round; 0 asks nothing.
         calibration_taken_back: Share of a device's own contributions to the weights that is taken
             off before its clips are judged.
+        calibration_groups: In how many groups users are judged by models that were trained
+            without them; 0 judges by the final model. Only where nothing is promised.
         user: How users are hidden in sums.
     """
 
@@ -153,6 +155,7 @@ class Recipe:
     count_noise: float = 10.0
     calibration_share: float = 0.0
     calibration_taken_back: float = 0.5
+    calibration_groups: int = 0
     user: UserSettings = field(default_factory=UserSettings)
 
     def __post_init__(self) -> None:
@@ -177,6 +180,7 @@ class Recipe:
             warm_decay=self.warm_decay,
             dropout=self.dropout,
             calibration_share=self.calibration_share,
+            calibration_groups=self.calibration_groups,
         )
 
 
@@ -263,6 +267,11 @@ class Scenario:
                 f"{self.corpus} is the users' corpus and declared public; one corpus cannot be both"
             )
         _check_public(self)
+        if self.private and self.recipe.calibration_groups:
+            raise SettingError(
+                f"recipe.calibration_groups is {self.recipe.calibration_groups}; a budget pays "
+                "for one model: set it to 0, or unit to none"
+            )
 
     @property
     def neutral_clips(self) -> int | None:
@@ -354,6 +363,9 @@ OPEN = Recipe(
     front=FrontSettings(dims=0, length=16.0),
     warm_start=False,
     label_smoothing=0.1,
+    calibration_share=0.04,
+    calibration_taken_back=0.0,
+    calibration_groups=3,
     aggregation=Aggregation(
         optimiser="adam", learning_rate=3e-3, momentum=0.9, second_moment=0.999, schedule="cosine"
     ),

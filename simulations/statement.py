@@ -233,7 +233,8 @@ def _statement(scenario: Scenario, plan: Plan) -> str:
             f"e^{scenario.epsilon:g} in probability (but for a chance of {scenario.delta:g}) when "
             "one utterance of its user is added or removed. Unit: utterance. This holds against "
             "anyone who sees what the device sends, the server included. It covers label counts, "
-            f"centre, the normaliser that training uses, and {plan.rounds} rounds of gradients."
+            f"centre, the normaliser that training uses, {plan.rounds} rounds of gradients"
+            f"{_answers(plan)}."
         )
     if scenario.hides_users:
         parts.append(
@@ -241,7 +242,7 @@ def _statement(scenario: Scenario, plan: Plan) -> str:
             f"at most e^{scenario.epsilon:g} in probability (but for a chance of "
             f"{scenario.user_delta:g}) when everything that one user has is added or removed. "
             f"Unit: user. This holds {_against(plan)}. It covers the sums of label counts, of the "
-            f"centre and of {plan.rounds} rounds of updates.{_hanging(plan)}"
+            f"centre and of {plan.rounds} rounds of updates{_answers(plan)}.{_hanging(plan)}"
         )
     return " ".join(parts)
 
@@ -259,6 +260,11 @@ def _hanging(plan: Plan) -> str:
         f"apart, and the noise {noise}; all rounds are one Gaussian mechanism, which a user's "
         f"{most} rounds move along coordinates of their own."
     )
+
+
+def _answers(plan: Plan) -> str:
+    """What is told after the last round, where anything is."""
+    return ", and what is told of heads and scores" if plan.calibration else ""
 
 
 def _against(plan: Plan) -> str:

@@ -173,6 +173,7 @@ class World:
             budgets=promise.sum_budgets(self.scenario),
             simulated_seed=self.scenario.seed,
             held_out=self.material.held_out,
+            groups=self.scenario.recipe.calibration_groups if self.plan.calibration else 0,
         )
         job.save(self.folder / "server")
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import calibration, participant
-from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.client.device import Clips, Device, Facts, Pending, Randomness
 from sottovoce.server.exchange import summed
 from sottovoce.server.sums import Sums
 from sottovoce.shared import crypto, wire
-from sottovoce.shared.calibration import LEVELS, CalibrationRelease, Question
+from sottovoce.shared.calibration import LEVELS, WIDTH, CalibrationRelease, Question
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.models.flat import count, flatten
@@ -35,7 +35,13 @@ from sottovoce.shared.normaliser import (
 )
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
-from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_name
+from sottovoce.shared.privacy.users import (
+    CALIBRATION,
+    ENROLMENT,
+    SecureSums,
+    UserPromise,
+    sum_name,
+)
 from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
@@ -386,11 +392,23 @@ def _secure(dropout: float) -> Plan:
         ),
         update=settings_for(DEVICES, PARAMS, 0.5, noise_multiplier=2.0, **arranged),
         dishonest=0,
+        calibration=settings_for(DEVICES, WIDTH, 0.4, noise_multiplier=2.0, **arranged),
     )
     promise = UserPromise(
-        counts=share(clip_norm=30.0), centre=share(clip_norm=1.5), update=share(), secure=secure
+        counts=share(clip_norm=30.0),
+        centre=share(clip_norm=1.5),
+        update=share(),
+        secure=secure,
+        calibration=share(clip_norm=0.4),
     )
-    return replace(OPEN, user=promise)
+    return replace(USER, user=promise)
+
+
+def _pending(device: Device, plan: Plan, kind: str) -> Pending:
+    """What a device adds to a sum of this kind."""
+    if kind == CALIBRATION:
+        return calibration.answer(device, question(plan))
+    return participant.round_of(device, **request(plan))
 
 
 def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") -> Tensor:
@@ -408,7 +426,7 @@ def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") 
         answers = {}
         for user, body in requests.items():
             if not (user == lost and step != "advertise" and step != "share"):
-                pending = participant.round_of(devices[user], **request(plan))
+                pending = _pending(devices[user], plan, kind)
                 update = pending if step == "mask" and kind != ENROLMENT else None
                 answers[user] = participant.add(
                     devices[user],
@@ -421,7 +439,7 @@ def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") 
         return answers
 
     secure = plan.user.secure
-    settings = secure.enrolment if kind == ENROLMENT else secure.update
+    settings = secure.of(kind)
     return torch.from_numpy(summed(settings, name, roster, ask).total)
 
 
@@ -457,6 +475,18 @@ def test_the_secure_sum_of_an_enrolment_has_the_noise_that_was_booked(tmp_path: 
     release = booked(Device(tmp_path / "0" / "u0"), Kind.LABEL_COUNTS)
     assert release.user is not None
     check_scale(torch.cat(totals), release.user.noise_multiplier)
+
+
+def test_the_secure_sum_of_answers_has_the_noise_that_was_booked(tmp_path: Path) -> None:
+    plan = _secure(0.0)
+    totals = [
+        _opened(tmp_path / str(number), replace(plan, run=f"run {number}"), CALIBRATION, seed=None)
+        for number in range(48)
+    ]
+
+    release = booked(Device(tmp_path / "0" / "u0"), Kind.HEAD_STATISTICS)
+    assert release.user is not None
+    check_scale(torch.cat(totals), release.user.noise_multiplier * release.user.clip_norm)
 
 
 def test_seeds_repeat_a_simulated_secure_sum_and_no_real_one(tmp_path: Path) -> None:
