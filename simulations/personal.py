@@ -9,7 +9,7 @@ import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sottovoce.server import checkpoint
+from sottovoce.server import checkpoint, prior
 from sottovoce.server.prior import default_prior, population_prior
 from sottovoce.shared import conformal, seeds
 from sottovoce.shared import head as heads
@@ -47,7 +47,8 @@ class Person:
         fold: Whose model it is.
         logits: Shape (clips, classes), float64.
         labels: Shape (clips,), int64.
-        prior: Where heads start, under this fold's model.
+        prior: Where heads start, under this fold's model; its scores are public speakers'.
+        told: Scores that the run's own training users told of; None where they were asked nothing.
     """
 
     speaker: str
@@ -56,6 +57,7 @@ class Person:
     logits: Tensor
     labels: Tensor
     prior: HeadPrior
+    told: Scores | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -80,7 +82,9 @@ class Judged:
 
 
 def people(run: Path, corpora: Path) -> list[Person]:
-    """All test speakers of a finished run, with priors made anew from its public speakers.
+    """All test speakers of a finished run, with the priors that it handed out.
+
+    Where its users were asked nothing, priors are made anew from its public speakers.
 
     Args:
         run: The run folder.
@@ -103,7 +107,7 @@ def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Perso
     heard = [clips[name] for name in facts["clips"]]
     logits = torch.from_numpy(np.log(np.maximum(kept["before"], _LEAST)))
     labels = torch.from_numpy(kept["labels"]).long()
-    prior = _prior(run, folder, logits.shape[1])
+    start, told = _prior(run, folder, logits.shape[1])
     for speaker in fold.test:
         own = [place for place, clip in enumerate(heard) if clip.speaker == speaker]
         yield Person(
@@ -112,32 +116,40 @@ def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Perso
             fold=fold.name,
             logits=logits[own],
             labels=labels[own],
-            prior=prior,
+            prior=start,
+            told=told,
         )
 
 
-def _prior(run: Path, folder: Path, classes: int) -> HeadPrior:
-    """The prior that this release would hand out with the fold's model."""
+def _prior(run: Path, folder: Path, classes: int) -> tuple[HeadPrior, Scores | None]:
+    """The prior of the fold's model, with public scores, and the scores that users told of."""
     public = run / "checkpoints" / "held_out.safetensors"
     if not public.is_file():
-        return default_prior(classes)
+        return default_prior(classes), None
     given = load_file(public)
     # Read by hand: the plan of an older release has another schema, but the same model.
     plan = json.loads(json.loads((folder / "server" / "job.json").read_text())["plan"])
     model = build(ModelSpec.from_dict(plan["model"]), seed=0).eval()
-    load_flat(model, checkpoint.released(folder / "server")[0]["weights"])
+    tensors, released = checkpoint.released(folder / "server")
+    load_flat(model, tensors["weights"])
     with torch.no_grad():
         logits = model(given["features"], given["frames"])
     names = sorted(set(given["speakers"].tolist()))
     speakers = [given["speakers"] == name for name in names]
     heard = [(logits[chosen], given["labels"][chosen]) for chosen in speakers]
     training = plan["training"]
-    return population_prior(
+    start = population_prior(
         heard,
         classes=classes,
         smoothing=float(training.get("label_smoothing", 0.0)),
         loss=Loss(**training.get("loss", {})),
     )
+    if not plan.get("calibration") or start.scores is None:
+        return start, None
+    scores = conformal.learn(prior.usual_scores(released.mean, heard))
+    weight = min(scores.concentration, prior.STRANGERS)
+    scores = replace(scores, concentration=weight)
+    return replace(released, scores=scores), released.scores
 
 
 def others(everybody: Sequence[Person]) -> dict[str, Scores]:
@@ -197,7 +209,8 @@ def _sets(
     sizes: dict[str, Counts] = {}
     chances = torch.softmax(heads.apply(head, person.logits[rest]), 1)
     truth = person.labels[rest][:, None]
-    for whose, population in {"public": person.prior.scores, **more}.items():
+    by_people = {"public": person.prior.scores, "users": person.told, **more}
+    for whose, population in by_people.items():
         if population is None:
             continue
         for name, clips in ((whose, None), (f"{whose} and own", own)):

@@ -1,0 +1,160 @@
+"""After the last round users say, once, where heads and sets start: of what they did not teach."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sottovoce.client.app import app as product
+from sottovoce.server import checkpoint
+from sottovoce.server.job import Job
+from sottovoce.shared import wire
+from sottovoce.shared.calibration import CalibrationRelease
+from sottovoce.shared.errors import EngineError, SettingError
+from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
+from sottovoce.shared.privacy.release import Kind
+from sottovoce.shared.training import NoPrivacy
+from sottovoce.simulations.engines import local
+
+USERS = ("ada", "ben", "cleo", "dan")
+INPUTS, CLASSES, SPOKEN = 4, 3, 20
+
+
+def _asking(world: Any, *, groups: int = 0, private: bool = True) -> Job:
+    """The world's job, with public speakers and a plan that asks its users."""
+    folder = world.folder / "server"
+    generator = torch.Generator().manual_seed(3)
+    public = {
+        "features": torch.randn(4 * SPOKEN, INPUTS, generator=generator),
+        "frames": torch.ones(4 * SPOKEN, dtype=torch.int64),
+        "labels": torch.arange(4 * SPOKEN) % CLASSES,
+        "speakers": torch.arange(4 * SPOKEN) // SPOKEN,
+    }
+    save_file(public, world.folder / "held_out.safetensors")
+    job = Job.load(folder)
+    noise = 3.0 if private else 0.0
+    asked = CalibrationRelease(noise_multiplier=noise, taken_back=0.5 if private else 0.0)
+    changes: dict[str, Any] = {"calibration": asked}
+    if not private:
+        changes |= {"mechanism": NoPrivacy(), "count_noise": 0.0}
+        changes |= {"centre": EXACT_CENTRE, "normaliser": EXACT_MEAN}
+    plan = replace(job.plan, **changes)
+    job = replace(
+        job,
+        plan=plan,
+        groups=groups,
+        held_out=world.folder / "held_out.safetensors",
+        simulated_seed=7,
+    )
+    job.save(folder)
+    return job
+
+
+def _told(world: Any) -> int:
+    """How many answers ada's device booked."""
+    releases = world.device("ada").ledger.releases
+    return sum(one.kind is Kind.HEAD_STATISTICS for one in releases)
+
+
+def test_heads_and_sets_start_where_users_said(make_world: Any) -> None:
+    world = make_world("one", epsilon=50.0)
+    job = _asking(world)
+
+    world.run()
+
+    weights, prior = checkpoint.released(world.folder / "server")
+    public = job.prior_of(weights["weights"])
+    assert _told(world) == 1
+    assert prior.mean.log_temperature != public.mean.log_temperature
+    assert prior.scores is not None
+    assert public.scores is not None
+    assert prior.scores.atoms != public.scores.atoms
+
+
+def test_without_public_speakers_nothing_is_asked(make_world: Any) -> None:
+    world = make_world("one", epsilon=50.0)
+    job = _asking(world)
+    replace(job, held_out=None).save(world.folder / "server")
+
+    world.run()
+
+    assert _told(world) == 0
+    assert checkpoint.released(world.folder / "server")[1].scores is None
+
+
+def test_a_run_cut_off_at_the_answers_goes_on_with_the_same_ones(make_world: Any) -> None:
+    whole, broken = make_world("whole", epsilon=50.0), make_world("broken", epsilon=50.0)
+    for world in (whole, broken):
+        _asking(world)
+    whole.run()
+
+    def deaf(kind: str, replies: list[Message]) -> list[Message]:
+        return [] if kind == wire.CALIBRATE else replies
+
+    with pytest.raises(EngineError, match="--resume"):
+        broken.run(tamper=deaf)
+    broken.run()
+
+    assert torch.equal(whole.released(), broken.released())
+    priors = [checkpoint.released(one.folder / "server")[1].as_dict() for one in (whole, broken)]
+    assert priors[0] == priors[1]
+    assert _told(broken) == 1
+
+
+class _Listening(ClientApp):
+    """Notes in order who trained which round, and whose clips were judged by which weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trained: list[tuple[str, int]] = []
+        self.judged: list[tuple[str, Tensor, set[str]]] = []
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        user = USERS[int(context.node_config["partition-id"])]
+        if message.metadata.message_type == wire.TRAIN:
+            self.trained.append((user, wire.TrainRequest.read(message.content).round))
+        if message.metadata.message_type == wire.CALIBRATE:
+            weights = wire.CalibrateRequest.read(message.content).weights
+            self.judged.append((user, weights, self._teachers()))
+        return local._call(product, message, context)
+
+    def _teachers(self) -> set[str]:
+        """Who trained the newest model: all since the last time that a first round began."""
+        rounds = [number for _, number in self.trained]
+        begun = max(
+            place
+            for place, number in enumerate(rounds)
+            if number == 1 and (place == 0 or rounds[place - 1] != 1)
+        )
+        return {user for user, _ in self.trained[begun:]}
+
+
+def test_in_groups_nobody_is_judged_by_a_model_that_heard_them(make_world: Any) -> None:
+    world, heard = make_world("one"), _Listening()
+    job = _asking(world, groups=3, private=False)
+    for user in USERS:  # nothing is promised, so no budget may stand in the way
+        facts = world.device(user).folder / "device.json"
+        facts.write_text(json.dumps(json.loads(facts.read_text()) | {"budgets": []}))
+
+    world.run(client=heard)
+
+    final, contributing = world.released(), set(USERS[:3])
+    assert [user for user, _, _ in heard.judged] == sorted(contributing)
+    for user, weights, teachers in heard.judged:
+        assert teachers == contributing - {user}
+        assert not torch.equal(weights, final)
+    rounds = [number for user, number in heard.trained if user == "ada"]
+    assert rounds == [*range(1, job.plan.rounds + 1)] * 3  # the final model, and two without others
+
+
+def test_groups_are_refused_where_something_is_promised(make_world: Any) -> None:
+    with pytest.raises(SettingError, match="groups"):
+        _asking(make_world("one"), groups=2)
+    with pytest.raises(SettingError, match="groups"):
+        _asking(make_world("other"), groups=-1)
