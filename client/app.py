@@ -17,13 +17,26 @@ LOG = logging.getLogger("sottovoce.client")
 app = ClientApp()
 
 
+class Bringing(Context):
+    """A node that brings its device itself, which a simulation makes when it is asked.
+
+    Only what runs the node can make one: nothing that a server sends becomes a context.
+    """
+
+    def bring(self) -> Device:
+        """The device."""
+        raise NotImplementedError
+
+
 @app.query("enrol")
 def enrol(message: Message, context: Context) -> Message:
     """Join a run; the reply carries noised label counts and centre."""
 
     def answer(device: Device) -> wire.Reply:
         request = wire.EnrolRequest.read(message.content)
-        value = participant.enrol(device, request.plan, request.front, request.population)
+        value = participant.enrol(
+            device, request.plan, request.front, request.population, tells=request.tells
+        )
         status = wire.Status.RECEIVES if value is None else wire.Status.OK
         body = participant.identity(device, request.plan)
         return wire.Reply(user=device.facts.user, status=status, value=value, body=body)
@@ -150,6 +163,8 @@ def _device(context: Context) -> Device:
             and all, so this one names the kind of what went wrong and nothing of the device.
     """
     try:
+        if isinstance(context, Bringing):
+            return context.bring()
         return _opened(context)
     except Exception as error:  # noqa: BLE001  (whatever it is, its text may not leave)
         LOG.error("this device cannot answer: %s", error)  # noqa: TRY400  (the text is enough)

@@ -95,11 +95,11 @@ class Device:
     """
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        self.folder: Final = folder
-        self.facts: Final = _read_facts(folder / _FACTS)
-        self.vault: Final = Vault.open(folder / "vault")
+        self.folder = folder
+        self.facts = _read_facts(folder / _FACTS)
+        self.vault = Vault.open(folder / "vault")
         anchored = _schema(folder / _FACTS) != _UNANCHORED
-        self.ledger: Final = Ledger(
+        self.ledger = Ledger(
             folder / _LEDGER,
             owner=self.facts.user,
             keeper=VaultAnchor(self.vault, required=anchored),

@@ -29,7 +29,9 @@ from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 LOG = logging.getLogger("sottovoce.client")
 
 
-def enrol(device: Device, plan: Plan, front: Front, population: Population) -> Tensor | None:
+def enrol(
+    device: Device, plan: Plan, front: Front, population: Population, *, tells: bool = True
+) -> Tensor | None:
     """Join a run: learn the user's normaliser, prepare what training and prediction read.
 
     Args:
@@ -37,15 +39,46 @@ def enrol(device: Device, plan: Plan, front: Front, population: Population) -> T
         plan: The run's public facts; kept for its rounds.
         front: The public front.
         population: Public statistics of speakers.
+        tells: Whether the server asks for label counts and centre; a run that is under way knows
+            them already.
 
     Returns:
         Noised label counts (classes,) and share of the centre (inputs,) as one float32 vector,
-        nothing of them where they leave in a secure sum, or None where the device only receives
-        models.
+        nothing of them where they leave in a secure sum or are not asked for, or None where the
+        device only receives models.
+
+    Guarantees:
+        - Where coins decide who joins which sum, all sums of the plan are booked before the first
+          answer, those that the device is not asked for included.
 
     Raises:
         BudgetSpent: The run's first releases would pass the device's budget.
         MessageError: The plan lacks a label that the device's clips carry.
+    """
+    clips, rows = prepare(device, plan, front, population)
+    if not device.facts.contributes:
+        return None
+    if plan.user and plan.user.secure:
+        secure.keep_enrolment(device, plan, _label_counts(plan, clips), rows[clips.trains])
+        return torch.zeros(0)
+    schedule = plan.schedule_release()
+    if schedule:
+        device.prepay("schedule", plan.digest(), schedule)
+    if not tells:
+        _prepay_enrolment(device, plan)
+        return torch.zeros(0)
+    counts = _released_counts(device, plan, _label_counts(plan, clips))
+    return torch.cat([counts, _centre_share(device, plan, rows[clips.trains])])
+
+
+def prepare(
+    device: Device, plan: Plan, front: Front, population: Population
+) -> tuple[Clips, Tensor]:
+    """Keep what rounds and predictions read; nothing is released. Arguments as for :func:`enrol`.
+
+    Returns:
+        The clips with labels in the plan's order, and their rows in front space, shape
+        (utterances, inputs).
     """
     clips = _relabel(device, plan)
     projected = front.project(clips.examples.features)
@@ -59,16 +92,22 @@ def enrol(device: Device, plan: Plan, front: Front, population: Population) -> T
         parts = {"projected": projected[chosen], "frames": part.frames, "labels": part.labels}
         tensors |= {f"{name}.{key}": value for key, value in parts.items()}
     device.vault.put_tensors("projected", tensors)
-    if not device.facts.contributes:
-        return None
-    if plan.user and plan.user.secure:
-        secure.keep_enrolment(device, plan, _label_counts(plan, clips), rows[clips.trains])
-        return torch.zeros(0)
-    schedule = plan.schedule_release()
-    if schedule:
-        device.prepay("schedule", plan.digest(), schedule)
-    counts = _released_counts(device, plan, _label_counts(plan, clips))
-    return torch.cat([counts, _centre_share(device, plan, rows[clips.trains])])
+    return clips, rows
+
+
+def _prepay_enrolment(device: Device, plan: Plan) -> None:
+    """Book the sums of enrolment where others than this device may have been asked for them.
+
+    Who was is the server's secret: whoever does not know must take it to be anybody.
+    """
+    if not plan.sampled:
+        return
+    for name, release in (
+        ("label-counts", plan.counts_release()),
+        ("centre", plan.centre_release()),
+    ):
+        if release:
+            device.prepay(name, plan.digest(), release)
 
 
 def train(

@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from sottovoce.server.crowd import CrowdTraining
 from sottovoce.server.job import Job
 from sottovoce.server.strategy import Training
 from sottovoce.shared.errors import SettingError
@@ -22,4 +23,6 @@ def main(grid: Grid, context: Context) -> None:
     folder = str(context.run_config.get("job", ""))
     if not folder:
         raise SettingError("the run's configuration lacks job=FOLDER, the folder of a prepared job")
-    Training(Job.load(Path(folder)), Path(folder), grid).run()
+    job = Job.load(Path(folder))
+    training = CrowdTraining if job.crowd else Training
+    training(job, Path(folder), grid).run()

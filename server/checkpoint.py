@@ -52,7 +52,7 @@ def latest(folder: Path, plan: str) -> State | None:
         return None
     way_out = f"remove {path} to train this fold from its start"
     try:
-        tensors, words = load_file(path), _metadata(path)
+        tensors, words = load_file(path), metadata(path)
         number = int(words["round"])
         state = State(round=number, **{name: tensors[name] for name in _NAMES})
     except (SafetensorError, KeyError, ValueError, OSError) as error:
@@ -89,13 +89,13 @@ def released(folder: Path) -> tuple[dict[str, Tensor], HeadPrior]:
     path = folder / "released.safetensors"
     try:
         tensors = load_file(path)
-        prior = prior_from_dict(json.loads(_metadata(path)["prior"]))
+        prior = prior_from_dict(json.loads(metadata(path)["prior"]))
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ModelError(f"{path} is missing or damaged ({error}); run the job again") from error
     return tensors, prior
 
 
-def _metadata(path: Path) -> dict[str, str]:
-    """A file's own words."""
+def metadata(path: Path) -> dict[str, str]:
+    """A safetensors file's own words."""
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.server.checkpoint import replace_file
+from sottovoce.server.cohorts import Cohorts
 from sottovoce.server.prior import population_prior
 from sottovoce.server.round import Aggregation, class_weights
 from sottovoce.shared import check
@@ -57,6 +58,8 @@ class Job:
             this run beside it.
         groups: In how many groups users are judged by models that were trained without them, each
             as long as the final one; 0 judges by the final one. Only where nothing is promised.
+        crowd: How rounds are drawn where there are too many devices to ask all of them to enrol;
+            None asks them all.
     """
 
     plan: Plan
@@ -73,6 +76,7 @@ class Job:
     held_out: Path | None = None
     heads: Path | None = None
     groups: int = 0
+    crowd: Cohorts | None = None
 
     def __post_init__(self) -> None:
         check.not_negative(groups=self.groups)
@@ -97,6 +101,7 @@ class Job:
             "simulated_seed": self.simulated_seed,
             "held_out": str(self.held_out) if self.held_out else None,
             "groups": self.groups,
+            "crowd": asdict(self.crowd) if self.crowd else None,
         }
         if self.heads:
             facts["heads"] = str(self.heads)
@@ -180,4 +185,5 @@ def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
         "heads": Path(facts["heads"]) if facts.get("heads") else None,
         "groups": int(facts["groups"]),
+        "crowd": Cohorts(**facts["crowd"]) if facts.get("crowd") else None,
     }

@@ -51,6 +51,7 @@ class Training:
         self._user_of: dict[int, str] = {}  # node by node, once enrolled
         self._exchange: SecureExchange | None = None  # once enrolled, where sums are secure
         self._groups: dict[str, int] = {}  # user by user, once enrolled, where they take turns
+        self._group: str | None = None  # what Flower calls the messages of one round
 
     @property
     def _secure(self) -> bool:
@@ -373,17 +374,23 @@ class Training:
         except SottovoceError as error:
             LOG.warning("the head of %s is not kept: %s", user, error)
 
+    def _failed(self, node: int, reason: str | None) -> None:
+        """Note that nothing came from a device."""
+        LOG.warning("device %d failed: %s", node, reason)
+
     def _ask(
         self, contents: Mapping[int, RecordDict], kind: str, *, size: int
     ) -> list[tuple[Device, wire.Reply]]:
         """Send each node its request; what came back and holds, in the order of users' names."""
-        messages = [Message(content, node, kind) for node, content in contents.items()]
+        messages = [
+            Message(content, node, kind, group_id=self._group) for node, content in contents.items()
+        ]
         answers = self.grid.send_and_receive(messages, timeout=self.job.timeout_s)
         replies: dict[str, tuple[Device, wire.Reply]] = {}
         for answer in answers:
             node = answer.metadata.src_node_id
             if answer.has_error():
-                LOG.warning("device %d failed: %s", node, answer.error.reason)
+                self._failed(node, answer.error.reason)
                 continue
             try:
                 reply = wire.Reply.read(answer.content, size=size)

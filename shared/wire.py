@@ -59,17 +59,26 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class EnrolRequest:
-    """The plan and all that was learned from public corpora."""
+    """The plan and all that was learned from public corpora.
+
+    Attributes:
+        plan: The run's public facts.
+        front: The public front.
+        population: Public statistics of speakers.
+        tells: Whether label counts and centre are asked for; a run that is under way knows them.
+    """
 
     plan: Plan
     front: Front
     population: Population
+    tells: bool = True
 
     def record(self) -> RecordDict:
         """As it travels."""
         facts: dict[str, Fact] = {
             "plan": self.plan.to_json(),
             "length": self.front.length,
+            "tells": self.tells,
         }
         population = {
             name: getattr(self.population, name) for name in Population.__dataclass_fields__
@@ -104,7 +113,10 @@ class EnrolRequest:
             raise MessageError(
                 f"front, population and model are {sorted(widths)} inputs wide; all must be alike"
             )
-        return cls(plan=plan, front=front, population=population)
+        tells = facts.get("tells", True)  # servers from before there were latecomers ask all
+        if not isinstance(tells, bool):
+            raise MessageError(f"the message's tells is {tells!r}; it must be true or false")
+        return cls(plan=plan, front=front, population=population, tells=tells)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

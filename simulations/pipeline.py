@@ -72,11 +72,15 @@ def simulate(
     Raises:
         SottovoceError: Bad input, a full disk, a broken promise: each with its way out.
     """
+    if scenario.population:
+        from sottovoce.simulations.population import run as crowd  # it builds on this module
+
+        return crowd.simulate(scenario, out, resume=resume, tell=tell, progress=progress)
     started = time.monotonic()
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
     check_encoder(scenario)
     promise.check_budget(scenario)
-    _check_folder(scenario, out, resume=resume)
+    check_folder(scenario, out, resume=resume)
     heard, public = _heard(scenario, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
@@ -84,7 +88,7 @@ def simulate(
     features_s = time.monotonic() - started
     worlds, outcomes = [], []
     training = time.monotonic()
-    name = hashlib.sha256("\n".join(_identity(scenario.to_toml())).encode()).hexdigest()[:16]
+    name = hashlib.sha256("\n".join(identity(scenario.to_toml())).encode()).hexdigest()[:16]
     plan = plan_of(scenario, material, name)
     folds = heard.protocol.folds
     budget = next(iter(promise.budgets(scenario)), None)
@@ -125,10 +129,10 @@ def simulate(
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     audited = _audited(out)
-    run = _describe(scenario, heard, material, worlds, outcomes, privacy, compared, timing, audited)
+    run = describe(scenario, heard, material, worlds, outcomes, privacy, compared, timing, audited)
     write_json(out / "privacy.json", privacy)
     write_json(out / "run.json", run)
-    _hand_out(out, worlds[-1], run)
+    hand_out(out, worlds[-1], run)
     render(out)
     return run
 
@@ -158,10 +162,10 @@ def same_scenario(folder: Path, scenario: Scenario) -> bool:
         kept = (folder / "config.toml").read_bytes().decode(errors="replace")
     except OSError:
         return False
-    return _identity(kept) == _identity(scenario.to_toml())
+    return identity(kept) == identity(scenario.to_toml())
 
 
-def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
+def check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
     """Make sure that the run folder is free, or the same run's."""
     config = out / "config.toml"
     if out.exists() and not out.is_dir():
@@ -179,7 +183,7 @@ def _check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
         raise SettingError(f"{out} is not empty and holds no run; give another --out")
 
 
-def _identity(config: str) -> list[str]:
+def identity(config: str) -> list[str]:
     """A scenario's lines less those that change no result.
 
     Settings that came later are left out at their usual value: runs from before keep their name.
@@ -189,7 +193,7 @@ def _identity(config: str) -> list[str]:
     return [line for line in lines if line.split(" = ")[0] not in free]
 
 
-def _describe(
+def describe(
     scenario: Scenario,
     heard: Heard,
     material: Material,
@@ -259,7 +263,7 @@ def _uar_around_heads(scored: record.Scored) -> Json:
     return {"before": metrics.uar(scored.confusion_before()), "after": metrics.uar(after)}
 
 
-def _hand_out(out: Path, world: World, run: Json) -> None:
+def hand_out(out: Path, world: World, run: Json) -> None:
     """The model of the last fold, with its card: the one whose test figures are in the run."""
     # Here, because it brings in Matplotlib: a second before the first round of every run.
     from sottovoce.simulations.reports.card import card

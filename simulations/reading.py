@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.simulations.population.settings import PopulationSettings
 from sottovoce.simulations.scenario import Recipe, Scenario, settle
 
 
@@ -74,7 +75,10 @@ def _build(record: Mapping[str, Any]) -> Scenario:
     public = tuple(_corpus(entry) for entry in _list(values, "public"))
     baselines = tuple(str(name) for name in _list(values, "baselines"))
     recipe = _table(values.pop("recipe", {}), "recipe")
+    crowd = values.pop("population", None)
     settings = _settings(Scenario, values, "scenario")
+    if crowd is not None:
+        settings["population"] = _population(_table(crowd, "population"))
     if "corpus" not in settings:
         raise SettingError('the scenario names no corpus; add a line such as corpus = "synthetic"')
     scenario = Scenario(public=public, baselines=baselines, **settings)
@@ -103,6 +107,15 @@ def _corpus(entry: object) -> tuple[str, str]:
     if not set(table) <= {"name", "data"} or "name" not in table:
         raise SettingError(f"public has {', '.join(table) or 'nothing'}; it needs name and data")
     return str(table["name"]), str(table.get("data", ""))
+
+
+def _population(values: Mapping[str, Any]) -> PopulationSettings:
+    """The table ``[population]``."""
+    settings = _settings(PopulationSettings, values, "population")
+    missing = sorted({"users", "cohort"} - set(settings))
+    if missing:
+        raise SettingError(f"population lacks {' and '.join(missing)}; both are needed")
+    return PopulationSettings(**settings)
 
 
 def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:

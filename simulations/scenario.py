@@ -14,6 +14,7 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.loss import CROSS_ENTROPY, Loss
 from sottovoce.shared.models.spec import KINDS, POOLINGS
 from sottovoce.shared.privacy.bands import Bands
+from sottovoce.simulations.population.settings import PopulationSettings
 
 UNITS = ("none", "utterance", "user", "both")
 ENGINES = ("local", "ray")
@@ -211,6 +212,8 @@ class Scenario:
         seed: Decides every draw.
         baselines: What to compare with.
         recipe: How the model is trained.
+        population: A crowd of made-up users, of whom each round draws some; None takes the
+            speakers of the corpus, all of them, as users.
     """
 
     corpus: str
@@ -232,6 +235,7 @@ class Scenario:
     seed: int = 0
     baselines: tuple[str, ...] = ()
     recipe: Recipe = field(default_factory=Recipe)
+    population: PopulationSettings | None = None
 
     def __post_init__(self) -> None:
         check.one_of(UNITS, unit=self.unit)
@@ -272,6 +276,8 @@ class Scenario:
                 f"recipe.calibration_groups is {self.recipe.calibration_groups}; a budget pays "
                 "for one model: set it to 0, or unit to none"
             )
+        if self.population:
+            _check_population(self, self.population)
 
     @property
     def neutral_clips(self) -> int | None:
@@ -312,6 +318,8 @@ class Scenario:
         record["public"] = [{"name": name, "data": data} for name, data in self.public]
         if self.recipe.loss == CROSS_ENTROPY:  # runs from before other losses keep their names
             del record["recipe"]["loss"]
+        if self.population is None:  # TOML has no word for nothing
+            del record["population"]
         return tomli_w.dumps(record)
 
 
@@ -323,6 +331,31 @@ def _check_public(scenario: Scenario) -> None:
     for name, data in scenario.public:
         if data and name != "synthetic" and _folder(data) == own:
             raise SettingError(f"{data} holds the users' corpus; it cannot be public as {name} too")
+
+
+def _check_population(scenario: Scenario, population: PopulationSettings) -> None:
+    """Refuse what cannot be kept over a crowd, each with its way out."""
+    if scenario.corpus != "synthetic":
+        raise SettingError(
+            f"a population is drawn from made-up voices and corpus is {scenario.corpus!r}; it must "
+            "be synthetic: other corpora's speakers are users themselves, without population"
+        )
+    if scenario.hides_utterances or scenario.secure or scenario.recipe.user.adaptive:
+        raise SettingError(
+            f"over a population unit is {scenario.unit!r}, secure {scenario.secure} and adaptive "
+            f"{scenario.recipe.user.adaptive}; it must be user or none, without secure and "
+            "adaptive: cohorts are priced for noise that the server adds within a fixed bound"
+        )
+    if scenario.engine != "local" or scenario.baselines:
+        raise SettingError(
+            "over a population engine must be local, and there are no baselines: nobody could "
+            "train on all of its users together"
+        )
+    if scenario.hides_users and not scenario.user_delta * population.users < 1:
+        raise SettingError(
+            f"user_delta is {scenario.user_delta:g} and there are {population.users} users: one of "
+            f"them might lose everything; it must be below {1 / population.users:g}, well below"
+        )
 
 
 def _folder(data: str) -> Path:

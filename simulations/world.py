@@ -148,6 +148,10 @@ class World:
         """A user's device."""
         return self.folder / "devices" / f"{self._speakers.index(user):06d}"
 
+    def _opened(self, user: str) -> Device:
+        """A user's device, as the run left it."""
+        return Device(self._place(user))
+
     def _build(self) -> None:
         """Make the job and the devices that are not there yet."""
         here = [Device.exists(self._place(user)) for user in self._speakers]
@@ -269,7 +273,7 @@ class World:
             split = self._split(user)
             chosen = [clip for clip in self.material.clips[user] if clip not in split.neutral]
             examples = self.material.examples(chosen)
-            device = Device(self._place(user))
+            device = self._opened(user)
             if not device.vault.has("normaliser"):
                 raise EngineError(
                     f"the device of {user} did not take the model, as the warnings say; go on with "

@@ -24,6 +24,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "flwr": (
         "client/app.py",
         "server/app.py",
+        "server/crowd.py",
         "server/strategy.py",
         "shared/wire.py",
         "simulations/engines/*.py",

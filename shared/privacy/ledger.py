@@ -91,7 +91,7 @@ class Ledger:
         # Read before the file: were it the other way round, a booking in between would look like
         # a ledger that lost lines.
         self._anchor = keeper.read() if keeper else None
-        data = path.read_bytes() if path.exists() else b""
+        data = self._load()
         self._size = len(data)  # what this writer knows of; another's lines are never built on
         whole, torn = self._read(data)
         self._check_anchor()
@@ -204,11 +204,19 @@ class Ledger:
         """Write one line, synced."""
         line = self._next(name, release)
         try:
-            chain.append_synced(self.path, line, behind=self._size)
+            self._store(line)
         except OSError as error:
             raise _unwritable(self.path, error) from error
         self._size += len(line)
         self._remember(name, release, line)
+
+    def _load(self) -> bytes:
+        """All that is written, whole lines and perhaps a torn one."""
+        return self.path.read_bytes() if self.path.exists() else b""
+
+    def _store(self, line: bytes) -> None:
+        """Write one line behind those that are known; ``OSError`` where the disk refuses."""
+        chain.append_synced(self.path, line, behind=self._size)
 
     def _next(self, name: str, release: Release) -> bytes:
         """The line that comes next."""

@@ -267,7 +267,7 @@ def test_without_turns_a_run_is_the_one_that_it_always_was(
     config = (tmp_path / "run" / "config.toml").read_text()
     before = config.replace("spacing = 1\n", "").replace("bands = 1\n", "")
     assert before != config
-    assert pipeline._identity(before) == pipeline._identity(config)
+    assert pipeline.identity(before) == pipeline.identity(config)
 
     said = scenario.read_text() + "[recipe.user]\nspacing = 1\nbands = 1\n"
     (tmp_path / "said.toml").write_text(said)
