@@ -22,6 +22,7 @@ from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 from sottovoce.simulations.names import file_name, folder_name
+from sottovoce.simulations.population import books, store
 from sottovoce.simulations.runfile import Json, read_privacy
 
 SAME = 1e-6
@@ -149,12 +150,16 @@ def recount(run_folder: Path) -> Recount:
     """
     privacy = read_privacy(run_folder)
     kept = list(_kept(run_folder / "ledgers", privacy))
+    database = run_folder / "ledgers" / store.NAME
     return Recount(
         unit=privacy["unit"],
         promised=privacy["epsilon"],
         delta=privacy["delta"],
         counts=tuple(_count(one) for one in kept),
-        faults=tuple(_strangers(run_folder / "ledgers", {one.path for one in kept})),
+        faults=(
+            *_strangers(run_folder / "ledgers", {one.path for one in kept}),
+            *(books.faults(database, privacy) if database.exists() else ()),
+        ),
     )
 
 
@@ -178,9 +183,10 @@ def _kept(ledgers: Path, privacy: Json) -> Iterator[_Kept]:
     for world in privacy["worlds"]:
         fold = str(world["name"])
         folder = ledgers / folder_name(fold)
+        crowd = ledgers / store.NAME if "registered" in world else None
         for client, account in world["clients"].items():
             yield _Kept(
-                path=folder / f"{file_name(client)}.jsonl",
+                path=crowd or folder / f"{file_name(client)}.jsonl",
                 fold=fold,
                 client=client,
                 account=account,
@@ -231,6 +237,8 @@ def _count(kept: _Kept) -> Count:
 
 def _ledger(path: Path, client: str) -> Ledger:
     """A client's own ledger whose chain holds; a torn one is refused here and left as it is."""
+    if path.name == store.NAME:
+        return books.ledger_of(path, client)
     try:
         whole = path.read_bytes().endswith(b"\n")
     except OSError as error:

@@ -118,6 +118,8 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401
     add("scenario", nargs="?", help="a .toml file, or the name of a scenario such as demo")
     add("--corpus", help="whose users: ravdess, cremad, emodb, savee, tess, folder, synthetic")
     add("--data", help="the corpus's folder; for synthetic: speakers=24,clips=30,seed=7")
+    add("--users", type=int, help="with synthetic: a crowd of so many made-up users; see --cohort")
+    add("--cohort", type=int, help="how many of the crowd a round draws, on average")
     add("--protocol", help="which speakers test which model (default: the corpus's usual one)")
     add("--unit", help="what is protected: utterance (default), user, both or none")
     add("--epsilon", type=float, help="budget of every device's life (default 8)")
@@ -197,15 +199,31 @@ def _scenario(arguments: argparse.Namespace) -> Any:  # noqa: ANN401
     if arguments.scenario is None:
         if "corpus" not in given:
             raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
-        plain = scenarios.Scenario(**_delta_of_unit(given, ""))
+        crowd = _crowd(arguments, None)
+        plain = scenarios.Scenario(**_delta_of_unit(given, ""), population=crowd)
         return scenarios.settle(plain, model=arguments.model)
     found = find(arguments.scenario)
+    if arguments.users or arguments.cohort:
+        given["population"] = _crowd(arguments, found.population)
     changed = replace(found, **_delta_of_unit(given, found.unit))
     if arguments.model or changed.unit != found.unit:
         fresh: dict[str, Any] = {} if arguments.encoder else {"encoder": ""}
         rounds: dict[str, Any] = {} if arguments.rounds else {"rounds": 0}
         return scenarios.settle(replace(changed, **fresh, **rounds), model=arguments.model)
     return changed
+
+
+def _crowd(arguments: argparse.Namespace, known: Any) -> Any:  # noqa: ANN401
+    """The population that the options mean, from the scenario's own if it has one."""
+    from sottovoce.simulations.population.settings import PopulationSettings
+
+    names = ("users", "cohort")
+    given = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    if known is not None:
+        return replace(known, **given)
+    if given and set(given) != set(names):
+        raise SettingError("a crowd needs both --users and --cohort")
+    return PopulationSettings(**given) if given else None
 
 
 def _delta_of_unit(given: dict[str, Any], unit: str) -> dict[str, Any]:

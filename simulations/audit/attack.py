@@ -133,6 +133,11 @@ def audit(
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
     check.not_negative(seed=seed)
     run = read_run(run_folder)
+    if "population" in run:
+        raise SettingError(
+            f"{run_folder} is a run over a crowd; audits attack runs over a corpus's speakers: run "
+            "the same unit and recipe without a population, and audit that"
+        )
     case = open_case(run_folder, tell, progress)
     found = attacked(case, effort, seed=seed, progress=progress)
     content = validate_audit(plain(found))

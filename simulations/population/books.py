@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sottovoce.shared.errors import LedgerError
 from sottovoce.shared.privacy.release import Release
-from sottovoce.simulations.population.crowd import name_of
+from sottovoce.simulations.population.crowd import name_of, place_of
 from sottovoce.simulations.population.store import Store, StoredLedger
 from sottovoce.simulations.runfile import Json
 
@@ -56,15 +57,34 @@ def opened(store: Store, place: int) -> StoredLedger:
     return StoredLedger(store, place, owner=name_of(place), read_only=True)
 
 
+def ledger_of(database: Path, user: str) -> StoredLedger:
+    """The verified ledger of a user by name.
+
+    Raises:
+        LedgerError: There is none, or it is broken.
+        PrivacyError: The database cannot be used.
+    """
+    store = Store(database, read_only=True)
+    try:
+        ledger = opened(store, place_of(user))
+    finally:
+        store.close()
+    if not ledger.releases:
+        raise LedgerError(f"{database.name} holds no ledger of {user}")
+    return ledger
+
+
 def faults(database: Path, privacy: Json) -> list[str]:
     """What ``privacy.json`` says of how many devices are alike and does not hold.
 
     The ledger of each kind's first device is priced and compared elsewhere; see ``recount``.
     """
-    store = Store(database, read_only=True)
+    store = Store(database, read_only=True)  # a broken chain is a fault, and the last word
     try:
         users = privacy["worlds"][0]["registered"]
         found = {kind.user: kind.alike for kind in kinds(store, users)}
+    except LedgerError as error:
+        return [str(error)]
     finally:
         store.close()
     claimed = {

@@ -37,6 +37,11 @@ def name_of(place: int) -> str:
     return f"user-{place:09d}"
 
 
+def place_of(user: str) -> int:
+    """The place of a pseudonym that :func:`name_of` gave."""
+    return int(user.rpartition("-")[2])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unheard:
     """A clip of which there are only features."""
@@ -245,7 +250,7 @@ class MadeDevice(Device):
         return self._made()
 
 
-def device(crowd: Crowd, store: Store, job: Job, place: int) -> MadeDevice:
+def device(crowd: Crowd, store: Store, job: Job, plan: bytes, place: int) -> MadeDevice:
     """A user's device as its last message left it.
 
     Args:
@@ -253,6 +258,7 @@ def device(crowd: Crowd, store: Store, job: Job, place: int) -> MadeDevice:
         store: What outlived the last message.
         job: The run's, for those who enrolled for it: what enrolment prepares from public facts
             and the user's clips is prepared again, not kept.
+        plan: What :func:`agreement` makes of the job's plan, once for all devices.
         place: Which user, from 0.
     """
     vault = KeptVault(store, place, crowd.seed)
@@ -262,9 +268,14 @@ def device(crowd: Crowd, store: Store, job: Job, place: int) -> MadeDevice:
         ledger=StoredLedger(store, place, owner=name_of(place)),
         clips=lambda: crowd.held(place),
     )
-    if vault.agreed == _hash(job.plan.to_json().encode()):
+    if vault.agreed == plan:
         participant.prepare(made, job.plan, job.front, job.population)
     return made
+
+
+def agreement(job: Job) -> bytes:
+    """What a vault remembers of the job's plan."""
+    return _hash(job.plan.to_json().encode())
 
 
 def _hash(data: bytes) -> bytes:

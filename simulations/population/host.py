@@ -15,7 +15,7 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.simulations.population import behaviour
 from sottovoce.simulations.population.behaviour import Fate
-from sottovoce.simulations.population.crowd import Crowd, MadeDevice, device
+from sottovoce.simulations.population.crowd import Crowd, MadeDevice, agreement, device
 from sottovoce.simulations.population.settings import PopulationSettings
 from sottovoce.simulations.population.store import Store
 from sottovoce.simulations.population.voices import Voices
@@ -70,13 +70,14 @@ class PopulationHost:
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{folder} describes no crowd ({error}); remove it") from error
         self._job = Job.load(folder / SERVER)
+        self._plan = agreement(self._job)
         self.store = Store(database)
         self._group, self._began = "", time.monotonic()
         self._last = self._began
 
     def device(self, place: int) -> MadeDevice:
         """See ``Host``."""
-        return device(self._crowd, self.store, self._job, place)
+        return device(self._crowd, self.store, self._job, self._plan, place)
 
     def fate(self, place: int, group: str) -> str:
         """See ``Host``; those who are held out always answer."""

@@ -12,11 +12,12 @@ from sottovoce.server.checkpoint import replace_file
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.simulations import hearing, pipeline, promise, statement
-from sottovoce.simulations.hearing import Progress, Tell
+from sottovoce.simulations.hearing import Heard, Progress, Tell
+from sottovoce.simulations.material import Material
 from sottovoce.simulations.population.crowd import Crowd
 from sottovoce.simulations.population.settings import PopulationSettings
 from sottovoce.simulations.population.voices import fit
-from sottovoce.simulations.population.world import CrowdWorld
+from sottovoce.simulations.population.world import HELD_OUT, CrowdWorld
 from sottovoce.simulations.preparation import material_of, plan_of
 from sottovoce.simulations.reports import render
 from sottovoce.simulations.runfile import Json, validate_run, write_json
@@ -41,50 +42,19 @@ def simulate(
     """Run a scenario that has a population; arguments and errors as ``pipeline.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)
-    settings = _population(scenario)
-    drawn = _with_rate(scenario, settings)
-    hearing.check_encoder(scenario)
-    promise.check_budget(drawn)
+    promise.check_budget(with_rate(scenario))
     pipeline.check_folder(scenario, out, resume=resume)
-    with FeatureCache(hearing.cache_folder()) as cache:
-        heard = hearing.hear(scenario, cache, tell, progress)
-        public = hearing.hear_public(scenario, heard, cache, tell, progress)
-    replace_file(out / "config.toml", scenario.to_toml().encode())
-    folder = out / "checkpoints"
-    material = material_of(scenario, heard, public, folder)
-    name = hashlib.sha256("\n".join(pipeline.identity(scenario.to_toml())).encode()).hexdigest()
-    plan = plan_of(drawn, material, f"{name[:16]}/population")
-    voices = fit(material.labels, material.clips, material.features)
-    crowd = Crowd(
-        users=settings.users,
-        voices=voices,
-        clips=settings.clips,
-        labels=material.labels,
-        budgets=promise.budgets(scenario),
-        seed=scenario.seed,
-        enrolment=scenario.enrolment.partition(":")[0],
-        neutral=scenario.neutral_clips or 0,
-        head_clips=scenario.head_clips,
-    )
-    world = CrowdWorld(
-        folder=folder / "population",
-        ledgers=out / "ledgers",
-        plan=plan,
-        scenario=drawn,
-        material=material,
-        crowd=crowd,
-    )
+    heard, world = world_of(scenario, out, tell, progress)
     features_s, training = time.monotonic() - started, time.monotonic()
     scored = world.run()
     training_s = time.monotonic() - training
     privacy = _privacy(scenario, world)
     rounds = world.rounds()
-    used = sum(row["used"] for row in rounds)
     timing = {
         "feature_s": features_s,
         "training_s": training_s,
         "rounds_per_s": scenario.rounds / training_s,
-        "client_rounds_per_s": used / training_s,
+        "client_rounds_per_s": sum(map(_worked, rounds)) / training_s,
         "wall_s": time.monotonic() - started,
         "peak_rss_mb": max((row["rss_mb"] or 0.0 for row in rounds), default=0.0),
         "rss_growth_mb_per_round": growth(rounds),
@@ -100,6 +70,57 @@ def simulate(
     return run
 
 
+def world_of(
+    scenario: Scenario, out: Path, tell: Tell, progress: Progress
+) -> tuple[Heard, CrowdWorld]:
+    """Hear the voices that users are drawn from, and settle the run's one world.
+
+    Args:
+        scenario: Settled, with a population.
+        out: The run folder; the settled scenario is written there.
+        tell: Takes a line about what was found.
+        progress: Takes (what, done, total).
+    """
+    hearing.check_encoder(scenario)
+    with FeatureCache(hearing.cache_folder()) as cache:
+        heard = hearing.hear(scenario, cache, tell, progress)
+        public = hearing.hear_public(scenario, heard, cache, tell, progress)
+    replace_file(out / "config.toml", scenario.to_toml().encode())
+    drawn, folder = with_rate(scenario), out / "checkpoints"
+    material = material_of(drawn, heard, public, folder)
+    name = hashlib.sha256("\n".join(pipeline.identity(scenario.to_toml())).encode()).hexdigest()
+    world = CrowdWorld(
+        folder=folder / "population",
+        ledgers=out / "ledgers" / HELD_OUT,
+        plan=plan_of(drawn, material, f"{name[:16]}/population"),
+        scenario=drawn,
+        material=material,
+        crowd=_crowd(scenario, material),
+    )
+    return heard, world
+
+
+def _crowd(scenario: Scenario, material: Material) -> Crowd:
+    """Who the users are."""
+    settings = population_of(scenario)
+    return Crowd(
+        users=settings.users,
+        voices=fit(material.labels, material.clips, material.features),
+        clips=settings.clips,
+        labels=material.labels,
+        budgets=promise.budgets(scenario),
+        seed=scenario.seed,
+        enrolment=scenario.enrolment.partition(":")[0],
+        neutral=scenario.neutral_clips or 0,
+        head_clips=scenario.head_clips,
+    )
+
+
+def _worked(row: Json) -> int:
+    """How many devices did a round's work, their reply used or not."""
+    return int(row["used"] + row["dropped"] + row["late"])
+
+
 def growth(rounds: Sequence[Json]) -> float | None:
     """By how much resident memory grew a round after the third, on average, in MiB.
 
@@ -111,16 +132,16 @@ def growth(rounds: Sequence[Json]) -> float | None:
     return float((last[-1]["rss_mb"] - last[0]["rss_mb"]) / (last[-1]["round"] - last[0]["round"]))
 
 
-def _population(scenario: Scenario) -> PopulationSettings:
+def population_of(scenario: Scenario) -> PopulationSettings:
     """The scenario's population."""
     if scenario.population is None:
         raise SettingError("the scenario has no population; add a table [population]")
     return scenario.population
 
 
-def _with_rate(scenario: Scenario, settings: PopulationSettings) -> Scenario:
-    """The scenario whose recipe draws cohorts as the population says."""
-    user = replace(scenario.recipe.user, cohort_rate=settings.rate)
+def with_rate(scenario: Scenario) -> Scenario:
+    """The scenario whose recipe draws cohorts as its population says."""
+    user = replace(scenario.recipe.user, cohort_rate=population_of(scenario).rate)
     return replace(scenario, recipe=replace(scenario.recipe, user=user))
 
 

@@ -23,7 +23,7 @@ from sottovoce.simulations.engines import crowd as engine
 from sottovoce.simulations.material import Material
 from sottovoce.simulations.population import host
 from sottovoce.simulations.population.books import Kind, kinds
-from sottovoce.simulations.population.crowd import Crowd, name_of
+from sottovoce.simulations.population.crowd import Crowd, name_of, place_of
 from sottovoce.simulations.population.host import PopulationHost
 from sottovoce.simulations.population.settings import PopulationSettings
 from sottovoce.simulations.population.store import NAME, Store
@@ -41,7 +41,7 @@ class CrowdWorld(World):
 
     Args:
         folder: Where the server lives.
-        ledgers: The folder of the run's ledgers.
+        ledgers: Where a world of few users would keep its ledgers; all of these lie beside it.
         plan: The run's.
         scenario: The settled scenario, with a population.
         material: What public voices taught.
@@ -75,7 +75,7 @@ class CrowdWorld(World):
     @property
     def database(self) -> Path:
         """Where all ledgers of devices are."""
-        return self.ledgers / NAME
+        return self.ledgers.with_name(NAME)
 
     @cached_property
     def kinds(self) -> tuple[Kind, ...]:
@@ -105,14 +105,9 @@ class CrowdWorld(World):
         """Places of the held-out users."""
         return range(self.settings.users, self.settings.users + self.settings.held_out)
 
-    @property
-    def _kept_sums(self) -> Path:
-        """The server's ledger, beside the devices' database."""
-        return self.ledgers / "server.jsonl"
-
     def _opened(self, user: str) -> Device:
         """See ``World``."""
-        return self._host.device(int(user.rpartition("-")[2]))
+        return self._host.device(place_of(user))
 
     @cached_property
     def _host(self) -> PopulationHost:
