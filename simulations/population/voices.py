@@ -136,7 +136,8 @@ def fit(
         "manners": manners.reshape(len(order), len(labels), -1) / (len(order) - 1) ** 0.5,
         "rest": _root(rest),
     }
-    return Voices(**{name: part.float() for name, part in parts.items()})
+    # Contiguous, as a file gives them back: another layout sums in another order.
+    return Voices(**{name: part.float().contiguous() for name, part in parts.items()})
 
 
 def _means(rows: Tensor, group: Tensor, groups: int) -> Tensor:

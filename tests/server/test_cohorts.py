@@ -1,5 +1,6 @@
 """Cohorts out of a crowd: the right chance, nobody listed, secret on a real server."""
 
+import itertools
 import random
 import tracemalloc
 
@@ -23,7 +24,7 @@ def test_everyone_joins_with_the_rate_independently_of_neighbours(rate: float) -
         assert drawn == sorted(set(drawn))
         for place in drawn:
             joined[place] += 1
-        pairs += sum(b - a == 1 for a, b in zip(drawn, drawn[1:], strict=False))
+        pairs += sum(b - a == 1 for a, b in itertools.pairwise(drawn))
 
     spread = (rounds * rate * (1 - rate)) ** 0.5
     assert all(abs(count - rounds * rate) < 5 * spread for count in joined)
