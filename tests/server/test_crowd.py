@@ -1,0 +1,264 @@
+"""A run over a crowd, by its server alone: whom it asks, what it divides by, what it remembers."""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Error, Message
+
+from sottovoce.server.cohorts import Cohorts
+from sottovoce.server.crowd import MEMBERS, CrowdTraining
+from sottovoce.server.job import Job
+from sottovoce.server.members import Members
+from sottovoce.server.round import Aggregation, State, begin
+from sottovoce.shared import wire
+from sottovoce.shared.errors import EngineError, ModelError, SettingError
+from sottovoce.shared.front import identity
+from sottovoce.shared.models.flat import flatten
+from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.normaliser import EXACT_CENTRE, CentreRelease, unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.release import NoisedBy, UserNoise
+from sottovoce.shared.privacy.users import AdaptiveClip, UserPromise
+from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
+from sottovoce.simulations.engines import local
+
+USERS, RATE, INPUTS, LABELS = 1_000_000, 1e-3, 3, ("angry", "happy")
+QUIET = UserNoise(noise_multiplier=1e-9, clip_norm=5.0, noised_by=NoisedBy.SERVER)
+UPDATE = 0.01
+
+
+def _plan(*, rate: float = RATE, noise: UserNoise = QUIET) -> Plan:
+    return Plan(
+        run="crowd",
+        labels=LABELS,
+        extractor="x",
+        front=identity(INPUTS).digest(),
+        model=ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS)),
+        rounds=3,
+        training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
+        mechanism=NoPrivacy(),
+        centre=EXACT_CENTRE,
+        normaliser=None,
+        count_noise=0.0,
+        user=UserPromise(counts=noise, centre=noise, update=replace(noise, sample_rate=rate)),
+    )
+
+
+def _job(plan: Plan | None = None, *, users: int = USERS, rate: float = RATE, **more: Any) -> Job:
+    agreed = plan or _plan(rate=rate)
+    settings: dict[str, Any] = {
+        "plan": agreed,
+        "aggregation": Aggregation(weight_noise=1e9),
+        "weights": flatten(build(agreed.model, seed=0)),
+        "front": identity(INPUTS),
+        "population": unknown(INPUTS),
+        "devices": users,
+        "quorum": 0.01,
+        "simulated_seed": 3,
+        "crowd": Cohorts(users=users, rate=rate),
+    }
+    return Job(**settings | more)
+
+
+@pytest.fixture(autouse=True)
+def _identity() -> None:
+    """Flower builds no message before a task has an identity."""
+    local._identify()
+
+
+WEIGHTS = _job().weights
+
+
+class Grid:
+    """A million devices that all answer alike, but for those that ``fate`` silences."""
+
+    def __init__(self, nodes: int = USERS, *, answering: int = 1) -> None:
+        self.nodes, self.answering = range(nodes), answering
+        self.asked: list[tuple[str, str, list[int]]] = []
+        self.user_of: dict[int, str] = {}
+
+    def get_node_ids(self) -> Iterable[int]:
+        return self.nodes
+
+    def send_and_receive(self, messages: Iterable[Message], **_: object) -> list[Message]:
+        given = list(messages)
+        if given:
+            first = given[0].metadata
+            nodes = [one.metadata.dst_node_id for one in given]
+            self.asked.append((first.group_id, first.message_type, nodes))
+        return [self._answer(one) for one in given]
+
+    def _answer(self, message: Message) -> Message:
+        node, kind = message.metadata.dst_node_id, message.metadata.message_type
+        if node % self.answering:
+            return Message(Error(code=5, reason="asleep"), reply_to=message)
+        user, value = self.user_of.get(node, f"user-{node:09d}"), None
+        if kind == wire.TRAIN:
+            value = torch.full_like(WEIGHTS, UPDATE)
+        elif wire.EnrolRequest.read(message.content).tells:
+            value = torch.tensor([3.0, 1.0, 0.5, 0.0, 0.0])
+        reply = wire.Reply(user=user, status=wire.Status.OK, value=value)
+        return Message(reply.record(), reply_to=message)
+
+    def of(self, kind: str, group: str) -> list[int]:
+        """Nodes that were asked this in a round."""
+        return [n for g, k, nodes in self.asked if (g, k) == (group, kind) for n in nodes]
+
+
+def _train(folder: Path, grid: Grid, job: Job | None = None) -> CrowdTraining:
+    folder.mkdir(parents=True, exist_ok=True)
+    return CrowdTraining(job or _job(), folder, grid)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("answering", [1, 2, 5])
+def test_sums_are_divided_by_those_expected_whoever_comes(tmp_path: Path, answering: int) -> None:
+    """Dividing by those who came would tell who was drawn, which the price takes for a secret."""
+    grid, job = Grid(answering=answering), _job()
+    training = _train(tmp_path, grid)
+    founded = training._founded()
+    state = training._next(_begun(job), founded)
+
+    used = Members(tmp_path / MEMBERS).rounds()[1].used
+    assert used < 1_200 / answering
+    expected = job.weights + UPDATE * used / (USERS * RATE)
+    assert torch.allclose(state.weights, expected, atol=1e-6)
+    founders = Members(tmp_path / MEMBERS).rounds()[0].used
+    assert float(founded.centre[0]) == pytest.approx(0.5 * founders / (USERS * RATE), abs=1e-4)
+
+
+def test_without_a_promise_a_mean_is_over_those_who_came(tmp_path: Path) -> None:
+    job = _job(replace(_plan(), user=None))
+    training = _train(tmp_path, Grid(answering=5), job)
+    founded = training._founded()
+    state = training._next(_begun(job), founded)
+
+    assert torch.allclose(state.weights, job.weights + UPDATE, atol=1e-6)
+    assert founded.usual == pytest.approx(4.0)
+
+
+def test_a_device_is_asked_to_enrol_when_it_is_first_drawn_and_once(tmp_path: Path) -> None:
+    grid = Grid(2_000)
+    job = _job(_plan(rate=0.2), users=2_000, rate=0.2)
+    _train(tmp_path, grid, job).run()
+
+    enrolled = [node for n in range(4) for node in grid.of(wire.ENROL, str(n))]
+    assert len(enrolled) == len(set(enrolled)), "nobody twice"
+    for number in (1, 2, 3):
+        drawn = set(grid.of(wire.TRAIN, str(number)))
+        assert set(grid.of(wire.ENROL, str(number))) <= drawn <= set(enrolled)
+        tally = Members(tmp_path / MEMBERS).rounds()[number]
+        assert tally.newcomers == len(grid.of(wire.ENROL, str(number)))
+        assert tally.sampled == tally.used == len(drawn)
+    assert 2_000 not in enrolled
+    assert set(grid.of(wire.TRAIN, "1")) != set(grid.of(wire.TRAIN, "2"))
+
+
+def test_only_founders_tell_and_a_resumed_run_does_not_ask_them_again(tmp_path: Path) -> None:
+    grid = Grid()
+    first = _train(tmp_path, grid)._founded()
+    again = Grid()
+    kept = _train(tmp_path, again)._founded()
+
+    assert len(grid.of(wire.ENROL, "0")) > 800
+    assert again.asked == []
+    assert torch.equal(first.counts, kept.counts)
+    assert torch.equal(first.centre, kept.centre)
+
+
+def test_what_another_plan_founded_is_refused(tmp_path: Path) -> None:
+    _train(tmp_path, Grid())._founded()
+    other = _job(replace(_plan(), run="other"))
+    with pytest.raises(ModelError, match="another plan"):
+        _train(tmp_path, Grid(), other)._founded()
+
+
+def test_a_user_behind_two_nodes_counts_once(tmp_path: Path) -> None:
+    """Whoever enrols twice would be in a sum twice, and the sum is noised for once."""
+    grid = Grid(40)
+    grid.user_of = {node: f"user-{node // 2}" for node in range(40)}
+    job = _job(_plan(rate=1.0), users=40, rate=1.0)
+    training = _train(tmp_path, grid, job)
+    training._next(_begun(job), training._founded())
+
+    assert len(grid.of(wire.TRAIN, "1")) == 20
+    assert Members(tmp_path / MEMBERS).rounds()[1].used == 20
+
+
+def test_memory_goes_neither_with_the_crowd_nor_with_the_cohort(tmp_path: Path) -> None:
+    grid = Grid()
+    training = _train(tmp_path, grid)
+    training.run()
+
+    assert max(len(nodes) for _, _, nodes in grid.asked) <= 256
+    assert isinstance(training._all_nodes, range), "nobody listed the nodes"
+    sizes = {
+        name: len(value) for name, value in vars(training).items() if isinstance(value, dict | list)
+    }
+    assert all(size <= 256 for size in sizes.values()), sizes
+    assert Members(tmp_path / MEMBERS).count() > 3_000
+
+
+def test_the_silent_are_counted_and_do_not_fill_the_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = _train(tmp_path, Grid(answering=4))
+    training._next(_begun(_job()), training._founded())
+    tally = Members(tmp_path / MEMBERS).rounds()[1]
+
+    assert tally.sampled == tally.silent + tally.used + tally.refused
+    assert tally.silent > 2 * tally.used
+    assert not caplog.records
+
+
+def test_too_few_stop_the_run_with_the_way_out(tmp_path: Path) -> None:
+    training = _train(tmp_path, Grid(answering=10), _job(quorum=0.5))
+    with pytest.raises(EngineError, match=r"founding cohort: \d+ devices .* 1000 were expected"):
+        training._founded()
+
+
+@pytest.mark.parametrize(
+    ("plan", "says"),
+    [
+        (
+            replace(
+                _plan(rate=1.0),
+                mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=1.0, sum_norm=5.0),
+                centre=CentreRelease(radius=1.0, noise_multiplier=1.0),
+                count_noise=1.0,
+            ),
+            "unit user without secure",
+        ),
+        (_plan(rate=0.5), "drawn with rate 0.5, the crowd is drawn with 0.001"),
+    ],
+)
+def test_plans_that_a_crowd_cannot_keep_are_refused(tmp_path: Path, plan: Plan, says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        _train(tmp_path, Grid(), _job(plan))
+
+
+def test_a_bound_that_learns_is_refused(tmp_path: Path) -> None:
+    """The silent would be read as half within, and the bound would drift."""
+    adaptive = AdaptiveClip(start=1.0)
+    noise = replace(QUIET, clip_norm=adaptive.bound)
+    plan = _plan(noise=noise)
+    assert plan.user
+    with pytest.raises(SettingError, match="without adaptive"):
+        _train(tmp_path, Grid(), _job(replace(plan, user=replace(plan.user, adaptive=adaptive))))
+
+
+def test_a_grid_that_is_too_small_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(EngineError, match="the grid has 10 devices"):
+        _train(tmp_path, Grid(10))
+
+
+def test_a_job_keeps_its_crowd(tmp_path: Path) -> None:
+    _job().save(tmp_path)
+    assert Job.load(tmp_path).crowd == Cohorts(users=USERS, rate=RATE)
+
+
+def _begun(job: Job) -> State:
+    return begin(job.weights)
