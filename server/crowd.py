@@ -120,7 +120,9 @@ class CrowdTraining(Training):
         centre = RunningSum(self.job.front.inputs, self._bounds[1])
         request = self._enrolment(tells=True)
         for nodes in self._drawn(FOUNDING):
-            for reply in self._joining(nodes, request, size=classes + self.job.front.inputs):
+            for reply in self._joining(
+                FOUNDING, nodes, request, size=classes + self.job.front.inputs
+            ):
                 counts.add(reply[:classes])
                 centre.add(reply[classes:])
         self._enough(FOUNDING, counts.count)
@@ -150,7 +152,7 @@ class CrowdTraining(Training):
         record, joining = request.record(), self._enrolment(tells=False)
         updates = RunningSum(len(request.weights), self._bounds[2])
         for nodes in self._drawn(number):
-            self._joining(nodes, joining, size=0)
+            self._joining(number, nodes, joining, size=0)
             contents = {node: record for node in nodes if node in self._user_of}
             for device, reply in self._ask(contents, wire.TRAIN, size=len(request.weights)):
                 if device.node in contents and self._counts(reply) and reply.value is not None:
@@ -175,16 +177,19 @@ class CrowdTraining(Training):
             self._tally.sampled += len(places)
             yield [self._all_nodes[place] for place in places]
 
-    def _joining(self, nodes: Sequence[int], request: RecordDict, *, size: int) -> list[Tensor]:
-        """Ask those who are no members yet to enrol; what they told.
+    def _joining(
+        self, number: int, nodes: Sequence[int], request: RecordDict, *, size: int
+    ) -> list[Tensor]:
+        """Ask those who are no members yet to enrol in a round; what they told.
 
         Afterwards ``_user_of`` holds the members among these nodes, and nobody else.
         """
         self._user_of = self._members.users(nodes)
         fresh = [node for node in nodes if node not in self._user_of]
-        if self._group == str(FOUNDING):  # a founding cohort that was cut short tells again
+        # Those who joined in a try of this round that was cut short are newcomers still.
+        self._tally.newcomers += len(fresh) + self._members.joined(nodes, number)
+        if number == FOUNDING:  # and tell again
             fresh = list(nodes)
-        self._tally.newcomers += len(fresh)
         replies = self._ask(dict.fromkeys(fresh, request), wire.ENROL, size=size)
         given = {
             device.node: (device, reply)
@@ -194,7 +199,7 @@ class CrowdTraining(Training):
         self._tally.refused += len(replies) - len(given)
         known = dict(self._user_of)
         new = {node: device.user for node, (device, _) in given.items() if node not in known}
-        self._user_of = known | self._members.add(new)
+        self._user_of = known | self._members.add(new, number)
         self._tally.refused += len(given.keys() - self._user_of.keys())
         return [
             reply.value

@@ -101,8 +101,9 @@ class Job:
             "simulated_seed": self.simulated_seed,
             "held_out": str(self.held_out) if self.held_out else None,
             "groups": self.groups,
-            "crowd": asdict(self.crowd) if self.crowd else None,
         }
+        if self.crowd:
+            facts["crowd"] = asdict(self.crowd)
         if self.heads:
             facts["heads"] = str(self.heads)
         tensors = {name: getattr(self.population, name) for name in _population_fields()}
@@ -185,5 +186,5 @@ def _settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[s
         "held_out": Path(facts["held_out"]) if facts["held_out"] else None,
         "heads": Path(facts["heads"]) if facts.get("heads") else None,
         "groups": int(facts["groups"]),
-        "crowd": Cohorts(**facts["crowd"]) if facts.get("crowd") else None,
+        "crowd": Cohorts(**facts["crowd"]) if "crowd" in facts else None,
     }

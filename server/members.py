@@ -15,7 +15,9 @@ from sottovoce.shared.errors import ModelError
 
 _WAIT_S: Final = 30.0
 _TABLES: Final = """
-CREATE TABLE IF NOT EXISTS members (node INTEGER PRIMARY KEY, user TEXT NOT NULL UNIQUE) STRICT;
+CREATE TABLE IF NOT EXISTS members (
+    node INTEGER PRIMARY KEY, user TEXT NOT NULL UNIQUE, joined INTEGER NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, sampled INTEGER NOT NULL, newcomers INTEGER NOT NULL,
     silent INTEGER NOT NULL, refused INTEGER NOT NULL, used INTEGER NOT NULL
@@ -29,7 +31,7 @@ class Tally:
 
     Attributes:
         sampled: Devices that were drawn.
-        newcomers: Of them those who had not been asked before.
+        newcomers: Of them those who were no members when the round began.
         silent: Those from whom nothing came in time.
         refused: Those who gave nothing, or nothing that could be used.
         used: Those whose reply is in the sum.
@@ -69,8 +71,19 @@ class Members:
         with self._database() as database:
             return dict(database.execute(query, nodes).fetchall())
 
-    def add(self, joined: Mapping[int, str]) -> dict[int, str]:
+    def joined(self, nodes: Sequence[int], number: int) -> int:
+        """How many of some nodes became members in a round, this try of it or one before."""
+        marks = ",".join("?" * len(nodes))
+        query = f"SELECT COUNT(*) FROM members WHERE joined = ? AND node IN ({marks})"  # noqa: S608
+        with self._database() as database:
+            return int(database.execute(query, (number, *nodes)).fetchone()[0])
+
+    def add(self, joined: Mapping[int, str], number: int) -> dict[int, str]:
         """Take members in; those whose user is a member by another node are left out.
+
+        Args:
+            joined: Who joined, by node.
+            number: In which round.
 
         Returns:
             Who is a member now.
@@ -80,7 +93,7 @@ class Members:
                 node: user
                 for node, user in joined.items()
                 if database.execute(
-                    "INSERT OR IGNORE INTO members VALUES (?, ?)", (node, user)
+                    "INSERT OR IGNORE INTO members VALUES (?, ?, ?)", (node, user, number)
                 ).rowcount
             }
 

@@ -78,8 +78,9 @@ class EnrolRequest:
         facts: dict[str, Fact] = {
             "plan": self.plan.to_json(),
             "length": self.front.length,
-            "tells": self.tells,
         }
+        if not self.tells:  # said only where it is not the usual
+            facts["tells"] = False
         population = {
             name: getattr(self.population, name) for name in Population.__dataclass_fields__
         }
@@ -113,7 +114,7 @@ class EnrolRequest:
             raise MessageError(
                 f"front, population and model are {sorted(widths)} inputs wide; all must be alike"
             )
-        tells = facts.get("tells", True)  # servers from before there were latecomers ask all
+        tells = facts.get("tells", True)
         if not isinstance(tells, bool):
             raise MessageError(f"the message's tells is {tells!r}; it must be true or false")
         return cls(plan=plan, front=front, population=population, tells=tells)

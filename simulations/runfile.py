@@ -52,6 +52,15 @@ _SETS: Shape = {
 }
 _SPENT: Shape = {"epsilon": "number", "remaining": "number", "rounds": "whole"}
 
+_FATES = ("round", "sampled", "newcomers", "unavailable", "dropped", "late", "refused", "used")
+_POPULATION: Shape = {
+    "voices": "text",
+    "registered": "whole",
+    "cohort": "whole",
+    "asked": "whole",
+    "rounds": [dict.fromkeys(_FATES, "whole") | {"rss_mb": "number", "seconds": "number"}],
+}
+
 _RUN: Shape = {
     "corpus": {"name": "text", "clips": "whole", "speakers": "whole", "emotions": ["text"]},
     "protocol": {"name": "text", "folds": "whole", "enrolment": "text"},
@@ -107,6 +116,7 @@ _RUN: Shape = {
     },
     "timing": {"*": "number"},
     "exclusions?": {"*": "whole"},
+    "population?": _POPULATION,
 }
 
 _RELEASE: Shape = {
@@ -126,6 +136,7 @@ _ACCOUNT: Shape = {
     "budget": {"epsilon": "number", "delta": "number"},
     "ledger_sha256": "text",
     "releases": [_RELEASE],
+    "alike?": "whole",
 }
 _PRIVACY: Shape = {
     "unit": "unit",
@@ -147,7 +158,9 @@ _PRIVACY: Shape = {
     "assumptions": ["text"],
     "not_protected": ["text"],
     "tuned?": {"runs": "whole", "utterance?": "number", "user?": "number"},
-    "worlds": [{"name": "text", "clients": {"*": _ACCOUNT}, "server?": _ACCOUNT}],
+    "worlds": [
+        {"name": "text", "clients": {"*": _ACCOUNT}, "server?": _ACCOUNT, "registered?": "whole"}
+    ],
     "recompute": "text",
 }
 

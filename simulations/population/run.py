@@ -1,6 +1,7 @@
 """A run over a crowd, from scenario to run folder; see ``pipeline`` for runs over speakers."""
 
 import hashlib
+import resource
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,6 +57,7 @@ def simulate(
         "rounds_per_s": scenario.rounds / training_s,
         "client_rounds_per_s": sum(map(_worked, rounds)) / training_s,
         "wall_s": time.monotonic() - started,
+        "cpu_s": _cpu_s(),
         "peak_rss_mb": max((row["rss_mb"] or 0.0 for row in rounds), default=0.0),
         "rss_growth_mb_per_round": growth(rounds),
     }
@@ -114,6 +116,12 @@ def _crowd(scenario: Scenario, material: Material) -> Crowd:
         neutral=scenario.neutral_clips or 0,
         head_clips=scenario.head_clips,
     )
+
+
+def _cpu_s() -> float:
+    """Processor time of this process and of workers that have ended, in seconds."""
+    spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in spent)
 
 
 def _worked(row: Json) -> int:

@@ -86,6 +86,16 @@ def test_an_enrolment_is_read_as_it_was_sent() -> None:
     assert torch.equal(again.population.between, ENROL.population.between)
 
 
+def test_whether_counts_are_asked_for_is_read_as_it_was_sent() -> None:
+    assert wire.EnrolRequest.read(ENROL.record()).tells
+    late = replace(ENROL, tells=False).record()
+    assert not wire.EnrolRequest.read(late).tells
+
+    late.config_records["sottovoce"]["tells"] = "no"
+    with pytest.raises(MessageError, match="tells is 'no'"):
+        wire.EnrolRequest.read(late)
+
+
 def test_a_round_is_read_as_it_was_sent() -> None:
     again = wire.TrainRequest.read(TRAIN.record())
     assert (again.plan, again.round, again.denominator) == (TRAIN.plan, 2, 7.5)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import Message
 
+from sottovoce.server.cohorts import Cohorts
 from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.server.strategy import Device, Training
@@ -107,6 +108,23 @@ def test_a_mean_is_over_those_expected(plan: Plan, make_job: Any, tmp_path: Any)
     for came in (devices, devices[:1], []):
         mean = training._mean(request, came, contributing=10)
         assert torch.allclose(mean.float(), update * len(came) / (10 * RATE), atol=1e-6)
+
+
+def test_devices_on_disk_are_a_crowd_too(make_world: Any, plan: Plan) -> None:
+    """Cohorts need no population: the server's way with a crowd works over any engine."""
+    crowd = Cohorts(users=3, rate=RATE)
+    settings: dict[str, Any] = {"plan": plan, "simulated_seed": 3, "quorum": 1e-3, "crowd": crowd}
+    worlds = [make_world(name, **settings) for name in ("first", "again")]
+    for world in worlds:
+        world.run()
+
+    first, again = worlds
+    assert torch.equal(first.released(), again.released())
+    assert first.ledgers() == again.ledgers()
+    for user in ("ada", "ben", "cleo"):
+        booked = first.device(user).ledger.releases
+        assert sum(release.user.sums for release in booked if release.user) in (0, ROUNDS + 2)
+    assert first.device("dan").vault.has("head"), "who only receives takes the model"
 
 
 def _reply(node: int, update: torch.Tensor) -> wire.Reply:

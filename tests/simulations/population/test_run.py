@@ -1,0 +1,254 @@
+"""Whole runs over a crowd of 500: repeatable, resumable, accounted for, nothing a user on disk."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sottovoce import cli
+from sottovoce.server import checkpoint
+from sottovoce.shared.errors import SettingError
+from sottovoce.simulations.population.run import growth
+from sottovoce.simulations.population.world import CrowdWorld
+from sottovoce.simulations.recount import recount
+from sottovoce.simulations.runfile import read_privacy, read_run
+from sottovoce.simulations.scenario import Scenario
+
+USERS, HELD_OUT, ROUNDS = 500, 6, 4
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, read_crowd: Any) -> Path:
+    """One private run, started as a user starts it."""
+    home = tmp_path_factory.mktemp("crowd")
+    (home / "crowd.toml").write_text(read_crowd().to_toml())
+    status = cli.main(["simulate", str(home / "crowd.toml"), "--out", str(home / "r"), "--quiet"])
+    assert status == 0
+    return home / "r"
+
+
+def _rows(database: Path) -> list[tuple[int, int, bytes]]:
+    """Every line of every ledger."""
+    with sqlite3.connect(database) as opened:
+        return opened.execute("SELECT user, n, line FROM lines ORDER BY user, n").fetchall()
+
+
+def _result(world: CrowdWorld) -> tuple[dict[str, Any], list[Any], bytes, list[dict[str, Any]]]:
+    """All that a run came to, but for times and memory."""
+    weights = checkpoint.released(world.folder / "server")[0]
+    kept = world.folder.parent.parent / "ledgers" / "held-out.server.jsonl"
+    sums = kept.read_bytes() if kept.exists() else b""
+    rounds = [
+        {key: row[key] for key in row if key not in ("rss_mb", "seconds", "process")}
+        for row in world.rounds()
+    ]
+    return weights, _rows(world.database), sums, rounds
+
+
+def _same(one: Any, other: Any) -> None:
+    """Two results, bit for bit."""
+    for name in one[0]:
+        assert torch.equal(one[0][name], other[0][name])
+    assert one[1:] == other[1:]
+
+
+def test_every_round_is_accounted_for(finished: Path) -> None:
+    run = read_run(finished)
+    population = run["population"]
+    assert [row["round"] for row in population["rounds"]] == list(range(ROUNDS + 1))
+    for row in population["rounds"]:
+        missing = row["unavailable"] + row["dropped"] + row["late"] + row["refused"]
+        assert row["sampled"] == missing + row["used"]
+        assert row["newcomers"] <= row["sampled"]
+        assert row["rss_mb"] > 0
+    assert sum(row["unavailable"] for row in population["rounds"]) > 0
+    assert (run["clients"], population["registered"], run["engine"]) == (USERS, USERS, "local")
+    assert len(run["accuracy"]["per_speaker"]) == HELD_OUT
+    assert len(run["accuracy"]["by_round"]) == ROUNDS
+    assert "says nothing about real voices" in population["voices"]
+
+
+def test_nothing_on_disk_goes_by_user(finished: Path) -> None:
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert not any("user-" in path.name for path in files)
+    assert len(files) < 30
+    assert {path.name for path in (finished / "ledgers").iterdir()} == {
+        "population.sqlite",
+        "held-out.server.jsonl",
+    }
+
+
+def test_everyone_pays_for_the_whole_run_in_one_line(finished: Path) -> None:
+    """Those whom the founding cohort missed as well: who was in it is a secret."""
+    privacy = read_privacy(finished)
+    (account,) = privacy["worlds"][0]["clients"].values()
+    asked = {user for user, _, _ in _rows(finished / "ledgers" / "population.sqlite")}
+    contributors = {user for user in asked if user < USERS}
+
+    assert account["alike"] == len(contributors)
+    assert read_run(finished)["population"]["asked"] == len(contributors)
+    gradient = [one for one in account["releases"] if one["kind"] == "gradient"]
+    assert [(one["steps"], one["sample_rate"]) for one in gradient] == [(ROUNDS, 0.04)]
+    server = privacy["worlds"][0]["server"]
+    assert account["epsilon"] == pytest.approx(server["epsilon"])
+    assert account["epsilon"] <= 8.0
+
+
+def test_the_books_agree_and_a_changed_line_shows(finished: Path, tmp_path: Path) -> None:
+    assert recount(finished).agrees
+    shutil.copytree(finished, tmp_path / "r")
+    with sqlite3.connect(tmp_path / "r" / "ledgers" / "population.sqlite") as database:
+        database.execute("DROP TRIGGER lines_remain")
+        last = database.execute("SELECT MAX(user) FROM lines WHERE user < 500").fetchone()[0]
+        database.execute("DELETE FROM lines WHERE user = ? AND n = 2", (last,))
+    found = recount(tmp_path / "r")
+
+    assert not found.agrees
+    assert "lines were dropped" in "\n".join(found.lines())
+
+
+def test_a_crowd_that_is_larger_than_told_shows(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "r")
+    privacy = json.loads((tmp_path / "r" / "privacy.json").read_text())
+    for account in privacy["worlds"][0]["clients"].values():
+        account["alike"] -= 1
+    (tmp_path / "r" / "privacy.json").write_text(json.dumps(privacy))
+    assert "devices are said to be like" in "\n".join(recount(tmp_path / "r").lines())
+
+
+def test_an_audit_says_what_it_attacks_instead(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["audit", str(finished), "--quiet"]) == 2
+    assert "run the same unit and recipe without a population" in capsys.readouterr().err
+
+
+def test_a_run_goes_on_only_with_its_own_scenario(
+    finished: Path, read_crowd: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "other.toml").write_text(read_crowd(more="hours = 12.0").to_toml())
+    words = ["simulate", str(tmp_path / "other.toml"), "--out", str(finished), "--resume"]
+    assert cli.main([*words, "--quiet"]) == 2
+    assert "another scenario" in capsys.readouterr().err
+
+
+def test_the_number_of_workers_changes_nothing(make_crowd_world: Any, tmp_path: Path) -> None:
+    results = []
+    for workers in (1, 2, 4):
+        world = make_crowd_world(tmp_path / str(workers), rounds=2, workers=workers)
+        world.run()
+        results.append(_result(world))
+    for other in results[1:]:
+        _same(results[0], other)
+
+
+@pytest.mark.parametrize("unit", ["user", "none"])
+def test_killed_and_resumed_it_is_the_same_run(
+    make_crowd_world: Any, tmp_path: Path, unit: str
+) -> None:
+    """Kill -9 at any moment: whatever the disk holds then, the end is the same, bit for bit."""
+    straight = make_crowd_world(tmp_path / "straight", unit=unit)
+    straight.run()
+    world = make_crowd_world(tmp_path / "killed", unit=unit)
+    kills = 0
+    for delay in (0.05, 0.3, 0.6, 0.9, 1.4):
+        kills += _killed_after(world, delay)
+    world = make_crowd_world(tmp_path / "killed", unit=unit)
+    world.run()
+
+    assert kills >= 2, "a run that nothing interrupted shows nothing"
+    _same(_result(straight), _result(world))
+
+
+def _killed_after(world: CrowdWorld, seconds: float) -> bool:
+    """Run a world in a child that is killed; whether it was still at it."""
+    child = os.fork()
+    if child == 0:  # pragma: no cover  (it is killed)
+        torch.set_num_threads(1)
+        world.run()
+        os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def test_a_run_without_a_promise_promises_nothing(make_crowd_world: Any, tmp_path: Path) -> None:
+    world = make_crowd_world(tmp_path / "open", unit="none", rounds=2)
+    world.run()
+
+    assert world.sums() is None
+    assert len(world.kinds) > 1, "devices differ by how many rounds they joined"
+    assert all(
+        release.mechanism.value in ("none", "encryption")
+        for kind in world.kinds
+        for release in kind.ledger.releases
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"unit": "utterance"}, "over a population unit is 'utterance'"),
+        ({"unit": "user", "secure": True}, "secure True"),
+        ({"engine": "ray"}, "engine must be local"),
+        ({"baselines": ("central",)}, "there are no baselines"),
+        ({"user_delta": 0.01}, "it must be below 0.002"),
+        ({"corpus": "ravdess"}, "it must be synthetic"),
+    ],
+)
+def test_what_a_crowd_cannot_keep_is_refused(
+    read_crowd: Any, change: dict[str, Any], says: str
+) -> None:
+    from dataclasses import replace
+
+    usual: Scenario = read_crowd()
+    with pytest.raises(SettingError, match=says):
+        replace(usual, **change)
+
+
+def test_a_table_that_lacks_users_is_refused(read_crowd: Any) -> None:
+    from sottovoce.simulations import reading
+
+    text = read_crowd().to_toml().replace("users = 500\n", "")
+    with pytest.raises(SettingError, match="population lacks users"):
+        reading.read(text, source="x")
+
+
+def test_a_scenario_without_a_population_is_written_as_ever() -> None:
+    """Its name is a hash of these lines: another line would make every run another run."""
+    assert "population" not in Scenario(corpus="synthetic").to_toml()
+
+
+def test_the_settled_scenario_repeats_the_run(read_crowd: Any) -> None:
+    from sottovoce.simulations import reading
+
+    usual = read_crowd(more="hours = 7.5")
+    assert reading.read(usual.to_toml(), source="x") == usual
+
+
+def test_growth_is_counted_after_the_third_round_of_one_process() -> None:
+    def row(number: int, mb: float, process: int = 1) -> dict[str, float]:
+        return {"round": number, "rss_mb": mb, "process": process}
+
+    rows = [row(0, 100), row(1, 300), row(2, 350), row(3, 360), row(4, 361), row(5, 363)]
+    assert growth(rows) == pytest.approx(1.5)
+    assert growth([*rows[:4], row(4, 90, 2), row(5, 92, 2)]) == pytest.approx(2.0)
+    assert growth(rows[:4]) is None
+
+
+def test_the_command_line_makes_a_crowd_of_a_corpus_of_voices() -> None:
+    words = ["simulate", "--corpus", "synthetic", "--unit", "user", "--users", "1000"]
+    parser = cli._parser()
+    made = cli._scenario(parser.parse_args([*words, "--cohort", "10", "--delta", "1e-5"]))
+    assert (made.population.users, made.population.cohort, made.user_delta) == (1000, 10, 1e-5)
+    with pytest.raises(SettingError, match="both --users and --cohort"):
+        cli._scenario(parser.parse_args([*words, "--delta", "1e-5"]))
+    shelf = cli._scenario(parser.parse_args(["simulate", "crowd", "--cohort", "500"]))
+    assert (shelf.population.users, shelf.population.cohort) == (1_000_000, 500)
