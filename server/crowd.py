@@ -218,7 +218,7 @@ class CrowdTraining(Training):
 
     def _divisor(self, used: int) -> float:
         """What a sum is divided by: those expected, where who came is a secret."""
-        return self._cohorts.expected if self.job.plan.user else float(used)
+        return self._cohorts.expected if self.job.plan.user else float(max(used, 1))
 
     def _enough(self, number: int, used: int) -> None:
         """Keep what became of a round.
