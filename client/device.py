@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.vault import Vault, write_file
-from sottovoce.shared import crypto, seeds
+from sottovoce.shared import crypto, normaliser, seeds
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget, Ledger
@@ -309,6 +309,22 @@ class Device:
         if bytes(kept["stamp"].tolist()) != _stamp(booked):
             return None
         return kept["value"]
+
+
+def enrolment(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
+    """Features of the clips that enrol a user, and whether they are known to be neutral.
+
+    Args:
+        folder: An existing device; its ledger is not touched.
+        vault: The device's.
+
+    Returns:
+        Shape (utterances, features), one row an utterance; of frames, their mean.
+    """
+    kept = vault.get_tensors("clips")
+    features, frames = kept["features"][kept["enrols"]], kept["frames"][kept["enrols"]]
+    rows = normaliser.summarise(features.float(), frames)
+    return rows, _read_facts(folder / _FACTS).neutral_enrolment
 
 
 class Randomness:

@@ -6,21 +6,22 @@ says so. Without a device, or with one that knows nothing of this model, populat
 prior stand in for the user.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
+from sottovoce.client.listener import Listener
 from sottovoce.client.vault import Vault
 from sottovoce.shared import audio, check, conformal, quality
 from sottovoce.shared import head as heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
-from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.errors import AudioError, ModelError, SettingError
 from sottovoce.shared.examples import LONGEST_FRAMES, stack
 from sottovoce.shared.features import extract
 from sottovoce.shared.features.extract import Extractor
@@ -71,6 +72,7 @@ class Recogniser:
             coin toss. An app that bears a risk r of a wrong answer takes 1 - r: it holds as far as
             confidences are calibrated.
         coverage: How often a prediction's set shall hold the true emotion, in (0, 1).
+        listener: Learns this user's mean from what is heard; None learns nothing.
 
     Raises:
         SettingError: A confidence outside [0, 1], or a coverage outside (0, 1).
@@ -84,6 +86,7 @@ class Recogniser:
         *,
         least_confidence: float | None = None,
         coverage: float = conformal.COVERAGE,
+        listener: Listener | None = None,
     ) -> None:
         if least_confidence is None:
             least_confidence = min(_TWICE_CHANCE / len(bundle.labels), _COIN_TOSS)
@@ -98,6 +101,7 @@ class Recogniser:
         self._limit = _limit(bundle, self.person, coverage)
         self._extractor: Extractor = _extractor(bundle)
         self._network: Network = bundle.network()
+        self._listener = listener
 
     @classmethod
     def open(
@@ -123,8 +127,11 @@ class Recogniser:
             PrivacyError: The vault is damaged, or its key is not its owner's alone.
         """
         bundle = Bundle.load(model)
-        person = None if device is None else of_device(bundle, device)
-        return cls(bundle, person, least_confidence=least_confidence, coverage=coverage)
+        limits: dict[str, Any] = {"least_confidence": least_confidence, "coverage": coverage}
+        if device is None:
+            return cls(bundle, **limits)
+        person = of_device(bundle, device)
+        return cls(bundle, person, listener=Listener(device, bundle), **limits)
 
     def predict(self, signal: Signal) -> Prediction:
         """Recognise one recording.
@@ -151,6 +158,57 @@ class Recogniser:
             reason = f"{self._extractor.name} gave values that are not finite"
             return self._fallback(reason, _names(measured), "record again")
         return self._judged(self.probabilities(features), measured)
+
+    def learn(self, signal: Signal) -> str:
+        """Learn the user's voice from one recording, whatever its emotion; nothing leaves.
+
+        What is kept is its features, sealed in the device's vault, not its sound. Predictions
+        from here on take it into account.
+
+        Args:
+            signal: The user speaking, and nobody else.
+
+        Returns:
+            The recording's name, for :meth:`forget`.
+
+        Raises:
+            SettingError: There is no device, or a model that takes nobody's mean off.
+            AudioError: A recording that the quality gate refuses: nothing is learned from silence.
+            ModelError: Features that are not what the model reads.
+            PrivacyError: The vault cannot be read or written.
+        """
+        listener = self._listening()
+        if not bool(signal.samples.isfinite().all()):
+            raise AudioError("the recording holds NaN or infinite samples; nothing was learned")
+        measured = quality.gate(signal)
+        if not measured.usable:
+            raise AudioError(f"the recording is {measured.reason}; nothing was learned from it")
+        name = listener.learn(self._extractor(audio.resample(signal, audio.RATE)))
+        self._hear(listener)
+        return name
+
+    def forget(self, name: str) -> None:
+        """Forget a recording that was learned from: afterwards it has never been heard.
+
+        Raises:
+            SettingError: There is no device, or it keeps no recording of that name.
+            PrivacyError: The vault cannot be read or written.
+        """
+        listener = self._listening()
+        listener.forget(name)
+        self._hear(listener)
+
+    def _listening(self) -> Listener:
+        """What learns, where there is a device to keep it."""
+        if self._listener is None:
+            raise SettingError("there is no device to keep what is learned; open one with device=")
+        return self._listener
+
+    def _hear(self, listener: Listener) -> None:
+        """Take off what the device knows now."""
+        mean = listener.mean()
+        usual = self.bundle.centre if mean is None else mean
+        self.person = replace(self.person, mean=usual, own_mean=mean is not None)
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Chance of each emotion, shape (classes,), float64, from one recording's features.
@@ -266,7 +324,7 @@ def of_device(bundle: Bundle, device: Path) -> Person:
     if not Device.exists(device):
         raise SettingError(f"{device} holds no device; name the folder of one, or leave it out")
     vault = Vault.open(device / "vault")
-    mean = _own_mean(bundle, vault)
+    mean = Listener(device, bundle).mean()
     calibrator = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior)
     head, scores = calibrator.head(), calibrator.scores()
     return Person(
@@ -288,19 +346,6 @@ def _limit(bundle: Bundle, person: Person, coverage: float) -> float | None:
 def _alike(head: Head, usual: Head) -> bool:
     """Whether a head says nothing of its user: it is the usual one, as where nobody labelled."""
     return head.log_temperature == usual.log_temperature and torch.equal(head.bias, usual.bias)
-
-
-def _own_mean(bundle: Bundle, vault: Vault) -> Tensor | None:
-    """The user's mean, if it was learned behind this model's front."""
-    if not bundle.user_mean or not vault.has("normaliser"):
-        return None
-    kept = vault.get_tensors("normaliser")
-    front = bytes(kept["front"].tolist()) if "front" in kept else b""
-    mean = kept["mean"]
-    fits = mean.shape == bundle.centre.shape and bool(mean.isfinite().all())
-    if not fits or front.hex() != bundle.front.digest():
-        return None
-    return None if torch.equal(mean, bundle.centre) else mean  # nobody enrolled
 
 
 def _names(measured: Quality) -> tuple[str, ...]:

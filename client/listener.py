@@ -1,0 +1,222 @@
+"""The user's normaliser on the device, learned from speech that nobody labelled.
+
+What is kept, sealed in the vault, is one row of features for each utterance that was learned from:
+not sums, because what a row tells depends on the model, and because sums could not be undone to
+the last bit. The mean is computed anew from the rows that are kept, in milliseconds. So forgetting
+is exact: afterwards the mean is the one of a device that never heard the utterance. (What a full
+store let go to make room for it does not come back.)
+
+Nothing here leaves the device, and nothing is booked: the mean is used for prediction only.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.client import device as devices
+from sottovoce.client.device import Device
+from sottovoce.client.vault import Vault
+from sottovoce.shared import unlabelled
+from sottovoce.shared.bundle import Bundle
+from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.front import finish
+
+MOST: Final = 200
+"""Utterances that are kept; the oldest make room for new ones. More hardly move a mean."""
+
+_NAME: Final = "heard"
+_ID_DIGITS: Final = 32
+
+
+class Listener:
+    """Learns one user's mean under one model.
+
+    Args:
+        folder: The user's device folder.
+        bundle: The model.
+
+    Raises:
+        SettingError: There is no device.
+        PrivacyError: The vault is damaged, or its key is not its owner's alone.
+    """
+
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        self._folder: Final = folder
+        self._vault: Final = _vault(folder)
+        self._bundle: Final = bundle
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """Names of the utterances that were learned from, the oldest first."""
+        return self._kept()[0]
+
+    def learn(self, features: Tensor) -> str:
+        """Learn from one utterance of the user, whatever its emotion.
+
+        Args:
+            features: What the model's extractor gave, shape (features,).
+
+        Returns:
+            Its name, for :meth:`forget`: a hash of the features, so that an utterance that comes
+            twice counts once.
+
+        Raises:
+            SettingError: The model takes nobody's mean off, or reads frames.
+            ModelError: Features of another width, or that are not finite; nothing was learned.
+            PrivacyError: The vault cannot be read or written; what was kept before is kept still.
+
+        What another extractor heard is let go: this model cannot read it.
+        """
+        self._check(features)
+        row = features.detach().float().contiguous()
+        name = hashlib.sha256(row.numpy().tobytes()).hexdigest()[:_ID_DIGITS]
+        names, rows = self._kept()
+        if name not in names:
+            rows = torch.cat([rows, row[None]])[-MOST:]
+            _write(self._vault, self._bundle.extractor, (*names, name)[-MOST:], rows)
+        return name
+
+    def forget(self, name: str) -> None:
+        """Forget one utterance; see :func:`forget`."""
+        forget(self._folder, name)
+
+    def mean(self) -> Tensor | None:
+        """What to take off for this user, shape (inputs,), float32.
+
+        From everything that was heard; where that is nothing, as the last run enrolled the user;
+        None where that is nothing either, or stands behind another front.
+
+        Raises:
+            PrivacyError: What is kept is damaged.
+        """
+        if not self._bundle.user_mean:
+            return None
+        features = self._kept()[1]
+        return self._heard_mean(self._rows(features)) if len(features) else self._enrolled_mean()
+
+    def _heard_mean(self, rows: Tensor) -> Tensor:
+        """The user's mean from enrolment and what was heard since, shape (inputs,)."""
+        enrolled, neutral = self._enrolled()
+        known, loose = (enrolled, rows) if neutral else (rows[:0], torch.cat([enrolled, rows]))
+        belief = unlabelled.begin(known, self._bundle.population)
+        mean = unlabelled.estimate(
+            loose,
+            self._neutral(loose, belief.mean),
+            belief,
+            self._bundle.population,
+            even=unlabelled.even_share(self._bundle.labels),
+        )
+        return self._bundle.centre + mean
+
+    def _enrolled_mean(self) -> Tensor | None:
+        """The user's mean as a run left it, if it was learned behind this model's front."""
+        if not self._vault.has("normaliser"):
+            return None
+        kept = self._vault.get_tensors("normaliser")
+        front = bytes(kept["front"].tolist()) if "front" in kept else b""
+        mean, centre = kept["mean"], self._bundle.centre
+        fits = mean.shape == centre.shape and bool(mean.isfinite().all())
+        if not fits or front.hex() != self._bundle.front.digest():
+            return None
+        return None if torch.equal(mean, centre) else mean  # nobody enrolled
+
+    def _rows(self, features: Tensor) -> Tensor:
+        """Features behind the front, the centre taken off, broken ones left out."""
+        rows = self._bundle.front.project(features) - self._bundle.centre
+        return rows[rows.isfinite().all(1)]
+
+    def _enrolled(self) -> tuple[Tensor, bool]:
+        """Rows of the clips that enrolled the user, and whether they are known to be neutral."""
+        features, neutral = devices.enrolment(self._folder, self._vault)
+        if features.shape[1:] != self._bundle.front.mean.shape:  # of another extractor
+            features = features.new_zeros(0, self._bundle.front.mean.shape[0])
+        return self._rows(features), neutral
+
+    def _neutral(self, rows: Tensor, mean: Tensor) -> Tensor:
+        """The shared model's chance that each utterance is neutral, shape (utterances,)."""
+        single = torch.ones(len(rows), dtype=torch.int64)
+        inputs = finish(rows, mean, single, length=self._bundle.front.length)
+        with torch.no_grad():
+            chances = torch.softmax(self._bundle.network()(inputs, single), 1)
+        places = [label in unlabelled.NEUTRAL for label in self._bundle.labels]
+        return chances[:, torch.tensor(places)].sum(1)
+
+    def _check(self, features: Tensor) -> None:
+        """Refuse what nothing can be learned from."""
+        if not self._bundle.user_mean:
+            raise SettingError("this model takes nobody's mean off: there is nothing to learn")
+        if self._bundle.spec.pooling != "none":
+            raise SettingError("this model reads frames, from which no mean is learned yet")
+        width = self._bundle.front.mean.shape
+        if features.shape != width or not bool(features.isfinite().all()):
+            raise ModelError(
+                f"features of shape {tuple(features.shape)}; {tuple(width)} finite numbers are "
+                "needed: nothing was learned"
+            )
+
+    def _kept(self) -> tuple[tuple[str, ...], Tensor]:
+        """Names and features of what this model's extractor heard; another's tell it nothing."""
+        extractor, names, rows = _read(self._vault)
+        if extractor != self._bundle.extractor:
+            return (), torch.zeros(0, self._bundle.front.mean.shape[0])
+        return names, rows
+
+
+def heard(folder: Path) -> tuple[str, ...]:
+    """Names of the utterances that a device learned from, the oldest first; errors as below."""
+    return _read(_vault(folder))[1]
+
+
+def forget(folder: Path, name: str) -> None:
+    """Forget one utterance: its features go, and with them all that they told.
+
+    Args:
+        folder: The user's device folder.
+        name: What :meth:`Listener.learn` gave.
+
+    Guarantees:
+        - Afterwards the user's mean is, to the last bit, what it would be without the utterance.
+
+    Raises:
+        SettingError: There is no device, or it keeps no utterance of that name.
+        PrivacyError: The vault cannot be read or written; the utterance is kept still.
+    """
+    vault = _vault(folder)
+    extractor, names, rows = _read(vault)
+    if name not in names:
+        held = ", ".join(names) or "none"
+        raise SettingError(f"{folder} keeps no utterance {name!r}; it keeps {held}")
+    left = [place for place, other in enumerate(names) if other != name]
+    _write(vault, extractor, [names[place] for place in left], rows[left])
+
+
+def _vault(folder: Path) -> Vault:
+    """A device's vault."""
+    if not Device.exists(folder):
+        raise SettingError(f"{folder} holds no device; name the folder of one")
+    return Vault.open(folder / "vault")
+
+
+def _read(vault: Vault) -> tuple[str, tuple[str, ...], Tensor]:
+    """Extractor, names and features, shape (utterances, features), as they lie in the vault."""
+    if not vault.has(_NAME):
+        return "", (), torch.zeros(0, 0)
+    kept = vault.get_tensors(_NAME)
+    try:
+        about = json.loads(bytes(kept["about"].tolist()))
+        extractor, names, rows = str(about["extractor"]), tuple(about["names"]), kept["rows"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise PrivacyError(f"what the device heard is damaged ({error}); delete {_NAME}") from error
+    return extractor, names, rows
+
+
+def _write(vault: Vault, extractor: str, names: Sequence[str], rows: Tensor) -> None:
+    """Keep names and features together, in one atomic write."""
+    words = json.dumps({"extractor": extractor, "names": list(names)}).encode()
+    about = torch.frombuffer(bytearray(words), dtype=torch.uint8)
+    vault.put_tensors(_NAME, {"rows": rows, "about": about})
