@@ -94,10 +94,15 @@ def people(run: Path, corpora: Path) -> list[Person]:
         ModelError: What the run kept is damaged.
         CorpusError: The corpus is not there.
     """
-    config: dict[str, Any] = tomllib.loads((run / "config.toml").read_text())
-    chosen = protocol(config["protocol"], open_corpus(config["corpus"], corpora / config["corpus"]))
+    about = config(run)
+    chosen = protocol(about["protocol"], open_corpus(about["corpus"], corpora / about["corpus"]))
     clips = {clip.clip_id: clip for clip in chosen.corpus.clips}
     return [person for fold in chosen.folds for person in _of_fold(run, fold, clips)]
+
+
+def config(run: Path) -> dict[str, Any]:
+    """The scenario of a finished run, as it was settled."""
+    return tomllib.loads((run / "config.toml").read_text())
 
 
 def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Person]:
@@ -107,7 +112,7 @@ def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Perso
     heard = [clips[name] for name in facts["clips"]]
     logits = torch.from_numpy(np.log(np.maximum(kept["before"], _LEAST)))
     labels = torch.from_numpy(kept["labels"]).long()
-    start, told = _prior(run, folder, logits.shape[1])
+    start, told = heads_prior(run, folder, logits.shape[1])
     for speaker in fold.test:
         own = [place for place, clip in enumerate(heard) if clip.speaker == speaker]
         yield Person(
@@ -121,7 +126,7 @@ def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Perso
         )
 
 
-def _prior(run: Path, folder: Path, classes: int) -> tuple[HeadPrior, Scores | None]:
+def heads_prior(run: Path, folder: Path, classes: int) -> tuple[HeadPrior, Scores | None]:
     """The prior of the fold's model, with public scores, and the scores that users told of."""
     public = run / "checkpoints" / "held_out.safetensors"
     if not public.is_file():

@@ -64,7 +64,7 @@ def open_plan(scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: 
 def _asked(scenario: Scenario) -> CalibrationRelease | None:
     """What devices are asked of calibration, without noise; None where they are asked nothing."""
     recipe = scenario.recipe
-    if not recipe.calibration_share:
+    if not recipe.calibration_share or scenario.population:  # a crowd is not asked again
         return None
     return CalibrationRelease(noise_multiplier=0.0, taken_back=recipe.calibration_taken_back)
 

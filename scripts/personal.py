@@ -1,0 +1,298 @@
+"""What enrolment and labels are worth: docs/results/personal.md from finished run folders.
+
+    python scripts/personal.py --corpora ../shared/corpora --runs runs/results
+
+Nothing is trained: run folders keep models, the cache keeps features. Needed are runs with
+``--enrolment none`` and ``--enrolment all``, as ``scripts/results.py`` makes them.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sottovoce.shared import seeds
+from sottovoce.simulations import enrolled, streams, worth
+from sottovoce.simulations.enrolled import Speaker
+from sottovoce.simulations.personal import Judged, Person
+from sottovoce.simulations.protocols import enrolment_split
+
+CLIPS = (0, 1, 2, 5, 10)
+DRAWS, SEED = 5, 0
+PROTOCOLS = ("ravdess8-6fold", "cremad4-5fold", "cremad6-5fold", "emodb7-loso")
+UNITS = ("none", "utterance")
+MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
+KINDS = {"neutral": "k neutral clips", "all": "all clips, unlabelled"}
+Json = Mapping[str, Any]
+Columns = Mapping[str, torch.Tensor]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every pair of runs that is there, then write the page."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--only", default="", help="measure only lines whose name contains this")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    kept = arguments.out / "personal.json"
+    found = json.loads(kept.read_text()) if arguments.only and kept.is_file() else {}
+    names = [f"{protocol}-{unit}" for protocol in PROTOCOLS for unit in UNITS]
+    for name in names:
+        runs = [arguments.runs / f"{name}-{enrolment}-0" for enrolment in ("none", "all")]
+        if arguments.only in name and all((run / "run.json").is_file() for run in runs):
+            print(name, flush=True)
+            found[name] = _measured(*runs, arguments.corpora)
+    found = {name: found[name] for name in names if name in found}
+    kept.write_text(json.dumps(found, indent=1) + "\n")
+    (arguments.out / "personal.md").write_text(page(found))
+    return 0
+
+
+def _measured(without: Path, behind: Path, corpora: Path) -> dict[str, Any]:
+    """All figures of one protocol and promise, from the run without users' means and with."""
+    described = json.loads((without / "run.json").read_text())
+    pairs = list(
+        zip(enrolled.speakers(without, corpora), enrolled.speakers(behind, corpora), strict=True)
+    )
+    return {
+        "protocol": described["protocol"]["name"],
+        "unit": described["unit"],
+        "epsilon": described["privacy"]["epsilon"],
+        "enrolled": {kind: _by_clips(pairs, kind) for kind in KINDS},
+        "streams": _streams([own for _, own in pairs]),
+    }
+
+
+def _by_clips(pairs: Sequence[tuple[Speaker, Speaker]], kind: str) -> dict[str, Json]:
+    """Before and after, by the number of clips."""
+    return {
+        str(clips): _figures(
+            [
+                _enrolled(usual, usual if kind == "neutral" else own, kind, clips, draw)
+                for usual, own in pairs
+                for draw in range(DRAWS if clips else 1)
+            ]
+        )
+        for clips in CLIPS
+    }
+
+
+def _enrolled(
+    usual: Speaker, own: Speaker, kind: str, clips: int, draw: int
+) -> tuple[Speaker, list[int], Columns]:
+    """One draw: who, what is scored, and probabilities by column."""
+    given = enrolment_split(
+        usual.clips,
+        neutral=clips if kind == "neutral" else 0,
+        labelled=clips,
+        seed=seeds.derive(SEED, "personal", draw),
+    )
+    places = {clip.clip_id: place for place, clip in enumerate(usual.clips)}
+    neutral, labelled, scored = (
+        [places[clip.clip_id] for clip in part]
+        for part in (given.neutral, given.labelled, given.scored)
+    )
+    everything = range(len(own.clips))
+    mean = own.neutral(neutral) if kind == "neutral" else own.plain(everything)
+    nobody = torch.zeros_like(usual.model.centre)
+    columns = {
+        "before": torch.softmax(usual.model.logits(usual.rows[scored], nobody), 1),
+        "normalised": torch.softmax(own.model.logits(own.rows[scored], mean), 1),
+        "after": own.chances(scored, mean, labelled),
+    }
+    return usual, scored, columns
+
+
+def _streams(speakers: Sequence[Speaker]) -> Json:
+    """What a stream costs that is mostly neutral, for the plain mean and for the normaliser."""
+    drawn = [
+        (speaker, found)
+        for speaker in speakers
+        for draw in range(DRAWS)
+        if (found := streams.draw(speaker.clips, draw, seed=SEED))
+    ]
+
+    def columns(way: str, nobody: bool = False) -> dict[str, list[float]]:
+        judged = []
+        for speaker, found in drawn:
+            means = [getattr(speaker, way)(part) for part in (found.even, found.skewed)]
+            means = [torch.zeros_like(means[0]), means[0]] if nobody else means
+            both = [speaker.model.logits(speaker.rows[list(found.scored)], m) for m in means]
+            even, skewed = (torch.softmax(logits, 1) for logits in both)
+            judged.append(_judged(speaker, found.scored, even, skewed))
+        return _rounded(worth.figures(judged, seed=SEED))
+
+    lengths = [len(found.even) for _, found in drawn]
+    shares = [
+        float(np.mean([speaker.clips[p].emotion in ("neutral", "calm") for p in found.skewed]))
+        for speaker, found in drawn
+    ]
+    return {
+        "speakers": len({speaker.name for speaker, _ in drawn}),
+        "clips": [min(lengths), max(lengths), round(float(np.mean(lengths)), 1)],
+        "neutral": round(float(np.mean(shares)), 3),
+        "none": columns("unlabelled", nobody=True)["uar"][0],
+        "plain": columns("plain"),
+        "unlabelled": columns("unlabelled"),
+        "all": _all(speakers),
+    }
+
+
+def _all(speakers: Sequence[Speaker]) -> Json:
+    """UAR with all clips as one stream: the plain mean, the normaliser, their difference."""
+    judged = []
+    for speaker in speakers:
+        everything = range(len(speaker.clips))
+        means = [speaker.plain(everything), speaker.unlabelled(everything)]
+        before, after = (torch.softmax(speaker.model.logits(speaker.rows, m), 1) for m in means)
+        judged.append(_judged(speaker, everything, before, after))
+    return _rounded({"uar": worth.figures(judged, seed=SEED)["uar"]})
+
+
+def _figures(drawn: Sequence[tuple[Speaker, list[int], Columns]]) -> Json:
+    """Before and after, paired over users; and the normaliser without a head."""
+
+    def compared(first: str, second: str) -> Json:
+        judged = [
+            _judged(who, scored, columns[first], columns[second]) for who, scored, columns in drawn
+        ]
+        return _rounded(worth.figures(judged, seed=SEED))
+
+    normalised = compared("before", "normalised")
+    return compared("before", "after") | {
+        "without_head": {name: normalised[name][1] for name in MEASURES}
+    }
+
+
+def _judged(
+    speaker: Speaker, scored: Sequence[int], before: torch.Tensor, after: torch.Tensor
+) -> Judged:
+    """What ``worth`` reads."""
+    labels = speaker.labels[list(scored)]
+    person = Person(
+        speaker=speaker.name,
+        gender=speaker.clips[0].gender or "",
+        fold=speaker.fold,
+        logits=before.log(),
+        labels=labels,
+        prior=speaker.model.prior,
+    )
+    return Judged(
+        person=person,
+        labels=labels.numpy(),
+        before=before.numpy(),
+        after=after.numpy(),
+        covered={},
+        sizes={},
+    )
+
+
+def _rounded(found: Any) -> Any:  # noqa: ANN401
+    """Numbers to five digits behind the point."""
+    if isinstance(found, Mapping):
+        return {name: _rounded(value) for name, value in found.items()}
+    if isinstance(found, Sequence) and not isinstance(found, str):
+        return [_rounded(value) for value in found]
+    return round(found, 5) if isinstance(found, float) else found
+
+
+HEAD = """# Enrolment and labels: what is personal is worth
+
+Made by `python scripts/personal.py` from runs of seed 0 that `python scripts/results.py` makes
+(those of CREMA-D with 6 classes [below](#commands)), on users who were never trained on.
+*Before*: no personalisation, that is the model trained for users without a mean, behind the
+population's centre, no head. *After*: the user's mean taken off, and a head fitted on *k* labelled
+clips. Both on the same clips: those that neither enrolled nor were labelled.
+
+- *k neutral*: the mean comes from *k* clips known to be neutral (at most half of a user's neutral
+  clips), the head from *k* **other** clips of any emotion, drawn at random; the model is the one
+  trained for such users, as [chosen on training folds](../recipes.md#how-they-were-chosen).
+- *all, unlabelled*: the mean comes from all of the user's clips without their labels, the scored
+  ones included; the model was trained behind users' means. Its *before* is the same as above.
+
+Clips are drawn 5 times (*k* = 0: once). In brackets the 95 % interval of the difference, users
+drawn 2,000 times in pairs; **bold** where it lies on the worse side of 0. p10: UAR of the
+10th-percentile user; worst: of the worst one. *ECE, no head*: with the user's mean alone.
+
+"""
+STREAMS = """
+## Streams that are mostly neutral
+
+A stream of unlabelled clips of which 80 % are neutral (on RAVDESS: neutral or calm), against one of
+the same length in which every emotion comes as often as can be. Both are drawn 5 times from each
+user's clips, none twice in one stream, as long as the user's neutral clips allow (in fives, at most
+20); the same clips are scored behind both. *Plain*: the mean of the stream taken off.
+*Normaliser*: what a device learns from it. The cost is paired over users, with its 95 % interval;
+asked for is at most 0.020. *All clips*: the same two, on all of a user's clips as one stream.
+
+"""
+COMMAND = (
+    "sottovoce simulate --corpus cremad --data ../shared/corpora/cremad --protocol cremad6-5fold "
+    "--public ravdess=../shared/corpora/ravdess --unit {0} --enrolment {1} "
+    "--out runs/results/cremad6-5fold-{0}-{1}-0\n"
+)
+
+
+def page(found: Mapping[str, Json]) -> str:
+    """The page for people."""
+    commands = "".join(COMMAND.format(unit, way) for unit in UNITS for way in ("none", "all"))
+    tail = f"\n## Commands\n\n```\n{commands}python scripts/personal.py\n```\n"
+    return "".join([HEAD, *_tables(found), STREAMS, *_stream_table(found), tail])
+
+
+def _tables(found: Mapping[str, Json]) -> Iterator[str]:
+    """One line for each number of clips."""
+    yield "| run | enrolled with | k | UAR | ECE | ECE, no head | NLL | Brier | p10 | worst |\n"
+    yield f"|{'---|' * 10}\n"
+    for line in found.values():
+        for kind, by_clips in line["enrolled"].items():
+            for clips, figures in by_clips.items():
+                cells = [_cell(name, figures[name]) for name in MEASURES]
+                cells.insert(2, f"{figures['without_head']['ece']:.3f}")
+                shown = f"{clips} neutral" if kind == "neutral" else "all, unlabelled"
+                yield f"| {_title(line)} | {shown} | {clips} | {' | '.join(cells)} |\n"
+
+
+def _stream_table(found: Mapping[str, Json]) -> Iterator[str]:
+    """One line for each run."""
+    yield "| run | users | clips | no mean | plain, even → skewed | cost | "
+    yield f"normaliser, even → skewed | cost | all clips, plain → normaliser |\n|{'---|' * 9}\n"
+    for line in found.values():
+        told = line["streams"]
+        least, most, usual = told["clips"]
+        cells = [_title(line), str(told["speakers"]), f"{least} to {most}, mean {usual:g}"]
+        cells.append(f"{told['none']:.3f}")
+        for way in ("plain", "unlabelled"):
+            even, skewed, gained, low, high = told[way]["uar"]
+            cells.append(f"{even:.3f} → {skewed:.3f}")
+            cells.append(f"{-gained:.3f} [{-high:+.3f}, {-low:+.3f}]")
+        cells.append(_cell("uar", told["all"]["uar"]))
+        yield f"| {' | '.join(cells)} |\n"
+
+
+def _title(line: Json) -> str:
+    """Protocol and promise."""
+    promise = f"{line['unit']} ε = {line['epsilon']:g}" if line["epsilon"] else "no privacy"
+    return f"{line['protocol']}, {promise}"
+
+
+def _cell(name: str, values: Sequence[float]) -> str:
+    """Before, after, and the interval of the difference."""
+    shown = f"{values[0]:.3f} → {values[1]:.3f}"
+    if len(values) == 3:
+        return shown
+    low, high = values[3:]
+    worse = high < 0 if name in ("uar", "p10") else low > 0
+    interval = f"[{low:+.3f}, {high:+.3f}]"
+    return f"{shown} {'**' + interval + '**' if worse else interval}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
