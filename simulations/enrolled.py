@@ -168,5 +168,5 @@ def _model(run: Path, fold: Fold) -> Model:
         front=Front(mean=kept["mean"], matrix=kept["matrix"], length=float(job["length"])),
         centre=released["centre"],
         population=Population(**statistics),
-        prior=personal.prior(run, folder, len(labels)),
+        prior=personal.heads_prior(run, folder, len(labels))[0],
     )

@@ -346,6 +346,11 @@ def _check_population(scenario: Scenario, population: PopulationSettings) -> Non
             f"{scenario.recipe.user.adaptive}; it must be user or none, without secure and "
             "adaptive: cohorts are priced for noise that the server adds within a fixed bound"
         )
+    if scenario.recipe.user.spacing > 1:
+        raise SettingError(
+            f"spacing is {scenario.recipe.user.spacing} over a population, whose users join by a "
+            "coin; leave spacing at 1"
+        )
     if scenario.engine != "local" or scenario.baselines:
         raise SettingError(
             "over a population engine must be local, and there are no baselines: nobody could "

@@ -377,6 +377,11 @@ def _add_predict(commands: Any) -> None:  # noqa: ANN401
     parser.add_argument("--model", type=Path, required=True, help="a model folder")
     parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
     parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="learn the user's voice from each file afterwards; stays on the device",
+    )
+    parser.add_argument(
         "--risk", type=_share, help="abstain where the chance of a wrong answer is above this"
     )
     parser.add_argument(
@@ -403,6 +408,8 @@ def _predict(arguments: argparse.Namespace) -> int:
     from sottovoce.client.recogniser import Recogniser
     from sottovoce.shared.audio import load
 
+    if arguments.learn and arguments.device is None:
+        raise SettingError("--learn has no device to keep what is learned; add --device")
     least = None if arguments.risk is None else 1 - arguments.risk
     recogniser = Recogniser.open(
         arguments.model, arguments.device, least_confidence=least, coverage=arguments.coverage
@@ -410,22 +417,26 @@ def _predict(arguments: argparse.Namespace) -> int:
     failed = 0
     for path in arguments.files:
         try:
-            prediction = recogniser.predict(load(path))
+            signal = load(path)
+            prediction = recogniser.predict(signal)
+            learned = {"learned": recogniser.learn(signal)} if arguments.learn else {}
         except SottovoceError as error:
             failed += 1
             print(f"sottovoce: {error}", file=sys.stderr)
             continue
         if arguments.json:
-            print(json.dumps({"file": str(path)} | prediction.to_dict()))
+            print(json.dumps({"file": str(path)} | prediction.to_dict() | learned))
         else:
-            print(f"{path}: {prediction}")
+            print(
+                "; ".join([f"{path}: {prediction}", *(f"learned as {n}" for n in learned.values())])
+            )
     return 1 if failed else 0
 
 
 def _add_device(commands: Any) -> None:  # noqa: ANN401
     """``device`` and its commands."""
     example = "sottovoce device budget DIR"
-    text = "Look at a user's own device."
+    text = "Look at a user's own device, or have it forget."
     group = commands.add_parser(
         "device",
         help=text,
@@ -440,6 +451,25 @@ def _add_device(commands: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser = _command(
+        own,
+        "forget",
+        _device_forget,
+        "Forget recordings that the user's voice was learned from.",
+        "sottovoce device forget my-device NAME",
+    )
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="what predict --learn printed")
+
+
+def _device_forget(arguments: argparse.Namespace) -> int:
+    """Forget by name; the user's mean is then what it would be without them."""
+    from sottovoce.client.listener import forget, heard
+
+    for name in arguments.names:
+        forget(arguments.folder, name)
+    print(f"forgotten: {len(arguments.names)}; still kept: {len(heard(arguments.folder))}")
+    return 0
 
 
 def _device_budget(arguments: argparse.Namespace) -> int:

@@ -72,7 +72,17 @@ def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]
 
 @pytest.mark.parametrize(
     "command",
-    ["simulate", "sweep", "corpora", "report", "budget", "predict", "device", "device budget"],
+    [
+        "simulate",
+        "sweep",
+        "corpora",
+        "report",
+        "budget",
+        "predict",
+        "device",
+        "device budget",
+        "device forget",
+    ],
 )
 def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
     status, out, _ = say(*command.split(), "--help")
@@ -675,6 +685,23 @@ def test_a_folder_that_is_no_device_is_a_usage_error(
     status, _, last = say("predict", wav, "--model", model, "--device", tmp_path)
 
     assert (status, "no device" in last) == (2, True)
+
+
+def test_a_voice_is_learned_and_forgotten(say: Say, tiny_run: Any, tmp_path: Path) -> None:
+    _device(tmp_path)
+    wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"
+    words = ("predict", wav, "--model", model, "--device", tmp_path, "--json")
+
+    status, out, _ = say(*words, "--learn")
+    name = json.loads(out)["learned"]
+    assert (status, json.loads(out)["own_normaliser"]) == (0, False)
+    assert json.loads(say(*words)[1])["own_normaliser"], "the next prediction knows the voice"
+    status, out, _ = say("device", "forget", tmp_path, name)
+    assert (status, "still kept: 0" in out) == (0, True)
+    assert not json.loads(say(*words)[1])["own_normaliser"]
+    assert say("device", "forget", tmp_path, name)[0] == 2, "it is gone"
+    assert "learned as" in say(*words[:-1], "--learn")[1]
+    assert say("predict", wav, "--model", model, "--learn")[0] == 2, "nothing could keep it"
 
 
 # --- what looks at a device -------------------------------------------------------------------

@@ -17,7 +17,7 @@ from sottovoce.shared import conformal
 from sottovoce.shared import head as heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
-from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.errors import AudioError, ModelError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.head import Head, HeadPrior
@@ -451,3 +451,64 @@ def test_weights_of_another_length_are_found(ears: Ears, tmp_path: Path) -> None
     replace(_bundle(), weights=torch.zeros(3)).save(tmp_path)
     with pytest.raises(ModelError, match="usable model"):
         Recogniser.open(tmp_path)
+
+
+# --- learning from what is heard --------------------------------------------------------------
+
+
+def test_what_is_learned_is_taken_off_and_what_is_forgotten_is_not(
+    ears: Ears, tmp_path: Path
+) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle, enrolled=0)
+    own = _open(bundle, tmp_path / "model", device.folder)
+    assert not own.predict(_speech()).own_normaliser
+    fresh = own.person.mean
+
+    name = own.learn(_speech())
+
+    assert own.predict(_speech()).own_normaliser
+    assert not torch.equal(own.person.mean, fresh)
+    again = Recogniser.open(tmp_path / "model", device.folder)
+    assert torch.equal(again.person.mean, own.person.mean), "it lies in the vault"
+    own.forget(name)
+    assert torch.equal(own.person.mean, fresh)
+    assert not own.predict(_speech()).own_normaliser
+
+
+def test_forgetting_falls_back_to_the_enrolled_mean(ears: Ears, tmp_path: Path) -> None:
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle)
+    own = _open(bundle, tmp_path / "model", device.folder)
+    enrolled = own.person.mean
+
+    own.forget(own.learn(_speech()))
+
+    assert torch.equal(own.person.mean, enrolled)
+
+
+@pytest.mark.parametrize(
+    ("signal", "words"),
+    [(Signal(torch.zeros(1, RATE), RATE), "silent"), (_speech(seconds=0.1), "too short")],
+)
+def test_nothing_is_learned_from_what_cannot_be_heard(
+    ears: Ears, tmp_path: Path, signal: Signal, words: str
+) -> None:
+    bundle = _bundle()
+    own = _open(bundle, tmp_path / "model", _joined(tmp_path / "device", bundle).folder)
+
+    with pytest.raises(AudioError, match=words):
+        own.learn(signal)
+    broken = _speech()
+    broken.samples[0, 7] = float("nan")
+    with pytest.raises(AudioError, match="NaN"):
+        own.learn(broken)
+    assert not ears.heard
+
+
+def test_without_a_device_nothing_is_learned(ears: Ears) -> None:
+    anybody = Recogniser(_bundle())
+    with pytest.raises(SettingError, match="no device"):
+        anybody.learn(_speech())
+    with pytest.raises(SettingError, match="no device"):
+        anybody.forget("abc")
