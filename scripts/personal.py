@@ -27,7 +27,11 @@ DRAWS, SEED = 5, 0
 PROTOCOLS = ("ravdess8-6fold", "cremad4-5fold", "cremad6-5fold", "emodb7-loso")
 UNITS = ("none", "utterance")
 MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
-KINDS = {"neutral": "k neutral clips", "all": "all clips, unlabelled"}
+KINDS = {
+    "neutral": "{} neutral",
+    "learned": "{0} neutral, {0} labelled",
+    "all": "all, unlabelled",
+}
 Json = Mapping[str, Any]
 Columns = Mapping[str, torch.Tensor]
 
@@ -90,7 +94,7 @@ def _enrolled(
     """One draw: who, what is scored, and probabilities by column."""
     given = enrolment_split(
         usual.clips,
-        neutral=clips if kind == "neutral" else 0,
+        neutral=0 if kind == "all" else clips,
         labelled=clips,
         seed=seeds.derive(SEED, "personal", draw),
     )
@@ -99,8 +103,7 @@ def _enrolled(
         [places[clip.clip_id] for clip in part]
         for part in (given.neutral, given.labelled, given.scored)
     )
-    everything = range(len(own.clips))
-    mean = own.neutral(neutral) if kind == "neutral" else own.plain(everything)
+    mean = _mean(own, kind, neutral, labelled)
     nobody = torch.zeros_like(usual.model.centre)
     columns = {
         "before": torch.softmax(usual.model.logits(usual.rows[scored], nobody), 1),
@@ -108,6 +111,13 @@ def _enrolled(
         "after": own.chances(scored, mean, labelled),
     }
     return usual, scored, columns
+
+
+def _mean(own: Speaker, kind: str, neutral: Sequence[int], labelled: Sequence[int]) -> torch.Tensor:
+    """The user's mean, shape (inputs,)."""
+    if kind == "all":
+        return own.plain(range(len(own.clips)))
+    return own.unlabelled(labelled if kind == "learned" else (), neutral)
 
 
 def _streams(speakers: Sequence[Speaker]) -> Json:
@@ -214,6 +224,8 @@ clips. Both on the same clips: those that neither enrolled nor were labelled.
 - *k neutral*: the mean comes from *k* clips known to be neutral (at most half of a user's neutral
   clips), the head from *k* **other** clips of any emotion, drawn at random; the model is the one
   trained for such users, as [chosen on training folds](../recipes.md#how-they-were-chosen).
+- *k neutral, k labelled*: the same clips, but the labelled ones tell the device the user's mean
+  too, as unlabelled speech of any mix; the model was trained behind users' means, likewise chosen.
 - *all, unlabelled*: the mean comes from all of the user's clips without their labels, the scored
   ones included; the model was trained behind users' means. Its *before* is the same as above.
 
@@ -256,7 +268,7 @@ def _tables(found: Mapping[str, Json]) -> Iterator[str]:
             for clips, figures in by_clips.items():
                 cells = [_cell(name, figures[name]) for name in MEASURES]
                 cells.insert(2, f"{figures['without_head']['ece']:.3f}")
-                shown = f"{clips} neutral" if kind == "neutral" else "all, unlabelled"
+                shown = KINDS[kind].format(clips)
                 yield f"| {_title(line)} | {shown} | {clips} | {' | '.join(cells)} |\n"
 
 

@@ -23,12 +23,13 @@ from torch import Tensor
 
 from sottovoce.server import checkpoint
 from sottovoce.server.cohorts import Cohorts, batches
+from sottovoce.server.enrolled import Device
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.members import Members, Tally
 from sottovoce.server.round import State, advance, begin, learning_rate
 from sottovoce.server.running import RunningSum, RunningSums
-from sottovoce.server.strategy import LOG, Device, Training
+from sottovoce.server.strategy import LOG, Training
 from sottovoce.shared import wire
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
 from sottovoce.shared.plan import Plan

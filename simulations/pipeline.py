@@ -81,7 +81,7 @@ def simulate(
     check_encoder(scenario)
     promise.check_budget(scenario)
     check_folder(scenario, out, resume=resume)
-    heard, public = _heard(scenario, tell, progress)
+    heard, public = hear_all(scenario, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
     material = material_of(scenario, heard, public, out / "checkpoints", tell)
@@ -144,12 +144,12 @@ def prepare(
 ) -> None:
     """Compute what a run and others like it find in the cache: features, public material."""
     torch.set_num_threads(1)
-    heard, public = _heard(scenario, tell, progress)
+    heard, public = hear_all(scenario, tell, progress)
     with tempfile.TemporaryDirectory() as folder:
         material_of(scenario, heard, public, Path(folder), tell)
 
 
-def _heard(scenario: Scenario, tell: Tell, progress: Progress) -> tuple[Heard, list[Spoken]]:
+def hear_all(scenario: Scenario, tell: Tell, progress: Progress) -> tuple[Heard, list[Spoken]]:
     """The users' corpus and the public ones."""
     with FeatureCache(cache_folder()) as cache:
         heard = hear(scenario, cache, tell, progress)

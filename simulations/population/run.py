@@ -11,7 +11,6 @@ import torch
 
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.simulations import hearing, pipeline, promise, statement
 from sottovoce.simulations.hearing import Heard, Progress, Tell
 from sottovoce.simulations.material import Material
@@ -84,12 +83,10 @@ def world_of(
         progress: Takes (what, done, total).
     """
     hearing.check_encoder(scenario)
-    with FeatureCache(hearing.cache_folder()) as cache:
-        heard = hearing.hear(scenario, cache, tell, progress)
-        public = hearing.hear_public(scenario, heard, cache, tell, progress)
+    heard, public = pipeline.hear_all(scenario, tell, progress)
     replace_file(out / "config.toml", scenario.to_toml().encode())
     drawn, folder = with_rate(scenario), out / "checkpoints"
-    material = material_of(drawn, heard, public, folder)
+    material = material_of(drawn, heard, public, folder, tell)
     name = hashlib.sha256("\n".join(pipeline.identity(scenario.to_toml())).encode()).hexdigest()
     world = CrowdWorld(
         folder=folder / "population",

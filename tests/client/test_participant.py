@@ -11,7 +11,9 @@ from torch import Tensor
 
 from sottovoce.client import participant
 from sottovoce.client.device import UNKNOWN, Clips, Device, Facts
+from sottovoce.client.listener import Listener
 from sottovoce.client.trainer import Update
+from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError, PrivacyError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
@@ -162,6 +164,42 @@ def test_a_round_asked_twice_costs_once_and_a_changed_one_twice(tmp_path: Path) 
     for changed in changes:
         assert not torch.equal(train(one, **changed), first)
     assert _kinds(one).count(Kind.GRADIENT) == 1 + len(changes)
+
+
+def test_what_a_device_heard_since_shapes_nothing_that_leaves(tmp_path: Path) -> None:
+    bundle = Bundle(
+        labels=LABELS,
+        extractor=PLAN.extractor,
+        spec=PLAN.model,
+        weights=WEIGHTS,
+        front=FRONT,
+        centre=CENTRE,
+        population=PEOPLE,
+        prior=HeadPrior(mean=identity(3)),
+        user_mean=True,
+        model_hash=PLAN.model_hash(WEIGHTS),
+    )
+    left, means = [], []
+    for name in ("deaf", "hears"):
+        one = device(tmp_path / name, calibrates=4)
+        if name == "hears":
+            listener = Listener(one.folder, bundle)
+            for loud in range(1, 5):
+                listener.learn(torch.full((FEATURES,), 10.0 * loud))
+        joined = participant.enrol(one, PLAN, FRONT, PEOPLE)
+        assert joined is not None
+        left += [(joined, train(one))]
+        head = {"plan": PLAN.digest(), "weights": WEIGHTS, "centre": CENTRE}
+        participant.personalise(one, **head, prior=bundle.prior)
+        means.append(Listener(one.folder, bundle).mean())
+        assert len(_kinds(one)) == 5
+        left[-1] += (one.vault.get("head"),)
+
+    for quiet, loud in zip(*left, strict=True):
+        assert torch.equal(quiet, loud) if isinstance(quiet, Tensor) else quiet == loud
+    assert means[0] is not None
+    assert means[1] is not None
+    assert not torch.equal(means[0], means[1]), "what it heard counts, for prediction alone"
 
 
 def test_a_resumed_enrolment_costs_nothing_more(tmp_path: Path) -> None:
