@@ -120,7 +120,8 @@ def _temperature_step(asked: Question, answers: Answers) -> float:
     of_clips = answers.weight / total / answers.clips
     error = of_clips + _USER_SD**2 / answers.users + (noise / total) ** 2
     trust = CORPUS_SHIFT**2 / (CORPUS_SHIFT**2 + error)
-    return min(max(-trust * pull / total, -_FARTHEST), _FARTHEST)
+    step: float = -trust * pull / total
+    return min(max(step, -_FARTHEST), _FARTHEST)
 
 
 def _shift(asked: Question, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
@@ -184,4 +185,5 @@ def _interpolated(wanted: Tensor, at: Tensor, values: Tensor) -> Tensor:
 
 def _quantile(shares: Tensor) -> Tensor:
     """Normal quantiles, at most some five away."""
-    return torch.special.ndtri(shares.double().clamp(1e-6, 1 - 1e-6))
+    found: Tensor = torch.special.ndtri(shares.double().clamp(1e-6, 1 - 1e-6))
+    return found
