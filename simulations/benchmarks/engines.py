@@ -116,6 +116,7 @@ def on_engine(work: Work, *, workers: int) -> _Clock:
 
     clock, log = _Clock(), logging.getLogger("sottovoce.server")
     log.setLevel(logging.INFO)
+    log.propagate = False
     log.addHandler(clock)
     try:
         with tempfile.TemporaryDirectory() as folder:
