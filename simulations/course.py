@@ -63,14 +63,14 @@ class Course:
     def __init__(self, plan: Plan, *, folds: int, budget: Budget | None, show: Show) -> None:
         self._plan, self._folds, self._budget, self._show = plan, folds, budget, show
         self._uars: list[float] = []
-        self._handler = _Listener(self._round)
-        self._level = logging.NOTSET
+        log = logging.getLogger(_SERVER)
+        self._level = log.level
+        self._listener = _Listener(self._round, least=log.getEffectiveLevel())
 
     def __enter__(self) -> Self:
         log = logging.getLogger(_SERVER)
-        self._level = log.level
-        log.setLevel(logging.INFO)
-        log.addHandler(self._handler)
+        log.setLevel(min(logging.INFO, log.getEffectiveLevel()))
+        log.addFilter(self._listener)
         return self
 
     def __exit__(
@@ -80,7 +80,7 @@ class Course:
         traceback: TracebackType | None,
     ) -> None:
         log = logging.getLogger(_SERVER)
-        log.removeHandler(self._handler)
+        log.removeFilter(self._listener)
         log.setLevel(self._level)
 
     def ended(self, uar: float) -> None:
@@ -114,14 +114,15 @@ class Course:
         return accountant.epsilon(releases, self._budget.delta, unit=self._budget.unit, fast=True)
 
 
-class _Listener(logging.Handler):
-    """Hears the server say which round has ended."""
+class _Listener(logging.Filter):
+    """Hears the server say which round has ended; others hear no more than they did before."""
 
-    def __init__(self, ended: Callable[[int], None]) -> None:
-        super().__init__(logging.INFO)
-        self._ended = ended
+    def __init__(self, ended: Callable[[int], None], *, least: int) -> None:
+        super().__init__()
+        self._ended, self._least = ended, least
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Pass on the number of a round."""
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Take the number of a round; whether the record was asked for by anybody else."""
         if record.msg.startswith("round ") and isinstance(record.args, tuple):
             self._ended(int(str(record.args[0])))
+        return record.levelno >= self._least
