@@ -282,6 +282,18 @@ noise, and its rate and clip are those that were chosen for cross-entropy: diffe
 UAR are within what a seed changes.
 
 """
+SAYS = """
+## What they say
+
+- RAVDESS without privacy: before any head `focal` and `brier` have better probabilities than
+  cross-entropy, and `focal` costs a point of UAR. Behind heads with 5 labels the three lie within
+  .02 of each other in NLL and .01 in ECE: the head does most of what a loss can. Smoothing, which
+  the open recipe has, is behind them there; `mmce` gained nothing on devices of 60 clips.
+- Under a promise plain cross-entropy is best in UAR, NLL, Brier and AURC. The others have smaller
+  gradients against the same noise. `focal` alone makes a model far too unsure; the usual head
+  undoes that without a label.
+- The usual losses stay as they were: these are test speakers, and one seed.
+"""
 WHEN = ("before", "0 labels", "5 labels")
 NAMES = {
     "uar": "UAR",
@@ -295,7 +307,10 @@ NAMES = {
 
 def _page(found: Json) -> str:
     """The page for people."""
-    return "".join([HEAD, *_table(found["lines"]), *_chosen(found["choice"])])
+    there = {(line["protocol"], line["unit"], line["loss"]) for line in found["lines"]}
+    missing = [one.folder for one in lines() if (one.protocol, one.unit, one.name) not in there]
+    note = f"\nNot made yet: {', '.join(missing)}.\n" if missing else ""
+    return "".join([HEAD, *_table(found["lines"]), note, SAYS, *_chosen(found["choice"])])
 
 
 def _table(found: Sequence[Json]) -> Iterator[str]:
