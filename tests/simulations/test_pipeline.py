@@ -106,6 +106,7 @@ def test_what_was_promised_was_kept(tiny_run: Any) -> None:
             "normaliser",
             "gradient",
             "gradient",
+            "head-statistics",
             "sealed-head",
         ]
 
