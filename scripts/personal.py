@@ -23,7 +23,7 @@ from sottovoce.simulations.personal import Judged, Person
 from sottovoce.simulations.protocols import enrolment_split
 
 CLIPS = (0, 1, 2, 5, 10)
-DRAWS, SEED = 3, 0
+DRAWS, STREAM_DRAWS, SEED = 3, 10, 0
 PROTOCOLS = ("ravdess8-6fold", "cremad4-5fold", "cremad6-5fold", "emodb7-loso")
 UNITS = ("none", "utterance")
 MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
@@ -125,7 +125,7 @@ def _streams(speakers: Sequence[Speaker]) -> Json:
     drawn = [
         (speaker, found)
         for speaker in speakers
-        for draw in range(DRAWS)
+        for draw in range(STREAM_DRAWS)
         if (found := streams.draw(speaker.clips, draw, seed=SEED))
     ]
 
@@ -234,7 +234,7 @@ STREAMS = """
 ## Streams that are mostly neutral
 
 A stream of unlabelled clips of which 80 % are neutral (on RAVDESS: neutral or calm), against one of
-the same length in which every emotion comes as often as can be. Both are drawn 3 times from each
+the same length in which every emotion comes as often as can be. Both are drawn 10 times from each
 user's clips, none twice in one stream, as long as the user's neutral clips allow (in fives, at most
 20); the same clips are scored behind both. *Plain*: the mean of the stream taken off.
 *Normaliser*: what a device learns from it. The cost is paired over users, with its 95 % interval;
