@@ -351,6 +351,11 @@ def _check_population(scenario: Scenario, population: PopulationSettings) -> Non
             f"spacing is {scenario.recipe.user.spacing} over a population, whose users join by a "
             "coin; leave spacing at 1"
         )
+    if scenario.recipe.user.cohort_rate not in (1.0, population.rate):
+        raise SettingError(
+            f"recipe.user.cohort_rate is {scenario.recipe.user.cohort_rate:g}; over a population "
+            f"cohort / users decides, here {population.rate:g}: leave it out"
+        )
     if scenario.engine != "local" or scenario.baselines:
         raise SettingError(
             "over a population engine must be local, and there are no baselines: nobody could "

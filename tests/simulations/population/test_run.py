@@ -6,6 +6,7 @@ import shutil
 import signal
 import sqlite3
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from sottovoce import cli
 from sottovoce.server import checkpoint
 from sottovoce.shared.errors import SettingError
+from sottovoce.simulations import reading
 from sottovoce.simulations.population.run import growth
 from sottovoce.simulations.population.world import CrowdWorld
 from sottovoce.simulations.recount import recount
@@ -206,16 +208,19 @@ def test_a_run_without_a_promise_promises_nothing(make_crowd_world: Any, tmp_pat
 def test_what_a_crowd_cannot_keep_is_refused(
     read_crowd: Any, change: dict[str, Any], says: str
 ) -> None:
-    from dataclasses import replace
-
     usual: Scenario = read_crowd()
     with pytest.raises(SettingError, match=says):
         replace(usual, **change)
 
 
-def test_a_table_that_lacks_users_is_refused(read_crowd: Any) -> None:
-    from sottovoce.simulations import reading
+def test_two_rates_are_refused(read_crowd: Any) -> None:
+    usual: Scenario = read_crowd()
+    user = replace(usual.recipe.user, cohort_rate=0.5)
+    with pytest.raises(SettingError, match=r"cohort_rate is 0.5; .* here 0.04: leave it out"):
+        replace(usual, recipe=replace(usual.recipe, user=user))
 
+
+def test_a_table_that_lacks_users_is_refused(read_crowd: Any) -> None:
     text = read_crowd().to_toml().replace("users = 500\n", "")
     with pytest.raises(SettingError, match="population lacks users"):
         reading.read(text, source="x")
@@ -227,8 +232,6 @@ def test_a_scenario_without_a_population_is_written_as_ever() -> None:
 
 
 def test_the_settled_scenario_repeats_the_run(read_crowd: Any) -> None:
-    from sottovoce.simulations import reading
-
     usual = read_crowd(more="hours = 7.5")
     assert reading.read(usual.to_toml(), source="x") == usual
 
