@@ -11,7 +11,7 @@ who are asleep, drop out or come too late add zeros, as the price of a sampled s
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
@@ -42,6 +42,9 @@ PERSONAL: Final = "personal"
 """What the messages that hand out the model are grouped under."""
 
 MEMBERS: Final = "members.sqlite"
+_MADE: Final = frozenset({"noise_multiplier", "clip_norm", "noised_by", "sample_rate", "sums"})
+"""What ``RunningSums`` makes of a promise of noise."""
+
 _FOUNDED: Final = "founded.safetensors"
 
 
@@ -290,12 +293,23 @@ def _checked(job: Job) -> Cohorts:
             "over a crowd a run hides users by noise that the server adds, within a fixed bound, "
             "or nothing: unit user without secure and without adaptive, or unit none"
         )
+    if plan.user and (unknown := _unknown(plan.user.update)):
+        raise SettingError(
+            f"the plan asks for noise with {', '.join(unknown)}, which is not made over a crowd: "
+            "noise is drawn anew in each round; leave that out"
+        )
     if plan.user and plan.user.update.sample_rate != crowd.rate:
         raise SettingError(
             f"the plan prices rounds drawn with rate {plan.user.update.sample_rate:g}, the crowd "
             f"is drawn with {crowd.rate:g}; they must be the same"
         )
     return crowd
+
+
+def _unknown(noise: UserNoise) -> list[str]:
+    """What is asked of noise beyond what ``RunningSums`` makes: refused, never left out."""
+    named = (field.name for field in fields(noise) if field.name not in _MADE)
+    return [name for name in named if getattr(noise, name)]
 
 
 def _write_founded(path: Path, founded: Founded, plan: Plan) -> None:

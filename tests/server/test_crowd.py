@@ -1,7 +1,7 @@
 """A run over a crowd, by its server alone: whom it asks, what it divides by, what it remembers."""
 
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +248,24 @@ def test_a_bound_that_learns_is_refused(tmp_path: Path) -> None:
     assert plan.user
     with pytest.raises(SettingError, match="without adaptive"):
         _train(tmp_path, Grid(), _job(replace(plan, user=replace(plan.user, adaptive=adaptive))))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hanging(UserNoise):
+    """Noise as a later plan may ask for it."""
+
+    bands: int = 1
+
+
+def test_noise_of_a_kind_that_is_not_made_here_is_refused(tmp_path: Path) -> None:
+    """Left out, it would be priced as one thing and drawn as another."""
+    usual = _plan()
+    assert usual.user
+    settings = {name: getattr(QUIET, name) for name in ("clip_norm", "noised_by")}
+    noise = Hanging(noise_multiplier=1.0, sample_rate=RATE, bands=4, **settings)
+    plan = replace(usual, user=replace(usual.user, update=noise))
+    with pytest.raises(SettingError, match="noise with bands, which is not made over a crowd"):
+        _train(tmp_path, Grid(), _job(plan))
 
 
 def test_a_grid_that_is_too_small_is_refused(tmp_path: Path) -> None:
