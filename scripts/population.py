@@ -113,8 +113,8 @@ def _claims(found: Json) -> Iterator[str]:
     yield "|---|---|"
     yield from (f"| {asked} | {told} |" for asked, told in rows)
     yield ""
-    yield "Memory is that of server and devices together, in one process. Times are of a machine of"
-    yield "two cores that had other work as well."
+    yield "Memory is that of server and devices together, in one process, scoring included. Times"
+    yield "are of a machine of two cores that had other work as well."
     yield ""
 
 

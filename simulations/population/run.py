@@ -57,7 +57,7 @@ def simulate(
         "client_rounds_per_s": sum(map(_worked, rounds)) / training_s,
         "wall_s": time.monotonic() - started,
         "cpu_s": _cpu_s(),
-        "peak_rss_mb": max((row["rss_mb"] or 0.0 for row in rounds), default=0.0),
+        "peak_rss_mb": max([_peak_mb(), *(row["rss_mb"] or 0.0 for row in rounds)]),
         "rss_growth_mb_per_round": growth(rounds),
     }
     run = pipeline.describe(
@@ -119,6 +119,11 @@ def _cpu_s() -> float:
     """Processor time of this process and of workers that have ended, in seconds."""
     spent = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in spent)
+
+
+def _peak_mb() -> float:
+    """Most memory that this process held so far, scoring included, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _worked(row: Json) -> int:
