@@ -11,7 +11,7 @@ from sottovoce.shared.privacy.chain import Anchor
 _NAME: Final = "ledger-anchor"
 _WAY_OUT: Final = (
     "Put vault and ledger back from one backup. Without one, what this device spent is unknown: "
-    "let it only receive models"
+    "`sottovoce device retire FOLDER` lets it only receive models"
 )
 
 

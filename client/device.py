@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.vault import Vault, write_file
 from sottovoce.shared import crypto, normaliser, seeds
-from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
@@ -134,6 +134,40 @@ class Device:
         _write_facts(folder / _FACTS, facts)
         return cls(folder)
 
+    @classmethod
+    def retire(cls, folder: Path) -> Path | None:
+        """End a device's training for good, where its ledger is refused: it only receives models.
+
+        What it has spent is unknown, so all counts as spent. Heads and predictions go on.
+
+        Returns:
+            Where the refused ledger was set aside, None where there was none.
+
+        Guarantees:
+            - No budget ever pays for a release of this device again: its new ledger begins with one
+              of infinite epsilon, and the device is marked as one that does not contribute, first.
+            - A crash in between leaves a device that is refused, or one that is retired.
+
+        Raises:
+            SettingError: No device there, or one whose ledger is in order.
+            PrivacyError: Its facts or its vault are damaged, or the disk refuses.
+        """
+        facts = _read_facts(folder / _FACTS)
+        vault = Vault.open(folder / "vault")
+        try:
+            cls(folder, read_only=True)
+        except LedgerError:
+            pass
+        else:
+            raise SettingError(
+                f"the ledger of {folder} is in order, so there is nothing to recover from; a "
+                'device that shall give nothing more says "contributes": false in device.json'
+            )
+        _write_facts(folder / _FACTS, replace(facts, contributes=False))
+        keeper = VaultAnchor(vault, required=False)
+        opened = facts.simulated_seed is None
+        return Ledger.retire(folder / _LEDGER, facts.user, keeper, opened=opened)
+
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether a folder holds a device."""
@@ -214,6 +248,7 @@ class Device:
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked.
         """
+        self._check_gives()
         booked = _booked(name, content, release)
         if not self.ledger.holds(booked):
             self.ledger.book(booked, release, self.facts.budgets)
@@ -222,12 +257,21 @@ class Device:
         self.ledger.settle()  # where the anchor could not be written when this was booked
         return Randomness(self.facts, booked)
 
+    def _check_gives(self) -> None:
+        """Refuse new releases of a device that only receives models."""
+        if not self.facts.contributes:
+            raise BudgetSpent(
+                "this device only receives models: its owner has ended its training, or has "
+                "retired it because its ledger was refused"
+            )
+
     def prepay(self, name: str, content: str, release: Release) -> None:
         """Book what later answers will be covered by, once; arguments as for :meth:`release`.
 
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked.
         """
+        self._check_gives()
         booked = _booked(name, content, release)
         if not self.ledger.holds(booked):
             self.ledger.book(booked, release, self.facts.budgets)
@@ -243,6 +287,7 @@ class Device:
         Raises:
             PrivacyError: Another request of that name was answered already.
         """
+        self._check_gives()
         booked = _booked(pending.name, pending.content, pending.release)
         slot = f"outbox-{pending.release.kind.value}"
         kept = self._outbox(slot, booked)

@@ -436,7 +436,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 def _add_device(commands: Any) -> None:  # noqa: ANN401
     """``device`` and its commands."""
     example = "sottovoce device budget DIR"
-    text = "Look at a user's own device, or have it forget."
+    text = "Look after a user's own device."
     group = commands.add_parser(
         "device",
         help=text,
@@ -460,6 +460,14 @@ def _add_device(commands: Any) -> None:  # noqa: ANN401
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
     parser.add_argument("names", nargs="+", metavar="NAME", help="what predict --learn printed")
+    retiring = _command(
+        own,
+        "retire",
+        _device_retire,
+        "End the training of a device whose ledger is refused: it only receives models, for good.",
+        "sottovoce device retire DIR",
+    )
+    retiring.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
 
 
 def _device_forget(arguments: argparse.Namespace) -> int:
@@ -469,6 +477,16 @@ def _device_forget(arguments: argparse.Namespace) -> int:
     for name in arguments.names:
         forget(arguments.folder, name)
     print(f"forgotten: {len(arguments.names)}; still kept: {len(heard(arguments.folder))}")
+    return 0
+
+
+def _device_retire(arguments: argparse.Namespace) -> int:
+    """Put a spent ledger in place of the refused one."""
+    from sottovoce.client.device import Device
+
+    aside = Device.retire(arguments.folder)
+    kept = f"; the refused ledger is kept as {aside}" if aside else ""
+    print(f"retired: the device gives nothing more and goes on receiving models{kept}")
     return 0
 
 

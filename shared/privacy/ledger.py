@@ -9,6 +9,7 @@ written in one call and synced to disk before the release is computed. A torn la
 counts as spent: as the costliest release the ledger knows, or as unprotected when it knows none.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -113,6 +114,44 @@ class Ledger:
         except OSError as error:
             raise _unwritable(path, error) from error
 
+    @classmethod
+    def retire(cls, path: Path, owner: str, keeper: Keeper, *, opened: bool) -> Path | None:
+        """Put a spent ledger in place of one that is refused; no budget can pay after it.
+
+        Args:
+            path: The ledger that is refused, if it is there still.
+            owner: Whose the new one is.
+            keeper: Who keeps its anchor, which is written over.
+            opened: Whether it gets an opening line of random bytes, as a real device's does.
+
+        Returns:
+            Where the refused ledger was set aside, None where there was none.
+
+        Guarantees:
+            - The new ledger holds one line from its first moment on: a torn release without any
+              protection, of infinite epsilon.
+            - After a crash in between, the old ledger, which is refused, lies there, or the new one
+              beside an anchor that disagrees with it, which is refused too, or agrees.
+
+        Raises:
+            LedgerError: The disk refuses.
+            PrivacyError: The keeper cannot write the anchor.
+        """
+        start = _line(chain.opening(owner)) if opened else b""
+        head = chain.digest(start) if opened else chain.genesis(owner)
+        record = {"n": 0, "prev": head, "id": "retired", "release": _worst(()).to_dict()}
+        line = _line(record)
+        aside = None
+        try:
+            if path.exists():
+                aside = _beside(path)
+                chain.append_synced(aside, path.read_bytes())
+            chain.replace_synced(path, start + line)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+        keeper.write(Anchor(releases=1, head=chain.digest(line)))
+        return aside
+
     @property
     def releases(self) -> tuple[Release, ...]:
         """All releases, first to last."""
@@ -149,10 +188,13 @@ class Ledger:
     def afford(self, releases: Sequence[Release], budgets: Sequence[Budget]) -> None:
         """Refuse releases that would pass one of the budgets; no budgets let everything pass.
 
+        What costs nothing may leave whatever was spent before.
+
         Raises:
             BudgetSpent: They would, over the whole life or in their run; nothing was booked.
         """
-        for budget in budgets:
+        releases = [one for one in releases if one.mechanism is not Mechanism.ENCRYPTION]
+        for budget in budgets if releases else ():
             _within(budget, budget.epsilon, self._releases, releases, "the budget")
             if budget.per_run is None:
                 continue
@@ -280,7 +322,7 @@ class Ledger:
         known, held = self._anchor.releases, len(self._releases)
         way_out = (
             "Put the newest copy of the ledger back. Without one, what this device spent is "
-            "unknown: let it only receive models"
+            "unknown: `sottovoce device retire FOLDER` lets it only receive models"
         )
         if held < known:
             raise LedgerError(
@@ -298,7 +340,8 @@ class Ledger:
         """The error of a line that breaks the chain."""
         return LedgerError(
             f"line {number + 1} of the ledger {self.path.name} breaks the chain: it was changed, "
-            "dropped or reordered. Nothing leaves this device until its owner restores the ledger"
+            "dropped or reordered. Nothing leaves this device until its owner restores the ledger; "
+            "where that cannot be, `sottovoce device retire FOLDER` lets it only receive models"
         )
 
     def _swapped(self) -> NoReturn:
@@ -344,6 +387,12 @@ def _within(
 def _line(record: dict[str, Any]) -> bytes:
     """A record as a line."""
     return (json.dumps(record, sort_keys=True) + "\n").encode()
+
+
+def _beside(path: Path) -> Path:
+    """A new name beside a ledger."""
+    names = (path.with_name(f"{path.stem}-refused-{number}.jsonl") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
 
 
 def _unwritable(path: Path, error: OSError) -> LedgerError:
