@@ -180,6 +180,8 @@ _ATTACKS: Shape = {
     "membership": {"*": _MEMBERS},
     "speaker": {"*": {"*": "share"}},
     "gender?": {"*": {"*": "share"}},
+    "gender_error?": {"*": {"*": "share"}},
+    "gender_of?": {"folds": "whole", "users": "whole", "lives": "whole"},
     "inversion": {"*": "number"},
 }
 _AUDIT: Shape = {

@@ -1,8 +1,7 @@
 """All attacks on a run, once as it was made and once with its privacy switched off."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -13,11 +12,12 @@ from sottovoce.shared.examples import Examples
 from sottovoce.simulations.audit import (
     attributes,
     canary,
+    gender,
     inversion,
     membership,
     onerun,
 )
-from sottovoce.simulations.audit.case import Case, open_case
+from sottovoce.simulations.audit.case import Case, open_cases
 from sottovoce.simulations.audit.sight import sees
 from sottovoce.simulations.audit.subject import Course, exactly
 from sottovoce.simulations.reports import render
@@ -56,7 +56,10 @@ class Effort:
         judged: Trainings that it judges.
         repeats: Lives of each user whose gender or name is looked for.
         hidden: The same where only noised sums are seen, which tell little at a time.
+        own: The same where gender is looked for: the noise is nearly all in the sums.
+        sums: How often each such life goes into sums with fresh noise.
         strangers: Public speakers that the attacker practises on.
+        folds: Folds whose users' gender is looked for.
     """
 
     lives: int = 400
@@ -72,7 +75,10 @@ class Effort:
     judged: int = 12
     repeats: int = 3
     hidden: int = 12
+    own: int = 4
+    sums: int = 30
     strangers: int = 40
+    folds: int = 10
 
     def __post_init__(self) -> None:
         check.at_least(20, lives=self.lives)
@@ -100,7 +106,9 @@ def _heavy(effort: Effort) -> Effort:
         judged=6,
         repeats=1,
         hidden=1,
+        own=1,
         strangers=20,
+        folds=1,
     )
 
 
@@ -138,8 +146,8 @@ def audit(
             f"{run_folder} is a run over a crowd; audits attack runs over a corpus's speakers: run "
             "the same unit and recipe without a population, and audit that"
         )
-    case = open_case(run_folder, tell, progress)
-    found = attacked(case, effort, seed=seed, progress=progress)
+    cases = open_cases(run_folder, tell, progress, folds=effort.folds)
+    found = attacked(cases, effort, seed=seed, progress=progress)
     content = validate_audit(plain(found))
     write_json(run_folder / "audit.json", content)
     run["privacy"]["audit"] = {"epsilon_lower": content["epsilon_lower"]}
@@ -149,18 +157,16 @@ def audit(
 
 
 def attacked(
-    case: Case,
+    cases: Sequence[Case],
     effort: Effort,
     *,
     seed: int,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Json:
-    """Content of audit.json, from a case."""
+    """Content of audit.json, from a run's folds; all but gender is looked for in the first."""
+    case, size = cases[0], _size(cases[0], effort)
     scenario, course = case.scenario, case.course
-    size = effort if len(course.weights[0]) < _HEAVY else _heavy(effort)
-    attacks = {"as_run": _all(case, size if scenario.private else _open(size), seed, progress)}
-    if scenario.private:
-        attacks["noise_off"] = _all(case.without_noise(), _open(size), seed, progress)
+    attacks = {way: _all(one, one_size, seed, progress) for way, one, one_size in _ways(case, size)}
     content = {
         "schema": SCHEMA,
         "unit": scenario.unit,
@@ -172,11 +178,56 @@ def attacked(
         "rounds": len(course.weights),
         "sees": sees(course.plan),
         **_verdict(attacks["as_run"], scenario.epsilon if scenario.private else None),
-        "attacks": attacks,
+        "attacks": {
+            way: found | _genders(cases, way, size, seed) for way, found in attacks.items()
+        },
     }
     if scenario.hides_utterances and course.plan.normaliser:
         content["normaliser_trap"] = _trap(case, size, seed, progress)
     return content
+
+
+def _size(case: Case, effort: Effort) -> Effort:
+    """What is tried on a model of this size."""
+    return effort if len(case.course.weights[0]) < _HEAVY else _heavy(effort)
+
+
+def _ways(case: Case, effort: Effort) -> Iterator[tuple[str, Case, Effort]]:
+    """As it was run, and with its privacy switched off where it has any."""
+    private = case.scenario.private
+    yield "as_run", case, effort if private else _open(effort)
+    if private:
+        yield "noise_off", case.without_noise(), _open(effort)
+
+
+def gender_again(
+    run_folder: Path,
+    audit: Json,
+    *,
+    effort: Effort = Effort(),
+    tell: Tell = lambda _line: None,
+    progress: Progress = lambda _what, _done, _total: None,
+) -> Json:
+    """An audit whose gender inference on the run as it was is made anew; all else stays.
+
+    Args:
+        run_folder: The run that was attacked.
+        audit: Content of its audit.json; its seed is used again.
+        effort: How much is tried.
+        tell: Takes a line about what was found.
+        progress: Takes (what, done, total).
+
+    Raises:
+        SettingError: No run there.
+        SottovoceError: Corpora or models that are gone; each with its way out.
+    """
+    torch.set_num_threads(1)
+    cases = open_cases(run_folder, tell, progress, folds=effort.folds)
+    size, seed = _size(cases[0], effort), int(audit["seed"])
+    attacks = audit["attacks"] | {
+        "as_run": audit["attacks"]["as_run"] | _genders(cases, "as_run", size, seed)
+    }
+    return validate_audit(plain({**audit, "attacks": attacks}))
 
 
 def _verdict(found: Json, claim: float | None) -> Json:
@@ -202,7 +253,7 @@ def _all(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
     return {
         **_bounds(case, effort, seed, progress),
         "membership": _members(case, effort, seed, progress),
-        **_people(case, effort, seed),
+        **_speakers(case, effort, seed),
         "inversion": _inverted(case, seed),
     }
 
@@ -272,25 +323,25 @@ def _members(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
     return found | {"user": asdict(users)}
 
 
-def _people(case: Case, effort: Effort, seed: int) -> Json:
-    """Gender, where the corpus knows two, and speaker."""
+def _speakers(case: Case, effort: Effort, seed: int) -> Json:
+    """Who is named behind a device."""
     rounds = _looks(len(case.course.weights))
     repeats = effort.hidden if case.course.plan.user else effort.repeats
     named = attributes.speaker(case.course, case.users, rounds, repeats=repeats, seed=seed)
-    found: Json = {"speaker": _by_round(named)}
-    genders = {person.gender for person in case.users.values()}
-    if len(genders) == 2 and "" not in genders:
-        strangers = {n: p for n, p in case.strangers.items() if p.gender in genders}
-        lives = attributes.lives_of(
-            case.course,
-            case.users,
-            dict(islice(strangers.items(), effort.strangers)),
-            rounds,
-            repeats=repeats,
-            seed=seed,
-        )
-        found["gender"] = _by_round({n: attributes.gender(lives, n) for n in rounds})
-    return found
+    return {"speaker": _by_round(named)}
+
+
+def _genders(cases: Sequence[Case], way: str, effort: Effort, seed: int) -> Json:
+    """Gender over all folds, where the corpus knows two of their users."""
+    chosen = [one for case in cases for name, one, _ in _ways(case, effort) if name == way]
+    return gender.figures(
+        chosen,
+        _looks(len(cases[0].course.weights)),
+        repeats=effort.own if chosen[0].course.plan.user else effort.repeats,
+        sums=effort.sums,
+        strangers=effort.strangers,
+        seed=seed,
+    )
 
 
 def _looks(rounds: int) -> list[int]:

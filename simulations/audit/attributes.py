@@ -1,147 +1,17 @@
-"""Whose voice is it? Gender and speaker, from what a device sends, by an attacker that adapts.
-
-The attacker lets other people's devices live with the same plan, models and noise, and learns from
-what they send (the adaptive attack of Feng et al. 2022, which plain noise does not deter).
-"""
+"""Whose voice is it? The user's name, from what a device sends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sottovoce.shared import seeds
 from sottovoce.shared.examples import Examples
-from sottovoce.simulations.audit.bounds import Floats
 from sottovoce.simulations.audit.case import Person
+from sottovoce.simulations.audit.gender import EVERYTHING
 from sottovoce.simulations.audit.sight import parts as looked
 from sottovoce.simulations.audit.sight import witnessed
 from sottovoce.simulations.audit.subject import Course, Seen, hushed, live
-
-_PENALTIES = (0.01, 0.1, 1.0, 10.0)
-EVERYTHING = "everything"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Lives:
-    """Many people's lives, as the server saw them.
-
-    Attributes:
-        views: By number of rounds seen, what the server saw of each life.
-        who: Name of each.
-        gender: Gender of each.
-        strangers: How many of the last ones belong to public speakers.
-    """
-
-    views: Mapping[int, Sequence[Mapping[str, Tensor]]]
-    who: Sequence[str]
-    gender: Sequence[str]
-    strangers: int
-
-    @property
-    def users(self) -> int:
-        """How many lives are users'."""
-        return len(self.who) - self.strangers
-
-
-def lives_of(
-    course: Course,
-    users: Mapping[str, Person],
-    strangers: Mapping[str, Person],
-    rounds: Sequence[int],
-    *,
-    repeats: int,
-    seed: int,
-) -> Lives:
-    """Let users live several times each, and strangers once, with fresh noise every time.
-
-    Args:
-        course: What the server asks.
-        users: Whose gender is looked for, by name.
-        strangers: Public speakers, by name.
-        rounds: After how many rounds it looks.
-        repeats: Lives of each user.
-        seed: Decides all noise.
-    """
-    people = [(name, one) for name, one in users.items() for _ in range(repeats)]
-    people += list(strangers.items())
-    views: dict[int, list[dict[str, Tensor]]] = {number: [] for number in rounds}
-    for place, (name, one) in enumerate(people):
-        own = seeds.derive(seed, "audit", "attribute", name, place)
-        seen = witnessed(course, live(course, one.examples, own), own)
-        for number in rounds:
-            views[number].append(looked(seen, number))
-    return Lives(
-        views=views,
-        who=[name for name, _ in people],
-        gender=[one.gender for _, one in people],
-        strangers=len(strangers),
-    )
-
-
-def gender(lives: Lives, rounds: int) -> dict[str, float]:
-    """How well a user's gender is told, by what is looked at.
-
-    For every user the attacker learns from all others, users and strangers. Each corpus is centred
-    on its own mean, which needs no labels.
-
-    Args:
-        lives: From :func:`lives_of`; users' genders must be of two kinds.
-        rounds: How many rounds the server saw.
-
-    Returns:
-        For each part of the view, and for all parts together, the unweighted average recall.
-    """
-    parts, users = lives.views[rounds], lives.users
-    names = sorted(set(lives.gender[:users]))
-    signs = np.array([1.0 if own == names[-1] else -1.0 for own in lives.gender])
-    scores = {
-        part: _held_out(_centred(torch.stack([one[part] for one in parts]), users), signs, lives)
-        for part in parts[0]
-    }
-    scores[EVERYTHING] = np.sum([score / (score.std() + 1e-12) for score in scores.values()], 0)
-    return {part: _uar(score, signs[:users]) for part, score in scores.items()}
-
-
-def _centred(vectors: Tensor, users: int) -> Floats:
-    """Vectors less their corpus's mean, all numbers of one spread; (lives, numbers)."""
-    parts = [part - part.mean(0) for part in (vectors[:users], vectors[users:]) if len(part)]
-    joined = torch.cat(parts)
-    scaled: Floats = (joined / joined.std(0).clamp(min=1e-12)).numpy()
-    return scaled
-
-
-def _held_out(vectors: Floats, signs: Floats, lives: Lives) -> Floats:
-    """Each user's score from a classifier that has learned from everybody else, (user lives,)."""
-    who = np.array(lives.who)
-    alike = vectors @ vectors.T / vectors.shape[1]
-    users = lives.users
-    scores = np.zeros(users)
-    for name in dict.fromkeys(who[:users]):
-        own, rest = np.flatnonzero(who[:users] == name), np.flatnonzero(who != name)
-        scores[own] = alike[np.ix_(own, rest)] @ _ridge(alike[np.ix_(rest, rest)], signs[rest])
-    return scores
-
-
-def _ridge(alike: Floats, signs: Floats) -> Floats:
-    """Kernel ridge regression, its penalty chosen by leave-one-out error; shape (lives,)."""
-    best, chosen = np.inf, np.zeros(len(signs))
-    size = float(np.trace(alike)) / len(alike)
-    aim = signs - signs.mean()
-    for penalty in _PENALTIES:
-        inverse = np.linalg.inv(alike + penalty * size * np.eye(len(alike)))
-        weights = inverse @ aim
-        error = float(np.square(weights / np.diag(inverse)).mean())
-        if error < best:
-            best, chosen = error, weights
-    return chosen
-
-
-def _uar(scores: Floats, signs: Floats) -> float:
-    """Unweighted average recall of a sign."""
-    right = (scores > 0) == (signs > 0)
-    return float(np.mean([right[signs == sign].mean() for sign in np.unique(signs)]))
 
 
 def speaker(

@@ -84,12 +84,24 @@ def open_case(
     tell: Tell = lambda _line: None,
     progress: Progress = lambda _what, _done, _total: None,
 ) -> Case:
-    """Make a run's first fold again.
+    """Make a run's first fold again; arguments and errors as for :func:`open_cases`."""
+    return open_cases(run_folder, tell, progress, folds=1)[0]
+
+
+def open_cases(
+    run_folder: Path,
+    tell: Tell = lambda _line: None,
+    progress: Progress = lambda _what, _done, _total: None,
+    *,
+    folds: int | None = None,
+) -> list[Case]:
+    """Make a run's folds again, in their order.
 
     Args:
         run_folder: What ``simulate --out`` made, with its checkpoints.
         tell: Takes a line about what was found.
         progress: Takes (what, done, total).
+        folds: How many, from the first on; None makes all.
 
     Raises:
         SettingError: No run there, or one that this version cannot attack.
@@ -103,16 +115,15 @@ def open_case(
     public = hear_public(scenario, heard, tell, progress)
     with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
         material = material_of(scenario, heard, public, Path(folder), tell)
-    plan = plan_of(scenario, material, "audit")
-    fold = heard.protocol.folds[0]
-    users = {name: _person(material, material.clips[name]) for name in fold.train}
-    return Case(
-        scenario=scenario,
-        fold=fold.name,
-        course=_course(scenario, plan, material, users, _server(run_folder, fold)),
-        users=users,
-        strangers=_strangers(material, public),
-    )
+    plan, strangers = plan_of(scenario, material, "audit"), _strangers(material, public)
+    cases = []
+    for fold in heard.protocol.folds[:folds]:
+        users = {name: _person(material, material.clips[name]) for name in fold.train}
+        course = _course(scenario, plan, material, users, _server(run_folder, fold))
+        cases.append(
+            Case(scenario=scenario, fold=fold.name, course=course, users=users, strangers=strangers)
+        )
+    return cases
 
 
 def _scenario(run_folder: Path) -> Scenario:

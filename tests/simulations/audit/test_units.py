@@ -9,7 +9,7 @@ from sottovoce.server.round import Aggregation
 from sottovoce.shared.plan import UserPromise
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
-from sottovoce.simulations.audit import attributes, canary, inversion, membership
+from sottovoce.simulations.audit import attributes, canary, gender, inversion, membership
 from sottovoce.simulations.audit.sight import OPENLY, SUM, sees, update_noise, witnessed
 from sottovoce.simulations.audit.subject import Course, live
 
@@ -81,9 +81,9 @@ def test_a_promise_to_users_hides_gender_name_membership_and_features(
     strangers = people(10, 8, seed=9, apart=3.0)
     everybody = [one.examples for one in users.values()]
 
-    lives = attributes.lives_of(asked, users, strangers, (2,), repeats=2, seed=0)
+    lives = gender.lives_of(asked, users, strangers, (2,), repeats=2, seed=0)
 
-    assert attributes.gender(lives, 2)["everything"] < 0.7
+    assert gender.judged([gender.told(lives, 2)["everything"]]).uar < 0.7
     assert attributes.speaker(asked, users, (2,), repeats=4, seed=0)[2]["everything"] < 0.4
     assert abs(inversion.inverted(asked, everybody, batch=1, seed=0)) < 0.35
     found = membership.users(
