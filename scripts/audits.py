@@ -181,8 +181,8 @@ def _doubts(audits: Mapping[str, Json]) -> str:
     text = ""
     if lines:
         text = (
-            "After ± stands the standard error of gender from both together, by resampling users "
-            "and their\nlives:\n\n" + "".join(lines)
+            "After ± stands a standard error of gender, by resampling users and their lives:\n\n"
+            + "".join(lines)
         )
     if older:
         text += (
@@ -267,10 +267,13 @@ def _rates(found: Json) -> Iterator[tuple[str, str]]:
         last = list(looks)[-1:]
         for place, rounds in (("1 round", ["1"]), ("10 rounds", ["10"]), ("all rounds", last)):
             for look in rounds:
-                shares = " / ".join(_share(looks[look][part]) for part in _PARTS if look in looks)
                 errors = found.get(f"{kind}_error", {}).get(look)
-                doubt = f" ± {_share(errors['everything'])}" if errors else ""
-                yield f"{words}: {place}", shares + doubt
+                shares = " / ".join(
+                    _share(looks[look][part]) + (f" ± {_share(errors[part])}" if errors else "")
+                    for part in _PARTS
+                    if look in looks
+                )
+                yield f"{words}: {place}", shares
     for batch, cosine in found["inversion"].items():
         yield f"features of a batch of {batch}, cosine", _share(cosine)
 

@@ -43,7 +43,8 @@ def _learned(
     what judges their own.
     """
     users = int((rest < len(towards)).sum())  # they come first, in rest too
-    groups = np.stack([rest < len(towards), rest >= len(towards)], 1)[:, : 1 + (users < len(rest))]
+    both = np.stack([rest < len(towards), rest >= len(towards)], 1).astype(np.float64)
+    groups = both[:, : 1 + (users < len(rest))]
     aim = signs[rest] - groups @ (groups.T @ signs[rest] / groups.sum(0))
     kernel = alike[np.ix_(rest, rest)]
     size = float(np.trace(kernel)) / len(rest) + 1e-12
@@ -66,6 +67,6 @@ def _learned(
 def _bordered(kernel: Floats, groups: Floats) -> Floats:
     """The inverse of a kernel with an offset for each group."""
     corner = np.zeros((groups.shape[1], groups.shape[1]))
-    whole = np.block([[kernel, groups.astype(float)], [groups.T.astype(float), corner]])
+    whole = np.block([[kernel, groups], [groups.T, corner]])
     inverse: Floats = np.linalg.inv(whole)
     return inverse
