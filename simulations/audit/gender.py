@@ -87,7 +87,7 @@ def figures(
     Args:
         cases: The folds; those whose users are not of two known genders are left out.
         rounds: After how many rounds the attacker looks.
-        repeats: Lives of each user.
+        repeats: Lives of each person.
         sums: How often each life of a user goes into sums with fresh noise.
         strangers: Most public speakers that the attacker practises on.
         seed: Decides all noise.
@@ -137,14 +137,14 @@ def lives_of(
     sums: int = 1,
     seed: int,
 ) -> Lives:
-    """Let users live several times each, and strangers once, with fresh noise every time.
+    """Let users and strangers live several times each, with fresh noise every time.
 
     Args:
         course: What the server asks.
         users: Whose gender is looked for, by name.
         strangers: Public speakers, by name.
         rounds: After how many rounds it looks.
-        repeats: Lives of each user; one is enough where a life has no noise of its own.
+        repeats: Lives of each person; one is enough where a life has no noise of its own.
         sums: How often each life of a user goes into sums with fresh noise; once where sums add
             none.
         seed: Decides all noise.
