@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sottovoce import __version__, sweeping
+from sottovoce import __version__, owning, sweeping
 from sottovoce.shared.errors import SettingError, SottovoceError
 
 _PUBLIC = "NAME=DIR"
@@ -79,10 +79,9 @@ def _parser() -> argparse.ArgumentParser:
         _add_report,
         _add_budget,
         _add_audit,
-        _add_predict,
-        _add_device,
     ):
         add(commands)
+    owning.add(commands, _command)
     return parser
 
 
@@ -362,141 +361,6 @@ def _audit(arguments: argparse.Namespace) -> int:
         )
     _print(found) if arguments.json else print("\n".join(table(found)))
     return 0 if found["holds"] else 1
-
-
-def _add_predict(commands: Any) -> None:  # noqa: ANN401
-    """``predict``."""
-    parser = _command(
-        commands,
-        "predict",
-        _predict,
-        "Recognise the emotion in recordings.",
-        "sottovoce predict hello.wav --model runs/demo/model",
-    )
-    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--model", type=Path, required=True, help="a model folder")
-    parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
-    parser.add_argument(
-        "--learn",
-        action="store_true",
-        help="learn the user's voice from each file afterwards; stays on the device",
-    )
-    parser.add_argument(
-        "--risk", type=_share, help="abstain where the chance of a wrong answer is above this"
-    )
-    parser.add_argument(
-        "--coverage", type=_share, default=0.9, help="how often the set holds the truth (0.9)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON, one line a file")
-
-
-def _share(word: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        share = float(word)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1:
-        raise argparse.ArgumentTypeError(f"{word} is no share; it must be from 0 to 1")
-    return share
-
-
-def _predict(arguments: argparse.Namespace) -> int:
-    """Predict each file; a bad file fails the command, after the others were done."""
-    import json
-
-    from sottovoce.client.recogniser import Recogniser
-    from sottovoce.shared.audio import load
-
-    if arguments.learn and arguments.device is None:
-        raise SettingError("--learn has no device to keep what is learned; add --device")
-    least = None if arguments.risk is None else 1 - arguments.risk
-    recogniser = Recogniser.open(
-        arguments.model, arguments.device, least_confidence=least, coverage=arguments.coverage
-    )
-    failed = 0
-    for path in arguments.files:
-        try:
-            signal = load(path)
-            prediction = recogniser.predict(signal)
-            learned = {"learned": recogniser.learn(signal)} if arguments.learn else {}
-        except SottovoceError as error:
-            failed += 1
-            print(f"sottovoce: {error}", file=sys.stderr)
-            continue
-        if arguments.json:
-            print(json.dumps({"file": str(path)} | prediction.to_dict() | learned))
-        else:
-            print(
-                "; ".join([f"{path}: {prediction}", *(f"learned as {n}" for n in learned.values())])
-            )
-    return 1 if failed else 0
-
-
-def _add_device(commands: Any) -> None:  # noqa: ANN401
-    """``device`` and its commands."""
-    example = "sottovoce device budget DIR"
-    text = "Look after a user's own device."
-    group = commands.add_parser(
-        "device",
-        help=text,
-        description=text,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    group.set_defaults(parser=group)
-    own = group.add_subparsers(title="commands", metavar="COMMAND")
-    parser = _command(
-        own, "budget", _device_budget, "Show what a device has spent, and what is left.", example
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    parser = _command(
-        own,
-        "forget",
-        _device_forget,
-        "Forget recordings that the user's voice was learned from.",
-        "sottovoce device forget my-device NAME",
-    )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="what predict --learn printed")
-    retiring = _command(
-        own,
-        "retire",
-        _device_retire,
-        "End the training of a device whose ledger is refused: it only receives models, for good.",
-        "sottovoce device retire DIR",
-    )
-    retiring.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
-
-
-def _device_forget(arguments: argparse.Namespace) -> int:
-    """Forget by name; the user's mean is then what it would be without them."""
-    from sottovoce.client.listener import forget, heard
-
-    for name in arguments.names:
-        forget(arguments.folder, name)
-    print(f"forgotten: {len(arguments.names)}; still kept: {len(heard(arguments.folder))}")
-    return 0
-
-
-def _device_retire(arguments: argparse.Namespace) -> int:
-    """Put a spent ledger in place of the refused one."""
-    from sottovoce.client.device import Device
-
-    aside = Device.retire(arguments.folder)
-    kept = f"; the refused ledger is kept as {aside}" if aside else ""
-    print(f"retired: the device gives nothing more and goes on receiving models{kept}")
-    return 0
-
-
-def _device_budget(arguments: argparse.Namespace) -> int:
-    """Verify the ledger and price it."""
-    from sottovoce.client.budget import account
-
-    told = account(arguments.folder)
-    _print(told.to_dict()) if arguments.json else print("\n".join(told.lines()))
-    return 0
 
 
 def _print(value: object) -> None:
