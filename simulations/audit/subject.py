@@ -86,7 +86,13 @@ class _Vault:
         """What was kept."""
         return self._kept[name]
 
-    def put_tensors(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+    def put_tensors(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        durable: bool = True,  # noqa: ARG002  (there is no disk)
+    ) -> None:
         """Keep tensors."""
         self._tensors[name] = dict(tensors)
 
