@@ -298,6 +298,11 @@ def _checked(job: Job) -> Cohorts:
             f"the plan asks for noise with {', '.join(unknown)}, which is not made over a crowd: "
             "noise is drawn anew in each round; leave that out"
         )
+    if plan.calibration:
+        raise SettingError(
+            "the plan asks devices of calibration after the last round; over a crowd nobody is "
+            "asked again: leave calibration out"
+        )
     if plan.user and plan.user.update.sample_rate != crowd.rate:
         raise SettingError(
             f"the plan prices rounds drawn with rate {plan.user.update.sample_rate:g}, the crowd "

@@ -398,7 +398,7 @@ USER = replace(
 )
 USER_ROUNDS = 10
 
-BOTH = replace(PRIVATE, user=UserSettings(update_norm=6.0, centre_norm=40.0, calibration_norm=20.0))
+BOTH = replace(PRIVATE, user=UserSettings(update_norm=2.0, centre_norm=40.0, calibration_norm=20.0))
 
 OPEN = Recipe(
     model="mlp",

@@ -25,6 +25,15 @@ from sottovoce.simulations import pipeline
 Say = Callable[..., tuple[int, str, str]]
 
 
+HEARS_CTRL_C = """
+import signal, sys
+from sottovoce.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, deaf to Ctrl-C not even where whoever runs the tests is."""
+
+
 @pytest.fixture
 def say(capsys: pytest.CaptureFixture[str]) -> Say:
     """Runs a command: exit status, standard output, last line of standard error."""
@@ -519,7 +528,7 @@ def test_ctrl_c_at_a_real_run_leaves_one_clear_line_and_a_run_to_go_on_with(
     words = ["simulate", str(scenario(rounds=60)), "--out", str(tmp_path / "out")]
     words += ["--workers", str(workers)]
     with subprocess.Popen(
-        [sys.executable, "-m", "sottovoce.cli", *words],
+        [sys.executable, "-c", HEARS_CTRL_C, *words],
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,

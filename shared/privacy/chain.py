@@ -10,7 +10,7 @@ import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -130,8 +130,9 @@ def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> Non
 
     Arguments, guarantees and errors as for :func:`append_synced`.
     """
-    with _opened(path, os.O_WRONLY) as old:
-        _check_known(old, path, behind)
+    with _opened(path, os.O_WRONLY) if path.exists() else nullcontext() as old:
+        if old is not None:
+            _check_known(old, path, behind)
         fresh = path.with_suffix(".new")
         with _opened(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) as handle:
             _write(handle, data)

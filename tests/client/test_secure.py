@@ -147,6 +147,7 @@ def _step(device: Device, name: str, step: str, body: bytes, kind: str = ENROLME
 
 def _alone(device: Device) -> torch.Tensor:
     """The update that a device adds."""
+    device = Device(device.folder)  # as the sum has left it
     pending = participant.round_of(device, **ROUND)
     return pending.make(device.book("looked-at", "0" * 64, pending.release))
 

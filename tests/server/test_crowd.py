@@ -1,7 +1,7 @@
 """A run over a crowd, by its server alone: whom it asks, what it divides by, what it remembers."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from sottovoce.server.job import Job
 from sottovoce.server.members import Members
 from sottovoce.server.round import Aggregation, State, begin
 from sottovoce.shared import wire
+from sottovoce.shared.calibration import CalibrationRelease
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
 from sottovoce.shared.front import identity
 from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import EXACT_CENTRE, CentreRelease, unknown
 from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.release import NoisedBy, UserNoise
 from sottovoce.shared.privacy.users import AdaptiveClip, UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
@@ -250,21 +252,20 @@ def test_a_bound_that_learns_is_refused(tmp_path: Path) -> None:
         _train(tmp_path, Grid(), _job(replace(plan, user=replace(plan.user, adaptive=adaptive))))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Hanging(UserNoise):
-    """Noise as a later plan may ask for it."""
-
-    bands: int = 1
-
-
 def test_noise_of_a_kind_that_is_not_made_here_is_refused(tmp_path: Path) -> None:
     """Left out, it would be priced as one thing and drawn as another."""
     usual = _plan()
     assert usual.user
-    settings = {name: getattr(QUIET, name) for name in ("clip_norm", "noised_by")}
-    noise = Hanging(noise_multiplier=1.0, sample_rate=RATE, bands=4, **settings)
+    noise = replace(QUIET, bands=Bands.square_root(bands=2, spacing=2))
     plan = replace(usual, user=replace(usual.user, update=noise))
     with pytest.raises(SettingError, match="noise with bands, which is not made over a crowd"):
+        _train(tmp_path, Grid(), _job(plan))
+
+
+def test_a_crowd_is_not_asked_of_calibration(tmp_path: Path) -> None:
+    asked = CalibrationRelease(noise_multiplier=0.0, taken_back=0.0)
+    plan = replace(_plan(), user=None, calibration=asked)
+    with pytest.raises(SettingError, match="asks devices of calibration"):
         _train(tmp_path, Grid(), _job(plan))
 
 

@@ -21,17 +21,15 @@ def test_rounds_of_all_folds_are_heard_and_nobody_else_hears_more(
     shown: list[Status] = []
     before, budget = LOG.level, Budget(epsilon=8.0, delta=1e-5)
 
-    with (
-        caplog.at_level(logging.WARNING, "sottovoce.server"),
-        Course(plan, folds=2, budget=budget, show=shown.append) as course,
-    ):
-        LOG.info("round %d of %d", 1, 4)
-        LOG.warning("something else")
-        LOG.info("round %d of %d", 4, 4)
-        course.ended(0.5)
-        LOG.info("round %d of %d", 2, 4)
+    with caplog.at_level(logging.WARNING, "sottovoce.server"):
+        with Course(plan, folds=2, budget=budget, show=shown.append) as course:
+            LOG.info("round %d of %d", 1, 4)
+            LOG.warning("something else")
+            LOG.info("round %d of %d", 4, 4)
+            course.ended(0.5)
+            LOG.info("round %d of %d", 2, 4)
+        LOG.info("round %d of %d", 3, 4)
 
-    LOG.info("round %d of %d", 3, 4)
     assert [(one.rounds, one.total, one.uar) for one in shown] == [
         (1, 8, None),
         (4, 8, None),

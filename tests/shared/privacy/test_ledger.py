@@ -185,14 +185,14 @@ def test_an_opening_line_tells_nobody_whose_ledger_it_is(tmp_path: Path) -> None
     heads = set()
     for name in ("one", "two"):
         path = tmp_path / name
-        Ledger.begin(path, "ada")
-        assert b"ada" not in path.read_bytes()
-        heads.add(_booked(path, "ada").head)
+        Ledger.begin(path, "zoe")
+        assert b"zoe" not in path.read_bytes()
+        heads.add(_booked(path, "zoe").head)
         assert len(path.read_bytes().splitlines()) == 3
 
     assert len(heads) == 2, "without the random bytes, hashes could be tried for every name"
     with pytest.raises(LedgerError, match="never begun again"):
-        Ledger.begin(tmp_path / "one", "ada")
+        Ledger.begin(tmp_path / "one", "zoe")
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,14 @@ from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations.sweeps import page, runner
 from sottovoce.simulations.sweeps.grid import Axis, Sweep
 
+HEARS_CTRL_C = """
+import signal, sys
+from sottovoce.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, deaf to Ctrl-C not even where whoever runs the tests is."""
+
 
 @pytest.fixture(scope="module")
 def plan(tiny_run: Any) -> Sweep:
@@ -185,7 +193,7 @@ def _wait_for(pattern: str, folder: Path) -> None:
 def test_stopped_at_any_time_it_goes_on_to_the_same_sweep(
     swept: Path, command: list[str], tmp_path: Path, stop: signal.Signals
 ) -> None:
-    words = [sys.executable, "-m", "sottovoce.cli", *command]
+    words = [sys.executable, "-c", HEARS_CTRL_C, *command]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as first:
         _wait_for("out/runs/*/checkpoints/*/server/*", tmp_path)
         os.kill(first.pid, stop)
