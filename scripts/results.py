@@ -2,7 +2,8 @@
 
     python scripts/results.py --corpora ../shared/corpora --runs runs/results
 
-A run that is there already is not run again; one that was interrupted goes on.
+A run that is there already is not run again; one that was interrupted goes on. Lines whose runs
+are not there are kept as they were.
 """
 
 import argparse
@@ -124,9 +125,14 @@ def _run(claim: Claim, seed: int, arguments: argparse.Namespace) -> int:
 
 def _write(arguments: argparse.Namespace) -> None:
     """The JSON and the page."""
-    lines = [line for claim in claims() if (line := _line(claim, arguments))]
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "accuracy.json").write_text(json.dumps(lines, indent=1) + "\n")
+    path = arguments.out / "accuracy.json"
+    kept = {line["command"]: line for line in json.loads(path.read_text())} if path.exists() else {}
+    found = [
+        _line(claim, arguments) or kept.get(_command(claim, claim.seeds[0])) for claim in claims()
+    ]
+    lines = [line for line in found if line]
+    path.write_text(json.dumps(lines, indent=1) + "\n")
     (arguments.out / "accuracy.md").write_text(_page(lines))
 
 
@@ -170,8 +176,20 @@ def _line(claim: Claim, arguments: argparse.Namespace) -> dict[str, Any] | None:
         "nll": [mean("calibration", "before", "nll"), mean("calibration", "after", "nll")],
         "uar_heads": [mean("calibration", "uar", "before"), mean("calibration", "uar", "after")],
         "wall_s": mean("timing", "wall_s"),
-        "command": " ".join(claim.words(claim.seeds[0], "../shared/corpora")),
+        "asked": all(_asks(arguments.runs / claim.name(seed)) for seed in claim.seeds),
+        "command": _command(claim, claim.seeds[0]),
     }
+
+
+def _command(claim: Claim, seed: int) -> str:
+    """The command of one seed's run, as the page gives it."""
+    return " ".join(claim.words(seed, "../shared/corpora"))
+
+
+def _asks(run: Path) -> bool:
+    """Whether devices of a run are asked of calibration; true of a run that is not there."""
+    config = run / "config.toml"
+    return not config.is_file() or "calibration_share" in config.read_text()
 
 
 def _page(lines: Sequence[Mapping[str, Any]]) -> str:
@@ -186,7 +204,9 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "user has at delta 1e-3 and holds against those who see the models,\nor for both, over a "
         "device's whole part in the run.\n\nRuns keep the heads of the version that made them, and "
         "a later version draws other noise from the same\nseed; [heads](heads.md) tells what "
-        "today's heads make of the same runs.\n\n"
+        "today's heads make of the same runs. † made before devices\nwere asked of calibration, "
+        "which takes a 25th of a private run's budget; under both units, within\nthe bound of "
+        "then.\n\n"
         "| protocol | model | hides one | epsilon | enrolment | seeds | UAR | central | "
         f"ECE before → after | NLL | UAR with heads |\n|{'---|' * 11}\n"
     )
@@ -199,7 +219,8 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         central = f"{line['uar_central']:.3f}" if line["uar_central"] else ""
         pairs = [f"{line[key][0]:.3f} → {line[key][1]:.3f}" for key in ("ece", "nll", "uar_heads")]
         rows.append(
-            f"| {line['protocol']} | {line['model']} | {unit} | {epsilon} | {line['enrolment']} | "
+            f"| {line['protocol']}{'' if line.get('asked') else ' †'} | {line['model']} | {unit} | "
+            f"{epsilon} | {line['enrolment']} | "
             f"{len(line['seeds'])} | {line['uar']:.3f}{spread} | {central} | "
             + " | ".join(pairs)
             + " |\n"
