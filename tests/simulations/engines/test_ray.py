@@ -37,7 +37,7 @@ print("done")
 
 def test_ray_and_local_agree_to_the_last_bit(make_world: Any) -> None:
     """In a process of its own, since Ray leaves threads and children to the interpreter's end."""
-    here, there = make_world("here"), make_world("there")
+    here, there = make_world("here"), make_world("there", timeout_s=200.0)  # Ray is slow to start
     here.run()
 
     done = subprocess.run(
