@@ -2,8 +2,8 @@
 
     python scripts/audits.py --corpora ../shared/corpora --runs runs/audits
 
-A run or an audit that is there already is not made again. ``--gender NAME`` looks for gender again
-in runs whose other attacks stand on the page already.
+A run or an audit that is there already is not made again; what is not there stays as it was.
+``--gender NAME`` looks for gender again in runs whose other attacks stand on the page already.
 """
 
 import argparse
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = 0
     for name in () if arguments.table or arguments.gender else RUNS:
         failed += _make(name, arguments)
-    kept = json.loads((arguments.out / "audit.json").read_text()) if arguments.gender else {}
+    path = arguments.out / "audit.json"
+    kept = json.loads(path.read_text()) if path.is_file() else {}
     audits = kept | {
         name: {**found, "secure": name == "secure"}
         for name in RUNS
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     for name in arguments.gender:
         audits[name] = _gender_again(name, audits[name], arguments)
-    (arguments.out / "audit.json").write_text(json.dumps(audits, indent=1) + "\n")
+    path.write_text(json.dumps(audits, indent=1) + "\n")
     (arguments.out / "audit.md").write_text(page(audits))
     return 1 if failed else 0
 
