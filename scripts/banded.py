@@ -181,7 +181,8 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "together over rounds is worth then. UAR is\npooled over folds, on speakers that training "
         "never saw; mean and standard deviation over seeds. All\nlines spend the same budget; "
         "`sottovoce budget` agrees with every run. The line without turns is that of "
-        "[accuracy](accuracy.md).\n\n"
+        "[accuracy](accuracy.md)\nof then: all were made before devices were asked of calibration, "
+        "which leaves rounds a 25th less budget.\n\n"
         "| epsilon | users | spacing | bands | rounds | of one user | noise of one round | seeds | "
         f"UAR |\n|{'---|' * 9}\n"
     )
