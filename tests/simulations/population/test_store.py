@@ -185,6 +185,7 @@ def _hand_out(path: Path, into: int, *, early: bool) -> None:
             sent += f"{user}\n".encode()
         if early:
             os.write(into, sent)
+            time.sleep(0.01)  # a slow disk: most kills fall here
         store.commit()
         if not early:
             os.write(into, sent)
