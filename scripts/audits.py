@@ -124,7 +124,9 @@ _HEAD = """\
 
 Attacks on runs over RAVDESS (first fold of `ravdess8-6fold`, 20 users, CREMA-D public), made by
 `python scripts/audits.py`. How each attack works: [privacy](../privacy.md#attacks). Figures are of
-one seed and one fold, but for gender where a standard error stands.
+one seed and one fold, but for gender where a standard error stands. Runs of `utterance` are of
+today's recipe; the others were made before devices were asked of calibration, and `both`, but for
+gender, when a user's part was brought within 6, not 2.
 
 """
 _BOUND_HEADS = (
