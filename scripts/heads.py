@@ -133,7 +133,7 @@ def _heads(found: Mapping[str, Json]) -> Iterator[str]:
     yield "| run | k | UAR | ECE | NLL | Brier | p10 | worst |\n" + f"|{'---|' * 8}\n"
     for line in found.values():
         for clips, figures in line["labelled"].items():
-            cells = [_cell(name, figures[name]) for name in MEASURES]
+            cells = [worth.cell(name, figures[name]) for name in MEASURES]
             yield f"| {_title(line)} | {clips} | {' | '.join(cells)} |\n"
 
 
@@ -141,17 +141,6 @@ def _title(line: Json) -> str:
     """Protocol, promise, enrolment."""
     promise = f"{line['unit']} ε = {line['epsilon']:g}" if line["epsilon"] else "no privacy"
     return f"{line['protocol']}, {promise}, {line['enrolment']}"
-
-
-def _cell(name: str, values: Sequence[float]) -> str:
-    """Before, after, and the interval of the difference."""
-    shown = f"{values[0]:.3f} → {values[1]:.3f}"
-    if len(values) == 3:
-        return shown
-    low, high = values[3:]
-    worse = high < 0 if name in ("uar", "p10") else low > 0
-    interval = f"[{low:+.3f}, {high:+.3f}]"
-    return f"{shown} {'**' + interval + '**' if worse else interval}"
 
 
 def _sets(found: Mapping[str, Json]) -> Iterator[str]:

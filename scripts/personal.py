@@ -262,7 +262,7 @@ def _tables(found: Mapping[str, Json]) -> Iterator[str]:
     for line in found.values():
         for kind, by_clips in line["enrolled"].items():
             for clips, figures in by_clips.items():
-                cells = [_cell(name, figures[name]) for name in MEASURES]
+                cells = [worth.cell(name, figures[name]) for name in MEASURES]
                 cells.insert(2, f"{figures['ece_without_head']:.3f}")
                 shown = KINDS[kind].format(clips)
                 yield f"| {_title(line)} | {shown} | {clips} | {' | '.join(cells)} |\n"
@@ -281,7 +281,7 @@ def _stream_table(found: Mapping[str, Json]) -> Iterator[str]:
             even, skewed, gained, low, high = told[way]["uar"]
             cells.append(f"{even:.3f} → {skewed:.3f}")
             cells.append(f"{-gained:.3f} [{-high:+.3f}, {-low:+.3f}]")
-        cells.append(_cell("uar", told["all"]["uar"]))
+        cells.append(worth.cell("uar", told["all"]["uar"]))
         yield f"| {' | '.join(cells)} |\n"
 
 
@@ -289,17 +289,6 @@ def _title(line: Json) -> str:
     """Protocol and promise."""
     promise = f"{line['unit']} ε = {line['epsilon']:g}" if line["epsilon"] else "no privacy"
     return f"{line['protocol']}, {promise}"
-
-
-def _cell(name: str, values: Sequence[float]) -> str:
-    """Before, after, and the interval of the difference."""
-    shown = f"{values[0]:.3f} → {values[1]:.3f}"
-    if len(values) == 3:
-        return shown
-    low, high = values[3:]
-    worse = high < 0 if name in ("uar", "p10") else low > 0
-    interval = f"[{low:+.3f}, {high:+.3f}]"
-    return f"{shown} {'**' + interval + '**' if worse else interval}"
 
 
 if __name__ == "__main__":

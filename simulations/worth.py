@@ -35,6 +35,17 @@ def figures(judged: Sequence[Judged], *, seed: int) -> Json:
     return found | {"worst": [*worst, worst[1] - worst[0]]}
 
 
+def cell(name: str, values: Sequence[float]) -> str:
+    """One measure of :func:`figures` for a page: before, after, and the interval, bold if worse."""
+    shown = f"{values[0]:.3f} → {values[1]:.3f}"
+    if len(values) == 3:
+        return shown
+    low, high = values[3:]
+    worse = high < 0 if name in ("uar", "p10") else low > 0
+    interval = f"[{low:+.3f}, {high:+.3f}]"
+    return f"{shown} {'**' + interval + '**' if worse else interval}"
+
+
 class _Side:
     """Sums per user under one column of probabilities."""
 

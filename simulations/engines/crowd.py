@@ -15,12 +15,10 @@ from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, Protocol, Self
+from typing import Final, Protocol, Self
 
-import torch
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid
 
 from sottovoce.client.app import Bringing
 from sottovoce.client.device import Device
@@ -76,7 +74,7 @@ def run(make: Callable[[], Host], *, devices: int, config: Mapping[str, str], wo
         server(grid, Context(local.RUN, 0, {}, RecordDict(), dict(config)))
 
 
-class CrowdGrid(Grid):
+class CrowdGrid(local.OneRun):
     """A grid whose nodes are a range, and whose devices are made when a message comes."""
 
     def __init__(
@@ -110,25 +108,6 @@ class CrowdGrid(Grid):
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
         self._host.close()
-
-    def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
-        """Nothing to do: there is one run."""
-
-    @property
-    def run(self) -> Any:  # noqa: ANN401  (Flower's signature)
-        """Only Flower's legacy workflows ask."""
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message, as Flower's older API makes it."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, as a range: nobody lists them."""
@@ -202,9 +181,8 @@ _LIVE: list[Host] = []
 
 
 def _start_worker(make: Callable[[], Host]) -> None:
-    """One torch thread a worker, and one host."""
-    torch.set_num_threads(1)
-    local._identify()
+    """A worker like every other, and one host."""
+    local._start_worker()
     _LIVE[:] = [make()]
 
 

@@ -63,7 +63,30 @@ def run_apps(*, devices: int, config: dict[str, str], workers: int) -> None:
     run(server, client, devices=devices, config=config, workers=workers)
 
 
-class LocalGrid(Grid):
+class OneRun(Grid):
+    """What every grid of one run has alike."""
+
+    def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
+        """Nothing to do: there is one run."""
+
+    @property
+    def run(self) -> Any:  # noqa: ANN401  (Flower's signature)
+        """Only Flower's legacy workflows ask."""
+        raise NotImplementedError
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """A message, as Flower's older API makes it."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+
+class LocalGrid(OneRun):
     """A grid whose devices live in this process or its workers."""
 
     def __init__(
@@ -94,25 +117,6 @@ class LocalGrid(Grid):
     ) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
-
-    def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
-        """Nothing to do: there is one run."""
-
-    @property
-    def run(self) -> Any:  # noqa: ANN401  (Flower's signature)
-        """Only Flower's legacy workflows ask."""
-        raise NotImplementedError
-
-    def create_message(
-        self,
-        content: RecordDict,
-        message_type: str,
-        dst_node_id: int,
-        group_id: str,
-        ttl: float | None = None,
-    ) -> Message:
-        """A message, as Flower's older API makes it."""
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes."""
