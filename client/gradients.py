@@ -183,7 +183,7 @@ class Recorder:
     def __init__(self, model: Network, weights: Tensor) -> None:
         views = unflatten(model, weights.detach())
         self._names = tuple(views)
-        self._twin = _twin(model, views)
+        self._twin = twin(model, views)
         self._tape = _Tape()
         for name, layer in self._twin.named_modules():
             if next(layer.parameters(recurse=False), None) is not None:
@@ -247,17 +247,23 @@ class Recorder:
         return _gathered(tuple(found[name] for name in self._names))
 
 
-def _twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
-    """A layer of the same kind with other weights; a deep copy costs more than a small step."""
-    twin = type(layer).__new__(type(layer))
-    twin.__dict__.update(layer.__dict__)
+def twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
+    """A layer of the same kind on other weights, which it shares; a deep copy costs more than a step.
+
+    Args:
+        layer: Which; it is not changed.
+        weights: By name, as the layer's own are shaped.
+        path: What the names of its weights start with.
+    """
+    other = type(layer).__new__(type(layer))
+    other.__dict__.update(layer.__dict__)
     own = {name: weights[path + name] for name in layer._parameters}
-    twin._parameters = own  # type: ignore[assignment]  # constants, so no Parameter
-    twin._modules = {
-        name: child and _twin(child, weights, f"{path}{name}.")
+    other._parameters = own  # type: ignore[assignment]  # constants, so no Parameter
+    other._modules = {
+        name: child and twin(child, weights, f"{path}{name}.")
         for name, child in layer._modules.items()
     }
-    return twin
+    return other
 
 
 def _named(layer: str, shares: Iterator[tuple[str, Share]]) -> dict[str, Share]:

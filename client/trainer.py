@@ -6,15 +6,15 @@ clipping is over all weights by construction, and the model handed in is never c
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from sottovoce.client.gradients import Gradients, Recorder
+from sottovoce.client.gradients import Gradients, Recorder, twin
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.flat import flatten, unflatten
@@ -141,7 +141,8 @@ def _poisson(
     model: Network, examples: Examples, sample_rate: float, generator: torch.Generator
 ) -> _Batch:
     """Toss each utterance's coin; cut the padding that nobody who joined needs."""
-    chosen = examples.take(torch.rand(len(examples), generator=generator) < sample_rate)
+    joined = torch.rand(len(examples), generator=generator) < sample_rate
+    chosen = examples if bool(joined.all()) else examples.take(joined)
     return _Batch(_trim(chosen), model.keep(len(chosen), generator))
 
 
@@ -166,6 +167,8 @@ class _Objective:
         self._weights = weights
         self._loss: Loss = training.loss
         self._smoothing = training.label_smoothing
+        self._names = tuple(name for name, _ in model.named_parameters())
+        self._plain: Network | None = None
         self._recorder: Recorder | None = None
 
     def _losses(self, logits: Tensor, batch: _Batch) -> Tensor:
@@ -173,12 +176,19 @@ class _Objective:
         labels = batch.examples.labels
         return losses(self._loss, logits, labels, self._weights, self._smoothing)
 
-    def mean_gradient(self, batch: _Batch) -> Tensor:
-        """Of the mean loss, shape (params,)."""
-        state = unflatten(self._model, self._current)
-        logits = functional_call(self._model, state, batch.read())
-        loss = self._losses(logits, batch).sum() / max(len(batch), 1)
-        return torch.autograd.grad(loss, self._current)[0]
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The weights, tensor by tensor; to write into one is to write into the flat vector."""
+        return tuple(
+            view.requires_grad_()
+            for view in unflatten(self._model, self._current.detach()).values()
+        )
+
+    def mean_gradients(self, leaves: tuple[Tensor, ...], batch: _Batch) -> tuple[Tensor, ...]:
+        """Of the mean loss in each of the ``leaves``; there must be an utterance."""
+        if self._plain is None:
+            self._plain = twin(self._model, dict(zip(self._names, leaves, strict=True)))
+        loss = self._losses(self._plain(*batch.read()), batch).sum() / len(batch)
+        return torch.autograd.grad(loss, leaves)
 
     def gradients(self, batch: _Batch) -> Gradients:
         """Of each utterance's loss; there must be an utterance."""
@@ -198,7 +208,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         noise: NoiseSource,
     ) -> None:
         super().__init__(
-            _descent(current, training),
+            _descent([current], training),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip_norm,
             expected_batch_size=training.denominator,
@@ -243,9 +253,9 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
             weight.grad = noised.to(weight.dtype)
 
 
-def _descent(current: nn.Parameter, training: LocalTraining) -> torch.optim.SGD:
-    """Plain gradient descent over the flat weights."""
-    return torch.optim.SGD([current], lr=training.learning_rate, momentum=training.momentum)
+def _descent(weights: Sequence[Tensor], training: LocalTraining) -> torch.optim.SGD:
+    """Plain gradient descent over the flat weights, whole or tensor by tensor."""
+    return torch.optim.SGD(weights, lr=training.learning_rate, momentum=training.momentum)
 
 
 class _Step(Protocol):
@@ -302,26 +312,34 @@ class _PlainStep:
     ) -> None:
         self._objective = objective
         self._current = current
-        self._optimizer = _descent(current, training)
+        self._leaves = objective.leaves()
+        self._optimizer = _descent(self._leaves, training)
 
     def __call__(self, batch: _Batch) -> int:
         if len(batch) == 0:
             return 0
-        gradient, zeroed = self._objective.mean_gradient(batch), 0
-        if not gradient.isfinite().all():  # find out whose fault it is; rare, so it may be slow
-            gradient, zeroed = self._spared(batch)
-        self._current.grad = gradient
+        gradients, zeroed = self._objective.mean_gradients(self._leaves, batch), 0
+        # A sum that is no number tells of one that is none, or of very large ones, at a third of
+        # the cost of looking at each.
+        if not math.isfinite(sum(float(gradient.sum()) for gradient in gradients)):
+            gradients, zeroed = self._spared(batch)
+        for leaf, gradient in zip(self._leaves, gradients, strict=True):
+            leaf.grad = gradient
         self._optimizer.step()
         return zeroed
 
-    def _spared(self, batch: _Batch) -> tuple[Tensor, int]:
-        """The mean gradient with broken ones counted as zeros, and how many those were."""
+    def _spared(self, batch: _Batch) -> tuple[tuple[Tensor, ...], int]:
+        """The mean gradients with broken ones counted as zeros, and how many those were.
+
+        Rare, so it may be slow: it finds out whose fault it is.
+        """
         total, zeroed = torch.zeros_like(self._current.detach()), 0
         for part in batch.split(_room(self._current)):
             gradients = self._objective.gradients(part)
             total += gradients.sum(torch.ones_like(gradients.norms))
             zeroed += gradients.zeroed
-        return total / len(batch), zeroed
+        parts = torch.split(total / len(batch), [leaf.numel() for leaf in self._leaves])
+        return tuple(p.view(leaf.shape) for p, leaf in zip(parts, self._leaves, strict=True)), zeroed
 
 
 _STEPS: dict[type[Mechanism], type[_Step]] = {UtteranceNoise: _NoisedStep, NoPrivacy: _PlainStep}
@@ -335,7 +353,8 @@ def _room(current: Tensor) -> int:
 def _difference(local: Tensor, start: Tensor) -> Tensor:
     """Local minus global weights, if they are numbers still."""
     vector = local - start
-    if not vector.isfinite().all():
+    # In float64 no square of a float32 overflows, so the norm is a number if all of them are.
+    if not math.isfinite(torch.linalg.vector_norm(vector, dtype=torch.float64)):
         raise ModelError(
             "training drove the weights to NaN or infinity; they must stay finite: "
             "lower learning_rate, or raise denominator"

@@ -1,5 +1,7 @@
 """Bounds: what makes one row, or one user, unable to outweigh the others."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -21,9 +23,10 @@ def project(vector: Tensor, max_norm: float) -> Tensor:
         - Two vectors are no further apart afterwards than before: a bound on what one utterance
           changes outlives the bound on the user.
     """
-    if not bool(vector.isfinite().all()):
-        return torch.zeros_like(vector)
+    # A NaN or an infinity makes the norm one; so do float64 numbers too large to be squared.
     norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+    if not math.isfinite(norm):
+        return torch.zeros_like(vector)
     if not norm > max_norm:
         return vector
     bounded: Tensor = (vector.double() * (max_norm / norm)).to(vector.dtype)
