@@ -23,6 +23,7 @@ from sottovoce.client.vault import Vault, write_file
 from sottovoce.shared import crypto, normaliser, seeds
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
+from sottovoce.shared.newest import Newest
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.privacy.release import Release
@@ -63,6 +64,24 @@ class Facts:
     labels: tuple[str, ...]
     simulated_seed: int | None = None
 
+    def as_dict(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            "user": self.user,
+            "budgets": [asdict(budget) for budget in self.budgets],
+            "contributes": self.contributes,
+            "neutral_enrolment": self.neutral_enrolment,
+            "labels": list(self.labels),
+            "simulated_seed": self.simulated_seed,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "Facts":
+        """Read it back; the caller turns what is raised into its own error."""
+        known = dict(record)
+        labels, budgets = tuple(known.pop("labels")), _read_budgets(known)
+        return cls(**known, budgets=budgets, labels=labels)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Clips:
@@ -80,6 +99,27 @@ class Clips:
     calibrates: Tensor
     trains: Tensor
 
+    def tensors(self) -> dict[str, Tensor]:
+        """By name; half precision is plenty for log-mel and halves the disk."""
+        features = self.examples.features
+        return {
+            "features": features.half() if features.dim() == 3 else features,
+            "frames": self.examples.frames,
+            "labels": self.examples.labels,
+            "enrols": self.enrols,
+            "calibrates": self.calibrates,
+            "trains": self.trains,
+        }
+
+    @classmethod
+    def of(cls, kept: Mapping[str, Tensor]) -> "Clips":
+        """What :meth:`tensors` gave."""
+        examples = Examples(
+            features=kept["features"].float(), frames=kept["frames"], labels=kept["labels"]
+        )
+        uses = {name: kept[name] for name in ("enrols", "calibrates", "trains")}
+        return cls(examples=examples, **uses)
+
 
 class Device:
     """One user's device.
@@ -87,6 +127,9 @@ class Device:
     Args:
         folder: An existing device, made by :meth:`create`.
         read_only: Whether it is only looked at: nothing is booked, written or upgraded.
+
+    Attributes:
+        training: The clips as the newest round read them, for the next one.
 
     Raises:
         SettingError: No device there.
@@ -96,6 +139,7 @@ class Device:
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
+        self.training = Newest[Examples]()
         self.facts = _read_facts(folder / _FACTS)
         self.vault = Vault.open(folder / "vault")
         anchored = _schema(folder / _FACTS) != _UNANCHORED
@@ -125,7 +169,7 @@ class Device:
             PrivacyError: There is one already, or the disk refuses.
         """
         vault = Vault.create(folder / "vault", user=facts.user, key=key)
-        vault.put_tensors("clips", _tensors(clips))
+        vault.put_tensors("clips", clips.tensors())
         if facts.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.begin(folder / _LEDGER, facts.user)
         keeper = VaultAnchor(vault, required=False)
@@ -175,16 +219,7 @@ class Device:
 
     def clips(self) -> Clips:
         """The device's recordings as features."""
-        kept = self.vault.get_tensors("clips")
-        examples = Examples(
-            features=kept["features"].float(), frames=kept["frames"], labels=kept["labels"]
-        )
-        return Clips(
-            examples=examples,
-            enrols=kept["enrols"],
-            calibrates=kept["calibrates"],
-            trains=kept["trains"],
-        )
+        return Clips.of(self.vault.get_tensors("clips"))
 
     def release(
         self, name: str, content: str, release: Release, make: Callable[["Randomness"], Tensor]
@@ -431,19 +466,6 @@ def _stamp(booked: str) -> bytes:
     return hashlib.sha256(booked.encode()).digest()
 
 
-def _tensors(clips: Clips) -> dict[str, Tensor]:
-    """Clips as named tensors; half precision is plenty for log-mel and halves the disk."""
-    features = clips.examples.features
-    return {
-        "features": features.half() if features.dim() == 3 else features,
-        "frames": clips.examples.frames,
-        "labels": clips.examples.labels,
-        "enrols": clips.enrols,
-        "calibrates": clips.calibrates,
-        "trains": clips.trains,
-    }
-
-
 def _read_budgets(record: dict[str, Any]) -> tuple[Budget, ...]:
     """The budgets, taken out of the record; the first devices had one, for utterances, or null."""
     if "budget" in record:
@@ -455,15 +477,7 @@ def _read_budgets(record: dict[str, Any]) -> tuple[Budget, ...]:
 
 def _write_facts(path: Path, facts: Facts) -> None:
     """Keep the owner's decisions."""
-    record = {
-        "schema": _SCHEMA,
-        "user": facts.user,
-        "budgets": [asdict(budget) for budget in facts.budgets],
-        "contributes": facts.contributes,
-        "neutral_enrolment": facts.neutral_enrolment,
-        "labels": list(facts.labels),
-        "simulated_seed": facts.simulated_seed,
-    }
+    record = {"schema": _SCHEMA, **facts.as_dict()}
     write_file(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
@@ -478,9 +492,7 @@ def _read_facts(path: Path) -> Facts:
         record: dict[str, Any] = json.loads(path.read_text())
         if record.pop("schema") not in (_UNANCHORED, _SCHEMA):
             raise PrivacyError(f"{path} is of another release; update the app")
-        labels = tuple(record.pop("labels"))
-        budgets = _read_budgets(record)
-        return Facts(**record, budgets=budgets, labels=labels)
+        return Facts.from_dict(record)
     except FileNotFoundError:
         raise SettingError(f"{path.parent} holds no device; make one first") from None
     except (OSError, ValueError, KeyError, TypeError) as error:

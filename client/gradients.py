@@ -248,7 +248,7 @@ class Recorder:
 
 
 def twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
-    """A layer of the same kind on other weights, which it shares; a deep copy costs more than a step.
+    """A layer of the same kind on other weights, which it shares; a deep copy costs more.
 
     Args:
         layer: Which; it is not changed.

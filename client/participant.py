@@ -3,7 +3,8 @@
 import hashlib
 import logging
 import math
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -21,10 +22,12 @@ from sottovoce.shared.head import MOST_LOGIT, HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
+from sottovoce.shared.newest import Newest
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
+from sottovoce.shared.training import LocalTraining
 
 LOG = logging.getLogger("sottovoce.client")
 
@@ -92,6 +95,7 @@ def prepare(
         parts = {"projected": projected[chosen], "frames": part.frames, "labels": part.labels}
         tensors |= {f"{name}.{key}": value for key, value in parts.items()}
     device.vault.put_tensors("projected", tensors)
+    device.training = Newest()
     return clips, rows
 
 
@@ -182,10 +186,11 @@ def round_of(
         raise MessageError(f"round {number} of a plan of {agreed.rounds}; nothing was trained")
     model = _model(agreed, weights)
     _check_centre(agreed, centre)
-    training = replace(agreed.training, denominator=denominator)
-    content = hashlib.sha256(f"{plan} {number} {denominator!r} {clip!r}".encode())
-    for tensor in (weights, class_weights, centre):
-        content.update(tensor.numpy().tobytes())
+    facts = (plan, number, denominator, clip)
+    asked = _ASKED.of(
+        (agreed, *facts, weights, class_weights, centre),
+        lambda: _asked(agreed, facts, (weights, class_weights, centre)),
+    )
     examples = _training_examples(device, agreed, plan, centre)
 
     def make(random: Randomness) -> Tensor:
@@ -193,7 +198,7 @@ def round_of(
             model,
             examples,
             class_weights,
-            training,
+            asked.training,
             agreed.mechanism,
             random.noise,
             random.generator,
@@ -204,8 +209,8 @@ def round_of(
 
     return Pending(
         name=f"round-{number}",
-        content=content.hexdigest(),
-        release=agreed.gradient_release(number),
+        content=asked.content,
+        release=asked.release,
         make=make,
     )
 
@@ -347,8 +352,45 @@ def as_trained(
     return model, _training_examples(device, plan, plan.digest(), centre)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Asked:
+    """What follows from a round's request alone.
+
+    Attributes:
+        training: Steps and rates, with the round's denominator.
+        content: SHA-256 of the request.
+        release: What the ledger will say of the answer.
+    """
+
+    training: LocalTraining
+    content: str
+    release: Release
+
+
+_ASKED, _MODEL = Newest[_Asked](), Newest[Network]()
+"""Of the newest request: where one process answers for many devices, all are asked the same."""
+
+
+def _asked(plan: Plan, facts: tuple[str, int, float, float], tensors: Sequence[Tensor]) -> _Asked:
+    """Read a request's facts (plan, round, denominator, clip) and numbers."""
+    digest, number, denominator, clip = facts
+    content = hashlib.sha256(f"{digest} {number} {denominator!r} {clip!r}".encode())
+    for tensor in tensors:
+        content.update(tensor.numpy().tobytes())
+    return _Asked(
+        training=replace(plan.training, denominator=denominator),
+        content=content.hexdigest(),
+        release=plan.gradient_release(number),
+    )
+
+
 def _model(plan: Plan, weights: Tensor) -> Network:
-    """The shared model with these weights."""
+    """The shared model with these weights; nobody may change it."""
+    return _MODEL.of((plan.model, weights), lambda: _built(plan, weights))
+
+
+def _built(plan: Plan, weights: Tensor) -> Network:
+    """A model of its own."""
     model = build(plan.model, seed=0)
     load_flat(model, weights)
     return model
@@ -386,6 +428,12 @@ def _own_mean(device: Device, plan: Plan, rows: Tensor, centre: Tensor) -> Tenso
 
 def _training_examples(device: Device, plan: Plan, digest: str, centre: Tensor) -> Examples:
     """The training clips as the model reads them: behind a mean that is a booked release."""
+    key = (digest, centre.numpy().tobytes())
+    return device.training.of(key, lambda: _behind_mean(device, plan, digest, centre))
+
+
+def _behind_mean(device: Device, plan: Plan, digest: str, centre: Tensor) -> Examples:
+    """The training clips, made ready."""
     kept = device.vault.get_tensors("projected")
     settings, release = plan.normaliser, plan.normaliser_release()
     if settings is None:

@@ -6,13 +6,14 @@ clipping is over all weights by construction, and the model handed in is never c
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 
 from sottovoce.client.gradients import Gradients, Recorder, twin
 from sottovoce.shared.errors import ModelError
@@ -100,32 +101,38 @@ def local_update(
         are counted.
     """
     _check(model, examples, weights)
-    start = flatten(model)
-    current = nn.Parameter(start.clone())
-    step = _STEPS[type(mechanism)](
-        _Objective(model, current, weights, training),
-        current,
-        training,
-        mechanism,
-        noise,
+    start, began = flatten(model), generator.get_state()
+    for kind in _STEPS[type(mechanism)]:
+        generator.set_state(began)
+        current = nn.Parameter(start.clone())
+        objective = _Objective(model, current, weights, training)
+        step = kind(objective, current, training, mechanism, noise)
+        batches = (
+            _poisson(model, examples, training.sample_rate, generator)
+            for _ in range(training.steps)
+        )
+        zeroed = sum(step(batch) for batch in batches)
+        vector = current.detach() - start
+        # A sum that is a number says that all are, at a fraction of the cost of looking at each.
+        if math.isfinite(vector.sum()) or vector.isfinite().all():
+            return Update(vector=vector, zeroed=zeroed)
+    raise ModelError(
+        "training drove the weights to NaN or infinity; they must stay finite: "
+        "lower learning_rate, or raise denominator"
     )
-    zeroed = 0
-    for _ in range(training.steps):
-        zeroed += step(_poisson(model, examples, training.sample_rate, generator))
-    return Update(vector=_difference(current.detach(), start), zeroed=zeroed)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """Who joined a step, and each one's dropout mask."""
+    """Who joined a step, and each one's dropout mask; None where nothing is dropped."""
 
     examples: Examples
-    keep: Tensor
+    keep: Tensor | None
 
     def __len__(self) -> int:
         return len(self.examples)
 
-    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """What a model is called with."""
         return self.examples.features, self.examples.frames, self.keep
 
@@ -134,7 +141,10 @@ class _Batch:
         if len(self) <= size:
             return [self]
         parts = torch.split(torch.arange(len(self)), size)
-        return [_Batch(self.examples.take(part), self.keep[part]) for part in parts]
+        keep = self.keep
+        return [
+            _Batch(self.examples.take(part), None if keep is None else keep[part]) for part in parts
+        ]
 
 
 def _poisson(
@@ -143,7 +153,8 @@ def _poisson(
     """Toss each utterance's coin; cut the padding that nobody who joined needs."""
     joined = torch.rand(len(examples), generator=generator) < sample_rate
     chosen = examples if bool(joined.all()) else examples.take(joined)
-    return _Batch(_trim(chosen), model.keep(len(chosen), generator))
+    keep = model.keep(len(chosen), generator) if model.dropout else None
+    return _Batch(_trim(chosen), keep)
 
 
 def _trim(examples: Examples) -> Examples:
@@ -167,8 +178,6 @@ class _Objective:
         self._weights = weights
         self._loss: Loss = training.loss
         self._smoothing = training.label_smoothing
-        self._names = tuple(name for name, _ in model.named_parameters())
-        self._plain: Network | None = None
         self._recorder: Recorder | None = None
 
     def _losses(self, logits: Tensor, batch: _Batch) -> Tensor:
@@ -176,19 +185,21 @@ class _Objective:
         labels = batch.examples.labels
         return losses(self._loss, logits, labels, self._weights, self._smoothing)
 
-    def leaves(self) -> tuple[Tensor, ...]:
+    @cached_property
+    def leaves(self) -> dict[str, Tensor]:
         """The weights, tensor by tensor; to write into one is to write into the flat vector."""
-        return tuple(
-            view.requires_grad_()
-            for view in unflatten(self._model, self._current.detach()).values()
-        )
+        views = unflatten(self._model, self._current.detach())
+        return {name: view.requires_grad_() for name, view in views.items()}
 
-    def mean_gradients(self, leaves: tuple[Tensor, ...], batch: _Batch) -> tuple[Tensor, ...]:
-        """Of the mean loss in each of the ``leaves``; there must be an utterance."""
-        if self._plain is None:
-            self._plain = twin(self._model, dict(zip(self._names, leaves, strict=True)))
-        loss = self._losses(self._plain(*batch.read()), batch).sum() / len(batch)
-        return torch.autograd.grad(loss, leaves)
+    @cached_property
+    def _twin(self) -> Network:
+        """The model on the leaves."""
+        return twin(self._model, self.leaves)
+
+    def mean_gradients(self, batch: _Batch) -> tuple[Tensor, ...]:
+        """Of the mean loss in each of the leaves; there must be an utterance."""
+        loss = self._losses(self._twin(*batch.read()), batch).sum() / len(batch)
+        return torch.autograd.grad(loss, tuple(self.leaves.values()))
 
     def gradients(self, batch: _Batch) -> Gradients:
         """Of each utterance's loss; there must be an utterance."""
@@ -208,7 +219,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         noise: NoiseSource,
     ) -> None:
         super().__init__(
-            _descent([current], training),
+            torch.optim.SGD([current], lr=training.learning_rate, momentum=training.momentum),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip_norm,
             expected_batch_size=training.denominator,
@@ -253,11 +264,6 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
             weight.grad = noised.to(weight.dtype)
 
 
-def _descent(weights: Sequence[Tensor], training: LocalTraining) -> torch.optim.SGD:
-    """Plain gradient descent over the flat weights, whole or tensor by tensor."""
-    return torch.optim.SGD(weights, lr=training.learning_rate, momentum=training.momentum)
-
-
 class _Step(Protocol):
     """One step over one batch; how many gradients were zeroed."""
 
@@ -300,49 +306,74 @@ class _NoisedStep:
 
 
 class _PlainStep:
-    """Step along the mean gradient of the batch; an empty batch moves nothing."""
+    """Step along the mean gradient of the batch; an empty batch moves nothing.
+
+    A gradient that is no number leaves weights that are none. That shows in the end, and then all
+    is done again with care.
+    """
 
     def __init__(
         self,
         objective: _Objective,
         current: nn.Parameter,
         training: LocalTraining,
-        mechanism: Mechanism,  # noqa: ARG002  (one shape for both)
+        mechanism: Mechanism,  # noqa: ARG002  (one shape for all)
         noise: NoiseSource,  # noqa: ARG002
     ) -> None:
         self._objective = objective
         self._current = current
-        self._leaves = objective.leaves()
-        self._optimizer = _descent(self._leaves, training)
+        self._leaves = list(objective.leaves.values())
+        self._velocities: list[Tensor | None] = [None] * len(self._leaves)
+        self._rate, self._momentum = training.learning_rate, training.momentum
 
     def __call__(self, batch: _Batch) -> int:
         if len(batch) == 0:
             return 0
-        gradients, zeroed = self._objective.mean_gradients(self._leaves, batch), 0
-        # A sum that is no number tells of one that is none, or of very large ones, at a third of
-        # the cost of looking at each.
-        if not math.isfinite(sum(float(gradient.sum()) for gradient in gradients)):
-            gradients, zeroed = self._spared(batch)
-        for leaf, gradient in zip(self._leaves, gradients, strict=True):
-            leaf.grad = gradient
-        self._optimizer.step()
+        gradients, zeroed = self._gradients(batch)
+        with torch.no_grad():  # torch.optim.SGD's own arithmetic, less what surrounds it
+            sgd(
+                self._leaves,
+                list(gradients),
+                self._velocities,
+                weight_decay=0.0,
+                momentum=self._momentum,
+                lr=self._rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                foreach=False,
+            )
         return zeroed
 
-    def _spared(self, batch: _Batch) -> tuple[tuple[Tensor, ...], int]:
-        """The mean gradients with broken ones counted as zeros, and how many those were.
+    def _gradients(self, batch: _Batch) -> tuple[tuple[Tensor, ...], int]:
+        """The mean gradients, tensor by tensor, and how many were counted as zeros."""
+        return self._objective.mean_gradients(batch), 0
 
-        Rare, so it may be slow: it finds out whose fault it is.
-        """
-        total, zeroed = torch.zeros_like(self._current.detach()), 0
+
+class _CarefulStep(_PlainStep):
+    """The same, where gradients that are no numbers are looked for, and count as zeros."""
+
+    def _gradients(self, batch: _Batch) -> tuple[tuple[Tensor, ...], int]:
+        """See ``_PlainStep``; it finds out whose fault it is."""
+        gradients, zeroed = super()._gradients(batch)
+        if all(bool(gradient.isfinite().all()) for gradient in gradients):
+            return gradients, zeroed
+        total = torch.zeros_like(self._current.detach())
         for part in batch.split(_room(self._current)):
-            gradients = self._objective.gradients(part)
-            total += gradients.sum(torch.ones_like(gradients.norms))
-            zeroed += gradients.zeroed
+            found = self._objective.gradients(part)
+            total += found.sum(torch.ones_like(found.norms))
+            zeroed += found.zeroed
         parts = torch.split(total / len(batch), [leaf.numel() for leaf in self._leaves])
-        return tuple(p.view(leaf.shape) for p, leaf in zip(parts, self._leaves, strict=True)), zeroed
+        return tuple(
+            p.view(leaf.shape) for p, leaf in zip(parts, self._leaves, strict=True)
+        ), zeroed
 
 
-_STEPS: dict[type[Mechanism], type[_Step]] = {UtteranceNoise: _NoisedStep, NoPrivacy: _PlainStep}
+_STEPS: dict[type[Mechanism], tuple[type[_Step], ...]] = {
+    UtteranceNoise: (_NoisedStep,),
+    NoPrivacy: (_PlainStep, _CarefulStep),
+}
+"""Ways to step, tried in this order until the weights come out as numbers. Noise is drawn once."""
 
 
 def _room(current: Tensor) -> int:
@@ -350,27 +381,15 @@ def _room(current: Tensor) -> int:
     return max(1, _GRADIENT_ROOM // current.numel())
 
 
-def _difference(local: Tensor, start: Tensor) -> Tensor:
-    """Local minus global weights, if they are numbers still."""
-    vector = local - start
-    # In float64 no square of a float32 overflows, so the norm is a number if all of them are.
-    if not math.isfinite(torch.linalg.vector_norm(vector, dtype=torch.float64)):
-        raise ModelError(
-            "training drove the weights to NaN or infinity; they must stay finite: "
-            "lower learning_rate, or raise denominator"
-        )
-    return vector
-
-
 def _check(model: Network, examples: Examples, weights: Tensor) -> None:
     """Refuse what would fail half-way, or train on nonsense."""
-    if weights.shape != (model.classes,) or not (weights.isfinite() & (weights >= 0)).all():
+    if weights.shape != (model.classes,) or not 0 <= weights.min() <= weights.max() < math.inf:
         raise ModelError(
             f"class weights {weights.tolist()} do not fit; there must be {model.classes}, "
             "finite and 0 or above"
         )
     labels = examples.labels
-    if not ((labels >= 0) & (labels < model.classes)).all():
+    if len(labels) and not 0 <= labels.min() <= labels.max() < model.classes:
         raise ModelError(
             f"labels run from {int(labels.min())} to {int(labels.max())}; they must lie in "
             f"[0, {model.classes}): check the plan's label order"

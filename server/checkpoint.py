@@ -21,13 +21,15 @@ _STATE = "state.safetensors"
 _HISTORY = "rounds"
 
 
-def write(folder: Path, state: State, plan: str) -> None:
+def write(folder: Path, state: State, plan: str, *, durable: bool = True) -> None:
     """Keep a round, atomically: the newest state whole, and every round's model.
 
     Args:
         folder: Where checkpoints lie; made if missing.
         state: What to keep.
         plan: SHA-256 of the plan, so that no other run continues from it.
+        durable: Whether it must survive a power cut too. Where it does not, as in a simulation, an
+            older round is gone on from: what devices booked for this one is theirs still.
 
     Raises:
         ModelError: The disk refuses.
@@ -38,7 +40,7 @@ def write(folder: Path, state: State, plan: str) -> None:
     replace_file(history, save(model, words), durable=False)
     # Copies: safetensors refuses tensors that share memory, as weights and tail do at the start.
     tensors = {name: getattr(state, name).clone().contiguous() for name in _NAMES}
-    replace_file(folder / _STATE, save(tensors, words))
+    replace_file(folder / _STATE, save(tensors, words), durable=durable)
 
 
 def latest(folder: Path, plan: str) -> State | None:

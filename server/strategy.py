@@ -76,7 +76,8 @@ class Training:
             )
         while state.round < self.job.plan.rounds:
             state = self._round(state, enrolled)
-            checkpoint.write(self.folder, state, self.job.plan.digest())
+            durable = self.job.simulated_seed is None
+            checkpoint.write(self.folder, state, self.job.plan.digest(), durable=durable)
             LOG.info("round %d of %d", state.round, self.job.plan.rounds)
         self._personal(state, enrolled)
         return state

@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -33,7 +34,7 @@ from sottovoce.shared.training import Mechanism as Protection
 SCHEMA = 3
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What every device of a run does.
 
@@ -281,6 +282,11 @@ class Plan:
 
     def digest(self) -> str:
         """SHA-256 of the plan."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> str:
+        """Found once: every message asks for it."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def model_hash(self, weights: Tensor) -> str:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.newest import Newest
 
 
 def count(model: nn.Module) -> int:
@@ -35,15 +36,23 @@ def unflatten(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     Raises:
         ModelError: The vector is not as long as the model's weights.
     """
-    named = dict(model.named_parameters())
-    sizes = [weight.numel() for weight in named.values()]
+    shapes = _SHAPES.of((model,), lambda: _shapes(model))
+    sizes = [shape.numel() for shape in shapes.values()]
     if vector.shape != (sum(sizes),):
         raise ModelError(_misfit(tuple(vector.shape), sum(sizes)))
     parts = torch.split(vector, sizes)
     return {
-        name: part.view(weight.shape)
-        for (name, weight), part in zip(named.items(), parts, strict=True)
+        name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }
+
+
+_SHAPES = Newest[dict[str, torch.Size]]()
+"""Of the newest model: a step of a small one is quicker than a walk through its layers."""
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Names and shapes of a model's weights."""
+    return {name: weight.shape for name, weight in model.named_parameters()}
 
 
 def load_flat(model: nn.Module, vector: Tensor) -> None:

@@ -29,5 +29,4 @@ def project(vector: Tensor, max_norm: float) -> Tensor:
         return torch.zeros_like(vector)
     if not norm > max_norm:
         return vector
-    bounded: Tensor = (vector.double() * (max_norm / norm)).to(vector.dtype)
-    return bounded
+    return vector * (max_norm / norm)

@@ -158,6 +158,11 @@ class Ledger:
         return tuple(self._releases)
 
     @property
+    def lines(self) -> bytes:
+        """All that is written, as it is written."""
+        return self._load()
+
+    @property
     def head(self) -> str:
         """SHA-256 of the last line: it stands for the whole ledger, and whose it is."""
         return self._heads[-1]
