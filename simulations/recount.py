@@ -22,7 +22,7 @@ from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
 from sottovoce.simulations.names import file_name, folder_name
-from sottovoce.simulations.population import books, store
+from sottovoce.simulations.population import books
 from sottovoce.simulations.runfile import Json, read_privacy
 
 SAME = 1e-6
@@ -150,7 +150,7 @@ def recount(run_folder: Path) -> Recount:
     """
     privacy = read_privacy(run_folder)
     kept = list(_kept(run_folder / "ledgers", privacy))
-    database = run_folder / "ledgers" / store.NAME
+    database = run_folder / "ledgers" / books.NAME
     return Recount(
         unit=privacy["unit"],
         promised=privacy["epsilon"],
@@ -183,7 +183,7 @@ def _kept(ledgers: Path, privacy: Json) -> Iterator[_Kept]:
     for world in privacy["worlds"]:
         fold = str(world["name"])
         folder = ledgers / folder_name(fold)
-        crowd = ledgers / store.NAME if "registered" in world else None
+        crowd = ledgers / books.NAME if "registered" in world else None
         for client, account in world["clients"].items():
             yield _Kept(
                 path=crowd or folder / f"{file_name(client)}.jsonl",
@@ -237,7 +237,7 @@ def _count(kept: _Kept) -> Count:
 
 def _ledger(path: Path, client: str) -> Ledger:
     """A client's own ledger whose chain holds; a torn one is refused here and left as it is."""
-    if path.name == store.NAME:
+    if path.name == books.NAME:
         return books.ledger_of(path, client)
     try:
         whole = path.read_bytes().endswith(b"\n")

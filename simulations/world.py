@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.simulations import outcome, promise
 from sottovoce.simulations.corpora.clips import Clip
+from sottovoce.simulations.devices.homes import Home, home
 from sottovoce.simulations.engines import engine
 from sottovoce.simulations.material import Material
 from sottovoce.simulations.names import file_name
@@ -144,27 +146,29 @@ class World:
         """Where the server's ledger is kept for good: beside its users' folder, not among them."""
         return self.ledgers.with_name(f"{self.ledgers.name}.server.jsonl")
 
-    def _place(self, user: str) -> Path:
-        """A user's device."""
-        return self.folder / "devices" / f"{self._speakers.index(user):06d}"
+    @cached_property
+    def _home(self) -> Home:
+        """Where the users' devices are."""
+        return home(self.folder, self.scenario.engine)
 
     def _opened(self, user: str) -> Device:
         """A user's device, as the run left it."""
-        return Device(self._place(user))
+        return self._home.device(self._speakers.index(user))
 
     def _build(self) -> None:
         """Make the job and the devices that are not there yet."""
-        here = [Device.exists(self._place(user)) for user in self._speakers]
-        if (self.folder / "server").exists() and not all(here):
+        devices, places = self._home, range(len(self._speakers))
+        if (self.folder / "server").exists() and not all(map(devices.holds, places)):
             # Rounds whose ledgers are gone must not count: the fold begins anew, devices and all.
+            devices.close()
             shutil.rmtree(self.folder)
-        for user in self._speakers:
-            if not Device.exists(self._place(user)):
-                shutil.rmtree(self._place(user), ignore_errors=True)
-                facts, clips = self._device(user)
-                Device.create(self._place(user), facts, clips)
+        for place, user in enumerate(self._speakers):
+            if not devices.holds(place):
+                devices.put(place, *self._device(user))
         if self.scenario.secure:
-            introduce([Device(self._place(user)) for user in self.fold.train])
+            introduce([self._opened(user) for user in self.fold.train])
+        devices.commit()
+        devices.close()
         job = Job(
             plan=self.plan,
             aggregation=self.scenario.recipe.aggregation,
@@ -237,10 +241,7 @@ class World:
 
     def _train(self) -> None:
         """Run both apps."""
-        config = {
-            "job": str((self.folder / "server").resolve()),
-            "devices": str((self.folder / "devices").resolve()),
-        }
+        config = {"job": str((self.folder / "server").resolve()), **self._home.config}
         engine(self.scenario.engine)(
             devices=len(self._speakers), config=config, workers=self.scenario.workers
         )
@@ -255,15 +256,15 @@ class World:
         scores, facts = self._score()
         facts["ledgers"] = {}
         for user in self.fold.train:
-            ledger = Device(self._place(user)).ledger
-            checkpoint.replace_file(self._kept_ledger(user), ledger.path.read_bytes())
+            ledger = self._opened(user).ledger
+            checkpoint.replace_file(self._kept_ledger(user), ledger.lines)
             facts["ledgers"][user] = ledger.head
         if self.plan.user:
             sums = Ledger(self.folder / "server" / LEDGER, owner=OWNER, read_only=True)
             checkpoint.replace_file(self._kept_sums, sums.path.read_bytes())
             facts["sums"] = sums.head
         outcome.write(self.folder, facts, scores)
-        shutil.rmtree(self.folder / "devices")
+        self._home.remove()
 
     def _score(self) -> tuple[dict[str, Tensor], Json]:
         """Probabilities of all test users' clips, and the learning curve."""

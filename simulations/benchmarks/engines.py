@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Clips, Facts
 from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.shared.examples import Examples
@@ -30,11 +31,13 @@ from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.release import NoisedBy, UserNoise
 from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy
+from sottovoce.simulations.devices.shelf import Shelf, ShelfHost
 from sottovoce.simulations.engines import local
 
 CLASSES: Final = 8
 _LABELS: Final = tuple("abcdefgh")
 _SEED: Final = 5
+_CLIP: Final = 1.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,8 +124,17 @@ def on_engine(work: Work, *, workers: int) -> _Clock:
     try:
         with tempfile.TemporaryDirectory() as folder:
             config = _world(Path(folder), work)
+            host = partial(
+                ShelfHost, Path(config["shelf"]), Path(config["job"]), shared=workers > 1
+            )
             local.run(
-                server, client, devices=work.users, config=config, workers=workers, lost=clock.count
+                server,
+                client,
+                devices=work.users,
+                config=config,
+                workers=workers,
+                host=host,
+                lost=clock.count,
             )
     finally:
         log.removeHandler(clock)
@@ -130,7 +142,10 @@ def on_engine(work: Work, *, workers: int) -> _Clock:
 
 
 def plain_loop(work: Work) -> list[float]:
-    """The same training without any engine: CPU milliseconds a client, of every round."""
+    """The same training without any engine: CPU milliseconds a client, of every round.
+
+    Local steps, a bound on each update, noise on the sum, and nothing else.
+    """
     model, examples = build(work.spec, 0), [_examples(work, user) for user in range(work.users)]
     weights, coins, times = flatten(model), torch.Generator().manual_seed(_SEED), []
     for _ in range(work.rounds):
@@ -138,8 +153,10 @@ def plain_loop(work: Work) -> list[float]:
         started = time.process_time()
         total = torch.zeros_like(weights, dtype=torch.float64)
         for user in cohort.tolist():
-            total += _trained(model, weights, examples[user], work.steps)
-        weights = weights + (total / max(len(cohort), 1)).float()
+            update = _trained(model, weights, examples[user], work.steps)
+            total += update * min(1.0, _CLIP / float(torch.linalg.vector_norm(update)))
+        total += _CLIP * torch.randn(len(total), generator=coins, dtype=torch.float64)
+        weights = weights + (total / (work.users * work.joins)).float()
         times.append(1e3 * (time.process_time() - started) / max(len(cohort), 1))
     return times[1:]
 
@@ -156,11 +173,11 @@ def _trained(model: torch.nn.Module, weights: Tensor, examples: Examples, steps:
 
 
 def _world(folder: Path, work: Work) -> dict[str, str]:
-    """Job and devices on disk."""
+    """Job on disk, devices on a shelf."""
 
     def hidden(rate: float = 1.0) -> UserNoise:
         return UserNoise(
-            noise_multiplier=1.0, clip_norm=1.0, noised_by=NoisedBy.SERVER, sample_rate=rate
+            noise_multiplier=1.0, clip_norm=_CLIP, noised_by=NoisedBy.SERVER, sample_rate=rate
         )
 
     front = identity(work.spec.inputs)
@@ -180,8 +197,10 @@ def _world(folder: Path, work: Work) -> dict[str, str]:
         count_noise=0.0,
         user=UserPromise(counts=hidden(), centre=None, update=hidden(work.joins)),
     )
+    shelf = Shelf(folder / "devices.sqlite")
     for user in range(work.users):
-        _device(folder / "devices" / f"{user:06d}", f"user{user:03d}", _examples(work, user))
+        shelf.put(user, *_device(f"user{user:03d}", _examples(work, user)))
+    shelf.close()
     Job(
         plan=plan,
         aggregation=Aggregation(),
@@ -192,14 +211,14 @@ def _world(folder: Path, work: Work) -> dict[str, str]:
         quorum=1.0,
         simulated_seed=_SEED,
     ).save(folder / "server")
-    return {"job": str(folder / "server"), "devices": str(folder / "devices")}
+    return {"job": str(folder / "server"), "shelf": str(folder / "devices.sqlite")}
 
 
-def _device(folder: Path, user: str, examples: Examples) -> None:
+def _device(user: str, examples: Examples) -> tuple[Facts, Clips]:
     """One user's device."""
     everything = torch.ones(len(examples), dtype=torch.bool)
     clips = Clips(examples=examples, enrols=everything, calibrates=~everything, trains=everything)
-    Device.create(folder, Facts(user=user, budgets=(), labels=_LABELS, simulated_seed=1), clips)
+    return Facts(user=user, budgets=(), labels=_LABELS, simulated_seed=1), clips
 
 
 def _examples(work: Work, user: int) -> Examples:

@@ -1,7 +1,7 @@
-"""One database for a whole population: every user's ledger, anchor, and the little that they keep.
+"""One database for many simulated devices: every ledger, anchor, and the little that they keep.
 
-A user of the crowd is made anew for each message; what may not be forgotten in between lies here.
-What a slice of messages books is staged in memory and written in one synced transaction by
+A device may be made anew for each message; what may not be forgotten in between lies here. What a
+slice of messages books is staged in memory and written in one synced transaction by
 :meth:`Store.commit`, which the engine calls before any reply of the slice leaves.
 """
 
@@ -17,7 +17,6 @@ from sottovoce.shared.privacy.chain import Anchor
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.simulations.runfile import Json
 
-NAME: Final = "population.sqlite"
 _WAIT_S: Final = 60.0
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS lines (
@@ -33,6 +32,9 @@ CREATE TABLE IF NOT EXISTS anchors (
 CREATE TABLE IF NOT EXISTS kept (
     user INTEGER NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (user, name)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS owners (
+    user INTEGER PRIMARY KEY, facts TEXT NOT NULL, clips BLOB NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT;
 """
 
@@ -106,9 +108,29 @@ class Store:
         values = {name: bytes(value) for name, value in rows}
         return values | {name: value for (own, name), value in self._kept.items() if own == user}
 
+    def kept_under(self, user: int, name: str) -> bytes | None:
+        """What a user's device keeps under one name, once it is on disk."""
+        rows = self._read("SELECT value FROM kept WHERE user = ? AND name = ?", user, name)
+        return bytes(rows[0][0]) if rows else None
+
     def keep(self, user: int, name: str, value: bytes) -> None:
         """Stage what a user's device keeps."""
         self._kept[user, name] = value
+
+    def move_in(self, user: int, facts: Mapping[str, object], clips: bytes) -> None:
+        """Keep who owns a device, and its recordings as features."""
+        with self._transaction() as database:
+            row = (user, json.dumps(facts, sort_keys=True), clips)
+            database.execute("INSERT INTO owners VALUES (?, ?, ?)", row)
+
+    def owner(self, user: int) -> Json | None:
+        """Who owns a device; None where nobody moved in."""
+        rows = self._read("SELECT facts FROM owners WHERE user = ?", user)
+        return json.loads(rows[0][0]) if rows else None
+
+    def clips(self, user: int) -> bytes:
+        """The recordings of a device that somebody moved into."""
+        return bytes(self._read("SELECT clips FROM owners WHERE user = ?", user)[0][0])
 
     def commit(self) -> None:
         """Bring what was staged to the disk, all of it or nothing.
@@ -148,10 +170,10 @@ class Store:
             last = int(rows[0][0])
             yield last
 
-    def _read(self, query: str, user: int) -> list[tuple[Any, ...]]:
+    def _read(self, query: str, *about: int | str) -> list[tuple[Any, ...]]:
         """Rows about one user."""
         with self._guarded():
-            return self._database.execute(query, (user,)).fetchall()
+            return self._database.execute(query, about).fetchall()
 
     def _forget(self) -> None:
         """Drop what was staged."""
@@ -176,7 +198,7 @@ class Store:
             yield
         except (sqlite3.Error, OSError) as error:
             raise PrivacyError(
-                f"the population's database {self.path} cannot be used ({error}); free some space "
+                f"the devices' database {self.path} cannot be used ({error}); free some space "
                 "or restore the file: nothing leaves a device before its ledger is written"
             ) from error
 
@@ -195,7 +217,9 @@ class StoredAnchor:
         """See ``Keeper.read``."""
         found = self._store.anchor(self._user)
         if found is None and self._store.lines(self._user):
-            raise LedgerError(f"the anchor of user {self._user} is gone; restore {NAME}")
+            raise LedgerError(
+                f"the anchor of user {self._user} is gone; restore {self._store.path.name}"
+            )
         return found
 
     def write(self, anchor: Anchor) -> None:

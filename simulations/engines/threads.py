@@ -1,5 +1,6 @@
 """One torch thread: an engine's processes share the cores, and sums come out the same on all."""
 
+import gc
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -26,12 +27,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+@contextmanager
+def settled_heap() -> Iterator[None]:
+    """Leave all that is there now out of what garbage collection looks through, for a while.
+
+    Libraries leave half a million objects that stay for good. An exchange makes enough new ones to
+    have them all looked through again and again: a tenth of a run's time.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def begin_worker() -> None:
     """Make this process a worker: one thread, deaf to Ctrl-C, and gone once its parent is.
 
     The parent hears Ctrl-C and ends its workers. Were it killed, they would wait for work for ever.
     """
     torch.set_num_threads(1)
+    gc.freeze()  # see settled_heap
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -6,12 +6,16 @@ A million ledgers cannot be listed, and need not be: devices that let out the sa
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 from sottovoce.shared.errors import LedgerError
 from sottovoce.shared.privacy.release import Release
+from sottovoce.simulations.devices.store import Store, StoredLedger
 from sottovoce.simulations.population.crowd import name_of, place_of
-from sottovoce.simulations.population.store import Store, StoredLedger
 from sottovoce.simulations.runfile import Json
+
+NAME: Final = "population.sqlite"
+"""The database, in a run's ``ledgers``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

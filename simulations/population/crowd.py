@@ -6,30 +6,28 @@ process, and the ledger, are rows of one database.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import torch
-from torch import Tensor
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Device, Facts
-from sottovoce.client.vault import Vault
+from sottovoce.client.device import Clips, Facts
 from sottovoce.server.job import Job
-from sottovoce.shared import crypto, seeds
+from sottovoce.shared import seeds
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.errors import AudioError, PrivacyError
+from sottovoce.shared.errors import AudioError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.simulations.corpora.clips import Clip
-from sottovoce.simulations.population.store import Store, StoredLedger
+from sottovoce.simulations.devices.kept import KeptDevice, KeptVault
+from sottovoce.simulations.devices.store import Store, StoredLedger
 from sottovoce.simulations.population.voices import Voices
 from sottovoce.simulations.protocols import Enrolment, enrolment_split
 
-_PLAN: Final = "plan"
 _OUTLIVES: Final = frozenset({"answered", "head", "head-scores", "normaliser"})
-"""Names in a vault that cannot be made again; of the plan its hash is remembered."""
+"""What a crowd's devices keep; the rest of what they have is made again."""
 
 
 def name_of(place: int) -> str:
@@ -155,102 +153,7 @@ class Crowd:
         )
 
 
-class KeptVault(Vault):
-    """A simulated device's vault in memory; what outlives it goes to the database.
-
-    Blobs are not sealed here: the key would lie in the same database. What leaves sealed, a head,
-    is sealed as ever, under a key from the seed.
-
-    Args:
-        store: Where it is kept.
-        place: Whose.
-        seed: The run's.
-    """
-
-    def __init__(self, store: Store, place: int, seed: int) -> None:
-        key = seeds.numpy_rng(seed, "vault", place).bytes(crypto.KEY_BYTES)
-        super().__init__(store.path.parent, key, user=name_of(place))
-        self._store, self._place = store, place
-        self._blobs = store.kept(place)
-        self._tensors: dict[str, dict[str, Tensor]] = {}
-
-    @property
-    def agreed(self) -> bytes:
-        """SHA-256 of the plan that the device enrolled for; empty before."""
-        return self._blobs.get("agreed", b"")
-
-    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:  # noqa: ARG002
-        """See ``Vault``."""
-        self._blobs[name] = data
-        if name in _OUTLIVES:
-            self._store.keep(self._place, name, data)
-        if name == _PLAN and self.agreed != _hash(data):
-            self._blobs["agreed"] = _hash(data)
-            self._store.keep(self._place, "agreed", _hash(data))
-
-    def overwrite(self, name: str, data: bytes) -> None:
-        """See ``Vault``."""
-        self.put(name, data)
-
-    def get(self, name: str) -> bytes:
-        """See ``Vault``."""
-        if name not in self._blobs:
-            raise PrivacyError(f"the vault of {self.user!r} holds no {name!r}")
-        return self._blobs[name]
-
-    def put_tensors(
-        self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
-    ) -> None:
-        """See ``Vault``."""
-        if name in _OUTLIVES:
-            super().put_tensors(name, tensors, durable=durable)
-        else:
-            self._tensors[name] = dict(tensors)
-
-    def get_tensors(self, name: str) -> dict[str, Tensor]:
-        """See ``Vault``."""
-        return dict(self._tensors[name]) if name in self._tensors else super().get_tensors(name)
-
-    def has(self, name: str) -> bool:
-        """See ``Vault``."""
-        return name in self._blobs or name in self._tensors
-
-    def names(self) -> list[str]:
-        """See ``Vault``."""
-        return sorted({*self._blobs, *self._tensors})
-
-    def delete(self, name: str) -> None:
-        """A crowd's device forgets nothing that it may not forget.
-
-        Raises:
-            PrivacyError: Always; nothing in a run asks for it.
-        """
-        raise PrivacyError(f"{name!r} cannot be deleted from the vault of a simulated crowd")
-
-
-class MadeDevice(Device):
-    """A device made for one message.
-
-    Args:
-        facts: What its owner decided.
-        vault: What it keeps.
-        ledger: What it let out.
-        clips: Makes its clips.
-    """
-
-    def __init__(
-        self, facts: Facts, vault: Vault, ledger: StoredLedger, clips: Callable[[], Clips]
-    ) -> None:
-        self.facts, self.vault, self.ledger = facts, vault, ledger
-        self.folder = vault.folder
-        self._made = clips
-
-    def clips(self) -> Clips:
-        """See ``Device``."""
-        return self._made()
-
-
-def device(crowd: Crowd, store: Store, job: Job, plan: bytes, place: int) -> MadeDevice:
+def device(crowd: Crowd, store: Store, job: Job, plan: str, place: int) -> KeptDevice:
     """A user's device as its last message left it.
 
     Args:
@@ -258,26 +161,17 @@ def device(crowd: Crowd, store: Store, job: Job, plan: bytes, place: int) -> Mad
         store: What outlived the last message.
         job: The run's, for those who enrolled for it: what enrolment prepares from public facts
             and the user's clips is prepared again, not kept.
-        plan: What :func:`agreement` makes of the job's plan, once for all devices.
+        plan: What ``kept.agreement`` makes of the job's plan, once for all devices.
         place: Which user, from 0.
     """
-    vault = KeptVault(store, place, crowd.seed)
-    made = MadeDevice(
+    user = name_of(place)
+    vault = KeptVault(store, place, user=user, seed=crowd.seed, outlives=_OUTLIVES.__contains__)
+    made = KeptDevice(
         facts=crowd.facts(place),
         vault=vault,
-        ledger=StoredLedger(store, place, owner=name_of(place)),
+        ledger=StoredLedger(store, place, owner=user),
         clips=lambda: crowd.held(place),
     )
-    if vault.agreed == plan:
+    if made.agreed == plan:
         participant.prepare(made, job.plan, job.front, job.population)
     return made
-
-
-def agreement(job: Job) -> bytes:
-    """What a vault remembers of the job's plan."""
-    return _hash(job.plan.to_json().encode())
-
-
-def _hash(data: bytes) -> bytes:
-    """SHA-256."""
-    return hashlib.sha256(data).digest()

@@ -13,11 +13,12 @@ from sottovoce.server.checkpoint import replace_file
 from sottovoce.server.job import Job
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.privacy.ledger import Budget
+from sottovoce.simulations.devices.kept import KeptDevice, agreement
+from sottovoce.simulations.devices.store import Store
 from sottovoce.simulations.population import behaviour
 from sottovoce.simulations.population.behaviour import Fate
-from sottovoce.simulations.population.crowd import Crowd, MadeDevice, agreement, device
+from sottovoce.simulations.population.crowd import Crowd, device
 from sottovoce.simulations.population.settings import PopulationSettings
-from sottovoce.simulations.population.store import Store
 from sottovoce.simulations.population.voices import Voices
 
 _FACTS: Final = "crowd.json"
@@ -41,7 +42,7 @@ def save(folder: Path, settings: PopulationSettings, crowd: Crowd) -> None:
 
 
 class PopulationHost:
-    """The crowd of a folder (see ``engines.crowd.Host``).
+    """The crowd of a folder (see ``engines.hosts.Host``).
 
     Args:
         folder: What :func:`save` described, with the run's job in ``server/``.
@@ -75,7 +76,7 @@ class PopulationHost:
         self._group, self._began = "", time.monotonic()
         self._last = self._began
 
-    def device(self, place: int) -> MadeDevice:
+    def device(self, place: int) -> KeptDevice:
         """See ``Host``."""
         return device(self._crowd, self.store, self._job, self._plan, place)
 

@@ -19,14 +19,14 @@ from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.simulations import outcome, promise
 from sottovoce.simulations.corpora.clips import Clip
-from sottovoce.simulations.engines import crowd as engine
+from sottovoce.simulations.devices.store import Store
+from sottovoce.simulations.engines.local import run_apps
 from sottovoce.simulations.material import Material
 from sottovoce.simulations.population import host
-from sottovoce.simulations.population.books import Kind, kinds
+from sottovoce.simulations.population.books import NAME, Kind, kinds
 from sottovoce.simulations.population.crowd import Crowd, name_of, place_of
 from sottovoce.simulations.population.host import PopulationHost
 from sottovoce.simulations.population.settings import PopulationSettings
-from sottovoce.simulations.population.store import NAME, Store
 from sottovoce.simulations.protocols import Fold
 from sottovoce.simulations.runfile import Json
 from sottovoce.simulations.scenario import CLASS_EXPONENTS, Scenario
@@ -139,8 +139,8 @@ class CrowdWorld(World):
 
     def _train(self) -> None:
         """Run both apps."""
-        engine.run(
-            partial(PopulationHost, self.folder, self.database),
+        run_apps(
+            host=partial(PopulationHost, self.folder, self.database),
             devices=self.settings.users + self.settings.held_out,
             config={"job": str((self.folder / host.SERVER).resolve())},
             workers=self.scenario.workers,

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from sottovoce.client import vault
 from sottovoce.shared.errors import (
     EngineError,
     LedgerError,
@@ -27,6 +26,8 @@ from sottovoce.shared.errors import (
     SottovoceError,
 )
 from sottovoce.simulations import features, pipeline, reading
+from sottovoce.simulations.devices.kept import KeptVault
+from sottovoce.simulations.devices.store import Store
 from sottovoce.simulations.recount import recount
 from sottovoce.simulations.runfile import read_privacy, read_run
 
@@ -507,7 +508,8 @@ def test_rounds_whose_devices_are_gone_do_not_count(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _stopped_after_a_round(tiny_run.scenario, tmp_path / "out", monkeypatch)
-    shutil.rmtree(tmp_path / "out" / "checkpoints" / "holdout" / "devices" / "000001")
+    with sqlite3.connect(tmp_path / "out" / "checkpoints" / "holdout" / "devices.sqlite") as shelf:
+        shelf.execute("DELETE FROM owners WHERE user = 1")
 
     _run(tiny_run.scenario, tmp_path / "out", resume=True)
 
@@ -538,10 +540,10 @@ def _stopped_after_a_round(scenario: Path, out: Path, monkeypatch: pytest.Monkey
 
     write = strategy.checkpoint.write
 
-    def once(folder: Path, state: Any, plan: str) -> None:
+    def once(folder: Path, state: Any, plan: str, **how: Any) -> None:
         if state.round == 2:
             raise ModelError("stopped")
-        write(folder, state, plan)
+        write(folder, state, plan, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(strategy.checkpoint, "write", once)
@@ -559,6 +561,9 @@ def _full(real: Callable[..., Any], left: int) -> Callable[..., Any]:
     def call(*words: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
+        if calls > left and isinstance(words[0], Store):  # as SQLite says it, and as we then do
+            words[0]._forget()
+            raise PrivacyError("the devices' database cannot be used; free some space")
         if calls > left:
             raise OSError(errno.ENOSPC, "No space left on device")
         return real(*words, **named)
@@ -568,9 +573,9 @@ def _full(real: Callable[..., Any], left: int) -> Callable[..., Any]:
 
 @pytest.mark.parametrize(
     ("owner", "name", "left"),
-    [(os, "fsync", left) for left in (0, 1, 4, 9, 25, 33, 40)]
-    + [(os, "write", left) for left in (0, 3, 10)]
-    + [(Path, "replace", left) for left in (0, 2, 20, 45)],
+    [(Store, "commit", left) for left in (0, 1, 2, 3, 4, 5)]
+    + [(os, "fsync", left) for left in (0, 2, 4)]
+    + [(Path, "replace", left) for left in (0, 2, 7, 9)],
 )
 def test_a_full_disk_loses_at_most_the_round_in_progress(
     tiny_run: Any,
@@ -597,15 +602,15 @@ def test_a_run_never_goes_on_without_a_device_that_could_not_enrol(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would ask the others what it would not have asked them together: paid for, and useless."""
-    real, out = vault.write_file, tmp_path / "out"
+    real, out = KeptVault.put, tmp_path / "out"
 
-    def write(path: Path, data: bytes, **how: Any) -> None:
-        if path.name == "plan.sealed" and "000001" in path.parts:
+    def put(vault: KeptVault, name: str, data: bytes, **how: Any) -> None:
+        if name == "plan" and vault._place == 1:
             raise PrivacyError("no space left on device")
-        real(path, data, **how)
+        real(vault, name, data, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(vault, "write_file", write)
+        patch.setattr(KeptVault, "put", put)
         with pytest.raises(EngineError, match=r"3 of 4 devices enrolled, below the quorum"):
             _run(tiny_run.scenario, out)
 
@@ -618,15 +623,16 @@ def _nothing_unbooked(out: Path) -> int:
     fold = out / "checkpoints" / "holdout"
     rounds = sorted((fold / "server" / "rounds").glob("round-*.safetensors"))
     numbers = {int(path.stem.removeprefix("round-")) for path in rounds}
-    devices = sorted((fold / "devices").glob("*")) if numbers else []
-    for device in devices:
-        facts = device / "device.json"
-        if not facts.is_file() or not json.loads(facts.read_text())["contributes"]:
+    if not (fold / "devices.sqlite").exists():  # the fold has ended
+        return len(numbers)
+    store = Store(fold / "devices.sqlite")
+    for place in range(8):
+        if not (store.owner(place) or {}).get("contributes"):
             continue
-        lines = (device / "ledger.jsonl").read_text().splitlines()
-        releases = [json.loads(line)["release"] for line in lines]
+        releases = [json.loads(line)["release"] for line in store.lines(place)]
         booked = {entry["round"] for entry in releases if entry["kind"] == "gradient"}
-        assert numbers <= booked, f"{device.name} booked {booked}, the server kept {numbers}"
+        assert numbers <= booked, f"{place} booked {booked}, the server kept {numbers}"
+    store.close()
     return len(numbers)
 
 

@@ -13,7 +13,7 @@ from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError
 from sottovoce.shared.privacy.chain import Anchor
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import Kind, Mechanism, NoisedBy, Release, Unit, UserNoise
-from sottovoce.simulations.population.store import Store, StoredLedger
+from sottovoce.simulations.devices.store import Store, StoredLedger
 
 NOISE = UserNoise(noise_multiplier=2.0, clip_norm=1.0, noised_by=NoisedBy.SERVER, sample_rate=0.1)
 USUAL = Release(kind=Kind.GRADIENT, mechanism=Mechanism.GAUSSIAN, run="r", round=1, user=NOISE)

@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknow
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.training import LocalTraining, UtteranceNoise
+from sottovoce.simulations.devices.homes import Home, home
+from sottovoce.simulations.devices.shelf import ShelfHost
 from sottovoce.simulations.engines import local
 
 LABELS = ("angry", "happy", "sad")
@@ -48,20 +51,25 @@ class World:
     """A prepared job and its devices."""
 
     folder: Path
+    shelved: bool = False
+
+    @property
+    def home(self) -> Home:
+        """Where the devices are."""
+        return home(self.folder, "local" if self.shelved else "ray")
 
     @property
     def config(self) -> dict[str, str]:
         """The run's configuration."""
-        return {"job": str(self.folder / "server"), "devices": str(self.folder / "devices")}
+        return {"job": str(self.folder / "server"), **self.home.config}
 
     def device(self, user: str) -> Device:
         """A user's device as it lies on disk."""
-        return Device(self.folder / "devices" / f"{USERS.index(user):06d}")
+        return self.home.device(USERS.index(user))
 
     def ledgers(self) -> dict[str, bytes]:
         """Every user's ledger, byte for byte; empty where nothing was booked."""
-        paths = {user: self.device(user).ledger.path for user in USERS}
-        return {user: path.read_bytes() if path.exists() else b"" for user, path in paths.items()}
+        return {user: self.device(user).ledger.lines for user in USERS}
 
     def released(self) -> Tensor:
         """The released weights, shape (params,)."""
@@ -83,6 +91,9 @@ class World:
             product_server(grid, context)
 
         settings: dict[str, Any] = {"devices": len(USERS), "config": self.config} | options
+        if self.shelved:
+            host = partial(ShelfHost, Path(self.config["shelf"]), Path(self.config["job"]))
+            settings.setdefault("host", partial(host, shared=settings.get("workers", 1) > 1))
         local.run(server, settings.pop("client", product_client), **settings)
 
 
@@ -112,15 +123,17 @@ def make_world_at() -> MakeWorld:
         epsilon: float | Mapping[str, float] = 20.0,
         seed: int | None = 7,
         users: tuple[str, ...] = USERS,
+        shelved: bool = False,
         **changes: Any,
     ) -> World:
+        world = World(folder, shelved)
+        devices = world.home
         for place, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
-            make_device(
-                folder / "devices" / f"{place:06d}", user, Budget(epsilon=own, delta=DELTA), seed
-            )
+            devices.put(place, *owned(user, Budget(epsilon=own, delta=DELTA), seed))
+        devices.close()
         make_job(devices=len(users), **changes).save(folder / "server")
-        return World(folder)
+        return world
 
     return make
 
@@ -176,8 +189,8 @@ def make_job(*, rounds: int = 3, **changes: Any) -> Job:
     return Job(**settings | changes)
 
 
-def make_device(folder: Path, user: str, budget: Budget, seed: int | None) -> None:
-    """A device with a dozen random vectors; the last user only receives."""
+def owned(user: str, budget: Budget, seed: int | None) -> tuple[Facts, Clips]:
+    """A user with a dozen random vectors; the last one only receives."""
     contributes = user != USERS[-1]
     generator = torch.Generator().manual_seed(USERS.index(user))
     labels = torch.arange(CLIPS) % len(LABELS)
@@ -195,4 +208,4 @@ def make_device(folder: Path, user: str, budget: Budget, seed: int | None) -> No
     facts = Facts(
         user=user, budgets=(budget,), contributes=contributes, labels=LABELS, simulated_seed=seed
     )
-    Device.create(folder, facts, clips)
+    return facts, clips

@@ -16,6 +16,7 @@ from sottovoce.server.heads import HeadStore
 from sottovoce.shared import wire
 from sottovoce.shared.errors import EngineError, MessageError
 from sottovoce.simulations.engines import local
+from sottovoce.simulations.engines.hosts import Nodes
 
 PARAMS = 15
 SIZES = {wire.ENROL: 3 + 4, wire.TRAIN: PARAMS, wire.PERSONAL: 0}
@@ -195,7 +196,7 @@ def test_a_device_refuses_a_bad_request_and_books_nothing(make_world: Any, spoil
         denominator=1.0,
     )
     local._identify()
-    context = local._context(0, 4, world.config)
+    context = Nodes(devices=4, config=world.config).context(0)
 
     answer = product(Message(spoil(request.record()), 100, wire.TRAIN), context)
 

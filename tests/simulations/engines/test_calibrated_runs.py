@@ -20,7 +20,7 @@ from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
 from sottovoce.shared.privacy.release import Kind
 from sottovoce.shared.training import NoPrivacy
-from sottovoce.simulations.engines import local
+from sottovoce.simulations.engines import hosts
 
 USERS = ("ada", "ben", "cleo", "dan")
 INPUTS, CLASSES, SPOKEN = 4, 3, 20
@@ -122,7 +122,7 @@ class _Listening(ClientApp):
         if message.metadata.message_type == wire.CALIBRATE:
             weights = wire.CalibrateRequest.read(message.content).weights
             self.judged.append((user, weights, self._teachers()))
-        return local._call(product, message, context)
+        return hosts.call(product, message, context)
 
     def _teachers(self) -> set[str]:
         """Who trained the newest model: all since the last time that a first round began."""

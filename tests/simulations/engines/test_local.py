@@ -17,9 +17,9 @@ from sottovoce.shared.errors import EngineError, PrivacyError, SettingError
 from sottovoce.simulations.engines import engine, local
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_workers_change_no_bit(make_world: Any, workers: int) -> None:
-    alone, together = make_world("alone"), make_world("together")
+@pytest.mark.parametrize(("workers", "shelved"), [(2, True), (2, False), (4, True)])
+def test_workers_change_no_bit(make_world: Any, workers: int, shelved: bool) -> None:
+    alone, together = make_world("alone"), make_world("together", shelved=shelved)
 
     alone.run()
     engine("local")(devices=4, config=together.config, workers=workers)
@@ -109,7 +109,7 @@ def test_what_the_server_raises_comes_out_as_it_is(make_world: Any) -> None:
 
 
 def test_a_dead_worker_ends_the_run() -> None:
-    future: Future[Message] = Future()
+    future: Future[list[Message]] = Future()
     future.set_exception(BrokenProcessPool("killed"))
 
     with pytest.raises(EngineError, match=r"worker of the local engine died.*--resume"):

@@ -22,6 +22,7 @@ from sottovoce.client.app import app as product_client
 from sottovoce.server.app import app as product_server
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
 from sottovoce.simulations.engines import engine, local
+from sottovoce.simulations.engines.hosts import Nodes, never
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -102,8 +103,8 @@ class _Grid(local.LocalGrid):
 
     def __init__(self, *, reply: Callable[[Message], list[Message]] | None = None) -> None:
         local._identify()
-        contexts = {100 + place: local._context(place, 4, {}) for place in range(4)}
-        super().__init__(ClientApp(), contexts, workers=1, lost=lambda _message: False)
+        nodes = Nodes(devices=4, config={})
+        super().__init__(ClientApp(), nodes, workers=1, host=None, lost=never)
         self._reply = reply or (lambda _message: [])
 
     def push_messages(self, messages: Any) -> list[str]:
@@ -164,7 +165,7 @@ def test_a_dead_worker_ends_the_run(on: Any, make_world: Any) -> None:
 def test_the_configuration_reaches_the_client(make_world: Any) -> None:
     from sottovoce.simulations.engines import ray
 
-    world, context = make_world("a"), local._context(0, 4, {})
+    world, context = make_world("a"), Nodes(devices=4, config={}).context(0)
     seen = []
 
     def spy(message: Message, context: Context) -> Message:

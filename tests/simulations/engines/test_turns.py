@@ -101,10 +101,10 @@ def test_a_real_server_that_is_killed_lets_each_round_out_once(
     name = "_write" if asks else "write"
     writes, whole = iter(range(0 if asks else 1, 99)), getattr(owner, name)
 
-    def write(*given: Any) -> None:
+    def write(*given: Any, **how: Any) -> None:
         if next(writes) == number:
             raise Killed
-        whole(*given)
+        whole(*given, **how)
 
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, write)

@@ -72,7 +72,8 @@ from sottovoce.shared.privacy.users import (
 from sottovoce.shared.secagg import messages
 from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
-from sottovoce.simulations.engines import local
+from sottovoce.simulations.engines import hosts, local
+from sottovoce.simulations.engines.hosts import Nodes
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS, CLIPS, ROUNDS, SEALED = 6, 4, 12, 2, 2048
@@ -280,7 +281,7 @@ class Tap(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         request = message_from_proto(message_to_proto(message))
         self.told.faults += _faults(_told(request), _may_ask(request, self.plan, self.folder))
-        reply = self.leak(local._call(product_client, message, context))
+        reply = self.leak(hosts.call(product_client, message, context))
         proto = message_to_proto(reply)
         self.told.sent += proto.SerializeToString()
         place = int(context.node_config["partition-id"])
@@ -391,7 +392,7 @@ def _may_say(
         "metadata/created_at": lambda at: 0 <= at - asked.created_at < 60,
         "metadata/ttl": lambda _: abs(ended - asked.created_at - asked.ttl) < 1e-3,
         # What Flower makes of an exception: a number, and a kind.
-        "error/code": _is(local._APP_FAILED),
+        "error/code": _is(hosts.APP_FAILED),
         "error/reason": UNOPENED.__contains__,
     }
     if "error/code" in told:
@@ -624,7 +625,7 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
 
 def _offered(request: Message, folder: Path) -> dict[str, Rule]:
     """The ciphertext that was put for this very user, where there is one, and nothing else."""
-    user = USERS[request.metadata.dst_node_id - local._FIRST_NODE]
+    user = USERS[request.metadata.dst_node_id - hosts.FIRST_NODE]
     store = Job.load(folder / "server").heads or folder / "server" / "heads.sqlite"
     kept = HeadStore(store).get(user)
     if kept is None:
@@ -896,7 +897,8 @@ def _first_message(folder: Path) -> Message:
 
 def _context(tap: Tap, place: int) -> Context:
     """A node of the world."""
-    return local._context(place, len(USERS), {"devices": str(tap.folder / "devices")})
+    nodes = Nodes(devices=len(USERS), config={"devices": str(tap.folder / "devices")})
+    return nodes.context(place)
 
 
 # --- it can fail ------------------------------------------------------------------------------

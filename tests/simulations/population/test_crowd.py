@@ -12,7 +12,7 @@ from sottovoce.client.device import Device
 from sottovoce.shared import wire
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.simulations.engines import local
-from sottovoce.simulations.engines.crowd import _Node, _serve
+from sottovoce.simulations.engines.hosts import Nodes, serve
 from sottovoce.simulations.population.crowd import name_of, place_of
 from sottovoce.simulations.population.host import PopulationHost
 from sottovoce.simulations.population.world import CrowdWorld
@@ -37,7 +37,8 @@ class Both:
         size = {wire.ENROL: len(self.job.plan.labels) + self.job.front.inputs}
         size[wire.TRAIN] = len(self.job.weights)
         told = size.get(kind, 0) if getattr(request, "tells", True) else 0
-        made = _serve(self.host, [self._message(request, kind, group)], {})[0]
+        nodes = Nodes(devices=1, config={})
+        made = serve(product, self.host, [self._message(request, kind, group)], nodes)[0]
         node = Context(1, 100, {"device": str(self.folder)}, RecordDict(), {})
         filed = product(self._message(request, kind, group), node)
         return [wire.Reply.read(reply.content, size=told) for reply in (made, filed)]
@@ -173,7 +174,8 @@ def test_a_device_books_before_it_is_asked_for_what_others_are_asked_for(
 
 def test_only_what_runs_a_node_brings_its_device(both: Both) -> None:
     """A server's configuration cannot make a node bring another's device."""
-    node = _Node(both.host, USER, {"device": "elsewhere", "devices": "elsewhere"})
+    elsewhere = {"device": "elsewhere", "devices": "elsewhere"}
+    node = Nodes(devices=1, config=elsewhere).context(USER, both.host)
     assert node.bring().facts.user == name_of(USER)
 
 
