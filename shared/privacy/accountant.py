@@ -1,11 +1,11 @@
 """The price of releases, in (epsilon, delta): the only place that asks ``dp_accounting``.
 
 Two neighbouring relations, one for each unit: add or remove one utterance of a user, or all that a
-user has (the device stays and adds nothing: that it takes part is no secret). Figures come from
-privacy-loss distributions (Koskela et al. 2020; Doroshenko et al. 2022, "Connect the dots"), whose
-discretisation is pessimistic: the epsilon reported is never below the true one. Gaussian releases
-without sampling compose exactly into one Gaussian, which is done before discretising. Where one
-of them is discrete, all are priced by Renyi divergences (Mironov 2017), which bound it as safely.
+user has (the device stays and adds nothing: that it takes part is no secret). Gaussian releases
+without sampling compose exactly into one Gaussian, whose epsilon has a closed form (Balle & Wang
+2018). Where some are sampled, figures come from privacy-loss distributions (Koskela et al. 2020;
+Doroshenko et al. 2022, "Connect the dots"), whose discretisation is pessimistic: the epsilon
+reported is never below the true one. Where one of them is discrete, all are priced by Renyi divergences (Mironov 2017), which bound it as safely.
 Rounds under noise that hangs together (``bands``) add up like others as long as they lie at least
 as many rounds apart as there are bands; nearer ones are charged as if they pointed one way.
 """
@@ -23,7 +23,7 @@ from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit, UserNoise
 
-NAME = "PLD (dp-accounting 0.6, discretisation 1e-4, pessimistic)"
+NAME = "Gaussian closed form, or pessimistic PLD at 1e-4 where sampled (dp-accounting 0.6)"
 RENYI_NAME = "RDP (dp-accounting 0.6), because the noise is discrete"
 NEIGHBOURING = {
     Unit.UTTERANCE: "add or remove one utterance",
@@ -56,7 +56,7 @@ def epsilon(
         releases: Everything one device let out, in any order.
         delta: In (0, 1).
         unit: Whose presence is hidden: one utterance's, or the whole user's.
-        fast: Discretise coarsely or not at all, for decisions in the loop: an upper bound too,
+        fast: Discretise coarsely, where at all, for decisions in the loop: an upper bound too,
             but looser.
 
     Returns:
@@ -77,11 +77,9 @@ def epsilon(
     """
     check.inside(0, 1, delta=delta)
     spent = _summed(releases, unit)
-    if not fast:
-        return _composed(spent, delta, _INTERVAL)
     if _closed(spent):
         return _above(spent.precision, delta)
-    return _composed(spent, delta, _FAST_INTERVAL)
+    return _composed(spent, delta, _FAST_INTERVAL if fast else _INTERVAL)
 
 
 class _Spent(NamedTuple):

@@ -74,14 +74,15 @@ def test_one_gaussian_costs_its_closed_form_and_never_less(
 def test_discretising_one_gaussian_adds_less_than_rounding_allows(
     epsilon: float, delta: float
 ) -> None:
-    """Calibration and refusal take the closed form where this much does not matter."""
+    """Calibration takes the closed form where this much does not matter."""
     noise = 1 / accountant.gaussian_mu(epsilon, delta)
 
-    quick = accountant.epsilon([gaussian(noise)], delta, fast=True)
-    published = accountant.epsilon([gaussian(noise)], delta)
+    closed = accountant.epsilon([gaussian(noise)], delta)
+    spent = accountant._summed([gaussian(noise)], accountant.Unit.UTTERANCE)
+    discretised = accountant._composed(spent, delta, accountant._INTERVAL)
 
-    assert quick >= epsilon - 1e-9
-    assert epsilon - 1e-9 <= published <= quick + accountant.ROUNDING / 2
+    assert closed >= epsilon - 1e-9
+    assert epsilon - 1e-9 <= discretised <= closed + accountant.ROUNDING / 2
 
 
 def test_the_closed_form_is_told_from_a_hundredth_less_noise() -> None:
