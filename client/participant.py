@@ -13,13 +13,14 @@ from torch import Tensor
 from sottovoce.client import given, secure, turns
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Clips, Device, Pending, Randomness
+from sottovoce.client.gradients import twin
 from sottovoce.client.trainer import local_update
 from sottovoce.shared import crypto, normaliser
 from sottovoce.shared.errors import MessageError, SottovoceError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, finish
 from sottovoce.shared.head import MOST_LOGIT, HeadPrior, KeptHead, SealedHead
-from sottovoce.shared.models.flat import load_flat
+from sottovoce.shared.models.flat import check_finite, unflatten
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.newest import Newest
@@ -367,7 +368,7 @@ class _Asked:
     release: Release
 
 
-_ASKED, _MODEL = Newest[_Asked](), Newest[Network]()
+_ASKED, _MODEL, _BARE = Newest[_Asked](), Newest[Network](), Newest[Network]()
 """Of the newest request: where one process answers for many devices, all are asked the same."""
 
 
@@ -390,10 +391,11 @@ def _model(plan: Plan, weights: Tensor) -> Network:
 
 
 def _built(plan: Plan, weights: Tensor) -> Network:
-    """A model of its own."""
-    model = build(plan.model, seed=0)
-    load_flat(model, weights)
-    return model
+    """A model that reads these very weights."""
+    spec = plan.model
+    check_finite(weights)
+    bare = _BARE.of((spec,), lambda: build(spec, seed=0))
+    return twin(bare, unflatten(bare, weights))
 
 
 def _check_centre(plan: Plan, centre: Tensor) -> None:

@@ -40,7 +40,17 @@ def write(folder: Path, state: State, plan: str, *, durable: bool = True) -> Non
     replace_file(history, save(model, words), durable=False)
     # Copies: safetensors refuses tensors that share memory, as weights and tail do at the start.
     tensors = {name: getattr(state, name).clone().contiguous() for name in _NAMES}
+    for name, follows in _following(tensors).items():  # most of them do, in most runs
+        if torch.equal(tensors[name], follows):
+            del tensors[name]
     replace_file(folder / _STATE, save(tensors, words), durable=durable)
+
+
+def _following(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the rest of a state is where there is no momentum, no scale and no averaging."""
+    weights = tensors["weights"]
+    zeros = torch.zeros_like(weights)
+    return {"direction": zeros, "scale": zeros, "tail": weights[None]}
 
 
 def latest(folder: Path, plan: str) -> State | None:
@@ -56,6 +66,7 @@ def latest(folder: Path, plan: str) -> State | None:
     try:
         tensors, words = load_file(path), metadata(path)
         number = int(words["round"])
+        tensors = _following(tensors) | tensors
         state = State(round=number, **{name: tensors[name] for name in _NAMES})
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ModelError(f"the checkpoint {path} is damaged ({error}); {way_out}") from error

@@ -1,6 +1,7 @@
 """The weights of a model as one flat vector: what is sent, clipped, summed and noised."""
 
 import hashlib
+import math
 from typing import Protocol
 
 import torch
@@ -66,15 +67,26 @@ def load_flat(model: nn.Module, vector: Tensor) -> None:
         ModelError: Wrong shape, or a NaN or an infinity; the model is then unchanged.
     """
     views = unflatten(model, vector.detach())
+    check_finite(vector)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(views[name])
+
+
+def check_finite(vector: Tensor) -> None:
+    """Refuse weights that are no numbers.
+
+    Raises:
+        ModelError: There is a NaN or an infinity among them.
+    """
+    if math.isfinite(vector.sum()):  # which a single one would not let it be
+        return
     broken = int((~vector.isfinite()).sum())
     if broken:
         raise ModelError(
             f"{broken} of {vector.numel()} weights are NaN or infinite; all must be finite: "
             "use an earlier checkpoint"
         )
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            weight.copy_(views[name])
 
 
 class Digested(Protocol):

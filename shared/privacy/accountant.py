@@ -5,9 +5,10 @@ user has (the device stays and adds nothing: that it takes part is no secret). G
 without sampling compose exactly into one Gaussian, whose epsilon has a closed form (Balle & Wang
 2018). Where some are sampled, figures come from privacy-loss distributions (Koskela et al. 2020;
 Doroshenko et al. 2022, "Connect the dots"), whose discretisation is pessimistic: the epsilon
-reported is never below the true one. Where one of them is discrete, all are priced by Renyi divergences (Mironov 2017), which bound it as safely.
-Rounds under noise that hangs together (``bands``) add up like others as long as they lie at least
-as many rounds apart as there are bands; nearer ones are charged as if they pointed one way.
+reported is never below the true one. Where one of them is discrete, all are priced by Renyi
+divergences (Mironov 2017), which bound it as safely. Rounds under noise that hangs together
+(``bands``) add up like others as long as they lie at least as many rounds apart as there are bands;
+nearer ones are charged as if they pointed one way.
 """
 
 import math

@@ -62,7 +62,7 @@ class Work:
     clips: int
     frames: int = 1
     steps: int = 3
-    rounds: int = 6
+    rounds: int = 20
 
 
 SMALL: Final = Work(
