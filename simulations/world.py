@@ -165,6 +165,7 @@ class World:
         for place, user in enumerate(self._speakers):
             if not devices.holds(place):
                 devices.put(place, *self._device(user))
+        devices.commit()
         if self.scenario.secure:
             introduce([self._opened(user) for user in self.fold.train])
         devices.commit()

@@ -200,6 +200,7 @@ def _world(folder: Path, work: Work) -> dict[str, str]:
     shelf = Shelf(folder / "devices.sqlite")
     for user in range(work.users):
         shelf.put(user, *_device(f"user{user:03d}", _examples(work, user)))
+    shelf.commit()
     shelf.close()
     Job(
         plan=plan,

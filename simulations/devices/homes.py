@@ -22,13 +22,13 @@ class Home(Protocol):
         """Whether there is a device of this place."""
 
     def put(self, place: int, facts: Facts, clips: Clips) -> None:
-        """Make a device, in place of what was half made."""
+        """Make a device, in place of what was half made; it is there once that is committed."""
 
     def device(self, place: int) -> Device:
         """A device as the last run left it."""
 
     def commit(self) -> None:
-        """Bring to disk what was changed on the devices that were handed out."""
+        """Bring to disk what was put here, and changed on the devices that were handed out."""
 
     def close(self) -> None:
         """Let go of what is open."""

@@ -42,7 +42,7 @@ class Shelf:
         return self.store.owner(place) is not None
 
     def put(self, place: int, facts: Facts, clips: Clips) -> None:
-        """Make a device.
+        """Make a device; it is there once it is committed.
 
         Raises:
             SettingError: Its owner is real: what lies here is not sealed.

@@ -18,6 +18,8 @@ from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.simulations.runfile import Json
 
 _WAIT_S: Final = 60.0
+_ROOM: Final = 2**26
+"""Bytes of recordings that are staged before they are written."""
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS lines (
     user INTEGER NOT NULL, n INTEGER NOT NULL, line BLOB NOT NULL, PRIMARY KEY (user, n)
@@ -61,6 +63,7 @@ class Store:
         self._lines: dict[int, list[tuple[int, bytes]]] = {}
         self._anchors: dict[int, Anchor] = {}
         self._kept: dict[tuple[int, str], bytes] = {}
+        self._owners: list[tuple[int, str, bytes]] = []
         with self._guarded():
             if read_only:
                 self._database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
@@ -118,13 +121,13 @@ class Store:
         self._kept[user, name] = value
 
     def move_in(self, user: int, facts: Mapping[str, object], clips: bytes) -> None:
-        """Keep who owns a device, and its recordings as features."""
-        with self._transaction() as database:
-            row = (user, json.dumps(facts, sort_keys=True), clips)
-            database.execute("INSERT INTO owners VALUES (?, ?, ?)", row)
+        """Stage who owns a device, and its recordings as features; many are committed at once."""
+        self._owners.append((user, json.dumps(facts, sort_keys=True), clips))
+        if sum(len(owner[2]) for owner in self._owners) > _ROOM:
+            self.commit()
 
     def owner(self, user: int) -> Json | None:
-        """Who owns a device; None where nobody moved in."""
+        """Who owns a device, once it is on disk; None where nobody moved in."""
         rows = self._read("SELECT facts FROM owners WHERE user = ?", user)
         return json.loads(rows[0][0]) if rows else None
 
@@ -138,13 +141,15 @@ class Store:
         Raises:
             PrivacyError: It cannot be written; what was staged is forgotten.
         """
+        owners = self._owners
         lines = [(user, *line) for user, own in sorted(self._lines.items()) for line in own]
         anchors = [(user, one.releases, one.head) for user, one in sorted(self._anchors.items())]
         kept = [(*key, value) for key, value in sorted(self._kept.items())]
         self._forget()
-        if not (lines or anchors or kept):
+        if not (lines or anchors or kept or owners):
             return
         with self._transaction() as database:
+            database.executemany("INSERT INTO owners VALUES (?, ?, ?)", owners)
             database.executemany("INSERT INTO lines VALUES (?, ?, ?)", lines)
             database.executemany("INSERT OR REPLACE INTO anchors VALUES (?, ?, ?)", anchors)
             database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", kept)
@@ -178,6 +183,7 @@ class Store:
     def _forget(self) -> None:
         """Drop what was staged."""
         self._lines, self._anchors, self._kept = {}, {}, {}
+        self._owners = []
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

@@ -131,6 +131,7 @@ def make_world_at() -> MakeWorld:
         for place, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
             devices.put(place, *owned(user, Budget(epsilon=own, delta=DELTA), seed))
+        devices.commit()
         devices.close()
         make_job(devices=len(users), **changes).save(folder / "server")
         return world
