@@ -23,7 +23,7 @@ from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
-from sottovoce.simulations import baselines, promise, record, statement
+from sottovoce.simulations import baselines, engines, promise, record, statement
 from sottovoce.simulations.course import Course, Show
 from sottovoce.simulations.hearing import (
     Heard,
@@ -52,6 +52,7 @@ def simulate(
     out: Path,
     *,
     resume: bool = False,
+    address: str | None = None,
     tell: Tell = lambda _line: None,
     progress: Progress = lambda _what, _done, _total: None,
     show: Show = lambda _status: None,
@@ -62,6 +63,7 @@ def simulate(
         scenario: Settled.
         out: The run folder; must be new or empty, unless resumed.
         resume: Whether to go on with a run that was interrupted.
+        address: Of the Ray cluster to run on; a fact of the machines, not of the run.
         tell: Takes a line about what was found.
         progress: Takes (what, done, total).
         show: Takes how far the run is, after each round and each fold.
@@ -72,6 +74,7 @@ def simulate(
     Raises:
         SottovoceError: Bad input, a full disk, a broken promise: each with its way out.
     """
+    engines.check_address(scenario.engine, address)
     if scenario.population:
         from sottovoce.simulations.population import run as crowd  # it builds on this module
 
@@ -81,6 +84,8 @@ def simulate(
     check_encoder(scenario)
     promise.check_budget(scenario)
     check_folder(scenario, out, resume=resume)
+    if address is not None:
+        tell(engines.reach(address, workers=scenario.workers, folder=out))
     heard, public = hear_all(scenario, tell, progress)
     # Written only now: a run that could not begin leaves its folder free for the next try.
     replace_file(out / "config.toml", scenario.to_toml().encode())
@@ -103,6 +108,7 @@ def simulate(
                 ),
                 scenario=scenario,
                 material=material,
+                address=address,
             )
             outcomes.append(world.run())
             worlds.append(world)

@@ -49,6 +49,7 @@ class World:
         plan: The plan of this fold.
         scenario: The settled scenario.
         material: What all folds share.
+        address: Of the Ray cluster to run on; None runs on this machine.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class World:
         plan: Plan,
         scenario: Scenario,
         material: Material,
+        address: str | None = None,
     ) -> None:
         self.folder = folder
         self.ledgers = ledgers
@@ -67,6 +69,7 @@ class World:
         self.plan = plan
         self.scenario = scenario
         self.material = material
+        self.address = address
 
     def run(self) -> Outcome:
         """Everything, or what is left of it after an interruption."""
@@ -243,7 +246,7 @@ class World:
     def _train(self) -> None:
         """Run both apps."""
         config = {"job": str((self.folder / "server").resolve()), **self._home.config}
-        engine(self.scenario.engine)(
+        engine(self.scenario.engine, address=self.address)(
             devices=len(self._speakers), config=config, workers=self.scenario.workers
         )
         if not (self.folder / "server" / "released.safetensors").is_file():

@@ -128,6 +128,7 @@ def _add_simulate(commands: Any) -> None:  # noqa: ANN401
     add("--tuned-over", type=int, help="runs that settings were chosen by; all are charged for")
     add("--rounds", type=int, help="rounds of training (default: the recipe's)")
     add("--engine", help="local (default) or ray")
+    add("--address", help="with --engine ray: a Ray cluster to run on, auto or HOST:PORT")
     add("--workers", type=int, help="processes that run clients (default 1)")
     add("--encoder", help="feature extractor (default: the model's usual one)")
     add("--model", help="linear, mlp, cnn-attention, tcn or bilstm-attention")
@@ -156,6 +157,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
             scenario,
             out,
             resume=arguments.resume,
+            address=arguments.address,
             tell=console.tell,
             progress=console.progress,
             show=console.show,

@@ -29,7 +29,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "shared/wire.py",
         "simulations/engines/*.py",
     ),
-    "ray": ("simulations/engines/ray.py",),
+    "ray": ("simulations/engines/ray.py", "simulations/engines/cluster.py"),
     # The second accountant that recounts a run is Opacus' own; it trains nothing.
     "opacus": ("client/trainer.py", "simulations/recount.py"),
     "dp_accounting": ("shared/privacy/accountant.py",),

@@ -1,6 +1,8 @@
-"""Three ways to run the same two apps: in this process, on Ray, deployed."""
+"""Three ways to run the same two apps: in this process, on Ray (here or on a cluster), deployed."""
 
-from typing import Protocol
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 from sottovoce.shared.errors import SettingError
 
@@ -18,22 +20,51 @@ class Engine(Protocol):
         """
 
 
-def engine(name: str) -> Engine:
+def engine(name: str, *, address: str | None = None) -> Engine:
     """The engine of a name; what it needs is imported only here.
 
-    Raises:
-        SettingError: There is none of this name, or its extra is not installed.
-    """
-    if name == "local":
-        from sottovoce.simulations.engines.local import run_apps
+    Args:
+        name: ``local`` or ``ray``.
+        address: Of the Ray cluster to run on; None runs on this machine.
 
-        return run_apps
+    Raises:
+        SettingError: There is none of this name, its extra is not installed, or an address is
+            given to one that has no cluster.
+    """
+    if name not in ("local", "ray"):
+        raise SettingError(f"engine is {name!r}; it must be local or ray")
+    check_address(name, address)
     if name == "ray":
-        try:
-            from sottovoce.simulations.engines.ray import run_apps as on_ray
-        except ImportError as error:
-            raise SettingError(
-                "engine 'ray' needs Ray: pip install 'sottovoce[ray]', or use --engine local"
-            ) from error
-        return on_ray
-    raise SettingError(f"engine is {name!r}; it must be local or ray")
+        return partial(_on_ray().run_apps, address=address)
+    from sottovoce.simulations.engines.local import run_apps
+
+    return run_apps
+
+
+def check_address(name: str, address: str | None) -> None:
+    """Refuse an address where it means nothing.
+
+    Raises:
+        SettingError: The engine has no cluster.
+    """
+    if address is not None and name != "ray":
+        raise SettingError(
+            f"address is {address!r} and engine is {name!r}; only the ray engine runs on a "
+            "cluster: give --engine ray, or leave --address out"
+        )
+
+
+def reach(address: str, *, workers: int, folder: Path) -> str:
+    """Try a Ray cluster before any work is done; see ``ray.reach``."""
+    return str(_on_ray().reach(address, workers=workers, folder=folder))
+
+
+def _on_ray() -> Any:  # noqa: ANN401  (a module)
+    """The Ray engine's module."""
+    try:
+        from sottovoce.simulations.engines import ray
+    except ImportError as error:
+        raise SettingError(
+            "engine 'ray' needs Ray: pip install 'sottovoce[ray]', or use --engine local"
+        ) from error
+    return ray

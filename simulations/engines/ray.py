@@ -13,7 +13,8 @@ import os
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 # Before Flower and Ray are imported: neither may report home, nor hide a GPU or warn of it.
@@ -34,6 +35,7 @@ from flwr.simulation import run_simulation
 from flwr.supercore import telemetry
 
 from sottovoce.shared.errors import EngineError, SottovoceError
+from sottovoce.simulations.engines import cluster
 from sottovoce.simulations.engines.threads import one_thread
 
 Config = dict[str, str]
@@ -44,8 +46,14 @@ _WORKER_DIED: Final = 0
 _GRACE_S: Final = 10.0
 
 
-def run_apps(*, devices: int, config: Config, workers: int) -> None:
+def run_apps(*, devices: int, config: Config, workers: int, address: str | None = None) -> None:
     """Run the product's own two apps; see ``engines.Engine``.
+
+    Args:
+        devices: How many nodes there are.
+        config: The run's configuration, as both apps see it.
+        workers: How many actors run clients.
+        address: Of a cluster that is there already: ``auto`` or HOST:PORT; None starts Ray here.
 
     Raises:
         SottovoceError: What the ServerApp raised.
@@ -54,7 +62,11 @@ def run_apps(*, devices: int, config: Config, workers: int) -> None:
     telemetry.FLWR_TELEMETRY_ENABLED = "0"
     watch = _Watch()
     try:
-        with _quiet(), _same_environment(), one_thread():
+        with _quiet(), _same_environment(), one_thread(), ExitStack() as there:
+            if address is not None:  # Flower takes the Ray that is there
+                folder = Path(config["devices"])
+                there.enter_context(cluster.joined(address, workers=workers, folder=folder))
+                there.enter_context(cluster.spread(workers))
             run_simulation(
                 server_app=_server(config, watch),
                 client_app=_Client(config),
@@ -72,10 +84,34 @@ def run_apps(*, devices: int, config: Config, workers: int) -> None:
         raise _as_ours(watch.error or EngineError("the ServerApp ended before its time"))
 
 
+def reach(address: str, *, workers: int, folder: Path) -> str:
+    """Try a cluster before any work is done; one line about it.
+
+    Args:
+        address: ``auto`` or HOST:PORT.
+        workers: How many will be asked for.
+        folder: The run folder, which every node must see; nothing of this is left there.
+
+    Raises:
+        SettingError: The address makes no sense, or there is no room for so many workers.
+        EngineError: Nobody answers, or a node cannot take part.
+    """
+    cluster.check_address(address)
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with cluster.joined(address, workers=workers, folder=folder) as nodes:
+            return f"ray cluster at {address}: {workers} workers on {len(nodes)} nodes"
+    finally:
+        if new:
+            folder.rmdir()
+
+
 def _backend(workers: int) -> dict[str, Any]:
     """As many actors as workers, each on one (nominal) core."""
     return {
         "init_args": {
+            "address": "local",  # else Ray would join a cluster that it finds on this machine
             "num_cpus": workers,
             "num_gpus": 0,
             "object_store_memory": _STORE_BYTES,
@@ -93,6 +129,8 @@ def _as_ours(error: BaseException) -> SottovoceError:
     cause = error
     while cause.__cause__ is not None:  # Flower wraps what Ray said, twice
         cause = cause.__cause__
+        if isinstance(cause, SottovoceError):
+            return cause
     return EngineError(
         f"the ray engine failed ({type(cause).__name__}: {cause}); run again with --resume, or "
         "with --engine local"

@@ -1,0 +1,250 @@
+"""A Ray cluster that is already there: reached within a bounded time, checked, and used evenly.
+
+A run's devices are folders on disk, and a message goes to whichever worker is free. So every node
+must see the run folder under one path, and be able to write there. This is tried before anything
+is sent: each node reads what this process wrote, and writes what this process reads. A node that
+runs other code is refused, for it would make another model of the same seed.
+
+Two private pieces are touched: how Ray finds the address that ``auto`` means, and the class that
+Flower's runtime makes its workers with. A test holds both. Import ``engines.ray`` first: it sets
+what Ray and Flower read from the environment.
+"""
+
+import hashlib
+import logging
+import re
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import ray
+from flwr.clientapp import ClientApp
+from flwr.server.superlink.fleet.vce.backend import raybackend
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppActor
+from ray._private import services
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from sottovoce.shared.errors import EngineError, SettingError
+
+_ADDRESS: Final = re.compile(r"auto|(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
+_ANSWER_S: Final = 10.0
+_LOOK_S: Final = 60.0
+_START_S: Final = 120.0
+_WORKER: Final = {"num_cpus": 1, "num_gpus": 0}
+_LIBRARIES: Final = ("torch", "flwr", "opacus", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Node:
+    """One machine of a cluster.
+
+    Attributes:
+        key: Ray's name of it.
+        name: What a user knows it by.
+        room: How many workers it can hold, at least 1.
+    """
+
+    key: str
+    name: str
+    room: int
+
+
+@contextmanager
+def joined(address: str, *, workers: int, folder: Path) -> Iterator[Sequence[Node]]:
+    """Be connected to a cluster on which a run of ``folder`` can be run.
+
+    Args:
+        address: ``auto`` or HOST:PORT.
+        workers: How many are asked for.
+        folder: What every node must see; it is there.
+
+    Yields:
+        The nodes that can hold workers.
+
+    Raises:
+        SettingError: The address makes no sense, or there is no room for so many workers.
+        EngineError: Nobody answers, or a node cannot take part.
+    """
+    where = _answering(address)
+    try:
+        ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
+    except (Exception, SystemExit) as error:  # Ray ends the process where it gives up
+        raise EngineError(_nobody(where, str(error) or type(error).__name__)) from error
+    try:
+        nodes = _nodes()
+        room = sum(node.room for node in nodes)
+        if room < workers:
+            raise SettingError(
+                f"workers is {workers} and the cluster at {where} has {room} CPUs; it must be at "
+                "most one worker a CPU: give fewer --workers, or start more nodes"
+            )
+        _try(nodes, folder)
+        yield nodes
+    finally:
+        ray.shutdown()
+
+
+def check_address(address: str) -> None:
+    """Refuse what names no cluster.
+
+    Raises:
+        SettingError: It is neither ``auto`` nor HOST:PORT.
+    """
+    if not _ADDRESS.fullmatch(address):
+        raise SettingError(
+            f"address is {address!r}; it must be auto, or HOST:PORT of a cluster's head, such as "
+            "127.0.0.1:6379"
+        )
+
+
+def _answering(address: str) -> str:
+    """The HOST:PORT of a cluster whose head answers; Ray itself would try for minutes."""
+    check_address(address)
+    try:
+        where = services.canonicalize_bootstrap_address_or_die(address)
+    except (OSError, ValueError) as error:
+        raise EngineError(_nobody(address, str(error).partition(". ")[0])) from error
+    with grpc.insecure_channel(where, [("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=_ANSWER_S)
+        except grpc.FutureTimeoutError as error:
+            raise EngineError(_nobody(where, f"tried for {_ANSWER_S:g} s")) from error
+    return str(where)
+
+
+def _nobody(where: str, why: str) -> str:
+    """What to say of a cluster that cannot be reached."""
+    return (
+        f"no Ray cluster answers at {where} ({why}); start one with: ray start --head, give its "
+        "--address, or leave --address out to run on this machine alone"
+    )
+
+
+def _nodes() -> list[Node]:
+    """Nodes that can hold workers, in the order of their names."""
+    found = [
+        Node(
+            key=node["NodeID"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            room=int(node["Resources"].get("CPU", 0)),
+        )
+        for node in ray.nodes()  # type: ignore[no-untyped-call]
+        if node["Alive"]
+    ]
+    return sorted((node for node in found if node.room), key=lambda node: (node.name, node.key))
+
+
+def _try(nodes: Sequence[Node], folder: Path) -> None:
+    """Make sure that every node sees the folder, can write there, and runs the same code."""
+    folder, token, secret = folder.resolve(), f".shared-{secrets.token_hex(8)}", secrets.token_hex()
+    own, look = code(), ray.remote(_look)
+    try:
+        (folder / token).write_text(secret)
+        asked = {
+            node: look.options(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node.key, soft=False),
+            ).remote(str(folder), token, node.key)
+            for node in nodes
+        }
+        for node, answer in asked.items():
+            wrong, theirs = _answer(node, answer)
+            if wrong or _read(folder / f"{token}-{node.key}") != secret:
+                raise EngineError(
+                    f"node {node.name} cannot use {folder} ({wrong or 'it writes elsewhere'}); "
+                    "all nodes need one shared folder: give --out on a file system that every "
+                    "node has mounted at the same path and can write to"
+                )
+            other = [name for name in own if theirs.get(name) != own[name]]
+            if other:
+                raise EngineError(
+                    f"node {node.name} has another {other[0]} ({theirs.get(other[0])}; here it is "
+                    f"{own[other[0]]}) and would make another model; install the same there"
+                )
+    finally:
+        for path in folder.glob(f"{token}*"):
+            path.unlink(missing_ok=True)
+
+
+def _answer(node: Node, answer: Any) -> tuple[str, Mapping[str, str]]:  # noqa: ANN401  (Ray's)
+    """What a node found."""
+    try:
+        wrong, theirs = ray.get(answer, timeout=_LOOK_S)
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise EngineError(
+            f"node {node.name} cannot take part ({lines[-1][:200]}); it needs Sottovoce installed "
+            "in the Python that started Ray there, and to be alive: see ray status"
+        ) from error
+    return wrong, theirs
+
+
+def _look(folder: str, token: str, key: str) -> tuple[str, dict[str, str]]:
+    """On a node: copy the token; what was wrong, and what code runs here."""
+    try:
+        (Path(folder) / f"{token}-{key}").write_text((Path(folder) / token).read_text())
+    except OSError as error:
+        return error.strerror or str(error), {}
+    return "", code()
+
+
+def _read(path: Path) -> str:
+    """A file's text; empty where there is none."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
+
+
+def code() -> dict[str, str]:
+    """What must be alike wherever a device is run: the code of devices, and its libraries."""
+    from sottovoce import client, shared
+
+    digest = hashlib.sha256()
+    for room in (shared, client):
+        for root in map(Path, room.__path__):
+            for path in sorted(root.rglob("*.py")):
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(path.read_bytes() + b"\0")
+    found = {name: metadata.version(name) for name in _LIBRARIES}
+    return {"sottovoce": digest.hexdigest()[:12], **found}
+
+
+@contextmanager
+def spread(workers: int) -> Iterator[None]:
+    """Have Flower's runtime make as many workers as asked for, spread over the nodes.
+
+    On its own it makes one for every CPU of the cluster, and Ray packs them.
+    """
+
+    class Spread(raybackend.RayBackend):
+        """Flower's backend, with workers of ours."""
+
+        def build(self, app_fn: Callable[[], ClientApp]) -> None:
+            """Make the workers, and wait for them."""
+            make: Any = ClientAppActor
+            pool: Any = BasicActorPool(ClientAppActor, dict(_WORKER), {})
+            pool.create_actor_fn = make.options(**_WORKER, scheduling_strategy="SPREAD").remote
+            pool.add_actors_to_pool(workers)
+            self.pool, self.app_fn = pool, app_fn
+            asked = [actor.__ray_ready__.remote() for actor in pool.pool]
+            came, late = ray.wait(asked, num_returns=workers, timeout=_START_S)
+            if late:
+                raise EngineError(
+                    f"{len(came)} of {workers} workers began within {_START_S:g} s; others may "
+                    "use the cluster (see ray status): wait, or give fewer --workers"
+                )
+            ray.get(came)
+
+    flower: Any = raybackend
+    before, flower.RayBackend = flower.RayBackend, Spread
+    try:
+        yield
+    finally:
+        flower.RayBackend = before
