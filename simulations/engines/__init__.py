@@ -1,6 +1,7 @@
 """Three ways to run the same two apps: in this process, on Ray (here or on a cluster), deployed."""
 
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,9 +63,8 @@ def reach(address: str, *, workers: int, folder: Path) -> str:
 def _on_ray() -> Any:  # noqa: ANN401  (a module)
     """The Ray engine's module."""
     try:
-        from sottovoce.simulations.engines import ray
+        return import_module("sottovoce.simulations.engines.ray")
     except ImportError as error:
         raise SettingError(
             "engine 'ray' needs Ray: pip install 'sottovoce[ray]', or use --engine local"
         ) from error
-    return ray

@@ -10,14 +10,12 @@ Flower's runtime makes its workers with. A test holds both. Import ``engines.ray
 what Ray and Flower read from the environment.
 """
 
-import hashlib
 import logging
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,13 +28,19 @@ from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from sottovoce.shared.errors import EngineError, SettingError
+from sottovoce.simulations.engines import node as far
 
 _ADDRESS: Final = re.compile(r"auto|(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
 _ANSWER_S: Final = 10.0
 _LOOK_S: Final = 60.0
 _START_S: Final = 120.0
 _WORKER: Final = {"num_cpus": 1, "num_gpus": 0}
-_LIBRARIES: Final = ("torch", "flwr", "opacus", "numpy")
+_GONE: Final = (
+    ray.exceptions.NodeDiedError,
+    ray.exceptions.TaskUnschedulableError,
+    ray.exceptions.WorkerCrashedError,
+)
+"""What Ray raises of a node that died while Ray still lists it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,14 +80,13 @@ def joined(address: str, *, workers: int, folder: Path) -> Iterator[Sequence[Nod
     except (Exception, SystemExit) as error:  # Ray ends the process where it gives up
         raise EngineError(_nobody(where, str(error) or type(error).__name__)) from error
     try:
-        nodes = _nodes()
+        nodes = _alike(_nodes(), folder)
         room = sum(node.room for node in nodes)
         if room < workers:
             raise SettingError(
                 f"workers is {workers} and the cluster at {where} has {room} CPUs; it must be at "
                 "most one worker a CPU: give fewer --workers, or start more nodes"
             )
-        _try(nodes, folder)
         yield nodes
     finally:
         ray.shutdown()
@@ -139,10 +142,10 @@ def _nodes() -> list[Node]:
     return sorted((node for node in found if node.room), key=lambda node: (node.name, node.key))
 
 
-def _try(nodes: Sequence[Node], folder: Path) -> None:
-    """Make sure that every node sees the folder, can write there, and runs the same code."""
+def _alike(nodes: Sequence[Node], folder: Path) -> list[Node]:
+    """The nodes that are alive, once each sees the folder, writes there, and runs the same code."""
     folder, token, secret = folder.resolve(), f".shared-{secrets.token_hex(8)}", secrets.token_hex()
-    own, look = code(), ray.remote(_look)
+    own, look, alive = far.code(), ray.remote(far.look), []
     try:
         (folder / token).write_text(secret)
         asked = {
@@ -154,7 +157,10 @@ def _try(nodes: Sequence[Node], folder: Path) -> None:
             for node in nodes
         }
         for node, answer in asked.items():
-            wrong, theirs = _answer(node, answer)
+            found = _answer(node, answer)
+            if found is None:
+                continue
+            wrong, theirs = found
             if wrong or _read(folder / f"{token}-{node.key}") != secret:
                 raise EngineError(
                     f"node {node.name} cannot use {folder} ({wrong or 'it writes elsewhere'}); "
@@ -167,15 +173,19 @@ def _try(nodes: Sequence[Node], folder: Path) -> None:
                     f"node {node.name} has another {other[0]} ({theirs.get(other[0])}; here it is "
                     f"{own[other[0]]}) and would make another model; install the same there"
                 )
+            alive.append(node)
     finally:
         for path in folder.glob(f"{token}*"):
             path.unlink(missing_ok=True)
+    return alive
 
 
-def _answer(node: Node, answer: Any) -> tuple[str, Mapping[str, str]]:  # noqa: ANN401  (Ray's)
-    """What a node found."""
+def _answer(node: Node, answer: Any) -> tuple[str, Mapping[str, str]] | None:  # noqa: ANN401
+    """What a node found; None where it has died."""
     try:
         wrong, theirs = ray.get(answer, timeout=_LOOK_S)
+    except _GONE:
+        return None
     except Exception as error:
         lines = str(error).strip().splitlines() or [type(error).__name__]
         raise EngineError(
@@ -185,35 +195,12 @@ def _answer(node: Node, answer: Any) -> tuple[str, Mapping[str, str]]:  # noqa: 
     return wrong, theirs
 
 
-def _look(folder: str, token: str, key: str) -> tuple[str, dict[str, str]]:
-    """On a node: copy the token; what was wrong, and what code runs here."""
-    try:
-        (Path(folder) / f"{token}-{key}").write_text((Path(folder) / token).read_text())
-    except OSError as error:
-        return error.strerror or str(error), {}
-    return "", code()
-
-
 def _read(path: Path) -> str:
     """A file's text; empty where there is none."""
     try:
         return path.read_text()
     except OSError:
         return ""
-
-
-def code() -> dict[str, str]:
-    """What must be alike wherever a device is run: the code of devices, and its libraries."""
-    from sottovoce import client, shared
-
-    digest = hashlib.sha256()
-    for room in (shared, client):
-        for root in map(Path, room.__path__):
-            for path in sorted(root.rglob("*.py")):
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
-                digest.update(path.read_bytes() + b"\0")
-    found = {name: metadata.version(name) for name in _LIBRARIES}
-    return {"sottovoce": digest.hexdigest()[:12], **found}
 
 
 @contextmanager

@@ -10,6 +10,7 @@ Flower 1.41, and a test holds both.
 import copy
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -43,6 +44,8 @@ _STORE_BYTES: Final = 256 * 2**20
 """Ray's store for messages in flight; its own default is a third of the memory."""
 _WORKER_DIED: Final = 0
 """Flower's error code where it was not the app that failed."""
+_FLOWERS: Final = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
+"""How Flower's runtime writes an exception."""
 _GRACE_S: Final = 10.0
 
 
@@ -101,7 +104,7 @@ def reach(address: str, *, workers: int, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with cluster.joined(address, workers=workers, folder=folder) as nodes:
-            return f"ray cluster at {address}: {workers} workers on {len(nodes)} nodes"
+            return f"ray cluster at {address}: nodes {len(nodes)}, workers {workers}"
     finally:
         if new:
             folder.rmdir()
@@ -240,8 +243,9 @@ class _WatchedGrid(Grid):
         replies = list(self._grid.pull_messages(message_ids))
         for reply in replies:
             if reply.has_error() and reply.error.code == _WORKER_DIED:
+                reason = _FLOWERS.sub(r"\1: \2", reply.error.reason or "")
                 raise EngineError(
-                    f"a worker of the ray engine died ({(reply.error.reason or '')[:300]}); run "
+                    f"a worker of the ray engine died ({reason[:200].strip()}); run "
                     "again with --resume, with fewer workers if memory was short"
                 )
         return replies
@@ -269,10 +273,10 @@ class _WatchedGrid(Grid):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Flower's banner and its advice to use ``flwr run`` off the terminal."""
+    """Keep Flower's banner off the terminal, and tracebacks of what our own errors say."""
     logger = logging.getLogger("flwr")
     before = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
