@@ -15,13 +15,13 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint typecheck format bench docs loopback results hooks clean
+.PHONY: help setup demo test check lint typecheck format bench bench-others docs loopback results hooks clean
 
 help: ## Show what can be made
 	@echo 'Sottovoce: speech emotion recognition that learns from many voices without hearing any.'
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
-		while IFS='|' read -r name text; do printf '  make %-10s %s\n' "$$name" "$$text"; done
+		while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 	@echo
 	@echo 'Everything installs itself into $(VENV) first, once: 2-3 minutes, 6 GB.'
 
@@ -61,6 +61,9 @@ format: $(STAMP) ## Put style right
 
 bench: $(STAMP) ## Measure speed and memory; writes docs/results/benchmarks.json
 	$(BIN)/python -m sottovoce.simulations.benchmarks
+
+bench-others: $(STAMP) ## Measure Flower's Ray engine and apple/pfl-research beside the local engine
+	$(BIN)/python -m sottovoce.simulations.benchmarks.others $(ARGS)
 
 docs: $(STAMP) ## Check that documented commands, links and settings are true
 	$(BIN)/python -m pytest -q tests/test_docs.py

@@ -1,0 +1,70 @@
+"""Other harnesses beside the local engine and a plain loop, on the same work, in turns.
+
+``python -m sottovoce.simulations.benchmarks.others`` prints what each costs as JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+
+import torch
+
+from sottovoce.shared.errors import SottovoceError
+from sottovoce.simulations.benchmarks.engines import SMALL, on_engine, plain_loop
+from sottovoce.simulations.benchmarks.pfl import environment, on_pfl
+from sottovoce.simulations.benchmarks.ray import on_ray
+
+
+def others(turns: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
+    """CPU of a client's round: medians, and medians of the ratios to the loop beside it.
+
+    Args:
+        turns: How often each runs.
+        pfl: Whether apple/pfl-research is measured too; it is installed if it is not there.
+
+    Raises:
+        EngineError: Ray failed, or pfl cannot be installed.
+    """
+    if pfl:
+        environment()
+    found: dict[str, list[float]] = {"plain loop": [], "local engine": [], "ray engine": []}
+    if pfl:
+        found["pfl"] = []
+    for _ in range(turns):
+        found["plain loop"].append(statistics.median(plain_loop(SMALL)))
+        found["local engine"].append(statistics.median(on_engine(SMALL, workers=1).per_client(0)))
+        if pfl:
+            found["pfl"].append(statistics.median(on_pfl(SMALL)))
+        found["ray engine"].append(statistics.median(on_ray(SMALL)))
+    loop = found["plain loop"]
+    return {
+        name: {
+            "cpu_ms_a_client": statistics.median(costs),
+            "least": min(costs),
+            "most": max(costs),
+            "to_loop": statistics.median(a / b for a, b in zip(costs, loop, strict=True)),
+        }
+        for name, costs in found.items()
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--turns", type=int, default=5, help="runs of each")
+    parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
+    arguments = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    try:
+        found = others(arguments.turns, pfl=not arguments.no_pfl)
+    except SottovoceError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""A bench's work on apple/pfl-research, in an environment of its own.
+
+pfl 0.6 wants a dp-accounting below the one that prices our releases, so it cannot be installed
+beside Sottovoce. Its environment holds only pfl and what it lacks; torch and NumPy are ours, so
+both are measured on the same arithmetic.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Final
+
+from sottovoce.shared.errors import EngineError
+from sottovoce.simulations.benchmarks.engines import Work
+
+FOLDER: Final = Path("build") / "pfl"
+_PFL: Final = "pfl==0.6.0"
+_INSTALL_S, _RUN_S = 600.0, 300.0
+
+
+def on_pfl(work: Work, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
+    """CPU milliseconds a client of one run, of every round but the first.
+
+    Args:
+        work: Of vectors, on a small head.
+        folder: pfl's environment; made if it is not there.
+        seed: Decides data and cohorts.
+
+    Raises:
+        EngineError: pfl cannot be installed, or failed.
+    """
+    given = {
+        "inputs": work.spec.inputs,
+        "hidden": work.spec.hidden,
+        "classes": work.spec.classes,
+        "users": work.users,
+        "cohort": round(work.users * work.joins),
+        "clips": work.clips,
+        "steps": work.steps,
+        "rounds": work.rounds,
+        "seed": seed,
+    }
+    script = Path(__file__).with_name("pfl_work.py")
+    words = [environment(folder), "-P", str(script), json.dumps(given)]  # -P: not our own pfl.py
+    said = _run(words, _RUN_S, "pfl failed")
+    return [float(number) for number in json.loads(said.splitlines()[-1])]
+
+
+def environment(folder: Path = FOLDER) -> str:
+    """The Python of pfl's environment.
+
+    Raises:
+        EngineError: pfl cannot be installed.
+    """
+    python = folder / "bin" / "python"
+    done = folder / "installed"
+    if done.exists() and python.exists():
+        return str(python)
+    venv.create(folder, with_pip=True, clear=True)
+    places = {"base": str(folder), "platbase": str(folder)}
+    own = Path(sysconfig.get_path("purelib", "venv", places))
+    ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    (own / "of-sottovoce.pth").write_text("\n".join(ours) + "\n")
+    install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    _run(
+        [*install, _PFL],
+        _INSTALL_S,
+        f"{_PFL} cannot be installed into {folder}; it needs a package index. Leave it out",
+    )
+    done.touch()
+    return str(python)
+
+
+def _run(words: list[str], limit_s: float, wrong: str) -> str:
+    """What a program printed.
+
+    Raises:
+        EngineError: It failed, or took too long.
+    """
+    alone = {"OMP_NUM_THREADS": "1"}
+    try:
+        done = subprocess.run(
+            words,
+            env=os.environ | alone,
+            capture_output=True,
+            text=True,
+            timeout=limit_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"{wrong}: it took over {limit_s:g} s") from error
+    if done.returncode:
+        lines = [line for line in done.stderr.splitlines() if "rror" in line] or [done.stderr]
+        raise EngineError(f"{wrong}: {lines[-1][-300:]}")
+    return done.stdout

@@ -1,0 +1,137 @@
+"""A bench's work on Flower's Ray engine, with the CPU time of every process that Ray starts.
+
+It runs in a process of its own, since Ray leaves threads and children to the interpreter's end.
+"""
+
+import dataclasses
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
+
+from sottovoce.shared.errors import EngineError
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.simulations.benchmarks import engines
+from sottovoce.simulations.benchmarks.engines import Work
+
+_RUN_S: Final = 600.0
+
+
+def on_ray(work: Work, *, workers: int = 1) -> list[float]:
+    """CPU milliseconds a client of one run, of every round but the first.
+
+    Args:
+        work: What to run.
+        workers: How many actors run clients.
+
+    Raises:
+        EngineError: Ray is not installed, or failed.
+    """
+    words = [json.dumps(dataclasses.asdict(work)), str(workers)]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, *words],
+            capture_output=True,
+            text=True,
+            timeout=_RUN_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise EngineError(f"the ray engine took over {_RUN_S:g} s") from error
+    if done.returncode:
+        raise EngineError(f"the ray engine failed: {done.stderr.strip()[-300:]}")
+    return [float(number) for number in json.loads(done.stdout.splitlines()[-1])]
+
+
+def family_cpu_s(known: dict[int, float]) -> float:
+    """CPU time of this process, its children, theirs, and so on, in seconds.
+
+    Args:
+        known: What each was last seen at, kept from call to call: it counts on for those that
+            ended.
+    """
+    for process in _family():
+        try:  # Linux' name of the CPU clock of another process
+            known[process] = time.clock_gettime((~process << 3) | 2)
+        except OSError:  # it ended meanwhile
+            continue
+    return time.process_time() + sum(known.values())
+
+
+def _family() -> set[int]:
+    """All processes that descend from this one."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            words = path.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(path.parent.name)] = int(words[1])
+    found = {int(Path("/proc/self").readlink().name)}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {int(Path("/proc/self").readlink().name)}
+
+
+class _Clock(logging.Handler):
+    """Hears rounds end; counts clients that were asked to train."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.ends: list[tuple[float, int]] = []
+        self.asked = 0
+        self._known: dict[int, float] = {}
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Note the time."""
+        if record.msg.startswith("round "):
+            self.ends.append((family_cpu_s(self._known), self.asked))
+
+    def per_client(self) -> list[float]:
+        """Milliseconds a client, of every round but the first."""
+        return [
+            1e3 * (after - before) / (all_asked - asked)
+            for (before, asked), (after, all_asked) in zip(self.ends, self.ends[1:], strict=False)
+            if all_asked > asked
+        ]
+
+
+def _measured(work: Work, workers: int) -> list[float]:
+    """The run, in this process."""
+    from sottovoce.simulations.engines import ray
+
+    clock, log = _Clock(), logging.getLogger("sottovoce.server")
+
+    class Counted(ray._WatchedGrid):
+        """The engine's grid, that counts."""
+
+        def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
+            """Count messages that ask for training."""
+            sent = list(messages)
+            clock.asked += sum(one.metadata.message_type == "train" for one in sent)
+            return super().push_messages(sent)
+
+    ray._WatchedGrid = Counted  # type: ignore[misc]
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    log.addHandler(clock)
+    with tempfile.TemporaryDirectory() as folder:
+        config = engines._world(Path(folder), work)
+        ray.run_apps(devices=work.users, config=config, workers=workers)
+    return clock.per_client()
+
+
+def _main(asked: str, workers: str) -> None:
+    """Measure what ``on_ray`` asks for."""
+    facts = json.loads(asked)
+    work = Work(**facts | {"spec": ModelSpec(**facts["spec"])})
+    sys.stdout.write(json.dumps(_measured(work, int(workers))) + "\n")
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
