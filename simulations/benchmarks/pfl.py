@@ -69,7 +69,8 @@ def environment(folder: Path = FOLDER) -> str:
     _run(
         [*install, _PFL],
         _INSTALL_S,
-        f"{_PFL} cannot be installed into {folder}; it needs a package index. Leave it out",
+        f"{_PFL} cannot be installed into {folder}; it needs a package index: leave pfl out with "
+        "--no-pfl, or try again",
     )
     done.touch()
     return str(python)
@@ -94,6 +95,8 @@ def _run(words: list[str], limit_s: float, wrong: str) -> str:
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"{wrong}: it took over {limit_s:g} s") from error
     if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "rror" in line] or [done.stderr]
+        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [
+            done.stderr
+        ]
         raise EngineError(f"{wrong}: {lines[-1][-300:]}")
     return done.stdout

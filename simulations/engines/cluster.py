@@ -143,41 +143,51 @@ def _nodes() -> list[Node]:
 
 
 def _alike(nodes: Sequence[Node], folder: Path) -> list[Node]:
-    """The nodes that are alive, once each sees the folder, writes there, and runs the same code."""
-    folder, token, secret = folder.resolve(), f".shared-{secrets.token_hex(8)}", secrets.token_hex()
-    own, look, alive = far.code(), ray.remote(far.look), []
+    """The nodes that are alive, once each sees the folder, writes there, and runs the same code.
+
+    The file that they copy is replaced once, as a device replaces its files: a network file system
+    that shows old files for a while would have a device answer from what it was.
+    """
+    folder, token = folder.resolve(), f".shared-{secrets.token_hex(8)}"
+    alive = list(nodes)
     try:
-        (folder / token).write_text(secret)
-        asked = {
-            node: look.options(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node.key, soft=False),
-            ).remote(str(folder), token, node.key)
-            for node in nodes
-        }
-        for node, answer in asked.items():
-            found = _answer(node, answer)
-            if found is None:
-                continue
-            wrong, theirs = found
-            if wrong or _read(folder / f"{token}-{node.key}") != secret:
-                raise EngineError(
-                    f"node {node.name} cannot use {folder} ({wrong or 'it writes elsewhere'}); "
-                    "all nodes need one shared folder: give --out on a file system that every "
-                    "node has mounted at the same path and can write to"
-                )
-            other = [name for name in own if theirs.get(name) != own[name]]
-            if other:
-                raise EngineError(
-                    f"node {node.name} has another {other[0]} ({theirs.get(other[0])}; here it is "
-                    f"{own[other[0]]}) and would make another model; install the same there"
-                )
-            alive.append(node)
+        for _ in range(2):
+            secret = secrets.token_hex()
+            far.put(folder / token, secret)
+            answers = {node: _ask(node, folder, token) for node in alive}
+            found = {node: _answer(node, answer) for node, answer in answers.items()}
+            alive = [node for node in alive if found[node] is not None]
+            for node in alive:
+                wrong, theirs = found[node] or ("", {})
+                copied = _read(folder / f"{token}-{node.key}") == secret
+                _check(node, folder, wrong or ("" if copied else "it sees other files"), theirs)
     finally:
         for path in folder.glob(f"{token}*"):
             path.unlink(missing_ok=True)
     return alive
+
+
+def _ask(node: Node, folder: Path, token: str) -> Any:  # noqa: ANN401  (Ray's)
+    """Have a node look; where its answer will be."""
+    there = NodeAffinitySchedulingStrategy(node.key, soft=False)
+    look = ray.remote(far.look).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+    return look.remote(str(folder), token, node.key)
+
+
+def _check(node: Node, folder: Path, wrong: str, theirs: Mapping[str, str]) -> None:
+    """Refuse a node that cannot use the folder, or that runs other code."""
+    if wrong:
+        raise EngineError(
+            f"node {node.name} cannot use {folder} ({wrong}); all nodes need one shared folder: "
+            "give --out on a file system that every node has mounted at the same path, can write "
+            "to, and sees changes of at once"
+        )
+    for name, own in far.code().items():
+        if theirs.get(name) != own:
+            raise EngineError(
+                f"node {node.name} has another {name} ({theirs.get(name)}; here it is {own}) and "
+                "would make another model; install the same there"
+            )
 
 
 def _answer(node: Node, answer: Any) -> tuple[str, Mapping[str, str]] | None:  # noqa: ANN401

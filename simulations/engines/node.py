@@ -16,11 +16,19 @@ def look(folder: str, token: str, key: str) -> tuple[str, dict[str, str]]:
         token: The file in it that the driver wrote.
         key: What the copy's name ends in.
     """
+    place = Path(folder)
     try:
-        (Path(folder) / f"{token}-{key}").write_text((Path(folder) / token).read_text())
+        put(place / f"{token}-{key}", (place / token).read_text())
     except OSError as error:
         return error.strerror or str(error), {}
     return "", code()
+
+
+def put(path: Path, text: str) -> None:
+    """Write a file as devices do: beside it, and then in its place."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)
 
 
 def code() -> dict[str, str]:

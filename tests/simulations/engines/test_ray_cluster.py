@@ -285,6 +285,27 @@ def test_a_node_that_does_not_see_the_folder_is_refused(try_on: Any, tmp_path: P
     assert not list(here.iterdir())
 
 
+def test_a_node_that_sees_old_files_is_refused(
+    try_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some network file systems show a replaced file for a while."""
+    from sottovoce.simulations.engines import node
+
+    look, first = node.look, []
+
+    def stale(folder: str, token: str, key: str) -> Any:
+        first.append((Path(folder) / token).read_text())
+        answer = look(folder, token, key)
+        node.put(Path(folder) / f"{token}-{key}", first[0])
+        return answer
+
+    monkeypatch.setattr(node, "look", stale)
+
+    with pytest.raises(EngineError, match=r"it sees other files.*sees changes of at once"):
+        try_on(_Ray(), tmp_path)
+    assert len(set(first)) == 2
+
+
 def test_more_workers_than_cpus_are_a_usage_error(try_on: Any, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"workers is 3 .* has 2 CPUs.*fewer --workers"):
         try_on(_Ray(), tmp_path, workers=3)
@@ -297,7 +318,7 @@ def test_a_node_with_other_code_is_refused(
 ) -> None:
     from sottovoce.simulations.engines import node
 
-    answers = [node.code() | {"torch": "1.0"}, node.code()]
+    answers = [node.code(), node.code() | {"torch": "1.0"}]  # here, and before that there
     monkeypatch.setattr(node, "code", answers.pop)
 
     with pytest.raises(EngineError, match=r"another torch \(1\.0; here it is .*install the same"):
