@@ -1,5 +1,6 @@
 """The Ray engine on a cluster of two nodes: both work, and neither they nor kills change a bit."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
 )
 
-_START_S, _END_S = 90.0, 180.0
+_TRIES, _START_S, _END_S = 3, 90.0, 180.0
 
 _TRACED = """
 import os, sys
@@ -76,18 +77,31 @@ class Cluster:
     def kill(self, name: str) -> None:
         """Pull a node's plug; not ``ray stop``, which would end other clusters too."""
         process = self._processes.pop(name)
-        os.killpg(process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
     def _start(self, name: str, *words: str) -> None:
-        """Start a node, and wait until it says so."""
-        log = self._home / f"{name}.log"
+        """Start a node, and wait until it says so; Ray gives up after 30 s on a busy machine."""
+        for attempt in range(_TRIES):
+            log = self._home / f"{name}-{attempt}.log"
+            self._processes[name] = self._started(log, *words)
+            end = time.monotonic() + _START_S
+            while self._processes[name].poll() is None and time.monotonic() < end:
+                if b"runtime started" in log.read_bytes():
+                    return
+                time.sleep(0.1)
+            self.kill(name)
+        pytest.fail(f"Ray's {name} did not start: {log.read_text()}")
+
+    def _started(self, log: Path, *words: str) -> subprocess.Popen[bytes]:
+        """The process of a node."""
         with log.open("wb") as file:
-            process = subprocess.Popen(
+            return subprocess.Popen(
                 [
                     *(Path(sys.executable).with_name("ray"), "start", *words, "--block"),
                     *("--num-cpus=1", "--num-gpus=0", "--object-store-memory=80000000"),
-                    *(f"--temp-dir={self._home / name}", "--include-log-monitor=false"),
+                    *(f"--temp-dir={log.with_suffix('')}", "--include-log-monitor=false"),
                     *("--disable-usage-stats", "--dashboard-agent-listen-port=0"),
                 ],
                 stdin=subprocess.DEVNULL,
@@ -95,12 +109,6 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self._processes[name] = process
-        end = time.monotonic() + _START_S
-        while b"runtime started" not in log.read_bytes():
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +122,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
-def test_both_nodes_work_and_kills_of_driver_and_node_change_no_bit(
+def test_both_nodes_work_and_kills_of_node_and_driver_change_no_bit(
     cluster: Cluster, tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
     scenario = make_scenario(tmp_path / "long.toml", tiny_run.users, tiny_run.public, rounds=30)
@@ -124,21 +132,22 @@ def test_both_nodes_work_and_kills_of_driver_and_node_change_no_bit(
     words += ["--address", cluster.address]
 
     seen.mkdir()
-    lines, status = _until(2, [*words, "--workers", "2"], lambda run: run.kill())
-    assert status == -signal.SIGKILL, lines
+    lines, status = _until(3, [*words, "--workers", "2"], lambda _: cluster.kill("worker"))
+    assert (status, len(lines[-1].splitlines())) == (1, 1), lines
     assert any("nodes 2, workers 2" in line for line in lines)
     workers = [path.name.split("-") for path in seen.iterdir()]
     assert len(workers) == len({node for node, _ in workers}) == 2
-
-    words += ["--resume"]
-    lines, status = _until(8, [*words, "--workers", "2"], lambda _: cluster.kill("worker"))
-    assert (status, len(lines[-1].splitlines())) == (1, 1), lines
     assert "Traceback" not in "".join(lines)
     assert "a worker of the ray engine died" in lines[-1]
     assert "--resume" in lines[-1]
 
-    lines, status = _until(0, [*words, "--workers", "1"], lambda _: None)
-    assert status == 0, lines
+    words += ["--resume"]
+    lines, status = _until(9, [*words, "--workers", "1"], lambda run: run.kill())
+    assert status == -signal.SIGKILL, lines
+    assert any("nodes 1, workers 1" in line for line in lines)  # though the other died just now
+
+    words = ["simulate", str(scenario), "--out", str(killed), "--resume"]
+    assert cli.main([*words, "--engine", "local", "--quiet"]) == 0
     assert _content(killed) == _content(whole)
     assert cluster.address not in (killed / "config.toml").read_text()
     assert not list(killed.rglob(".shared-*"))  # what the nodes wrote to be found
