@@ -60,10 +60,10 @@ format: $(STAMP) ## Put style right
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## Measure speed and memory; writes docs/results/benchmarks.json
-	$(BIN)/python -m sottovoce.simulations.benchmarks
+	$(BIN)/python -m sottovoce.simulations.benchmarks $(ARGS)
 
 bench-others: $(STAMP) ## Measure Flower's Ray engine and apple/pfl-research beside the local engine
-	$(BIN)/python -m sottovoce.simulations.benchmarks.others $(ARGS)
+	$(BIN)/python -m sottovoce.simulations.benchmarks.harnesses $(ARGS)
 
 docs: $(STAMP) ## Check that documented commands, links and settings are true
 	$(BIN)/python -m pytest -q tests/test_docs.py

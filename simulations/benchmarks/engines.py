@@ -1,15 +1,17 @@
-"""Engines against a plain PyTorch loop on the same work: the limit of what an engine can reach.
+"""The local engine and a plain PyTorch loop on the same work: the limit of what it can reach.
 
-A small head: 100 users, a cohort of 20 a round by coins, three full-batch steps each. The engine's
-devices open their vaults and ledgers, answer once, and keep what they sent; the loop does none of
-it. A heavier client, for workers: cnn-attention on log-mel. Engines and loop take turns.
+A small head: 100 users, a cohort of 20 a round by coins, three full-batch steps each, a bound on
+every update and noise on their sum. The engine's devices read and write messages, keep ledgers and
+answer each round once; its server validates, bounds again, and keeps every round. The loop does
+none of it. A heavier client, for workers: cnn-attention on log-mel.
 """
 
 import logging
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -24,14 +26,15 @@ from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import identity
-from sottovoce.shared.models.flat import count, flatten, load_flat
+from sottovoce.shared.models.flat import flatten, load_flat
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import unknown
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.release import NoisedBy, UserNoise
 from sottovoce.shared.privacy.users import UserPromise
 from sottovoce.shared.training import LocalTraining, NoPrivacy
-from sottovoce.simulations.devices.shelf import Shelf, ShelfHost
+from sottovoce.simulations.devices.homes import LOCAL, home
+from sottovoce.simulations.devices.shelf import ShelfHost
 from sottovoce.simulations.engines import local
 
 CLASSES: Final = 8
@@ -123,7 +126,7 @@ def on_engine(work: Work, *, workers: int) -> _Clock:
     log.addHandler(clock)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            config = _world(Path(folder), work)
+            config = world(Path(folder), work)
             host = partial(
                 ShelfHost, Path(config["shelf"]), Path(config["job"]), shared=workers > 1
             )
@@ -172,8 +175,8 @@ def _trained(model: torch.nn.Module, weights: Tensor, examples: Examples, steps:
     return flatten(model) - weights
 
 
-def _world(folder: Path, work: Work) -> dict[str, str]:
-    """Job on disk, devices on a shelf."""
+def world(folder: Path, work: Work, engine: str = LOCAL) -> dict[str, str]:
+    """Job and devices on disk, where an engine finds them."""
 
     def hidden(rate: float = 1.0) -> UserNoise:
         return UserNoise(
@@ -197,11 +200,11 @@ def _world(folder: Path, work: Work) -> dict[str, str]:
         count_noise=0.0,
         user=UserPromise(counts=hidden(), centre=None, update=hidden(work.joins)),
     )
-    shelf = Shelf(folder / "devices.sqlite")
+    devices = home(folder, engine)
     for user in range(work.users):
-        shelf.put(user, *_device(f"user{user:03d}", _examples(work, user)))
-    shelf.commit()
-    shelf.close()
+        devices.put(user, *_device(f"user{user:03d}", _examples(work, user)))
+    devices.commit()
+    devices.close()
     Job(
         plan=plan,
         aggregation=Aggregation(),
@@ -212,7 +215,7 @@ def _world(folder: Path, work: Work) -> dict[str, str]:
         quorum=1.0,
         simulated_seed=_SEED,
     ).save(folder / "server")
-    return {"job": str(folder / "server"), "shelf": str(folder / "devices.sqlite")}
+    return {"job": str(folder / "server"), **devices.config}
 
 
 def _device(user: str, examples: Examples) -> tuple[Facts, Clips]:
@@ -235,29 +238,32 @@ def _examples(work: Work, user: int) -> Examples:
     )
 
 
-def engines(repeats: int) -> dict[str, float]:
-    """Engines and loop in turns: medians, and medians of the ratios of neighbours.
+def workers(turns: int) -> dict[str, float]:
+    """What a second worker is worth on the heavier client, by the clock.
 
     Args:
-        repeats: Turns of each.
+        turns: Runs with one worker and with two, taking turns.
     """
-    cpu, loop, one, two = [], [], [], []
-    for _ in range(repeats):
-        cpu.append(statistics.median(on_engine(SMALL, workers=1).per_client(0)))
-        loop.append(statistics.median(plain_loop(SMALL)))
+    one, two = [], []
+    for _ in range(turns):
         one.append(statistics.median(on_engine(HEAVY, workers=1).per_client(1)))
         two.append(statistics.median(on_engine(HEAVY, workers=2).per_client(1)))
     return {
-        "parameters": count(build(SMALL.spec, 0)),
-        "local_cpu_ms_a_client": statistics.median(cpu),
-        "loop_cpu_ms_a_client": statistics.median(loop),
-        "local_to_loop": _ratio(cpu, loop),
         "one_worker_wall_ms_a_client": statistics.median(one),
         "two_workers_wall_ms_a_client": statistics.median(two),
-        "two_workers_speed": _ratio(one, two),
+        "two_workers_speed": statistics.median(a / b for a, b in zip(one, two, strict=True)),
     }
 
 
-def _ratio(some: Sequence[float], others: Sequence[float]) -> float:
-    """Median of the ratios of neighbours."""
-    return statistics.median(a / b for a, b in zip(some, others, strict=True))
+def peaks() -> dict[str, float]:
+    """The most memory that a process of the small work holds, in MiB, each in one of its own."""
+    works = {"plain loop": "plain_loop(SMALL)", "local engine": "on_engine(SMALL, workers=1)"}
+    return {name: _peak(f"from {__name__} import *; {work}") for name, work in works.items()}
+
+
+def _peak(program: str) -> float:
+    """MiB that a program came to hold."""
+    program += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    words = [sys.executable, "-c", program]
+    said = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return int(said.splitlines()[-1]) / (1024 if sys.platform == "linux" else 2**20)

@@ -121,7 +121,7 @@ def _measured(work: Work, workers: int) -> list[float]:
     log.propagate = False
     log.addHandler(clock)
     with tempfile.TemporaryDirectory() as folder:
-        config = engines._world(Path(folder), work)
+        config = engines.world(Path(folder), work, "ray")
         ray.run_apps(devices=work.users, config=config, workers=workers)
     return clock.per_client()
 

@@ -1,6 +1,6 @@
 """Other harnesses beside the local engine and a plain loop, on the same work, in turns.
 
-``python -m sottovoce.simulations.benchmarks.others`` prints what each costs as JSON.
+``python -m sottovoce.simulations.benchmarks.harnesses`` prints what each costs as JSON.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from sottovoce.simulations.benchmarks.pfl import environment, on_pfl
 from sottovoce.simulations.benchmarks.ray import on_ray
 
 
-def others(turns: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
+def harnesses(turns: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
     """CPU of a client's round: medians, and medians of the ratios to the loop beside it.
 
     Args:
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     try:
-        found = others(arguments.turns, pfl=not arguments.no_pfl)
+        found = harnesses(arguments.turns, pfl=not arguments.no_pfl)
     except SottovoceError as error:
         sys.stderr.write(f"{error}\n")
         return 1
