@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sottovoce.client import given, secure, turns
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.device import Clips, Device, Pending, Randomness
+from sottovoce.client.device import Device, Pending, Randomness
 from sottovoce.client.gradients import twin
+from sottovoce.client.owner import Clips
 from sottovoce.client.trainer import local_update
 from sottovoce.shared import crypto, normaliser
 from sottovoce.shared.errors import MessageError, SottovoceError

@@ -23,7 +23,8 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job

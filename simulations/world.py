@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
 from sottovoce.server.sums import LEDGER, OWNER

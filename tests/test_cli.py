@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from sottovoce import cli
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release

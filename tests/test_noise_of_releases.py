@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import calibration, participant
-from sottovoce.client.device import Clips, Device, Facts, Pending, Randomness
+from sottovoce.client.device import Device, Pending, Randomness
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.exchange import summed
 from sottovoce.server.sums import Sums
 from sottovoce.shared import crypto, wire

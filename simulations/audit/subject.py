@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.client.device import Device, Randomness
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.normaliser import NormaliserRelease, Population

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sottovoce.client.device import Clips, Facts
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.shared.examples import Examples

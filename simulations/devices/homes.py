@@ -4,7 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Final, Protocol
 
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.simulations.devices.shelf import Shelf
 
 _FOLDERS, _SHELF = "devices", "devices.sqlite"

@@ -9,7 +9,8 @@ from typing import Final
 
 from torch import Tensor
 
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.client.vault import Vault
 from sottovoce.server.job import Job
 from sottovoce.shared import crypto, seeds

@@ -10,7 +10,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Facts
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.job import Job
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.simulations.devices.kept import KeptDevice, KeptVault, agreement

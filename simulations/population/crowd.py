@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Facts
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.job import Job
 from sottovoce.shared import seeds
 from sottovoce.shared.audio import Signal

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sottovoce.client.budget import MOST_ROUNDS, account
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.errors import BudgetSpent, LedgerError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import calibration, given, participant
-from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.client.device import Device, Randomness
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared import normaliser
 from sottovoce.shared.calibration import LEVELS, SENSITIVITY, WIDTH, CalibrationRelease, Question
 from sottovoce.shared.errors import BudgetSpent, MessageError

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.client.device import Device, Randomness
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.anchor import VaultAnchor
-from sottovoce.client.device import Clips, Device, Facts, Randomness
+from sottovoce.client.device import Device, Randomness
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.client.vault import Vault
 from sottovoce.shared.errors import BudgetSpent, SottovoceError
 from sottovoce.shared.examples import Examples

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import listener
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
 from sottovoce.client.listener import Listener
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.client.vault import Vault
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError

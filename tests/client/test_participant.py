@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import participant
-from sottovoce.client.device import UNKNOWN, Clips, Device, Facts
+from sottovoce.client.device import Device
 from sottovoce.client.listener import Listener
+from sottovoce.client.owner import UNKNOWN, Clips, Facts
 from sottovoce.client.trainer import Update
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError, PrivacyError

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sottovoce.client import participant, recogniser
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.client.recogniser import Recogniser
 from sottovoce.client.vault import Vault
 from sottovoce.shared import conformal

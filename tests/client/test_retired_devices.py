@@ -12,7 +12,8 @@ import torch
 
 from sottovoce import cli
 from sottovoce.client import device as devices
-from sottovoce.client.device import Clips, Device, Facts, Pending
+from sottovoce.client.device import Device, Pending
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget, Ledger

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.exchange import summed
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import (

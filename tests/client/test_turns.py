@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front

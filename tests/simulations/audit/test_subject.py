@@ -6,7 +6,8 @@ from typing import Any
 import torch
 
 from sottovoce.client import participant
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant
 from sottovoce.simulations.audit.subject import exactly, hushed, live

@@ -20,7 +20,8 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from sottovoce.client.app import app as product_client
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.app import app as product_server
 from sottovoce.server.job import Job

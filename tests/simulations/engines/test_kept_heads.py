@@ -18,7 +18,8 @@ from flwr.clientapp import ClientApp
 
 from sottovoce.client.app import app as product
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.device import Clips, Device
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips
 from sottovoce.client.vault import Vault, unwrap_key
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore

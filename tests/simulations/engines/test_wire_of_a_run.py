@@ -37,7 +37,8 @@ from torch import Tensor
 
 from sottovoce.client import calibrator, participant
 from sottovoce.client.app import app as product_client
-from sottovoce.client.device import Clips, Device, Facts
+from sottovoce.client.device import Device
+from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.app import app as product_server
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
