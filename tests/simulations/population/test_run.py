@@ -156,12 +156,13 @@ def test_killed_and_resumed_it_is_the_same_run(
     make_crowd_world: Any, tmp_path: Path, unit: str
 ) -> None:
     """Kill -9 at any moment: whatever the disk holds then, the end is the same, bit for bit."""
-    straight = make_crowd_world(tmp_path / "straight", unit=unit)
+    straight, began = make_crowd_world(tmp_path / "straight", unit=unit), time.monotonic()
     straight.run()
+    whole = time.monotonic() - began
     world = make_crowd_world(tmp_path / "killed", unit=unit)
     kills = 0
-    for delay in (0.05, 0.3, 0.6, 0.9, 1.4):
-        kills += _killed_after(world, delay)
+    for share in (0.05, 0.15, 0.3, 0.45, 0.6):
+        kills += _killed_after(world, share * whole)
     world = make_crowd_world(tmp_path / "killed", unit=unit)
     world.run()
 
