@@ -14,7 +14,12 @@ them, they only tell roughly. Users' answers say it of the users themselves, as 
 
 Thresholds are predictive: where the shift is uncertain by a standard error e, a share c is covered
 on average at sqrt(1 + e^2) times its normal quantile, which is what is asked for. So noise widens
-sets rather than breaking their promise.
+sets rather than breaking their promise. It is kept on average over noise and over the users who
+came, for each population by itself, as far as the shift is not drawn to where public speakers are:
+so the level is all but free (a belief of standard deviation 2, three times what corpora differ by).
+
+The noised number of clips is uncertain too. Ranges that are told as they are add up to it once
+more, with less noise; what is left of the doubt counts as the rest does.
 """
 
 import math
@@ -31,9 +36,14 @@ from sottovoce.shared.calibration import LEVELS, Question, slopes_of, usual_bend
 from sottovoce.shared.conformal import Scores
 from sottovoce.shared.head import HeadPrior
 
-_LEVEL_SD, _PATH_SD = 0.7, 0.4
-"""How far, in normal quantiles, users may lie from public speakers: all, and from level to level
-(a step of one)."""
+_LEVEL_SD: Final = 2.0
+"""How far, in normal quantiles, all levels of users may lie from those of public speakers."""
+
+_SLOPE_SD: Final = 0.5
+"""How much wider or narrower users' scores lie, in the normal quantile of every level."""
+
+_PATH_SD: Final = 0.2
+"""How much farther from one level to the next, beside that, a step of one normal quantile."""
 
 _USER_SD: Final = 0.3
 """How far users' own log temperatures lie apart: the default prior's width."""
@@ -66,6 +76,7 @@ class Answers:
             each sent a mean.
         clips: How many clips there are about, above 0.
         users: How many users, at least 1.
+        weight_spread: Standard deviation of the noise in ``weight``.
     """
 
     total: Tensor
@@ -73,20 +84,30 @@ class Answers:
     weight: float
     clips: float
     users: int
+    weight_spread: float = 0.0
 
 
-def question(prior: HeadPrior, speakers: Speakers) -> Question:
-    """What to ask of users, from public speakers behind the usual head."""
+def question(prior: HeadPrior, speakers: Speakers, *, short: bool) -> Question:
+    """What to ask of users, from public speakers behind the usual head.
+
+    Args:
+        prior: From public speakers.
+        speakers: The same ones, under the final model.
+        short: Whether answers are told less the public shares: a user's clips are bounded together.
+    """
     temperature = prior.mean.log_temperature
     people = usual_scores(prior.mean, speakers)
     atoms = torch.tensor(conformal.learn(people).atoms, dtype=torch.float64)
     places = [max(1, round(level * len(atoms))) - 1 for level in LEVELS]
     edges = atoms[places].float()
-    ranges = [torch.searchsorted(edges.double(), one) for one in people if len(one)]
-    counted = [torch.bincount(one, minlength=len(LEVELS) + 1).double() for one in ranges]
-    shares = torch.stack([one / one.sum() for one in counted]).mean(0)
+    shares = _public_shares(people, edges).float()
     bend = usual_bend(torch.cat([logits for logits, _ in speakers]), temperature)
-    return Question(log_temperature=temperature, bend=bend, edges=edges, shares=shares.float())
+    return Question(
+        log_temperature=temperature,
+        bend=bend,
+        edges=edges,
+        shares=shares if short else torch.zeros_like(shares),
+    )
 
 
 def learned(prior: HeadPrior, speakers: Speakers, asked: Question, answers: Answers) -> HeadPrior:
@@ -101,14 +122,37 @@ def learned(prior: HeadPrior, speakers: Speakers, asked: Question, answers: Answ
     Returns:
         The prior; without users' clips in the sum it stays near the public one.
     """
-    step = _temperature_step(asked, answers)
-    temperature = asked.log_temperature + step
+    usual = replace(prior.mean, log_temperature=asked.log_temperature)
+    shares = _public_shares(usual_scores(usual, speakers), asked.edges)
+    answers = _counted(asked, answers)
+    temperature = asked.log_temperature + _temperature_step(asked, answers)
     settled = replace(prior, mean=replace(prior.mean, log_temperature=temperature))
     public = conformal.learn(usual_scores(settled.mean, speakers))
-    levels, shift, doubt = _shift(asked, answers)
+    levels, shift, doubt = _shift(asked, shares, answers)
     predictive = (levels + shift) / (1 + doubt.square()).sqrt()
     scores = _moved(public, levels, predictive)
     return replace(settled, scores=replace(scores, beyond=1 / (1 + answers.clips)))
+
+
+def _public_shares(people: Sequence[Tensor], edges: Tensor) -> Tensor:
+    """Public speakers' share in each range, everybody counting alike, (ranges,), float64."""
+    ranges = [torch.searchsorted(edges.double(), one) for one in people if len(one)]
+    counted = [torch.bincount(one, minlength=len(LEVELS) + 1).double() for one in ranges]
+    return torch.stack([one / one.sum() for one in counted]).mean(0)
+
+
+def _counted(asked: Question, answers: Answers) -> Answers:
+    """The same, with the weight that ranges add up to as well, where they are told as they are."""
+    if asked.shares.any():
+        return answers
+    told = answers.total[2:]
+    noise, doubt = len(told) * answers.spread**2, answers.weight_spread**2
+    if not noise + doubt:
+        return answers
+    weight = answers.weight + (float(told.sum()) - answers.weight) * doubt / (noise + doubt)
+    weight = max(weight, float(answers.users))
+    spread = math.sqrt(noise * doubt / (noise + doubt))
+    return replace(answers, weight=weight, clips=weight, weight_spread=spread)
 
 
 def _temperature_step(asked: Question, answers: Answers) -> float:
@@ -124,17 +168,14 @@ def _temperature_step(asked: Question, answers: Answers) -> float:
     return min(max(step, -_FARTHEST), _FARTHEST)
 
 
-def _shift(asked: Question, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
+def _shift(asked: Question, shares: Tensor, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
     """Normal quantiles of public levels, how far users' lie beside, and the standard errors."""
-    shares = asked.shares.double()
-    more = answers.total[2:] - answers.total[2:].mean()  # the truth adds up to nothing
-    seen = shares + more / answers.weight
+    less = asked.shares.double()
+    usual = less + (1 - less.sum()) / len(less)
+    seen = usual + (answers.total[2:] - answers.total[2:].mean()) / answers.weight  # adds up to 1
     levels = _quantile(shares.cumsum(0)[:-1])
-    precision = torch.linalg.inv(_doubt(seen, answers))
-    away = (levels - levels[len(levels) // 2]).abs()
-    path = (away[:, None] + away[None] - (levels[:, None] - levels[None]).abs()) / 2
-    believed = _LEVEL_SD**2 + _PATH_SD**2 * path + 1e-4 * torch.eye(len(levels))
-    prior = torch.linalg.inv(believed.double())
+    precision = torch.linalg.inv(_doubt(seen, usual, answers))
+    prior = torch.linalg.inv(_believed(levels))
     shift = torch.zeros_like(levels)
     curvature = prior
     for _ in range(_STEPS):
@@ -149,14 +190,27 @@ def _shift(asked: Question, answers: Answers) -> tuple[Tensor, Tensor, Tensor]:
     return levels, shift, torch.linalg.inv(curvature).diagonal().sqrt()
 
 
-def _doubt(seen: Tensor, answers: Answers) -> Tensor:
-    """Covariance of the seen shares: sampling of clips and of users, and noise."""
+def _believed(levels: Tensor) -> Tensor:
+    """Covariance of the shift at all levels, before anything was told."""
+    far = levels - levels[len(levels) // 2]
+    path = (far.abs()[:, None] + far.abs()[None] - (far[:, None] - far[None]).abs()) / 2
+    tiny = 1e-4 * torch.eye(len(levels), dtype=torch.float64)
+    return _LEVEL_SD**2 + _SLOPE_SD**2 * torch.outer(far, far) + _PATH_SD**2 * path + tiny
+
+
+def _doubt(seen: Tensor, usual: Tensor, answers: Answers) -> Tensor:
+    """Covariance of the seen shares: sampling of clips and of users, noise in sums and weight.
+
+    A weight that is off by a part moves what was seen towards the ``usual`` by that part.
+    """
     likely = seen.clamp(min=0.01)
     likely = likely / likely.sum()
     sampled = torch.diag(likely) - torch.outer(likely, likely)
     sampling = 1 / answers.clips + _USER_SHARE / answers.users
     noise = (answers.spread / answers.weight) ** 2 + 1e-9
-    return sampled * sampling + noise * torch.eye(len(seen), dtype=torch.float64)
+    off = (answers.weight_spread / answers.weight) * (seen - usual)
+    eye = torch.eye(len(seen), dtype=torch.float64)
+    return sampled * sampling + noise * eye + torch.outer(off, off)
 
 
 def _moved(public: Scores, levels: Tensor, users: Tensor) -> Scores:

@@ -24,7 +24,7 @@ from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.round import State, advance, begin, learning_rate
-from sottovoce.server.sums import Sums, calibration_spread
+from sottovoce.server.sums import Sums, calibration_spread, weight_spread
 from sottovoce.shared import seeds, wire
 from sottovoce.shared.calibration import WIDTH
 from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
@@ -305,7 +305,7 @@ class Training:
         if plan.calibration is None or prior.scores is None:
             return prior
         speakers = self.job.public_speakers(weights)
-        asked = calibration.question(prior, speakers)
+        asked = calibration.question(prior, speakers, short=plan.user is not None)
         total, users = torch.zeros(WIDTH, dtype=torch.float64), 0
         for judging, judged in self._unheard(weights, enrolled):
             request = wire.CalibrateRequest(
@@ -319,6 +319,7 @@ class Training:
             weight=users if plan.unit == "user" else enrolled.usual * users,
             clips=enrolled.usual * users,
             users=users,
+            weight_spread=weight_spread(plan, users, classes=len(enrolled.counts)),
         )
         return calibration.learned(prior, speakers, asked, answers)
 

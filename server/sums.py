@@ -79,6 +79,15 @@ def calibration_spread(plan: Plan, devices: int) -> float:
     return max(own, _user_spread(plan.user.calibration, 1.0))
 
 
+def weight_spread(plan: Plan, devices: int, *, classes: int) -> float:
+    """Standard deviation of the noise in how many clips label counts say there are; 0 of users."""
+    if plan.unit == "user":
+        return 0.0
+    own = plan.count_noise * math.sqrt(devices)
+    hiding = _user_spread(plan.user.counts, 1.0) if plan.user else 0.0
+    return max(own, hiding) * math.sqrt(classes)
+
+
 def _own_answers(plan: Plan, devices: int) -> float:
     """What the devices' own noise comes to in the summed answers of all clips."""
     if plan.calibration is None:

@@ -6,8 +6,8 @@ clips it did not learn from. Each clip answers with two parts, each of bounded l
 - how strongly it pulls on the temperature of the usual head (derivative of its loss), and how
   sharply its loss bends there (Fisher information): summed over all clips they give the Newton step
   to the users' own usual temperature;
-- into which of a few ranges its conformal score falls, less the shares that public speakers have
-  there: summed, how the users' scores lie beside public ones.
+- into which of a few ranges its conformal score falls, where a user's clips are bounded together
+  less the shares that public speakers have there: summed, how the users' scores lie.
 
 A device's own clips were trained on, and look too easy to the model. So the device first takes back
 part of what it gave itself (:func:`taken_back`).
@@ -33,7 +33,7 @@ _HEAD_UNIT: Final = 3.0
 """Pull and bend are told in this unit, and together bounded by one of it."""
 
 _RANGE_BOUND: Final = 1.1
-"""L2 bound on the second part; one range less the public shares is hardly ever longer."""
+"""L2 bound on the second part; a range is 1 long, and less the public shares hardly ever longer."""
 
 SENSITIVITY: Final = (1.0 + _RANGE_BOUND**2) ** 0.5
 """L2 bound on what one clip adds."""
@@ -68,7 +68,9 @@ class Question:
         log_temperature: Of the usual head, which changes nothing else.
         bend: Usual Fisher information of one clip for it.
         edges: Scores between ranges, rising, shape (ranges - 1,), float32.
-        shares: Public speakers' share in each range, shape (ranges,), float32, together 1.
+        shares: What every clip's range is told less of, shape (ranges,), float32: public speakers'
+            share in each, together 1, which makes answers short where few numbers bound a user; or
+            zeros, so that ranges add up to how many clips there are.
 
     Raises:
         MessageError: Values that no server of ours asks.
@@ -87,11 +89,12 @@ class Question:
                 f"edges and shares of shapes {shapes}; needed: {len(LEVELS)} and 1 more"
             )
         rising = bool((edges.diff() >= 0).all()) and bool(((edges >= 0) & (edges <= 1)).all())
-        whole = bool((shares >= 0).all()) and abs(float(shares.sum()) - 1) < 1e-4
+        parts = bool((shares >= 0).all()) and abs(float(shares.sum()) - 1) < 1e-4
+        whole = parts or not bool(shares.any())
         if not (rising and whole and abs(self.log_temperature) <= 10 and 0 <= self.bend < 1e6):
             raise MessageError(
-                "edges must rise within [0, 1], shares be parts of 1, and the usual "
-                "head be one; nothing was told"
+                "edges must rise within [0, 1], shares be parts of 1 or all 0, and the "
+                "usual head be one; nothing was told"
             )
 
 
@@ -121,7 +124,8 @@ def answers(logits: Tensor, labels: Tensor, question: Question) -> Tensor:
         question: What is asked.
 
     Returns:
-        Pull, bend less the usual bend, and ranges less public shares; (clips, WIDTH), float64.
+        Pull, bend less the usual bend, and ranges less the question's shares; (clips, WIDTH),
+        float64.
 
     Guarantees:
         - A clip's row depends on no other clip, and is at most ``SENSITIVITY`` long, whatever the
@@ -167,7 +171,7 @@ def _bend(scaled: Tensor, chances: Tensor) -> Tensor:
 
 
 def _ranges(chances: Tensor, labels: Tensor, question: Question) -> Tensor:
-    """1 for the range of a clip's score, less the public shares, shape (clips, ranges)."""
+    """1 for the range of a clip's score, less what is asked, shape (clips, ranges)."""
     scores = conformal.scores(chances, labels)
     place = torch.searchsorted(question.edges.double(), scores)
     return torch.nn.functional.one_hot(place, len(LEVELS) + 1) - question.shares.double()

@@ -59,7 +59,7 @@ class Scores:
 
     Attributes:
         atoms: Scores that split the population's into parts of equal mass, rising, in [0, 1]; each
-            is the upper end of its part.
+            is the upper end of its part, over which the mass lies evenly.
         beyond: Chance left to a score above all of them, in [0, 1).
         concentration: How many of a user's own clips weigh as much as the population, above 0.
 
@@ -123,6 +123,8 @@ def learn(people: Sequence[Tensor], *, coverage: float = COVERAGE, strict: bool 
     order = torch.argsort(values)
     mass = torch.cumsum(weights[order], 0)
     steps = torch.arange(1, ATOMS + 1, dtype=torch.float64) / ATOMS
+    if strict:  # thresholds lie within parts, and must not fall below the scores themselves
+        steps = (steps + 1 / ATOMS).clamp(max=1.0)
     places = torch.searchsorted(mass, steps - 1e-9).clamp(max=len(values) - 1)
     known = Scores(
         atoms=tuple(round(value, 6) for value in values[order][places].tolist()),
@@ -146,7 +148,9 @@ def threshold(population: Scores, own: Tensor | None = None, *, coverage: float)
         coverage: Share of utterances whose set shall hold the truth, in (0, 1).
 
     Returns:
-        A score in [0, 1]; infinity where so much coverage takes every emotion.
+        A score in [0, 1]; infinity where so much coverage takes every emotion. It ends a part of
+        the population's mass only as far as the coverage does: whole parts cover half of one too
+        many on average, and at 90 % a whole one.
 
     Raises:
         SettingError: A coverage outside (0, 1), or a score outside [0, 1].
@@ -164,7 +168,13 @@ def threshold(population: Scores, own: Tensor | None = None, *, coverage: float)
     order = torch.argsort(values)
     mass = torch.cumsum(weights[order], 0) / (weights.sum() + unseen)
     place = int(torch.searchsorted(mass, coverage - 1e-9))
-    return float(values[order][place]) if place < len(values) else math.inf
+    if place == len(values):
+        return math.inf
+    score = float(values[order][place])
+    if place == 0 or int(order[place]) >= atoms:  # an own clip is in or out as a whole
+        return score
+    below, left = float(values[order][place - 1]), float(mass[place - 1])
+    return below + (score - below) * min((coverage - left) / (float(mass[place]) - left), 1.0)
 
 
 def sets(probabilities: Tensor, limit: float) -> Tensor:

@@ -31,7 +31,7 @@ def people(count: int, *, log_temperature: float, what: str) -> Spoken:
 
 PUBLIC = people(6, log_temperature=0.3, what="public")
 PRIOR = population_prior(PUBLIC, classes=CLASSES)
-ASKED = calibration.question(PRIOR, PUBLIC)
+ASKED = calibration.question(PRIOR, PUBLIC, short=False)
 
 
 def summed(
@@ -102,6 +102,53 @@ def test_noise_alone_moves_little_and_stays_a_distribution(seed: int) -> None:
     assert covered(found, PUBLIC) > 0.85
 
 
+@pytest.mark.parametrize("truth", [0.0, 0.3, 0.9])
+def test_over_noise_few_users_and_all_thresholds_cover_what_is_asked_for(truth: float) -> None:
+    """Far from public speakers too: neither their scores nor the doubt pull coverage away."""
+    few, spread, found = 10, 3 * SENSITIVITY * math.sqrt(10), []
+    new = people(200, log_temperature=truth, what="new users")
+    for seed in range(40):
+        users = people(few, log_temperature=truth, what=f"users {seed}")
+        told = summed(users, spread=spread, seed=seed)
+        found.append(covered(calibration.learned(PRIOR, PUBLIC, ASKED, told), new))
+
+    assert sum(found) / len(found) == pytest.approx(0.9, abs=0.02)
+
+
+def test_ranges_told_as_they_are_mend_a_noisy_number_of_clips() -> None:
+    users = people(USERS, log_temperature=-0.3, what="users")
+    short = calibration.question(PRIOR, PUBLIC, short=True)
+
+    def moved(asked: Question) -> float:
+        """How much a number of clips that is 40 % too high moves a threshold."""
+        told = replace(summed(users, spread=1.0, asked=asked), weight_spread=500.0)
+        limits = [
+            conformal.threshold(scores, coverage=0.9)
+            for weight in (told.weight, 1.4 * told.weight)
+            if (
+                scores := calibration.learned(
+                    PRIOR, PUBLIC, asked, replace(told, weight=weight, clips=weight)
+                ).scores
+            )
+        ]
+        return limits[1] - limits[0]
+
+    assert abs(moved(ASKED)) < 0.002
+    assert moved(short) > 0.01
+
+
+def test_without_noise_both_ways_to_tell_ranges_teach_the_same() -> None:
+    users = people(USERS, log_temperature=0.7, what="users")
+    short = calibration.question(PRIOR, PUBLIC, short=True)
+
+    one, other = (
+        calibration.learned(PRIOR, PUBLIC, asked, summed(users, asked=asked))
+        for asked in (ASKED, short)
+    )
+
+    assert one.scores == other.scores
+
+
 def test_means_of_users_tell_the_same_as_sums_of_clips() -> None:
     users = people(USERS, log_temperature=0.7, what="users")
     clips = summed(users)
@@ -129,7 +176,7 @@ def test_uncertain_thresholds_are_higher() -> None:
 def test_public_scores_that_are_all_alike_are_borne() -> None:
     sure = [(torch.eye(CLASSES).repeat(4, 1) * 200, torch.arange(4 * CLASSES) % CLASSES)] * 3
     prior = population_prior(sure, classes=CLASSES)
-    asked = calibration.question(prior, sure)
+    asked = calibration.question(prior, sure, short=False)
     users = people(3, log_temperature=0.3, what="users")
 
     found = calibration.learned(prior, sure, asked, summed(users, asked=asked))

@@ -131,6 +131,16 @@ def test_devices_own_noise_counts_and_only_the_rest_is_added(
     assert sums.spread(plan, devices=DEVICES, denominator=denominator) == pytest.approx(reached)
 
 
+def test_the_noise_in_how_many_clips_there_are_is_that_of_all_label_counts() -> None:
+    utterance = replace(BOTH, user=None)
+
+    assert sums.weight_spread(OPEN, 9, classes=4) == 0
+    assert sums.weight_spread(USER, 9, classes=4) == 0, "users are counted, not clips"
+    assert sums.weight_spread(utterance, 9, classes=4) == pytest.approx(10 * 3 * 2)
+    assert sums.weight_spread(BOTH, 4, classes=4) == pytest.approx(3 * 30 * 2), "hides users too"
+    assert sums.weight_spread(BOTH, 100, classes=4) == pytest.approx(10 * 10 * 2)
+
+
 def test_the_noise_of_shares_is_that_of_all_devices() -> None:
     shares = replace(HIDDEN, noised_by=NoisedBy.SHARES, discrete=True)
     settings = partial(settings_for, 10, dropout=0.1, corruption=0.1)

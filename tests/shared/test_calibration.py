@@ -60,11 +60,19 @@ def test_no_clip_outgrows_the_bound(scale: float, bend: float) -> None:
     far = torch.zeros(RANGES)
     far[0] = 1.0
 
-    for shares in (far, far.flip(0), torch.full((RANGES,), 1 / RANGES)):
+    for shares in (far, far.flip(0), torch.full((RANGES,), 1 / RANGES), torch.zeros(RANGES)):
         told = calibration.answers(logits, labels, question(bend=bend, shares=shares))
 
         assert told.shape == (CLIPS, WIDTH)
         assert float(torch.linalg.vector_norm(told, dim=1).max()) <= SENSITIVITY * (1 + 1e-9)
+
+
+def test_ranges_less_nothing_add_up_to_the_clips() -> None:
+    logits, labels = clips()
+
+    told = calibration.answers(logits, labels, question(shares=torch.zeros(RANGES))).sum(0)
+
+    assert float(told[2:].sum()) == pytest.approx(CLIPS)
 
 
 def test_a_broken_clip_adds_zeros_and_changes_no_other() -> None:

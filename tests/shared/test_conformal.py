@@ -42,6 +42,17 @@ def test_new_people_are_covered_as_often_as_promised(coverage: float) -> None:
     assert mean(shares) == pytest.approx(coverage, abs=0.02)
 
 
+@pytest.mark.parametrize("coverage", [0.1, 0.5, 0.803, 0.9, 0.95])
+def test_a_threshold_ends_no_part_of_the_population_whole(coverage: float) -> None:
+    """Parts hold 1/200 each; a whole one too many would cover .905 where .9 is asked for."""
+    even = torch.linspace(0, 1, 100_001)
+
+    assert conformal.threshold(conformal.learn([even]), coverage=coverage) == pytest.approx(
+        coverage, abs=2e-4
+    )
+    assert conformal.threshold(conformal.learn([even], strict=True), coverage=coverage) >= coverage
+
+
 def test_a_threshold_from_too_few_scores_would_miss_the_promise() -> None:
     known = conformal.learn(people(300, sd=0.7, name="known"))
     low = conformal.threshold(known, coverage=0.85)
