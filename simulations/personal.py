@@ -23,6 +23,7 @@ from sottovoce.server.prior import default_prior, population_prior
 from sottovoce.shared import conformal, seeds
 from sottovoce.shared import head as heads
 from sottovoce.shared.conformal import Scores
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.head import Head, HeadPrior
 from sottovoce.shared.metrics import Counts, Floats
 from sottovoce.shared.models.flat import load_flat
@@ -70,6 +71,8 @@ class Judged:
         before: Probabilities without a head, shape (clips, classes).
         after: Probabilities behind the head, same shape.
         covered: By threshold, whether the set holds the truth, shape (clips,), bool.
+        within: By threshold, whether the truth lies within it, same shape; a set, which is never
+            empty, can hold the truth without.
         sizes: By threshold, how many emotions the set holds, shape (clips,), int64.
     """
 
@@ -78,6 +81,7 @@ class Judged:
     before: Floats
     after: Floats
     covered: Mapping[str, np.ndarray]
+    within: Mapping[str, np.ndarray]
     sizes: Mapping[str, Counts]
 
 
@@ -175,6 +179,23 @@ def usual_scores(person: Person) -> Tensor:
     return conformal.scores(torch.softmax(usual, 1), person.labels)
 
 
+def told_coverage(everybody: Sequence[Person], *, coverage: float) -> float:
+    """Share of all clips whose set holds the truth, by what training users told, without labels.
+
+    Args:
+        everybody: Test speakers of a run whose users were asked.
+        coverage: Asked for, in (0, 1).
+    """
+    held = []
+    for person in everybody:
+        if person.told is None:
+            raise SettingError("this run's users told nothing of their clips; run it again")
+        chances = torch.softmax(heads.apply(person.prior.mean, person.logits), 1)
+        inside = conformal.sets(chances, conformal.threshold(person.told, coverage=coverage))
+        held.append(inside.gather(1, person.labels[:, None])[:, 0])
+    return float(torch.cat(held).double().mean())
+
+
 def judge(
     person: Person, clips: int, draw: int, *, seed: int, members: Scores | None = None
 ) -> Judged:
@@ -193,7 +214,7 @@ def judge(
     blind = heads.left_out(head, own_logits, own_labels, person.prior)
     rest = torch.ones(len(person.labels), dtype=torch.bool)
     rest[labelled] = False
-    covered, sizes = _sets(
+    covered, within, sizes = _sets(
         person, head, rest, conformal.scores(blind, own_labels), {"members": members}
     )
     return Judged(
@@ -202,18 +223,21 @@ def judge(
         before=torch.softmax(person.logits[rest], 1).numpy(),
         after=torch.softmax(heads.apply(head, person.logits[rest]), 1).numpy(),
         covered=covered,
+        within=within,
         sizes=sizes,
     )
 
 
 def _sets(
     person: Person, head: Head, rest: Tensor, own: Tensor, more: Mapping[str, Scores | None]
-) -> tuple[dict[str, np.ndarray], dict[str, Counts]]:
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Counts]]:
     """Coverage and sizes with and without the own clips, by whose scores the sets start from."""
     covered: dict[str, np.ndarray] = {}
+    within: dict[str, np.ndarray] = {}
     sizes: dict[str, Counts] = {}
     chances = torch.softmax(heads.apply(head, person.logits[rest]), 1)
     truth = person.labels[rest][:, None]
+    scores = conformal.scores(chances, person.labels[rest])
     by_people = {"public": person.prior.scores, "users": person.told, **more}
     for whose, population in by_people.items():
         if population is None:
@@ -222,8 +246,9 @@ def _sets(
             limit = conformal.threshold(population, clips, coverage=conformal.COVERAGE)
             inside = conformal.sets(chances, limit)
             covered[name] = inside.gather(1, truth)[:, 0].numpy()
+            within[name] = (scores <= limit).numpy()
             sizes[name] = inside.sum(1).numpy()
-    return covered, sizes
+    return covered, within, sizes
 
 
 def labelled_clips(person: Person, clips: int, draw: int, *, seed: int) -> list[int]:

@@ -132,8 +132,9 @@ def coverage(judged: Sequence[Judged]) -> dict[str, Json]:
         judged: All draws of all users.
 
     Returns:
-        By threshold: ``covered`` (share of clips), ``size`` (mean), ``gender`` (share by gender)
-        and ``worst_tenth`` (mean share of the tenth of users, at least one, who are covered least;
+        By threshold: ``covered`` (share of clips), ``alone`` (share whose truth the threshold lets
+        in, were sets allowed to be empty), ``size`` (mean), ``gender`` (share by gender) and
+        ``worst_tenth`` (mean share of the tenth of users, at least one, who are covered least;
         chosen by these very clips, so below the truth).
     """
     return {name: _covered(judged, name) for name in judged[0].covered}
@@ -149,6 +150,7 @@ def _covered(judged: Sequence[Judged], name: str) -> Json:
     shares = sorted(float(np.concatenate(found).mean()) for found in by_user.values())
     return {
         "covered": float(np.concatenate([one.covered[name] for one in judged]).mean()),
+        "alone": float(np.concatenate([one.within[name] for one in judged]).mean()),
         "size": float(np.concatenate([one.sizes[name] for one in judged]).mean()),
         "gender": {key: float(np.concatenate(by_gender[key]).mean()) for key in sorted(by_gender)},
         "worst_tenth": float(np.mean(shares[: max(1, round(len(shares) / _TENTH))])),

@@ -1,6 +1,7 @@
 """Heads fitted anew from a run are those of its devices; figures say who gains and who loses."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,22 @@ def test_sets_from_people_like_the_tested_ones_hold_what_they_promise() -> None:
     assert set(covered["members"]["gender"]) == {"female", "male"}
     assert covered["members"]["worst_tenth"] < covered["members"]["covered"]
     assert 1 <= covered["members"]["size"] <= CLASSES
+    assert 0.87 < covered["members"]["alone"] <= covered["members"]["covered"]
+
+
+def test_a_threshold_alone_holds_what_it_promises_where_never_empty_sets_hold_more() -> None:
+    """Of a model that is right in 19 of 20 clips."""
+    right = []
+    for one in [user(number) for number in range(60)]:
+        often = torch.arange(CLIPS) % 20 > 0
+        labels = torch.where(often, one.logits.argmax(1), one.labels)
+        right.append(replace(one, labels=labels))
+    others = personal.others(right)
+    found = [personal.judge(one, 0, 0, seed=0, members=others[one.fold]) for one in right]
+    covered = worth.coverage(found)["members"]
+
+    assert covered["covered"] > 0.94
+    assert covered["alone"] == pytest.approx(conformal.COVERAGE, abs=0.02)
 
 
 def test_a_persons_fold_has_no_part_in_its_threshold() -> None:
