@@ -8,6 +8,7 @@ Nothing is trained: run folders keep models, the cache keeps features. Needed ar
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,7 @@ from sottovoce.simulations.personal import Judged, Person
 from sottovoce.simulations.protocols import enrolment_split
 
 CLIPS = (0, 1, 2, 5, 10)
-DRAWS, STREAM_DRAWS, SEED = 3, 10, 0
+DRAWS, STREAM_DRAWS, SEED = 3, 40, 0
 PROTOCOLS = ("ravdess8-6fold", "cremad4-5fold", "cremad6-5fold", "emodb7-loso")
 UNITS = ("none", "utterance")
 MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
@@ -43,16 +44,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="measure only lines whose name contains this")
+    parser.add_argument("--streams", action="store_true", help="measure streams alone anew")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     kept = arguments.out / "personal.json"
-    found = json.loads(kept.read_text()) if arguments.only and kept.is_file() else {}
+    partly = arguments.only or arguments.streams
+    found = json.loads(kept.read_text()) if partly and kept.is_file() else {}
     names = [f"{protocol}-{unit}" for protocol in PROTOCOLS for unit in UNITS]
-    for name in names:
+    for name in names if not arguments.streams else ():
         runs = [arguments.runs / f"{name}-{enrolment}-0" for enrolment in ("none", "all")]
         if arguments.only in name and all((run / "run.json").is_file() for run in runs):
             print(name, flush=True)
             found[name] = _measured(*runs, arguments.corpora)
+    for name in names if arguments.streams else ():
+        run = arguments.runs / f"{name}-all-0"
+        if arguments.only in name and name in found and (run / "run.json").is_file():
+            print(f"{name}, streams", flush=True)
+            speakers = list(enrolled.speakers(run, arguments.corpora))
+            found[name] = {**found[name], "streams": _streams(speakers)}
     found = {name: found[name] for name in names if name in found}
     kept.write_text(json.dumps(found, indent=1) + "\n")
     (arguments.out / "personal.md").write_text(page(found))
@@ -146,11 +155,13 @@ def _streams(speakers: Sequence[Speaker]) -> Json:
     ]
     return {
         "speakers": len({speaker.name for speaker, _ in drawn}),
+        "draws": STREAM_DRAWS,
         "clips": [min(lengths), max(lengths), round(float(np.mean(lengths)), 1)],
         "neutral": round(float(np.mean(shares)), 3),
         "none": columns("unlabelled", nobody=True)["uar"][0],
         "plain": columns("plain"),
         "unlabelled": columns("unlabelled"),
+        "told": columns("unlabelled_but_neutral"),
         "all": _all(speakers),
     }
 
@@ -196,6 +207,7 @@ def _judged(
         before=before.numpy(),
         after=after.numpy(),
         covered={},
+        within={},
         sizes={},
     )
 
@@ -234,11 +246,13 @@ STREAMS = """
 ## Streams that are mostly neutral
 
 A stream of unlabelled clips of which 80 % are neutral (on RAVDESS: neutral or calm), against one of
-the same length in which every emotion comes as often as can be. Both are drawn 10 times from each
+the same length in which every emotion comes as often as can be. Both are drawn many times from each
 user's clips, none twice in one stream, as long as the user's neutral clips allow (in fives, at most
 20); the same clips are scored behind both. *Plain*: the mean of the stream taken off.
-*Normaliser*: what a device learns from it. The cost is paired over users, with its 95 % interval;
-asked for is at most 0.020. *All clips*: the same two, on all of a user's clips as one stream.
+*Normaliser*: what a device learns from it. *Told*: the cost if it were told which clips are
+neutral; a stream of one emotion says less of a voice, whoever listens. Costs are paired over users,
+with their 95 % intervals; asked for is at most 0.020. *All clips*: plain mean and normaliser, on
+all of a user's clips as one stream.
 
 """
 COMMAND = (
@@ -270,17 +284,23 @@ def _tables(found: Mapping[str, Json]) -> Iterator[str]:
 
 def _stream_table(found: Mapping[str, Json]) -> Iterator[str]:
     """One line for each run."""
-    yield "| run | users | clips | no mean | plain, even → skewed | cost | "
-    yield f"normaliser, even → skewed | cost | all clips, plain → normaliser |\n|{'---|' * 9}\n"
+    yield "| run | users | draws | clips | no mean | plain, even → skewed | cost | "
+    yield "normaliser, even → skewed | cost | told, cost | all clips, plain → normaliser |\n"
+    yield f"|{'---|' * 11}\n"
     for line in found.values():
         told = line["streams"]
         least, most, usual = told["clips"]
-        cells = [_title(line), str(told["speakers"]), f"{least} to {most}, mean {usual:g}"]
+        cells = [
+            _title(line),
+            str(told["speakers"]),
+            str(told.get("draws", 10)),
+            f"{least} to {most}, mean {usual:g}",
+        ]
         cells.append(f"{told['none']:.3f}")
-        for way in ("plain", "unlabelled"):
-            even, skewed, gained, low, high = told[way]["uar"]
-            cells.append(f"{even:.3f} → {skewed:.3f}")
-            cells.append(f"{-gained:.3f} [{-high:+.3f}, {-low:+.3f}]")
+        for way in ("plain", "unlabelled", "told"):
+            even, skewed, gained, low, high = told[way]["uar"] if way in told else [math.nan] * 5
+            cells += [f"{even:.3f} → {skewed:.3f}"] if way != "told" else []
+            cells.append(f"{-gained:.3f} [{-high:+.3f}, {-low:+.3f}]" if way in told else "–")
         cells.append(worth.cell("uar", told["all"]["uar"]))
         yield f"| {' | '.join(cells)} |\n"
 

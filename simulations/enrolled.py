@@ -25,6 +25,7 @@ from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import Population
+from sottovoce.shared.unlabelled import Belief
 from sottovoce.simulations import personal
 from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.clips import Clip
@@ -97,12 +98,22 @@ class Speaker:
 
     def unlabelled(self, places: Sequence[int], known: Sequence[int] = ()) -> Tensor:
         """The mean from unlabelled clips of any mix, and some known to be neutral."""
-        model, rows = self.model, self.rows[list(places)]
+        model = self.model
         belief = unlabelled.begin(self.rows[list(known)], model.population)
         calm = torch.tensor([label in unlabelled.NEUTRAL for label in model.labels])
-        chances = torch.softmax(model.logits(rows, belief.mean), 1)[:, calm].sum(1)
-        even = unlabelled.even_share(model.labels)
-        return unlabelled.estimate(rows, chances, belief, model.population, even=even)
+        heard = model.logits(self.rows[list(places)], belief.mean)
+        return self._learned(places, torch.softmax(heard, 1)[:, calm].sum(1), belief)
+
+    def unlabelled_but_neutral(self, places: Sequence[int]) -> Tensor:
+        """The same, told which clips are neutral: what is lost then is not in knowing the mix."""
+        neutral = [self.clips[place].emotion in unlabelled.NEUTRAL for place in places]
+        belief = unlabelled.begin(self.rows[[]], self.model.population)
+        return self._learned(places, torch.tensor(neutral).double(), belief)
+
+    def _learned(self, places: Sequence[int], chances: Tensor, belief: Belief) -> Tensor:
+        """The mean, from each clip's chance to be neutral."""
+        rows, even = self.rows[list(places)], unlabelled.even_share(self.model.labels)
+        return unlabelled.estimate(rows, chances, belief, self.model.population, even=even)
 
     def chances(self, scored: Sequence[int], mean: Tensor, labelled: Sequence[int] = ()) -> Tensor:
         """Probabilities behind a mean and a head fitted on labelled clips, (scored, classes).

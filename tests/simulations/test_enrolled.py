@@ -53,6 +53,7 @@ def test_no_clips_are_no_enrolment_whichever_way(tiny_run: Any, tmp_path: Path) 
     assert torch.equal(one.neutral(()), nobody)
     assert torch.equal(one.plain(()), nobody)
     assert torch.equal(one.unlabelled(()), nobody)
+    assert torch.equal(one.unlabelled_but_neutral(()), nobody)
     assert torch.equal(one.unlabelled((), (0, 1)), one.neutral((0, 1)))
     usual = torch.softmax(one.model.logits(one.rows, nobody).double(), 1)
     assert one.chances(range(len(one.clips)), nobody).shape == usual.shape
