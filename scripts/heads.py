@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, seeds in SEEDED.items():
         runs = [arguments.runs / f"{name}-{seed}" for seed in seeds]
         there = [run for run in runs if (run / "run.json").is_file()]
-        if arguments.only in name and there:
+        if arguments.only in name and len(there) > 1:
             print(f"{name}, {len(there)} seeds", flush=True)
             found[name] = _over_seeds(there, arguments.corpora)
     found = {name: found[name] for name in (*RUNS, *SEEDED) if name in found}
@@ -131,8 +131,9 @@ def _rounded(found: Any) -> Any:  # noqa: ANN401
 
 HEAD = """# Users' own labels: heads and sets
 
-Made by `python scripts/heads.py` from runs that `python scripts/results.py` makes, all of seed 0,
-and from the two of CREMA-D with 6 classes [below](#commands).
+Made by `python scripts/heads.py` from runs that `python scripts/results.py` makes, all of seed 0
+(RAVDESS without privacy: without the baseline, which makes its dropout draw otherwise), and from
+the two of CREMA-D with 6 classes [below](#commands).
 Users who were never trained on label *k* clips, drawn at random 5 times (*k* = 0: once); figures
 are on all their other clips. *Before*: the shared model. *After*: the head that a device fits.
 In brackets the 95 % interval of the difference, users drawn 2,000 times in pairs; **bold** where
