@@ -49,11 +49,12 @@ lint: $(STAMP) ## Check style only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(STAMP) ## Check types only
+typecheck: $(STAMP) ## Check types only, of the rooms and of the scripts
 	@mkdir -p $(VIEW)
 	@for room in shared client server simulations; do ln -sfn "$(CURDIR)/$$room" $(VIEW)/$$room; done
 	@for file in sottovoce/*; do test -f $$file && ln -sf "$(CURDIR)/$$file" $(VIEW)/ || true; done
 	cd build/typing && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p sottovoce
+	cd build/typing && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" "$(CURDIR)"/scripts/*.py
 
 format: $(STAMP) ## Put style right
 	$(BIN)/ruff check --fix .

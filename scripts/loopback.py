@@ -39,8 +39,8 @@ from sottovoce.simulations.features import features
 from sottovoce.simulations.hearing import cache_folder
 from sottovoce.simulations.material import Material, prepare, public_speech
 from sottovoce.simulations.preparation import plan_of
-from sottovoce.simulations.scenario import Scenario, settle
-from sottovoce.simulations.world import CLASS_EXPONENTS, introduce
+from sottovoce.simulations.scenario import CLASS_EXPONENTS, Scenario, settle
+from sottovoce.simulations.world import introduce
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MADE_UP_USERS = "speakers=3,clips=18,seed=7"

@@ -116,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.only:
         return 1 if failed else 0
     choice = json.loads((arguments.runs / "choice.json").read_text())
-    found = [line for one in lines() if (line := _measured(one, arguments))]
+    found = [told for one in lines() if (told := _measured(one, arguments))]
     page = {"choice": choice, "lines": found}
     (arguments.out / "losses.json").write_text(json.dumps(page, indent=1) + "\n")
     (arguments.out / "losses.md").write_text(_page(page))
@@ -151,7 +151,7 @@ def _heard(scenario: Scenario, runs: Path) -> tuple[Material, tuple[Fold, ...]]:
     quiet = (lambda _line: None, lambda _what, _done, _total: None)
     with FeatureCache(hearing.cache_folder()) as cache:
         heard = hearing.hear(scenario, cache, *quiet)
-        public = hearing.hear_public(scenario, heard, cache, *quiet)
+    public = hearing.hear_public(scenario, heard, *quiet)
     material = material_of(scenario, heard, public, runs / f"held-out-{scenario.protocol}")
     return material, tuple(heard.protocol.folds)
 

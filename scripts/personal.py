@@ -52,10 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = json.loads(kept.read_text()) if partly and kept.is_file() else {}
     names = [f"{protocol}-{unit}" for protocol in PROTOCOLS for unit in UNITS]
     for name in names if not arguments.streams else ():
-        runs = [arguments.runs / f"{name}-{enrolment}-0" for enrolment in ("none", "all")]
-        if arguments.only in name and all((run / "run.json").is_file() for run in runs):
+        without, behind = (arguments.runs / f"{name}-{given}-0" for given in ("none", "all"))
+        there = all((run / "run.json").is_file() for run in (without, behind))
+        if arguments.only in name and there:
             print(name, flush=True)
-            found[name] = _measured(*runs, arguments.corpora)
+            found[name] = _measured(without, behind, arguments.corpora)
     for name in names if arguments.streams else ():
         run = arguments.runs / f"{name}-all-0"
         if arguments.only in name and name in found and (run / "run.json").is_file():
@@ -146,7 +147,8 @@ def _streams(speakers: Sequence[Speaker]) -> Json:
             both = [speaker.model.logits(speaker.rows[list(found.scored)], m) for m in means]
             even, skewed = (torch.softmax(logits, 1) for logits in both)
             judged.append(_judged(speaker, found.scored, even, skewed))
-        return _rounded(worth.figures(judged, seed=SEED))
+        rounded: dict[str, list[float]] = _rounded(worth.figures(judged, seed=SEED))
+        return rounded
 
     lengths = [len(found.even) for _, found in drawn]
     shares = [
@@ -174,7 +176,8 @@ def _all(speakers: Sequence[Speaker]) -> Json:
         means = [speaker.plain(everything), speaker.unlabelled(everything)]
         before, after = (torch.softmax(speaker.model.logits(speaker.rows, m), 1) for m in means)
         judged.append(_judged(speaker, everything, before, after))
-    return _rounded({"uar": worth.figures(judged, seed=SEED)["uar"]})
+    rounded: Json = _rounded({"uar": worth.figures(judged, seed=SEED)["uar"]})
+    return rounded
 
 
 def _figures(drawn: Sequence[tuple[Speaker, list[int], Columns]]) -> Json:
@@ -185,7 +188,8 @@ def _figures(drawn: Sequence[tuple[Speaker, list[int], Columns]]) -> Json:
     normalised = torch.cat([columns["normalised"] for *_, columns in drawn]).numpy()
     truth = torch.cat([who.labels[scored] for who, scored, _ in drawn]).numpy()
     figures = worth.figures(judged, seed=SEED)
-    return _rounded(figures | {"ece_without_head": metrics.ece(normalised, truth)})
+    rounded: Json = _rounded(figures | {"ece_without_head": metrics.ece(normalised, truth)})
+    return rounded
 
 
 def _judged(
