@@ -19,6 +19,7 @@ from sottovoce.shared.models.spec import build
 from sottovoce.simulations.benchmarks.benches import PLAIN, PRIVATE, SIMULATED, benches, sizes
 from sottovoce.simulations.benchmarks.engines import SMALL, peaks, workers
 from sottovoce.simulations.benchmarks.harnesses import harnesses
+from sottovoce.simulations.engines.threads import keep_memory
 
 _WARM = 2
 
@@ -32,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    keep_memory()  # as a simulation's processes do
     with tempfile.TemporaryDirectory() as folder:
         times = _measure(Path(folder), arguments.repeats)
         counted = sizes(Path(folder))

@@ -15,6 +15,7 @@ from sottovoce.shared.errors import SottovoceError
 from sottovoce.simulations.benchmarks.engines import SMALL, on_engine, plain_loop
 from sottovoce.simulations.benchmarks.pfl import environment, on_pfl
 from sottovoce.simulations.benchmarks.ray import on_ray
+from sottovoce.simulations.engines.threads import keep_memory
 
 
 def harnesses(turns: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
+    keep_memory()
     try:
         found = harnesses(arguments.turns, pfl=not arguments.no_pfl)
     except SottovoceError as error:

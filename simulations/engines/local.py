@@ -29,7 +29,12 @@ from sottovoce.shared.errors import EngineError
 from sottovoce.simulations.devices.shelf import ShelfHost
 from sottovoce.simulations.engines import hosts
 from sottovoce.simulations.engines.hosts import RUN, Host, MakeHost, Nodes
-from sottovoce.simulations.engines.threads import begin_worker, one_thread, settled_heap
+from sottovoce.simulations.engines.threads import (
+    begin_worker,
+    keep_memory,
+    one_thread,
+    settled_heap,
+)
 
 SERVER: Final = 1
 _SLICE: Final = 32
@@ -62,6 +67,7 @@ def run(
         EngineError: A worker died.
     """
     _identify()
+    keep_memory()
     nodes = Nodes(devices=devices, config=dict(config))
     grid = LocalGrid(client, nodes, workers=workers, host=host, lost=lost)
     with one_thread(), settled_heap(), grid:

@@ -1,10 +1,15 @@
-"""One torch thread: an engine's processes share the cores, and sums come out the same on all."""
+"""What an engine's processes are set to: one torch thread, memory that stays, a settled heap.
 
+They share the cores, and sums come out the same on all.
+"""
+
+import ctypes
 import gc
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +32,25 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def keep_memory() -> None:
+    """Have the C library keep what is freed, for the next step wants as much again.
+
+    glibc hands large blocks back to the system, which clears each of their pages anew when they are
+    asked for: a fifth of a private step of ``cnn-attention``. Other C libraries stay as they are.
+    """
+    if sys.platform != "linux":
+        return
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(_TRIM, 2**30)
+        tune(_MAP, 2**25)
+
+
+_TRIM, _MAP = -1, -3
+"""M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h: from how many bytes memory is handed
+back, and from how many a block is mapped apart."""
+
+
 @contextmanager
 def settled_heap() -> Iterator[None]:
     """Leave all that is there now out of what garbage collection looks through, for a while.
@@ -47,6 +71,7 @@ def begin_worker() -> None:
     The parent hears Ctrl-C and ends its workers. Were it killed, they would wait for work for ever.
     """
     torch.set_num_threads(1)
+    keep_memory()
     gc.freeze()  # see settled_heap
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -2,6 +2,8 @@
 
 import inspect
 import logging
+import platform
+import resource
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
@@ -15,6 +17,7 @@ from sottovoce.client.app import app as product
 from sottovoce.shared import wire
 from sottovoce.shared.errors import EngineError, PrivacyError, SettingError
 from sottovoce.simulations.engines import engine, local
+from sottovoce.simulations.engines.threads import keep_memory
 
 
 @pytest.mark.parametrize(("workers", "shelved"), [(2, True), (2, False), (4, True)])
@@ -53,6 +56,20 @@ def test_clients_and_server_run_on_one_torch_thread(make_world: Any) -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries stay as they are")
+def test_memory_that_is_freed_stays() -> None:
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(10):
+            torch.ones(2**21)  # 8 MiB, 2,048 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    keep_memory()
+    faults()
+
+    assert faults() < 2_048, "a page that is handed back is cleared anew each time: 20,480"
 
 
 def test_a_lost_device_misses_its_round_only(make_world: Any) -> None:
