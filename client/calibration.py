@@ -6,8 +6,6 @@ them are paid for. So one utterance more or less changes one row of the answer, 
 exact mean, which prediction uses, must not be used here: with it every row would move.
 """
 
-import hashlib
-
 import torch
 from torch import Tensor
 
@@ -85,7 +83,6 @@ def _together(plan: Plan, rows: Tensor) -> Tensor:
 def _content(request: CalibrateRequest) -> str:
     """SHA-256 of what is asked."""
     asked = request.question
-    content = hashlib.sha256(f"{request.plan} {asked.log_temperature!r} {asked.bend!r}".encode())
-    for tensor in (request.weights, request.centre, asked.edges, asked.shares):
-        content.update(tensor.numpy().tobytes())
-    return content.hexdigest()
+    facts = f"{request.plan} {asked.log_temperature!r} {asked.bend!r}"
+    tensors = (request.weights, request.centre, asked.edges, asked.shares)
+    return participant.content_of(facts, tensors)

@@ -376,14 +376,19 @@ _ASKED, _MODEL, _BARE = Newest[_Asked](), Newest[Network](), Newest[Network]()
 def _asked(plan: Plan, facts: tuple[str, int, float, float], tensors: Sequence[Tensor]) -> _Asked:
     """Read a request's facts (plan, round, denominator, clip) and numbers."""
     digest, number, denominator, clip = facts
-    content = hashlib.sha256(f"{digest} {number} {denominator!r} {clip!r}".encode())
-    for tensor in tensors:
-        content.update(tensor.numpy().tobytes())
     return _Asked(
         training=replace(plan.training, denominator=denominator),
-        content=content.hexdigest(),
+        content=content_of(f"{digest} {number} {denominator!r} {clip!r}", tensors),
         release=plan.gradient_release(number),
     )
+
+
+def content_of(facts: str, tensors: Sequence[Tensor]) -> str:
+    """SHA-256 of a request: of its facts and its numbers, float32, in their order."""
+    content = hashlib.sha256(facts.encode())
+    for tensor in tensors:
+        content.update(tensor.numpy().tobytes())
+    return content.hexdigest()
 
 
 def _model(plan: Plan, weights: Tensor) -> Network:

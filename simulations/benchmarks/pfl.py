@@ -6,20 +6,19 @@ both are measured on the same arithmetic.
 """
 
 import json
-import os
-import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
 from typing import Final
 
-from sottovoce.shared.errors import EngineError
+from sottovoce.simulations.benchmarks.apart import printed
 from sottovoce.simulations.benchmarks.engines import Work
 
 FOLDER: Final = Path("build") / "pfl"
 _PFL: Final = "pfl==0.6.0"
 _INSTALL_S, _RUN_S = 600.0, 300.0
+_ALONE: Final = {"OMP_NUM_THREADS": "1"}
 
 
 def on_pfl(work: Work, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
@@ -46,7 +45,7 @@ def on_pfl(work: Work, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
     }
     script = Path(__file__).with_name("pfl_work.py")
     words = [environment(folder), "-P", str(script), json.dumps(given)]  # -P: not our own pfl.py
-    said = _run(words, _RUN_S, "pfl failed")
+    said = printed(words, _RUN_S, "pfl failed", _ALONE)
     return [float(number) for number in json.loads(said.splitlines()[-1])]
 
 
@@ -66,7 +65,7 @@ def environment(folder: Path = FOLDER) -> str:
     ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (own / "of-sottovoce.pth").write_text("\n".join(ours) + "\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    _run(
+    printed(
         [*install, _PFL],
         _INSTALL_S,
         f"{_PFL} cannot be installed into {folder}; it needs a package index: leave pfl out with "
@@ -74,29 +73,3 @@ def environment(folder: Path = FOLDER) -> str:
     )
     done.touch()
     return str(python)
-
-
-def _run(words: list[str], limit_s: float, wrong: str) -> str:
-    """What a program printed.
-
-    Raises:
-        EngineError: It failed, or took too long.
-    """
-    alone = {"OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            words,
-            env=os.environ | alone,
-            capture_output=True,
-            text=True,
-            timeout=limit_s,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{wrong}: it took over {limit_s:g} s") from error
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [
-            done.stderr
-        ]
-        raise EngineError(f"{wrong}: {lines[-1][-300:]}")
-    return done.stdout

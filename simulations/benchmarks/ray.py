@@ -6,7 +6,6 @@ It runs in a process of its own, since Ray leaves threads and children to the in
 import dataclasses
 import json
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -14,9 +13,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-from sottovoce.shared.errors import EngineError
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.simulations.benchmarks import engines
+from sottovoce.simulations.benchmarks.apart import printed
 from sottovoce.simulations.benchmarks.engines import Work
 
 _RUN_S: Final = 600.0
@@ -33,19 +32,8 @@ def on_ray(work: Work, *, workers: int = 1) -> list[float]:
         EngineError: Ray is not installed, or failed.
     """
     words = [json.dumps(dataclasses.asdict(work)), str(workers)]
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", __name__, *words],
-            capture_output=True,
-            text=True,
-            timeout=_RUN_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise EngineError(f"the ray engine took over {_RUN_S:g} s") from error
-    if done.returncode:
-        raise EngineError(f"the ray engine failed: {done.stderr.strip()[-300:]}")
-    return [float(number) for number in json.loads(done.stdout.splitlines()[-1])]
+    said = printed([sys.executable, "-m", __name__, *words], _RUN_S, "the ray engine failed")
+    return [float(number) for number in json.loads(said.splitlines()[-1])]
 
 
 def family_cpu_s(known: dict[int, float]) -> float:

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from sottovoce.shared.errors import EngineError
-from sottovoce.simulations.benchmarks import pfl, ray
+from sottovoce.simulations.benchmarks import ray
+from sottovoce.simulations.benchmarks.apart import printed
 
 _BUSY = """
 import sys, time
@@ -40,8 +41,8 @@ def test_cpu_of_a_childs_child_counts_also_once_it_is_gone() -> None:
 def test_what_a_harness_lacks_is_one_line() -> None:
     broken = [sys.executable, "-c", "raise OSError('no index')"]
     with pytest.raises(EngineError, match="pfl cannot be installed: OSError: no index"):
-        pfl._run(broken, 30, "pfl cannot be installed")
+        printed(broken, 30, "pfl cannot be installed")
 
     slow = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(EngineError, match=r"pfl failed: it took over 0\.5 s"):
-        pfl._run(slow, 0.5, "pfl failed")
+        printed(slow, 0.5, "pfl failed")
