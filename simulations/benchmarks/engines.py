@@ -12,6 +12,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -86,11 +88,16 @@ HEAVY: Final = Work(
 )
 
 
-class _Clock(logging.Handler):
-    """Hears rounds end; counts clients that were asked to train."""
+class Clock(logging.Handler):
+    """Hears rounds end; counts clients that were asked to train.
 
-    def __init__(self) -> None:
+    Args:
+        cpu: Seconds of processor time so far.
+    """
+
+    def __init__(self, cpu: Callable[[], float] = time.process_time) -> None:
         super().__init__(logging.INFO)
+        self._cpu = cpu
         self.rounds: list[tuple[float, float]] = []
         self.clients: list[int] = []
         self.asked = 0
@@ -98,7 +105,7 @@ class _Clock(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Note the time."""
         if record.msg.startswith("round "):
-            self.rounds.append((time.process_time(), time.perf_counter()))
+            self.rounds.append((self._cpu(), time.perf_counter()))
             self.clients.append(self.asked)
 
     def count(self, message: Any) -> bool:  # noqa: ANN401  (Flower's message)
@@ -115,32 +122,37 @@ class _Clock(logging.Handler):
         ]
 
 
-def on_engine(work: Work, *, workers: int) -> _Clock:
-    """One run on the local engine."""
-    from sottovoce.client.app import app as client
-    from sottovoce.server.app import app as server
-
-    clock, log = _Clock(), logging.getLogger("sottovoce.server")
+@contextmanager
+def heard(clock: Clock) -> Iterator[None]:
+    """Let a clock hear the server's rounds, and nobody else."""
+    log = logging.getLogger("sottovoce.server")
     log.setLevel(logging.INFO)
     log.propagate = False
     log.addHandler(clock)
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            config = world(Path(folder), work)
-            host = partial(
-                ShelfHost, Path(config["shelf"]), Path(config["job"]), shared=workers > 1
-            )
-            local.run(
-                server,
-                client,
-                devices=work.users,
-                config=config,
-                workers=workers,
-                host=host,
-                lost=clock.count,
-            )
+        yield
     finally:
         log.removeHandler(clock)
+
+
+def on_engine(work: Work, *, workers: int) -> Clock:
+    """One run on the local engine."""
+    from sottovoce.client.app import app as client
+    from sottovoce.server.app import app as server
+
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder, heard(clock):
+        config = world(Path(folder), work)
+        host = partial(ShelfHost, Path(config["shelf"]), Path(config["job"]), shared=workers > 1)
+        local.run(
+            server,
+            client,
+            devices=work.users,
+            config=config,
+            workers=workers,
+            host=host,
+            lost=clock.count,
+        )
     return clock
 
 

@@ -5,18 +5,18 @@ It runs in a process of its own, since Ray leaves threads and children to the in
 
 import dataclasses
 import json
-import logging
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.simulations.benchmarks import engines
 from sottovoce.simulations.benchmarks.apart import printed
-from sottovoce.simulations.benchmarks.engines import Work
+from sottovoce.simulations.benchmarks.engines import Clock, Work, heard
 
 _RUN_S: Final = 600.0
 
@@ -66,34 +66,11 @@ def _family() -> set[int]:
     return found - {int(Path("/proc/self").readlink().name)}
 
 
-class _Clock(logging.Handler):
-    """Hears rounds end; counts clients that were asked to train."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.INFO)
-        self.ends: list[tuple[float, int]] = []
-        self.asked = 0
-        self._known: dict[int, float] = {}
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Note the time."""
-        if record.msg.startswith("round "):
-            self.ends.append((family_cpu_s(self._known), self.asked))
-
-    def per_client(self) -> list[float]:
-        """Milliseconds a client, of every round but the first."""
-        return [
-            1e3 * (after - before) / (all_asked - asked)
-            for (before, asked), (after, all_asked) in zip(self.ends, self.ends[1:], strict=False)
-            if all_asked > asked
-        ]
-
-
 def _measured(work: Work, workers: int) -> list[float]:
     """The run, in this process."""
     from sottovoce.simulations.engines import ray
 
-    clock, log = _Clock(), logging.getLogger("sottovoce.server")
+    clock = Clock(partial(family_cpu_s, {}))
 
     class Counted(ray._WatchedGrid):
         """The engine's grid, that counts."""
@@ -101,17 +78,15 @@ def _measured(work: Work, workers: int) -> list[float]:
         def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
             """Count messages that ask for training."""
             sent = list(messages)
-            clock.asked += sum(one.metadata.message_type == "train" for one in sent)
+            for message in sent:
+                clock.count(message)
             return super().push_messages(sent)
 
     ray._WatchedGrid = Counted  # type: ignore[misc]
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(clock)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, heard(clock):
         config = engines.world(Path(folder), work, "ray")
         ray.run_apps(devices=work.users, config=config, workers=workers)
-    return clock.per_client()
+    return clock.per_client(0)
 
 
 def _main(asked: str, workers: str) -> None:
