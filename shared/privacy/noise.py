@@ -45,7 +45,11 @@ class NoiseSource(Protocol):
 
 
 class SeededNoise:
-    """Noise that a simulation can repeat. It protects nobody: use ``SystemNoise`` for people."""
+    """Noise that a simulation can repeat. It protects nobody: use ``SystemNoise`` for people.
+
+    Drawn in float32, a fifth of the time that float64 takes (``make bench``, "private, simulated").
+    What float32 cannot reach would give a secret away; what is simulated has none.
+    """
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -53,8 +57,8 @@ class SeededNoise:
     def normal(self, shape: Sequence[int], std: float) -> Tensor:
         """See ``NoiseSource.normal``."""
         _check_std(std)
-        draws = torch.randn(tuple(shape), generator=self._generator, dtype=torch.float64)
-        return draws * std
+        draws = torch.randn(tuple(shape), generator=self._generator, dtype=torch.float32)
+        return draws.double().mul_(std)
 
 
 class SystemNoise:
