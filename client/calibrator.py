@@ -3,7 +3,8 @@
 A head belongs to one model. When the model changes, the old head is never applied: the user has
 the prior's mean until the head is fitted again on logits of the new model. Where the clips of the
 old head lie here, they are all that this fit needs. Where the head came from the server, its clips
-are elsewhere: then the fit starts from what the head tells of the user (:mod:`.shared.belief`).
+are elsewhere: then the fit starts from what the head tells of the user, its *belief*
+(:mod:`sottovoce.shared.heads.belief`).
 
 Beside the head lie the scores of the clips it was fitted on, each behind a head that had not seen
 it: prediction sets become the user's own by them (:mod:`sottovoce.shared.conformal`). They stay on
@@ -23,12 +24,11 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.vault import Vault
-from sottovoce.shared import belief as beliefs
-from sottovoce.shared import conformal
-from sottovoce.shared import head as heads
-from sottovoce.shared.belief import Belief
+from sottovoce.shared import conformal, heads
 from sottovoce.shared.errors import ModelError, PrivacyError
-from sottovoce.shared.head import Head, HeadPrior, SealedHead
+from sottovoce.shared.heads import Head, HeadPrior, SealedHead
+from sottovoce.shared.heads import belief as beliefs
+from sottovoce.shared.heads.belief import Belief
 
 _NAME: Final = "head"
 _SCORES: Final = "head-scores"
@@ -47,7 +47,7 @@ class Calibrator:
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
-        >>> from sottovoce.shared.head import identity
+        >>> from sottovoce.shared.heads import identity
         >>> vault = Vault.create(Path(tempfile.mkdtemp()) / "vault", user="ada")
         >>> calibrator = Calibrator(vault, model_hash="0" * 64, prior=HeadPrior(mean=identity(2)))
         >>> _ = calibrator.fit(torch.tensor([[3.0, 0.0]]), torch.tensor([1]))
@@ -96,11 +96,16 @@ class Calibrator:
         kept = self._kept()[1]
         return self._prior.mean if kept is None else kept
 
-    def calibrate(self, logits: Tensor) -> Tensor:
-        """Calibrated logits, shape (..., classes) as given; errors as in :meth:`head`."""
-        return heads.apply(self.head(), logits)
+    def calibrate(self, logits: Tensor, coordinates: Tensor | None = None) -> Tensor:
+        """Calibrated logits, shape (..., classes) as given; errors as in :meth:`head`.
 
-    def fit(self, logits: Tensor, labels: Tensor) -> Head:
+        Args:
+            logits: This model's.
+            coordinates: Where the utterances lie in the prior's basis; None where it has none.
+        """
+        return heads.apply(self.head(), logits, coordinates)
+
+    def fit(self, logits: Tensor, labels: Tensor, coordinates: Tensor | None = None) -> Head:
         """Fit the head on all labelled enrolment of this user and keep it as the next version.
 
         Where a head was taken back from the server, the fit starts from what that one tells of the
@@ -109,6 +114,8 @@ class Calibrator:
         Args:
             logits: This model's for the labelled utterances, shape (utterances, classes).
             labels: What the user said they were, shape (utterances,), integer.
+            coordinates: Where they lie in the prior's basis, shape (utterances, rank); None where
+                it has none.
 
         Returns:
             The head; with no utterances exactly the prior's mean, or what was taken back makes of
@@ -119,21 +126,20 @@ class Calibrator:
             PrivacyError: The vault cannot be read or written; the old head stays.
         """
         start = self._start()
-        fitted = heads.fit(logits, labels, start)
+        found = heads.fitted(logits, labels, start, coordinates)
         version = self.version + 1
-        blind = heads.left_out(fitted, logits, labels, start)
-        belief = beliefs.learned(fitted, logits, labels, self._prior, self._labels, start=start)
+        belief = beliefs.learned(found, self._prior, self._labels)
         # First the scores: without their head they are another version's and count for nothing.
         self._vault.put_tensors(
             _SCORES,
             {
-                "scores": conformal.scores(blind, labels),
+                "scores": conformal.scores(found.blind, labels),
                 "version": torch.tensor([version]),
                 "model": torch.frombuffer(bytearray.fromhex(self._model_hash), dtype=torch.uint8),
             },
         )
         self._keep(version, beliefs.to_bytes(belief, self._model_hash))
-        return fitted
+        return found.head
 
     def scores(self) -> Tensor:
         """Scores of the clips that the kept head was fitted on, shape (clips,), float64.
@@ -212,7 +218,7 @@ class Calibrator:
         restored = beliefs.from_bytes(data, sealed.model_hash).head
         same = sealed.model_hash.lower() == self._model_hash.lower()
         if same:
-            self._check_classes(restored)
+            self._check(restored)
         if not self._bytes() or self._elsewhere(version):  # nothing was fitted here since
             origin = _ORIGIN.pack(sealed.version, bytes.fromhex(sealed.model_hash))
             self._vault.put(_ELSEWHERE, origin + data)
@@ -251,7 +257,7 @@ class Calibrator:
         version, data = _split(self._vault.get(_NAME))
         try:
             head = beliefs.from_bytes(data, self._model_hash).head
-            self._check_classes(head)
+            self._check(head)
         except ModelError:
             return version, None
         return version, head
@@ -264,13 +270,15 @@ class Calibrator:
         """Keep a version and its head together, in one atomic write."""
         self._vault.put(_NAME, _VERSION.pack(version) + data)
 
-    def _check_classes(self, head: Head) -> None:
-        """Raise unless the head is for as many classes as the prior."""
+    def _check(self, head: Head) -> None:
+        """Raise unless the head is for as many classes as the prior, and for its basis."""
         if head.classes != self._prior.mean.classes:
             raise ModelError(
                 f"the head is for {head.classes} classes, the model has {self._prior.mean.classes};"
                 " fit it again"
             )
+        if not self._prior.knows(head):
+            raise ModelError("the head bends the last layer in another basis; fit it again")
 
 
 def _binding(model_hash: str, version: int) -> tuple[str | int, ...]:

@@ -20,7 +20,7 @@ from sottovoce.shared import crypto, normaliser
 from sottovoce.shared.errors import MessageError, SottovoceError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.head import MOST_LOGIT, HeadPrior, KeptHead, SealedHead
+from sottovoce.shared.heads import MOST_LOGIT, HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.flat import check_finite, unflatten
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
@@ -291,7 +291,7 @@ def personalise(
     if offered:
         _take_back(calibrator, offered, device.facts.user)
     if not calibrator.fitted:
-        calibrator.fit(*_logits(model, _finish(kept, "calibration", own)))
+        calibrator.fit(*_heard(model, _finish(kept, "calibration", own), prior))
     _book_head(device, agreed, calibrator.version)
     return calibrator.sealed()
 
@@ -305,12 +305,15 @@ def _take_back(calibrator: Calibrator, offered: KeptHead, user: str) -> None:
         LOG.warning("%s refuses the head that the server says is theirs: %s", user, error)
 
 
-def _logits(model: Network, examples: Examples) -> tuple[Tensor, Tensor]:
-    """The model's logits and the labels of those utterances that a head can be fitted on."""
+def _heard(
+    model: Network, examples: Examples, prior: HeadPrior
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Logits, labels and coordinates of those utterances that a head can be fitted on."""
     with torch.no_grad():
-        logits = model(examples.features, examples.frames)
-    sane = (logits.abs() <= MOST_LOGIT).all(1)  # NaN is not
-    return logits[sane], examples.labels[sane]
+        vectors = model.vectors(examples.features, examples.frames)
+        logits = model.head(vectors)
+    sane = (logits.abs() <= MOST_LOGIT).all(1) & vectors.isfinite().all(1)  # NaN is not
+    return logits[sane], examples.labels[sane], prior.coordinates(vectors[sane])
 
 
 def _book_head(device: Device, plan: Plan, version: int) -> None:

@@ -17,15 +17,15 @@ from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.client.listener import Listener
 from sottovoce.client.vault import Vault
-from sottovoce.shared import audio, check, conformal, quality
-from sottovoce.shared import head as heads
+from sottovoce.shared import audio, check, conformal, heads, quality
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import AudioError, ModelError, SettingError
 from sottovoce.shared.examples import LONGEST_FRAMES, stack
 from sottovoce.shared.features import extract
 from sottovoce.shared.features.extract import Extractor
-from sottovoce.shared.head import Head
+from sottovoce.shared.heads import Head
+from sottovoce.shared.heads.head import alike
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.prediction import Prediction
 from sottovoce.shared.quality import Flag, Quality
@@ -220,10 +220,10 @@ class Recogniser:
             ModelError: Features of another width.
         """
         one = stack([features], [0], longest=LONGEST_FRAMES)
-        logits = self.bundle.logits(
+        logits, coordinates = self.bundle.heard(
             one.features, one.frames, self.person.mean, network=self._network
         )
-        return torch.softmax(heads.apply(self.person.head, logits)[0].double(), 0)
+        return torch.softmax(heads.apply(self.person.head, logits, coordinates)[0].double(), 0)
 
     def _judged(self, chances: Tensor, measured: Quality) -> Prediction:
         """An answer, or an abstention where the model is not sure enough."""
@@ -331,7 +331,7 @@ def of_device(bundle: Bundle, device: Path) -> Person:
         mean=bundle.centre if mean is None else mean,
         head=head,
         own_mean=mean is not None,
-        own_head=not _alike(head, bundle.prior.mean),
+        own_head=not alike(head, bundle.prior.mean),
         scores=scores if len(scores) else None,
     )
 
@@ -341,11 +341,6 @@ def _limit(bundle: Bundle, person: Person, coverage: float) -> float | None:
     if bundle.prior.scores is None:
         return None
     return conformal.threshold(bundle.prior.scores, person.scores, coverage=coverage)
-
-
-def _alike(head: Head, usual: Head) -> bool:
-    """Whether a head says nothing of its user: it is the usual one, as where nobody labelled."""
-    return head.log_temperature == usual.log_temperature and torch.equal(head.bias, usual.bias)
 
 
 def _names(measured: Quality) -> tuple[str, ...]:

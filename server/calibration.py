@@ -34,7 +34,7 @@ from sottovoce.server.prior import CORPUS_SHIFT, usual_scores
 from sottovoce.shared import conformal
 from sottovoce.shared.calibration import LEVELS, Question, slopes_of, usual_bend
 from sottovoce.shared.conformal import Scores
-from sottovoce.shared.head import HeadPrior
+from sottovoce.shared.heads import HeadPrior
 
 _LEVEL_SD: Final = 2.0
 """How far, in normal quantiles, all levels of users may lie from those of public speakers."""

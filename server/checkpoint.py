@@ -12,13 +12,14 @@ from torch import Tensor
 from sottovoce.server.files import replace_file
 from sottovoce.server.round import State
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.head import HeadPrior, prior_from_dict
+from sottovoce.shared.heads import HeadPrior, prior_from_dict
 
 __all__ = ["history", "latest", "release", "released", "replace_file", "write"]
 
 _NAMES = ("weights", "direction", "scale", "tail", "clip")
 _STATE = "state.safetensors"
 _HISTORY = "rounds"
+_BASIS = "basis."
 
 
 def write(folder: Path, state: State, plan: str, *, durable: bool = True) -> None:
@@ -86,9 +87,10 @@ def history(folder: Path) -> Iterator[tuple[int, Tensor]]:
             continue
 
 
-def release(folder: Path, tensors: Mapping[str, Tensor], prior: HeadPrior) -> None:
+def release(folder: Path, tensors: dict[str, Tensor], prior: HeadPrior) -> None:
     """Keep what is handed out in the end: weights, centre and the heads' prior."""
-    kept = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    basis = {_BASIS + name: tensor for name, tensor in prior.tensors().items()}
+    kept = {name: tensor.contiguous() for name, tensor in (tensors | basis).items()}
     data = save(kept, {"prior": json.dumps(prior.as_dict())})
     replace_file(folder / "released.safetensors", data)
 
@@ -101,11 +103,14 @@ def released(folder: Path) -> tuple[dict[str, Tensor], HeadPrior]:
     """
     path = folder / "released.safetensors"
     try:
-        tensors = load_file(path)
-        prior = prior_from_dict(json.loads(metadata(path)["prior"]))
+        kept = load_file(path)
+        basis = {
+            name.removeprefix(_BASIS): kept.pop(name) for name in [*kept] if name.startswith(_BASIS)
+        }
+        prior = prior_from_dict(json.loads(metadata(path)["prior"]), basis)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ModelError(f"{path} is missing or damaged ({error}); run the job again") from error
-    return tensors, prior
+    return kept, prior
 
 
 def metadata(path: Path) -> dict[str, str]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
-from sottovoce.shared.head import MOST_BYTES, SealedHead
+from sottovoce.shared.heads import MOST_BYTES, SealedHead
 
 _SCHEMA: Final = 1
 _LONGEST_USER: Final = 128

@@ -7,7 +7,7 @@ learned from public corpora.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from sottovoce.server.round import Aggregation, class_weights
 from sottovoce.shared import check
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front
-from sottovoce.shared.head import HeadPrior
+from sottovoce.shared.heads import HeadPrior, basis
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.spec import build
 from sottovoce.shared.normaliser import Population
@@ -129,26 +129,30 @@ class Job:
 
     def prior_of(self, weights: Tensor) -> HeadPrior:
         """Where every user's head starts from, under the model of these weights."""
-        training = self.plan.training
-        return population_prior(
-            self.public_speakers(weights),
-            classes=len(self.plan.labels),
-            smoothing=training.label_smoothing,
-            loss=training.loss,
+        training, classes = self.plan.training, len(self.plan.labels)
+        speakers, vectors = self._public(weights)
+        prior = population_prior(
+            speakers, classes=classes, smoothing=training.label_smoothing, loss=training.loss
         )
+        return replace(prior, basis=basis.learn(vectors, classes))
 
     def public_speakers(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Logits and labels of each held-out public speaker under the model of these weights."""
-        if self.held_out is None:
-            return []
-        public = _held_out(self.held_out)
+        return self._public(weights)[0]
+
+    def _public(self, weights: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+        """The same, and what the last layer reads of all their clips, (clips, width)."""
         model = build(self.plan.model, seed=0).eval()
         load_flat(model, weights)
+        if self.held_out is None:
+            return [], torch.zeros(0, model.head.in_features)
+        public = _held_out(self.held_out)
         with torch.no_grad():
-            logits = model(public["features"], public["frames"])
+            vectors = model.vectors(public["features"], public["frames"])
+            logits = model.head(vectors)
         names = sorted(set(public["speakers"].tolist()))
         speakers = [public["speakers"] == name for name in names]
-        return [(logits[chosen], public["labels"][chosen]) for chosen in speakers]
+        return [(logits[chosen], public["labels"][chosen]) for chosen in speakers], vectors
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Class weights from all devices' noised label counts; see ``round.class_weights``."""

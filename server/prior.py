@@ -28,7 +28,7 @@ from torch import Tensor
 
 from sottovoce.shared import conformal
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.head import Head, HeadPrior, apply, fit, identity, spread
+from sottovoce.shared.heads import Head, HeadPrior, apply, fitted, identity
 from sottovoce.shared.models.loss import CROSS_ENTROPY, Loss, believed
 
 PSEUDO_SPEAKERS: Final = 4.0
@@ -167,11 +167,12 @@ def _posterior(
 ) -> tuple[Tensor, Tensor]:
     """One speaker's most probable head and its variances, each (1 + classes,)."""
     try:
-        head = fit(logits, labels, prior)
-        variance = spread(head, logits, labels, prior)
+        found = fitted(logits, labels, prior)
     except ModelError as error:
         raise ModelError(f"public speaker {place}: {error}") from error
-    return torch.cat([head.bias.new_tensor([head.log_temperature]), head.bias]), variance
+    head = found.head
+    mode = torch.cat([head.bias.new_tensor([head.log_temperature]), head.bias])
+    return mode, found.variance
 
 
 def _bounded(width: float, most: float) -> float:

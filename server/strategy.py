@@ -28,7 +28,7 @@ from sottovoce.server.sums import Sums, calibration_spread, weight_spread
 from sottovoce.shared import seeds, wire
 from sottovoce.shared.calibration import WIDTH
 from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
-from sottovoce.shared.head import HeadPrior, KeptHead, SealedHead
+from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.privacy.users import CALIBRATION, ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")

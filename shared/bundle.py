@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.head import HeadPrior, prior_from_dict
+from sottovoce.shared.heads import HeadPrior, prior_from_dict
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import ModelSpec, build
@@ -27,6 +27,7 @@ from sottovoce.shared.normaliser import Population
 
 SCHEMA = 1
 _NUMBERS, _WORDS = "model.safetensors", "model.json"
+_BASIS = "basis."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -68,6 +69,7 @@ class Bundle:
             "centre": self.centre.shape == (inputs,) and bool(self.centre.isfinite().all()),
             "population": self.population.between.shape == (inputs,),
             "prior": self.prior.mean.classes == classes,
+            "basis": self.prior.basis is None or self.prior.basis.width == self._width,
             "weights": self.weights.dtype == torch.float32,
             "model_hash": re.fullmatch("[0-9a-f]{64}", self.model_hash) is not None,
         }
@@ -77,6 +79,11 @@ class Bundle:
                 f"{', '.join(unfit)} of the model do not fit a {self.spec.kind} of "
                 f"{self.spec.inputs} inputs and {self.spec.classes} classes"
             )
+
+    @property
+    def _width(self) -> int:
+        """How many numbers the last layer reads."""
+        return int(build(self.spec, seed=0).head.in_features)
 
     def network(self) -> Network:
         """The model, ready to predict."""
@@ -95,11 +102,30 @@ class Bundle:
             mean: The user's, shape (inputs,); ``centre`` for an unknown user.
             network: What :meth:`network` built, for a caller that asks often.
         """
+        return self.heard(features, frames, mean, network=network)[0]
+
+    def heard(
+        self, features: Tensor, frames: Tensor, mean: Tensor, *, network: Network | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The logits, and what heads need beside them: coordinates in the prior's basis.
+
+        Args:
+            features: As in :meth:`logits`.
+            frames: Likewise.
+            mean: Likewise.
+            network: Likewise.
+
+        Returns:
+            Logits, shape (utterances, classes), and coordinates, shape (utterances, rank); None
+            where the prior has no basis.
+        """
         projected = self.front.project(features)
         inputs = finish(projected, mean, frames, length=self.front.length)
+        used = network or self.network()
         with torch.no_grad():
-            logits: Tensor = (network or self.network())(inputs, frames)
-        return logits
+            vectors = used.vectors(inputs, frames)
+            logits: Tensor = used.head(vectors)
+        return logits, self.prior.coordinates(vectors)
 
     def save(self, folder: Path) -> None:
         """Write both files; the words last, so that a cut-off bundle is none."""
@@ -111,6 +137,7 @@ class Bundle:
             "front.matrix": self.front.matrix,
             "centre": self.centre,
         } | {f"population.{name}": tensor for name, tensor in population.items()}
+        tensors |= {_BASIS + name: tensor for name, tensor in self.prior.tensors().items()}
         # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
         data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
         words = {
@@ -161,6 +188,8 @@ def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         length=float(words["length"]),
     )
     population = {name: tensors[f"population.{name}"] for name in _population_fields()}
+    found = {name: tensor for name, tensor in tensors.items() if name.startswith(_BASIS)}
+    basis = {name.removeprefix(_BASIS): tensor for name, tensor in found.items()}
     return {
         "labels": tuple(words["labels"]),
         "extractor": str(words["extractor"]),
@@ -169,7 +198,7 @@ def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         "front": front,
         "centre": tensors["centre"],
         "population": Population(**population),
-        "prior": prior_from_dict(words["prior"]),
+        "prior": prior_from_dict(words["prior"], basis),
         "user_mean": bool(words["user_mean"]),
         "model_hash": str(words["model_hash"]),
     }

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sottovoce.shared import check, conformal
 from sottovoce.shared.errors import MessageError
-from sottovoce.shared.head import Head, apply
+from sottovoce.shared.heads import Head, apply
 
 LEVELS: Final = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97)
 """Shares of public speakers' scores at which ranges end: fine around the usual coverage."""

@@ -35,7 +35,7 @@ from torch import Tensor
 from sottovoce.shared.calibration import Question
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.front import Front
-from sottovoce.shared.head import HeadPrior, KeptHead, prior_from_dict
+from sottovoce.shared.heads import HeadPrior, KeptHead, prior_from_dict
 from sottovoce.shared.newest import Newest
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
@@ -46,7 +46,7 @@ CALIBRATE = "query.calibrate"
 STEPS = ("advertise", "share", "mask", "agree", "unmask")
 """Of a secure sum, in order."""
 
-_FACTS, _SUM = "sottovoce", "sum"
+_FACTS, _SUM, _BASIS = "sottovoce", "sum", "basis"
 _FLOAT: Final = "<f4"
 _LONGEST_USER = 128
 Fact = str | int | float | bool | bytes
@@ -314,14 +314,23 @@ class PersonalRequest:
                 "kept_model": self.kept.model_hash,
                 "kept_version": self.kept.version,
             }
-        return _record(facts, {"model": {"weights": self.weights, "centre": self.centre}})
+        arrays = {"model": {"weights": self.weights, "centre": self.centre}}
+        if self.prior.basis:
+            arrays[_BASIS] = self.prior.tensors()
+        return _record(facts, arrays)
 
     @classmethod
     def read(cls, content: RecordDict) -> "PersonalRequest":
         """Read it, or raise ``MessageError``."""
         facts = _facts(content)
+        basis = {}
+        if _BASIS in content.array_records:
+            basis = {
+                name: _tensor(content, _BASIS, name, axes)
+                for name, axes in (("centre", 1), ("matrix", 2))
+            }
         try:
-            prior = prior_from_dict(json.loads(_text(facts, "prior")))
+            prior = prior_from_dict(json.loads(_text(facts, "prior")), basis)
         except (ModelError, ValueError, TypeError) as error:
             raise MessageError(f"the prior of the heads cannot be used: {error}") from error
         weights, centre = (_tensor(content, "model", name, 1) for name in ("weights", "centre"))

@@ -16,11 +16,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sottovoce.server import checkpoint
-from sottovoce.shared import head as heads
-from sottovoce.shared import normaliser, unlabelled
+from sottovoce.shared import heads, normaliser, unlabelled
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.head import HeadPrior
+from sottovoce.shared.heads import HeadPrior
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import ModelSpec, build
@@ -57,12 +56,17 @@ class Model:
 
     def logits(self, rows: Tensor, mean: Tensor) -> Tensor:
         """Shape (utterances, classes), float64, from rows from the centre, behind a mean."""
+        return self.heard(rows, mean)[0]
+
+    def heard(self, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and coordinates in the prior's basis, where it has one."""
         single = torch.ones(len(rows), dtype=torch.int64)
         with torch.no_grad():
-            found: Tensor = self.network(
+            vectors = self.network.vectors(
                 finish(rows, mean, single, length=self.front.length), single
             )
-        return found.double()
+            found = self.network.head(vectors)
+        return found.double(), self.prior.coordinates(vectors)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,9 +125,10 @@ class Speaker:
         Without labelled clips the head is the prior's mean.
         """
         own, model = list(labelled), self.model
-        logits = model.logits(self.rows, mean)
-        head = heads.fit(logits[own], self.labels[own], model.prior)
-        return torch.softmax(heads.apply(head, logits[list(scored)]), 1)
+        logits, places = model.heard(self.rows, mean)
+        chosen = [None if places is None else places[part] for part in (own, list(scored))]
+        head = heads.fit(logits[own], self.labels[own], model.prior, chosen[0])
+        return torch.softmax(heads.apply(head, logits[list(scored)], chosen[1]), 1)
 
 
 def chosen(run: Path, corpora: Path) -> Protocol:

@@ -20,6 +20,9 @@ SCORES = ("before", "after", "labels", "labelled")
 SETS = ("covered", "sizes")
 """Where there are sets; runs of earlier releases kept none."""
 
+COORDINATES = "coordinates"
+"""Where clips lie in the basis of the heads, where there is one."""
+
 _FACTS, _NUMBERS = "outcome.json", "outcome.safetensors"
 
 
@@ -70,8 +73,8 @@ def read(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
     try:
         facts = json.loads((folder / _FACTS).read_text())
         tensors = load_file(folder / _NUMBERS)
-        sets = SETS if SETS[0] in tensors else ()
-        scores = {name: tensors[name].numpy() for name in (*SCORES, *sets)}
+        more = [name for name in (*SETS, COORDINATES) if name in tensors]
+        scores = {name: tensors[name].numpy() for name in (*SCORES, *more)}
         if {len(column) for column in scores.values()} != {len(facts["clips"])}:
             raise ValueError("columns of different lengths")
         facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]

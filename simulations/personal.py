@@ -20,11 +20,10 @@ from torch import Tensor
 
 from sottovoce.server import checkpoint, prior
 from sottovoce.server.prior import default_prior, population_prior
-from sottovoce.shared import conformal, seeds
-from sottovoce.shared import head as heads
+from sottovoce.shared import conformal, heads, seeds
 from sottovoce.shared.conformal import Scores
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.head import Head, HeadPrior
+from sottovoce.shared.heads import HeadPrior
 from sottovoce.shared.metrics import Counts, Floats
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.loss import Loss
@@ -50,6 +49,7 @@ class Person:
         labels: Shape (clips,), int64.
         prior: Where heads start, under this fold's model; its scores are public speakers'.
         told: Scores that the run's own training users told of; None where they were asked nothing.
+        coordinates: In the prior's basis, shape (clips, rank); None where it has none.
     """
 
     speaker: str
@@ -59,6 +59,12 @@ class Person:
     labels: Tensor
     prior: HeadPrior
     told: Scores | None = None
+    coordinates: Tensor | None = None
+
+    def heard(self, chosen: Sequence[int] | Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits and coordinates of some clips."""
+        own = self.coordinates
+        return self.logits[chosen], None if own is None else own[chosen]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -117,6 +123,7 @@ def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Perso
     logits = torch.from_numpy(np.log(np.maximum(kept["before"], _LEAST)))
     labels = torch.from_numpy(kept["labels"]).long()
     start, told = heads_prior(run, folder, logits.shape[1])
+    places = None if start.basis is None else torch.from_numpy(kept[outcome.COORDINATES]).double()
     for speaker in fold.test:
         own = [place for place, clip in enumerate(heard) if clip.speaker == speaker]
         yield Person(
@@ -127,6 +134,7 @@ def _of_fold(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable[Perso
             labels=labels[own],
             prior=start,
             told=told,
+            coordinates=None if places is None else places[own],
         )
 
 
@@ -154,7 +162,7 @@ def heads_prior(run: Path, folder: Path, classes: int) -> tuple[HeadPrior, Score
         loss=Loss(**training.get("loss", {})),
     )
     if not plan.get("calibration") or start.scores is None:
-        return start, None
+        return replace(start, basis=released.basis), None
     scores = conformal.learn(prior.usual_scores(released.mean, heard))
     weight = min(scores.concentration, prior.STRANGERS)
     scores = replace(scores, concentration=weight)
@@ -209,19 +217,18 @@ def judge(
         members: Scores of the same corpus's other speakers; None leaves their sets out.
     """
     labelled = labelled_clips(person, clips, draw, seed=seed)
-    own_logits, own_labels = person.logits[labelled], person.labels[labelled]
-    head = heads.fit(own_logits, own_labels, person.prior)
-    blind = heads.left_out(head, own_logits, own_labels, person.prior)
+    logits, places = person.heard(labelled)
+    found = heads.fitted(logits, person.labels[labelled], person.prior, places)
+    own = conformal.scores(found.blind, person.labels[labelled])
     rest = torch.ones(len(person.labels), dtype=torch.bool)
     rest[labelled] = False
-    covered, within, sizes = _sets(
-        person, head, rest, conformal.scores(blind, own_labels), {"members": members}
-    )
+    after = torch.softmax(heads.apply(found.head, *person.heard(rest)), 1)
+    covered, within, sizes = _sets(person, after, person.labels[rest], own, {"members": members})
     return Judged(
         person=person,
         labels=person.labels[rest].numpy(),
         before=torch.softmax(person.logits[rest], 1).numpy(),
-        after=torch.softmax(heads.apply(head, person.logits[rest]), 1).numpy(),
+        after=after.numpy(),
         covered=covered,
         within=within,
         sizes=sizes,
@@ -229,15 +236,18 @@ def judge(
 
 
 def _sets(
-    person: Person, head: Head, rest: Tensor, own: Tensor, more: Mapping[str, Scores | None]
+    person: Person,
+    chances: Tensor,
+    labels: Tensor,
+    own: Tensor,
+    more: Mapping[str, Scores | None],
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Counts]]:
     """Coverage and sizes with and without the own clips, by whose scores the sets start from."""
     covered: dict[str, np.ndarray] = {}
     within: dict[str, np.ndarray] = {}
     sizes: dict[str, Counts] = {}
-    chances = torch.softmax(heads.apply(head, person.logits[rest]), 1)
-    truth = person.labels[rest][:, None]
-    scores = conformal.scores(chances, person.labels[rest])
+    truth = labels[:, None]
+    scores = conformal.scores(chances, labels)
     by_people = {"public": person.prior.scores, "users": person.told, **more}
     for whose, population in by_people.items():
         if population is None:

@@ -16,8 +16,7 @@ from sottovoce.client.owner import Clips, Facts
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
 from sottovoce.server.sums import LEDGER, OWNER
-from sottovoce.shared import conformal, crypto, metrics, seeds
-from sottovoce.shared import head as heads
+from sottovoce.shared import conformal, crypto, heads, metrics, seeds
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import EngineError, LedgerError, ModelError
 from sottovoce.shared.examples import Examples, join
@@ -275,6 +274,7 @@ class World:
         """Probabilities of all test users' clips, and the learning curve."""
         bundle = self.bundle()
         before, after, inputs, labels, clips, aside, sets = [], [], [], [], [], [], []
+        coordinates: list[Tensor] = []
         for user in self.fold.test:
             split = self._split(user)
             chosen = [clip for clip in self.material.clips[user] if clip not in split.neutral]
@@ -286,10 +286,11 @@ class World:
                     "--resume once it can"
                 )
             mean = device.vault.get_tensors("normaliser")["mean"]
-            logits = bundle.logits(examples.features, examples.frames, mean)
+            logits, places = bundle.heard(examples.features, examples.frames, mean)
             calibrator = Calibrator(device.vault, model_hash=bundle.model_hash, prior=bundle.prior)
             before.append(logits)
-            after.append(heads.apply(calibrator.head(), logits))
+            after.append(heads.apply(calibrator.head(), logits, places))
+            coordinates += [] if places is None else [places]
             sets.append(_sets(bundle, calibrator, after[-1]))
             inputs.append((examples, mean))
             labels.append(examples.labels)
@@ -301,6 +302,8 @@ class World:
             "labels": torch.cat(labels),
             "labelled": torch.tensor(aside),
         }
+        if coordinates:
+            scores[outcome.COORDINATES] = torch.cat(coordinates).float()
         found = [one for one in sets if one is not None]
         if found:
             inside = torch.cat(found)

@@ -80,11 +80,16 @@ class Network(nn.Module):
         Raises:
             ModelError: Features of another number of axes or another width.
         """
+        vectors = self.vectors(features, frames)
+        logits: Tensor = self.head(vectors if keep is None else vectors * keep)
+        return logits
+
+    def vectors(self, features: Tensor, frames: Tensor) -> Tensor:
+        """What the last layer reads, shape (utterances, width); arguments as in ``forward``."""
         if features.dim() != self.axes or features.shape[-1] != self.inputs:
             raise ModelError(self._misfit(features))
-        vector = self.body(features, frames)
-        logits: Tensor = self.head(vector if keep is None else vector * keep)
-        return logits
+        vectors: Tensor = self.body(features, frames)
+        return vectors
 
     def keep(self, utterances: int, generator: torch.Generator) -> Tensor:
         """Draw a dropout mask, every utterance's apart from every other's.

@@ -10,7 +10,7 @@ from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.trainer import local_update
 from sottovoce.client.vault import Vault
-from sottovoce.shared import head as heads
+from sottovoce.shared import heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.features.extract import extractor

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.vault import Vault
-from sottovoce.shared import conformal, crypto, head, seeds
+from sottovoce.shared import conformal, crypto, heads, seeds
 from sottovoce.shared.errors import ModelError, PrivacyError
-from sottovoce.shared.head import Head, HeadPrior, SealedHead
+from sottovoce.shared.heads import Basis, Head, HeadPrior, SealedHead
 
 MODEL, NEXT = "ab" * 32, "cd" * 32
 PRIOR = HeadPrior(mean=Head(log_temperature=0.2, bias=torch.tensor([0.1, 0.0, -0.1])))
@@ -33,7 +33,7 @@ def enrolment(utterances: int = 5, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def same(one: Head, other: Head) -> bool:
-    return head.to_bytes(one, MODEL) == head.to_bytes(other, MODEL)
+    return heads.to_bytes(one, MODEL) == heads.to_bytes(other, MODEL)
 
 
 def second_device(vault: Vault, folder: Path, user: str = "ada") -> Vault:
@@ -46,7 +46,7 @@ def test_without_a_head_the_prior_is_applied(vault: Vault) -> None:
 
     assert calibrator(vault).version == 0
     assert not calibrator(vault).fitted
-    assert torch.equal(calibrator(vault).calibrate(logits), head.apply(PRIOR.mean, logits))
+    assert torch.equal(calibrator(vault).calibrate(logits), heads.apply(PRIOR.mean, logits))
 
 
 def test_a_fit_without_labels_is_the_prior(vault: Vault) -> None:
@@ -185,7 +185,7 @@ def test_a_restored_head_of_another_model_only_counts(vault: Vault, tmp_path: Pa
 
 def test_a_head_for_other_classes_is_refused(vault: Vault, tmp_path: Path) -> None:
     second = second_device(vault, tmp_path / "second")
-    wider = Calibrator(second, model_hash=MODEL, prior=HeadPrior(mean=head.identity(4)))
+    wider = Calibrator(second, model_hash=MODEL, prior=HeadPrior(mean=heads.identity(4)))
     wider.fit(torch.zeros(1, 4), torch.tensor([3]))
 
     with pytest.raises(ModelError, match="4 classes"):
@@ -197,9 +197,9 @@ def test_scores_belong_to_the_head_that_is_kept(vault: Vault, tmp_path: Path) ->
     own = calibrator(vault)
     assert len(own.scores()) == 0
     logits, labels = enrolment()
-    fitted = own.fit(logits, labels)
+    own.fit(logits, labels)
 
-    blind = head.left_out(fitted, logits, labels, PRIOR)
+    blind = heads.fitted(logits, labels, PRIOR).blind
     assert torch.equal(own.scores(), conformal.scores(blind, labels))
     assert len(calibrator(vault, NEXT).scores()) == 0, "another model's"
     other = calibrator(second_device(vault, tmp_path / "new"))
@@ -222,3 +222,67 @@ def test_scores_of_a_fit_that_was_cut_off_count_for_nothing(
 
     assert own.version == 1
     assert len(own.scores()) == 0
+
+
+# --- adapters of the last layer ---------------------------------------------------------------
+
+
+def basis(seed: int = 0) -> Basis:
+    rng = seeds.torch_rng(seed, "basis")
+    return Basis(centre=torch.zeros(5), matrix=torch.randn(2, 5, generator=rng))
+
+
+def bending(vault: Vault, seed: int = 0, model_hash: str = MODEL) -> Calibrator:
+    prior = dataclasses.replace(PRIOR, basis=basis(seed))
+    return Calibrator(vault, model_hash=model_hash, prior=prior, labels=("a", "b", "c"))
+
+
+def bent_enrolment(utterances: int = 12, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    logits, labels = enrolment(utterances, seed)
+    vectors = torch.randn(utterances, 5, generator=seeds.torch_rng(seed, "vectors"))
+    return logits, labels, basis().coordinates(vectors)
+
+
+def test_an_adapter_is_kept_sealed_and_comes_back(vault: Vault, tmp_path: Path) -> None:
+    logits, labels, places = bent_enrolment()
+    fitted = bending(vault).fit(logits, labels, places)
+    second = bending(second_device(vault, tmp_path / "second"))
+
+    assert fitted.adapter is not None
+    assert len(bending(vault).sealed().blob) == 2048
+    assert same(second.restore(bending(vault).sealed()), fitted)
+    calibrated = second.calibrate(logits, places)
+    assert torch.equal(calibrated, heads.apply(fitted, logits, places))
+    assert not torch.equal(calibrated, calibrator(vault).calibrate(logits))
+
+
+def test_a_head_is_never_applied_behind_another_basis(vault: Vault) -> None:
+    """The server could hand out the same weights with other directions."""
+    logits, labels, places = bent_enrolment()
+    bending(vault).fit(logits, labels, places)
+
+    for other in (bending(vault, seed=1), calibrator(vault)):
+        assert not other.fitted
+        assert same(other.head(), PRIOR.mean)
+        assert len(other.scores()) == 0
+        assert other.version == 1
+    with pytest.raises(ModelError, match="another basis"):
+        bending(vault, seed=1).restore(bending(vault).sealed())
+    assert bending(vault).fitted
+
+
+def test_a_fit_goes_on_from_a_restored_adapter_under_the_same_model_alone(
+    vault: Vault, tmp_path: Path
+) -> None:
+    fitted = bending(vault).fit(*bent_enrolment(30))
+    second = second_device(vault, tmp_path / "second")
+    bending(second).restore(bending(vault).sealed())
+    no_clips = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 2)
+
+    on = bending(second).fit(*no_clips)
+    anew = bending(second, seed=1, model_hash=NEXT).fit(*no_clips)
+
+    assert on.adapter is not None
+    assert fitted.adapter is not None
+    assert torch.equal(on.adapter.weights, fitted.adapter.weights)
+    assert anew.adapter is None, "another model has other directions"

@@ -16,8 +16,8 @@ from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, identity
-from sottovoce.shared.head import HeadPrior
-from sottovoce.shared.head import identity as no_head
+from sottovoce.shared.heads import HeadPrior
+from sottovoce.shared.heads import identity as no_head
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import Population
 

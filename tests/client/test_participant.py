@@ -18,7 +18,7 @@ from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError, PrivacyError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
-from sottovoce.shared.head import HeadPrior, identity
+from sottovoce.shared.heads import HeadPrior, identity
 from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import (

@@ -14,14 +14,13 @@ from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.client.recogniser import Recogniser
 from sottovoce.client.vault import Vault
-from sottovoce.shared import conformal
-from sottovoce.shared import head as heads
+from sottovoce.shared import conformal, heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import AudioError, ModelError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
-from sottovoce.shared.head import Head, HeadPrior
+from sottovoce.shared.heads import Basis, Head, HeadPrior
 from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN, unknown
@@ -81,6 +80,10 @@ def _bundle(*, scale: float = 2.0, seed: int = 0) -> Bundle:
         user_mean=True,
         model_hash=plan.model_hash(weights),
     )
+
+
+def _basis(width: int = INPUTS) -> Basis:
+    return Basis(centre=torch.full((width,), -1.0), matrix=torch.eye(width)[:2])
 
 
 def _plan(front: Front) -> Plan:
@@ -415,6 +418,21 @@ def test_a_fitted_head_is_the_one_applied(ears: Ears, tmp_path: Path) -> None:
     assert int(person.head.bias.argmax()) == 2
 
 
+def test_an_adapter_bends_what_is_predicted(ears: Ears, tmp_path: Path) -> None:
+    bundle = replace(_bundle(), prior=replace(_bundle().prior, basis=_basis()))
+    device = _joined(tmp_path / "device", bundle, labelled=12)
+
+    own = _open(bundle, tmp_path / "model", device.folder)
+    head = own.person.head
+    straight = replace(own.person, head=replace(head, adapter=None))
+
+    assert head.adapter is not None
+    assert bool(head.adapter.weights.any())
+    said = [Recogniser(bundle, person).predict(_speech()) for person in (own.person, straight)]
+    assert own.predict(_speech()).probabilities == said[0].probabilities
+    assert said[0].probabilities != said[1].probabilities
+
+
 # --- bundles ----------------------------------------------------------------------------------
 
 
@@ -427,6 +445,7 @@ def test_a_fitted_head_is_the_one_applied(ears: Ears, tmp_path: Path) -> None:
         {"centre": torch.full((INPUTS,), float("nan"))},
         {"population": unknown(INPUTS + 1)},
         {"prior": HeadPrior(mean=heads.identity(2))},
+        {"prior": replace(_bundle().prior, basis=_basis(INPUTS + 1))},
         {"model_hash": "f" * 63},
         {"front": Front(mean=torch.zeros(FEATURES), matrix=torch.zeros(FEATURES, INPUTS + 1))},
     ],

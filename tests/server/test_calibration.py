@@ -12,7 +12,7 @@ from sottovoce.server.calibration import Answers
 from sottovoce.server.prior import population_prior, usual_scores
 from sottovoce.shared import conformal, seeds
 from sottovoce.shared.calibration import SENSITIVITY, WIDTH, Question, answers
-from sottovoce.shared.head import HeadPrior
+from sottovoce.shared.heads import HeadPrior
 
 CLASSES, CLIPS, USERS = 5, 60, 40
 Spoken = list[tuple[Tensor, Tensor]]

@@ -11,7 +11,7 @@ import torch
 from sottovoce.server import checkpoint
 from sottovoce.server.round import State
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.head import HeadPrior, identity
+from sottovoce.shared.heads import HeadPrior, identity
 
 PLAN = "a" * 64
 

@@ -14,7 +14,7 @@ import pytest
 from sottovoce.server.heads import HeadStore
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
-from sottovoce.shared.head import SealedHead
+from sottovoce.shared.heads import SealedHead
 
 MODEL, NEXT = "ab" * 32, "cd" * 32
 KEY = crypto.new_key()
@@ -143,7 +143,7 @@ def test_a_put_that_returned_survives_kill_9(store: HeadStore, tmp_path: Path) -
         from pathlib import Path
         from sottovoce.server.heads import HeadStore
         from sottovoce.shared import crypto
-        from sottovoce.shared.head import SealedHead
+        from sottovoce.shared.heads import SealedHead
         store = HeadStore(Path(sys.argv[1]))
         for version in range(1, 1_000_000):
             blob = crypto.seal(b"k" * 32, b"head", context=b"")

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sottovoce.server import prior as priors
-from sottovoce.shared import conformal, head, seeds
+from sottovoce.shared import conformal, heads, seeds
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.head import Head
+from sottovoce.shared.heads import Head
 from sottovoce.shared.models.loss import Loss
 
 CLASSES = 4
@@ -30,7 +30,7 @@ def speakers(
         true = Head(
             log_temperature=mean.log_temperature + float(moves[0]), bias=mean.bias + moves[1:]
         )
-        chances = torch.softmax(head.apply(true, logits), dim=1)
+        chances = torch.softmax(heads.apply(true, logits), dim=1)
         heard.append((logits, torch.multinomial(chances, 1, generator=rng).squeeze(1)))
     return heard
 
@@ -89,7 +89,7 @@ def test_without_a_public_corpus_the_default_changes_nothing() -> None:
         found = priors.population_prior(heard, classes=CLASSES)
         assert found.as_dict() == priors.default_prior(CLASSES).as_dict()
     logits = torch.randn(3, CLASSES, generator=seeds.torch_rng(0, "logits"))
-    assert torch.equal(head.apply(found.mean, logits), logits)
+    assert torch.equal(heads.apply(found.mean, logits), logits)
 
 
 def test_silent_speakers_count_for_nothing() -> None:
@@ -105,7 +105,7 @@ def test_a_learned_prior_helps_new_users_without_labels() -> None:
     before, after = [], []
     for logits, labels in speakers(60, sd=0.3)[30:]:
         before.append(torch.nn.functional.cross_entropy(logits, labels))
-        calibrated = head.apply(found.mean, logits)
+        calibrated = heads.apply(found.mean, logits)
         after.append(torch.nn.functional.cross_entropy(calibrated, labels))
 
     falls = torch.stack(before) - torch.stack(after)
@@ -123,7 +123,7 @@ def smoothed(smoothing: float, utterances: int = 400) -> tuple[Tensor, Tensor]:
 def test_the_temperature_of_label_smoothing_is_undone_without_labels() -> None:
     logits, labels = smoothed(0.2)
     undone = priors.unsmoothed(logits, 0.2)
-    sharper = head.apply(Head(log_temperature=undone, bias=torch.zeros(CLASSES)), logits)
+    sharper = heads.apply(Head(log_temperature=undone, bias=torch.zeros(CLASSES)), logits)
 
     def loss(scores: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(scores, labels))
@@ -140,7 +140,7 @@ def test_what_a_focal_loss_makes_of_chances_is_undone_without_labels() -> None:
     logits, labels = smoothed(0.0)  # what a model would say that was trained on cross-entropy
     modest, focal = logits * 0.5, Loss(kind="focal", gamma=2.0)
     undone = priors.unsmoothed(modest, 0.0, focal)
-    sharper = head.apply(Head(log_temperature=undone, bias=torch.zeros(CLASSES)), modest)
+    sharper = heads.apply(Head(log_temperature=undone, bias=torch.zeros(CLASSES)), modest)
 
     def loss(scores: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(scores, labels))
@@ -169,12 +169,12 @@ def test_sets_start_from_public_speakers_behind_the_usual_head() -> None:
     assert found.scores is not None
     limit = conformal.threshold(found.scores, coverage=0.9)
     shares = [
-        conformal.scores(torch.softmax(head.apply(found.mean, logits), 1), labels) <= limit
+        conformal.scores(torch.softmax(heads.apply(found.mean, logits), 1), labels) <= limit
         for logits, labels in heard
     ]
 
     assert torch.stack(shares).double().mean() == pytest.approx(0.9, abs=0.02)
-    assert head.prior_from_dict(found.as_dict()).as_dict() == found.as_dict()
+    assert heads.prior_from_dict(found.as_dict()).as_dict() == found.as_dict()
 
 
 def test_public_people_never_outweigh_a_users_own_clips_by_far() -> None:

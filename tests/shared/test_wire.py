@@ -14,7 +14,7 @@ from sottovoce.shared import wire
 from sottovoce.shared.calibration import LEVELS, Question
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.front import Front
-from sottovoce.shared.head import HeadPrior, identity
+from sottovoce.shared.heads import Basis, HeadPrior, identity
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
 from sottovoce.shared.plan import Plan
@@ -48,7 +48,7 @@ PERSONAL = wire.PersonalRequest(
     plan=PLAN.digest(),
     weights=torch.randn(PARAMS),
     centre=torch.zeros(INPUTS),
-    prior=HeadPrior(mean=identity(2)),
+    prior=HeadPrior(mean=identity(2), basis=Basis(centre=torch.zeros(3), matrix=torch.randn(2, 3))),
 )
 CALIBRATE = wire.CalibrateRequest(
     plan=PLAN.digest(),
@@ -130,6 +130,19 @@ def test_a_model_is_read_as_it_was_sent() -> None:
     again = wire.PersonalRequest.read(PERSONAL.record())
     assert torch.equal(again.weights, PERSONAL.weights)
     assert again.prior.as_dict() == PERSONAL.prior.as_dict()
+    assert again.prior.basis is not None
+    assert PERSONAL.prior.basis is not None
+    assert again.prior.basis.tag == PERSONAL.prior.basis.tag
+    plain = replace(PERSONAL, prior=HeadPrior(mean=identity(2)))
+    assert wire.PersonalRequest.read(plain.record()).prior.basis is None
+
+
+def test_a_basis_that_cannot_be_is_refused() -> None:
+    content = PERSONAL.record()
+    del content.array_records["basis"]["matrix"]
+
+    with pytest.raises(MessageError, match="lacks the array basis/matrix"):
+        wire.PersonalRequest.read(content)
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.shared import conformal, metrics, seeds
-from sottovoce.shared import head as heads
-from sottovoce.shared.head import Head, HeadPrior
+from sottovoce.shared import conformal, heads, metrics, seeds
+from sottovoce.shared.heads import Head, HeadPrior
 from sottovoce.simulations import personal, worth
 from sottovoce.simulations.personal import Person
 

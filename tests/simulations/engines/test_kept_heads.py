@@ -24,8 +24,8 @@ from sottovoce.client.vault import Vault, unwrap_key
 from sottovoce.server import checkpoint
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
-from sottovoce.shared import belief, crypto, head, wire
-from sottovoce.shared.head import Head, HeadPrior, KeptHead, SealedHead
+from sottovoce.shared import crypto, heads, wire
+from sottovoce.shared.heads import Head, HeadPrior, KeptHead, SealedHead, belief
 
 DAN, NODE = "dan", 103
 """Who only receives, and has labelled clips."""
@@ -408,7 +408,7 @@ def test_a_kept_head_that_breaks_the_schema_breaks_the_request() -> None:
         plan="0" * 64,
         weights=torch.zeros(3),
         centre=torch.zeros(2),
-        prior=HeadPrior(mean=head.identity(3)),
+        prior=HeadPrior(mean=heads.identity(3)),
         kept=KeptHead(model_hash="0" * 64, version=1, blob=b"x"),
     )
     assert wire.PersonalRequest.read(request.record()).kept == request.kept

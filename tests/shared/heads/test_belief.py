@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.shared import belief as beliefs
-from sottovoce.shared import head, seeds
-from sottovoce.shared.belief import Belief
+from sottovoce.shared import heads, seeds
 from sottovoce.shared.errors import ModelError, SettingError
-from sottovoce.shared.head import Head, HeadPrior
+from sottovoce.shared.heads import Head, HeadPrior, basis
+from sottovoce.shared.heads import belief as beliefs
+from sottovoce.shared.heads.belief import Belief
 
 MODEL, NEXT = "ab" * 32, "cd" * 32
 NAMES = ("angry", "happy", "sad")
@@ -30,12 +30,11 @@ def labelled(utterances: int = 8, seed: int = 0, *, warm: float = 1.0) -> tuple[
 
 def believed(utterances: int = 8) -> Belief:
     logits, labels = labelled(utterances, warm=3.0)
-    fitted = head.fit(logits, labels, OLD)
-    return beliefs.learned(fitted, logits, labels, OLD, NAMES)
+    return beliefs.learned(heads.fitted(logits, labels, OLD), OLD, NAMES)
 
 
 def alike(one: Head, other: Head) -> bool:
-    return head.to_bytes(one, MODEL) == head.to_bytes(other, MODEL)
+    return heads.to_bytes(one, MODEL) == heads.to_bytes(other, MODEL)
 
 
 def test_a_belief_travels_whole() -> None:
@@ -52,7 +51,7 @@ def test_a_belief_travels_whole() -> None:
 
 
 def test_heads_that_earlier_releases_kept_are_read_but_not_mapped() -> None:
-    again = beliefs.from_bytes(head.to_bytes(OLD.mean, MODEL), MODEL)
+    again = beliefs.from_bytes(heads.to_bytes(OLD.mean, MODEL), MODEL)
 
     assert alike(again.head, OLD.mean)
     assert beliefs.mapped(again, NEW, NAMES) is NEW
@@ -70,17 +69,20 @@ def test_damaged_bytes_are_refused_wherever_they_are_cut() -> None:
         beliefs.from_bytes(data[:4] + b"\x09" + data[5:], MODEL)
 
 
-@pytest.mark.parametrize("classes", [2, 64, 65, 256])
+@pytest.mark.parametrize("classes", [2, 8, 20, 32, 50, 64, 65, 256])
 def test_every_belief_fits_the_wire(classes: int) -> None:
-    prior = HeadPrior(mean=head.identity(classes))
-    empty = torch.zeros(0, classes), torch.zeros(0, dtype=torch.int64)
+    voices = torch.randn(200, 60, generator=seeds.torch_rng(0, "voices"))
+    found = basis.learn(voices, classes)
+    prior = HeadPrior(mean=heads.identity(classes), basis=found)
+    clips = torch.zeros(3, classes), torch.tensor([0, 1, 1])
     names = [f"emotion {number}" for number in range(classes)]
-    belief = beliefs.learned(prior.mean, *empty, prior, names)
+    fitted = heads.fitted(*clips, prior, prior.coordinates(voices[:3]))
+    belief = beliefs.learned(fitted, prior, names)
     data = beliefs.to_bytes(belief, MODEL)
 
     assert bool(belief.tags) == (classes <= beliefs.MOST_MAPPED)
-    assert len(data) < (2048 if classes <= 64 else head.MOST_BYTES) - 33
-    assert alike(beliefs.from_bytes(data, MODEL).head, prior.mean)
+    assert len(data) < (2048 if classes <= 64 else heads.MOST_BYTES) - 33
+    assert alike(beliefs.from_bytes(data, MODEL).head, fitted.head)
 
 
 def test_who_labelled_nothing_starts_as_everybody_does() -> None:
@@ -137,12 +139,12 @@ def test_names_that_do_not_fit_the_prior_map_nothing() -> None:
 
 def test_under_the_same_model_a_fit_goes_on_where_it_ended() -> None:
     logits, labels = labelled(40, warm=3.0)
-    half = head.fit(logits[:20], labels[:20], OLD)
-    belief = beliefs.learned(half, logits[:20], labels[:20], OLD, NAMES)
+    first = heads.fitted(logits[:20], labels[:20], OLD)
+    half, belief = first.head, beliefs.learned(first, OLD, NAMES)
 
     nothing = beliefs.mapped(belief, OLD, NAMES, likeness=1.0)
-    on = head.fit(logits[20:], labels[20:], nothing)
-    whole, anew = (head.fit(logits[at], labels[at], OLD) for at in (slice(40), slice(20, 40)))
+    on = heads.fit(logits[20:], labels[20:], nothing)
+    whole, anew = (heads.fit(logits[at], labels[at], OLD) for at in (slice(40), slice(20, 40)))
 
     assert nothing.mean.log_temperature == pytest.approx(half.log_temperature)
     assert torch.allclose(nothing.mean.bias, half.bias)
@@ -154,7 +156,7 @@ def test_what_was_mapped_is_not_lost_where_nothing_was_labelled_since() -> None:
     first = believed(60)
     empty = torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64)
     start = beliefs.mapped(first, NEW, NAMES, likeness=0.5)
-    second = beliefs.learned(start.mean, *empty, NEW, NAMES, start=start)
+    second = beliefs.learned(heads.fitted(*empty, start), NEW, NAMES)
     third = beliefs.mapped(second, OLD, NAMES, likeness=0.5)
 
     moved = first.head.log_temperature - OLD.mean.log_temperature
@@ -173,6 +175,6 @@ def test_a_belief_that_cannot_be_is_refused() -> None:
     with pytest.raises(ModelError, match="told"):
         Belief(head=good.head, usual=good.usual, told=good.told + 1, tags=good.tags)
     with pytest.raises(ModelError, match="classes"):
-        Belief(head=good.head, usual=head.identity(4), told=good.told, tags=good.tags)
+        Belief(head=good.head, usual=heads.identity(4), told=good.told, tags=good.tags)
     with pytest.raises(ModelError, match="each once"):
         Belief(head=good.head, usual=good.usual, told=good.told, tags=good.tags[:1] * 3)

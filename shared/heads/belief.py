@@ -25,9 +25,11 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared import check
-from sottovoce.shared import head as heads
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.head import Head, HeadPrior
+from sottovoce.shared.heads import head as heads
+from sottovoce.shared.heads.fitting import Fit
+from sottovoce.shared.heads.head import Head
+from sottovoce.shared.heads.prior import HeadPrior
 
 LIKENESS: Final = 0.5
 """Of one user's heads under two models. On RAVDESS their temperatures correlate by 0.74 and their
@@ -85,29 +87,16 @@ def alone(head: Head) -> Belief:
     return Belief(head=head, usual=head, told=zeros)
 
 
-def learned(
-    head: Head,
-    logits: Tensor,
-    labels: Tensor,
-    prior: HeadPrior,
-    names: Sequence[str],
-    *,
-    start: HeadPrior | None = None,
-) -> Belief:
+def learned(found: Fit, prior: HeadPrior, names: Sequence[str]) -> Belief:
     """What labels told beside the head itself.
 
     Args:
-        head: What ``head.fit`` found for the same logits and labels.
-        logits: Shape (utterances, classes).
-        labels: Shape (utterances,).
+        found: The fit; where it started from another prior, what was mapped counts as told.
         prior: Where users of this model start.
         names: The emotions, in the order of the classes; none where they are not known.
-        start: The prior of the fit, where it is another: what was mapped counts as told.
-
-    Raises:
-        ModelError: As in ``head.fit``.
     """
-    told = 1 - heads.spread(head, logits, labels, start or prior) * prior.precision
+    head = found.head
+    told = 1 - found.variance * prior.precision
     told = torch.where(told > _ROUNDING, told, 0.0).clamp(max=1)
     mapped = len(names) == head.classes <= MOST_MAPPED
     return Belief(
@@ -142,9 +131,11 @@ def mapped(
     shift = [0.0 if place is None else float(moved[place]) for place in found]
     told = [0.0 if place is None else float(belief.told[1 + place]) for place in found]
     warmer = belief.head.log_temperature - belief.usual.log_temperature
+    same = likeness == 1 and prior.knows(belief.head)
     mean = Head(
         log_temperature=prior.mean.log_temperature + likeness * warmer,
         bias=prior.mean.bias + likeness * torch.tensor(shift, dtype=torch.float64),
+        adapter=belief.head.adapter if same else None,  # another model has other directions
     )
     left = 1 - likeness**2 * torch.tensor([float(belief.told[0]), *told], dtype=torch.float64)
     left = left.clamp(min=_LEAST)

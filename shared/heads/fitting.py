@@ -1,0 +1,427 @@
+"""How a user's few labels become a head: a family of fits, weighed by evidence.
+
+A user gives five labels, where maximum likelihood would want hundreds. So each fit is by maximum a
+posteriori under a Gaussian prior: with no labels it *is* the prior's mean, a few labels move it a
+little, many labels make the prior forgotten. One class only, or labels that are all wrong, cannot
+push it to infinity.
+
+The family: temperature and biases alone, and the same with an adapter of the last layer, whose
+weights the prior holds near 0 by one of ``WIDTHS``. Which of them a user needs, the labels say
+themselves: every fit is asked what it would have said of each clip without that clip's label
+(approximate leave-one-out, Rad & Maleki, JRSS B 2020), and the log-likelihood of the answers weighs
+the fits, beside what was believed of them before (pseudo-Bayesian model averaging, Yao et al.,
+Bayesian Analysis 2018). All fits are linear in the logits, so their average is one head again.
+
+Scaling each class by a factor of its own (vector scaling) is no member: it helped nobody. How the
+family and what is believed of it were chosen: ``docs/recipes.md``.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.heads.head import (
+    MOST_LOG_TEMPERATURE,
+    MOST_LOGIT,
+    Adapter,
+    Head,
+    apply,
+    fits,
+)
+from sottovoce.shared.heads.prior import HeadPrior
+
+WIDTHS: Final = (0.15, 0.4)
+"""Standard deviations of an adapter's weights, in logits for one public standard deviation."""
+
+_BELIEFS: Final = (-2.0, 0.0, -2.0)
+"""Logs of what is believed of the fits before any label, up to a constant: without an adapter,
+then by width."""
+
+_TRUST: Final = 0.5
+"""What the log-likelihoods count: one user's clips, and so the answers, hang together."""
+
+_FEW: Final = 2
+_MOST_STEPS: Final = 100
+_MOST_HALVINGS: Final = 40
+_CONVERGED: Final = 1e-12
+_NEAR: Final = 1e-6
+"""A Newton step that promises no more than this ends: what it leaves is about its square."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Fit:
+    """A head, and how sure it is.
+
+    Attributes:
+        head: The head.
+        blind: What heads fitted without each clip would say of it, shape (utterances, classes),
+            float64: scores of a user's own clips need it, because the head has seen their labels.
+            Of one clip alone it is what the prior's mean says.
+        variance: Posterior variances by Laplace's approximation, shape (1 + classes,), float64:
+            log temperature first, then biases.
+    """
+
+    head: Head
+    blind: Tensor
+    variance: Tensor
+
+
+def fit(
+    logits: Tensor, labels: Tensor, prior: HeadPrior, coordinates: Tensor | None = None
+) -> Head:
+    """The head alone; see :func:`fitted`.
+
+    Example:
+        >>> from sottovoce.shared.heads.head import identity
+        >>> sure = torch.tensor([[4.0, 0.0], [4.0, 0.0], [0.0, 4.0], [0.0, 4.0]])
+        >>> head = fit(sure, torch.tensor([0, 1, 1, 0]), HeadPrior(mean=identity(2)))
+        >>> head.log_temperature > 0  # right half of the time: it should be less sure
+        True
+    """
+    return fitted(logits, labels, prior, coordinates).head
+
+
+def fitted(
+    logits: Tensor, labels: Tensor, prior: HeadPrior, coordinates: Tensor | None = None
+) -> Fit:
+    """The head that one user's labelled utterances and the prior make.
+
+    Each member of the family minimises cross-entropy plus half the prior's quadratic by damped
+    Newton steps in float64, from the prior's mean. Cross-entropy is convex in the inverse
+    temperature, not in its log: the minimum found is the one downhill from the prior's mean.
+
+    Args:
+        logits: The shared model's, shape (utterances, classes), finite.
+        labels: True classes, shape (utterances,), integer.
+        prior: What is believed before the labels.
+        coordinates: Where the utterances lie in the prior's basis, shape (utterances, rank); None
+            where the prior has none.
+
+    Returns:
+        The fit: with no utterances its head is exactly ``prior.mean``, otherwise the average of
+        members none of which is less probable than the prior's mean.
+
+    Raises:
+        ModelError: Logits that are not finite or beyond 1e6, coordinates that are not finite,
+            labels that are not classes, or shapes that do not fit each other or the prior.
+    """
+    logits, labels = _usable(logits, labels, prior)
+    columns = _columns(coordinates, len(labels), prior)
+    if len(labels) == 0:
+        return Fit(head=prior.mean, blind=logits, variance=1 / prior.precision)
+    members = [_member(logits, labels, columns[:, :1], prior, None, None)]
+    for width in WIDTHS if prior.basis else ():
+        members.append(_member(logits, labels, columns, prior, width, members[-1]))
+    blind = [member.blind for member in members]
+    shares = _shares(blind, labels)
+    return Fit(
+        head=_average(members, shares, prior),
+        blind=torch.softmax(_blind(blind, shares, logits, prior, coordinates), 1),
+        variance=torch.diagonal(torch.cholesky_inverse(members[0].factor)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Member:
+    """One fit of the family, done.
+
+    Attributes:
+        problem: What was minimised.
+        point: Where: log temperature, then for every class its bias and, with an adapter, its
+            weights; shape (1 + classes * columns,).
+    """
+
+    problem: "_Problem"
+    point: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """Biases and weights by class, shape (classes, columns)."""
+        return self.problem.rows(self.point)
+
+    @property
+    def factor(self) -> Tensor:
+        """Of the cost's curvature at the point."""
+        return self.problem.slopes(self.point)[1]
+
+    def near(self, columns: int) -> Tensor:
+        """The point among those with this many columns, the new ones at 0."""
+        rows = self.rows
+        more = rows.new_zeros(len(rows), columns - rows.shape[1])
+        return torch.cat([self.point[:1], torch.cat([rows, more], 1).flatten()])
+
+    @cached_property
+    def blind(self) -> Tensor:
+        """Logits of each clip from the fit without it, shape (utterances, classes).
+
+        One Newton step from the fit, on the cost less the clip's own: its gradient e and curvature
+        L in its logits o move them by M (I - L M)^-1 e, M what the rest's curvature leaves o free.
+        """
+        problem, point = self.problem, self.point
+        scaled, chances = problem.outputs(point)
+        clips, classes = chances.shape
+        errors = chances - problem.hits
+        own = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
+        curvature = problem.convex(scaled, chances)
+        moves = problem.moves(scaled).reshape(clips * classes, -1)
+        half = torch.linalg.solve_triangular(
+            torch.linalg.cholesky(curvature), moves.mT, upper=False
+        )
+        half = half.reshape(-1, clips, classes).permute(1, 2, 0)
+        free = half @ half.mT
+        left = torch.eye(classes, dtype=chances.dtype) - own @ free
+        steps: Tensor = free @ torch.linalg.solve(left, errors[:, :, None])
+        return problem.scores(point) + steps[:, :, 0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Problem:
+    """Cross-entropy plus half the prior's quadratic, for scores linear in biases and weights.
+
+    Attributes:
+        logits: Shape (utterances, classes), float64.
+        labels: Shape (utterances,), int64.
+        columns: What biases and weights multiply: ones, then coordinates; (utterances, columns).
+        centre: The prior's mean, shape (1 + classes * columns,).
+        precision: Its inverse variances, same shape.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    columns: Tensor
+    centre: Tensor
+    precision: Tensor
+
+    @cached_property
+    def hits(self) -> Tensor:
+        """1 for each clip's class, shape (utterances, classes)."""
+        classes = self.logits.shape[1]
+        return torch.nn.functional.one_hot(self.labels, classes).to(self.logits.dtype)
+
+    def rows(self, point: Tensor) -> Tensor:
+        """Biases and weights by class."""
+        return point[1:].view(self.logits.shape[1], -1)
+
+    def scores(self, point: Tensor) -> Tensor:
+        """Calibrated logits."""
+        return self.logits * torch.exp(-point[0]) + self.columns @ self.rows(point).mT
+
+    def outputs(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits over the temperature, and the chances."""
+        return self.logits * torch.exp(-point[0]), torch.softmax(self.scores(point), 1)
+
+    def cost(self, point: Tensor) -> float:
+        """What is minimised; infinite where no head can be."""
+        if not abs(float(point[0])) <= MOST_LOG_TEMPERATURE:
+            return math.inf
+        loss = torch.nn.functional.cross_entropy(self.scores(point), self.labels, reduction="sum")
+        return float(loss + 0.5 * (self.precision * (point - self.centre).square()).sum())
+
+    def slopes(self, point: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the cost at a point, and the factor of a positive definite curvature.
+
+        The factor is Cholesky's, lower.
+        """
+        scaled, chances = self.outputs(point)
+        errors = chances - self.hits
+        pull = (errors * scaled).sum()
+        gradient = torch.cat([-pull.reshape(1), (errors.mT @ self.columns).flatten()])
+        curvature = self.convex(scaled, chances)
+        exact = curvature.clone()
+        exact[0, 0] += pull
+        # The exact curvature is indefinite where the cost bends down along the log temperature.
+        factor, wrong = torch.linalg.cholesky_ex(exact)
+        if wrong:
+            factor = torch.linalg.cholesky(curvature)
+        return gradient + self.precision * (point - self.centre), factor
+
+    def convex(self, scaled: Tensor, chances: Tensor) -> Tensor:
+        """Curvature without the bend of the log (Gauss-Newton), the prior's included."""
+        pushed = -chances * (scaled - (chances * scaled).sum(1, keepdim=True))
+        corner = -(scaled * pushed).sum().reshape(1, 1)
+        side = (pushed.mT @ self.columns).reshape(1, -1)
+        block = self._block(chances)
+        whole = torch.cat([torch.cat([corner, side], 1), torch.cat([side.mT, block], 1)])
+        return whole + torch.diag(self.precision)
+
+    def _block(self, chances: Tensor) -> Tensor:
+        """Of biases and weights, shape (classes * columns,) squared."""
+        classes, width = chances.shape[1], self.columns.shape[1]
+        weights = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
+        found = (weights.flatten(1).mT @ self._squares).view(classes, classes, width, width)
+        return found.transpose(1, 2).reshape(classes * width, -1)
+
+    @cached_property
+    def _squares(self) -> Tensor:
+        """Products of every two columns, shape (utterances, columns * columns)."""
+        return (self.columns[:, :, None] * self.columns[:, None, :]).flatten(1)
+
+    def moves(self, scaled: Tensor) -> Tensor:
+        """How each calibrated logit moves with the point, (utterances, classes, 1 + ...)."""
+        clips, classes = scaled.shape
+        width = self.columns.shape[1]
+        found = scaled.new_zeros(clips, classes, 1 + classes * width)
+        found[:, :, 0] = -scaled
+        for place in range(classes):
+            start = 1 + place * width
+            found[:, place, start : start + width] = self.columns
+        return found
+
+
+def _member(
+    logits: Tensor,
+    labels: Tensor,
+    columns: Tensor,
+    prior: HeadPrior,
+    width: float | None,
+    last: _Member | None,
+) -> _Member:
+    """One fit, with an adapter of a width or without; it starts where the last one ended."""
+    classes, adapters = logits.shape[1], columns.shape[1] - 1
+    bent = prior.mean.adapter
+    weights = logits.new_zeros(classes, adapters)
+    if bent and width:
+        weights = bent.weights.to(logits)
+    widths = torch.full((classes, 1 + adapters), width or 1.0, dtype=logits.dtype)
+    widths[:, 0] = prior.bias_sd
+    temperature = logits.new_tensor([prior.mean.log_temperature])
+    problem = _Problem(
+        logits=logits,
+        labels=labels,
+        columns=columns,
+        centre=torch.cat(
+            [temperature, torch.cat([prior.mean.bias[:, None], weights], 1).flatten()]
+        ),
+        precision=torch.cat([logits.new_tensor([prior.log_temperature_sd]), widths.flatten()]).pow(
+            -2
+        ),
+    )
+    start = None if last is None else last.near(columns.shape[1])
+    return _Member(problem=problem, point=_lowest(problem, start))
+
+
+def _lowest(problem: _Problem, start: Tensor | None) -> Tensor:
+    """The minimum that lies downhill from the prior's mean, or from a start no higher than it."""
+    point, cost = problem.centre, problem.cost(problem.centre)
+    if start is not None and (near := problem.cost(start)) < cost:
+        point, cost = start, near
+    for _ in range(_MOST_STEPS):
+        gradient, factor = problem.slopes(point)
+        step = -torch.cholesky_solve(gradient[:, None], factor)[:, 0]
+        slope = float(gradient @ step)
+        if not -slope > _CONVERGED * (1 + abs(cost)):
+            break
+        point, lower = _descend(problem, point, step, slope, cost)
+        if not lower < cost or -slope < _NEAR * (1 + abs(cost)):
+            break
+        cost = lower
+    return point
+
+
+def _descend(
+    problem: _Problem, point: Tensor, step: Tensor, slope: float, cost: float
+) -> tuple[Tensor, float]:
+    """The first point along the step that is clearly lower (Armijo); the old one if none is."""
+    length = 1.0
+    for _ in range(_MOST_HALVINGS):
+        trial = point + length * step
+        trial_cost = problem.cost(trial)
+        if trial_cost <= cost + 1e-4 * length * slope:
+            return trial, trial_cost
+        length /= 2
+    return point, cost
+
+
+def _shares(blind: Sequence[Tensor], labels: Tensor) -> Tensor:
+    """What each member counts for, shape (members,), together 1."""
+    if len(blind) == 1:
+        return torch.ones(1, dtype=torch.float64)
+    losses = [
+        torch.nn.functional.cross_entropy(logits, labels, reduction="sum") for logits in blind
+    ]
+    believed = torch.tensor(_BELIEFS, dtype=torch.float64)
+    return torch.softmax(believed - _TRUST * torch.stack(losses), 0)
+
+
+def _average(members: Sequence[_Member], shares: Tensor, prior: HeadPrior) -> Head:
+    """One head whose logits are the members' average."""
+    inverse = sum(
+        float(share) * math.exp(-float(member.point[0]))
+        for share, member in zip(shares, members, strict=True)
+    )
+    plain = members[0]
+    if prior.basis is None:
+        return Head(log_temperature=float(plain.point[0]), bias=plain.rows[:, 0])
+    bias = shares[0] * plain.rows[:, 0]
+    weights = torch.zeros_like(members[1].rows[:, 1:])
+    for share, member in zip(shares[1:], members[1:], strict=True):
+        bias = bias + share * member.rows[:, 0]
+        weights = weights + share * member.rows[:, 1:]
+    return Head(
+        log_temperature=-math.log(inverse),
+        bias=bias,
+        adapter=Adapter(weights=weights, basis=prior.basis.tag),
+    )
+
+
+def _blind(
+    blind: Sequence[Tensor],
+    shares: Tensor,
+    logits: Tensor,
+    prior: HeadPrior,
+    coordinates: Tensor | None,
+) -> Tensor:
+    """The members' average of what they say unseen; of a lone clip, what the prior's mean says."""
+    if len(logits) < _FEW:
+        return apply(prior.mean, logits, coordinates)
+    averaged: Tensor = torch.tensordot(shares, torch.stack(tuple(blind)), 1)
+    return averaged
+
+
+def _usable(logits: Tensor, labels: Tensor, prior: HeadPrior) -> tuple[Tensor, Tensor]:
+    """Logits as float64 and labels as int64, once they fit each other and the prior."""
+    logits = logits.detach().to("cpu", torch.float64)
+    labels = labels.detach().to("cpu")
+    if logits.dim() != 2 or labels.shape != logits.shape[:1]:
+        raise ModelError(
+            f"logits {tuple(logits.shape)} and labels {tuple(labels.shape)} do not fit; they must"
+            " be (utterances, classes) and (utterances,)"
+        )
+    fits(prior.mean.classes, logits)
+    if not bool((logits.abs() <= MOST_LOGIT).all()):
+        raise ModelError(
+            f"logits hold NaN, infinity or values beyond {MOST_LOGIT:g}; the head is not fitted:"
+            " check the recordings and the model"
+        )
+    return logits, _classes_only(labels, prior.mean.classes)
+
+
+def _columns(coordinates: Tensor | None, clips: int, prior: HeadPrior) -> Tensor:
+    """Ones, then the coordinates, shape (utterances, 1 + rank), float64."""
+    ones = torch.ones(clips, 1, dtype=torch.float64)
+    if prior.basis is None:
+        return ones
+    wanted = (clips, prior.basis.rank)
+    given = None if coordinates is None else tuple(coordinates.shape)
+    if coordinates is None or given != wanted or not bool(coordinates.isfinite().all()):
+        raise ModelError(
+            f"coordinates of shape {given} cannot be used; they must be finite and {wanted}: "
+            "compute them in the basis of the prior"
+        )
+    return torch.cat([ones, coordinates.detach().to("cpu", torch.float64)], 1)
+
+
+def _classes_only(labels: Tensor, classes: int) -> Tensor:
+    """Labels as int64, once each names a class."""
+    wrong_kind = labels.is_floating_point() or labels.is_complex()
+    if wrong_kind or not bool(((labels >= 0) & (labels < classes)).all()):
+        raise ModelError(
+            f"labels are {sorted(set(labels.tolist()))}; each must be 0 to {classes - 1}"
+        )
+    return labels.to(torch.int64)
