@@ -180,6 +180,19 @@ def reliability(probabilities: Numbers, truth: Numbers, *, bins: int = BINS) -> 
     return _binned(rows.max(axis=1), right.astype(np.float64), bins)
 
 
+def reliabilities(probabilities: Numbers, truth: Numbers, *, bins: int = BINS) -> list[Reliability]:
+    """Compare each class's probability with how often it was that class; bins as above.
+
+    What an app sees that acts on one emotion's probability. Arguments as in :func:`reliability`.
+
+    Returns:
+        One for each class, in order.
+    """
+    rows = _probabilities(probabilities)
+    target = np.eye(rows.shape[1])[_truth(rows, truth)]
+    return [_binned(rows[:, k], target[:, k], bins) for k in range(rows.shape[1])]
+
+
 def ece(probabilities: Numbers, truth: Numbers, *, bins: int = BINS) -> float:
     """Expected calibration error of the top class, in bins of equal mass, in [0, 1].
 
@@ -195,10 +208,7 @@ def classwise_ece(probabilities: Numbers, truth: Numbers, *, bins: int = BINS) -
 
     Nixon et al., Measuring Calibration in Deep Learning (2019); Kull et al. (2019).
     """
-    rows = _probabilities(probabilities)
-    target = np.eye(rows.shape[1])[_truth(rows, truth)]
-    errors = [_binned(rows[:, k], target[:, k], bins).error for k in range(rows.shape[1])]
-    return float(np.mean(errors))
+    return float(np.mean([one.error for one in reliabilities(probabilities, truth, bins=bins)]))
 
 
 def abstention(probabilities: Numbers, truth: Numbers) -> Abstention:

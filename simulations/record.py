@@ -114,6 +114,14 @@ def calibration(scored: Scored, *, seed: int = 0) -> Json:
             "before": _bins(scored.before, scored.labels),
             "after": _bins(scored.after, scored.labels),
         },
+        "reliability_by_emotion": {
+            name: {"before": before, "after": after}
+            for name, before, after in zip(
+                scored.emotions,
+                *(_bins_by_class(rows, scored.labels) for rows in (scored.before, scored.after)),
+                strict=True,
+            )
+        },
         "intervals": certainty.intervals(scored, seed=seed),
         "per_speaker": certainty.per_speaker(scored),
         **({"sets": sets} if sets else {}),
@@ -239,7 +247,16 @@ def _errors(probabilities: Floats, labels: Counts) -> Json:
 
 def _bins(probabilities: Floats, labels: Counts) -> list[Json]:
     """The reliability diagram's points."""
-    bins = metrics.reliability(probabilities, labels)
+    return _points(metrics.reliability(probabilities, labels))
+
+
+def _bins_by_class(probabilities: Floats, labels: Counts) -> list[list[Json]]:
+    """The same for each class's probability."""
+    return [_points(bins) for bins in metrics.reliabilities(probabilities, labels)]
+
+
+def _points(bins: metrics.Reliability) -> list[Json]:
+    """Bins as plain numbers."""
     return [
         {"count": count, "confidence": sure / count, "accuracy": right / count}
         for count, sure, right in zip(bins.count, bins.confidence, bins.correct, strict=True)

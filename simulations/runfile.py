@@ -92,6 +92,7 @@ _RUN: Shape = {
         "after": _ERRORS,
         "abstention": {"coverage": ["share"], "selective_accuracy": ["share"]},
         "reliability?": {"before": _BINS, "after": _BINS},
+        "reliability_by_emotion?": {"*": {"before": _BINS, "after": _BINS}},
         "intervals?": {"*": _ENDS},
         "per_speaker?": {"*": {"n": "whole", "before": _ERRORS, "after": _ERRORS}},
         "sets?": _SETS,

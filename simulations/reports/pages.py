@@ -193,12 +193,13 @@ def _plots(run: Json) -> dict[str, str | None]:
     accuracy, calibration = run["accuracy"], run["calibration"]
     emotions, known = run["corpus"]["emotions"], known_groups(run["fairness"])
     curve, bins = accuracy.get("by_round"), calibration.get("reliability")
-    answered = calibration["abstention"]
+    answered, by_emotion = calibration["abstention"], calibration.get("reliability_by_emotion")
     chance = 1 / len(emotions)
     return {
         "by_round": plots.by_round(curve, chance) if curve else None,
         "confusion": plots.confusion(accuracy["confusion"], emotions),
         "reliability": plots.reliability(bins["before"], bins["after"]) if bins else None,
+        "emotions": plots.reliability_by_emotion(by_emotion) if by_emotion else None,
         "abstention": (
             plots.abstention(answered["coverage"], answered["selective_accuracy"])
             if answered["coverage"]
@@ -260,6 +261,18 @@ def _calibration_rows(calibration: Json) -> dict[str, Any]:
         "bin_rows": [
             [heads, _share(one, "confidence"), _share(one, "accuracy"), words.number(one["count"])]
             for heads, found in bins.items()
+            for one in found
+        ],
+        "emotion_bin_rows": [
+            [
+                emotion,
+                heads,
+                _share(one, "confidence"),
+                _share(one, "accuracy"),
+                words.number(one["count"]),
+            ]
+            for emotion, sides in (calibration.get("reliability_by_emotion") or {}).items()
+            for heads, found in sides.items()
             for one in found
         ],
         "abstention_rows": [[words.percent(x, 0), words.percent(y)] for x, y in curve],

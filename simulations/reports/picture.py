@@ -8,7 +8,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib as mpl
@@ -62,13 +62,43 @@ def picture(
         draw: Draws on the axes, in the colours above.
         size: Width and height in inches.
     """
+    return _drawn(name, label, lambda figure: draw(figure.add_subplot()), size)
+
+
+def panels(
+    name: str, label: str, draws: Mapping[str, Callable[[Axes], None]], *, across: int = 4
+) -> str:
+    """Draw small pictures of one kind side by side, on shared axes, as one inline SVG element.
+
+    Args:
+        name: As in :func:`picture`.
+        label: Likewise.
+        draws: By title, what draws each.
+        across: How many stand in a row.
+    """
+    columns = min(across, len(draws))
+    rows = -(-len(draws) // columns)
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, (title, one) in zip(grid, draws.items(), strict=False):
+            one(axes)
+            axes.set_title(title, fontsize=10.5)
+        for axes in list(grid)[len(draws) :]:
+            axes.set_axis_off()
+
+    return _drawn(name, label, draw, (2.1 * columns + 0.4, 2.1 * rows + 0.3))
+
+
+def _drawn(name: str, label: str, draw: Callable[[Figure], None], size: tuple[float, float]) -> str:
+    """A figure as an inline SVG element."""
     stream = io.StringIO()
     with mpl.rc_context(_STYLE), warnings.catch_warnings():
         # Names may use letters that the measuring font lacks; the reader's browser has them.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure = Figure(figsize=size, layout="constrained")
-        draw(figure.add_subplot())
+        draw(figure)
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(stream.getvalue(), name, label)
 

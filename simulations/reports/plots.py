@@ -6,7 +6,7 @@ description says in words what it shows.
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from sottovoce.shared import metrics
-from sottovoce.simulations.reports.picture import INK, MAIN, MUTED, ON_MAIN, WARM, picture
+from sottovoce.simulations.reports.picture import INK, MAIN, MUTED, ON_MAIN, WARM, panels, picture
 
 _MOST_NAMES = 40
 _MOST_BARS = 120
@@ -85,15 +85,8 @@ def reliability(before: Sequence[Json], after: Sequence[Json]) -> str:
     """Accuracy against confidence, before and after calibration heads."""
 
     def draw(axes: Axes) -> None:
-        axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
-        for bins, color, marker, name in (
-            (before, WARM, "s", "before heads"),
-            (after, MAIN, "o", "after heads"),
-        ):
-            x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
-            axes.vlines(x, x, y, color=color, linewidth=0.8, alpha=0.5)
-            axes.plot(x, y, color=color, marker=marker, markersize=5, linewidth=1.4, label=name)
-        axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+        _reliability(axes, before, after, marker=5)
+        axes.set(xlabel="confidence", ylabel="accuracy")
         _legend(axes)
 
     label = (
@@ -102,6 +95,35 @@ def reliability(before: Sequence[Json], after: Sequence[Json]) -> str:
         "it the recogniser is too sure."
     )
     return picture("reliability", label, draw)
+
+
+def reliability_by_emotion(found: Mapping[str, Mapping[str, Sequence[Json]]]) -> str:
+    """For each emotion, how often it was that one against its probability."""
+
+    def panel(bins: Mapping[str, Sequence[Json]]) -> Callable[[Axes], None]:
+        return lambda axes: _reliability(axes, bins["before"], bins["after"], marker=3)
+
+    label = (
+        "Reliability diagrams, one for each emotion: how often it was that emotion against its "
+        "probability, before heads (squares) and after (dots). On the dashed diagonal the "
+        "probability is deserved; below it, too high."
+    )
+    return panels("emotions", label, {name: panel(bins) for name, bins in found.items()})
+
+
+def _reliability(
+    axes: Axes, before: Sequence[Json], after: Sequence[Json], *, marker: float
+) -> None:
+    """Both lines of a reliability diagram, and its diagonal."""
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+    for bins, color, shape, name in (
+        (before, WARM, "s", "before heads"),
+        (after, MAIN, "o", "after heads"),
+    ):
+        x, y = [b["confidence"] for b in bins], [b["accuracy"] for b in bins]
+        axes.vlines(x, x, y, color=color, linewidth=0.8, alpha=0.5)
+        axes.plot(x, y, color=color, marker=shape, markersize=marker, linewidth=1.4, label=name)
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02))
 
 
 def abstention(coverage: Sequence[float], accuracy: Sequence[float]) -> str:

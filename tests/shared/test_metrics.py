@@ -95,6 +95,19 @@ def test_bins_hold_equal_mass_and_everything() -> None:
     assert bins.confidence.sum() == pytest.approx(probabilities.max(axis=1).sum())
 
 
+def test_each_class_has_bins_of_its_own() -> None:
+    probabilities, truth = rows(1_003)
+    each = metrics.reliabilities(probabilities, truth)
+
+    assert len(each) == probabilities.shape[1]
+    for place, bins in enumerate(each):
+        assert bins.count.sum() == 1_003
+        assert bins.correct.sum() == (truth == place).sum()
+        assert bins.confidence.sum() == pytest.approx(probabilities[:, place].sum())
+    errors = [bins.error for bins in each]
+    assert metrics.classwise_ece(probabilities, truth) == pytest.approx(np.mean(errors))
+
+
 @pytest.mark.parametrize("measure", [metrics.ece, metrics.classwise_ece, metrics.nll])
 def test_order_of_rows_changes_nothing(measure: Callable[..., float]) -> None:
     probabilities, truth = rows()
