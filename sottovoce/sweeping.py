@@ -19,7 +19,7 @@ _AXES = {
     "models": "recipe.model",
     "seeds": "seed",
 }
-_PLAIN = ("corpus", "data", "protocol", "delta", "user_delta", "secure", "head_clips")
+_PLAIN = ("corpus", "data", "protocol", "delta", "user_delta", "secure", "head_clips", "engine")
 
 
 def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:  # noqa: ANN401
@@ -57,6 +57,8 @@ def add(commands: Any, command: Callable[..., argparse.ArgumentParser]) -> None:
     )
     add("--out", type=Path, help="the sweep's folder (default: sweeps/CORPUS)")
     add("--workers", type=int, default=1, help="runs at a time, a process each (default 1)")
+    add("--engine", help="of every run: local (default) or ray")
+    add("--address", help="with --engine ray: a Ray cluster to run on, auto or HOST:PORT")
     add("--resume", action="store_true", help="go on: finished runs are kept")
     add("--quiet", action="store_true", help="print the page's path only")
     add("--json", action="store_true", help="print sweep.json")
@@ -78,6 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
             plan,
             out,
             workers=arguments.workers,
+            address=arguments.address,
             resume=arguments.resume,
             tell=console.tell,
             progress=console.progress,

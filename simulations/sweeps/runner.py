@@ -23,6 +23,7 @@ import torch
 from sottovoce.server.checkpoint import replace_file
 from sottovoce.shared import check
 from sottovoce.shared.errors import EngineError, SettingError, SottovoceError
+from sottovoce.simulations import engines
 from sottovoce.simulations.engines.threads import begin_worker
 from sottovoce.simulations.hearing import Progress, Tell
 from sottovoce.simulations.pipeline import prepare, same_scenario, simulate
@@ -38,6 +39,7 @@ def sweep(
     out: Path,
     *,
     workers: int = 1,
+    address: str | None = None,
     resume: bool = False,
     tell: Tell = lambda _line: None,
     progress: Progress = lambda _what, _done, _total: None,
@@ -47,7 +49,8 @@ def sweep(
     Args:
         plan: Which runs.
         out: The sweep's folder; must be new or empty, unless resumed.
-        workers: Processes, each with one torch thread.
+        workers: Runs at a time, each in a process with one torch thread.
+        address: Of the Ray cluster that every run is on; see ``pipeline.simulate``.
         resume: Whether to go on with a sweep: finished runs are kept, an interrupted one goes on
             from its last round. Settings may have been added or taken away.
         tell: Takes a line about what was found.
@@ -65,6 +68,8 @@ def sweep(
     torch.set_num_threads(1)
     _check_folder(out, resume=resume)
     points = plan.points()
+    for point in points:
+        engines.check_address(point.scenario.engine, address)
     axes = {axis.setting: list(axis.values) for axis in plan.axes}
     settled = {**plan.base, "sweep": axes}
     replace_file(out / SETTLED, tomli_w.dumps(settled).encode())
@@ -75,7 +80,7 @@ def sweep(
     progress("runs", done, len(points))
     if left:
         _prepare(left, tell, progress)
-        for point in _all_run(left, out, workers=workers):
+        for point in _all_run(left, out, workers=workers, address=address):
             done += 1
             tell(_line(point, out, done, len(points), started, len(left)))
             progress("runs", done, len(points))
@@ -137,18 +142,20 @@ def _prepare(points: Sequence[Point], tell: Tell, progress: Progress) -> None:
             prepare(point.scenario, once, progress)
 
 
-def _all_run(points: Sequence[Point], out: Path, *, workers: int) -> Iterator[Point]:
+def _all_run(
+    points: Sequence[Point], out: Path, *, workers: int, address: str | None
+) -> Iterator[Point]:
     """Run all; each as it is finished."""
     if workers == 1 or len(points) == 1:
         for point in points:
             with _named(point):
-                _run(point, out)
+                _run(point, out, address)
             yield point
         return
     spawn = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(min(workers, len(points)), spawn, initializer=begin_worker)
     try:
-        waiting = {pool.submit(_run, point, out): point for point in points}
+        waiting = {pool.submit(_run, point, out, address): point for point in points}
         for future in as_completed(waiting):
             with _named(waiting[future]):
                 future.result()
@@ -166,9 +173,9 @@ def _end(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
-def _run(point: Point, out: Path) -> None:
+def _run(point: Point, out: Path, address: str | None) -> None:
     """One run, from where it is."""
-    simulate(point.scenario, _folder(out, point), resume=True)
+    simulate(point.scenario, _folder(out, point), resume=True, address=address)
 
 
 @contextmanager

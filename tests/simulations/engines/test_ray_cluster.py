@@ -153,6 +153,35 @@ def test_both_nodes_work_and_kills_of_node_and_driver_change_no_bit(
     assert not list(killed.rglob(".shared-*"))  # what the nodes wrote to be found
 
 
+def test_a_sweep_on_a_cluster_is_the_sweep_here(
+    cluster: Cluster, tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = make_scenario(tmp_path / "short.toml", tiny_run.users, tiny_run.public, rounds=2)
+    words = ["sweep", str(scenario), "--seeds", "0,1", "--quiet", "--out"]
+    assert cli.main([*words, str(tmp_path / "here")]) == 0
+
+    there = [str(tmp_path / "there"), "--engine", "ray", "--address", cluster.address]
+    assert cli.main([*words, *there]) == 0
+
+    runs = sorted(path.name for path in (tmp_path / "here" / "runs").iterdir())
+    assert len(runs) == 2
+    for name in runs:
+        assert _content(tmp_path / "there" / "runs" / name) == _content(
+            tmp_path / "here" / "runs" / name
+        )
+    assert cluster.address not in (tmp_path / "there" / "sweep.toml").read_text()
+
+
+def test_a_sweep_refuses_an_address_without_the_ray_engine(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scenario = make_scenario(tmp_path / "short.toml", tiny_run.users, tiny_run.public, rounds=2)
+    words = ["sweep", str(scenario), "--seeds", "0,1", "--out", str(tmp_path / "out")]
+
+    assert cli.main([*words, "--address", "auto"]) == 2
+    assert "address is 'auto' and engine is 'local'" in capsys.readouterr().err
+
+
 def _until(
     rounds: int, words: list[str], then: Callable[[subprocess.Popen[str]], None]
 ) -> tuple[list[str], int]:
