@@ -10,7 +10,7 @@ A device is a folder::
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.anchor import VaultAnchor
-from sottovoce.client.owner import Clips, Facts
+from sottovoce.client.owner import UNKNOWN, Clips, Facts
 from sottovoce.client.vault import Vault, write_file
 from sottovoce.shared import crypto, normaliser, seeds
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
@@ -325,6 +325,21 @@ def enrolment(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
     features, frames = kept["features"][kept["enrols"]], kept["frames"][kept["enrols"]]
     rows = normaliser.summarise(features.float(), frames)
     return rows, _read_facts(folder / _FACTS).neutral_enrolment
+
+
+def labelled(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
+    """The clips that a head is fitted on, as a device was set up with them.
+
+    Args:
+        folder: An existing device; its ledger is not touched.
+        vault: The device's.
+        labels: A model's emotions, in the order of its classes; clips of others are left out.
+    """
+    clips, names = Clips.of(vault.get_tensors("clips")), _read_facts(folder / _FACTS).labels
+    given = clips.examples.take(clips.calibrates)
+    order = [labels.index(name) if name in labels else UNKNOWN for name in names]
+    numbers = torch.tensor(order, dtype=torch.int64)[given.labels]
+    return replace(given, labels=numbers).take(numbers != UNKNOWN)
 
 
 class Randomness:

@@ -9,9 +9,6 @@ store let go to make room for it does not come back.)
 Nothing here leaves the device, and nothing is booked: the mean is used for prediction only.
 """
 
-import hashlib
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -19,18 +16,14 @@ import torch
 from torch import Tensor
 
 from sottovoce.client import device as devices
-from sottovoce.client.device import Device
-from sottovoce.client.vault import Vault
+from sottovoce.client import recordings
+from sottovoce.client.recordings import Recordings
 from sottovoce.shared import unlabelled
 from sottovoce.shared.bundle import Bundle
-from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.front import finish
 
-MOST: Final = 200
-"""Utterances that are kept; the oldest make room for new ones. More hardly move a mean."""
-
-_NAME: Final = "heard"
-_ID_DIGITS: Final = 32
+_PLACE: Final = "heard"
 
 
 class Listener:
@@ -47,13 +40,13 @@ class Listener:
 
     def __init__(self, folder: Path, bundle: Bundle) -> None:
         self._folder: Final = folder
-        self._vault: Final = _vault(folder)
+        self._vault: Final = recordings.vault_of(folder)
         self._bundle: Final = bundle
 
     @property
     def heard(self) -> tuple[str, ...]:
         """Names of the utterances that were learned from, the oldest first."""
-        return self._kept()[0]
+        return self._kept().names
 
     def learn(self, features: Tensor) -> str:
         """Learn from one utterance of the user, whatever its emotion.
@@ -73,12 +66,8 @@ class Listener:
         What another extractor heard is let go: this model cannot read it.
         """
         self._check(features)
-        row = features.detach().float().contiguous()
-        name = hashlib.sha256(row.numpy().tobytes()).hexdigest()[:_ID_DIGITS]
-        names, rows = self._kept()
-        if name not in names:
-            rows = torch.cat([rows, row[None]])[-MOST:]
-            _write(self._vault, self._bundle.extractor, (*names, name)[-MOST:], rows)
+        found, name = self._kept().added(features)
+        found.write(self._vault, _PLACE)
         return name
 
     def forget(self, name: str) -> None:
@@ -96,7 +85,7 @@ class Listener:
         """
         if not self._bundle.user_mean:
             return None
-        features = self._kept()[1]
+        features = self._kept().rows
         return self._heard_mean(self._rows(features)) if len(features) else self._enrolled_mean()
 
     def _heard_mean(self, rows: Tensor) -> Tensor:
@@ -152,24 +141,17 @@ class Listener:
             raise SettingError("this model takes nobody's mean off: there is nothing to learn")
         if self._bundle.spec.pooling != "none":
             raise SettingError("this model reads frames, from which no mean is learned yet")
-        width = self._bundle.front.mean.shape
-        if features.shape != width or not bool(features.isfinite().all()):
-            raise ModelError(
-                f"features of shape {tuple(features.shape)}; {tuple(width)} finite numbers are "
-                "needed: nothing was learned"
-            )
+        recordings.check(features, self._bundle.front.mean.shape)
 
-    def _kept(self) -> tuple[tuple[str, ...], Tensor]:
-        """Names and features of what this model's extractor heard; another's tell it nothing."""
-        extractor, names, rows = _read(self._vault)
-        if extractor != self._bundle.extractor:
-            return (), torch.zeros(0, self._bundle.front.mean.shape[0])
-        return names, rows
+    def _kept(self) -> Recordings:
+        """What this model's extractor heard."""
+        width = int(self._bundle.front.mean.shape[0])
+        return recordings.read(self._vault, _PLACE).of(self._bundle.extractor, width)
 
 
 def heard(folder: Path) -> tuple[str, ...]:
     """Names of the utterances that a device learned from, the oldest first; errors as below."""
-    return _read(_vault(folder))[1]
+    return recordings.read(recordings.vault_of(folder), _PLACE).names
 
 
 def forget(folder: Path, name: str) -> None:
@@ -186,37 +168,9 @@ def forget(folder: Path, name: str) -> None:
         SettingError: There is no device, or it keeps no utterance of that name.
         PrivacyError: The vault cannot be read or written; the utterance is kept still.
     """
-    vault = _vault(folder)
-    extractor, names, rows = _read(vault)
-    if name not in names:
-        held = ", ".join(names) or "none"
+    vault = recordings.vault_of(folder)
+    kept = recordings.read(vault, _PLACE)
+    if name not in kept.names:
+        held = ", ".join(kept.names) or "none"
         raise SettingError(f"{folder} keeps no utterance {name!r}; it keeps {held}")
-    left = [place for place, other in enumerate(names) if other != name]
-    _write(vault, extractor, [names[place] for place in left], rows[left])
-
-
-def _vault(folder: Path) -> Vault:
-    """A device's vault."""
-    if not Device.exists(folder):
-        raise SettingError(f"{folder} holds no device; name the folder of one")
-    return Vault.open(folder / "vault")
-
-
-def _read(vault: Vault) -> tuple[str, tuple[str, ...], Tensor]:
-    """Extractor, names and features, shape (utterances, features), as they lie in the vault."""
-    if not vault.has(_NAME):
-        return "", (), torch.zeros(0, 0)
-    kept = vault.get_tensors(_NAME)
-    try:
-        about = json.loads(bytes(kept["about"].tolist()))
-        extractor, names, rows = str(about["extractor"]), tuple(about["names"]), kept["rows"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise PrivacyError(f"what the device heard is damaged ({error}); delete {_NAME}") from error
-    return extractor, names, rows
-
-
-def _write(vault: Vault, extractor: str, names: Sequence[str], rows: Tensor) -> None:
-    """Keep names and features together, in one atomic write."""
-    words = json.dumps({"extractor": extractor, "names": list(names)}).encode()
-    about = torch.frombuffer(bytearray(words), dtype=torch.uint8)
-    vault.put_tensors(_NAME, {"rows": rows, "about": about})
+    kept.without(name).write(vault, _PLACE)

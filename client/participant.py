@@ -10,17 +10,17 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from sottovoce.client import given, secure, turns
+from sottovoce.client import given, labeller, secure, turns
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device, Pending, Randomness
 from sottovoce.client.gradients import twin
 from sottovoce.client.owner import Clips
 from sottovoce.client.trainer import local_update
-from sottovoce.shared import crypto, normaliser
+from sottovoce.shared import crypto, heads, normaliser
 from sottovoce.shared.errors import MessageError, SottovoceError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.heads import MOST_LOGIT, HeadPrior, KeptHead, SealedHead
+from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.flat import check_finite, unflatten
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import build
@@ -92,13 +92,31 @@ def prepare(
     device.vault.put("plan", plan.to_json().encode())
     device.vault.put_tensors("population", statistics)
     tensors = {"enrolled": rows[clips.enrols], "length": torch.tensor(front.length)}
-    for name, chosen in (("training", clips.trains), ("calibration", clips.calibrates)):
-        part = clips.examples.take(chosen)
-        parts = {"projected": projected[chosen], "frames": part.frames, "labels": part.labels}
+    kept = {
+        "training": (clips.examples.take(clips.trains), projected[clips.trains]),
+        "calibration": _labelled(device, plan, front, clips, projected),
+    }
+    for name, (part, shown) in kept.items():
+        parts = {"projected": shown, "frames": part.frames, "labels": part.labels}
         tensors |= {f"{name}.{key}": value for key, value in parts.items()}
     device.vault.put_tensors("projected", tensors)
     device.training = Newest()
     return clips, rows
+
+
+def _labelled(
+    device: Device, plan: Plan, front: Front, clips: Clips, projected: Tensor
+) -> tuple[Examples, Tensor]:
+    """What the head is fitted on, and behind the front: clips, and what the user labelled since."""
+    given, shown = clips.examples.take(clips.calibrates), projected[clips.calibrates]
+    since = labeller.kept(device.vault, plan.extractor, plan.labels, len(front.mean))
+    if len(since) == 0 or given.features.dim() > 2:
+        return given, shown
+    both = {
+        name: torch.cat([getattr(part, name) for part in (given, since)])
+        for name in ("features", "frames", "labels")
+    }
+    return Examples(**both), torch.cat([shown, front.project(since.features)])
 
 
 def _prepay_enrolment(device: Device, plan: Plan) -> None:
@@ -312,8 +330,9 @@ def _heard(
     with torch.no_grad():
         vectors = model.vectors(examples.features, examples.frames)
         logits = model.head(vectors)
-    sane = (logits.abs() <= MOST_LOGIT).all(1) & vectors.isfinite().all(1)  # NaN is not
-    return logits[sane], examples.labels[sane], prior.coordinates(vectors[sane])
+    places = prior.coordinates(vectors)
+    sane = heads.usable(logits, places)
+    return logits[sane], examples.labels[sane], None if places is None else places[sane]
 
 
 def _book_head(device: Device, plan: Plan, version: int) -> None:

@@ -6,7 +6,7 @@ says so. Without a device, or with one that knows nothing of this model, populat
 prior stand in for the user.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
+from sottovoce.client.labeller import Labeller
 from sottovoce.client.listener import Listener
 from sottovoce.client.vault import Vault
 from sottovoce.shared import audio, check, conformal, heads, quality
@@ -72,7 +73,7 @@ class Recogniser:
             coin toss. An app that bears a risk r of a wrong answer takes 1 - r: it holds as far as
             confidences are calibrated.
         coverage: How often a prediction's set shall hold the true emotion, in (0, 1).
-        listener: Learns this user's mean from what is heard; None learns nothing.
+        device: The user's device folder, which keeps what is learned; None learns nothing.
 
     Raises:
         SettingError: A confidence outside [0, 1], or a coverage outside (0, 1).
@@ -86,7 +87,7 @@ class Recogniser:
         *,
         least_confidence: float | None = None,
         coverage: float = conformal.COVERAGE,
-        listener: Listener | None = None,
+        device: Path | None = None,
     ) -> None:
         if least_confidence is None:
             least_confidence = min(_TWICE_CHANCE / len(bundle.labels), _COIN_TOSS)
@@ -101,7 +102,7 @@ class Recogniser:
         self._limit = _limit(bundle, self.person, coverage)
         self._extractor: Extractor = _extractor(bundle)
         self._network: Network = bundle.network()
-        self._listener = listener
+        self._device = device
 
     @classmethod
     def open(
@@ -131,7 +132,7 @@ class Recogniser:
         if device is None:
             return cls(bundle, **limits)
         person = of_device(bundle, device)
-        return cls(bundle, person, listener=Listener(device, bundle), **limits)
+        return cls(bundle, person, device=device, **limits)
 
     def predict(self, signal: Signal) -> Prediction:
         """Recognise one recording.
@@ -177,38 +178,72 @@ class Recogniser:
             ModelError: Features that are not what the model reads.
             PrivacyError: The vault cannot be read or written.
         """
-        listener = self._listening()
-        if not bool(signal.samples.isfinite().all()):
-            raise AudioError("the recording holds NaN or infinite samples; nothing was learned")
-        measured = quality.gate(signal)
-        if not measured.usable:
-            raise AudioError(f"the recording is {measured.reason}; nothing was learned from it")
-        name = listener.learn(self._extractor(audio.resample(signal, audio.RATE)))
-        self._hear(listener)
+        name = Listener(self._folder(), self.bundle).learn(self._features(signal))
+        self._refresh()
+        return name
+
+    def label(self, signal: Signal, emotion: str) -> str:
+        """Take the user's word for what a recording was; the head is fitted on it at once.
+
+        Label random moments, right answers as well as wrong ones: a head that is told of wrong
+        ones alone learns that the model is wrong. What is kept is the recording's features, sealed
+        in the device's vault; nothing leaves but the head, sealed, when a run next asks for it.
+
+        Args:
+            signal: The user speaking, and nobody else.
+            emotion: One of the model's labels.
+
+        Returns:
+            The recording's name, for :meth:`forget`.
+
+        Raises:
+            SettingError: There is no device, an emotion that the model does not know, or a model
+                that reads frames.
+            AudioError: A recording that the quality gate refuses: nothing is learned from silence.
+            ModelError: Features that are not what the model reads.
+            PrivacyError: The vault cannot be read or written.
+        """
+        labeller = Labeller(self._folder(), self.bundle)
+        name = labeller.label(self._features(signal), emotion, self.person.mean)
+        self._refresh()
         return name
 
     def forget(self, name: str) -> None:
-        """Forget a recording that was learned from: afterwards it has never been heard.
+        """Forget a recording, its label too: afterwards it has never been heard.
 
         Raises:
             SettingError: There is no device, or it keeps no recording of that name.
             PrivacyError: The vault cannot be read or written.
         """
-        listener = self._listening()
-        listener.forget(name)
-        self._hear(listener)
+        listener = Listener(self._folder(), self.bundle)
+        labeller = Labeller(self._folder(), self.bundle)
+        labelled = name in labeller.names
+        if name in listener.heard or not labelled:
+            listener.forget(name)
+            self._refresh()
+        if labelled:
+            labeller.forget(name, self.person.mean)
+            self._refresh()
 
-    def _listening(self) -> Listener:
-        """What learns, where there is a device to keep it."""
-        if self._listener is None:
+    def _folder(self) -> Path:
+        """The device that keeps what is learned."""
+        if self._device is None:
             raise SettingError("there is no device to keep what is learned; open one with device=")
-        return self._listener
+        return self._device
 
-    def _hear(self, listener: Listener) -> None:
-        """Take off what the device knows now."""
-        mean = listener.mean()
-        usual = self.bundle.centre if mean is None else mean
-        self.person = replace(self.person, mean=usual, own_mean=mean is not None)
+    def _refresh(self) -> None:
+        """Know what the device knows now."""
+        self.person = of_device(self.bundle, self._folder())
+        self._limit = _limit(self.bundle, self.person, self._coverage)
+
+    def _features(self, signal: Signal) -> Tensor:
+        """What the model's extractor gives for a recording that something can be learned from."""
+        if not bool(signal.samples.isfinite().all()):
+            raise AudioError("the recording holds NaN or infinite samples; nothing was learned")
+        measured = quality.gate(signal)
+        if not measured.usable:
+            raise AudioError(f"the recording is {measured.reason}; nothing was learned from it")
+        return self._extractor(audio.resample(signal, audio.RATE))
 
     def probabilities(self, features: Tensor) -> Tensor:
         """Chance of each emotion, shape (classes,), float64, from one recording's features.

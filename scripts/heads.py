@@ -17,7 +17,7 @@ import torch
 
 from sottovoce.simulations import personal, worth
 
-LABELLED = (0, 1, 2, 5, 10)
+LABELLED = (0, 1, 2, 5, 10, 20)
 DRAWS, SEED = 5, 0
 RUNS = (
     "ravdess8-6fold-none-all-0",

@@ -36,6 +36,11 @@ def _add_predict(commands: Any, command: Command) -> None:  # noqa: ANN401
         help="learn the user's voice from each file afterwards; stays on the device",
     )
     parser.add_argument(
+        "--label",
+        metavar="EMOTION",
+        help="what each file was: the user's head is fitted on it afterwards; stays on the device",
+    )
+    parser.add_argument(
         "--risk", type=_share, help="abstain where the chance of a wrong answer is above this"
     )
     parser.add_argument(
@@ -62,8 +67,9 @@ def _predict(arguments: argparse.Namespace) -> int:
     from sottovoce.client.recogniser import Recogniser
     from sottovoce.shared.audio import load
 
-    if arguments.learn and arguments.device is None:
-        raise SettingError("--learn has no device to keep what is learned; add --device")
+    if (arguments.learn or arguments.label) and arguments.device is None:
+        option = "--learn" if arguments.learn else "--label"
+        raise SettingError(f"{option} has no device to keep what is learned; add --device")
     least = None if arguments.risk is None else 1 - arguments.risk
     recogniser = Recogniser.open(
         arguments.model, arguments.device, least_confidence=least, coverage=arguments.coverage
@@ -74,6 +80,8 @@ def _predict(arguments: argparse.Namespace) -> int:
             signal = load(path)
             prediction = recogniser.predict(signal)
             learned = {"learned": recogniser.learn(signal)} if arguments.learn else {}
+            if arguments.label:
+                learned["labelled"] = recogniser.label(signal, arguments.label)
         except SottovoceError as error:
             failed += 1
             print(f"sottovoce: {error}", file=sys.stderr)
@@ -81,9 +89,8 @@ def _predict(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps({"file": str(path)} | prediction.to_dict() | learned))
         else:
-            print(
-                "; ".join([f"{path}: {prediction}", *(f"learned as {n}" for n in learned.values())])
-            )
+            more = (f"{how} as {name}" for how, name in learned.items())
+            print("; ".join([f"{path}: {prediction}", *more]))
     return 1 if failed else 0
 
 
@@ -109,11 +116,14 @@ def _add_device(commands: Any, command: Command) -> None:  # noqa: ANN401
         own,
         "forget",
         _device_forget,
-        "Forget recordings that the user's voice was learned from.",
+        "Forget recordings that the user's voice or head was learned from.",
         "sottovoce device forget my-device NAME",
     )
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
-    parser.add_argument("names", nargs="+", metavar="NAME", help="what predict --learn printed")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="what predict printed")
+    parser.add_argument(
+        "--model", type=Path, help="for labelled recordings: whose head is fitted again"
+    )
     retiring = command(
         own,
         "retire",
@@ -125,12 +135,22 @@ def _add_device(commands: Any, command: Command) -> None:  # noqa: ANN401
 
 
 def _device_forget(arguments: argparse.Namespace) -> int:
-    """Forget by name; the user's mean is then what it would be without them."""
-    from sottovoce.client.listener import forget, heard
+    """Forget by name; the user's mean and head are then what they would be without them."""
+    from sottovoce.client import labeller, listener
+    from sottovoce.client.recogniser import Recogniser
 
+    folder = arguments.folder
+    told = sorted({*arguments.names} & {*labeller.labelled(folder)})
+    if told and not arguments.model:
+        raise SettingError(
+            f"{told[0]} was labelled, and the head was fitted on it: name the model with --model, "
+            "so that the head is fitted again without it"
+        )
+    recogniser = Recogniser.open(arguments.model, folder) if arguments.model else None
     for name in arguments.names:
-        forget(arguments.folder, name)
-    print(f"forgotten: {len(arguments.names)}; still kept: {len(heard(arguments.folder))}")
+        recogniser.forget(name) if recogniser else listener.forget(folder, name)
+    left = {*listener.heard(folder), *labeller.labelled(folder)}
+    print(f"forgotten: {len(arguments.names)}; still kept: {len(left)}")
     return 0
 
 

@@ -714,6 +714,31 @@ def test_a_voice_is_learned_and_forgotten(say: Say, tiny_run: Any, tmp_path: Pat
     assert say("predict", wav, "--model", model, "--learn")[0] == 2, "nothing could keep it"
 
 
+def test_labels_move_the_head_until_they_are_forgotten(
+    say: Say, tiny_run: Any, tmp_path: Path
+) -> None:
+    _device(tmp_path)
+    wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"
+    words = ("predict", wav, "--model", model, "--device", tmp_path, "--json")
+    before = json.loads(say(*words)[1])
+    least = min(before["probabilities"], key=before["probabilities"].get)
+
+    status, out, _ = say(*words, "--label", least)
+    name, after = json.loads(out)["labelled"], json.loads(say(*words)[1])
+    assert (status, after["own_head"]) == (0, True)
+    assert after["probabilities"][least] > before["probabilities"][least]
+
+    status, _, last = say("device", "forget", tmp_path, name)
+    assert (status, "--model" in last) == (2, True), "the head was fitted on it"
+    status, out, _ = say("device", "forget", tmp_path, name, "--model", model)
+    assert (status, "still kept: 0" in out) == (0, True)
+    assert json.loads(say(*words)[1]) == before
+    status, _, last = say(*words, "--label", "melancholy")
+    assert (status, "'melancholy'" in last, least in last) == (1, True, True)
+    status, _, last = say("predict", wav, "--model", model, "--label", least)
+    assert (status, "--device" in last) == (2, True), "nothing could keep it"
+
+
 # --- what looks at a device -------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ use of it in ``belief``.
 """
 
 from sottovoce.shared.heads.basis import Basis
-from sottovoce.shared.heads.fitting import Fit, fit, fitted
+from sottovoce.shared.heads.fitting import Fit, fit, fitted, usable
 from sottovoce.shared.heads.head import (
     MOST_BYTES,
     MOST_LOGIT,
@@ -38,4 +38,5 @@ __all__ = [
     "identity",
     "prior_from_dict",
     "to_bytes",
+    "usable",
 ]

@@ -127,6 +127,12 @@ def fitted(
     )
 
 
+def usable(logits: Tensor, coordinates: Tensor | None) -> Tensor:
+    """Which utterances a head can be fitted on, shape (utterances,), bool; arguments as above."""
+    good = (logits.abs() <= MOST_LOGIT).all(1)  # NaN is not
+    return good if coordinates is None else good & coordinates.isfinite().all(1)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Member:
     """One fit of the family, done.

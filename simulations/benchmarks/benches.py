@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from sottovoce.shared import heads
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.features.extract import extractor
+from sottovoce.shared.heads import basis
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
@@ -130,29 +132,34 @@ def sizes(folder: Path) -> dict[str, int]:
 
 def _head() -> Bench:
     """Fit one user's head."""
-    logits, labels = _labelled()
-    prior = heads.HeadPrior(mean=heads.identity(CLASSES))
-    return lambda: heads.fit(logits, labels, prior)
+    logits, labels, coordinates = _labelled()
+    return lambda: heads.fit(logits, labels, _prior(), coordinates)
 
 
-def _labelled() -> tuple[torch.Tensor, torch.Tensor]:
-    """Logits and labels of 50 clips."""
+@cache
+def _prior() -> heads.HeadPrior:
+    """Where heads start, with all the directions that they may bend in."""
+    voices = torch.randn(400, 128, generator=torch.Generator().manual_seed(5))
+    return heads.HeadPrior(mean=heads.identity(CLASSES), basis=basis.learn(voices, CLASSES))
+
+
+def _labelled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Logits, labels and coordinates of 50 clips."""
     random = torch.Generator().manual_seed(3)
     logits = 3 * torch.randn(50, CLASSES, generator=random)
-    return logits, torch.randint(CLASSES, (50,), generator=random)
+    labels = torch.randint(CLASSES, (50,), generator=random)
+    return logits, labels, _prior().coordinates(torch.randn(50, 128, generator=random))
 
 
 def _kept_head(folder: Path) -> Bench:
     """All that a device does with 50 labelled clips."""
-    calibrator = _calibrator(folder)
-    logits, labels = _labelled()
-    return lambda: calibrator.fit(logits, labels)
+    calibrator, labelled = _calibrator(folder), _labelled()
+    return lambda: calibrator.fit(*labelled)
 
 
 def _calibrator(folder: Path) -> Calibrator:
     """A device's calibrator that has fitted a head."""
     vault = Vault.create(Path(tempfile.mkdtemp(dir=folder)) / "vault", user="bench")
-    prior = heads.HeadPrior(mean=heads.identity(CLASSES))
-    calibrator = Calibrator(vault, model_hash="0" * 64, prior=prior)
+    calibrator = Calibrator(vault, model_hash="0" * 64, prior=_prior())
     calibrator.fit(*_labelled())
     return calibrator

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import listener
+from sottovoce.client import listener, recordings
 from sottovoce.client.device import Device
 from sottovoce.client.listener import Listener
 from sottovoce.client.owner import Clips, Facts
@@ -132,7 +132,7 @@ def test_neutral_enrolment_and_what_is_heard_later_go_together(tmp_path: Path) -
 
 
 def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(listener, "MOST", 3)
+    monkeypatch.setattr(recordings, "MOST", 3)
     own, names = _learned(_device(tmp_path / "own").folder, _speech(5))
     fresh, _ = _learned(_device(tmp_path / "new").folder, _speech(5)[2:])
 

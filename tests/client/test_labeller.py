@@ -1,0 +1,204 @@
+"""The user's word moves the head at once, later models too, and can be taken back."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sottovoce.client import labeller, participant, recordings
+from sottovoce.client.calibrator import Calibrator
+from sottovoce.client.device import Device
+from sottovoce.client.labeller import Labeller
+from sottovoce.client.owner import Clips, Facts
+from sottovoce.client.vault import Vault
+from sottovoce.shared import heads, seeds
+from sottovoce.shared.bundle import Bundle
+from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import identity
+from sottovoce.shared.heads import Basis, Head, HeadPrior
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN, unknown
+from sottovoce.shared.plan import Plan
+from sottovoce.shared.privacy.release import Kind
+from sottovoce.shared.training import LocalTraining, NoPrivacy
+
+LABELS = ("angry", "happy", "sad")
+WIDTH = 4
+SPEC = ModelSpec(kind="linear", inputs=WIDTH, classes=len(LABELS))
+WEIGHTS = torch.cat([2 * torch.eye(len(LABELS), WIDTH).flatten(), torch.zeros(len(LABELS))])
+NOBODY = torch.zeros(WIDTH)
+PLAN = Plan(
+    run="r",
+    labels=LABELS,
+    extractor="ears",
+    front=identity(WIDTH).digest(),
+    model=SPEC,
+    rounds=1,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+    mechanism=NoPrivacy(),
+    centre=EXACT_CENTRE,
+    normaliser=EXACT_MEAN,
+    count_noise=0.0,
+)
+
+
+def bundle(*, bends: bool = True, extractor: str = "ears") -> Bundle:
+    basis = Basis(centre=torch.zeros(WIDTH), matrix=torch.eye(WIDTH)[:2]) if bends else None
+    return Bundle(
+        labels=LABELS,
+        extractor=extractor,
+        spec=SPEC,
+        weights=WEIGHTS,
+        front=identity(WIDTH),
+        centre=NOBODY,
+        population=unknown(WIDTH),
+        prior=HeadPrior(mean=heads.identity(len(LABELS)), basis=basis),
+        user_mean=True,
+        model_hash=PLAN.model_hash(WEIGHTS),
+    )
+
+
+def device(folder: Path, *, clips: int = 0, labels: tuple[str, ...] = LABELS) -> Device:
+    """One that was set up with some labelled clips, and knows nothing of its user's mean."""
+    none = torch.zeros(clips, dtype=torch.bool)
+    examples = Examples(
+        features=speech(clips, seed=9),
+        frames=torch.ones(clips, dtype=torch.int64),
+        labels=torch.arange(clips) % len(labels),
+    )
+    facts = Facts(user="ada", budgets=(), contributes=False, labels=labels, simulated_seed=1)
+    return Device.create(
+        folder, facts, Clips(examples=examples, enrols=none, calibrates=~none, trains=none)
+    )
+
+
+def speech(clips: int, seed: int = 0) -> Tensor:
+    return torch.randn(clips, WIDTH, generator=seeds.torch_rng(seed, "speech"))
+
+
+def head(folder: Path, model: Bundle) -> Head:
+    vault = Vault.open(folder / "vault")
+    return Calibrator(vault, model_hash=model.model_hash, prior=model.prior).head()
+
+
+def fitted(model: Bundle, rows: Tensor, labels: list[int]) -> Head:
+    logits, places = model.heard(rows, torch.ones(len(rows), dtype=torch.int64), NOBODY)
+    return heads.fit(logits, torch.tensor(labels), model.prior, places)
+
+
+def same(one: Head, other: Head) -> bool:
+    return heads.to_bytes(one, "0" * 64) == heads.to_bytes(other, "0" * 64)
+
+
+@pytest.mark.parametrize("bends", [True, False])
+def test_a_head_is_fitted_on_clips_and_on_what_was_labelled_since(
+    tmp_path: Path, bends: bool
+) -> None:
+    model = bundle(bends=bends)
+    folder = device(tmp_path / "ada", clips=4, labels=("sad", "angry", "happy")).folder
+    told = ("happy", "happy", "angry")
+    for row, emotion in zip(speech(3), told, strict=True):
+        Labeller(folder, model).label(row, emotion, NOBODY)
+
+    expected = fitted(model, torch.cat([speech(4, seed=9), speech(3)]), [2, 0, 1, 2, 1, 1, 0])
+    assert same(head(folder, model), expected)
+    assert (head(folder, model).adapter is not None) == bends
+
+
+def test_what_is_forgotten_was_never_said(tmp_path: Path) -> None:
+    model, rows = bundle(), speech(3)
+    twins = [device(tmp_path / name, clips=2).folder for name in ("ada", "eve")]
+    names = [Labeller(twins[0], model).label(row, "sad", NOBODY) for row in rows]
+    for row in rows[[0, 2]]:
+        Labeller(twins[1], model).label(row, "sad", NOBODY)
+
+    Labeller(twins[0], model).forget(names[1], NOBODY)
+
+    assert same(*(head(folder, model) for folder in twins))
+    assert labeller.labelled(twins[0]) == labeller.labelled(twins[1]) == (names[0], names[2])
+    for name in (names[0], names[2]):
+        Labeller(twins[0], model).forget(name, NOBODY)
+    assert same(head(twins[0], model), fitted(model, speech(2, seed=9), [0, 1]))
+
+
+def test_a_second_word_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    model, row = bundle(), speech(1)[0]
+    folder = device(tmp_path / "ada").folder
+    names = {Labeller(folder, model).label(row, word, NOBODY) for word in ("sad", "happy")}
+
+    assert Labeller(folder, model).names == tuple(names)
+    assert same(head(folder, model), fitted(model, row[None], [LABELS.index("happy")]))
+
+
+def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recordings, "MOST", 3)
+    folder = device(tmp_path / "ada").folder
+    names = [Labeller(folder, bundle()).label(row, "sad", NOBODY) for row in speech(5)]
+
+    assert labeller.labelled(folder) == tuple(names[2:])
+
+
+@pytest.mark.parametrize("other", ["another extractor", "another label"])
+def test_a_model_learns_only_from_what_it_can_read(tmp_path: Path, other: str) -> None:
+    folder = device(tmp_path / "ada").folder
+    Labeller(folder, bundle()).label(speech(1)[0], "sad", NOBODY)
+    changed = bundle(extractor="nose") if other == "another extractor" else bundle()
+    labels = LABELS if other == "another extractor" else ("angry", "happy", "bored")
+    model = replace(changed, labels=labels, model_hash="f" * 64)
+
+    Labeller(folder, model).label(speech(2)[1], "angry", NOBODY)
+
+    assert same(head(folder, model), fitted(model, speech(2)[1:], [0]))
+
+
+def test_the_next_model_is_fitted_on_what_was_labelled_too(tmp_path: Path) -> None:
+    model, own = bundle(), device(tmp_path / "ada", clips=2)
+    for row in speech(3):
+        Labeller(own.folder, model).label(row, "angry", NOBODY)
+    participant.enrol(own, PLAN, model.front, model.population)
+    weights = WEIGHTS * 0.5
+
+    participant.personalise(
+        own, plan=PLAN.digest(), weights=weights, centre=NOBODY, prior=model.prior
+    )
+
+    later = replace(model, weights=weights, model_hash=PLAN.model_hash(weights))
+    expected = fitted(later, torch.cat([speech(2, seed=9), speech(3)]), [0, 1, 0, 0, 0])
+    assert same(head(own.folder, later), expected)
+    kinds = {one.kind for one in own.ledger.releases}
+    assert kinds == {Kind.SEALED_HEAD}, "nothing else left"
+
+
+def test_bad_words_change_nothing(tmp_path: Path) -> None:
+    folder, model = device(tmp_path / "ada").folder, bundle()
+    Labeller(folder, model).label(speech(1)[0], "sad", NOBODY)
+    before = head(folder, model), labeller.labelled(folder)
+
+    with pytest.raises(SettingError, match=r"'bored'.*angry, happy, sad"):
+        Labeller(folder, model).label(speech(1)[0], "bored", NOBODY)
+    for row in (torch.zeros(WIDTH + 1), torch.full((WIDTH,), torch.nan), speech(2)):
+        with pytest.raises(ModelError, match="nothing was learned"):
+            Labeller(folder, model).label(row, "sad", NOBODY)
+    frames = ModelSpec(kind="cnn-attention", inputs=WIDTH, classes=len(LABELS))
+    reads_frames = replace(model, spec=frames, prior=replace(model.prior, basis=None))
+    with pytest.raises(SettingError, match="reads frames"):
+        Labeller(folder, reads_frames).label(speech(1)[0], "sad", NOBODY)
+
+    assert same(head(folder, model), before[0])
+    assert labeller.labelled(folder) == before[1]
+    with pytest.raises(SettingError, match="no device"):
+        Labeller(tmp_path / "nowhere", model)
+
+
+def test_damaged_recordings_are_not_passed_over(tmp_path: Path) -> None:
+    folder, model = device(tmp_path / "ada").folder, bundle()
+    Labeller(folder, model).label(speech(1)[0], "sad", NOBODY)
+    vault = Vault.open(folder / "vault")
+    kept = vault.get_tensors("labelled")
+    vault.put_tensors("labelled", {"rows": kept["rows"][:0], "about": kept["about"]})
+
+    with pytest.raises(PrivacyError, match="delete labelled"):
+        Labeller(folder, model).label(speech(2)[1], "sad", NOBODY)
