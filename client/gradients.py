@@ -13,6 +13,7 @@ kind, by measurement (``docs/results/benchmarks.md``):
   the clip would not hold. A norm that is taken from what is summed cannot be wrong about it.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -29,6 +30,10 @@ from sottovoce.shared.models.network import Network, Reader
 
 _L = TypeVar("_L", bound=nn.Module)
 
+_LARGEST_READ = 1e15
+"""Up to here, scaled slopes that fall below float32's range (1.2e-38) may as well be zeros: each
+would move the product by 1.2e-23."""
+
 
 class Share(Protocol):
     """What one tensor of weights adds to the gradient of each utterance."""
@@ -38,7 +43,7 @@ class Share(Protocol):
         ...
 
     def sum(self, factors: Tensor) -> Tensor:
-        """Of all utterances, each times its factor (utterances,), float64; shape (weights,)."""
+        """Of all utterances, each times its factor; shapes (utterances,), (weights,); float32."""
         ...
 
     def without(self, broken: Tensor) -> "Share":
@@ -60,19 +65,20 @@ class Rows:
 
     def square_norms(self) -> Tensor:
         """In float32 over one output's weights, which is quick, in float64 over all outputs."""
-        each = self.each.view(*self.each.shape[:2], -1)
-        parts = torch.linalg.vector_norm(each, dim=-1).double()
-        if not parts.isfinite().all():  # broken, or only too large for a square in float32
-            parts = torch.linalg.vector_norm(each.double(), dim=-1)
-        squares: Tensor = parts.square().sum(dim=1)
-        return squares
+        if self.each.dim() == 2:
+            return _squares(self.each)
+        each = self.each.flatten(2)
+        parts = torch.linalg.vector_norm(each, dim=2).double()
+        if not math.isfinite(parts.sum()):  # broken, or only too large for a square in float32
+            parts = torch.linalg.vector_norm(each, dim=2, dtype=torch.float64)
+        return _squares(parts)
 
     def sum(self, factors: Tensor) -> Tensor:
-        """See ``Share.sum``; products in float32."""
-        total = factors.to(self.each.dtype) @ self.each.flatten(1)
+        """See ``Share.sum``."""
+        total = factors @ self.each.flatten(1)
         if self.order is None:
-            return total.double()
-        return total.view(self.each.shape[1:]).permute(self.order).flatten().double()
+            return total
+        return total.view(self.each.shape[1:]).permute(self.order).flatten()
 
     def without(self, broken: Tensor) -> "Rows":
         """See ``Share.without``."""
@@ -96,9 +102,15 @@ class Outer:
         return _squares(self.slopes) * _squares(self.read)
 
     def sum(self, factors: Tensor) -> Tensor:
-        """See ``Share.sum``; float64 throughout, for one factor may be huge, the other tiny."""
-        scaled = factors.unsqueeze(1) * self.slopes.double()
-        return (scaled.mT @ self.read.double()).flatten()
+        """See ``Share.sum``.
+
+        What was read may be so large that slopes, scaled to fit it, fall below what float32 holds
+        in full; the product is then taken in float64.
+        """
+        slopes, read = self.slopes, self.read
+        if not read.abs().amax() <= _LARGEST_READ:
+            slopes, read, factors = slopes.double(), read.double(), factors.double()
+        return ((factors.unsqueeze(1) * slopes).mT @ read).flatten().float()
 
     def without(self, broken: Tensor) -> "Outer":
         """See ``Share.without``."""
@@ -107,7 +119,8 @@ class Outer:
 
 def _squares(vectors: Tensor) -> Tensor:
     """Square norms, (utterances,), float64."""
-    return vectors.double().square().sum(dim=1)
+    squares: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
+    return squares
 
 
 def _zeroed(each: Tensor, broken: Tensor) -> Tensor:
@@ -133,23 +146,25 @@ class Gradients:
         return len(self.norms)
 
     def sum(self, factors: Tensor) -> Tensor:
-        """Of all utterances, each times its factor.
+        """Of all utterances, each times its factor; products and sums in float32.
 
         Args:
-            factors: Shape (utterances,), float64, finite.
+            factors: Shape (utterances,), float64, finite, each 0 or one that float32 holds in full.
 
         Returns:
             Shape (params,), float64, in the order of ``flat``.
         """
-        return torch.cat([share.sum(factors) for share in self.shares])
+        single = factors.float()
+        return torch.cat([share.sum(single) for share in self.shares]).double()
 
 
 def _gathered(shares: tuple[Share, ...]) -> Gradients:
     """Norms, and zeros for what is no number."""
-    squares = torch.stack([share.square_norms() for share in shares]).sum(dim=0)
-    broken = ~squares.isfinite()
-    if not broken.any():
+    squares = sum((share.square_norms() for share in shares[1:]), shares[0].square_norms())
+    # A sum that is a number says that all are: squares of float32 are far from float64's limit.
+    if math.isfinite(squares.sum()):
         return Gradients(shares, squares.sqrt())
+    broken = ~squares.isfinite()
     spared = tuple(share.without(broken) for share in shares)
     return Gradients(spared, squares.masked_fill(broken, 0).sqrt(), int(broken.sum()))
 
@@ -186,15 +201,15 @@ class Recorder:
         self._twin = twin(model, views)
         self._tape = _Tape()
         for name, layer in self._twin.named_modules():
-            if next(layer.parameters(recurse=False), None) is not None:
+            if layer._parameters:
                 self._record(name, layer)
 
     def _record(self, name: str, layer: nn.Module) -> None:
-        """Have a layer report."""
+        """Have a layer report; past ``nn.Module``'s own bookkeeping, which costs more."""
         if isinstance(layer, Memory):
-            layer.forward = self._remember(name, layer)  # type: ignore[method-assign,assignment]
+            layer.__dict__["forward"] = self._remember(name, layer)
         elif type(layer) in _RULES:
-            layer.forward = self._say(name, layer)  # type: ignore[method-assign,unused-ignore]
+            layer.__dict__["forward"] = self._say(name, layer)
         else:
             raise ModelError(
                 f"no rule for the gradients of {name}, a {type(layer).__name__}; layers with "
@@ -256,10 +271,11 @@ def twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
         path: What the names of its weights start with.
     """
     other = type(layer).__new__(type(layer))
-    other.__dict__.update(layer.__dict__)
-    own = {name: weights[path + name] for name in layer._parameters}
-    other._parameters = own  # type: ignore[assignment]  # constants, so no Parameter
-    other._modules = {
+    # Past nn.Module's own bookkeeping, which costs more and takes no constants for weights.
+    inside = other.__dict__
+    inside.update(layer.__dict__)
+    inside["_parameters"] = {name: weights[path + name] for name in layer._parameters}
+    inside["_modules"] = {
         name: child and twin(child, weights, f"{path}{name}.")
         for name, child in layer._modules.items()
     }

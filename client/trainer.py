@@ -6,6 +6,7 @@ clipping is over all weights by construction, and the model handed in is never c
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -25,8 +26,9 @@ from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.noise import NoiseSource
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
-_LARGEST_NORM = torch.finfo(torch.float32).max
-"""A gradient beyond it is dropped: its clip factor would have too few digits to keep the bound."""
+_LEAST_FACTOR = torch.finfo(torch.float32).tiny
+"""A gradient whose clip factor is less is dropped: float32 would hold too few digits of it to keep
+the bound."""
 
 _GRADIENT_ROOM = 2**22
 """Numbers that per-utterance gradients may hold at once (16 MiB); larger batches go in parts, which
@@ -95,7 +97,8 @@ def local_update(
         - The whole update is ``steps`` such releases with Poisson rate ``sample_rate``; momentum
           and step size only process what was released.
         - A gradient of zeros adds zeros. One with a NaN or an infinity adds zeros and is counted.
-          One whose norm passes what float32 holds adds zeros.
+          One so large (a norm of some 8e37 x C) that float32 cannot hold its clip factor in full
+          adds zeros.
 
         Under ``NoPrivacy`` nothing is bounded; gradients that are not numbers still add zeros and
         are counted.
@@ -209,7 +212,11 @@ class _Objective:
 
 
 class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
-    """Opacus' clip, sum and step over the flat weights; the noise comes from a ``NoiseSource``."""
+    """Opacus' clip, sum, noise and scale over the flat weights, and SGD's own arithmetic.
+
+    The noise comes from a ``NoiseSource``. What torch puts around a step (hooks, a profiler's
+    marks, gradients of zeros) is left out: for a small model it costs more than the step.
+    """
 
     def __init__(
         self,
@@ -226,6 +233,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         )
         self._noise = noise
         self._sum_norm = math.inf if mechanism.sum_norm is None else mechanism.sum_norm
+        self._descent = _Descent([current.detach()], training)
         self._gradients: Gradients | None = None
 
     def take(self, gradients: Gradients | None, *, last: bool) -> None:
@@ -239,29 +247,66 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         for weight in self.params:
             weight.grad_sample = weight.new_zeros(0) if gradients is None else gradients.norms
         self.signal_skip_step(not last)
-        self.step()
+        if self.pre_step():
+            self._descent([weight.grad for weight in self.params])
+
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002  (Opacus' signature)
+        """As in Opacus: sums stay where the last step was skipped."""
+        for weight in self.params:
+            weight.grad = weight.grad_sample = None
+            if not self._is_last_step_skipped:
+                weight.summed_grad = None
 
     def clip_and_accumulate(self) -> None:
         """As in Opacus, by the same formula, but in float64 and from norms and factors.
 
-        A norm that float32 cannot hold leaves nothing of its gradient, as in Opacus.
+        A factor that float32 cannot hold leaves nothing of its gradient.
         """
         for weight in self.params:
-            if weight.summed_grad is None:
-                weight.summed_grad = weight.new_zeros(weight.shape, dtype=torch.float64)
             if self._gradients is not None:
-                norms = self._gradients.norms
-                factors = (self.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)
-                factors[norms > _LARGEST_NORM] = 0
-                weight.summed_grad += self._gradients.sum(factors)
+                factors = (self.max_grad_norm / (self._gradients.norms + 1e-6)).clamp_(max=1.0)
+                clipped = self._gradients.sum(factors.masked_fill_(factors < _LEAST_FACTOR, 0))
+                earlier = weight.summed_grad
+                weight.summed_grad = clipped if earlier is None else earlier.add_(clipped)
+            elif weight.summed_grad is None:
+                weight.summed_grad = weight.new_zeros(weight.shape, dtype=torch.float64)
 
     def add_noise(self) -> None:
         """As in Opacus, but in float64, so that rounding comes after the noise; bounded before."""
         std = self.noise_multiplier * self.max_grad_norm
         for weight in self.params:
-            total = bound.project(weight.summed_grad.double(), self._sum_norm)
-            noised = total + self._noise.normal(weight.shape, std)
-            weight.grad = noised.to(weight.dtype)
+            total = bound.project(weight.summed_grad, self._sum_norm)
+            weight.grad = (total + self._noise.normal(weight.shape, std)).to(weight.dtype)
+
+
+class _Descent:
+    """``torch.optim.SGD``'s own arithmetic, less what surrounds it.
+
+    Args:
+        weights: Written into, tensor by tensor.
+        training: Step size and momentum.
+    """
+
+    def __init__(self, weights: list[Tensor], training: LocalTraining) -> None:
+        self._weights = weights
+        self._velocities: list[Tensor | None] = [None] * len(weights)
+        self._rate, self._momentum = training.learning_rate, training.momentum
+
+    def __call__(self, gradients: Sequence[Tensor]) -> None:
+        """One step."""
+        with torch.no_grad():
+            sgd(
+                self._weights,
+                list(gradients),
+                self._velocities,
+                weight_decay=0.0,
+                momentum=self._momentum,
+                lr=self._rate,
+                dampening=0.0,
+                nesterov=False,
+                maximize=False,
+                foreach=False,
+            )
 
 
 class _Step(Protocol):
@@ -323,26 +368,13 @@ class _PlainStep:
         self._objective = objective
         self._current = current
         self._leaves = list(objective.leaves.values())
-        self._velocities: list[Tensor | None] = [None] * len(self._leaves)
-        self._rate, self._momentum = training.learning_rate, training.momentum
+        self._descent = _Descent(self._leaves, training)
 
     def __call__(self, batch: _Batch) -> int:
         if len(batch) == 0:
             return 0
         gradients, zeroed = self._gradients(batch)
-        with torch.no_grad():  # torch.optim.SGD's own arithmetic, less what surrounds it
-            sgd(
-                self._leaves,
-                list(gradients),
-                self._velocities,
-                weight_decay=0.0,
-                momentum=self._momentum,
-                lr=self._rate,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                foreach=False,
-            )
+        self._descent(gradients)
         return zeroed
 
     def _gradients(self, batch: _Batch) -> tuple[tuple[Tensor, ...], int]:

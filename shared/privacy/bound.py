@@ -23,6 +23,8 @@ def project(vector: Tensor, max_norm: float) -> Tensor:
         - Two vectors are no further apart afterwards than before: a bound on what one utterance
           changes outlives the bound on the user.
     """
+    if max_norm == math.inf and math.isfinite(vector.sum()):  # so is every number in it
+        return vector
     # A NaN or an infinity makes the norm one; so do float64 numbers too large to be squared.
     norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
     if not math.isfinite(norm):

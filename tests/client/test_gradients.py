@@ -174,6 +174,38 @@ def test_norms_hold_where_squares_pass_what_float32_holds(size: float) -> None:
     assert Rows(rows).square_norms().sqrt()[1] == pytest.approx(12**0.5 * size, rel=1e-6)
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-40, 1e-30, 1e-15, 1.0, 1e14, 1e16, 1e30, 3e37])
+@pytest.mark.parametrize("other", [0.0, 1e-40, 1e-30, 1.0, 1e30, 3e37])
+def test_clipped_outer_products_keep_their_norm_whatever_their_factors(
+    size: float, other: float
+) -> None:
+    random = torch.Generator().manual_seed(4)
+    slopes, read = torch.randn(2, 5, generator=random), torch.randn(2, 7, generator=random)
+    slopes[0] *= size
+    read[0] *= other
+    found = Outer(slopes, read)
+    norms = found.square_norms().sqrt()
+    if norms.max() > 8e37:  # the trainer gives such a gradient no factor
+        norms[0] = math.inf
+    factors = (0.5 / norms).clamp(max=1.0)
+    summed = found.sum(factors.float()).double().view(5, 7)
+
+    exact = torch.einsum("u,uo,ui->oi", factors, slopes.double(), read.double())
+    assert torch.linalg.vector_norm(summed - exact) <= 0.5e-5
+    assert found.sum(factors.float()).dtype == torch.float32
+
+
+def test_scaled_slopes_that_float32_cannot_hold_would_be_seen(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slopes, read = torch.full((1, 1), 1e-6), torch.full((1, 1), 3e38)
+    factors = torch.tensor([1e-38 / 3])  # a clip norm of 1e-6
+
+    assert float(Outer(slopes, read).sum(factors)) == pytest.approx(1e-6, rel=1e-5)
+    monkeypatch.setattr(rules, "_LARGEST_READ", math.inf)
+    assert float(Outer(slopes, read).sum(factors)) != pytest.approx(1e-6, rel=1e-5)
+
+
 @pytest.mark.parametrize("longest", [1, 2, 19, 25])
 def test_a_memory_written_out_remembers_the_same(longest: int) -> None:
     random = torch.Generator().manual_seed(3)

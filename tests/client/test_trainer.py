@@ -153,6 +153,18 @@ def test_one_utterance_moves_the_sum_by_no_more_than_the_clip(
     assert moved <= CLIP * (1 + 1e-5)
 
 
+@pytest.mark.parametrize("clip_norm", [1e-6, 1e-2, CLIP])
+@pytest.mark.parametrize("value", [1e15, 1e30, 1e33, 1e36, 1e37, 3e37, 1e38])
+def test_a_clip_holds_where_its_factors_leave_what_float32_holds(
+    clip_norm: float, value: float
+) -> None:
+    model, training = network(), replace(PLAIN, denominator=clip_norm)
+    mechanism = UtteranceNoise(clip_norm=clip_norm, noise_multiplier=1.0)
+    alone = train(model, extreme(model, value), mechanism, training).vector
+
+    assert torch.linalg.vector_norm(alone.double()) <= 1 + 1e-5
+
+
 def test_without_privacy_one_utterance_can_move_far_more() -> None:
     model = network()
     others = utterances(model, 5)

@@ -44,3 +44,11 @@ def test_no_two_vectors_are_moved_apart() -> None:
         for first, second in zip(one, other, strict=True):
             moved = bound.project(first, LIMIT) - bound.project(second, LIMIT)
             assert moved.norm() <= (first - second).norm() * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bound_that_binds_nothing_still_lets_numbers_alone_through(bad: float) -> None:
+    assert not bound.project(torch.tensor([1.0, bad, -bad]), math.inf).any()
+    large = torch.full((3,), 3e38)  # their sum passes what float32 holds
+
+    assert torch.equal(bound.project(large, math.inf), large)
