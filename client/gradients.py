@@ -16,7 +16,7 @@ kind, by measurement (``docs/results/benchmarks.md``):
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -169,19 +169,29 @@ def _gathered(shares: tuple[Share, ...]) -> Gradients:
     return Gradients(spared, squares.masked_fill(broken, 0).sqrt(), int(broken.sum()))
 
 
+_Told = Callable[[Tensor], Iterator[tuple[str, Share]]]
+"""From the slopes in what a layer said, to the shares of its weights and their names."""
+
+
 @dataclass(slots=True, eq=False)
 class _Tape:
     """What the layers of one pass said, and how slopes there become gradients."""
 
     said: list[Tensor] = field(default_factory=list)
-    shares: list[Callable[[Tensor], dict[str, Share]]] = field(default_factory=list)
+    rules: list[_Told] = field(default_factory=list)
 
-    def watch(self, said: Tensor, shares: Callable[[Tensor], dict[str, Share]]) -> None:
+    def watch(self, said: Tensor, rule: _Told) -> None:
         """Ask for the slope in ``said``; the first layers must be told to let it through."""
         if not said.requires_grad:
             said.requires_grad_()
         self.said.append(said)
-        self.shares.append(shares)
+        self.rules.append(rule)
+
+    def emptied(self) -> tuple[list[Tensor], list[_Told]]:
+        """What was said, and let go of it: it keeps the batch alive."""
+        said, rules = self.said, self.rules
+        self.said, self.rules = [], []
+        return said, rules
 
 
 class Recorder:
@@ -198,49 +208,30 @@ class Recorder:
     def __init__(self, model: Network, weights: Tensor) -> None:
         views = unflatten(model, weights.detach())
         self._names = tuple(views)
-        self._twin = twin(model, views)
         self._tape = _Tape()
-        for name, layer in self._twin.named_modules():
-            if layer._parameters:
-                self._record(name, layer)
+        self._twin = twin(model, views, heard=self._heard)
 
-    def _record(self, name: str, layer: nn.Module) -> None:
-        """Have a layer report; past ``nn.Module``'s own bookkeeping, which costs more."""
+    def _heard(self, path: str, layer: _L) -> _L:
+        """A layer that reports what it reads and says, where it has weights.
+
+        It lies around the layer and knows nothing of the recorder, or only a search for garbage
+        would ever free the two.
+        """
+        if not layer._parameters:
+            return layer
         if isinstance(layer, Memory):
-            layer.__dict__["forward"] = self._remember(name, layer)
+            forward: Callable[..., Tensor] = _remembering(self._tape, path, layer)
         elif type(layer) in _RULES:
-            layer.__dict__["forward"] = self._say(name, layer)
+            forward = _saying(self._tape, path, layer)
         else:
             raise ModelError(
-                f"no rule for the gradients of {name}, a {type(layer).__name__}; layers with "
+                f"no rule for the gradients of {path[:-1]}, a {type(layer).__name__}; layers with "
                 f"weights must be one of {[kind.__name__ for kind in (*_RULES, Memory)]}: "
                 "add a rule in client/gradients.py"
             )
-
-    def _say(self, name: str, layer: nn.Module) -> Callable[[Tensor], Tensor]:
-        """In place of a layer's forward pass, one that notes what it read and said."""
-        inner, rule = layer.forward, _RULES[type(layer)]
-
-        def forward(read: Tensor) -> Tensor:
-            said: Tensor = inner(read)
-            there = read.detach()
-            self._tape.watch(said, lambda slopes: _named(name, rule(layer, there, slopes)))
-            return said
-
-        return forward
-
-    def _remember(self, name: str, layer: Memory) -> Callable[[Tensor, Tensor], Tensor]:
-        """In place of a memory's own forward pass, one that can be asked."""
-
-        def forward(features: Tensor, frames: Tensor) -> Tensor:
-            pass_ = recall(layer, features, frames)
-            self._tape.watch(
-                pass_.gates,
-                lambda slopes: _named(name, _memory(slopes, pass_.read, pass_.before)),
-            )
-            return pass_.outputs
-
-        return forward
+        around = type(layer).__new__(type(layer))
+        around.__dict__.update(layer.__dict__, forward=forward)
+        return around
 
     def gradients(self, losses: Callable[[Network], Tensor]) -> Gradients:
         """Of each utterance's loss, at the present weights.
@@ -254,21 +245,59 @@ class Recorder:
             gradients of all others as they were.
         """
         total = losses(self._twin).sum()
-        tape, self._tape = self._tape, _Tape()  # a fresh one: the old one keeps the batch alive
-        slopes = torch.autograd.grad(total, tape.said)
+        said, rules = self._tape.emptied()
+        slopes = torch.autograd.grad(total, said)
         found: dict[str, Share] = {}
-        for shares, slope in zip(tape.shares, slopes, strict=True):
-            found |= shares(slope)
+        for rule, slope in zip(rules, slopes, strict=True):
+            found.update(rule(slope))
         return _gathered(tuple(found[name] for name in self._names))
 
 
-def twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
+def _saying(tape: _Tape, path: str, layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """In place of a layer's forward pass, one that notes what it read and said."""
+    inner, rule = layer.forward, _RULES[type(layer)]
+
+    def forward(read: Tensor) -> Tensor:
+        said: Tensor = inner(read)
+        there = read.detach()
+        tape.watch(said, lambda slopes: _named(path, rule(layer, there, slopes)))
+        return said
+
+    return forward
+
+
+def _remembering(tape: _Tape, path: str, layer: Memory) -> Callable[[Tensor, Tensor], Tensor]:
+    """In place of a memory's own forward pass, one that can be asked."""
+
+    def forward(features: Tensor, frames: Tensor) -> Tensor:
+        pass_ = recall(layer, features, frames)
+        tape.watch(
+            pass_.gates,
+            lambda slopes: _named(path, _memory(slopes, pass_.read, pass_.before)),
+        )
+        return pass_.outputs
+
+    return forward
+
+
+def _as_it_is(_: str, layer: _L) -> _L:
+    """Nobody listens."""
+    return layer
+
+
+def twin(
+    layer: _L,
+    weights: Mapping[str, Tensor],
+    path: str = "",
+    heard: Callable[[str, Any], Any] = _as_it_is,
+) -> _L:
     """A layer of the same kind on other weights, which it shares; a deep copy costs more.
 
     Args:
         layer: Which; it is not changed.
         weights: By name, as the layer's own are shaped.
         path: What the names of its weights start with.
+        heard: What takes the place of each new layer, given its path.
     """
     other = type(layer).__new__(type(layer))
     # Past nn.Module's own bookkeeping, which costs more and takes no constants for weights.
@@ -276,15 +305,15 @@ def twin(layer: _L, weights: Mapping[str, Tensor], path: str = "") -> _L:
     inside.update(layer.__dict__)
     inside["_parameters"] = {name: weights[path + name] for name in layer._parameters}
     inside["_modules"] = {
-        name: child and twin(child, weights, f"{path}{name}.")
+        name: child and twin(child, weights, f"{path}{name}.", heard)
         for name, child in layer._modules.items()
     }
-    return other
+    return cast(_L, heard(path, other))
 
 
-def _named(layer: str, shares: Iterator[tuple[str, Share]]) -> dict[str, Share]:
+def _named(path: str, shares: Iterator[tuple[str, Share]]) -> Iterator[tuple[str, Share]]:
     """Under the names of the model's weights."""
-    return {f"{layer}.{name}": share for name, share in shares}
+    return ((path + name, share) for name, share in shares)
 
 
 _Rule = Callable[[Any, Tensor, Tensor], Iterator[tuple[str, Share]]]
