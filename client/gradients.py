@@ -31,8 +31,8 @@ from sottovoce.shared.models.network import Network, Reader
 _L = TypeVar("_L", bound=nn.Module)
 
 _LARGEST_READ = 1e15
-"""Up to here, scaled slopes that fall below float32's range (1.2e-38) may as well be zeros: each
-would move the product by 1.2e-23."""
+"""Norm of what was read. Up to here, scaled slopes that fall below float32's range (1.2e-38) may as
+well be zeros: each would move the product by 1.2e-23."""
 
 
 class Share(Protocol):
@@ -58,13 +58,17 @@ class Rows:
     Attributes:
         each: Shape (utterances, outputs, ...), float32.
         order: Axes of one row in the order of the layer's weights; None where they lie so.
+        squares: Square norms, (utterances,), float64, where they are known already.
     """
 
     each: Tensor
     order: tuple[int, ...] | None = None
+    squares: Tensor | None = None
 
     def square_norms(self) -> Tensor:
         """In float32 over one output's weights, which is quick, in float64 over all outputs."""
+        if self.squares is not None:
+            return self.squares
         if self.each.dim() == 2:
             return _squares(self.each)
         each = self.each.flatten(2)
@@ -92,14 +96,19 @@ class Outer:
     Attributes:
         slopes: Shape (utterances, outputs), float32.
         read: Shape (utterances, inputs), float32.
+        squares: Square norms of both, each (utterances,), float64.
     """
 
     slopes: Tensor
     read: Tensor
+    squares: tuple[Tensor, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "squares", (_squares(self.slopes), _squares(self.read)))
 
     def square_norms(self) -> Tensor:
         """The product of the factors' own."""
-        return _squares(self.slopes) * _squares(self.read)
+        return self.squares[0] * self.squares[1]
 
     def sum(self, factors: Tensor) -> Tensor:
         """See ``Share.sum``.
@@ -108,7 +117,7 @@ class Outer:
         in full; the product is then taken in float64.
         """
         slopes, read = self.slopes, self.read
-        if not read.abs().amax() <= _LARGEST_READ:
+        if not self.squares[1].amax() <= _LARGEST_READ**2:
             slopes, read, factors = slopes.double(), read.double(), factors.double()
         return ((factors.unsqueeze(1) * slopes).mT @ read).flatten().float()
 
@@ -219,15 +228,18 @@ class Recorder:
         """
         if not layer._parameters:
             return layer
-        if isinstance(layer, Memory):
-            forward: Callable[..., Tensor] = _remembering(self._tape, path, layer)
-        elif type(layer) in _RULES:
+        forward: Callable[..., Tensor]
+        if type(layer) in _RULES:
             forward = _saying(self._tape, path, layer)
+        elif type(layer) is nn.LayerNorm:
+            forward = _norming(self._tape, path, cast(nn.LayerNorm, layer))
+        elif isinstance(layer, Memory):
+            forward = _remembering(self._tape, path, layer)
         else:
+            known = [kind.__name__ for kind in (*_RULES, nn.LayerNorm, Memory)]
             raise ModelError(
                 f"no rule for the gradients of {path[:-1]}, a {type(layer).__name__}; layers with "
-                f"weights must be one of {[kind.__name__ for kind in (*_RULES, Memory)]}: "
-                "add a rule in client/gradients.py"
+                f"weights must be one of {known}: add a rule in client/gradients.py"
             )
         around = type(layer).__new__(type(layer))
         around.__dict__.update(layer.__dict__, forward=forward)
@@ -261,6 +273,23 @@ def _saying(tape: _Tape, path: str, layer: nn.Module) -> Callable[[Tensor], Tens
         said: Tensor = inner(read)
         there = read.detach()
         tape.watch(said, lambda slopes: _named(path, rule(layer, there, slopes)))
+        return said
+
+    return forward
+
+
+def _norming(tape: _Tape, path: str, layer: nn.LayerNorm) -> Callable[[Tensor], Tensor]:
+    """In place of a norm's forward pass, the same one, which keeps the moments that it found.
+
+    Taken over one frame at a time: the shape of what is normed is that of the weights.
+    """
+
+    def forward(read: Tensor) -> Tensor:
+        said, mean, scale = torch.native_layer_norm(
+            read, list(layer.normalized_shape), layer.weight, layer.bias, layer.eps
+        )
+        moments = read.detach(), mean.detach(), scale.detach()
+        tape.watch(said, lambda slopes: _named(path, _norm(slopes, *moments)))
         return said
 
     return forward
@@ -323,8 +352,9 @@ _Rule = Callable[[Any, Tensor, Tensor], Iterator[tuple[str, Share]]]
 def _linear(_: nn.Linear, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
     """One vector an utterance: factors. One a frame: products summed over frames."""
     if read.dim() == 2:
-        yield "weight", Outer(slopes, read)
-        yield "bias", Rows(slopes)
+        weight = Outer(slopes, read)
+        yield "weight", weight
+        yield "bias", Rows(slopes, squares=weight.squares[0])
     else:
         yield "weight", Rows(torch.bmm(slopes.mT, read))
         yield "bias", Rows(slopes.sum(dim=1))
@@ -354,9 +384,9 @@ def _convolution(layer: nn.Conv1d, read: Tensor, slopes: Tensor) -> Iterator[tup
     yield "bias", Rows(slopes.sum(dim=2))
 
 
-def _norm(layer: nn.LayerNorm, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
-    """The scale weighs what has been normed; taken over one frame at a time."""
-    normed = F.layer_norm(read, layer.normalized_shape, eps=layer.eps)
+def _norm(slopes: Tensor, read: Tensor, mean: Tensor, scale: Tensor) -> Iterator[tuple[str, Share]]:
+    """The weight scales what has been normed, which follows from its moments, (B, T, 1)."""
+    normed = (read - mean).mul_(scale)  # a seventh of what another layer norm would cost
     yield "weight", Rows(normed.mul_(slopes).sum(dim=1))
     yield "bias", Rows(slopes.sum(dim=1))
 
@@ -379,5 +409,4 @@ _RULES: dict[type[nn.Module], _Rule] = {
     nn.Linear: _linear,
     Reader: _reader,
     nn.Conv1d: _convolution,
-    nn.LayerNorm: _norm,
 }

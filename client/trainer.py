@@ -143,8 +143,8 @@ class _Batch:
         """Parts of at most ``size`` utterances; one, if empty, where nobody joined."""
         if len(self) <= size:
             return [self]
-        parts = torch.split(torch.arange(len(self)), size)
         keep = self.keep
+        parts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [
             _Batch(self.examples.take(part), None if keep is None else keep[part]) for part in parts
         ]

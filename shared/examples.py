@@ -31,8 +31,8 @@ class Examples:
     def __len__(self) -> int:
         return int(self.labels.shape[0])
 
-    def take(self, index: Tensor) -> "Examples":
-        """The utterances at ``index``, shape (chosen,), int64 or bool."""
+    def take(self, index: Tensor | slice) -> "Examples":
+        """The utterances at ``index``, shape (chosen,), int64 or bool; views, if it is a slice."""
         return Examples(
             features=self.features[index], frames=self.frames[index], labels=self.labels[index]
         )
