@@ -222,6 +222,7 @@ def round_of(
             agreed.mechanism,
             random.noise,
             random.generator,
+            weights,
         )
         sent = _bounded(agreed, update.vector, clip)
         given.keep(device, agreed, number, sent, clip=clip, share=share)

@@ -57,6 +57,7 @@ def local_update(
     mechanism: Mechanism,
     noise: NoiseSource,
     generator: torch.Generator,
+    start: Tensor | None = None,
 ) -> Update:
     """Train on one device's utterances, starting from the weights of ``model``.
 
@@ -73,6 +74,8 @@ def local_update(
         noise: Where the privacy noise comes from; ``SystemNoise`` on a device.
         generator: Draws batches and dropout. On a device its seed must be secret: amplification by
             sampling holds only against those who do not know who joined.
+        start: The weights to start from as one vector, shape (params,), float32, finite; None
+            starts from those of ``model``.
 
     Returns:
         The update, and how many gradients were not numbers.
@@ -104,7 +107,7 @@ def local_update(
         are counted.
     """
     _check(model, examples, weights)
-    start, began = flatten(model), generator.get_state()
+    start, began = flatten(model) if start is None else start, generator.get_state()
     for kind in _STEPS[type(mechanism)]:
         generator.set_state(began)
         current = nn.Parameter(start.clone())
@@ -115,7 +118,7 @@ def local_update(
             for _ in range(training.steps)
         )
         zeroed = sum(step(batch) for batch in batches)
-        vector = current.detach() - start
+        vector = current.detach().sub_(start)
         # A sum that is a number says that all are, at a fraction of the cost of looking at each.
         if math.isfinite(vector.sum()) or vector.isfinite().all():
             return Update(vector=vector, zeroed=zeroed)
@@ -154,8 +157,8 @@ def _poisson(
     model: Network, examples: Examples, sample_rate: float, generator: torch.Generator
 ) -> _Batch:
     """Toss each utterance's coin; cut the padding that nobody who joined needs."""
-    joined = torch.rand(len(examples), generator=generator) < sample_rate
-    chosen = examples if bool(joined.all()) else examples.take(joined)
+    draws = torch.rand(len(examples), generator=generator)
+    chosen = examples if sample_rate >= 1 else examples.take(draws < sample_rate)
     keep = model.keep(len(chosen), generator) if model.dropout else None
     return _Batch(_trim(chosen), keep)
 
@@ -415,14 +418,17 @@ def _room(current: Tensor) -> int:
 
 def _check(model: Network, examples: Examples, weights: Tensor) -> None:
     """Refuse what would fail half-way, or train on nonsense."""
-    if weights.shape != (model.classes,) or not 0 <= weights.min() <= weights.max() < math.inf:
+    numbers = weights.tolist()
+    if weights.shape != (model.classes,) or not all(0 <= one < math.inf for one in numbers):
         raise ModelError(
-            f"class weights {weights.tolist()} do not fit; there must be {model.classes}, "
+            f"class weights {numbers} do not fit; there must be {model.classes}, "
             "finite and 0 or above"
         )
-    labels = examples.labels
-    if len(labels) and not 0 <= labels.min() <= labels.max() < model.classes:
+    if len(examples) == 0:
+        return
+    least, most = map(int, torch.aminmax(examples.labels))
+    if not 0 <= least <= most < model.classes:
         raise ModelError(
-            f"labels run from {int(labels.min())} to {int(labels.max())}; they must lie in "
+            f"labels run from {least} to {most}; they must lie in "
             f"[0, {model.classes}): check the plan's label order"
         )

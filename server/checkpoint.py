@@ -39,11 +39,12 @@ def write(folder: Path, state: State, plan: str, *, durable: bool = True) -> Non
     model = {"weights": state.released.contiguous()}
     history = folder / _HISTORY / f"round-{state.round:04d}.safetensors"
     replace_file(history, save(model, words), durable=False)
-    # Copies: safetensors refuses tensors that share memory, as weights and tail do at the start.
-    tensors = {name: getattr(state, name).clone().contiguous() for name in _NAMES}
+    tensors = {name: getattr(state, name) for name in _NAMES}
     for name, follows in _following(tensors).items():  # most of them do, in most runs
         if torch.equal(tensors[name], follows):
             del tensors[name]
+    # Copies: safetensors refuses tensors that share memory, as weights and a tail may.
+    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
     replace_file(folder / _STATE, save(tensors, words), durable=durable)
 
 

@@ -159,8 +159,9 @@ class CrowdTraining(Training):
             self._joining(number, nodes, joining, size=0)
             contents = {node: record for node in nodes if node in self._user_of}
             for device, reply in self._ask(contents, wire.TRAIN, size=len(request.weights)):
-                if device.node in contents and self._counts(reply) and reply.value is not None:
-                    updates.add(reply.value)
+                length = self._length(reply) if device.node in contents else None
+                if length is not None and reply.value is not None:
+                    updates.add(reply.value, length=length)
         self._enough(number, updates.count)
         summed = self._running.let_out(f"round-{number}", plan.gradient_release(number), updates)
         rate = learning_rate(
@@ -240,11 +241,11 @@ class CrowdTraining(Training):
                 "the quorum, or draw larger cohorts, and run again"
             )
 
-    def _counts(self, reply: wire.Reply) -> bool:
+    def _length(self, reply: wire.Reply) -> float | None:
         """As for every run; what is refused is counted."""
-        good = super()._counts(reply)
-        self._tally.refused += not good
-        return good
+        length = super()._length(reply)
+        self._tally.refused += length is None
+        return length
 
     def _failed(self, node: int, reason: str | None) -> None:  # noqa: ARG002  (nothing is a usual thing)
         """Count those from whom nothing came: out of a crowd, many are asleep."""

@@ -62,7 +62,7 @@ class State:
     Attributes:
         round: Rounds done, from 0.
         weights: What the next round trains, shape (params,), float32.
-        direction: Momentum, shape (params,), float32.
+        direction: Momentum, shape (params,), float32; zeros where none is kept.
         scale: Adam's second moment, shape (params,), float32.
         tail: Weights after each of the last rounds, shape (kept, params), float32.
         clip: The next round's clip norm on a user's update, shape (), float64; 1 where it is fixed.
@@ -78,7 +78,7 @@ class State:
     @property
     def released(self) -> Tensor:
         """The model to use: the mean over the tail, shape (params,), float32."""
-        return self.tail.double().mean(0).float()
+        return self.tail[0] if len(self.tail) == 1 else self.tail.double().mean(0).float()
 
 
 def begin(weights: Tensor, clip: float = 1.0) -> State:
@@ -173,7 +173,7 @@ def advance(
     return State(
         round=number,
         weights=weights,
-        direction=direction,
+        direction=direction if kept else state.direction,
         scale=scale,
         tail=tail,
         clip=state.clip if clip is None else torch.tensor(clip, dtype=torch.float64),

@@ -39,9 +39,14 @@ class RunningSum:
         self._total = torch.zeros(size, dtype=torch.float64)
         self._count = 0
 
-    def add(self, part: Tensor) -> None:
-        """Add what one user brings, shape (size,)."""
-        self._total += bound.project(part, self._clip_norm)
+    def add(self, part: Tensor, *, length: float | None = None) -> None:
+        """Add what one user brings, shape (size,).
+
+        Args:
+            part: What was sent.
+            length: What ``bound.length`` says of it, where this server asked already.
+        """
+        self._total += bound.project(part, self._clip_norm, known=length)
         self._count += 1
 
     @property

@@ -29,6 +29,7 @@ from sottovoce.shared import seeds, wire
 from sottovoce.shared.calibration import WIDTH
 from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
 from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
+from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.users import CALIBRATION, ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")
@@ -243,9 +244,12 @@ class Training:
         contents = dict.fromkeys(nodes, request.record())
         size = len(request.weights) + self.job.plan.told
         replies = self._ask(contents, wire.TRAIN, size=size)
-        updates = [
-            reply.value for _, reply in replies if self._counts(reply) and reply.value is not None
-        ]
+        updates, lengths = [], []
+        for _, reply in replies:
+            length = self._length(reply)
+            if length is not None and reply.value is not None:
+                updates.append(reply.value)
+                lengths.append(length)
         if len(updates) < self.job.quorum * len(devices):
             raise EngineError(
                 f"round {request.round}: {len(updates)} of {len(devices)} devices gave a usable "
@@ -254,21 +258,24 @@ class Training:
             )
         count: float = len(updates)
         if self.job.plan.sampled or self.job.plan.bands:
-            updates = updates or [torch.zeros(size)]  # coins may leave out everybody
+            if not updates:  # coins may leave out everybody
+                updates, lengths = [torch.zeros(size)], [0.0]
             count = self._expected(contributing)
-        total = self.sums.updates(request.round, updates, denominator=request.denominator)
+        total = self.sums.updates(
+            request.round, updates, denominator=request.denominator, lengths=lengths
+        )
         return total / count
 
-    def _counts(self, reply: wire.Reply) -> bool:
-        """Whether an update takes part: it is there, and no longer than validation allows."""
+    def _length(self, reply: wire.Reply) -> float | None:
+        """L2 norm of an update that takes part: it is there, no longer than validation allows."""
         if reply.status is not wire.Status.OK or reply.value is None:
             LOG.warning("%s takes no part: %s", reply.user, reply.reason)
-            return False
-        length = float(torch.linalg.vector_norm(reply.value.double()))
+            return None
+        length = bound.length(reply.value)
         if not length <= self.job.aggregation.update_norm:
             LOG.warning("the update of %s is %.3g long; refused", reply.user, length)
-            return False
-        return True
+            return None
+        return length
 
     def _personal(self, state: State, enrolled: Enrolled) -> None:
         """Hand out the model and the heads' prior; keep the sealed heads that come back."""

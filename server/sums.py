@@ -166,15 +166,29 @@ class Sums:
         own = _own_answers(self._plan, len(parts))
         return self._release(CALIBRATION, release, user, parts, own)
 
-    def updates(self, number: int, parts: Sequence[Tensor], *, denominator: float) -> Tensor:
-        """The sum of one round's updates, shape (params,), float64."""
+    def updates(
+        self,
+        number: int,
+        parts: Sequence[Tensor],
+        *,
+        denominator: float,
+        lengths: Sequence[float] | None = None,
+    ) -> Tensor:
+        """The sum of one round's updates, shape (params,), float64.
+
+        Args:
+            number: The round, from 1.
+            parts: What the devices sent.
+            denominator: What a device divides a step's sum by.
+            lengths: What ``bound.length`` says of each part, where this server asked already.
+        """
         user = self._plan.user.update if self._plan.user else None
         if user and user.bands and self._turns:
             return self._by_turns(number, parts, user)
         own = _spread_of_devices(self._plan, len(parts), denominator)
         unit = _unit(self._plan, denominator)
         release = self._plan.gradient_release(number)
-        return self._release(f"round-{number}", release, user, parts, own, unit)
+        return self._release(f"round-{number}", release, user, parts, own, unit, lengths)
 
     def made(self, number: int) -> Tensor | None:
         """What was let out of a round already, where it is kept; shape (params,), float64.
@@ -228,6 +242,7 @@ class Sums:
         parts: Sequence[Tensor],
         own: float,
         unit: float = 1.0,
+        lengths: Sequence[float] | None = None,
     ) -> Tensor:
         """One sum, noised so that it hides any one user.
 
@@ -238,6 +253,7 @@ class Sums:
             parts: What the devices sent. Without noise of their own, they are bounded here again.
             own: Standard deviation of all devices' own noise in the sum.
             unit: What ``user.clip_norm`` is measured in.
+            lengths: What ``bound.length`` says of each part, where this server asked already.
 
         Guarantees:
             - The record is on disk before noise is drawn.
@@ -259,7 +275,11 @@ class Sums:
                 return kept
         booked = self.book(name, release)
         if not self._plan.private:  # a device's word for its bound is not taken
-            parts = [bound.project(part, user.clip_norm) for part in parts]
+            known: Sequence[float | None] = lengths or [None] * len(parts)
+            parts = [
+                bound.project(part, user.clip_norm, known=one)
+                for part, one in zip(parts, known, strict=True)
+            ]
         summed = total(parts)
         missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
         noised = summed + self._noise(booked).normal(tuple(summed.shape), missing)

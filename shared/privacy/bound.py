@@ -1,17 +1,30 @@
 """Bounds: what makes one row, or one user, unable to outweigh the others."""
 
 import math
+from typing import Final
 
 import torch
 from torch import Tensor
 
+_ONE: Final = 1 - 2.0**-25
+"""A factor from here up to 1 is 1 in float32."""
 
-def project(vector: Tensor, max_norm: float) -> Tensor:
+
+def length(vector: Tensor) -> float:
+    """L2 norm of a vector, shape (n,), taken in float64.
+
+    Not finite where a number is not, or where float64 cannot hold its square.
+    """
+    return float(torch.linalg.vector_norm(vector, dtype=torch.float64))
+
+
+def project(vector: Tensor, max_norm: float, *, known: float | None = None) -> Tensor:
     """Scale a vector down onto the ball of radius ``max_norm``.
 
     Args:
         vector: Shape (n,), float32 or float64.
         max_norm: The L2 bound, in the units of ``vector``, above 0; infinity bounds nothing.
+        known: What :func:`length` says of this very vector, where it was asked already.
 
     Returns:
         The bounded vector, shape (n,), same dtype.
@@ -23,12 +36,15 @@ def project(vector: Tensor, max_norm: float) -> Tensor:
         - Two vectors are no further apart afterwards than before: a bound on what one utterance
           changes outlives the bound on the user.
     """
-    if max_norm == math.inf and math.isfinite(vector.sum()):  # so is every number in it
-        return vector
-    # A NaN or an infinity makes the norm one; so do float64 numbers too large to be squared.
-    norm = float(torch.linalg.vector_norm(vector, dtype=torch.float64))
-    if not math.isfinite(norm):
+    if known is None:
+        if max_norm == math.inf and math.isfinite(vector.sum()):  # so is every number in it
+            return vector
+        known = length(vector)
+    if not math.isfinite(known):
         return torch.zeros_like(vector)
-    if not norm > max_norm:
+    if not known > max_norm:
         return vector
-    return vector * (max_norm / norm)
+    factor = max_norm / known
+    if factor >= _ONE and vector.dtype == torch.float32:  # bounded before, up to rounding
+        return vector
+    return vector * factor

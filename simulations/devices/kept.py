@@ -45,6 +45,8 @@ class KeptVault(Vault):
         self._store, self._place, self._outlives = store, place, outlives
         self._blobs = store.kept(place)
         self._tensors: dict[str, dict[str, Tensor]] = {}
+        self._sizes = {name: len(data) for name, data in self._blobs.items()}
+        self._size = sum(self._sizes.values())
 
     @property
     def agreed(self) -> str:
@@ -53,13 +55,18 @@ class KeptVault(Vault):
 
     @property
     def size(self) -> int:
-        """Bytes that it holds in memory, about."""
-        tensors = (tensor for kept in self._tensors.values() for tensor in kept.values())
-        return sum(map(len, self._blobs.values())) + sum(tensor.nbytes for tensor in tensors)
+        """Bytes that it holds in memory, about; asked of every device in every exchange."""
+        return self._size
+
+    def _grow(self, name: str, size: int) -> None:
+        """Note how much lies under a name now."""
+        self._size += size - self._sizes.get(name, 0)
+        self._sizes[name] = size
 
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:  # noqa: ARG002
         """See ``Vault``."""
         self._blobs[name] = data
+        self._grow(name, len(data))
         if name == _PLAN:
             self._agree(_digest(data))
         elif self._outlives(name):
@@ -69,6 +76,7 @@ class KeptVault(Vault):
         """Remember a plan by its hash."""
         if self.agreed != plan:
             self._blobs[_AGREED] = plan.encode()
+            self._grow(_AGREED, len(plan))
             self._store.keep(self._place, _AGREED, plan.encode())
 
     def overwrite(self, name: str, data: bytes) -> None:
@@ -89,6 +97,7 @@ class KeptVault(Vault):
             super().put_tensors(name, tensors, durable=durable)
         else:
             self._tensors[name] = dict(tensors)
+            self._grow(name, sum(tensor.nbytes for tensor in tensors.values()))
 
     def get_tensors(self, name: str) -> dict[str, Tensor]:
         """See ``Vault``."""

@@ -288,6 +288,19 @@ def test_both_mechanisms_walk_the_same_way_when_nothing_is_hidden(kind: str, poo
     torch.testing.assert_close(hidden, plain, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("mechanism", [PRIVATE, NoPrivacy()])
+def test_training_starts_where_it_is_told_to(mechanism: Mechanism) -> None:
+    model, moved = network("mlp"), network("mlp")
+    start = flatten(model) + 0.1
+    load_flat(moved, start)
+    examples, kept, random = utterances(model, 5), start.clone(), torch.Generator()
+    told = local_update(model, examples, WEIGHTS, PLAIN, mechanism, Silence(), random, start)
+
+    assert torch.equal(told.vector, train(moved, examples, mechanism).vector)
+    assert not torch.equal(told.vector, train(model, examples, mechanism).vector)
+    assert torch.equal(start, kept)
+
+
 @pytest.mark.parametrize(("kind", "pooling"), FEW)
 @pytest.mark.parametrize("mechanism", [PRIVATE, NoPrivacy()])
 def test_seeds_repeat_a_simulation(kind: str, pooling: str, mechanism: Mechanism) -> None:

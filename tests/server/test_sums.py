@@ -16,7 +16,7 @@ from sottovoce.shared.errors import BudgetSpent, ModelError
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import EXACT_CENTRE, CentreRelease
 from sottovoce.shared.plan import Plan
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accountant, bound
 from sottovoce.shared.privacy.ledger import Budget, Ledger
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
 from sottovoce.shared.privacy.users import SecureSums, UserPromise
@@ -108,6 +108,9 @@ def test_nobody_outgrows_the_bound_whatever_a_device_sends(tmp_path: Path) -> No
     total = make(tmp_path, quiet).updates(1, parts, denominator=1.0)
 
     assert torch.allclose(total, torch.tensor([2.0, 1.0, 0.0]).double(), atol=1e-6)
+    lengths = [bound.length(part) for part in parts]
+    again = make(tmp_path, quiet).updates(1, parts, denominator=1.0, lengths=lengths)
+    assert torch.equal(again, total)
 
 
 @pytest.mark.parametrize(("promised", "own"), [(3.0, False), (0.5, True)])

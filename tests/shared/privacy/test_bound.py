@@ -52,3 +52,27 @@ def test_a_bound_that_binds_nothing_still_lets_numbers_alone_through(bad: float)
     large = torch.full((3,), 3e38)  # their sum passes what float32 holds
 
     assert torch.equal(bound.project(large, math.inf), large)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.1, 1.0, 1e30, math.inf, math.nan])
+@pytest.mark.parametrize("limit", [LIMIT, math.inf])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_length_that_is_known_changes_nothing(
+    size: float, limit: float, dtype: torch.dtype
+) -> None:
+    vector = torch.full((1_000,), size, dtype=dtype)
+    known = bound.length(vector)
+
+    assert torch.equal(bound.project(vector, limit, known=known), bound.project(vector, limit))
+    assert known == pytest.approx(size * math.sqrt(1_000), nan_ok=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_what_was_bounded_may_be_bounded_again(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(2)
+    for _ in range(50):
+        once = bound.project(torch.randn(1_000, generator=random, dtype=dtype), LIMIT)
+        twice = bound.project(once, LIMIT)
+
+        assert torch.allclose(twice, once, rtol=1e-6, atol=0)
+        assert bound.length(twice) <= LIMIT * (1 + 1e-6)
