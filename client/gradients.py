@@ -256,9 +256,9 @@ class Recorder:
             An utterance whose gradient holds a NaN or an infinity counts as zeros, and leaves the
             gradients of all others as they were.
         """
-        total = losses(self._twin).sum()
+        each = losses(self._twin)
         said, rules = self._tape.emptied()
-        slopes = torch.autograd.grad(total, said)
+        slopes = torch.autograd.grad(each, said, torch.ones_like(each))
         found: dict[str, Share] = {}
         for rule, slope in zip(rules, slopes, strict=True):
             found.update(rule(slope))

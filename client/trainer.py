@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
+from torch.nn.functional import threshold
 from torch.optim.sgd import sgd
 
 from sottovoce.client.gradients import Gradients, Recorder, twin
@@ -27,8 +28,8 @@ from sottovoce.shared.privacy.noise import NoiseSource
 from sottovoce.shared.training import LocalTraining, Mechanism, NoPrivacy, UtteranceNoise
 
 _LEAST_FACTOR = torch.finfo(torch.float32).tiny
-"""A gradient whose clip factor is less is dropped: float32 would hold too few digits of it to keep
-the bound."""
+"""A gradient whose clip factor is no more is dropped: float32 would hold too few digits of it to
+keep the bound."""
 
 _GRADIENT_ROOM = 2**22
 """Numbers that per-utterance gradients may hold at once (16 MiB); larger batches go in parts, which
@@ -204,8 +205,9 @@ class _Objective:
 
     def mean_gradients(self, batch: _Batch) -> tuple[Tensor, ...]:
         """Of the mean loss in each of the leaves; there must be an utterance."""
-        loss = self._losses(self._twin(*batch.read()), batch).sum() / len(batch)
-        return torch.autograd.grad(loss, tuple(self.leaves.values()))
+        each = self._losses(self._twin(*batch.read()), batch)
+        shares = torch.full_like(each, 1 / len(batch))  # the mean's own slopes: nobody reads it
+        return torch.autograd.grad(each, tuple(self.leaves.values()), shares)
 
     def gradients(self, batch: _Batch) -> Gradients:
         """Of each utterance's loss; there must be an utterance."""
@@ -229,14 +231,13 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         noise: NoiseSource,
     ) -> None:
         super().__init__(
-            torch.optim.SGD([current], lr=training.learning_rate, momentum=training.momentum),
+            _Descent([current], training),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip_norm,
             expected_batch_size=training.denominator,
         )
         self._noise = noise
         self._sum_norm = math.inf if mechanism.sum_norm is None else mechanism.sum_norm
-        self._descent = _Descent([current.detach()], training)
         self._gradients: Gradients | None = None
 
     def take(self, gradients: Gradients | None, *, last: bool) -> None:
@@ -250,15 +251,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         for weight in self.params:
             weight.grad_sample = weight.new_zeros(0) if gradients is None else gradients.norms
         self.signal_skip_step(not last)
-        if self.pre_step():
-            self._descent([weight.grad for weight in self.params])
-
-    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002  (Opacus' signature)
-        """As in Opacus: sums stay where the last step was skipped."""
-        for weight in self.params:
-            weight.grad = weight.grad_sample = None
-            if not self._is_last_step_skipped:
-                weight.summed_grad = None
+        self.step()
 
     def clip_and_accumulate(self) -> None:
         """As in Opacus, by the same formula, but in float64 and from norms and factors.
@@ -268,7 +261,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         for weight in self.params:
             if self._gradients is not None:
                 factors = (self.max_grad_norm / (self._gradients.norms + 1e-6)).clamp_(max=1.0)
-                clipped = self._gradients.sum(factors.masked_fill_(factors < _LEAST_FACTOR, 0))
+                clipped = self._gradients.sum(threshold(factors, _LEAST_FACTOR, 0.0))
                 earlier = weight.summed_grad
                 weight.summed_grad = clipped if earlier is None else earlier.add_(clipped)
             elif weight.summed_grad is None:
@@ -291,25 +284,34 @@ class _Descent:
     """
 
     def __init__(self, weights: list[Tensor], training: LocalTraining) -> None:
-        self._weights = weights
+        self.param_groups = [{"params": weights}]  # where Opacus looks for them
+        self._weights = [weight.detach() for weight in weights]
         self._velocities: list[Tensor | None] = [None] * len(weights)
         self._rate, self._momentum = training.learning_rate, training.momentum
 
-    def __call__(self, gradients: Sequence[Tensor]) -> None:
+    def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002  (torch's signature)
+        """Gradients are never added to: each takes the place of the last."""
+        for weight in self.param_groups[0]["params"]:
+            weight.grad = None
+
+    def step(self) -> None:
+        """One step along the weights' own gradients, which must be there."""
+        self.along([cast(Tensor, weight.grad) for weight in self.param_groups[0]["params"]])
+
+    def along(self, gradients: Sequence[Tensor]) -> None:
         """One step."""
-        with torch.no_grad():
-            sgd(
-                self._weights,
-                list(gradients),
-                self._velocities,
-                weight_decay=0.0,
-                momentum=self._momentum,
-                lr=self._rate,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-                foreach=False,
-            )
+        sgd(
+            self._weights,
+            list(gradients),
+            self._velocities,
+            weight_decay=0.0,
+            momentum=self._momentum,
+            lr=self._rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
+            foreach=False,
+        )
 
 
 class _Step(Protocol):
@@ -377,7 +379,7 @@ class _PlainStep:
         if len(batch) == 0:
             return 0
         gradients, zeroed = self._gradients(batch)
-        self._descent(gradients)
+        self._descent.along(gradients)
         return zeroed
 
     def _gradients(self, batch: _Batch) -> tuple[tuple[Tensor, ...], int]:

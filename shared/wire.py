@@ -455,7 +455,14 @@ def _array(tensor: Tensor) -> Array:
     """A tensor as Flower carries it, as the bytes of a .npy file; the numbers are copied once."""
     values = tensor.detach().contiguous().numpy()
     data = b"".join((_header(values.shape, values.dtype.str), values.data))
-    return Array(dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", data=data)
+    kind = _kind(values.dtype)
+    return Array(dtype=kind, shape=values.shape, stype="numpy.ndarray", data=data)
+
+
+@lru_cache(maxsize=64)
+def _kind(dtype: "np.dtype[Any]") -> str:
+    """NumPy's name of a kind of number, which it makes up anew for whoever asks."""
+    return str(dtype)
 
 
 @lru_cache(maxsize=64)
