@@ -594,7 +594,7 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
     if kind == wire.SUM:
         rules |= _asked_sum(request, plan)
     if kind == wire.PERSONAL:
-        rules |= _offered(request, folder)
+        rules |= _offered(request, folder) | _directions(request, folder)
     number = int(request.content.config_records["sottovoce"].get("round", ROUNDS + 1))
     learned = _learned(plan, folder, number)
     answered = learned and (kind != wire.PERSONAL or _answered(plan, folder))
@@ -621,6 +621,17 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
             ),
             lambda _value: learned,
         ),
+    }
+
+
+def _directions(request: Message, folder: Path) -> dict[str, Rule]:
+    """In what directions heads may bend: what public speakers say under these very weights."""
+    weights = wire.PersonalRequest.read(request.content).weights
+    tensors = Job.load(folder / "server").prior_of(weights).tensors()
+    assert tensors, "these runs have public speakers"
+    return {
+        "basis": _is("ArrayRecord"),
+        **{f"basis/{name}": _array(tensor) for name, tensor in tensors.items()},
     }
 
 
