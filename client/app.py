@@ -7,7 +7,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sottovoce.client import calibration, participant
+from sottovoce.client import calibration, enrolment, participant, receiver
 from sottovoce.client.device import Device, Pending
 from sottovoce.shared import wire
 from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
@@ -34,7 +34,7 @@ def enrol(message: Message, context: Context) -> Message:
 
     def answer(device: Device) -> wire.Reply:
         request = wire.EnrolRequest.read(message.content)
-        value = participant.enrol(
+        value = enrolment.enrol(
             device, request.plan, request.front, request.population, tells=request.tells
         )
         status = wire.Status.RECEIVES if value is None else wire.Status.OK
@@ -125,7 +125,7 @@ def personalise(message: Message, context: Context) -> Message:
 
     def answer(device: Device) -> wire.Reply:
         request = wire.PersonalRequest.read(message.content)
-        head = participant.personalise(
+        head = receiver.personalise(
             device,
             plan=request.plan,
             weights=request.weights,

@@ -18,20 +18,14 @@ no accuracy, no example count. Whoever reads a message checks schema, names, sha
 finiteness, so that a bad peer is a ``MessageError`` and never a crash.
 """
 
-import io
 import json
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import lru_cache
-from typing import Any, Final
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
+from sottovoce.shared import records
 from sottovoce.shared.calibration import Question
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.front import Front
@@ -40,17 +34,13 @@ from sottovoce.shared.newest import Newest
 from sottovoce.shared.normaliser import Population
 from sottovoce.shared.plan import Plan
 
-SCHEMA = 1
 ENROL, TRAIN, PERSONAL, SUM = "query.enrol", "train", "evaluate", "query.sum"
 CALIBRATE = "query.calibrate"
 STEPS = ("advertise", "share", "mask", "agree", "unmask")
 """Of a secure sum, in order."""
 
-_FACTS, _SUM, _BASIS = "sottovoce", "sum", "basis"
-_FLOAT: Final = "<f4"
+_SUM, _BASIS = "sum", "basis"
 _LONGEST_USER = 128
-Fact = str | int | float | bool | bytes
-"""What Flower's configuration records can hold, of which we use these."""
 
 
 class Status(StrEnum):
@@ -81,7 +71,7 @@ class EnrolRequest:
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts: dict[str, Fact] = {
+        facts: dict[str, records.Fact] = {
             "plan": self.plan.to_json(),
             "length": self.front.length,
         }
@@ -91,7 +81,7 @@ class EnrolRequest:
             name: getattr(self.population, name) for name in Population.__dataclass_fields__
         }
         arrays = {"front": {"mean": self.front.mean, "matrix": self.front.matrix}}
-        return _record(facts, arrays | {"population": population})
+        return records.record(facts, arrays | {"population": population})
 
     @classmethod
     def read(cls, content: RecordDict) -> "EnrolRequest":
@@ -100,20 +90,20 @@ class EnrolRequest:
         Raises:
             MessageError: It breaks the schema, or the front is not the plan's.
         """
-        return _ENROLS.of(_bytes(content), lambda: cls._read(content))
+        return _ENROLS.of(records.content_of(content), lambda: cls._read(content))
 
     @classmethod
     def _read(cls, content: RecordDict) -> "EnrolRequest":
         """Read it anew."""
-        facts = _facts(content)
-        plan = Plan.from_json(_text(facts, "plan"))
+        facts = records.facts_of(content)
+        plan = Plan.from_json(records.text(facts, "plan"))
         names = Population.__dataclass_fields__
-        statistics = {name: _tensor(content, "population", name, 1) for name in names}
+        statistics = {name: records.tensor(content, "population", name, 1) for name in names}
         try:
             front = Front(
-                mean=_tensor(content, "front", "mean", 1),
-                matrix=_tensor(content, "front", "matrix", 2),
-                length=_number(facts, "length"),
+                mean=records.tensor(content, "front", "mean", 1),
+                matrix=records.tensor(content, "front", "matrix", 2),
+                length=records.number(facts, "length"),
             )
             population = Population(**statistics)
         except ModelError as error:
@@ -157,7 +147,7 @@ class TrainRequest:
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts: dict[str, Fact] = {
+        facts: dict[str, records.Fact] = {
             "plan": self.plan,
             "round": self.round,
             "denominator": self.denominator,
@@ -165,17 +155,17 @@ class TrainRequest:
             "share": self.share,
         }
         arrays = {name: getattr(self, name) for name in ("weights", "class_weights", "centre")}
-        return _record(facts, {"model": arrays})
+        return records.record(facts, {"model": arrays})
 
     @classmethod
     def read(cls, content: RecordDict) -> "TrainRequest":
         """Read it, or raise ``MessageError``."""
-        return _TRAINS.of(_bytes(content), lambda: cls._read(content))
+        return _TRAINS.of(records.content_of(content), lambda: cls._read(content))
 
     @classmethod
     def _read(cls, content: RecordDict) -> "TrainRequest":
         """Read it anew."""
-        facts = _facts(content)
+        facts = records.facts_of(content)
         number, denominator = facts.get("round"), facts.get("denominator")
         clip = facts.get("clip")
         if not isinstance(number, int) or number < 1:
@@ -185,14 +175,14 @@ class TrainRequest:
         if not isinstance(clip, float) or not 0 < clip < float("inf"):
             raise MessageError(f"the clip is {clip!r}; it must be finite and above 0")
         return cls(
-            plan=_text(facts, "plan"),
+            plan=records.text(facts, "plan"),
             round=number,
-            weights=_tensor(content, "model", "weights", 1),
-            class_weights=_tensor(content, "model", "class_weights", 1),
-            centre=_tensor(content, "model", "centre", 1),
+            weights=records.tensor(content, "model", "weights", 1),
+            class_weights=records.tensor(content, "model", "class_weights", 1),
+            centre=records.tensor(content, "model", "centre", 1),
             denominator=denominator,
             clip=clip,
-            share=_number(facts, "share"),
+            share=records.number(facts, "share"),
         )
 
 
@@ -218,27 +208,27 @@ class SumRequest:
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts: dict[str, Fact] = {"plan": self.plan, "name": self.name, "step": self.step}
+        facts: dict[str, records.Fact] = {"plan": self.plan, "name": self.name, "step": self.step}
         summed = self.train or self.calibrate
-        record = summed.record() if summed else _record({}, {})
+        record = summed.record() if summed else records.record({}, {})
         record.config_records[_SUM] = ConfigRecord({**facts, "body": self.body})
         return record
 
     @classmethod
     def read(cls, content: RecordDict) -> "SumRequest":
         """Read it, or raise ``MessageError``."""
-        _facts(content)
+        records.facts_of(content)
         facts = content.config_records.get(_SUM)
         if facts is None:
             raise MessageError("the message names no secure sum")
-        step, body = _text(facts, "step"), facts.get("body")
+        step, body = records.text(facts, "step"), facts.get("body")
         if step not in STEPS or not isinstance(body, bytes):
             raise MessageError(f"the step of a secure sum is {step!r}; one of {', '.join(STEPS)}")
         asks = step == "mask" and "question" in content.array_records
         trains = step == "mask" and "model" in content.array_records and not asks
         return cls(
-            plan=_text(facts, "plan"),
-            name=_text(facts, "name"),
+            plan=records.text(facts, "plan"),
+            name=records.text(facts, "name"),
             step=step,
             body=body,
             train=TrainRequest.read(content) if trains else None,
@@ -264,35 +254,39 @@ class CalibrateRequest:
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts: dict[str, Fact] = {
+        facts: dict[str, records.Fact] = {
             "plan": self.plan,
             "log_temperature": self.question.log_temperature,
             "bend": self.question.bend,
         }
         question = {"edges": self.question.edges, "shares": self.question.shares}
         model = {"weights": self.weights, "centre": self.centre}
-        return _record(facts, {"model": model, "question": question})
+        return records.record(facts, {"model": model, "question": question})
 
     @classmethod
     def read(cls, content: RecordDict) -> "CalibrateRequest":
         """Read it, or raise ``MessageError``."""
-        return _CALIBRATES.of(_bytes(content), lambda: cls._read(content))
+        return _CALIBRATES.of(records.content_of(content), lambda: cls._read(content))
 
     @classmethod
     def _read(cls, content: RecordDict) -> "CalibrateRequest":
         """Read it anew."""
-        facts = _facts(content)
+        facts = records.facts_of(content)
         temperature = facts.get("log_temperature")
         if not isinstance(temperature, float):
             raise MessageError(f"the log temperature is {temperature!r}; it must be a number")
         question = Question(
             log_temperature=temperature,
-            bend=_number(facts, "bend"),
-            edges=_tensor(content, "question", "edges", 1),
-            shares=_tensor(content, "question", "shares", 1),
+            bend=records.number(facts, "bend"),
+            edges=records.tensor(content, "question", "edges", 1),
+            shares=records.tensor(content, "question", "shares", 1),
         )
-        weights, centre = (_tensor(content, "model", name, 1) for name in ("weights", "centre"))
-        return cls(plan=_text(facts, "plan"), weights=weights, centre=centre, question=question)
+        weights, centre = (
+            records.tensor(content, "model", name, 1) for name in ("weights", "centre")
+        )
+        return cls(
+            plan=records.text(facts, "plan"), weights=weights, centre=centre, question=question
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -307,7 +301,10 @@ class PersonalRequest:
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts: dict[str, Fact] = {"plan": self.plan, "prior": json.dumps(self.prior.as_dict())}
+        facts: dict[str, records.Fact] = {
+            "plan": self.plan,
+            "prior": json.dumps(self.prior.as_dict()),
+        }
         if self.kept:
             facts |= {
                 "kept": self.kept.blob,
@@ -317,25 +314,27 @@ class PersonalRequest:
         arrays = {"model": {"weights": self.weights, "centre": self.centre}}
         if self.prior.basis:
             arrays[_BASIS] = self.prior.tensors()
-        return _record(facts, arrays)
+        return records.record(facts, arrays)
 
     @classmethod
     def read(cls, content: RecordDict) -> "PersonalRequest":
         """Read it, or raise ``MessageError``."""
-        facts = _facts(content)
+        facts = records.facts_of(content)
         basis = {}
         if _BASIS in content.array_records:
             basis = {
-                name: _tensor(content, _BASIS, name, axes)
+                name: records.tensor(content, _BASIS, name, axes)
                 for name, axes in (("centre", 1), ("matrix", 2))
             }
         try:
-            prior = prior_from_dict(json.loads(_text(facts, "prior")), basis)
+            prior = prior_from_dict(json.loads(records.text(facts, "prior")), basis)
         except (ModelError, ValueError, TypeError) as error:
             raise MessageError(f"the prior of the heads cannot be used: {error}") from error
-        weights, centre = (_tensor(content, "model", name, 1) for name in ("weights", "centre"))
+        weights, centre = (
+            records.tensor(content, "model", name, 1) for name in ("weights", "centre")
+        )
         return cls(
-            plan=_text(facts, "plan"),
+            plan=records.text(facts, "plan"),
             weights=weights,
             centre=centre,
             prior=prior,
@@ -369,7 +368,7 @@ class Reply:
 
     def record(self) -> RecordDict:
         """As it travels."""
-        facts: dict[str, Fact] = {
+        facts: dict[str, records.Fact] = {
             "body": self.body,
             "user": self.user,
             "status": self.status.value,
@@ -377,7 +376,9 @@ class Reply:
             "head": self.head,
             "version": self.version,
         }
-        return _record(facts, {} if self.value is None else {"release": {"value": self.value}})
+        return records.record(
+            facts, {} if self.value is None else {"release": {"value": self.value}}
+        )
 
     @classmethod
     def read(cls, content: RecordDict, *, size: int) -> "Reply":
@@ -390,20 +391,20 @@ class Reply:
         Raises:
             MessageError: Wrong schema, dtype, length, or a NaN or an infinity.
         """
-        facts = _facts(content)
-        user, head, version = _text(facts, "user"), facts.get("head"), facts.get("version")
+        facts = records.facts_of(content)
+        user, head, version = records.text(facts, "user"), facts.get("head"), facts.get("version")
         body = facts.get("body")
         if not 0 < len(user) <= _LONGEST_USER:
             raise MessageError(f"a user's name has {len(user)} characters; 1 to {_LONGEST_USER}")
         try:
-            status = Status(_text(facts, "status"))
+            status = Status(records.text(facts, "status"))
         except ValueError as error:
             raise MessageError(f"the status of {user} is unknown: {error}") from error
         if not (isinstance(head, bytes) and isinstance(version, int) and isinstance(body, bytes)):
             raise MessageError(f"the reply of {user} lacks its head, the head's version or a body")
         value = None
         if status is Status.OK and size:
-            value = _tensor(content, "release", "value", 1)
+            value = records.tensor(content, "release", "value", 1)
             if len(value) != size:
                 raise MessageError(f"{user} sent {len(value)} numbers where {size} were asked for")
         reason = str(facts.get("reason", ""))[:500]
@@ -426,123 +427,9 @@ _ENROLS, _TRAINS, _CALIBRATES = (
 """The newest requests: where one process answers for many devices, all are sent the same."""
 
 
-def _bytes(content: RecordDict) -> tuple[object, ...]:
-    """All that a message holds."""
-    parts: list[object] = []
-    for name, record in content.items():
-        parts.append(name)
-        if isinstance(record, ConfigRecord):
-            parts += [(key, type(value), value) for key, value in record.items()]
-        elif isinstance(record, ArrayRecord):
-            parts += [(key, one.dtype, one.shape, one.data) for key, one in record.items()]
-        else:
-            parts.append(record)
-    return tuple(parts)
-
-
-def _record(
-    facts: Mapping[str, Fact],
-    arrays: Mapping[str, Mapping[str, Tensor]],
-) -> RecordDict:
-    """Flower's record of facts and named groups of arrays."""
-    record = RecordDict({_FACTS: ConfigRecord({"schema": SCHEMA, **facts})})
-    for group, tensors in arrays.items():
-        record[group] = ArrayRecord({name: _array(tensor) for name, tensor in tensors.items()})
-    return record
-
-
-def _array(tensor: Tensor) -> Array:
-    """A tensor as Flower carries it, as the bytes of a .npy file; the numbers are copied once."""
-    values = tensor.detach().contiguous().numpy()
-    data = b"".join((_header(values.shape, values.dtype.str), values.data))
-    kind = _kind(values.dtype)
-    return Array(dtype=kind, shape=values.shape, stype="numpy.ndarray", data=data)
-
-
-@lru_cache(maxsize=64)
-def _kind(dtype: "np.dtype[Any]") -> str:
-    """NumPy's name of a kind of number, which it makes up anew for whoever asks."""
-    return str(dtype)
-
-
-@lru_cache(maxsize=64)
-def _header(shape: tuple[int, ...], kind: str) -> bytes:
-    """What NumPy writes before numbers of this shape and kind."""
-    file = io.BytesIO()
-    facts = {"descr": kind, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, facts)
-    return file.getvalue()
-
-
-def _numbers(array: Array, axes: int) -> "np.ndarray[Any, np.dtype[Any]]":
-    """The numbers of an array, which may be any that NumPy reads.
-
-    Those that this program wrote are found without a copy, by the header that it gives them.
-    """
-    shape = tuple(array.shape)
-    ours = array.stype == "numpy.ndarray" and len(shape) == axes
-    if ours and all(isinstance(size, int) and size >= 0 for size in shape):
-        header = _header(shape, _FLOAT)
-        size = len(header) + math.prod(shape) * 4
-        if len(array.data) == size and array.data.startswith(header):
-            return np.frombuffer(array.data, _FLOAT, offset=len(header)).reshape(shape)
-    return array.numpy()
-
-
-def _facts(content: RecordDict) -> ConfigRecord:
-    """The facts, once their schema was checked."""
-    facts = content.config_records.get(_FACTS)
-    if facts is None:
-        raise MessageError("a message without facts; it is not one of ours")
-    if facts.get("schema") != SCHEMA:
-        raise MessageError(
-            f"a message of schema {facts.get('schema')!r}; this version reads {SCHEMA}: "
-            "update the older of the two sides"
-        )
-    return facts
-
-
 def _kept(facts: ConfigRecord) -> KeptHead:
     """The user's head as the server says it keeps it."""
     blob, version = facts["kept"], facts.get("kept_version")
     if not (isinstance(blob, bytes) and isinstance(version, int)):
         raise MessageError("the message's kept head lacks its ciphertext or its version")
-    return KeptHead(model_hash=_text(facts, "kept_model"), version=version, blob=blob)
-
-
-def _text(facts: ConfigRecord, name: str) -> str:
-    """One fact that must be text."""
-    value = facts.get(name)
-    if not isinstance(value, str):
-        raise MessageError(f"the message's {name} is {value!r}; it must be text")
-    return value
-
-
-def _number(facts: ConfigRecord, name: str) -> float:
-    """One fact that must be a finite number, 0 or above."""
-    value = facts.get(name)
-    if not isinstance(value, float) or not 0 <= value < float("inf"):
-        raise MessageError(f"the message's {name} is {value!r}; it must be finite, 0 or above")
-    return value
-
-
-def _tensor(content: RecordDict, group: str, name: str, axes: int) -> Tensor:
-    """One float32 array that must be finite and of ``axes`` axes."""
-    arrays = content.array_records.get(group)
-    if arrays is None or name not in arrays:
-        raise MessageError(f"the message lacks the array {group}/{name}")
-    try:
-        value = _numbers(arrays[name], axes)
-    except Exception as error:  # a hostile header makes NumPy raise far more than ValueError
-        raise MessageError(f"the array {group}/{name} cannot be read: {error}") from error
-    if value.dtype != np.float32 or value.ndim != axes:
-        raise MessageError(
-            f"the array {group}/{name} is {value.dtype} with {value.ndim} axes; "
-            f"needed: float32 with {axes}"
-        )
-    numbers = torch.empty(value.shape, dtype=torch.float32)
-    numbers.numpy()[...] = value  # a copy: what came cannot be written into
-    # A sum that is a number says that all are, at a fraction of the cost of looking at each.
-    if not (math.isfinite(numbers.sum()) or numbers.isfinite().all()):
-        raise MessageError(f"the array {group}/{name} holds a NaN or an infinity")
-    return numbers
+    return KeptHead(model_hash=records.text(facts, "kept_model"), version=version, blob=blob)

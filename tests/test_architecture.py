@@ -26,6 +26,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "server/app.py",
         "server/crowd.py",
         "server/strategy.py",
+        "shared/records.py",
         "shared/wire.py",
         "simulations/engines/*.py",
     ),

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import calibration, participant
+from sottovoce.client import calibration, enrolment, participant
 from sottovoce.client.device import Device, Pending, Randomness
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.exchange import summed
@@ -148,7 +148,7 @@ def make(folder: Path, user: str = "u0", *, seed: Seed = 7, clips: int = 0) -> D
 
 def joined(device: Device, plan: Plan = UTTERANCE, people: Population | None = None) -> Tensor:
     """What leaves at enrolment, shape (classes + inputs,)."""
-    value = participant.enrol(device, plan, FRONT, people or unknown(INPUTS))
+    value = enrolment.enrol(device, plan, FRONT, people or unknown(INPUTS))
     assert value is not None
     return value
 

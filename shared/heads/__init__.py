@@ -1,8 +1,8 @@
 """Calibration heads: one user's small correction of what the shared model says.
 
 What a head is stands in ``head``, the directions in which it may bend the last layer in ``basis``,
-where users start in ``prior``, how few labels become one in ``fitting``, and what another model may
-use of it in ``belief``.
+where users start in ``prior``, how few labels become one in ``fitting``, what that minimises in
+``problem``, and what another model may use of it in ``belief``.
 """
 
 from sottovoce.shared.heads.basis import Basis

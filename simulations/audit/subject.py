@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment, participant
 from sottovoce.client.device import Device, Randomness
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
@@ -135,7 +135,7 @@ class Subject:
 
     def enrol(self, course: Course) -> Tensor:
         """Its first message, shape (classes + inputs,)."""
-        value = participant.enrol(self._device, course.plan, course.front, course.population)
+        value = enrolment.enrol(self._device, course.plan, course.front, course.population)
         return cast(Tensor, value)
 
     def train(self, course: Course, number: int) -> Tensor:

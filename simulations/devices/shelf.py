@@ -9,7 +9,7 @@ from typing import Final
 import safetensors.torch
 from safetensors import SafetensorError
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.job import Job
 from sottovoce.shared.errors import PrivacyError, SettingError
@@ -133,7 +133,7 @@ class ShelfHost:
         """A device as it was left, with what enrolment prepared."""
         device = self._shelf.device(place)
         if device.agreed == self._plan:
-            participant.prepare(device, self._job.plan, self._job.front, self._job.population)
+            enrolment.prepare(device, self._job.plan, self._job.front, self._job.population)
         return device
 
     def fate(self, place: int, group: str) -> str:  # noqa: ARG002  (one shape)

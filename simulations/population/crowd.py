@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.job import Job
 from sottovoce.shared import seeds
@@ -173,5 +173,5 @@ def device(crowd: Crowd, store: Store, job: Job, plan: str, place: int) -> KeptD
         clips=lambda: crowd.held(place),
     )
     if made.agreed == plan:
-        participant.prepare(made, job.plan, job.front, job.population)
+        enrolment.prepare(made, job.plan, job.front, job.population)
     return made

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import calibration, given, participant
+from sottovoce.client import calibration, enrolment, given, participant
 from sottovoce.client.device import Device, Randomness
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared import normaliser
@@ -94,7 +94,7 @@ def device(folder: Path, plan: Plan = PLAN, *, clips: int = CLIPS, **facts: Any)
     usual: dict[str, Any] = {"user": "ada", "budgets": (), "labels": LABELS, "simulated_seed": 7}
     held = Clips(examples=examples, enrols=everyone, calibrates=~everyone, trains=everyone)
     one = Device.create(folder, Facts(**usual | facts), held)
-    participant.enrol(one, plan, FRONT, unknown(INPUTS))
+    enrolment.enrol(one, plan, FRONT, unknown(INPUTS))
     return one
 
 
@@ -156,9 +156,9 @@ def test_behind_the_exact_mean_every_row_would_move(
 
     def exact(held: Device, plan: Plan, weights: Tensor, centre: Tensor) -> Any:
         kept = held.vault.get_tensors("projected")
-        model = participant._model(plan, weights).eval()
+        model = participant.model_of(plan, weights).eval()
         mean = centre + kept["training.projected"].mean(0)
-        return model, participant._finish(kept, "training", mean)
+        return model, participant.finished(kept, "training", mean)
 
     rows = []
     monkeypatch.setattr(participant, "as_trained", exact)
@@ -212,7 +212,7 @@ def test_above_the_budget_nothing_is_told(tmp_path: Path) -> None:
     one = device(tmp_path, budgets=(Budget(epsilon=3.0, delta=1e-5),))
     before = one.ledger.releases
     loud = replace(PLAN, calibration=CalibrationRelease(noise_multiplier=0.1, taken_back=0.5))
-    participant.enrol(one, loud, FRONT, unknown(INPUTS))
+    enrolment.enrol(one, loud, FRONT, unknown(INPUTS))
 
     with pytest.raises(BudgetSpent):
         ask(one, loud)

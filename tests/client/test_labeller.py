@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import labeller, participant, recordings
+from sottovoce.client import enrolment, labeller, receiver, recordings
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.client.labeller import Labeller
@@ -158,12 +158,10 @@ def test_the_next_model_is_fitted_on_what_was_labelled_too(tmp_path: Path) -> No
     model, own = bundle(), device(tmp_path / "ada", clips=2)
     for row in speech(3):
         Labeller(own.folder, model).label(row, "angry", NOBODY)
-    participant.enrol(own, PLAN, model.front, model.population)
+    enrolment.enrol(own, PLAN, model.front, model.population)
     weights = WEIGHTS * 0.5
 
-    participant.personalise(
-        own, plan=PLAN.digest(), weights=weights, centre=NOBODY, prior=model.prior
-    )
+    receiver.personalise(own, plan=PLAN.digest(), weights=weights, centre=NOBODY, prior=model.prior)
 
     later = replace(model, weights=weights, model_hash=PLAN.model_hash(weights))
     expected = fitted(later, torch.cat([speech(2, seed=9), speech(3)]), [0, 1, 0, 0, 0])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment, participant, receiver
 from sottovoce.client.device import Device
 from sottovoce.client.listener import Listener
 from sottovoce.client.owner import UNKNOWN, Clips, Facts
@@ -105,7 +105,7 @@ def train(one: Device, number: int = 1, **changes: Any) -> Tensor:
 def enrolled(folder: Path, **how: Any) -> Device:
     """A device that has joined."""
     one = device(folder, **how)
-    participant.enrol(one, PLAN, FRONT, PEOPLE)
+    enrolment.enrol(one, PLAN, FRONT, PEOPLE)
     return one
 
 
@@ -129,7 +129,7 @@ def test_a_whole_run_books_exactly_the_plans_releases(tmp_path: Path) -> None:
 
 def test_what_leaves_is_noised_labels_and_centre_then_updates(tmp_path: Path) -> None:
     one = device(tmp_path)
-    value = participant.enrol(one, PLAN, FRONT, PEOPLE)
+    value = enrolment.enrol(one, PLAN, FRONT, PEOPLE)
 
     assert value is not None
     assert value.shape == (len(LABELS) + INPUTS,)
@@ -187,11 +187,11 @@ def test_what_a_device_heard_since_shapes_nothing_that_leaves(tmp_path: Path) ->
             listener = Listener(one.folder, bundle)
             for loud in range(1, 5):
                 listener.learn(torch.full((FEATURES,), 10.0 * loud))
-        joined = participant.enrol(one, PLAN, FRONT, PEOPLE)
+        joined = enrolment.enrol(one, PLAN, FRONT, PEOPLE)
         assert joined is not None
         left += [(joined, train(one))]
         head = {"plan": PLAN.digest(), "weights": WEIGHTS, "centre": CENTRE}
-        participant.personalise(one, **head, prior=bundle.prior)
+        receiver.personalise(one, **head, prior=bundle.prior)
         means.append(Listener(one.folder, bundle).mean())
         assert len(_kinds(one)) == 5
         left[-1] += (one.vault.get("head"),)
@@ -205,8 +205,8 @@ def test_what_a_device_heard_since_shapes_nothing_that_leaves(tmp_path: Path) ->
 
 def test_a_resumed_enrolment_costs_nothing_more(tmp_path: Path) -> None:
     one = device(tmp_path)
-    first = participant.enrol(one, PLAN, FRONT, PEOPLE)
-    again = participant.enrol(Device(tmp_path), PLAN, FRONT, PEOPLE)
+    first = enrolment.enrol(one, PLAN, FRONT, PEOPLE)
+    again = enrolment.enrol(Device(tmp_path), PLAN, FRONT, PEOPLE)
 
     assert first is not None
     assert again is not None
@@ -240,7 +240,7 @@ ANYTHING = Budget(epsilon=50.0, delta=1e-3, unit=Unit.USER)
 
 def test_whoever_hides_users_sends_no_more_than_a_user_may(tmp_path: Path) -> None:
     one = device(tmp_path, budget=ANYTHING)
-    value = participant.enrol(one, USER, FRONT, PEOPLE)
+    value = enrolment.enrol(one, USER, FRONT, PEOPLE)
     update = train(one, plan=USER.digest())
 
     assert value is not None
@@ -263,7 +263,7 @@ def test_hiding_users_alone_training_may_use_the_exact_mean(
 
     monkeypatch.setattr(participant, "local_update", look)
     one = device(tmp_path, budget=ANYTHING)
-    participant.enrol(one, USER, FRONT, PEOPLE)
+    enrolment.enrol(one, USER, FRONT, PEOPLE)
     train(one, plan=USER.digest())
 
     rows = FRONT.project(one.clips().examples.features)
@@ -273,7 +273,7 @@ def test_hiding_users_alone_training_may_use_the_exact_mean(
 
 def test_a_user_without_clips_sends_zeros(tmp_path: Path) -> None:
     one = device(tmp_path, budget=ANYTHING, calibrates=CLIPS)
-    value = participant.enrol(one, USER, FRONT, PEOPLE)
+    value = enrolment.enrol(one, USER, FRONT, PEOPLE)
 
     assert value is not None
     assert not value.any()
@@ -284,7 +284,7 @@ def test_a_sampled_schedule_is_paid_for_once_and_each_round_answered_once(tmp_pa
     sampled = replace(USER, user=replace(USERS, update=replace(NOISE, sample_rate=0.3)))
     one = device(tmp_path, budget=ANYTHING)
     for _ in range(2):  # a run that was resumed enrols again
-        participant.enrol(one, sampled, FRONT, PEOPLE)
+        enrolment.enrol(one, sampled, FRONT, PEOPLE)
     first = train(one, plan=sampled.digest())
 
     assert torch.equal(train(Device(tmp_path), plan=sampled.digest()), first)
@@ -302,7 +302,7 @@ def test_hiding_both_bounds_the_sum_before_the_noise_and_not_after(tmp_path: Pat
         mechanism = UtteranceNoise(clip_norm=1.0, noise_multiplier=noise, sum_norm=0.1)
         plan = replace(BOTH, mechanism=mechanism)
         one = device(tmp_path / str(noise), budget=None)
-        participant.enrol(one, plan, FRONT, PEOPLE)
+        enrolment.enrol(one, plan, FRONT, PEOPLE)
         kept.append(train(one, plan=plan.digest(), denominator=1.0) / plan.training.learning_rate)
 
     assert float(still[0].norm()) == pytest.approx(0.1, rel=1e-3)
@@ -311,7 +311,7 @@ def test_hiding_both_bounds_the_sum_before_the_noise_and_not_after(tmp_path: Pat
 
 def test_hiding_both_books_one_record_of_both_with_the_normaliser(tmp_path: Path) -> None:
     one = device(tmp_path, budget=None)
-    participant.enrol(one, BOTH, FRONT, PEOPLE)
+    enrolment.enrol(one, BOTH, FRONT, PEOPLE)
     train(one, plan=BOTH.digest())
 
     booked = Device(tmp_path).ledger
@@ -337,7 +337,7 @@ def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> 
 
     assert one.ledger.path.read_bytes() == ledger
     assert Device(tmp_path).ledger.epsilon(DELTA) <= price
-    participant.personalise(  # it keeps receiving models
+    receiver.personalise(  # it keeps receiving models
         one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
     )
     assert one.vault.has("normaliser")
@@ -353,11 +353,11 @@ def test_a_plan_without_noise_is_refused_by_a_device_with_a_budget(tmp_path: Pat
     )
     one = device(tmp_path / "careful")
     with pytest.raises(BudgetSpent):
-        participant.enrol(one, bare, FRONT, PEOPLE)
+        enrolment.enrol(one, bare, FRONT, PEOPLE)
     assert _kinds(one) == []
 
     careless = device(tmp_path / "careless", budget=None)
-    counts = participant.enrol(careless, bare, FRONT, PEOPLE)
+    counts = enrolment.enrol(careless, bare, FRONT, PEOPLE)
     assert counts is not None
     assert counts[: len(LABELS)].tolist() == [4.0, 4.0, 4.0]
 
@@ -392,7 +392,7 @@ def test_nobody_trains_without_having_enrolled(tmp_path: Path) -> None:
 def test_a_label_that_the_plan_lacks_is_refused(tmp_path: Path) -> None:
     one = device(tmp_path, labels=("angry", "bored", "sad"))
     with pytest.raises(MessageError, match="bored"):
-        participant.enrol(one, PLAN, FRONT, PEOPLE)
+        enrolment.enrol(one, PLAN, FRONT, PEOPLE)
     assert _kinds(one) == []
 
 
@@ -401,20 +401,20 @@ def test_a_label_that_the_plan_lacks_is_refused(tmp_path: Path) -> None:
 
 def test_labels_are_put_into_the_plans_order_and_unknown_ones_stay(tmp_path: Path) -> None:
     one = device(tmp_path, labels=("sad", "angry"))
-    clips = participant._relabel(one, PLAN)
+    clips = enrolment._relabel(one, PLAN)
     assert clips.examples.labels.tolist() == [2, 0] * (CLIPS // 2)
 
     kept = one.clips()
     hidden = replace(kept.examples, labels=torch.full((CLIPS,), UNKNOWN))
     other = Device.create(tmp_path / "b", one.facts, replace(kept, examples=hidden))
-    assert set(participant._relabel(other, PLAN).examples.labels.tolist()) == {UNKNOWN}
+    assert set(enrolment._relabel(other, PLAN).examples.labels.tolist()) == {UNKNOWN}
 
 
 def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) -> None:
     one = device(tmp_path, contributes=False, calibrates=6)
 
-    assert participant.enrol(one, PLAN, FRONT, PEOPLE) is None
-    head = participant.personalise(
+    assert enrolment.enrol(one, PLAN, FRONT, PEOPLE) is None
+    head = receiver.personalise(
         one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
     )
 
@@ -425,7 +425,7 @@ def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) ->
 
 def test_asking_again_for_a_head_fits_and_books_none_anew(tmp_path: Path) -> None:
     one = device(tmp_path, contributes=False, calibrates=6)
-    participant.enrol(one, PLAN, FRONT, PEOPLE)
+    enrolment.enrol(one, PLAN, FRONT, PEOPLE)
     request: dict[str, Any] = {
         "plan": PLAN.digest(),
         "weights": WEIGHTS,
@@ -433,11 +433,11 @@ def test_asking_again_for_a_head_fits_and_books_none_anew(tmp_path: Path) -> Non
         "prior": HeadPrior(mean=identity(3)),
     }
 
-    versions = [participant.personalise(one, **request) for _ in range(2)]
+    versions = [receiver.personalise(one, **request) for _ in range(2)]
 
     assert [head.version for head in versions] == [1, 1]
     assert _kinds(one) == [Kind.SEALED_HEAD]
-    newer = participant.personalise(one, **request | {"weights": WEIGHTS + 1})
+    newer = receiver.personalise(one, **request | {"weights": WEIGHTS + 1})
     assert newer.version == 2
 
 
@@ -446,10 +446,10 @@ def test_a_head_comes_whether_or_not_its_user_labelled_a_clip(
     tmp_path: Path, calibrates: int
 ) -> None:
     one = device(tmp_path, contributes=False, calibrates=calibrates)
-    participant.enrol(one, PLAN, FRONT, PEOPLE)
+    enrolment.enrol(one, PLAN, FRONT, PEOPLE)
     prior = HeadPrior(mean=identity(3))
 
-    head = participant.personalise(
+    head = receiver.personalise(
         one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=prior
     )
 
@@ -467,10 +467,10 @@ def test_a_broken_clip_is_left_out_of_the_head_and_refuses_nothing(
     features[[0, -1]] = value
     broken = replace(clips, examples=replace(clips.examples, features=features))
     other = Device.create(tmp_path / "broken", one.facts, broken)
-    participant.enrol(other, PLAN, FRONT, PEOPLE)
+    enrolment.enrol(other, PLAN, FRONT, PEOPLE)
     prior = HeadPrior(mean=identity(3))
 
-    head = participant.personalise(
+    head = receiver.personalise(
         other, plan=PLAN.digest(), weights=WEIGHTS * 1e3, centre=CENTRE, prior=prior
     )
 
@@ -479,7 +479,7 @@ def test_a_broken_clip_is_left_out_of_the_head_and_refuses_nothing(
 
 def test_at_prediction_the_mean_is_exact_and_stays_on_the_device(tmp_path: Path) -> None:
     one = enrolled(tmp_path)
-    participant.personalise(
+    receiver.personalise(
         one, plan=PLAN.digest(), weights=WEIGHTS, centre=CENTRE, prior=HeadPrior(mean=identity(3))
     )
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import participant, recogniser
+from sottovoce.client import enrolment, receiver, recogniser
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
@@ -121,8 +121,8 @@ def _device(folder: Path, *, enrolled: int = 5, labelled: int = 3) -> Device:
 def _joined(folder: Path, bundle: Bundle, **clips: int) -> Device:
     """A device that took this model from a run."""
     device, plan = _device(folder, **clips), _plan(bundle.front)
-    participant.enrol(device, plan, bundle.front, bundle.population)
-    participant.personalise(
+    enrolment.enrol(device, plan, bundle.front, bundle.population)
+    receiver.personalise(
         device,
         plan=plan.digest(),
         weights=bundle.weights,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment, participant
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.server.exchange import summed
@@ -110,7 +110,7 @@ def devices(tmp_path: Path) -> dict[str, Device]:
     found = {f"u{number}": make(tmp_path, number) for number in range(DEVICES)}
     _introduce(found)
     for device in found.values():
-        participant.enrol(device, PLAN, FRONT, unknown(INPUTS))
+        enrolment.enrol(device, PLAN, FRONT, unknown(INPUTS))
     return found
 
 
@@ -202,7 +202,7 @@ def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) 
     }
     _introduce(devices)
     for device in devices.values():
-        participant.enrol(device, PLAN, FRONT, unknown(INPUTS))
+        enrolment.enrol(device, PLAN, FRONT, unknown(INPUTS))
     name = sum_name(PLAN.digest(), "round-1")
 
     def ask(step: str, requests: Any) -> dict[str, bytes]:
@@ -262,7 +262,7 @@ def test_updates_of_secure_sums_never_leave_in_the_clear(devices: dict[str, Devi
 
 def test_a_device_without_a_roster_sums_with_nobody(tmp_path: Path) -> None:
     device = make(tmp_path, 0)
-    participant.enrol(device, PLAN, FRONT, unknown(INPUTS))
+    enrolment.enrol(device, PLAN, FRONT, unknown(INPUTS))
     name = sum_name(PLAN.digest(), ENROLMENT)
     with pytest.raises(PrivacyError, match="no roster is pinned"):
         _step(device, name, "advertise", AdvertiseRequest(round=name).to_bytes())

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment, participant
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
@@ -71,7 +71,7 @@ def make(folder: Path, *, seed: int | None = 7, epsilon: float | None = None) ->
     budgets = () if epsilon is None else (Budget(epsilon=epsilon, delta=DELTA, unit=Unit.USER),)
     facts = Facts(user="ada", budgets=budgets, labels=LABELS, simulated_seed=seed)
     device = Device.create(folder / "device", facts, clips)
-    participant.enrol(device, plan(), FRONT, unknown(INPUTS))
+    enrolment.enrol(device, plan(), FRONT, unknown(INPUTS))
     return device
 
 
@@ -178,11 +178,11 @@ def test_another_plan_of_the_run_does_not_bring_rounds_nearer(tmp_path: Path) ->
     device = make(tmp_path)
     ask(device, 3)
     hasty = plan(Bands(spacing=2))
-    participant.enrol(Device(device.folder), hasty, FRONT, unknown(INPUTS))
+    enrolment.enrol(Device(device.folder), hasty, FRONT, unknown(INPUTS))
     with pytest.raises(PrivacyError, match="must lie 4 apart"):
         ask(device, 5, agreed=hasty)
     other = plan(Bands(spacing=2), run="s")
-    participant.enrol(Device(device.folder), other, FRONT, unknown(INPUTS))
+    enrolment.enrol(Device(device.folder), other, FRONT, unknown(INPUTS))
     ask(device, 4, agreed=other)
     assert (took_part(device), took_part(device, "s")) == ([3], [4])
 

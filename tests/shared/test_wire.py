@@ -10,7 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from sottovoce.shared import wire
+from sottovoce.shared import records, wire
 from sottovoce.shared.calibration import LEVELS, Question
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.front import Front
@@ -192,7 +192,7 @@ def test_a_message_of_somebody_else_is_refused(message: Any, read: Read) -> None
     with pytest.raises(MessageError, match="schema"):
         read(RecordDict({"sottovoce": ConfigRecord({})}))
     with pytest.raises(MessageError, match="schema 2"):
-        read(_spoil_facts(message.record(), "schema", wire.SCHEMA + 1))
+        read(_spoil_facts(message.record(), "schema", records.SCHEMA + 1))
 
 
 @pytest.mark.parametrize(("message", "read"), MESSAGES)

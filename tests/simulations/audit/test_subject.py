@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment, participant
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
@@ -27,7 +27,7 @@ def test_a_subject_sends_what_a_device_on_disk_sends(
     device = _on_disk(tmp_path, examples, asked.plan.labels, 7)
     seen = live(asked, examples, 7)
 
-    first = participant.enrol(device, asked.plan, asked.front, asked.population)
+    first = enrolment.enrol(device, asked.plan, asked.front, asked.population)
     sent = [
         participant.train(
             device,

@@ -9,7 +9,7 @@ from flwr.clientapp import ClientApp
 
 from sottovoce.client.app import app as product
 from sottovoce.server import checkpoint
-from sottovoce.shared import wire
+from sottovoce.shared import records, wire
 from sottovoce.shared.errors import ModelError
 
 
@@ -126,7 +126,7 @@ def _remember(values: list[torch.Tensor], inner: Any) -> Any:
 
     def tamper(kind: str, replies: list[Message]) -> list[Message]:
         if kind == wire.TRAIN:
-            values.append(wire._tensor(replies[0].content, "release", "value", 1))
+            values.append(records.tensor(replies[0].content, "release", "value", 1))
         return list(inner(kind, replies))
 
     return tamper

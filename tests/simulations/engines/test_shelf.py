@@ -7,7 +7,7 @@ import pytest
 import torch
 from flwr.app import Message
 
-from sottovoce.client import participant
+from sottovoce.client import enrolment, participant
 from sottovoce.shared import wire
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.simulations.devices import shelf
@@ -116,7 +116,7 @@ def test_a_process_does_not_use_what_another_has_outdated(make_world: Any) -> No
     world = make_world("a", shelved=True)
     here, there = (_host(world, shared=True) for _ in range(2))
     job = here._job
-    participant.enrol(here.device(0), job.plan, job.front, job.population)
+    enrolment.enrol(here.device(0), job.plan, job.front, job.population)
     here.commit()
 
     for number, host in ((1, there), (2, here), (3, there)):

@@ -35,7 +35,7 @@ from flwr.common.serde import message_from_proto, message_to_proto, recorddict_t
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sottovoce.client import calibrator, participant
+from sottovoce.client import calibrator, receiver
 from sottovoce.client.app import app as product_client
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
@@ -44,7 +44,7 @@ from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.round import Aggregation
 from sottovoce.server.sums import LEDGER, OWNER
-from sottovoce.shared import crypto, errors, wire
+from sottovoce.shared import crypto, errors, records, wire
 from sottovoce.shared.calibration import LEVELS, WIDTH, CalibrationRelease, Question
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.examples import Examples
@@ -405,7 +405,7 @@ def _may_say(
     personal = good and asked.message_type == wire.PERSONAL
     return rules | {
         "sottovoce": _is("ConfigRecord"),
-        "sottovoce/schema": _is(wire.SCHEMA),
+        "sottovoce/schema": _is(records.SCHEMA),
         "sottovoce/user": _is(device.facts.user),  # the pseudonym
         # Status and kind of a refusal: not data, as worlds that differ in data show below.
         "sottovoce/status": lambda status: status in set(map(str, wire.Status)),
@@ -587,7 +587,7 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
             kind in (wire.ENROL, wire.TRAIN, wire.SUM, wire.CALIBRATE, wire.PERSONAL)
         ),
         "sottovoce": _is("ConfigRecord"),
-        "sottovoce/schema": _is(wire.SCHEMA),
+        "sottovoce/schema": _is(records.SCHEMA),
     }
     if kind == wire.ENROL:
         return rules | _public(plan)
@@ -823,7 +823,7 @@ def test_a_size_that_tells_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
         raise LookupError
 
     usual = _run(tmp_path / "usual", UTTERANCE)
-    monkeypatch.setattr(participant, "personalise", labelled)
+    monkeypatch.setattr(receiver, "personalise", labelled)
     other = _run(tmp_path / "other", UTTERANCE)
 
     assert _seen(other, USERS[0])[:-1] == _seen(usual, USERS[0])[:-1]
@@ -860,10 +860,10 @@ def test_a_refusal_says_its_kind_and_no_more(tmp_path: Path, unit: str, why: str
 @pytest.mark.parametrize(
     "place",
     [
-        "participant.enrol",
+        "enrolment.enrol",
         "participant.train",
         "calibration.calibrate",
-        "participant.personalise",
+        "receiver.personalise",
         "Device",
     ],
 )
