@@ -131,11 +131,11 @@ def _rounded(found: Any) -> Any:  # noqa: ANN401
 
 HEAD = """# Users' own labels: heads and sets
 
-Made by `python scripts/heads.py` from runs that `python scripts/results.py` makes, all of seed 0
-(RAVDESS without privacy: without the baseline, which makes its dropout draw otherwise), and from
-the two of CREMA-D with 6 classes [below](#commands).
+Made by `python scripts/heads.py` from runs that `python scripts/results.py` makes, all of seed 0,
+and from those [below](#commands).
 Users who were never trained on label *k* clips, drawn at random 5 times (*k* = 0: once); figures
-are on all their other clips. *Before*: the shared model. *After*: the head that a device fits.
+are on all their other clips. *Before*: the shared model. *After*: the head that a device fits
+([how](../recipes.md#heads)).
 In brackets the 95 % interval of the difference, users drawn 2,000 times in pairs; **bold** where
 it lies on the worse side of 0. p10: UAR of the 10th-percentile user; worst: of the worst one, who
 has few clips. Users keep one clip of every emotion, so few clips of rare emotions are labelled.
@@ -236,7 +236,11 @@ def _chosen() -> str:
             f"--enrolment all --out runs/results/cremad6-5fold-{unit}-all-0\n"
             for unit in ("none", "utterance")
         )
-        + "```\n"
+        + "for seed in 3 4 5 6 7 8 9; do sottovoce simulate --corpus emodb --data "
+        "../shared/corpora/emodb --protocol emodb7-loso --public cremad=../shared/corpora/cremad "
+        "--public ravdess=../shared/corpora/ravdess --unit utterance --enrolment all --seed $seed "
+        "--out runs/results/emodb7-loso-utterance-all-$seed; done\n"
+        "python scripts/heads.py\n```\n"
     )
 
 
