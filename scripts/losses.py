@@ -175,15 +175,17 @@ def _people(scenario: Scenario, material: Material, fold: Fold) -> list[Person]:
     prior, model = job.prior_of(weights), build(plan.model, 0).eval()
     load_flat(model, weights)
     with torch.no_grad():
-        logits = {user: model(clips.features, clips.frames) for user, clips in users.items()}
+        read = {user: model.vectors(clips.features, clips.frames) for user, clips in users.items()}
+        logits = {user: model.head(vectors).double() for user, vectors in read.items()}
     return [
         Person(
             speaker=user,
             gender="",
             fold=fold.name,
-            logits=torch.log_softmax(logits[user].double(), 1),
+            logits=torch.log_softmax(logits[user], 1),
             labels=clips.labels,
             prior=prior,
+            coordinates=prior.coordinates(read[user]),
         )
         for user, clips in users.items()
     ]
