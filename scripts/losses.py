@@ -293,9 +293,9 @@ SAYS = """
   the open recipe has, is behind them there; `mmce` gained nothing on devices of 60 clips.
 - CREMA-D without privacy: plain cross-entropy is calibrated before any head; `focal` is far too
   unsure. Behind the usual head all but `mmce` lie within .003 of UAR and .02 of NLL.
-- Under a promise plain cross-entropy is best on RAVDESS throughout; on CREMA-D smoothing is a
-  little better once the usual head has undone it. `focal` costs up to a point of UAR, `brier` two
-  on RAVDESS: smaller gradients against the same noise, at a rate that was not chosen for them.
+- Under a promise plain cross-entropy has the best probabilities on RAVDESS throughout; on CREMA-D
+  smoothing is a little better once the usual head has undone it. `focal` and `brier` cost up to a
+  point of UAR: smaller gradients against the same noise, at a rate that was not chosen for them.
   Both make a model too unsure; the head that users taught undoes most of it without a label.
 - The usual losses stay as they were: these are test speakers, and one seed.
 """
