@@ -369,7 +369,7 @@ def _reader(layer: Reader, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, 
 def _convolution(layer: nn.Conv1d, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
     """A linear layer on windows of frames: (utterances, outputs, taps x inputs), summed over time.
 
-    Each window is taken as a view, so that no frame is copied for every tap.
+    Windows are views of all utterances; PyTorch copies those of one at a time.
     """
     around, stride, dilation = int(layer.padding[0]), layer.stride[0], layer.dilation[0]
     padded = F.pad(read.mT, (0, 0, around, around))
