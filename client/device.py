@@ -335,11 +335,9 @@ def labelled(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
         vault: The device's.
         labels: A model's emotions, in the order of its classes; clips of others are left out.
     """
-    clips, names = Clips.of(vault.get_tensors("clips")), _read_facts(folder / _FACTS).labels
-    given = clips.examples.take(clips.calibrates)
-    order = [labels.index(name) if name in labels else UNKNOWN for name in names]
-    numbers = torch.tensor(order, dtype=torch.int64)[given.labels]
-    return replace(given, labels=numbers).take(numbers != UNKNOWN)
+    clips, own = Clips.of(vault.get_tensors("clips")), _read_facts(folder / _FACTS).labels
+    numbered = clips.relabelled(own, labels).examples
+    return numbered.take(clips.calibrates & (numbered.labels != UNKNOWN))
 
 
 class Randomness:

@@ -1,7 +1,6 @@
 """What a device does when it joins a run: what rounds read is kept, its first sums are told."""
 
 import math
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -125,10 +124,7 @@ def _relabel(device: Device, plan: Plan) -> Clips:
     missing = [label for label in device.facts.labels if label not in plan.labels]
     if missing:
         raise MessageError(f"the plan has no class for {', '.join(missing)}, which this user gave")
-    order = torch.tensor([plan.labels.index(label) for label in device.facts.labels])
-    known = clips.examples.labels.clamp(min=0)
-    labels = torch.where(clips.examples.labels >= 0, order[known], clips.examples.labels)
-    return replace(clips, examples=replace(clips.examples, labels=labels))
+    return clips.relabelled(device.facts.labels, plan.labels)
 
 
 def _label_counts(plan: Plan, clips: Clips) -> Tensor:

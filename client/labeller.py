@@ -18,37 +18,19 @@ from torch import Tensor
 from sottovoce.client import device as devices
 from sottovoce.client import recordings
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.recordings import Recordings
+from sottovoce.client.recordings import Learner
 from sottovoce.client.vault import Vault
 from sottovoce.shared import heads
-from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.examples import Examples
 
 _PLACE: Final = "labelled"
 
 
-class Labeller:
-    """Fits one user's head under one model to what they say.
+class Labeller(Learner):
+    """Fits one user's head under one model to what they say; arguments as for ``Learner``."""
 
-    Args:
-        folder: The user's device folder.
-        bundle: The model.
-
-    Raises:
-        SettingError: There is no device.
-        PrivacyError: The vault is damaged, or its key is not its owner's alone.
-    """
-
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
-        self._folder: Final = folder
-        self._vault: Final = recordings.vault_of(folder)
-        self._bundle: Final = bundle
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Of the recordings that were labelled, the oldest first."""
-        return self._kept().names
+    place = _PLACE
 
     def label(self, features: Tensor, emotion: str, mean: Tensor) -> str:
         """Take the user's word for one recording, and fit the head again.
@@ -72,8 +54,7 @@ class Labeller:
         if self._bundle.spec.reads_frames:
             raise SettingError("this model reads frames, of which no labels are kept yet")
         recordings.check(features, self._bundle.front.mean.shape)
-        found, name = self._kept().added(features, emotion)
-        found.write(self._vault, _PLACE)
+        name = self._keep(features, emotion)
         self._fit(mean)
         return name
 
@@ -96,21 +77,16 @@ class Labeller:
         """Fit the head on everything that was labelled, and keep it."""
         bundle = self._bundle
         parts = [devices.labelled(self._folder, self._vault, bundle.labels)]
-        parts.append(examples_of(self._kept(), bundle.labels))
-        fitting = [part for part in parts if part.features.shape[1:] == bundle.front.mean.shape]
+        width = bundle.front.mean.shape
+        parts.append(kept(self._vault, bundle.extractor, bundle.labels, *width))
+        fitting = [part for part in parts if part.features.shape[1:] == width]
         features = torch.cat([part.features for part in fitting])
         labels = torch.cat([part.labels for part in fitting])
         single = torch.ones(len(labels), dtype=torch.int64)
         logits, coordinates = bundle.heard(features, single, mean)
-        sane = heads.usable(logits, coordinates)
         Calibrator(
             self._vault, model_hash=bundle.model_hash, prior=bundle.prior, labels=bundle.labels
-        ).fit(logits[sane], labels[sane], None if coordinates is None else coordinates[sane])
-
-    def _kept(self) -> Recordings:
-        """What this model's extractor heard."""
-        width = int(self._bundle.front.mean.shape[0])
-        return recordings.read(self._vault, _PLACE).of(self._bundle.extractor, width)
+        ).fit(*heads.usable(logits, labels, coordinates))
 
 
 def labelled(folder: Path) -> tuple[str, ...]:
@@ -133,11 +109,7 @@ def kept(vault: Vault, extractor: str, labels: tuple[str, ...], width: int) -> E
             out.
         width: How many features it reads.
     """
-    return examples_of(recordings.read(vault, _PLACE).of(extractor, width), labels)
-
-
-def examples_of(found: Recordings, labels: tuple[str, ...]) -> Examples:
-    """Labelled recordings as examples, those whose emotion is among the labels."""
+    found = recordings.read(vault, _PLACE).of(extractor, width)
     known = [place for place, emotion in enumerate(found.emotions) if emotion in labels]
     numbers = [labels.index(found.emotions[place]) for place in known]
     return Examples(

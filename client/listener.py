@@ -17,36 +17,18 @@ from torch import Tensor
 
 from sottovoce.client import device as devices
 from sottovoce.client import recordings
-from sottovoce.client.recordings import Recordings
+from sottovoce.client.recordings import Learner
 from sottovoce.shared import unlabelled
-from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.front import finish
 
 _PLACE: Final = "heard"
 
 
-class Listener:
-    """Learns one user's mean under one model.
+class Listener(Learner):
+    """Learns one user's mean under one model, from what it hears; arguments as for ``Learner``."""
 
-    Args:
-        folder: The user's device folder.
-        bundle: The model.
-
-    Raises:
-        SettingError: There is no device.
-        PrivacyError: The vault is damaged, or its key is not its owner's alone.
-    """
-
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
-        self._folder: Final = folder
-        self._vault: Final = recordings.vault_of(folder)
-        self._bundle: Final = bundle
-
-    @property
-    def heard(self) -> tuple[str, ...]:
-        """Names of the utterances that were learned from, the oldest first."""
-        return self._kept().names
+    place = _PLACE
 
     def learn(self, features: Tensor) -> str:
         """Learn from one utterance of the user, whatever its emotion.
@@ -66,9 +48,7 @@ class Listener:
         What another extractor heard is let go: this model cannot read it.
         """
         self._check(features)
-        found, name = self._kept().added(features)
-        found.write(self._vault, _PLACE)
-        return name
+        return self._keep(features)
 
     def forget(self, name: str) -> None:
         """Forget one utterance; see :func:`forget`."""
@@ -142,11 +122,6 @@ class Listener:
         if self._bundle.spec.pooling != "none":
             raise SettingError("this model reads frames, from which no mean is learned yet")
         recordings.check(features, self._bundle.front.mean.shape)
-
-    def _kept(self) -> Recordings:
-        """What this model's extractor heard."""
-        width = int(self._bundle.front.mean.shape[0])
-        return recordings.read(self._vault, _PLACE).of(self._bundle.extractor, width)
 
 
 def heard(folder: Path) -> tuple[str, ...]:

@@ -1,9 +1,10 @@
 """What a device's owner decided, and has recorded."""
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from sottovoce.shared.examples import Examples
@@ -69,6 +70,17 @@ class Clips:
     enrols: Tensor
     calibrates: Tensor
     trains: Tensor
+
+    def relabelled(self, own: Sequence[str], labels: Sequence[str]) -> "Clips":
+        """With labels numbered as others number them; ``UNKNOWN`` where they have no such label.
+
+        Args:
+            own: Names of the labels that the clips carry.
+            labels: The others', in their order.
+        """
+        order = [labels.index(name) if name in labels else UNKNOWN for name in own]
+        numbers = torch.tensor([*order, UNKNOWN])[self.examples.labels]  # unknown is the last
+        return replace(self, examples=replace(self.examples, labels=numbers))
 
     def tensors(self) -> dict[str, Tensor]:
         """By name; half precision is plenty for log-mel and halves the disk."""

@@ -83,12 +83,8 @@ def _heard(
     model: Network, examples: Examples, prior: HeadPrior
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits, labels and coordinates of those utterances that a head can be fitted on."""
-    with torch.no_grad():
-        vectors = model.vectors(examples.features, examples.frames)
-        logits = model.head(vectors)
-    places = prior.coordinates(vectors)
-    sane = heads.usable(logits, places)
-    return logits[sane], examples.labels[sane], None if places is None else places[sane]
+    logits, places = prior.heard(model, examples.features, examples.frames)
+    return heads.usable(logits, examples.labels, places)
 
 
 def _book_head(device: Device, plan: Plan, version: int) -> None:

@@ -217,7 +217,7 @@ class Recogniser:
         """
         listener = Listener(self._folder(), self.bundle)
         labeller = Labeller(self._folder(), self.bundle)
-        labelled = name in labeller.names
+        labelled = name in labeller.heard
         if name in listener.heard or not labelled:
             listener.forget(name)
             self._refresh()

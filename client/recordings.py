@@ -9,13 +9,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.device import Device
 from sottovoce.client.vault import Vault
+from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 
 MOST: Final = 200
@@ -77,6 +78,44 @@ class Recordings:
             words["emotions"] = list(self.emotions)
         about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
         vault.put_tensors(place, {"rows": self.rows, "about": about})
+
+
+class Learner:
+    """Learns of one user, under one model, from recordings in one place of their vault.
+
+    Args:
+        folder: The user's device folder.
+        bundle: The model.
+
+    Raises:
+        SettingError: There is no device.
+        PrivacyError: The vault is damaged, or its key is not its owner's alone.
+    """
+
+    place: ClassVar[str]
+
+    def __init__(self, folder: Path, bundle: Bundle) -> None:
+        self._folder: Final = folder
+        self._vault: Final = vault_of(folder)
+        self._bundle: Final = bundle
+
+    @property
+    def heard(self) -> tuple[str, ...]:
+        """Names of the recordings that were learned from, the oldest first."""
+        return self._kept().names
+
+    def _kept(self) -> Recordings:
+        """What this model's extractor heard."""
+        width = int(self._bundle.front.mean.shape[0])
+        return read(self._vault, self.place).of(self._bundle.extractor, width)
+
+    def _keep(self, features: Tensor, emotion: str | None = None) -> str:
+        """One recording more, under the name that comes back; nothing where it is there already."""
+        kept = self._kept()
+        found, name = kept.added(features, emotion)
+        if found is not kept:
+            found.write(self._vault, self.place)
+        return name
 
 
 def read(vault: Vault, place: str) -> Recordings:

@@ -174,18 +174,18 @@ def _people(scenario: Scenario, material: Material, fold: Fold) -> list[Person]:
     )
     prior, model = job.prior_of(weights), build(plan.model, 0).eval()
     load_flat(model, weights)
-    with torch.no_grad():
-        read = {user: model.vectors(clips.features, clips.frames) for user, clips in users.items()}
-        logits = {user: model.head(vectors).double() for user, vectors in read.items()}
+    heard = {
+        user: prior.heard(model, clips.features, clips.frames) for user, clips in users.items()
+    }
     return [
         Person(
             speaker=user,
             gender="",
             fold=fold.name,
-            logits=torch.log_softmax(logits[user], 1),
+            logits=torch.log_softmax(heard[user][0].double(), 1),
             labels=clips.labels,
             prior=prior,
-            coordinates=prior.coordinates(read[user]),
+            coordinates=heard[user][1],
         )
         for user, clips in users.items()
     ]

@@ -12,14 +12,13 @@ from torch import Tensor
 from sottovoce.server.files import replace_file
 from sottovoce.server.round import State
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.heads import HeadPrior, prior_from_dict
+from sottovoce.shared.heads import HeadPrior, prior_from_file
 
 __all__ = ["history", "latest", "release", "released", "replace_file", "write"]
 
 _NAMES = ("weights", "direction", "scale", "tail", "clip")
 _STATE = "state.safetensors"
 _HISTORY = "rounds"
-_BASIS = "basis."
 
 
 def write(folder: Path, state: State, plan: str, *, durable: bool = True) -> None:
@@ -90,8 +89,7 @@ def history(folder: Path) -> Iterator[tuple[int, Tensor]]:
 
 def release(folder: Path, tensors: dict[str, Tensor], prior: HeadPrior) -> None:
     """Keep what is handed out in the end: weights, centre and the heads' prior."""
-    basis = {_BASIS + name: tensor for name, tensor in prior.tensors().items()}
-    kept = {name: tensor.contiguous() for name, tensor in (tensors | basis).items()}
+    kept = {name: tensor.contiguous() for name, tensor in (tensors | prior.filed()).items()}
     data = save(kept, {"prior": json.dumps(prior.as_dict())})
     replace_file(folder / "released.safetensors", data)
 
@@ -105,10 +103,7 @@ def released(folder: Path) -> tuple[dict[str, Tensor], HeadPrior]:
     path = folder / "released.safetensors"
     try:
         kept = load_file(path)
-        basis = {
-            name.removeprefix(_BASIS): kept.pop(name) for name in [*kept] if name.startswith(_BASIS)
-        }
-        prior = prior_from_dict(json.loads(metadata(path)["prior"]), basis)
+        prior = prior_from_file(json.loads(metadata(path)["prior"]), kept)
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ModelError(f"{path} is missing or damaged ({error}); run the job again") from error
     return kept, prior

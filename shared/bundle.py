@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front, finish
-from sottovoce.shared.heads import HeadPrior, prior_from_dict
+from sottovoce.shared.heads import HeadPrior, prior_from_file
 from sottovoce.shared.models.flat import load_flat
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.spec import ModelSpec, build
@@ -27,7 +27,6 @@ from sottovoce.shared.normaliser import Population
 
 SCHEMA = 1
 _NUMBERS, _WORDS = "model.safetensors", "model.json"
-_BASIS = "basis."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,11 +120,7 @@ class Bundle:
         """
         projected = self.front.project(features)
         inputs = finish(projected, mean, frames, length=self.front.length)
-        used = network or self.network()
-        with torch.no_grad():
-            vectors = used.vectors(inputs, frames)
-            logits: Tensor = used.head(vectors)
-        return logits, self.prior.coordinates(vectors)
+        return self.prior.heard(network or self.network(), inputs, frames)
 
     def save(self, folder: Path) -> None:
         """Write both files; the words last, so that a cut-off bundle is none."""
@@ -137,7 +132,7 @@ class Bundle:
             "front.matrix": self.front.matrix,
             "centre": self.centre,
         } | {f"population.{name}": tensor for name, tensor in population.items()}
-        tensors |= {_BASIS + name: tensor for name, tensor in self.prior.tensors().items()}
+        tensors |= self.prior.filed()
         # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
         data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
         words = {
@@ -188,8 +183,6 @@ def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         length=float(words["length"]),
     )
     population = {name: tensors[f"population.{name}"] for name in _population_fields()}
-    found = {name: tensor for name, tensor in tensors.items() if name.startswith(_BASIS)}
-    basis = {name.removeprefix(_BASIS): tensor for name, tensor in found.items()}
     return {
         "labels": tuple(words["labels"]),
         "extractor": str(words["extractor"]),
@@ -198,7 +191,7 @@ def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         "front": front,
         "centre": tensors["centre"],
         "population": Population(**population),
-        "prior": prior_from_dict(words["prior"], basis),
+        "prior": prior_from_file(words["prior"], tensors),
         "user_mean": bool(words["user_mean"]),
         "model_hash": str(words["model_hash"]),
     }

@@ -61,12 +61,9 @@ class Model:
     def heard(self, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same, and coordinates in the prior's basis, where it has one."""
         single = torch.ones(len(rows), dtype=torch.int64)
-        with torch.no_grad():
-            vectors = self.network.vectors(
-                finish(rows, mean, single, length=self.front.length), single
-            )
-            found = self.network.head(vectors)
-        return found.double(), self.prior.coordinates(vectors)
+        inputs = finish(rows, mean, single, length=self.front.length)
+        found, places = self.prior.heard(self.network, inputs, single)
+        return found.double(), places
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

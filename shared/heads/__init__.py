@@ -19,7 +19,7 @@ from sottovoce.shared.heads.head import (
     identity,
     to_bytes,
 )
-from sottovoce.shared.heads.prior import HeadPrior, prior_from_dict
+from sottovoce.shared.heads.prior import HeadPrior, prior_from_dict, prior_from_file
 
 __all__ = [
     "MOST_BYTES",
@@ -37,6 +37,7 @@ __all__ = [
     "from_bytes",
     "identity",
     "prior_from_dict",
+    "prior_from_file",
     "to_bytes",
     "usable",
 ]

@@ -28,7 +28,7 @@ from torch import Tensor
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.heads.head import MOST_LOGIT, Adapter, Head, apply, fits
 from sottovoce.shared.heads.prior import HeadPrior
-from sottovoce.shared.heads.problem import Problem, lowest
+from sottovoce.shared.heads.problem import Problem, bends, lowest
 
 WIDTHS: Final = (0.15, 0.4)
 """Standard deviations of an adapter's weights, in logits for one public standard deviation."""
@@ -116,10 +116,15 @@ def fitted(
     )
 
 
-def usable(logits: Tensor, coordinates: Tensor | None) -> Tensor:
-    """Which utterances a head can be fitted on, shape (utterances,), bool; arguments as above."""
+def usable(
+    logits: Tensor, labels: Tensor, coordinates: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Those of the utterances that a head can be fitted on; arguments as for :func:`fitted`."""
     good = (logits.abs() <= MOST_LOGIT).all(1)  # NaN is not
-    return good if coordinates is None else good & coordinates.isfinite().all(1)
+    if coordinates is None:
+        return logits[good], labels[good], None
+    good &= coordinates.isfinite().all(1)
+    return logits[good], labels[good], coordinates[good]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -162,7 +167,6 @@ class _Member:
         scaled, chances = problem.outputs(point)
         clips, classes = chances.shape
         errors = chances - problem.hits
-        own = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
         curvature = problem.convex(scaled, chances)
         moves = problem.moves(scaled).reshape(clips * classes, -1)
         half = torch.linalg.solve_triangular(
@@ -170,7 +174,7 @@ class _Member:
         )
         half = half.reshape(-1, clips, classes).permute(1, 2, 0)
         free = half @ half.mT
-        left = torch.eye(classes, dtype=chances.dtype) - own @ free
+        left = torch.eye(classes, dtype=chances.dtype) - bends(chances) @ free
         steps: Tensor = free @ torch.linalg.solve(left, errors[:, :, None])
         return problem.scores(point) + steps[:, :, 0]
 

@@ -12,8 +12,10 @@ from sottovoce.shared.conformal import Scores
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.heads.basis import Basis
 from sottovoce.shared.heads.head import Head
+from sottovoce.shared.models.network import Network
 
 _BASIS: Final = ("centre", "matrix")
+_FILED: Final = "basis."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -59,6 +61,15 @@ class HeadPrior:
         """
         return None if self.basis is None else self.basis.coordinates(vectors)
 
+    def heard(
+        self, network: Network, inputs: Tensor, frames: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """A model's logits, and coordinates of what its last layer read; arguments as it takes."""
+        with torch.no_grad():
+            vectors = network.vectors(inputs, frames)
+            logits: Tensor = network.head(vectors)
+        return logits, self.coordinates(vectors)
+
     def knows(self, head: Head) -> bool:
         """Whether a head's adapter, if it has one, is for this basis."""
         if head.adapter is None:
@@ -90,6 +101,10 @@ class HeadPrior:
         """The basis, by name; empty without one."""
         return {name: getattr(self.basis, name) for name in _BASIS} if self.basis else {}
 
+    def filed(self) -> dict[str, Tensor]:
+        """The same under names that other tensors of a file do not have."""
+        return {_FILED + name: tensor for name, tensor in self.tensors().items()}
+
 
 def prior_from_dict(
     numbers: dict[str, float | list[float]], tensors: Mapping[str, Tensor] | None = None
@@ -116,6 +131,15 @@ def prior_from_dict(
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SettingError) as error:
         raise ModelError(f"the head prior cannot be used: {error!r}; get a new one") from error
+
+
+def prior_from_file(
+    numbers: dict[str, float | list[float]], tensors: Mapping[str, Tensor]
+) -> HeadPrior:
+    """The prior out of a file, from its numbers and all of its tensors; errors as above."""
+    filed = {name: tensor for name, tensor in tensors.items() if name.startswith(_FILED)}
+    basis = {name.removeprefix(_FILED): tensor for name, tensor in filed.items()}
+    return prior_from_dict(numbers, basis)
 
 
 def _number(value: float | list[float]) -> float:

@@ -94,8 +94,7 @@ class Problem:
     def _block(self, chances: Tensor) -> Tensor:
         """Of biases and weights, shape (classes * columns,) squared."""
         classes, width = chances.shape[1], self.columns.shape[1]
-        weights = torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
-        found = (weights.flatten(1).mT @ self._squares).view(classes, classes, width, width)
+        found = (bends(chances).flatten(1).mT @ self._squares).view(classes, classes, width, width)
         return found.transpose(1, 2).reshape(classes * width, -1)
 
     @cached_property
@@ -113,6 +112,11 @@ class Problem:
             start = 1 + place * width
             found[:, place, start : start + width] = self.columns
         return found
+
+
+def bends(chances: Tensor) -> Tensor:
+    """Curvature of each utterance's loss in its logits, shape (utterances, classes, classes)."""
+    return torch.diag_embed(chances) - chances[:, :, None] * chances[:, None, :]
 
 
 def lowest(problem: Problem, start: Tensor | None) -> Tensor:

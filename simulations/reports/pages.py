@@ -258,25 +258,23 @@ def _calibration_rows(calibration: Json) -> dict[str, Any]:
             if before.get(key) is not None and after.get(key) is not None
         ],
         "set_rows": _set_rows(calibration.get("sets") or {}),
-        "bin_rows": [
-            [heads, _share(one, "confidence"), _share(one, "accuracy"), words.number(one["count"])]
-            for heads, found in bins.items()
-            for one in found
-        ],
+        "bin_rows": _bin_rows(bins),
         "emotion_bin_rows": [
-            [
-                emotion,
-                heads,
-                _share(one, "confidence"),
-                _share(one, "accuracy"),
-                words.number(one["count"]),
-            ]
+            [emotion, *row]
             for emotion, sides in (calibration.get("reliability_by_emotion") or {}).items()
-            for heads, found in sides.items()
-            for one in found
+            for row in _bin_rows(sides)
         ],
         "abstention_rows": [[words.percent(x, 0), words.percent(y)] for x, y in curve],
     }
+
+
+def _bin_rows(sides: Json) -> list[list[str]]:
+    """The bins of a reliability diagram, before and after heads."""
+    return [
+        [heads, _share(one, "confidence"), _share(one, "accuracy"), words.number(one["count"])]
+        for heads, found in sides.items()
+        for one in found
+    ]
 
 
 def _ends(intervals: Json, name: str) -> str:

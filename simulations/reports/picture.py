@@ -80,11 +80,11 @@ def panels(
     rows = -(-len(draws) // columns)
 
     def draw(figure: Figure) -> None:
-        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        grid = [*figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat]
         for axes, (title, one) in zip(grid, draws.items(), strict=False):
             one(axes)
             axes.set_title(title, fontsize=10.5)
-        for axes in list(grid)[len(draws) :]:
+        for axes in grid[len(draws) :]:
             axes.set_axis_off()
 
     return _drawn(name, label, draw, (2.1 * columns + 0.4, 2.1 * rows + 0.3))

@@ -129,7 +129,7 @@ def test_a_second_word_takes_the_place_of_the_first(tmp_path: Path) -> None:
     folder = device(tmp_path / "ada").folder
     names = {Labeller(folder, model).label(row, word, NOBODY) for word in ("sad", "happy")}
 
-    assert Labeller(folder, model).names == tuple(names)
+    assert Labeller(folder, model).heard == tuple(names)
     assert same(head(folder, model), fitted(model, row[None], [LABELS.index("happy")]))
 
 
