@@ -2,181 +2,27 @@
 
 One batched pass forward and back gives what every layer read, and the slope of each utterance's
 loss in what the layer said; the gradient of an utterance in the layer's weights is their product
-(Goodfellow 2015, https://arxiv.org/abs/1510.01799). How the product is kept is chosen per layer
-kind, by measurement (``docs/results/benchmarks.md``):
-
-- A linear layer on one vector an utterance: as its two factors. The norm is the product of their
-  norms, the clipped sum one small product of matrices; the gradients are never written out (ghost
-  clipping, Li et al. 2022, https://arxiv.org/abs/2110.05679).
-- Layers over frames: written out, (utterances, weights). Their norm has a closed form too, but it
-  adds large terms of both signs, so that in float32 a small norm can come out far too small, and
-  the clip would not hold. A norm that is taken from what is summed cannot be wrong about it.
+(Goodfellow 2015, https://arxiv.org/abs/1510.01799).
 """
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sottovoce.client.recurrence import recall
+from sottovoce.client.shares import Gradients, Outer, Rows, Share, Slopes, gathered
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.flat import unflatten
 from sottovoce.shared.models.layers import Memory
 from sottovoce.shared.models.network import Network, Reader
 
 _L = TypeVar("_L", bound=nn.Module)
-
-_LARGEST_READ = 1e15
-"""Norm of what was read. Up to here, scaled slopes that fall below float32's range (1.2e-38) may as
-well be zeros: each would move the product by 1.2e-23."""
-
-
-class Share(Protocol):
-    """What one tensor of weights adds to the gradient of each utterance."""
-
-    def square_norms(self) -> Tensor:
-        """Of each utterance, shape (utterances,), float64; not finite where a number is not."""
-        ...
-
-    def sum(self, factors: Tensor) -> Tensor:
-        """Of all utterances, each times its factor; shapes (utterances,), (weights,); float32."""
-        ...
-
-    def without(self, broken: Tensor) -> "Share":
-        """Zeros for the utterances that are ``broken``, shape (utterances,), bool."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Rows:
-    """Written out.
-
-    Attributes:
-        each: Shape (utterances, outputs, ...), float32.
-        order: Axes of one row in the order of the layer's weights; None where they lie so.
-        squares: Square norms, (utterances,), float64, where they are known already.
-    """
-
-    each: Tensor
-    order: tuple[int, ...] | None = None
-    squares: Tensor | None = None
-
-    def square_norms(self) -> Tensor:
-        """In float32 over one output's weights, which is quick, in float64 over all outputs."""
-        if self.squares is not None:
-            return self.squares
-        if self.each.dim() == 2:
-            return _squares(self.each)
-        each = self.each.flatten(2)
-        parts = torch.linalg.vector_norm(each, dim=2).double()
-        if not math.isfinite(parts.sum()):  # broken, or only too large for a square in float32
-            parts = torch.linalg.vector_norm(each, dim=2, dtype=torch.float64)
-        return _squares(parts)
-
-    def sum(self, factors: Tensor) -> Tensor:
-        """See ``Share.sum``."""
-        total = factors @ self.each.flatten(1)
-        if self.order is None:
-            return total
-        return total.view(self.each.shape[1:]).permute(self.order).flatten()
-
-    def without(self, broken: Tensor) -> "Rows":
-        """See ``Share.without``."""
-        return Rows(_zeroed(self.each, broken), self.order)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outer:
-    """One outer product an utterance, kept as its factors.
-
-    Attributes:
-        slopes: Shape (utterances, outputs), float32.
-        read: Shape (utterances, inputs), float32.
-        squares: Square norms of both, each (utterances,), float64.
-    """
-
-    slopes: Tensor
-    read: Tensor
-    squares: tuple[Tensor, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "squares", (_squares(self.slopes), _squares(self.read)))
-
-    def square_norms(self) -> Tensor:
-        """The product of the factors' own."""
-        return self.squares[0] * self.squares[1]
-
-    def sum(self, factors: Tensor) -> Tensor:
-        """See ``Share.sum``.
-
-        What was read may be so large that slopes, scaled to fit it, fall below what float32 holds
-        in full; the product is then taken in float64.
-        """
-        slopes, read = self.slopes, self.read
-        if not self.squares[1].amax() <= _LARGEST_READ**2:
-            slopes, read, factors = slopes.double(), read.double(), factors.double()
-        return ((factors.unsqueeze(1) * slopes).mT @ read).flatten().float()
-
-    def without(self, broken: Tensor) -> "Outer":
-        """See ``Share.without``."""
-        return Outer(_zeroed(self.slopes, broken), _zeroed(self.read, broken))
-
-
-def _squares(vectors: Tensor) -> Tensor:
-    """Square norms, (utterances,), float64."""
-    squares: Tensor = torch.linalg.vector_norm(vectors, dim=1, dtype=torch.float64).square()
-    return squares
-
-
-def _zeroed(each: Tensor, broken: Tensor) -> Tensor:
-    """A copy with zeros where ``broken``: the original may be the user's own features."""
-    return each.masked_fill(broken.view(-1, *[1] * (each.dim() - 1)), 0)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Gradients:
-    """The gradient of every utterance's loss in all weights.
-
-    Attributes:
-        shares: One for each tensor of weights, in the model's order.
-        norms: L2 norm of each utterance's whole gradient, shape (utterances,), float64, finite.
-        zeroed: How many held a NaN or an infinity and count as zeros.
-    """
-
-    shares: tuple[Share, ...]
-    norms: Tensor
-    zeroed: int = 0
-
-    def __len__(self) -> int:
-        return len(self.norms)
-
-    def sum(self, factors: Tensor) -> Tensor:
-        """Of all utterances, each times its factor; products and sums in float32.
-
-        Args:
-            factors: Shape (utterances,), float64, finite, each 0 or one that float32 holds in full.
-
-        Returns:
-            Shape (params,), float64, in the order of ``flat``.
-        """
-        single = factors.float()
-        return torch.cat([share.sum(single) for share in self.shares]).double()
-
-
-def _gathered(shares: tuple[Share, ...]) -> Gradients:
-    """Norms, and zeros for what is no number."""
-    squares = sum((share.square_norms() for share in shares[1:]), shares[0].square_norms())
-    # A sum that is a number says that all are: squares of float32 are far from float64's limit.
-    if math.isfinite(squares.sum()):
-        return Gradients(shares, squares.sqrt())
-    broken = ~squares.isfinite()
-    spared = tuple(share.without(broken) for share in shares)
-    return Gradients(spared, squares.masked_fill(broken, 0).sqrt(), int(broken.sum()))
-
+Read = tuple[Tensor, Tensor, Tensor | None]
+"""What a model is called with: features, frames and a dropout mask."""
 
 _Told = Callable[[Tensor], Iterator[tuple[str, Share]]]
 """From the slopes in what a layer said, to the shares of its weights and their names."""
@@ -245,24 +91,25 @@ class Recorder:
         around.__dict__.update(layer.__dict__, forward=forward)
         return around
 
-    def gradients(self, losses: Callable[[Network], Tensor]) -> Gradients:
+    def gradients(self, read: Read, losses: Callable[[Tensor], Tensor]) -> Gradients:
         """Of each utterance's loss, at the present weights.
 
         Args:
-            losses: Calls the model it is given once, on one utterance or more, and returns one
-                loss each, shape (utterances,); none may depend on another utterance.
+            read: What the model is called with, of one utterance or more.
+            losses: From logits to one loss each, shape (utterances,); none may depend on another
+                utterance.
 
         Guarantees:
             An utterance whose gradient holds a NaN or an infinity counts as zeros, and leaves the
             gradients of all others as they were.
         """
-        each = losses(self._twin)
+        each = losses(self._twin(*read))
         said, rules = self._tape.emptied()
         slopes = torch.autograd.grad(each, said, torch.ones_like(each))
         found: dict[str, Share] = {}
         for rule, slope in zip(rules, slopes, strict=True):
             found.update(rule(slope))
-        return _gathered(tuple(found[name] for name in self._names))
+        return gathered(tuple(found[name] for name in self._names))
 
 
 def _saying(tape: _Tape, path: str, layer: nn.Module) -> Callable[[Tensor], Tensor]:
@@ -354,7 +201,7 @@ def _linear(_: nn.Linear, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, S
     if read.dim() == 2:
         weight = Outer(slopes, read)
         yield "weight", weight
-        yield "bias", Rows(slopes, squares=weight.squares[0])
+        yield "bias", Slopes(weight)
     else:
         yield "weight", Rows(torch.bmm(slopes.mT, read))
         yield "bias", Rows(slopes.sum(dim=1))
@@ -362,8 +209,9 @@ def _linear(_: nn.Linear, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, S
 
 def _reader(layer: Reader, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:
     """A linear layer whose bias weighs a constant input of its own."""
-    yield "weight", Outer(slopes, read)
-    yield "bias", Rows(slopes * layer.bias_feature)
+    weight = Outer(slopes, read)
+    yield "weight", weight
+    yield "bias", Slopes(weight, layer.bias_feature)
 
 
 def _convolution(layer: nn.Conv1d, read: Tensor, slopes: Tensor) -> Iterator[tuple[str, Share]]:

@@ -32,7 +32,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "ray": ("simulations/engines/ray.py", "simulations/engines/cluster.py"),
     # The second accountant that recounts a run is Opacus' own; it trains nothing.
-    "opacus": ("client/trainer.py", "simulations/recount.py"),
+    "opacus": ("client/steps.py", "simulations/recount.py"),
     "dp_accounting": ("shared/privacy/accountant.py",),
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
@@ -126,7 +126,7 @@ def test_the_house_is_all_there() -> None:
         ("server/x.py", "def f():\n    from sottovoce.simulations import world", "may import"),
         ("client/x.py", "if 0:\n    import sottovoce.server", "may import"),
         ("client/x.py", "import importlib as i; i.import_module('sottovoce.server')", "may import"),
-        ("client/x.py", "__import__('opacus')", "doors are client/trainer.py"),
+        ("client/x.py", "__import__('opacus')", "doors are client/steps.py"),
         ("client/x.py", "import flwr.app", "its doors are"),
         ("server/round.py", "from flwr.app import Message", "its doors are"),
         ("simulations/world.py", "import flwr", "its doors are"),

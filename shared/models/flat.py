@@ -41,7 +41,7 @@ def unflatten(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
     sizes = [shape.numel() for shape in shapes.values()]
     if vector.shape != (sum(sizes),):
         raise ModelError(_misfit(tuple(vector.shape), sum(sizes)))
-    parts = torch.split(vector, sizes)
+    parts = vector.split_with_sizes(sizes)
     return {
         name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)
     }

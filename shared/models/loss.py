@@ -126,6 +126,47 @@ def losses(
     return _KINDS[loss.kind](loss, logits, labels, weights, smoothing)
 
 
+def slopes(
+    loss: Loss,
+    logits: Tensor,
+    labels: Tensor,
+    weights: Tensor,
+    smoothing: float = 0.0,
+    scale: float = 1.0,
+) -> Tensor:
+    """Slopes of all utterances' summed losses in their logits.
+
+    Of cross-entropy in closed form, at a fraction of what autograd costs; else by autograd.
+
+    Args:
+        loss: Which one.
+        logits: Shape (utterances, classes), float32; autograd may take note of them.
+        labels: Shape (utterances,), int64, each in [0, classes).
+        weights: Public weight of each class, shape (classes,), float32.
+        smoothing: As in :func:`losses`.
+        scale: What the sum is multiplied by.
+
+    Returns:
+        Shape (utterances, classes), float32. Where logits hold a NaN or an infinity, the row does.
+
+    Example:
+        >>> logits, labels, weights = torch.zeros(1, 2), torch.tensor([1]), torch.ones(2)
+        >>> slopes(CROSS_ENTROPY, logits, labels, weights)
+        tensor([[ 0.5000, -0.5000]])
+    """
+    if loss.kind != "cross-entropy":
+        each = losses(loss, logits.requires_grad_(), labels, weights, smoothing)
+        (found,) = torch.autograd.grad(each, logits, torch.full_like(each, scale))
+        return found
+    chosen = labels.unsqueeze(1)
+    own = weights.index_select(0, labels).mul_(scale * (1 - smoothing)).unsqueeze_(1)
+    chances = torch.softmax(logits, 1)
+    if smoothing == 0:
+        return chances.mul_(own).scatter_add_(1, chosen, -own)
+    spread = weights * (scale * smoothing / len(weights))
+    return chances.mul_(own + spread.sum()).sub_(spread).scatter_add_(1, chosen, -own)
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0
 ) -> Tensor:

@@ -86,10 +86,18 @@ class Network(nn.Module):
 
     def vectors(self, features: Tensor, frames: Tensor) -> Tensor:
         """What the last layer reads, shape (utterances, width); arguments as in ``forward``."""
-        if features.dim() != self.axes or features.shape[-1] != self.inputs:
-            raise ModelError(self._misfit(features))
+        self.check(features)
         vectors: Tensor = self.body(features, frames)
         return vectors
+
+    def check(self, features: Tensor) -> None:
+        """Refuse features of another number of axes or another width.
+
+        Raises:
+            ModelError: They do not fit.
+        """
+        if features.dim() != self.axes or features.shape[-1] != self.inputs:
+            raise ModelError(self._misfit(features))
 
     def keep(self, utterances: int, generator: torch.Generator) -> Tensor:
         """Draw a dropout mask, every utterance's apart from every other's.

@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.calibrator import Calibrator
@@ -16,6 +17,7 @@ from sottovoce.shared.audio import Signal
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.features.extract import extractor
 from sottovoce.shared.heads import basis
+from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
@@ -25,7 +27,8 @@ from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.simulations.benchmarks.secure_sums import secure_sums
 
 Bench = Callable[[], object]
-PLAIN, SIMULATED, PRIVATE = "step plain: ", "step private, simulated: ", "step private: "
+PLAIN, OWN = "step of PyTorch: ", "step without privacy: "
+SIMULATED, PRIVATE = "step private, simulated: ", "step private: "
 """What names of steps start with. A simulation's noise is seeded; a device's comes from the
 operating system's entropy, eight draws a weight, and costs as much as the gradients."""
 UTTERANCES, FRAMES, BANDS, CLASSES = 60, 150, 64, 8
@@ -52,12 +55,17 @@ def benches(folder: Path) -> Iterator[tuple[str, Bench]]:
 
 
 def _steps() -> Iterator[tuple[str, Bench]]:
-    """One local step over all of a user's clips: plain, private in a simulation and on a device."""
+    """One local step over all of a user's clips: plain, private in a simulation and on a device.
+
+    The limit is what anyone would write: forward, backward and ``torch.optim.SGD``. A device's step
+    is a round's whole training, checks included.
+    """
     private = UtteranceNoise(clip_norm=0.5, noise_multiplier=2.5)
     seeded = SeededNoise(torch.Generator().manual_seed(4))
     for name, spec in _MODELS.items():
         examples = _examples(spec)
-        yield f"{PLAIN}{name}", _step(spec, examples, NoPrivacy(), seeded)
+        yield f"{PLAIN}{name}", _plain_step(spec, examples)
+        yield f"{OWN}{name}", _step(spec, examples, NoPrivacy(), seeded)
         yield f"{SIMULATED}{name}", _step(spec, examples, private, seeded)
         yield f"{PRIVATE}{name}", _step(spec, examples, private, SystemNoise())
 
@@ -73,6 +81,19 @@ def _examples(spec: ModelSpec) -> Examples:
     )
 
 
+def _plain_step(spec: ModelSpec, examples: Examples) -> Bench:
+    """One step of one model, and nothing of ours."""
+    model = build(spec, 0)
+    descent = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        descent.zero_grad()
+        F.cross_entropy(model(examples.features, examples.frames), examples.labels).backward()  # type: ignore[no-untyped-call]
+        descent.step()
+
+    return step
+
+
 def _step(
     spec: ModelSpec,
     examples: Examples,
@@ -81,11 +102,12 @@ def _step(
 ) -> Bench:
     """One step of one model."""
     model, weights = build(spec, 0), torch.ones(spec.classes)
+    start = flatten(model)
     training = LocalTraining(
         steps=1, sample_rate=1.0, learning_rate=0.1, denominator=float(len(examples))
     )
     random = torch.Generator().manual_seed(1)
-    return lambda: local_update(model, examples, weights, training, mechanism, noise, random)
+    return lambda: local_update(model, examples, weights, training, mechanism, noise, random, start)
 
 
 def _extractors() -> Iterator[tuple[str, Bench]]:

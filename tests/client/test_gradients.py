@@ -1,4 +1,5 @@
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -6,12 +7,17 @@ from opacus import GradSampleModule
 from torch import Tensor, nn
 
 from sottovoce.client import gradients as rules
-from sottovoce.client.gradients import Gradients, Outer, Recorder, Rows, Share
+from sottovoce.client import shares
+from sottovoce.client.dense import Dense, Slope, is_dense
+from sottovoce.client.gradients import Recorder
 from sottovoce.client.recurrence import recall
+from sottovoce.client.shares import Gradients, Outer, Rows, Share
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, flatten
+from sottovoce.shared.models.flat import unflatten
 from sottovoce.shared.models.layers import Memory
+from sottovoce.shared.models.loss import Loss, slopes
 from sottovoce.shared.models.spec import KINDS, POOLINGS
 
 INPUTS, CLASSES, SIZE = 6, 3, 7
@@ -22,6 +28,7 @@ SHIPPED = [
     for pooling in POOLINGS
     if pooling == "none" or kind in ("linear", "mlp")
 ]
+DENSE = ("linear", "mlp")
 HOOKED = [pair for pair in SHIPPED if pair[0] != "bilstm-attention"]  # Opacus cannot hook nn.LSTM
 
 
@@ -61,8 +68,33 @@ def losses(model: nn.Module, examples: Examples, keep: Tensor) -> Tensor:
 
 
 def recorded(model: Network, examples: Examples, keep: Tensor) -> Gradients:
-    recorder = Recorder(model, flatten(model))
-    return recorder.gradients(lambda twin: losses(twin, examples, keep))
+    return heard(Recorder(model, flatten(model)), examples, keep)
+
+
+def heard(recorder: Recorder, examples: Examples, keep: Tensor) -> Gradients:
+    return recorder.gradients(
+        (examples.features, examples.frames, keep),
+        lambda logits: cross_entropy(logits, examples.labels, WEIGHTS, 0.1),
+    )
+
+
+def closed(model: Network, examples: Examples, keep: Tensor) -> Gradients:
+    dense = Dense.of(model, unflatten(model, flatten(model)))
+    assert dense is not None
+    return dense.gradients(examples.features, keep, slope_in(examples))
+
+
+def slope_in(examples: Examples) -> Slope:
+    return lambda logits, scale: slopes(
+        Loss(), logits, examples.labels, WEIGHTS, smoothing=0.1, scale=scale
+    )
+
+
+Way = Callable[[Network, Examples, Tensor], Gradients]
+WAYS: list[tuple[str, str, Way]] = [
+    *((kind, pooling, recorded) for kind, pooling in SHIPPED),
+    *((kind, "none", closed) for kind in DENSE),
+]
 
 
 def each_of(gradients: Gradients) -> Tensor:
@@ -97,32 +129,32 @@ def agree(found: Gradients, wanted: Tensor) -> bool:
     )
 
 
-@pytest.mark.parametrize(("kind", "pooling"), HOOKED)
+@pytest.mark.parametrize(("kind", "pooling", "way"), [way for way in WAYS if way[:2] in HOOKED])
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing")  # the features need no gradient
-def test_gradients_are_those_of_opacus_hooks(kind: str, pooling: str) -> None:
+def test_gradients_are_those_of_opacus_hooks(kind: str, pooling: str, way: Way) -> None:
     model = network(kind, pooling)
     given = utterances(model)
 
-    assert agree(recorded(model, *given), hooked(model, *given))
+    assert agree(way(model, *given), hooked(model, *given))
 
 
-@pytest.mark.parametrize(("kind", "pooling"), SHIPPED)
-def test_gradients_are_those_of_single_utterances(kind: str, pooling: str) -> None:
+@pytest.mark.parametrize(("kind", "pooling", "way"), WAYS)
+def test_gradients_are_those_of_single_utterances(kind: str, pooling: str, way: Way) -> None:
     model = network(kind, pooling)
     examples, keep = utterances(model)
-    found, wanted = recorded(model, examples, keep), looped(model, examples, keep)
+    found, wanted = way(model, examples, keep), looped(model, examples, keep)
 
     assert agree(found, wanted)
     assert not torch.allclose(wanted[0], wanted[1])
     assert not agree(found, looped(model, examples, keep.flip(0))), "dropout masks do not matter"
 
 
-@pytest.mark.parametrize(("kind", "pooling"), SHIPPED)
-def test_a_share_that_is_forgotten_is_seen(kind: str, pooling: str) -> None:
+@pytest.mark.parametrize(("kind", "pooling", "way"), WAYS)
+def test_a_share_that_is_forgotten_is_seen(kind: str, pooling: str, way: Way) -> None:
     """The comparison itself: it notices every single tensor of weights, biases too."""
     model = network(kind, pooling)
     examples, keep = utterances(model)
-    found, wanted = recorded(model, examples, keep), looped(model, examples, keep)
+    found, wanted = way(model, examples, keep), looped(model, examples, keep)
 
     for lost, share in enumerate(found.shares):
         if share.square_norms().max() < 1e-10:  # a softmax does not feel the bias below it
@@ -144,17 +176,17 @@ def test_a_bias_read_without_its_feature_is_seen(monkeypatch: pytest.MonkeyPatch
     assert not agree(recorded(model, *given), looped(model, *given))
 
 
-@pytest.mark.parametrize(("kind", "pooling"), SHIPPED)
+@pytest.mark.parametrize(("kind", "pooling", "way"), WAYS)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_a_broken_utterance_is_zeros_and_leaves_the_others_alone(
-    kind: str, pooling: str, value: float
+    kind: str, pooling: str, way: Way, value: float
 ) -> None:
     model = network(kind, pooling)
     examples, keep = utterances(model)
-    good = each_of(recorded(model, examples, keep))
+    good = each_of(way(model, examples, keep))
     examples.features[3] = value
     before = examples.features.clone()
-    found = recorded(model, examples, keep)
+    found = way(model, examples, keep)
 
     good[3] = 0
     assert found.zeroed == 1
@@ -202,7 +234,7 @@ def test_scaled_slopes_that_float32_cannot_hold_would_be_seen(
     factors = torch.tensor([1e-38 / 3])  # a clip norm of 1e-6
 
     assert float(Outer(slopes, read).sum(factors)) == pytest.approx(1e-6, rel=1e-5)
-    monkeypatch.setattr(rules, "_LARGEST_READ", math.inf)
+    monkeypatch.setattr(shares, "_LARGEST_READ", math.inf)
     assert float(Outer(slopes, read).sum(factors)) != pytest.approx(1e-6, rel=1e-5)
 
 
@@ -225,7 +257,7 @@ def test_a_twin_reads_present_weights_and_the_model_is_not_changed() -> None:
     before, moving = flatten(model), flatten(model)
     recorder = Recorder(model, moving)
     moving += 0.1
-    moved = each_of(recorder.gradients(lambda twin: losses(twin, examples, keep)))
+    moved = each_of(heard(recorder, examples, keep))
 
     assert torch.equal(flatten(model), before)
     assert all(weight.requires_grad for weight in model.parameters())
@@ -239,3 +271,32 @@ def test_a_layer_without_a_rule_is_refused() -> None:
 
     with pytest.raises(ModelError, match=r"body\.odd, a Bilinear"):
         Recorder(model, flatten(model))
+
+
+@pytest.mark.parametrize("kind", DENSE)
+@pytest.mark.parametrize(("kept", "scale"), [(1.0, -0.3), (0.9, 1.0), (0.0, 1.0)])
+def test_mean_gradients_in_closed_form_are_those_of_autograd(
+    kind: str, kept: float, scale: float
+) -> None:
+    model = network(kind)
+    examples, keep = utterances(model)
+    dense = Dense.of(model, unflatten(model, flatten(model)))
+    before = [torch.randn_like(weight) for weight in model.parameters()]
+    sums = [one.clone() for one in before]
+    assert dense is not None
+    dense.add_mean(sums, examples.features, keep, slope_in(examples), kept=kept, scale=scale)
+
+    mean = losses(model, examples, keep).mean()
+    for found, was, wanted in zip(
+        sums, before, torch.autograd.grad(mean, list(model.parameters())), strict=True
+    ):
+        assert wanted.abs().max() > 1e-3
+        torch.testing.assert_close(found, kept * was + scale * wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_only_heads_on_vectors_have_a_closed_form() -> None:
+    found = {pair: is_dense(network(*pair)) for pair in SHIPPED}
+
+    assert [pair for pair, dense in found.items() if dense] == [(kind, "none") for kind in DENSE]
+    pooled = network("mlp", "mean-std")
+    assert Dense.of(pooled, unflatten(pooled, flatten(pooled))) is None

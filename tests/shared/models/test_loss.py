@@ -8,7 +8,7 @@ from torch import Tensor
 from sottovoce.shared import seeds
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models import cross_entropy
-from sottovoce.shared.models.loss import Loss, believed, calibration_error, losses
+from sottovoce.shared.models.loss import Loss, believed, calibration_error, losses, slopes
 
 
 def test_an_utterance_costs_its_weight_times_its_surprise() -> None:
@@ -47,6 +47,28 @@ def test_nobody_costs_nothing() -> None:
     losses = cross_entropy(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), torch.ones(3))
 
     assert losses.shape == (0,)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize("size", [0.1, 3.0, 200.0])
+def test_slopes_of_cross_entropy_are_those_of_autograd(smoothing: float, size: float) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = (size * torch.randn(50, 3, generator=random)).requires_grad_()
+    labels, weights = torch.randint(3, (50,), generator=random), torch.tensor([3.0, 0.0, 0.5])
+    each = cross_entropy(logits, labels, weights, smoothing)
+    (wanted,) = torch.autograd.grad(each, logits, torch.full_like(each, 0.7))
+
+    found = slopes(Loss(), logits.detach(), labels, weights, smoothing, 0.7)
+
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_slopes_of_logits_that_are_no_numbers_are_none() -> None:
+    logits = torch.tensor([[1.0, 2.0], [math.nan, 0.0], [math.inf, 0.0]])
+
+    found = slopes(Loss(), logits, torch.tensor([0, 1, 0]), torch.ones(2), 0.1)
+
+    assert found.isfinite().all(1).tolist() == [True, False, False]
 
 
 CHANCES = torch.tensor([0.7, 0.2, 0.1], dtype=torch.float64)
