@@ -147,7 +147,8 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         std = self.noise_multiplier * self.max_grad_norm
         for weight in self.params:
             total = bound.project(weight.summed_grad, self._sum_norm)
-            weight.grad = (total + self._noise.normal(weight.shape, std)).to(weight.dtype)
+            noised = self._noise.normal(weight.shape, std).add_(total)
+            weight.grad = noised.to(weight.dtype)
 
 
 class _Descent:

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import platform
 import resource
 import statistics
@@ -16,12 +17,22 @@ import torch
 
 from sottovoce.shared.models.flat import count
 from sottovoce.shared.models.spec import build
-from sottovoce.simulations.benchmarks.benches import OWN, PLAIN, PRIVATE, SIMULATED, benches, sizes
+from sottovoce.simulations.benchmarks.benches import (
+    OWN,
+    PLAIN,
+    PRIVATE,
+    SIMULATED,
+    Bench,
+    benches,
+    sizes,
+)
 from sottovoce.simulations.benchmarks.engines import SMALL, peaks, workers
 from sottovoce.simulations.benchmarks.harnesses import harnesses
 from sottovoce.simulations.engines.threads import keep_memory
 
-_WARM = 2
+_WARM_MS = 10.0
+"""What is quicker is called several times in a row: a step of a small head after something large
+measures how a processor forgets."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,18 +80,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _measure(folder: Path, repeats: int) -> dict[str, list[float]]:
-    """CPU milliseconds of every call, all benches taking turns."""
+    """CPU milliseconds of a call, all benches taking turns."""
     works = dict(benches(folder))
-    for work in works.values():
-        for _ in range(_WARM):
-            work()
+    calls = {}
+    for name, work in works.items():
+        work()  # whatever is made once
+        calls[name] = max(1, math.ceil(_WARM_MS / _cpu_ms(work, 1)))
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
-            started = time.process_time()
-            work()
-            times[name].append(1e3 * (time.process_time() - started))
+            times[name].append(_cpu_ms(work, calls[name]))
     return times
+
+
+def _cpu_ms(work: Bench, calls: int) -> float:
+    """CPU milliseconds of one of several calls in a row."""
+    started = time.process_time()
+    for _ in range(calls):
+        work()
+    return max(1e3 * (time.process_time() - started) / calls, 1e-3)
 
 
 def _ratios(times: dict[str, list[float]], kind: str, to: str = PLAIN) -> dict[str, float]:
