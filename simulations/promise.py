@@ -96,6 +96,7 @@ def _hiding_users(plan: Plan, scenario: Scenario) -> Plan:
             clip_norm=norm,
             noised_by=noised_by,
             discrete=scenario.secure,
+            fine=scenario.secure,
         )
 
     counts_share, centre_share = _shares(scenario)

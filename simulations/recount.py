@@ -20,7 +20,7 @@ from sottovoce.server.sums import OWNER
 from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
+from sottovoce.shared.privacy.release import GRAIN, Kind, Mechanism, Release, Unit
 from sottovoce.simulations.names import file_name, folder_name
 from sottovoce.simulations.population import books
 from sottovoce.simulations.runfile import Json, read_privacy
@@ -301,8 +301,8 @@ def independent(
 ) -> float:
     """Epsilon by Opacus' accountants: an upper bound.
 
-    By its PRV accountant, ``_PRV_ERROR`` loose or less; by its RDP accountant where a release's
-    noise is discrete.
+    By its PRV accountant, ``_PRV_ERROR`` loose or less, and a grain for every sum of discrete
+    noise; by its RDP accountant where such noise is not known to be fine.
 
     Args:
         releases: Everything one device, or one server about its users, let out, in any order.
@@ -315,6 +315,7 @@ def independent(
     if any(release.mechanism is Mechanism.NONE for release in releases):
         return math.inf
     steps: dict[tuple[float, float], int] = {}
+    grains, coarse = 0, False
     turns: dict[tuple[str, float, tuple[float, ...]], list[int]] = {}
     for release in releases:
         if release.mechanism is not Mechanism.GAUSSIAN:
@@ -324,6 +325,9 @@ def independent(
         noise, rate, number = _steps(release, unit)
         if not noise > 0:
             return math.inf
+        if release.user and release.user.discrete:
+            coarse = coarse or not release.user.fine
+            grains += number if release.user.fine else 0
         column = _column(release, unit)
         if column:
             turns.setdefault((release.run, noise, column), []).append(release.round)
@@ -335,8 +339,9 @@ def independent(
     history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
     if not history:
         return 0.0
-    discrete = any(release.user and release.user.discrete for release in releases)
-    return _by_renyi(history, delta) if discrete else _by_prv(history, delta)
+    grain = grains * GRAIN
+    price = _by_renyi if coarse else _by_prv
+    return price(history, delta * math.exp(-grain)) + grain
 
 
 def _column(release: Release, unit: Unit) -> tuple[float, ...]:
@@ -392,7 +397,7 @@ def _by_prv(history: History, delta: float) -> float:
 
 @lru_cache(maxsize=1024)
 def _by_renyi(history: History, delta: float) -> float:
-    """Opacus' figure where noise is discrete: its Renyi divergence is all that is known of it."""
+    """Opacus' figure where all that is known of discrete noise is its Renyi divergence."""
     from opacus.accountants import RDPAccountant
 
     witness = RDPAccountant()

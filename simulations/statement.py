@@ -68,7 +68,7 @@ def privacy_file(
         **_terms(plan, first),
         "sampling": _sampling(plan),
         **_turns(plan),
-        "accountant": accountant.RENYI_NAME if scenario.secure else accountant.NAME,
+        "accountant": accountant.DISCRETE_NAME if scenario.secure else accountant.NAME,
         "statement": _statement(scenario, plan),
         "assumptions": [*ASSUMPTIONS, _tuning(scenario), *_user_assumptions(plan)],
         "not_protected": [*_unprotected(plan), *NOT_PROTECTED],

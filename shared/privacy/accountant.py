@@ -5,8 +5,9 @@ user has (the device stays and adds nothing: that it takes part is no secret). G
 without sampling compose exactly into one Gaussian, whose epsilon has a closed form (Balle & Wang
 2018). Where some are sampled, figures come from privacy-loss distributions (Koskela et al. 2020;
 Doroshenko et al. 2022, "Connect the dots"), whose discretisation is pessimistic: the epsilon
-reported is never below the true one. Where one of them is discrete, all are priced by Renyi
-divergences (Mironov 2017), which bound it as safely. Rounds under noise that hangs together
+reported is never below the true one. Sums of discrete noise on a fine lattice are Gaussians but for
+a grain each, which is added; where noise is discrete and not known to be fine, all are priced by
+Renyi divergences (Mironov 2017), which bound it as safely. Rounds under noise that hangs together
 (``bands``) add up like others as long as they lie at least as many rounds apart as there are bands;
 nearer ones are charged as if they pointed one way.
 """
@@ -22,10 +23,17 @@ from dp_accounting import pld, rdp
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit, UserNoise
+from sottovoce.shared.privacy.release import (
+    GRAIN,
+    Kind,
+    Mechanism,
+    Release,
+    Unit,
+    UserNoise,
+)
 
 NAME = "Gaussian closed form, or pessimistic PLD at 1e-4 where sampled (dp-accounting 0.6)"
-RENYI_NAME = "RDP (dp-accounting 0.6), because the noise is discrete"
+DISCRETE_NAME = f"{NAME}, and {GRAIN:g} for every sum of discrete noise"
 NEIGHBOURING = {
     Unit.UTTERANCE: "add or remove one utterance",
     Unit.USER: "add or remove everything that one user has",
@@ -78,9 +86,11 @@ def epsilon(
     """
     check.inside(0, 1, delta=delta)
     spent = _summed(releases, unit)
+    grain = spent.grains * GRAIN
+    delta *= math.exp(-grain)
     if _closed(spent):
-        return _above(spent.precision, delta)
-    return _composed(spent, delta, _FAST_INTERVAL if fast else _INTERVAL)
+        return _above(spent.precision, delta) + grain
+    return _composed(spent, delta, _FAST_INTERVAL if fast else _INTERVAL) + grain
 
 
 class _Spent(NamedTuple):
@@ -90,11 +100,13 @@ class _Spent(NamedTuple):
         precision: Squared mu of all unsampled Gaussian steps, infinite if one is unprotected.
         sampled: (sampling rate, noise multiplier, steps) of every kind of sampled step, sorted.
         renyi: Whether a step has no closed privacy-loss distribution.
+        grains: Sums whose noise is discrete, but fine.
     """
 
     precision: float
     sampled: tuple[tuple[float, float, int], ...]
     renyi: bool
+    grains: int = 0
 
 
 class _Step(NamedTuple):
@@ -103,8 +115,9 @@ class _Step(NamedTuple):
     rate: float
     noise: float
     steps: int
-    discrete: bool = False
+    renyi: bool = False
     bands: int = 0
+    grains: int = 0
 
 
 _UNPROTECTED = _Step(1.0, 0.0, 1)
@@ -119,7 +132,7 @@ def _utterance_step(release: Release) -> _Step:
         return _UNPROTECTED
     # The user stays, with another update: both lie in the ball, so up to two clip norms apart.
     user = release.user
-    return _Step(1.0, user.noise_multiplier / 2, user.sums, user.discrete, _bands(user))
+    return _in_sums(user, 1.0, user.noise_multiplier / 2)
 
 
 def _user_step(release: Release) -> _Step:
@@ -131,12 +144,14 @@ def _user_step(release: Release) -> _Step:
         return _NOTHING
     if user is None:
         return _UNPROTECTED
-    return _Step(user.sample_rate, user.noise_multiplier, user.sums, user.discrete, _bands(user))
+    return _in_sums(user, user.sample_rate, user.noise_multiplier)
 
 
-def _bands(user: UserNoise) -> int:
-    """Over how many rounds the noise hangs together; 0 where each has its own."""
-    return user.bands.count if user.bands else 0
+def _in_sums(user: UserNoise, rate: float, noise: float) -> _Step:
+    """What noise in sums over users costs, at a rate and a multiplier."""
+    bands = user.bands.count if user.bands else 0
+    grains = user.sums if user.fine else 0
+    return _Step(rate, noise, user.sums, user.discrete and not user.fine, bands, grains)
 
 
 _STEP = {Unit.UTTERANCE: _utterance_step, Unit.USER: _user_step}
@@ -144,7 +159,7 @@ _STEP = {Unit.UTTERANCE: _utterance_step, Unit.USER: _user_step}
 
 def _summed(releases: Iterable[Release], unit: Unit) -> _Spent:
     """All that was spent; one unprotected release makes it infinite."""
-    precision, renyi = 0.0, False
+    precision, renyi, grains = 0.0, False, 0
     sampled: dict[tuple[float, float], int] = {}
     hanging: dict[str, list[tuple[int, int, float]]] = {}
     for release in releases:
@@ -153,7 +168,7 @@ def _summed(releases: Iterable[Release], unit: Unit) -> _Spent:
         step = _STEP[unit](release)
         if release.mechanism is Mechanism.NONE or not step.noise > 0:
             return _Spent(math.inf, (), renyi=False)
-        renyi = renyi or step.discrete
+        renyi, grains = renyi or step.renyi, grains + step.grains
         if step.bands:
             rounds = hanging.setdefault(release.run, [])
             rounds.append((release.round, step.bands, math.sqrt(step.steps) / step.noise))
@@ -165,7 +180,7 @@ def _summed(releases: Iterable[Release], unit: Unit) -> _Spent:
     precision += sum(map(_hanging_together, hanging.values()))
     kinds = tuple(sorted((rate, noise, steps) for (rate, noise), steps in sampled.items()))
     # Summation order must not show: two ledgers with the same releases cost the same.
-    return _Spent(float(f"{precision:.12g}"), kinds, renyi)
+    return _Spent(float(f"{precision:.12g}"), kinds, renyi, grains)
 
 
 def _hanging_together(rounds: list[tuple[int, int, float]]) -> float:
@@ -194,7 +209,7 @@ def _hanging_together(rounds: list[tuple[int, int, float]]) -> float:
 @lru_cache(maxsize=4096)
 def _composed(spent: _Spent, delta: float, interval: float) -> float:
     """Epsilon of one Gaussian of squared mu ``precision`` and the sampled steps."""
-    precision, sampled, renyi = spent
+    precision, sampled, renyi, _ = spent
     if not precision and not sampled:
         return 0.0
     if math.isinf(precision):
@@ -272,16 +287,18 @@ def calibrate(
 
     def passes(noise: float) -> bool:
         spent = _summed(plan(noise), unit)
+        grain = spent.grains * GRAIN
+        left, rest = budget - grain, delta * math.exp(-grain)
         # The unsampled part alone has a closed form; if that is too much, all of it is.
         if math.isinf(spent.precision):
             return True
-        exact = _gaussian(spent.precision, delta) if spent.precision else 0.0
-        if exact > budget:
+        exact = _gaussian(spent.precision, rest) if spent.precision else 0.0
+        if exact > left:
             return True
         # Far below the budget, an unsampled plan need not be discretised to know that it keeps it.
-        if _closed(spent) and exact + ROUNDING <= budget:
+        if _closed(spent) and exact + ROUNDING <= left:
             return False
-        return _composed(spent, delta, _INTERVAL) > budget
+        return _composed(spent, rest, _INTERVAL) > left
 
     low, high = 0.0, 1.0
     while passes(high):

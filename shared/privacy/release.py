@@ -7,11 +7,15 @@ record of public facts. Nothing here computes an epsilon.
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import LedgerError, SettingError
 from sottovoce.shared.privacy.bands import Bands
+
+GRAIN: Final = 1e-4
+"""What a sum whose noise is discrete but ``fine`` costs beyond a Gaussian, in epsilon and in the
+logarithm of delta: see ``secagg.price.grain``."""
 
 
 class Kind(StrEnum):
@@ -67,7 +71,9 @@ class UserNoise:
         sample_rate: Chance that a user joins a sum (Poisson), in (0, 1].
         sums: How many sums like this one the record covers, at least 1.
         discrete: Whether the noise is a sum of discrete Gaussians, which has no closed
-            privacy-loss distribution and is priced by its Renyi divergence.
+            privacy-loss distribution; unless it is ``fine`` its Renyi divergence prices it.
+        fine: Whether such noise lies on a lattice so fine that no two worlds are further apart
+            than under a Gaussian, but for ``GRAIN``. Who adds it must have checked.
         bands: How the noise of a run's rounds hangs together; None where each has its own. Then
             records of one run add up only because its rounds lie apart: see ``accountant``.
     """
@@ -78,12 +84,17 @@ class UserNoise:
     sample_rate: float = 1.0
     sums: int = 1
     discrete: bool = False
+    fine: bool = False
     bands: Bands | None = None
 
     def __post_init__(self) -> None:
         check.positive(noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm)
         check.rate(sample_rate=self.sample_rate)
         check.at_least(1, sums=self.sums)
+        if self.fine and not (self.discrete and self.sample_rate == 1):
+            raise SettingError(
+                "fine says how discrete noise is priced, in sums of whoever is there"
+            )
         plain = self.sample_rate == 1 and self.sums == 1 and not self.discrete
         if self.bands and not (plain and self.noised_by is NoisedBy.SERVER):
             raise SettingError(
@@ -99,10 +110,11 @@ class UserNoise:
         return spread * self.bands.norm if self.bands else spread
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's view; it says nothing of bands where there are none, as records always did."""
+        """JSON's view; it is silent on what is not so, as records of before were."""
         record = asdict(self)
-        if self.bands is None:
-            del record["bands"]
+        for name in ("bands", "fine"):
+            if not record[name]:
+                del record[name]
         return record
 
     @classmethod

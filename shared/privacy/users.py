@@ -11,7 +11,7 @@ from torch import Tensor
 from sottovoce.shared import check
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.privacy import bound
-from sottovoce.shared.privacy.release import NoisedBy, UserNoise
+from sottovoce.shared.privacy.release import GRAIN, NoisedBy, UserNoise
 from sottovoce.shared.secagg import price
 from sottovoce.shared.secagg.settings import SecureAggregation
 
@@ -73,8 +73,15 @@ class SecureSums:
 
     def multiplier(self, settings: SecureAggregation) -> float:
         """Noise multiplier that the quorum's honest devices give a sum together."""
-        sharers = price.noise_sharers(settings.quorum, self.dishonest)
-        return price.effective_multiplier(settings, sharers)
+        return price.effective_multiplier(settings, self._sharers(settings))
+
+    def grain(self, settings: SecureAggregation) -> float:
+        """How much further apart two worlds are in such a sum than under a Gaussian."""
+        return price.grain(settings, self._sharers(settings))
+
+    def _sharers(self, settings: SecureAggregation) -> int:
+        """Whose noise can be counted on in a sum of the quorum."""
+        return price.noise_sharers(settings.quorum, self.dishonest)
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "SecureSums":
@@ -210,12 +217,20 @@ class UserPromise:
         first = [one for one in (self.counts, self.centre) if one]
         # Each part is bounded by 1, so that together they are bounded by the root of their number.
         kept = secure.multiplier(secure.enrolment) * math.sqrt(len(first))
-        promises = [(one, kept) for one in first]
-        promises.append((self.update, secure.multiplier(secure.update)))
+        promises = [(one, kept, secure.enrolment) for one in first]
+        promises.append((self.update, secure.multiplier(secure.update), secure.update))
         if self.calibration and secure.calibration:
-            promises.append((self.calibration, secure.multiplier(secure.calibration)))
+            given = secure.multiplier(secure.calibration)
+            promises.append((self.calibration, given, secure.calibration))
             self._check_calibration(self.calibration, secure.calibration)
-        for one, given in promises:
+        for one, given, settings in promises:
+            if one.fine and not secure.grain(settings) <= GRAIN:
+                raise SettingError(
+                    f"a secure sum of {settings.parameters:,} values over {settings.devices:,} "
+                    f"devices in {settings.bits} bits has a grain of "
+                    f"{secure.grain(settings):.3g}, and fine noise at most {GRAIN:g}: sum fewer "
+                    "devices, or a smaller model"
+                )
             if not one.discrete or not one.noise_multiplier <= given * _HAIR:
                 raise SettingError(
                     f"a noise_multiplier of {one.noise_multiplier:.4g} is promised, and the "

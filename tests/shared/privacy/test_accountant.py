@@ -12,6 +12,7 @@ from scipy.stats import norm
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import (
+    GRAIN,
     Kind,
     Mechanism,
     NoisedBy,
@@ -228,7 +229,9 @@ def test_the_mu_of_a_budget_spends_it(budget: float) -> None:
 # --- the two units ----------------------------------------------------------------------------
 
 
-def hidden(noise: float, *, rate: float = 1.0, discrete: bool = False) -> Release:
+def hidden(
+    noise: float, *, rate: float = 1.0, discrete: bool = False, fine: bool = False
+) -> Release:
     """A release that hides its user in a sum, and an utterance only with the user."""
     user = UserNoise(
         noise_multiplier=noise,
@@ -236,6 +239,7 @@ def hidden(noise: float, *, rate: float = 1.0, discrete: bool = False) -> Releas
         noised_by=NoisedBy.SERVER,
         sample_rate=rate,
         discrete=discrete,
+        fine=fine,
     )
     return replace(gaussian(1.0), noise_multiplier=0.0, sensitivity=0.0, user=user)
 
@@ -288,6 +292,37 @@ def test_discrete_noise_is_priced_by_its_renyi_divergence(steps: int) -> None:
     renyi = accountant.epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=Unit.USER)
 
     assert exact < renyi < exact * 1.2, "an upper bound, and no absurd one"
+
+
+@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("steps", [1, 16])
+def test_fine_discrete_noise_costs_a_gaussian_and_its_grains(unit: Unit, steps: int) -> None:
+    exact = accountant.epsilon([hidden(2.0)] * steps, DELTA, unit=unit)
+    fine = accountant.epsilon([hidden(2.0, discrete=True, fine=True)] * steps, DELTA, unit=unit)
+    renyi = accountant.epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=unit)
+
+    assert exact + steps * GRAIN < fine < exact + 2 * steps * GRAIN
+    assert fine < renyi
+
+
+def test_noise_that_is_not_known_to_be_fine_spoils_the_curve_of_all() -> None:
+    fine, coarse = hidden(2.0, discrete=True, fine=True), hidden(2.0, discrete=True)
+
+    mixed = accountant.epsilon([fine, coarse], DELTA, unit=Unit.USER)
+    assert mixed >= accountant.epsilon([coarse, coarse], DELTA, unit=Unit.USER)
+
+
+def test_calibration_leaves_room_for_grains() -> None:
+    def plan(noise: float) -> list[Release]:
+        return [hidden(noise, discrete=True, fine=True)] * 40
+
+    noise = accountant.calibrate(plan, 2.0, DELTA, unit=Unit.USER)
+
+    assert accountant.epsilon(plan(noise), DELTA, unit=Unit.USER) <= 2.0
+    without = [hidden(noise)] * 40
+    assert accountant.epsilon(without, DELTA, unit=Unit.USER) <= 2.0 - 40 * GRAIN
+    with pytest.raises(SettingError, match="too small"):
+        accountant.calibrate(plan, 39 * GRAIN, DELTA, unit=Unit.USER)
 
 
 @pytest.mark.parametrize("unit", Unit)

@@ -89,10 +89,19 @@ HIDDEN = UserNoise(noise_multiplier=2.0, clip_norm=1.0, noised_by=NoisedBy.SERVE
 
 
 @pytest.mark.parametrize("noised_by", NoisedBy)
-def test_the_noise_that_hides_a_user_survives_json(noised_by: NoisedBy) -> None:
-    record = replace(GOOD, user=replace(HIDDEN, noised_by=noised_by, discrete=True))
+@pytest.mark.parametrize("fine", [False, True])
+def test_the_noise_that_hides_a_user_survives_json(noised_by: NoisedBy, fine: bool) -> None:
+    record = replace(GOOD, user=replace(HIDDEN, noised_by=noised_by, discrete=True, fine=fine))
+    written = record.to_dict()
 
-    assert Release.from_dict(json.loads(json.dumps(record.to_dict()))) == record
+    assert Release.from_dict(json.loads(json.dumps(written))) == record
+    assert ("fine" in written["user"]) is fine, "old readers need not know what is not there"
+
+
+@pytest.mark.parametrize("change", [{"discrete": False}, {"sample_rate": 0.5}])
+def test_only_discrete_noise_in_sums_of_everybody_is_fine(change: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="fine says how discrete noise is priced"):
+        replace(HIDDEN, **({"discrete": True, "fine": True} | change))
 
 
 def test_records_from_before_there_was_a_second_unit_are_read() -> None:

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -149,13 +149,15 @@ def mu(whose: tuple[str, UserNoise], rounds: Sequence[int]) -> float:
 
 # --- schedules ----------------------------------------------------------------------------------
 
-USERS = st.builds(
+IN_A_SUM = partial(
+    st.builds,
     UserNoise,
     noise_multiplier=st.sampled_from([3.0, 6.0]),
     clip_norm=st.just(1.0),
     noised_by=st.sampled_from(NoisedBy),
-    sample_rate=st.sampled_from([0.2, 1.0]),
-    discrete=st.booleans(),
+)
+USERS = IN_A_SUM(sample_rate=st.sampled_from([0.2, 1.0]), discrete=st.booleans()) | IN_A_SUM(
+    discrete=st.just(True), fine=st.just(True)
 )
 GAUSSIAN = st.builds(
     Release,

@@ -47,6 +47,18 @@ def test_shares_that_keep_the_promise_are_accepted() -> None:
     assert SECURE.multiplier(SECURE.update) >= 2.0
 
 
+def test_shares_are_fine_only_where_their_lattice_is() -> None:
+    fine = replace(SHARES, fine=True)
+    promise = UserPromise(counts=fine, centre=fine, update=fine, secure=SECURE)
+    assert promise.update.fine
+    coarse = settings_for(10, 8, 0.5, dropout=0.1, corruption=0.1, noise_multiplier=2.0, bits=12)
+    with pytest.raises(SettingError, match="8 values over 10 devices in 12 bits has a grain"):
+        replace(promise, secure=replace(SECURE, update=coarse))
+    UserPromise(
+        counts=fine, centre=fine, update=SHARES, secure=replace(SECURE, update=coarse)
+    )  # priced by its Renyi divergence
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy.release import GRAIN
 from sottovoce.shared.secagg import price
+from sottovoce.shared.secagg.arrangement import settings_for
 from sottovoce.shared.secagg.settings import SecureAggregation
 
 SETTINGS = SecureAggregation(
@@ -130,3 +132,76 @@ def test_rubbish_has_no_price(bad: float) -> None:
         epsilon(1.0, 3, sensitivity=bad)
     with pytest.raises(SettingError):
         price.local_noise(SETTINGS, bad, sharers=3)
+
+
+# --- the grain --------------------------------------------------------------------------------
+
+
+def coarse(noise: float, parameters: int) -> SecureAggregation:
+    """A sum whose steps are large beside its noise."""
+    return replace(
+        SETTINGS,
+        devices=3,
+        degree=2,
+        threshold=2,
+        quorum=3,
+        parameters=parameters,
+        clip_norm=3.0,
+        granularity=1.0,
+        noise=noise,
+    )
+
+
+def chances(noise: float, sharers: int, moved: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Of every sum near 0, with and without what one user adds; values side by side are axes."""
+    reach = math.ceil(12 * noise)
+    single = np.exp(-(np.arange(-reach, reach + 1) ** 2) / (2 * noise**2))
+    line = single / single.sum()
+    for _ in range(sharers - 1):
+        line = np.convolve(line, single / single.sum())
+    line = np.pad(line, 8)
+    here, there = np.ones(()), np.ones(())
+    for step in moved:
+        here, there = np.multiply.outer(here, line), np.multiply.outer(there, np.roll(line, step))
+    return here, there
+
+
+def gaussian(epsilon: float, mu: float) -> float:
+    """The delta of a Gaussian (Balle and Wang 2018)."""
+    first, second = (math.erfc((epsilon / mu + half) / math.sqrt(2)) for half in (-mu / 2, mu / 2))
+    return (first - math.exp(epsilon) * second) / 2
+
+
+@pytest.mark.parametrize("noise", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("sharers", [1, 2, 3])
+@pytest.mark.parametrize("moved", [(4,), (1,), (3, 2), (1, 1)])
+def test_a_sums_delta_is_a_gaussians_but_for_its_grain(
+    noise: float, sharers: int, moved: tuple[int, ...]
+) -> None:
+    """Summed over the whole lattice, in both directions."""
+    grain = price.grain(coarse(noise, len(moved)), sharers)
+    mu = math.hypot(*moved) / (math.sqrt(sharers) * noise)
+    here, there = chances(noise, sharers, moved)
+
+    finer = False
+    for epsilon in np.linspace(-1.0, 6.0, 141):
+        for one, other in ((here, there), (there, here)):
+            delta = float((one - math.exp(epsilon) * other).clip(min=0).sum())
+            assert delta <= math.exp(grain) * gaussian(epsilon - grain, mu) + 1e-14
+            finer = finer or delta > gaussian(epsilon, mu) + 1e-14
+    assert finer, "a Gaussian alone would have covered it: the test could not fail"
+
+
+def test_a_grain_is_small_wherever_sums_are_made() -> None:
+    for devices, parameters in ((10, 9), (20, 1_032), (91, 10_000), (1_000, 100_000)):
+        settings = settings_for(
+            devices, parameters, 1.0, dropout=0.1, corruption=0.1, noise_multiplier=1.5
+        )
+        sharers = price.noise_sharers(settings.quorum, math.ceil(devices / 10))
+        assert 0 < price.grain(settings, sharers) < GRAIN
+    few_bits = settings_for(
+        20, 1_032, 1.0, dropout=0.1, corruption=0.1, noise_multiplier=1.5, bits=16
+    )
+    assert price.grain(few_bits, 14) > GRAIN
+    assert price.grain(replace(few_bits, noise=0.0), 14) == math.inf
+    assert price.grain(few_bits, 0) == math.inf
