@@ -131,6 +131,7 @@ def personalise(message: Message, context: Context) -> Message:
             weights=request.weights,
             centre=request.centre,
             prior=request.prior,
+            neutral=request.neutral,
             offered=request.kept,
         )
         user, status = device.facts.user, wire.Status.OK

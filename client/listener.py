@@ -18,7 +18,7 @@ from torch import Tensor
 from sottovoce.client import device as devices
 from sottovoce.client import recordings
 from sottovoce.client.recordings import Learner
-from sottovoce.shared import unlabelled
+from sottovoce.shared import neutral, unlabelled
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.front import finish
 
@@ -70,17 +70,19 @@ class Listener(Learner):
 
     def _heard_mean(self, rows: Tensor) -> Tensor:
         """The user's mean from enrolment and what was heard since, shape (inputs,)."""
-        enrolled, neutral = self._enrolled()
-        known, loose = (enrolled, rows) if neutral else (rows[:0], torch.cat([enrolled, rows]))
-        belief = unlabelled.begin(known, self._bundle.population)
+        enrolled, calm = self._enrolled()
+        known, loose = (enrolled, rows) if calm else (rows[:0], torch.cat([enrolled, rows]))
+        bundle = self._bundle
+        belief = unlabelled.begin(known, bundle.population, bundle.neutral)
         mean = unlabelled.estimate(
             loose,
             self._neutral(loose, belief.mean),
             belief,
-            self._bundle.population,
-            even=unlabelled.even_share(self._bundle.labels),
+            bundle.population,
+            even=unlabelled.even_share(bundle.labels),
+            direction=bundle.neutral,
         )
-        return self._bundle.centre + mean
+        return bundle.centre + mean
 
     def _enrolled_mean(self) -> Tensor | None:
         """The user's mean as a run left it, if it was learned behind this model's front."""
@@ -101,10 +103,10 @@ class Listener(Learner):
 
     def _enrolled(self) -> tuple[Tensor, bool]:
         """Rows of the clips that enrolled the user, and whether they are known to be neutral."""
-        features, neutral = devices.enrolment(self._folder, self._vault)
+        features, calm = devices.enrolment(self._folder, self._vault)
         if features.shape[1:] != self._bundle.front.mean.shape:  # of another extractor
             features = features.new_zeros(0, self._bundle.front.mean.shape[0])
-        return self._rows(features), neutral
+        return self._rows(features), calm
 
     def _neutral(self, rows: Tensor, mean: Tensor) -> Tensor:
         """The shared model's chance that each utterance is neutral, shape (utterances,)."""
@@ -112,8 +114,7 @@ class Listener(Learner):
         inputs = finish(rows, mean, single, length=self._bundle.front.length)
         with torch.no_grad():
             chances = torch.softmax(self._bundle.network()(inputs, single), 1)
-        places = [label in unlabelled.NEUTRAL for label in self._bundle.labels]
-        return chances[:, torch.tensor(places)].sum(1)
+        return chances[:, neutral.classes(self._bundle.labels)].sum(1)
 
     def _check(self, features: Tensor) -> None:
         """Refuse what nothing can be learned from."""

@@ -9,10 +9,11 @@ from sottovoce.client import participant
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.shared import heads, normaliser
-from sottovoce.shared.errors import SottovoceError
+from sottovoce.shared.errors import MessageError, ModelError, SottovoceError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.network import Network
+from sottovoce.shared.neutral import check
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
 
@@ -26,6 +27,7 @@ def personalise(
     weights: Tensor,
     centre: Tensor,
     prior: HeadPrior,
+    neutral: Tensor | None = None,
     offered: KeptHead | None = None,
 ) -> SealedHead:
     """Take the final model; learn the user's normaliser and head.
@@ -36,6 +38,8 @@ def personalise(
         weights: The final model, shape (params,), float32.
         centre: Where this population's voices lie, shape (inputs,), float32.
         prior: Where heads start from.
+        neutral: Where the model hears neutral speech, a unit vector, shape (inputs,); None where it
+            cannot say.
         offered: What the server says is the user's newest head; nothing in it is trusted.
 
     Returns:
@@ -50,12 +54,19 @@ def personalise(
           nobody can tell from another by its ciphertext.
         - A clip that is no number to the model, or far too large a one, is left out: a refusal
           would tell that there is such a clip.
+
+    Raises:
+        MessageError: A centre or a direction that does not fit.
     """
     agreed = participant.plan_of(device, plan)
     model = participant.model_of(agreed, weights).eval()
     participant.check_centre(agreed, centre)
     kept = device.vault.get_tensors("projected")
-    own = _own_mean(device, agreed, kept["enrolled"], centre)
+    try:
+        check(neutral, agreed.model.inputs)
+    except ModelError as error:
+        raise MessageError(f"{error}: nothing was learned") from error
+    own = _own_mean(device, agreed, kept["enrolled"], centre, neutral)
     # Bound to its front: behind another one the same numbers would mean nothing.
     front = torch.frombuffer(bytearray.fromhex(agreed.front), dtype=torch.uint8)
     device.vault.put_tensors("normaliser", {"mean": own, "front": front})
@@ -97,10 +108,16 @@ def _book_head(device: Device, plan: Plan, version: int) -> None:
         device.ledger.book(name, release, device.facts.budgets)
 
 
-def _own_mean(device: Device, plan: Plan, rows: Tensor, centre: Tensor) -> Tensor:
+def _own_mean(
+    device: Device, plan: Plan, rows: Tensor, centre: Tensor, direction: Tensor | None
+) -> Tensor:
     """The user's mean for prediction, shape (inputs,): it never leaves the device."""
     if plan.centre is None:  # a model that reads voices as they are
         return centre
-    neutral = device.facts.neutral_enrolment
     own = (rows - centre)[rows.isfinite().all(1)]
-    return centre + normaliser.estimate(own, participant.population_of(device), neutral=neutral)
+    return centre + normaliser.estimate(
+        own,
+        participant.population_of(device),
+        neutral=device.facts.neutral_enrolment,
+        direction=direction,
+    )

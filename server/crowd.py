@@ -256,10 +256,13 @@ class CrowdTraining(Training):
         released = state.released
         prior = self.job.prior_of(released)
         request = wire.PersonalRequest(
-            plan=self.job.plan.digest(), weights=released, centre=founded.centre, prior=prior
+            plan=self.job.plan.digest(),
+            weights=released,
+            centre=founded.centre,
+            prior=prior,
+            neutral=self.job.neutral_of(released),
         )
-        release = {"weights": released, "centre": founded.centre}
-        checkpoint.release(self.folder, release, prior)
+        checkpoint.release(self.folder, request.tensors(), prior)
         model, store = self.job.plan.model_hash(released), HeadStore(self.folder / "heads.sqlite")
         joining, record = self._enrolment(tells=False), request.record()
         self._group, self._tally = PERSONAL, Tally()

@@ -20,7 +20,7 @@ from sottovoce.server.checkpoint import replace_file
 from sottovoce.server.cohorts import Cohorts
 from sottovoce.server.prior import population_prior
 from sottovoce.server.round import Aggregation, class_weights
-from sottovoce.shared import check
+from sottovoce.shared import check, neutral
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front
 from sottovoce.shared.heads import HeadPrior, basis
@@ -150,9 +150,17 @@ class Job:
         with torch.no_grad():
             vectors = model.vectors(public["features"], public["frames"])
             logits = model.head(vectors)
-        names = sorted(set(public["speakers"].tolist()))
-        speakers = [public["speakers"] == name for name in names]
-        return [(logits[chosen], public["labels"][chosen]) for chosen in speakers], vectors
+        return [(logits[own], public["labels"][own]) for own in _each(public)], vectors
+
+    def neutral_of(self, weights: Tensor) -> Tensor | None:
+        """Where the model of these weights hears neutral speech; see ``neutral.direction``."""
+        speakers, _ = self._public(weights)
+        if self.held_out is None:
+            return None
+        public = _held_out(self.held_out)
+        spoken = [public["features"][own] for own in _each(public)]
+        heard = zip(spoken, (logits for logits, _ in speakers), strict=True)
+        return neutral.direction(list(heard), self.plan.labels)
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Class weights from all devices' noised label counts; see ``round.class_weights``."""
@@ -165,6 +173,12 @@ def _held_out(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be used ({error}); prepare the job again") from error
+
+
+def _each(public: Mapping[str, Tensor]) -> list[Tensor]:
+    """Which clips are whose, shape (clips,), bool, for each public speaker."""
+    names = sorted(set(public["speakers"].tolist()))
+    return [public["speakers"] == name for name in names]
 
 
 def _population_fields() -> tuple[str, ...]:

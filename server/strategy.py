@@ -282,10 +282,13 @@ class Training:
         released = state.released
         prior = self._prior(released, enrolled)
         request = wire.PersonalRequest(
-            plan=self.job.plan.digest(), weights=released, centre=enrolled.centre, prior=prior
+            plan=self.job.plan.digest(),
+            weights=released,
+            centre=enrolled.centre,
+            prior=prior,
+            neutral=self.job.neutral_of(released),
         )
-        release = {"weights": released, "centre": enrolled.centre}
-        checkpoint.release(self.folder, release, prior)
+        checkpoint.release(self.folder, request.tensors(), prior)
         nodes = [device.node for device in (*enrolled.contributing, *enrolled.receiving)]
         model = self.job.plan.model_hash(released)
         store = HeadStore(self.job.heads or self.folder / "heads.sqlite")

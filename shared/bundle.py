@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sottovoce.shared import neutral
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.front import Front, finish
 from sottovoce.shared.heads import HeadPrior, prior_from_file
@@ -27,6 +28,7 @@ from sottovoce.shared.normaliser import Population
 
 SCHEMA = 1
 _NUMBERS, _WORDS = "model.safetensors", "model.json"
+_NEUTRAL = "neutral"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -44,6 +46,8 @@ class Bundle:
         prior: Where users' heads start from.
         user_mean: Whether the model expects the user's mean to be taken off.
         model_hash: What heads are bound to.
+        neutral: Where the model hears neutral speech, a unit vector, shape (inputs,); None where it
+            cannot say.
 
     Raises:
         ModelError: Parts that do not fit each other.
@@ -59,6 +63,7 @@ class Bundle:
     prior: HeadPrior
     user_mean: bool
     model_hash: str
+    neutral: Tensor | None = None
 
     def __post_init__(self) -> None:
         inputs, classes = self.front.inputs, len(self.labels)
@@ -78,6 +83,7 @@ class Bundle:
                 f"{', '.join(unfit)} of the model do not fit a {self.spec.kind} of "
                 f"{self.spec.inputs} inputs and {self.spec.classes} classes"
             )
+        neutral.check(self.neutral, inputs)
 
     @property
     def _width(self) -> int:
@@ -133,6 +139,8 @@ class Bundle:
             "centre": self.centre,
         } | {f"population.{name}": tensor for name, tensor in population.items()}
         tensors |= self.prior.filed()
+        if self.neutral is not None:
+            tensors[_NEUTRAL] = self.neutral
         # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
         data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
         words = {
@@ -194,6 +202,7 @@ def _fields(words: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str
         "prior": prior_from_file(words["prior"], tensors),
         "user_mean": bool(words["user_mean"]),
         "model_hash": str(words["model_hash"]),
+        "neutral": tensors.get(_NEUTRAL),
     }
 
 

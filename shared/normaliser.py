@@ -67,18 +67,33 @@ def summarise(projected: Tensor, frames: Tensor) -> Tensor:
     return (projected * real).sum(1) / frames[:, None].clamp(min=1)
 
 
-def estimate(rows: Tensor, population: Population, *, neutral: bool) -> Tensor:
+def neutral_offset(population: Population, direction: Tensor | None) -> Tensor:
+    """What is believed of where neutral speech lies from the speaker's mean, shape (inputs,).
+
+    Args:
+        population: Public statistics.
+        direction: Where the shared model hears it, a unit vector (``neutral.direction``); None
+            where it cannot say.
+    """
+    if direction is None:
+        return _PUBLIC_ALONE * population.neutral_offset
+    return _PUBLIC_SHARE * population.neutral_offset + _HEARD * direction
+
+
+def estimate(
+    rows: Tensor, population: Population, *, neutral: bool, direction: Tensor | None = None
+) -> Tensor:
     """The user's mean from unlabelled clips, or from clips known to be neutral, for prediction.
 
     Unlabelled clips of all kinds: their mean as it is. Neutral clips: the best linear unbiased
-    prediction (Henderson 1975) per input, which is their mean, less part of the offset that neutral
-    speech has in public corpora, shrunk to the population's centre by how little so many clips can
-    tell.
+    prediction (Henderson 1975) per input, which is their mean, less the offset that neutral speech
+    is believed to have, shrunk to the population's centre by how little so many clips can tell.
 
     Args:
         rows: Shape (utterances, inputs), with the population's centre taken off.
         population: Public statistics.
         neutral: Whether the clips are neutral enrolment clips.
+        direction: Where the shared model hears neutral speech; see :func:`neutral_offset`.
 
     Returns:
         Shape (inputs,); zeros, the population's centre, when there are no clips.
@@ -88,7 +103,7 @@ def estimate(rows: Tensor, population: Population, *, neutral: bool) -> Tensor:
     if not neutral:
         return rows.mean(0)
     doubt = population.neutral_within / len(rows) + population.offset_spread
-    usual = rows.mean(0) - _NEUTRAL_SHARE * population.neutral_offset
+    usual = rows.mean(0) - neutral_offset(population, direction)
     return _trust(population.between, doubt) * usual
 
 
@@ -179,9 +194,16 @@ def _clipped_sum(rows: Tensor, radius: float) -> Tensor:
     return total
 
 
-_NEUTRAL_SHARE = 0.5
+_PUBLIC_ALONE = 0.5
 """How much of the public corpora's neutral offset is believed of another corpus's speakers: chosen
 on training speakers of RAVDESS and CREMA-D, where all of it helps the one and hurts the other."""
+
+_PUBLIC_SHARE = 0.25
+"""The same where the shared model says something of it too."""
+
+_HEARD = 0.16
+"""How far neutral speech lies where the model hears it, where utterances lie 1 from their speaker's
+mean (root mean square); both were chosen on training speakers, docs/recipes.md."""
 
 _LEAST_COUNT = 8.0
 """A noised count below this says nothing; users with so few clips are hardly worth the noise."""

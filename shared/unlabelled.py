@@ -5,7 +5,8 @@ emotions but lies towards the user's neutral voice, and with it taken off, neutr
 sounds neutral. So two explanations compete by how likely they make what the shared model hears: an
 *even* mix, as in training, whose mean is the user's; and a mix that is *mostly neutral*, in which
 each utterance counts as neutral by its chance of being so, and neutral speech lies from the user's
-mean by an offset known from public corpora. The estimate is their average, weighed by belief.
+mean by an offset known from public corpora and from the shared model. The estimate is their
+average, weighed by belief.
 
 Both start from what is known already: the population, or the user's neutral enrolment clips. So no
 clips, neutral clips and a stream of unlabelled ones are one estimator that knows more or less.
@@ -17,12 +18,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sottovoce.shared import neutral as neutral_speech
 from sottovoce.shared import normaliser
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.normaliser import Population
-
-NEUTRAL = ("neutral", "calm")
-"""The emotions of everyday speech, under the names that corpora give them."""
 
 _SHARES = (0.7, 0.8, 0.9)
 """How much of a mostly neutral mix is neutral, each as likely as the others."""
@@ -32,9 +31,6 @@ _EVEN = 0.5
 
 _WIDER = 2.0
 """How much more users' means vary than those of public speakers, who were recorded alike."""
-
-_OFFSET_SHARE = 0.75
-"""How much of the public corpora's neutral offset is believed of another corpus's speakers."""
 
 _OFFSET_DOUBT = 0.5
 """Variance of the offset from corpus to corpus, in squared offsets."""
@@ -55,30 +51,37 @@ class Belief:
     variance: Tensor
 
 
-def begin(neutral: Tensor, population: Population) -> Belief:
+def begin(neutral: Tensor, population: Population, direction: Tensor | None = None) -> Belief:
     """What is known of a user before any unlabelled speech.
 
     Args:
         neutral: Clips known to be neutral, shape (utterances, inputs), the centre taken off; none
             leaves the population alone.
         population: Public statistics.
+        direction: Where the shared model hears neutral speech, as in ``neutral.direction``.
     """
     between = _WIDER * population.between
     variance = between
     if len(neutral):
         doubt = population.neutral_within / len(neutral) + population.offset_spread
         variance = between * doubt / (between + doubt).clamp(min=_LEAST)
-    mean = normaliser.estimate(neutral, population, neutral=True)
+    mean = normaliser.estimate(neutral, population, neutral=True, direction=direction)
     return Belief(mean=mean, variance=variance.clamp(min=_LEAST))
 
 
 def even_share(labels: Sequence[str]) -> float:
     """The share of neutral speech where every class of a model is heard alike."""
-    return sum(label in NEUTRAL for label in labels) / len(labels)
+    return int(neutral_speech.classes(labels).sum()) / len(labels)
 
 
 def estimate(
-    rows: Tensor, neutral: Tensor, belief: Belief, population: Population, *, even: float
+    rows: Tensor,
+    neutral: Tensor,
+    belief: Belief,
+    population: Population,
+    *,
+    even: float,
+    direction: Tensor | None = None,
 ) -> Tensor:
     """The user's mean from unlabelled speech.
 
@@ -90,6 +93,7 @@ def estimate(
         population: Public statistics.
         even: Share of neutral speech in an even mix, in [0, 1); 0 where the model knows no neutral
             class, and then the mix is taken to be even.
+        direction: Where the shared model hears neutral speech, as in ``neutral.direction``.
 
     Returns:
         Shape (inputs,), float32, from the population's centre. It depends on which utterances are
@@ -111,9 +115,12 @@ def estimate(
         return usual.float()
     mixes = [share for share in _SHARES if share > even]
     weights = _beliefs(chances, mixes, even)
+    offset = normaliser.neutral_offset(population, direction).double()
     found = float(weights[0]) * usual
     for weight, share in zip(weights[1:].tolist(), mixes, strict=True):
-        found = found + weight * _mostly_neutral(wide, chances, belief, population, share, even)
+        found = found + weight * _mostly_neutral(
+            wide, chances, belief, population, offset, share, even
+        )
     return found.float()
 
 
@@ -153,6 +160,7 @@ def _mostly_neutral(
     chances: Tensor,
     belief: Belief,
     population: Population,
+    offset: Tensor,
     share: float,
     even: float,
 ) -> Tensor:
@@ -162,7 +170,6 @@ def _mostly_neutral(
     """
     calm = share * chances / even
     calm = calm / (calm + (1 - share) * (1 - chances) / (1 - even)).clamp(min=_LEAST)
-    offset = _OFFSET_SHARE * population.neutral_offset.double()
     spread = population.offset_spread.double() + _OFFSET_DOUBT * offset.square()
     other = -even / (1 - even)
     precision = 1 / belief.variance.double()

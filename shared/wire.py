@@ -39,7 +39,7 @@ CALIBRATE = "query.calibrate"
 STEPS = ("advertise", "share", "mask", "agree", "unmask")
 """Of a secure sum, in order."""
 
-_SUM, _BASIS = "sum", "basis"
+_SUM, _BASIS, _MODEL, _NEUTRAL = "sum", "basis", "model", "neutral"
 _LONGEST_USER = 128
 
 
@@ -291,13 +291,29 @@ class CalibrateRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PersonalRequest:
-    """The final model and where every user's head starts from; the user's own, if one is kept."""
+    """The final model and where every user's head starts from; the user's own, if one is kept.
+
+    Attributes:
+        plan: SHA-256 of the plan enrolled for.
+        weights: The final model, shape (params,), float32.
+        centre: Where this population's voices lie, shape (inputs,), float32.
+        prior: Where heads start from.
+        neutral: Where the model hears neutral speech, a unit vector, shape (inputs,); None where it
+            cannot say.
+        kept: The user's newest head.
+    """
 
     plan: str
     weights: Tensor
     centre: Tensor
     prior: HeadPrior
+    neutral: Tensor | None = None
     kept: KeptHead | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What is handed out beside the prior, by name."""
+        found = {"weights": self.weights, "centre": self.centre, "neutral": self.neutral}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def record(self) -> RecordDict:
         """As it travels."""
@@ -311,7 +327,7 @@ class PersonalRequest:
                 "kept_model": self.kept.model_hash,
                 "kept_version": self.kept.version,
             }
-        arrays = {"model": {"weights": self.weights, "centre": self.centre}}
+        arrays = {_MODEL: self.tensors()}
         if self.prior.basis:
             arrays[_BASIS] = self.prior.tensors()
         return records.record(facts, arrays)
@@ -330,13 +346,12 @@ class PersonalRequest:
             prior = prior_from_dict(json.loads(records.text(facts, "prior")), basis)
         except (ModelError, ValueError, TypeError) as error:
             raise MessageError(f"the prior of the heads cannot be used: {error}") from error
-        weights, centre = (
-            records.tensor(content, "model", name, 1) for name in ("weights", "centre")
-        )
+        names = ["weights", "centre"]
+        if _NEUTRAL in content.array_records.get(_MODEL, {}):
+            names.append(_NEUTRAL)
         return cls(
             plan=records.text(facts, "plan"),
-            weights=weights,
-            centre=centre,
+            **{name: records.tensor(content, _MODEL, name, 1) for name in names},
             prior=prior,
             kept=_kept(facts) if "kept" in facts else None,
         )

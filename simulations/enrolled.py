@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sottovoce.server import checkpoint
-from sottovoce.shared import heads, normaliser, unlabelled
+from sottovoce.shared import heads, neutral, normaliser, unlabelled
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.front import Front, finish
 from sottovoce.shared.heads import HeadPrior
@@ -45,6 +45,7 @@ class Model:
         centre: Where the training users' voices lie, shape (inputs,).
         population: How public speakers differ.
         prior: Where heads start.
+        neutral: Where the model hears neutral speech, shape (inputs,); None where it cannot say.
     """
 
     labels: tuple[str, ...]
@@ -53,6 +54,7 @@ class Model:
     centre: Tensor
     population: Population
     prior: HeadPrior
+    neutral: Tensor | None
 
     def logits(self, rows: Tensor, mean: Tensor) -> Tensor:
         """Shape (utterances, classes), float64, from rows from the centre, behind a mean."""
@@ -91,7 +93,8 @@ class Speaker:
 
     def neutral(self, places: Sequence[int]) -> Tensor:
         """The mean from clips known to be neutral, shape (inputs,); zeros without any."""
-        return normaliser.estimate(self.rows[list(places)], self.model.population, neutral=True)
+        rows, model = self.rows[list(places)], self.model
+        return normaliser.estimate(rows, model.population, neutral=True, direction=model.neutral)
 
     def plain(self, places: Sequence[int]) -> Tensor:
         """The plain mean of unlabelled clips, shape (inputs,)."""
@@ -100,21 +103,24 @@ class Speaker:
     def unlabelled(self, places: Sequence[int], known: Sequence[int] = ()) -> Tensor:
         """The mean from unlabelled clips of any mix, and some known to be neutral."""
         model = self.model
-        belief = unlabelled.begin(self.rows[list(known)], model.population)
-        calm = torch.tensor([label in unlabelled.NEUTRAL for label in model.labels])
+        belief = unlabelled.begin(self.rows[list(known)], model.population, model.neutral)
         heard = model.logits(self.rows[list(places)], belief.mean)
-        return self._learned(places, torch.softmax(heard, 1)[:, calm].sum(1), belief)
+        calm = torch.softmax(heard, 1)[:, neutral.classes(model.labels)].sum(1)
+        return self._learned(places, calm, belief)
 
     def unlabelled_but_neutral(self, places: Sequence[int]) -> Tensor:
         """The same, told which clips are neutral: what is lost then is not in knowing the mix."""
-        neutral = [self.clips[place].emotion in unlabelled.NEUTRAL for place in places]
+        calm = neutral.classes([self.clips[place].emotion for place in places]).double()
         belief = unlabelled.begin(self.rows[[]], self.model.population)
-        return self._learned(places, torch.tensor(neutral).double(), belief)
+        return self._learned(places, calm, belief)
 
     def _learned(self, places: Sequence[int], chances: Tensor, belief: Belief) -> Tensor:
         """The mean, from each clip's chance to be neutral."""
         rows, even = self.rows[list(places)], unlabelled.even_share(self.model.labels)
-        return unlabelled.estimate(rows, chances, belief, self.model.population, even=even)
+        population, direction = self.model.population, self.model.neutral
+        return unlabelled.estimate(
+            rows, chances, belief, population, even=even, direction=direction
+        )
 
     def chances(self, scored: Sequence[int], mean: Tensor, labelled: Sequence[int] = ()) -> Tensor:
         """Probabilities behind a mean and a head fitted on labelled clips, (scored, classes).
@@ -182,4 +188,5 @@ def _model(run: Path, fold: Fold) -> Model:
         centre=released["centre"],
         population=Population(**statistics),
         prior=personal.heads_prior(run, folder, len(labels))[0],
+        neutral=released.get("neutral"),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sottovoce.shared import seeds
-from sottovoce.shared.unlabelled import NEUTRAL
+from sottovoce.shared.neutral import NEUTRAL
 from sottovoce.simulations.corpora.clips import Clip
 
 LONGEST = 20

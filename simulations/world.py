@@ -133,6 +133,7 @@ class World:
             prior=prior,
             user_mean=self.plan.centre is not None,
             model_hash=self.plan.model_hash(tensors["weights"]),
+            neutral=tensors.get("neutral"),
         )
 
     @property
