@@ -131,6 +131,19 @@ def test_neutral_enrolment_and_what_is_heard_later_go_together(tmp_path: Path) -
     assert not torch.equal(means[1], bare)
 
 
+def test_what_the_model_hears_of_neutral_speech_moves_the_mean(tmp_path: Path) -> None:
+    rows = _speech(20)  # mostly neutral
+    device = _device(tmp_path / "own")
+    _learned(device.folder, rows)
+    plain, heard = _bundle(), replace(_bundle(), neutral=torch.eye(WIDTH)[1])
+
+    means = [_mean(Listener(device.folder, bundle)) for bundle in (plain, heard)]
+
+    assert float((means[1] - means[0])[1]) < -0.01, (
+        "neutral speech lies there, so the user does not"
+    )
+
+
 def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recordings, "MOST", 3)
     own, names = _learned(_device(tmp_path / "own").folder, _speech(5))

@@ -69,6 +69,7 @@ def device(
     contributes: bool = True,
     labels: tuple[str, ...] = LABELS,
     calibrates: int = 0,
+    neutral: bool = False,
 ) -> Device:
     """A device with a dozen random vectors; the last ``calibrates`` ones fit the head."""
     held = torch.arange(CLIPS) >= CLIPS - calibrates
@@ -82,6 +83,7 @@ def device(
         budgets=(budget,) if budget else (),
         contributes=contributes,
         labels=labels,
+        neutral_enrolment=neutral,
         simulated_seed=7,
     )
     return Device.create(
@@ -421,6 +423,46 @@ def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) ->
     assert _kinds(one) == [Kind.SEALED_HEAD]
     assert Device(tmp_path).ledger.epsilon(DELTA) == 0.0
     assert head.model_hash == PLAN.model_hash(WEIGHTS)
+
+
+def test_neutral_clips_enrol_along_what_the_model_hears(tmp_path: Path) -> None:
+    request: dict[str, Any] = {
+        "plan": PLAN.digest(),
+        "weights": WEIGHTS,
+        "centre": CENTRE,
+        "prior": HeadPrior(mean=identity(3)),
+    }
+    direction = torch.eye(INPUTS)[0]
+    means = {}
+    for neutral in (False, True):
+        for heard in (None, direction):
+            one = device(tmp_path / f"{neutral}-{heard is None}", neutral=neutral)
+            enrolment.enrol(one, PLAN, FRONT, PEOPLE)
+            receiver.personalise(one, **request, neutral=heard)
+            means[neutral, heard is None] = one.vault.get_tensors("normaliser")["mean"]
+
+    assert torch.equal(means[False, True], means[False, False])
+    moved = means[True, False] - means[True, True]
+    assert float(moved[0]) < -0.01, "neutral speech lies there, so the user does not"
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(INPUTS), torch.ones(1)])
+def test_a_direction_that_is_none_is_refused(tmp_path: Path, wrong: Tensor) -> None:
+    one = device(tmp_path)
+    enrolment.enrol(one, PLAN, FRONT, PEOPLE)
+    before = one.vault.get_tensors("normaliser") if one.vault.has("normaliser") else None
+
+    with pytest.raises(MessageError, match=r"direction of neutral speech.*nothing was learned"):
+        receiver.personalise(
+            one,
+            plan=PLAN.digest(),
+            weights=WEIGHTS,
+            centre=CENTRE,
+            prior=HeadPrior(mean=identity(3)),
+            neutral=wrong,
+        )
+    after = one.vault.get_tensors("normaliser") if one.vault.has("normaliser") else None
+    assert (before is None) == (after is None)
 
 
 def test_asking_again_for_a_head_fits_and_books_none_anew(tmp_path: Path) -> None:

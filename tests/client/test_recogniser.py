@@ -455,6 +455,20 @@ def test_a_bundle_of_parts_that_do_not_fit_is_none(change: dict[str, Any]) -> No
         replace(_bundle(), **change)
 
 
+def test_a_bundle_keeps_where_neutral_speech_lies(ears: Ears, tmp_path: Path) -> None:
+    bundle = replace(_bundle(), neutral=torch.eye(INPUTS)[1])
+    bundle.save(tmp_path)
+
+    assert bundle.neutral is not None
+    kept = Bundle.load(tmp_path).neutral
+    assert kept is not None
+    assert torch.equal(kept, bundle.neutral)
+    _bundle().save(tmp_path)
+    assert Bundle.load(tmp_path).neutral is None
+    with pytest.raises(ModelError, match="direction of neutral speech"):
+        replace(bundle, neutral=torch.ones(INPUTS))
+
+
 def test_every_flipped_byte_of_the_numbers_is_found(ears: Ears, tmp_path: Path) -> None:
     _bundle().save(tmp_path)
     path = tmp_path / "model.safetensors"

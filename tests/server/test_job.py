@@ -121,12 +121,11 @@ def test_without_public_speakers_heads_start_at_nothing(job: Job) -> None:
     assert (prior.mean.log_temperature, prior.mean.bias.count_nonzero()) == (0.0, 0)
 
 
-def test_public_speakers_who_hear_a_boastful_model_make_heads_modest(
-    job: Job, tmp_path: Path
-) -> None:
+def _held_out(folder: Path) -> Path:
+    """Eight public speakers, of noise."""
     count = 8 * 40
     generator = torch.Generator().manual_seed(0)
-    path = tmp_path / "held_out.safetensors"
+    path = folder / "held_out.safetensors"
     save_file(
         {
             "features": torch.randn(count, INPUTS, generator=generator),
@@ -136,8 +135,30 @@ def test_public_speakers_who_hear_a_boastful_model_make_heads_modest(
         },
         path,
     )
+    return path
 
-    prior = replace(job, held_out=path).prior_of(5 * job.weights)
+
+def test_where_neutral_speech_lies_is_asked_of_the_model_that_is_handed_out(
+    job: Job, tmp_path: Path
+) -> None:
+    """Public speech is white here, so that the weights themselves point there."""
+    calm = replace(job, plan=replace(PLAN, labels=("a", "b", "neutral")))
+    heard = replace(calm, held_out=_held_out(tmp_path))
+    weights = job.weights[: INPUTS * CLASSES].view(CLASSES, INPUTS)
+
+    found = heard.neutral_of(job.weights)
+
+    assert found is not None
+    towards = weights[2] - weights.mean(0)
+    assert float(torch.nn.functional.cosine_similarity(found, towards, dim=0)) > 0.97
+    assert calm.neutral_of(job.weights) is None, "there is no public speech"
+    assert replace(job, held_out=heard.held_out).neutral_of(job.weights) is None, "nor a class"
+
+
+def test_public_speakers_who_hear_a_boastful_model_make_heads_modest(
+    job: Job, tmp_path: Path
+) -> None:
+    prior = replace(job, held_out=_held_out(tmp_path)).prior_of(5 * job.weights)
 
     assert prior.mean.log_temperature > 0.5, "its answers are no better than chance"
 

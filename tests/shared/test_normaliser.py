@@ -271,6 +271,20 @@ def test_neutral_clips_are_corrected_for_being_neutral() -> None:
     assert doubtful[0] == pytest.approx(0.5, abs=1e-3)
 
 
+def test_what_the_model_hears_of_neutral_speech_corrects_neutral_clips() -> None:
+    rows, people = torch.ones(10_000, INPUTS), _people(neutral_offset=0.4)
+    direction = torch.zeros(INPUTS)
+    direction[1] = -1.0
+    heard = normaliser.estimate(rows, people, neutral=True, direction=direction)
+    alone = normaliser.estimate(rows, people, neutral=True)
+
+    assert heard[0] == pytest.approx(1 - 0.25 * 0.4, abs=1e-3)
+    assert heard[1] == pytest.approx(1 - 0.25 * 0.4 + 0.16, abs=1e-3)
+    assert alone[1] == pytest.approx(1 - 0.5 * 0.4, abs=1e-3)
+    unlabelled = normaliser.estimate(rows, people, neutral=False, direction=direction)
+    assert torch.allclose(unlabelled, rows.mean(0)), "clips of any emotion are not corrected"
+
+
 def test_frames_beyond_the_last_say_nothing() -> None:
     projected = torch.randn(3, 8, INPUTS, generator=torch.Generator().manual_seed(0))
     frames = torch.tensor([8, 3, 1])

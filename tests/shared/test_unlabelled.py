@@ -62,6 +62,24 @@ def test_a_mostly_neutral_stream_is_not_taken_for_the_user() -> None:
     assert _miss(_found(rows, deaf)) > 0.8 * _miss(rows.mean(0))
 
 
+def test_where_public_speech_points_nowhere_the_model_helps() -> None:
+    rows, chances = _stream(16, 4)
+    strangers = Population(
+        between=PEOPLE.between,
+        within=PEOPLE.within,
+        neutral_offset=torch.zeros(INPUTS),
+        neutral_within=PEOPLE.neutral_within,
+        offset_spread=PEOPLE.offset_spread,
+    )
+    start = unlabelled.begin(rows[:0], strangers)
+    without, heard = (
+        unlabelled.estimate(rows, chances, start, strangers, even=EVEN, direction=direction)
+        for direction in (None, OFFSET / OFFSET.norm())
+    )
+
+    assert _miss(heard) < _miss(without)
+
+
 def test_an_even_stream_keeps_its_mean() -> None:
     rows, chances = _stream(5, 15)
 

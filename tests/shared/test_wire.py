@@ -50,6 +50,7 @@ PERSONAL = wire.PersonalRequest(
     centre=torch.zeros(INPUTS),
     prior=HeadPrior(mean=identity(2), basis=Basis(centre=torch.zeros(3), matrix=torch.randn(2, 3))),
 )
+HEARD = replace(PERSONAL, neutral=torch.eye(INPUTS)[0])
 CALIBRATE = wire.CalibrateRequest(
     plan=PLAN.digest(),
     weights=torch.randn(PARAMS),
@@ -135,6 +136,19 @@ def test_a_model_is_read_as_it_was_sent() -> None:
     assert again.prior.basis.tag == PERSONAL.prior.basis.tag
     plain = replace(PERSONAL, prior=HeadPrior(mean=identity(2)))
     assert wire.PersonalRequest.read(plain.record()).prior.basis is None
+    assert again.neutral is None
+    heard = wire.PersonalRequest.read(HEARD.record()).neutral
+    assert heard is not None
+    assert torch.equal(heard, torch.eye(INPUTS)[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [(torch.full((INPUTS,), float("nan")), "NaN"), (torch.eye(INPUTS), "2 axes")],
+)
+def test_a_direction_that_cannot_be_is_refused(wrong: torch.Tensor, complaint: str) -> None:
+    with pytest.raises(MessageError, match=rf"model/neutral.*{complaint}"):
+        wire.PersonalRequest.read(replace(PERSONAL, neutral=wrong).record())
 
 
 def test_a_basis_that_cannot_be_is_refused() -> None:
