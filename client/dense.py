@@ -1,9 +1,8 @@
 """Gradients of heads on frozen features, in closed form.
 
 A head is a chain of linear layers on one vector an utterance, with a ReLU between two of them. Its
-slopes are written down by the very products that autograd would take, so they come out the same to
-the last bit; what autograd and modules put around products as small as these costs as much as the
-products (``docs/results/benchmarks.md``).
+slopes are written down as the products that autograd would take: what autograd and modules put
+around products as small as these costs as much as the products (``docs/results/benchmarks.md``).
 """
 
 from collections.abc import Callable, Mapping, Sequence

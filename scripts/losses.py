@@ -105,9 +105,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     arguments.runs.mkdir(parents=True, exist_ok=True)
-    if arguments.choose:
+    kept = arguments.runs / "choice.json"
+    if arguments.choose or not (kept.exists() or arguments.only):
         chosen = {CHOSEN_ON: _choice(CHOSEN_ON, arguments)}
-        (arguments.runs / "choice.json").write_text(json.dumps(chosen, indent=1) + "\n")
+        kept.write_text(json.dumps(chosen, indent=1) + "\n")
+    if arguments.choose:
         return 0
     failed = 0
     for line in () if arguments.table else lines():
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             failed += _make(line, arguments)
     if arguments.only:
         return 1 if failed else 0
-    choice = json.loads((arguments.runs / "choice.json").read_text())
+    choice = json.loads(kept.read_text())
     found = [told for one in lines() if (told := _measured(one, arguments))]
     page = {"choice": choice, "lines": found}
     (arguments.out / "losses.json").write_text(json.dumps(page, indent=1) + "\n")
