@@ -260,15 +260,18 @@ def test_at_rate_one_everybody_joins_every_step(joined: list[int]) -> None:
 
 
 @pytest.mark.parametrize(("kind", "pooling"), [*FEW, ("mlp", "none")])
-def test_without_privacy_training_is_plain_gradient_descent(kind: str, pooling: str) -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_without_privacy_training_is_plain_gradient_descent(
+    kind: str, pooling: str, momentum: float
+) -> None:
     model = network(kind, pooling)
     examples, start = utterances(model, 6), flatten(model)
     training = LocalTraining(
-        steps=4, sample_rate=1.0, learning_rate=0.1, denominator=1.0, momentum=0.5
+        steps=4, sample_rate=1.0, learning_rate=0.1, denominator=1.0, momentum=momentum
     )
     update = train(model, examples, NoPrivacy(), training)
 
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.5)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
     for _ in range(4):
         optimizer.zero_grad()
         logits = model(examples.features, examples.frames)
