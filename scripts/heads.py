@@ -90,7 +90,10 @@ def _measured(run: Path, corpora: Path) -> dict[str, Any]:
             for one in everybody
             for draw in range(DRAWS if clips else 1)
         ]
-        figures = worth.figures(judged, seed=SEED) | {"sets": worth.coverage(judged)}
+        figures = worth.figures(judged, seed=SEED) | {
+            "calibrated_ece": worth.calibrated_ece(judged, seed=SEED),
+            "sets": worth.coverage(judged),
+        }
         by_clips[str(clips)] = _rounded(figures)
     return {
         "protocol": described["protocol"]["name"],
@@ -139,6 +142,8 @@ are on all their other clips. *Before*: the shared model. *After*: the head that
 In brackets the 95 % interval of the difference, users drawn 2,000 times in pairs; **bold** where
 it lies on the worse side of 0. p10: UAR of the 10th-percentile user; worst: of the worst one, who
 has few clips. Users keep one clip of every emotion, so few clips of rare emotions are labelled.
+*Calibrated*: the ECE that these predictions would show if they were calibrated, with labels drawn
+from the heads' own probabilities. On so few clips it is not 0; below it nothing can be told.
 
 """
 SETS = """
@@ -177,10 +182,11 @@ def page(found: Mapping[str, Json]) -> str:
 
 def _heads(found: Mapping[str, Json]) -> Iterator[str]:
     """The table of heads."""
-    yield "| run | k | UAR | ECE | NLL | Brier | p10 | worst |\n" + f"|{'---|' * 8}\n"
+    yield "| run | k | UAR | ECE | calibrated | NLL | Brier | p10 | worst |\n" + f"|{'---|' * 9}\n"
     for line in found.values():
         for clips, figures in line["labelled"].items():
             cells = [worth.cell(name, figures[name]) for name in MEASURES]
+            cells.insert(MEASURES.index("ece") + 1, f"{figures['calibrated_ece']:.3f}")
             yield f"| {_title(line)} | {clips} | {' | '.join(cells)} |\n"
 
 

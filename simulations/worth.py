@@ -1,6 +1,7 @@
 """Figures on users' own labels: before and after, paired over users."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from sottovoce.simulations.personal import Judged
 from sottovoce.simulations.runfile import Json
 
 _TENTH = 10
+_REDRAWS = 10
+"""How often labels are drawn anew for what calibrated predictions would show."""
 
 
 def figures(judged: Sequence[Judged], *, seed: int) -> Json:
@@ -33,6 +36,32 @@ def figures(judged: Sequence[Judged], *, seed: int) -> Json:
     }
     worst = [float(side.rates.min()) for side in (before, after)]
     return found | {"worst": [*worst, worst[1] - worst[0]]}
+
+
+def calibrated_ece(judged: Sequence[Judged], *, seed: int) -> float:
+    """The ECE that the same predictions would show if they were calibrated.
+
+    Labels are drawn from the probabilities themselves, for one draw of each user: so few clips show
+    a gap between confidence and accuracy even where there is none.
+
+    Args:
+        judged: All draws of all users.
+        seed: Of the labels.
+    """
+    one_each = list({one.person.speaker: one for one in reversed(judged)}.values())
+    random = seeds.numpy_rng(seed, "heads", "calibrated")
+    everybody, shown = np.ones((1, len(one_each)), dtype=np.int64), []
+    for _ in range(_REDRAWS):
+        side = _Side([_redrawn(one, random) for one in one_each], "after")
+        shown.append(float(_ece(side)(everybody)[0]))
+    return float(np.mean(shown))
+
+
+def _redrawn(judged: Judged, random: np.random.Generator) -> Judged:
+    """The same clips, with labels drawn from what is said of them."""
+    chances = judged.after.cumsum(1)
+    places = (random.random((len(chances), 1)) * chances[:, -1:] > chances).sum(1)
+    return replace(judged, labels=places.clip(0, chances.shape[1] - 1))
 
 
 def cell(name: str, values: Sequence[float]) -> str:

@@ -102,6 +102,23 @@ def test_figures_are_those_of_the_measures() -> None:
     assert figures["brier"][1] == pytest.approx(metrics.brier(rows, labels))
 
 
+def test_even_calibrated_predictions_show_an_error_on_few_clips() -> None:
+    people = [user(number, boast=1.0) for number in range(40)]
+    boastful = [user(number) for number in range(40)]
+    shown = [
+        worth.calibrated_ece(judged(0, people[:count], draws=1), seed=0) for count in (10, 20, 40)
+    ]
+
+    assert shown == sorted(shown, reverse=True)
+    assert 0.005 < shown[-1] < 0.1
+    once = worth.calibrated_ece(judged(0, people, draws=1), seed=0)
+    assert worth.calibrated_ece(judged(0, people, draws=3), seed=0) == once
+    for whose, calibrated in ((people, True), (boastful, False)):
+        found = judged(0, whose, draws=1)
+        told = worth.figures(found, seed=0)["ece"][1]
+        assert (told < 2 * worth.calibrated_ece(found, seed=0)) is calibrated
+
+
 def test_sets_from_people_like_the_tested_ones_hold_what_they_promise() -> None:
     people = [user(number) for number in range(60)]
     others = personal.others(people)
