@@ -25,6 +25,8 @@ from sottovoce.simulations.protocols import enrolment_split
 
 CLIPS = (0, 1, 2, 5, 10)
 DRAWS, STREAM_DRAWS, SEED = 3, 40, 0
+STREAM_SEEDS = (0, 1, 2)
+"""Of runs; streams are judged behind the models of each."""
 PROTOCOLS = ("ravdess8-6fold", "cremad4-5fold", "cremad6-5fold", "emodb7-loso")
 UNITS = ("none", "utterance")
 MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
@@ -57,12 +59,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.only in name and there:
             print(name, flush=True)
             found[name] = _measured(without, behind, arguments.corpora)
-    for name in names if arguments.streams else ():
-        run = arguments.runs / f"{name}-all-0"
-        if arguments.only in name and name in found and (run / "run.json").is_file():
-            print(f"{name}, streams", flush=True)
-            speakers = list(enrolled.speakers(run, arguments.corpora))
-            found[name] = {**found[name], "streams": _streams(speakers)}
+    for name in names:
+        if arguments.only in name and name in found:
+            measured = _streams_by_seed(arguments.runs, name, arguments.corpora)
+            kept_already = found[name].get("streams", {})
+            found[name] = {**found[name], "streams": {**kept_already, **measured}}
     found = {name: found[name] for name in names if name in found}
     kept.write_text(json.dumps(found, indent=1) + "\n")
     (arguments.out / "personal.md").write_text(page(found))
@@ -80,7 +81,6 @@ def _measured(without: Path, behind: Path, corpora: Path) -> dict[str, Any]:
         "unit": described["unit"],
         "epsilon": described["privacy"]["epsilon"],
         "enrolled": {kind: _by_clips(pairs, kind) for kind in KINDS},
-        "streams": _streams([own for _, own in pairs]),
     }
 
 
@@ -128,6 +128,17 @@ def _mean(own: Speaker, kind: str, neutral: Sequence[int], labelled: Sequence[in
     if kind == "all":
         return own.plain(range(len(own.clips)))
     return own.unlabelled(labelled if kind == "learned" else (), neutral)
+
+
+def _streams_by_seed(runs: Path, name: str, corpora: Path) -> dict[str, Json]:
+    """What streams cost behind the models of every seed that is there."""
+    found = {}
+    for seed in STREAM_SEEDS:
+        run = runs / f"{name}-all-{seed}"
+        if (run / "run.json").is_file():
+            print(f"{name}, streams, seed {seed}", flush=True)
+            found[str(seed)] = _streams(list(enrolled.speakers(run, corpora)))
+    return found
 
 
 def _streams(speakers: Sequence[Speaker]) -> Json:
@@ -291,11 +302,11 @@ def _stream_table(found: Mapping[str, Json]) -> Iterator[str]:
     yield "| run | users | draws | clips | no mean | plain, even → skewed | cost | "
     yield "normaliser, even → skewed | cost | told, cost | all clips, plain → normaliser |\n"
     yield f"|{'---|' * 11}\n"
-    for line in found.values():
-        told = line["streams"]
+    rows = [(line, *row) for line in found.values() for row in line["streams"].items()]
+    for line, seed, told in rows:
         least, most, usual = told["clips"]
         cells = [
-            _title(line),
+            _title(line) + (f", seed {seed}" if seed != "0" else ""),
             str(told["speakers"]),
             str(told.get("draws", 10)),
             f"{least} to {most}, mean {usual:g}",
