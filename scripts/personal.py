@@ -267,7 +267,7 @@ user's clips, none twice in one stream, as long as the user's neutral clips allo
 *Normaliser*: what a device learns from it. *Told*: the cost if it were told which clips are
 neutral; a stream of one emotion says less of a voice, whoever listens. Costs are paired over users,
 with their 95 % intervals; asked for is at most 0.020. *All clips*: plain mean and normaliser, on
-all of a user's clips as one stream.
+all of a user's clips as one stream. Runs of seeds other than 0 are there for streams alone.
 
 """
 COMMAND = (
@@ -277,9 +277,17 @@ COMMAND = (
 )
 
 
+SEEDED = (
+    "for seed in 1 2; do sottovoce simulate --corpus cremad --data ../shared/corpora/cremad "
+    "--protocol cremad6-5fold --public ravdess=../shared/corpora/ravdess --unit utterance "
+    "--enrolment all --seed $seed --out runs/results/cremad6-5fold-utterance-all-$seed; done\n"
+)
+
+
 def page(found: Mapping[str, Json]) -> str:
     """The page for people."""
     commands = "".join(COMMAND.format(unit, way) for unit in UNITS for way in ("none", "all"))
+    commands += SEEDED
     tail = f"\n## Commands\n\n```\n{commands}python scripts/personal.py\n```\n"
     return "".join([HEAD, *_tables(found), STREAMS, *_stream_table(found), tail])
 
