@@ -1,6 +1,7 @@
 """A sweep from wav files to its page: what it keeps, what it goes on with, what it says."""
 
 import json
+import re
 import os
 import signal
 import subprocess
@@ -84,6 +85,11 @@ def test_a_sweep_tells_every_run_and_means_over_seeds(swept: Path, plan: Sweep) 
         assert point["uar"]["sd"] == pytest.approx(abs(seeds[0] - seeds[1]) / 2**0.5)
 
 
+def _to_a_thousandth(html: str) -> str:
+    """Places in a drawing may differ in their last digit, a millionth of a point."""
+    return re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.3f}", html)
+
+
 def test_the_page_is_one_file_that_loads_nothing(swept: Path) -> None:
     html = (swept / "sweep.html").read_text()
 
@@ -92,7 +98,8 @@ def test_the_page_is_one_file_that_loads_nothing(swept: Path) -> None:
     assert "no promise" in html
     for word in ("<script", "http:", "https:", "@import", "src="):
         assert word not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
-    assert page.page(json.loads((swept / "sweep.json").read_text())) == html
+    again = page.page(json.loads((swept / "sweep.json").read_text()))
+    assert _to_a_thousandth(again) == _to_a_thousandth(html)
 
 
 def test_names_from_a_corpus_cannot_write_into_the_page(swept: Path) -> None:
