@@ -643,7 +643,7 @@ def test_a_killed_run_resumes_to_the_same_result(
     tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
     """Two kills at moments drawn from a seed, each after at least one more kept round."""
-    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, rounds=20)
+    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, rounds=120)
     whole = _run(scenario, tmp_path / "whole")
     out, delays = tmp_path / "out", random.Random(20)
 
