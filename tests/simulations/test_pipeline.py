@@ -248,7 +248,7 @@ def test_users_take_turns_and_pay_for_their_own(
 def test_a_killed_run_in_turns_resumes_to_the_same_result(
     tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
-    scenario = _in_turns(make_scenario, tmp_path / "s.toml", tiny_run, rounds=20)
+    scenario = _in_turns(make_scenario, tmp_path / "s.toml", tiny_run, rounds=60)
     whole = _run(scenario, tmp_path / "whole")
     out, delays = tmp_path / "out", random.Random(21)
     for _ in range(2):
