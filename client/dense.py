@@ -53,11 +53,10 @@ class Dense:
 
     def gradients(self, features: Tensor, keep: Tensor | None, slope: Slope) -> Gradients:
         """Of each utterance's loss; see ``Recorder.gradients``."""
-        weighed = [1.0] * len(self._hidden) + [self._model.head.bias_feature]
         shares: list[Share] = []
-        for factors, own in zip(self._factors(features, keep, slope, 1.0), weighed, strict=True):
-            weight = Outer(*factors)
-            shares += weight, Slopes(weight, own)
+        for slopes, read, weighed in self._factors(features, keep, slope, 1.0):
+            weight = Outer(slopes, read)
+            shares += weight, Slopes(weight, weighed)
         return gathered(tuple(shares))
 
     def add_mean(
@@ -81,16 +80,15 @@ class Dense:
             scale: What the gradients are multiplied by.
         """
         factors = self._factors(features, keep, slope, 1 / len(features))
-        for index, (slopes, read) in enumerate(factors):
-            sums[2 * index].addmm_(slopes.mT, read, beta=kept, alpha=scale)
-            last = index == len(factors) - 1
-            weighs = self._model.head.bias_feature if last else 1.0
-            sums[2 * index + 1].mul_(kept).add_(slopes.sum(0), alpha=scale * weighs)
+        pairs = zip(sums[::2], sums[1::2], factors, strict=True)
+        for matrix, bias, (slopes, read, weighed) in pairs:
+            matrix.addmm_(slopes.mT, read, beta=kept, alpha=scale)
+            bias.mul_(kept).add_(slopes.sum(0), alpha=scale * weighed)
 
     def _factors(
         self, features: Tensor, keep: Tensor | None, slope: Slope, scale: float
-    ) -> list[tuple[Tensor, Tensor]]:
-        """Slopes in what each layer said, and what it read, lowest first."""
+    ) -> list[tuple[Tensor, Tensor, float]]:
+        """Slopes in what each layer said, what it read, what its bias weighs; lowest first."""
         self._model.check(features)
         reads = [features]
         for matrix, bias in self._hidden:
@@ -99,16 +97,17 @@ class Dense:
         if keep is not None:
             reads[-1] = vectors * keep
         matrix, bias = self._last
-        logits = F.linear(reads[-1], matrix, bias * self._model.head.bias_feature)
+        weighed = self._model.head.bias_feature
+        logits = F.linear(reads[-1], matrix, bias * weighed)
         slopes = slope(logits, scale)
-        factors = [(slopes, reads.pop())]
+        factors = [(slopes, reads.pop(), weighed)]
         for lower, _ in reversed(self._hidden):
             slopes = slopes @ matrix
             if len(factors) == 1 and keep is not None:
                 slopes = slopes * keep
             slopes = _through_relu(slopes, vectors, 0)
             vectors = reads.pop()
-            factors.append((slopes, vectors))
+            factors.append((slopes, vectors, 1.0))
             matrix = lower
         return factors[::-1]
 

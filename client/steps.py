@@ -6,8 +6,8 @@ by construction.
 """
 
 import math
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Protocol, cast
 
 import torch
@@ -39,10 +39,11 @@ class Objective:
     """The loss of each utterance as a function of the flat weights, and its gradients."""
 
     def __init__(
-        self, model: Network, current: Tensor, weights: Tensor, training: LocalTraining
+        self, model: Network, current: nn.Parameter, weights: Tensor, training: LocalTraining
     ) -> None:
+        self.current = current
+        self.training = training
         self._model = model
-        self._current = current
         self._weights = weights
         self._loss: Loss = training.loss
         self._smoothing = training.label_smoothing
@@ -63,7 +64,7 @@ class Objective:
     @cached_property
     def _recorder(self) -> Recorder:
         """Hears the layers of any model."""
-        return Recorder(self._model, self._current)
+        return Recorder(self._model, self.current)
 
     @cached_property
     def _asking(self) -> dict[str, Tensor]:
@@ -193,15 +194,6 @@ class _Descent:
 class Step(Protocol):
     """One step over one batch."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        current: nn.Parameter,
-        training: LocalTraining,
-        mechanism: Mechanism,
-        noise: NoiseSource,
-    ) -> None: ...
-
     def __call__(self, batch: Batch) -> int:
         """Step; how many gradients were counted as zeros."""
         ...
@@ -210,21 +202,14 @@ class Step(Protocol):
 class _NoisedStep:
     """Clip each utterance, noise the sum, step; large batches are clipped in parts."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        current: nn.Parameter,
-        training: LocalTraining,
-        mechanism: Mechanism,
-        noise: NoiseSource,
-    ) -> None:
+    def __init__(self, objective: Objective, mechanism: Mechanism, noise: NoiseSource) -> None:
+        current, training = objective.current, objective.training
         training.loss.check_alone()
         self._objective = objective
-        self._current = current
         self._optimizer = _SourcedOptimizer(current, training, mechanism, noise)
 
     def __call__(self, batch: Batch) -> int:
-        parts = batch.split(_room(self._current))
+        parts = batch.split(_room(self._objective.current))
         zeroed = 0
         for left, part in zip(reversed(range(len(parts))), parts, strict=True):
             gradients = self._objective.gradients(part) if len(part) else None
@@ -240,18 +225,10 @@ class _PlainStep:
     is done again with care.
     """
 
-    def __init__(
-        self,
-        objective: Objective,
-        current: nn.Parameter,
-        training: LocalTraining,
-        mechanism: Mechanism,  # noqa: ARG002  (one shape for all)
-        noise: NoiseSource,  # noqa: ARG002
-    ) -> None:
+    def __init__(self, objective: Objective) -> None:
         self._objective = objective
-        self._current = current
         self._leaves = list(objective.leaves.values())
-        self._descent = _Descent(self._leaves, training)
+        self._descent = _Descent(self._leaves, objective.training)
 
     def __call__(self, batch: Batch) -> int:
         if len(batch) == 0:
@@ -268,14 +245,8 @@ class _PlainStep:
 class _DenseStep:
     """The same for heads on frozen features: gradients are added where they belong at once."""
 
-    def __init__(
-        self,
-        objective: Objective,
-        current: nn.Parameter,  # noqa: ARG002  (one shape for all)
-        training: LocalTraining,
-        mechanism: Mechanism,  # noqa: ARG002
-        noise: NoiseSource,  # noqa: ARG002
-    ) -> None:
+    def __init__(self, objective: Objective) -> None:
+        training = objective.training
         self._objective = objective
         self._leaves = list(objective.leaves.values())
         self._rate, self._momentum = training.learning_rate, training.momentum
@@ -311,8 +282,9 @@ class _CarefulStep(_PlainStep):
         gradients, zeroed = super()._gradients(batch)
         if all(bool(gradient.isfinite().all()) for gradient in gradients):
             return gradients, zeroed
-        total = torch.zeros_like(self._current.detach())
-        for part in batch.split(_room(self._current)):
+        current = self._objective.current
+        total = torch.zeros_like(current.detach())
+        for part in batch.split(_room(current)):
             found = self._objective.gradients(part)
             total += found.sum(torch.ones_like(found.norms))
             zeroed += found.zeroed
@@ -322,13 +294,15 @@ class _CarefulStep(_PlainStep):
         ), zeroed
 
 
-def steps(mechanism: Mechanism, model: Network) -> tuple[type[Step], ...]:
+def steps(
+    mechanism: Mechanism, noise: NoiseSource, model: Network
+) -> tuple[Callable[[Objective], Step], ...]:
     """Ways to step, to be tried in this order until the weights come out as numbers.
 
     Noise is drawn once.
     """
     if isinstance(mechanism, UtteranceNoise):
-        return (_NoisedStep,)
+        return (partial(_NoisedStep, mechanism=mechanism, noise=noise),)
     return (_DenseStep if is_dense(model) else _PlainStep), _CarefulStep
 
 

@@ -93,14 +93,14 @@ def local_update(
     """
     _check(model, examples, weights)
     start = flatten(model) if start is None else start
-    first, *careful = steps(mechanism, model)
+    first, *careful = steps(mechanism, noise, model)
     began = generator.get_state() if careful else None
     for kind in (first, *careful):
         if kind is not first:
             generator.set_state(cast(Tensor, began))
         current = nn.Parameter(start.clone())
         objective = Objective(model, current, weights, training)
-        step = kind(objective, current, training, mechanism, noise)
+        step = kind(objective)
         batches = (
             poisson(model, examples, training.sample_rate, generator) for _ in range(training.steps)
         )

@@ -130,7 +130,8 @@ class Job:
     def prior_of(self, weights: Tensor) -> HeadPrior:
         """Where every user's head starts from, under the model of these weights."""
         training, classes = self.plan.training, len(self.plan.labels)
-        speakers, vectors = self._public(weights)
+        public, vectors = self._public(weights)
+        speakers = [(logits, labels) for _, logits, labels in public]
         prior = population_prior(
             speakers, classes=classes, smoothing=training.label_smoothing, loss=training.loss
         )
@@ -138,10 +139,10 @@ class Job:
 
     def public_speakers(self, weights: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Logits and labels of each held-out public speaker under the model of these weights."""
-        return self._public(weights)[0]
+        return [(logits, labels) for _, logits, labels in self._public(weights)[0]]
 
-    def _public(self, weights: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
-        """The same, and what the last layer reads of all their clips, (clips, width)."""
+    def _public(self, weights: Tensor) -> tuple[list[tuple[Tensor, Tensor, Tensor]], Tensor]:
+        """What the model reads of each, logits and labels; what its last layer reads of all."""
         model = build(self.plan.model, seed=0).eval()
         load_flat(model, weights)
         if self.held_out is None:
@@ -150,17 +151,15 @@ class Job:
         with torch.no_grad():
             vectors = model.vectors(public["features"], public["frames"])
             logits = model.head(vectors)
-        return [(logits[own], public["labels"][own]) for own in _each(public)], vectors
+        inputs, labels = public["features"], public["labels"]
+        names = sorted(set(public["speakers"].tolist()))
+        each = [public["speakers"] == name for name in names]
+        return [(inputs[own], logits[own], labels[own]) for own in each], vectors
 
     def neutral_of(self, weights: Tensor) -> Tensor | None:
         """Where the model of these weights hears neutral speech; see ``neutral.direction``."""
-        speakers, _ = self._public(weights)
-        if self.held_out is None:
-            return None
-        public = _held_out(self.held_out)
-        spoken = [public["features"][own] for own in _each(public)]
-        heard = zip(spoken, (logits for logits, _ in speakers), strict=True)
-        return neutral.direction(list(heard), self.plan.labels)
+        heard = [(inputs, logits) for inputs, logits, _ in self._public(weights)[0]]
+        return neutral.direction(heard, self.plan.labels)
 
     def weigh(self, counts: Tensor) -> Tensor:
         """Class weights from all devices' noised label counts; see ``round.class_weights``."""
@@ -173,12 +172,6 @@ def _held_out(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} cannot be used ({error}); prepare the job again") from error
-
-
-def _each(public: Mapping[str, Tensor]) -> list[Tensor]:
-    """Which clips are whose, shape (clips,), bool, for each public speaker."""
-    names = sorted(set(public["speakers"].tolist()))
-    return [public["speakers"] == name for name in names]
 
 
 def _population_fields() -> tuple[str, ...]:
