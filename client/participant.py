@@ -9,8 +9,8 @@ from torch import Tensor
 
 from sottovoce.client import given, secure, turns
 from sottovoce.client.device import Device, Pending, Randomness
-from sottovoce.client.gradients import twin
-from sottovoce.client.trainer import local_update
+from sottovoce.client.training.gradients import twin
+from sottovoce.client.training.trainer import local_update
 from sottovoce.shared import crypto, normaliser
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.examples import Examples

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sottovoce.client.trainer import local_update
+from sottovoce.client.training.trainer import local_update
 from sottovoce.server.public import group_means
 from sottovoce.server.round import (
     State,

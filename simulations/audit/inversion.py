@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sottovoce.client.trainer import local_update
+from sottovoce.client.training.trainer import local_update
 from sottovoce.shared import seeds
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import finish

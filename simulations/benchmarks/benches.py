@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sottovoce.client.anchor import VaultAnchor
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.trainer import local_update
+from sottovoce.client.training.trainer import local_update
 from sottovoce.client.vault import Vault
 from sottovoce.shared import heads
 from sottovoce.shared.audio import Signal

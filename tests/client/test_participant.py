@@ -13,7 +13,7 @@ from sottovoce.client import enrolment, participant, receiver
 from sottovoce.client.device import Device
 from sottovoce.client.listener import Listener
 from sottovoce.client.owner import UNKNOWN, Clips, Facts
-from sottovoce.client.trainer import Update
+from sottovoce.client.training.trainer import Update
 from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError, PrivacyError
 from sottovoce.shared.examples import Examples

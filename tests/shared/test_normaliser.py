@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sottovoce.client.trainer import local_update
+from sottovoce.client.training.trainer import local_update
 from sottovoce.shared import normaliser
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.examples import Examples

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sottovoce.client.batch import poisson
-from sottovoce.client.steps import Objective, steps
+from sottovoce.client.training.batch import poisson
+from sottovoce.client.training.steps import Objective, steps
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.flat import flatten

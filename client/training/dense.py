@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sottovoce.client.shares import Gradients, Outer, Share, Slopes, gathered
+from sottovoce.client.training.shares import Gradients, Outer, Share, Slopes, gathered
 from sottovoce.shared.models.bodies import Hidden, Vector
 from sottovoce.shared.models.network import Body, Network
 

@@ -15,10 +15,10 @@ from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
-from sottovoce.client.batch import Batch
-from sottovoce.client.dense import Dense, is_dense
-from sottovoce.client.gradients import Recorder, twin
-from sottovoce.client.shares import Gradients
+from sottovoce.client.training.batch import Batch
+from sottovoce.client.training.dense import Dense, is_dense
+from sottovoce.client.training.gradients import Recorder, twin
+from sottovoce.client.training.shares import Gradients
 from sottovoce.shared.models.flat import unflatten
 from sottovoce.shared.models.loss import Loss, losses, slopes
 from sottovoce.shared.models.network import Network

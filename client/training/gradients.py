@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sottovoce.client.recurrence import recall
-from sottovoce.client.shares import Gradients, Outer, Rows, Share, Slopes, gathered
+from sottovoce.client.training.recurrence import recall
+from sottovoce.client.training.shares import Gradients, Outer, Rows, Share, Slopes, gathered
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.flat import unflatten
 from sottovoce.shared.models.layers import Memory
@@ -85,7 +85,7 @@ class Recorder:
             known = [kind.__name__ for kind in (*_RULES, nn.LayerNorm, Memory)]
             raise ModelError(
                 f"no rule for the gradients of {path[:-1]}, a {type(layer).__name__}; layers with "
-                f"weights must be one of {known}: add a rule in client/gradients.py"
+                f"weights must be one of {known}: add a rule in client/training/gradients.py"
             )
         around = type(layer).__new__(type(layer))
         around.__dict__.update(layer.__dict__, forward=forward)

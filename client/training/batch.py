@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sottovoce.client.gradients import Read
+from sottovoce.client.training.gradients import Read
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.network import Network
 

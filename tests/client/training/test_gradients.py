@@ -6,12 +6,12 @@ import torch
 from opacus import GradSampleModule
 from torch import Tensor, nn
 
-from sottovoce.client import gradients as rules
-from sottovoce.client import shares
-from sottovoce.client.dense import Dense, Slope, is_dense
-from sottovoce.client.gradients import Recorder
-from sottovoce.client.recurrence import recall
-from sottovoce.client.shares import Gradients, Outer, Rows, Share
+from sottovoce.client.training import gradients as rules
+from sottovoce.client.training import shares
+from sottovoce.client.training.dense import Dense, Slope, is_dense
+from sottovoce.client.training.gradients import Recorder
+from sottovoce.client.training.recurrence import recall
+from sottovoce.client.training.shares import Gradients, Outer, Rows, Share
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, flatten

@@ -8,7 +8,7 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from sottovoce.client.trainer import Update, local_update
+from sottovoce.client.training.trainer import Update, local_update
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, flatten, load_flat
@@ -350,7 +350,7 @@ def test_large_batches_in_parts_give_the_same_update(
     training = replace(PLAIN, steps=2, learning_rate=0.1)
     whole = train(model, examples, mechanism, training)
     room = 3 * flatten(model).numel()
-    monkeypatch.setattr("sottovoce.client.steps._GRADIENT_ROOM", room)
+    monkeypatch.setattr("sottovoce.client.training.steps._GRADIENT_ROOM", room)
     parts = train(model, examples, mechanism, training)
 
     torch.testing.assert_close(parts.vector, whole.vector, atol=1e-5, rtol=1e-5)
@@ -366,7 +366,7 @@ def test_parts_are_noised_once(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(std)
             return super().normal(shape, std)
 
-    monkeypatch.setattr("sottovoce.client.steps._GRADIENT_ROOM", 1)
+    monkeypatch.setattr("sottovoce.client.training.steps._GRADIENT_ROOM", 1)
     train(model, utterances(model, 7), training=replace(PLAIN, steps=2), noise=Counting())
 
     assert asked == [CLIP * PRIVATE.noise_multiplier] * 2
