@@ -176,6 +176,7 @@ _MEMBERS: Shape = {"auc": "share", "tpr": "share", "guesses": "whole"}
 _ATTACKS: Shape = {
     "many_run?": _BOUND,
     "first_message?": _BOUND,
+    "last_message?": _BOUND,
     "one_run?": {"epsilon": "number", "canaries": "whole", "guesses": "whole", "correct": "whole"},
     "many_run_user?": _BOUND,
     "membership": {"*": _MEMBERS},

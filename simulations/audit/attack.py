@@ -34,7 +34,7 @@ Tell = Callable[[str], None]
 Progress = Callable[[str, int, int], None]
 
 CONFIDENCE = 0.95
-BOUNDS = ("many_run", "first_message", "one_run", "many_run_user")
+BOUNDS = ("many_run", "first_message", "last_message", "one_run", "many_run_user")
 """Attacks that bound epsilon without any assumption; they share the doubt between them."""
 
 
@@ -47,6 +47,7 @@ class Effort:
         quick: The same where nothing is noised, and for the normaliser's trap.
         first: Lives that end with the first message.
         first_open: The same where nothing is noised.
+        last: Lives of which the last message is looked at and nothing else.
         canaries: Coins of the one-run audit.
         rounds: Most rounds of a canary's or a member's life.
         devices: How many users' utterances are looked for.
@@ -66,6 +67,7 @@ class Effort:
     quick: int = 150
     first: int = 10_000
     first_open: int = 150_000
+    last: int = 10_000
     canaries: int = 512
     rounds: int = 10_000
     devices: int = 2
@@ -276,15 +278,17 @@ def _bounds(case: Case, effort: Effort, seed: int, progress: Progress) -> Json:
 def _utterance_bounds(
     case: Case, course: Course, effort: Effort, seed: int, progress: Progress
 ) -> Json:
-    """Three ways to bound an utterance's epsilon; the server sees all that the device sends."""
+    """Four ways to bound an utterance's epsilon; the server sees all that the device sends."""
     own = _first(case)
     how = {"delta": case.scenario.delta, "confidence": _doubtful(len(BOUNDS))}
     statistics = canary.scores(course, own, lives=effort.lives, seed=seed, progress=progress)
     first = canary.first_message(course, lives=effort.first, seed=seed, **how)
+    last = canary.last_message(course, lives=effort.last, seed=seed, **how)
     one = onerun.one_run(course, own, canaries=effort.canaries, seed=seed, **how)
     return {
         "many_run": asdict(canary.judged(statistics[0], statistics[1], **how)),
         "first_message": asdict(first),
+        **({"last_message": asdict(last)} if last else {}),
         "one_run": asdict(one),
     }
 

@@ -22,7 +22,7 @@ from sottovoce.shared.privacy.noise import SeededNoise
 from sottovoce.simulations.audit import bounds
 from sottovoce.simulations.audit.bounds import Bound, Floats
 from sottovoce.simulations.audit.sight import witnessed
-from sottovoce.simulations.audit.subject import Course, Seen, hushed, live
+from sottovoce.simulations.audit.subject import Asked, Course, Seen, Subject, hushed, live
 
 FAR = 1e3
 """Length of a canary's row in front units, where usual rows are about 1 long."""
@@ -43,15 +43,17 @@ class Direction:
         row: Its direction in front space, shape (inputs,), of length 1.
         own: Its own gradient's part of an update, shape (params,).
         others: How far it moves all others' gradients by moving the user's mean, (params,).
+        answer: How it moves the head statistics, shape (WIDTH,); none where they are not asked for.
     """
 
     label: int
     row: Tensor
     own: Tensor
     others: Tensor
+    answer: Tensor
 
     def statistics(self, seen: Seen) -> list[float]:
-        """Counts, centre, and the mean update along both directions: all that can tell."""
+        """All that can tell: counts, centre, the mean update along both directions, the answer."""
         classes = len(seen.enrolment) - len(self.row)
         mean = seen.updates.double().mean(0)
         return [
@@ -59,6 +61,7 @@ class Direction:
             float(seen.enrolment[classes:] @ self.row),
             float(mean @ _unit(self.own)),
             float(mean @ _unit(self.others)),
+            *([float(seen.answer.double() @ _unit(self.answer))] if len(self.answer) else []),
         ]
 
 
@@ -86,7 +89,7 @@ def canary(course: Course, seed: int) -> tuple[Course, Examples, Tensor]:
     """
     draws = seeds.torch_rng(seed, "audit", "canary")
     row = _unit(torch.randn(course.front.inputs, generator=draws))
-    course = replace(course.constant(), weights=[_betting(course, row)] * len(course.weights))
+    course = _sending(course, _betting(course, row))
     far = (course.centre + FAR * row)[None]
     return course, utterance(course.front, far, [_unlikely(course, row)]), row
 
@@ -94,12 +97,15 @@ def canary(course: Course, seed: int) -> tuple[Course, Examples, Tensor]:
 def aim(course: Course, others: Examples, placed: Examples, row: Tensor) -> Direction:
     """How updates move: three lives that the attacker lives for itself, without noise."""
     quiet = hushed(course.constant(1))
-    both, without, alone = (
-        live(quiet, held, 0).updates[0].double()
-        for held in (join([others, placed]), others, placed)
+    lives = [live(quiet, held, 0) for held in (join([others, placed]), others, placed)]
+    both, without, alone = (one.updates[0].double() for one in lives)
+    return Direction(
+        label=int(placed.labels[0]),
+        row=row,
+        own=alone,
+        others=both - without - alone,
+        answer=(lives[0].answer - lives[1].answer).double(),
     )
-    label = int(placed.labels[0])
-    return Direction(label=label, row=row, own=alone, others=both - without - alone)
 
 
 def scores(
@@ -192,6 +198,44 @@ def first_message(
         for mine in held
     ]
     return judged(*found, delta=delta, confidence=confidence, learns=0.05)
+
+
+def last_message(
+    course: Course, *, lives: int, seed: int, delta: float, confidence: float
+) -> Bound | None:
+    """The same for a device's head statistics alone; None where nothing is asked.
+
+    The device enrols once, with the canary or with nothing; what differs from life to life is the
+    noise of its answer.
+    """
+    if course.asked is None or course.plan.calibration is None:
+        return None
+    course, placed, row = canary(course, seed)
+    nothing = placed.take(slice(0))
+    towards = _unit(aim(course, nothing, placed, row).answer)
+    found = []
+    for kind, held in enumerate((nothing, placed)):
+        subject = Subject(held, course.plan.labels, seed)
+        subject.enrol(course)
+        noises = [seeds.derive(seed, "audit", "last message", kind, n) for n in range(lives)]
+        along = [float(one.double() @ towards) for one in subject.answers(course, noises)]
+        found.append(np.array(along)[:, None])
+    return judged(*found, delta=delta, confidence=confidence, learns=0.05)
+
+
+def _sending(course: Course, weights: Tensor) -> Course:
+    """The course of a server that sends one model in every round, and asks about it at the end.
+
+    Ranges are told less the first one, where no score of an utterance lies that the model bets
+    against: so its answer is as long as one may be.
+    """
+    course = replace(course, weights=[weights] * len(course.weights))
+    if course.asked is None:
+        return course
+    shares = torch.zeros_like(course.asked.question.shares)
+    shares[0] = 1.0
+    question = replace(course.asked.question, shares=shares)
+    return replace(course, asked=Asked(weights=weights, question=question))
 
 
 def _discriminant(without: Floats, present: Floats) -> Floats:

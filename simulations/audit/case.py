@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from sottovoce.server import checkpoint
+from sottovoce.server import calibration, checkpoint
+from sottovoce.server.job import Job
 from sottovoce.server.round import class_weights
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.examples import Examples
@@ -20,7 +22,7 @@ from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.training import NoPrivacy
-from sottovoce.simulations.audit.subject import Course
+from sottovoce.simulations.audit.subject import Asked, Course
 from sottovoce.simulations.corpora.clips import Clip
 from sottovoce.simulations.hearing import Progress, Spoken, cache_folder, hear, hear_public
 from sottovoce.simulations.material import Material
@@ -74,7 +76,8 @@ class Case:
             normaliser=course.plan.normaliser and EXACT_MEAN,
             count_noise=0.0,
             user=None,
-            calibration=None,
+            calibration=course.plan.calibration
+            and replace(course.plan.calibration, noise_multiplier=0.0),
         )
         return replace(self, course=replace(course, plan=plan))
 
@@ -113,16 +116,22 @@ def open_cases(
     with FeatureCache(cache_folder()) as cache:
         heard = hear(scenario, cache, tell, progress)
     public = hear_public(scenario, heard, tell, progress)
+    cases = []
     with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
         material = material_of(scenario, heard, public, Path(folder), tell)
-    plan, strangers = plan_of(scenario, material, "audit"), _strangers(material, public)
-    cases = []
-    for fold in heard.protocol.folds[:folds]:
-        users = {name: _person(material, material.clips[name]) for name in fold.train}
-        course = _course(scenario, plan, material, users, _server(run_folder, fold))
-        cases.append(
-            Case(scenario=scenario, fold=fold.name, course=course, users=users, strangers=strangers)
-        )
+        plan, strangers = plan_of(scenario, material, "audit"), _strangers(material, public)
+        for fold in heard.protocol.folds[:folds]:
+            users = {name: _person(material, material.clips[name]) for name in fold.train}
+            course = _course(scenario, plan, material, users, _server(run_folder, fold))
+            cases.append(
+                Case(
+                    scenario=scenario,
+                    fold=fold.name,
+                    course=course,
+                    users=users,
+                    strangers=strangers,
+                )
+            )
     return cases
 
 
@@ -180,7 +189,26 @@ def _course(
         weights=[material.start, *sent[: plan.rounds - 1]],
         denominator=max(len(labels) / len(users) * plan.training.sample_rate, 1.0),
         devices=len(users),
+        asked=_asked(scenario, plan, material, tensors["weights"]),
     )
+
+
+def _asked(scenario: Scenario, plan: Plan, material: Material, weights: Tensor) -> Asked | None:
+    """What the server asked after the last round, as it asks it; None where it asked nothing."""
+    if plan.calibration is None:
+        return None
+    job = Job(
+        plan=plan,
+        aggregation=scenario.recipe.aggregation,
+        weights=material.start,
+        front=material.front,
+        population=material.population,
+        devices=1,
+        held_out=material.held_out,
+    )
+    speakers, short = job.public_speakers(weights), plan.user is not None
+    question = calibration.question(job.prior_of(weights), speakers, short=short)
+    return Asked(weights=weights, question=question)
 
 
 def _person(material: Material, clips: tuple[Clip, ...]) -> Person:

@@ -48,12 +48,16 @@ def parts(seen: Seen, rounds: int) -> dict[str, Tensor]:
         rounds: How many rounds were seen, from the first on.
 
     Returns:
-        ``first message``: label counts and share of the centre; ``updates``: their mean.
+        ``first message``: label counts and share of the centre; ``updates``: their mean; ``last
+        message``: head statistics, once all rounds are over and where they were asked for.
     """
-    return {
+    found = {
         "first message": seen.enrolment.double(),
         "updates": seen.updates[:rounds].double().mean(0),
     }
+    if rounds == len(seen.updates) and len(seen.answer):
+        found["last message"] = seen.answer.double()
+    return found
 
 
 def _openly(course: Course, seen: Seen, seed: int) -> Seen:  # noqa: ARG001  (one shape for all)
@@ -66,12 +70,16 @@ def _in_the_sum(course: Course, seen: Seen, seed: int) -> Seen:
     draws = SeededNoise(seeds.torch_rng(seed, "audit", "sums"))
     classes = len(course.plan.labels)
     counts, centre = seen.enrolment[:classes], seen.enrolment[classes:]
-    noises = (*first_noise(course), update_noise(course))
+    noises = (*first_noise(course), update_noise(course), last_noise(course))
     noised = [
         part.double() + draws.normal(tuple(part.shape), noise)
-        for part, noise in zip((counts, centre, seen.updates), noises, strict=True)
+        for part, noise in zip((counts, centre, seen.updates, seen.answer), noises, strict=True)
     ]
-    return Seen(enrolment=torch.cat(noised[:2]).float(), updates=noised[2].float())
+    return Seen(
+        enrolment=torch.cat(noised[:2]).float(),
+        updates=noised[2].float(),
+        answer=noised[3].float(),
+    )
 
 
 def first_noise(course: Course) -> tuple[float, float]:
@@ -101,6 +109,16 @@ def update_noise(course: Course) -> float:
         return 0.0
     whole = sums.spread(plan, devices=course.devices, denominator=denominator)
     own = sums.spread(replace(plan, user=None), devices=1, denominator=denominator)
+    return math.sqrt(max(0.0, whole**2 - own**2))
+
+
+def last_noise(course: Course) -> float:
+    """The same for the sum of head statistics, in each number."""
+    plan = course.plan
+    if plan.user is None or plan.calibration is None:
+        return 0.0
+    whole = sums.calibration_spread(plan, course.devices)
+    own = sums.calibration_spread(replace(plan, user=None), 1)
     return math.sqrt(max(0.0, whole**2 - own**2))
 
 

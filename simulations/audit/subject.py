@@ -5,25 +5,43 @@ their real clip and noise; only disk, encryption and ledger are left out, which 
 what is sent. A test holds a subject to a device on disk, byte by byte.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from sottovoce.client import enrolment, participant
-from sottovoce.client.device import Device, Randomness
+from sottovoce.client import calibration, enrolment, participant
+from sottovoce.client.device import Device, Pending, Randomness
 from sottovoce.client.owner import Clips, Facts
+from sottovoce.shared.calibration import CalibrationRelease, Question
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
-from sottovoce.shared.normaliser import NormaliserRelease, Population
+from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, Population
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.training import UtteranceNoise
+from sottovoce.shared.wire import CalibrateRequest
+
+_Noised = TypeVar("_Noised", UtteranceNoise, NormaliserRelease, CentreRelease, CalibrationRelease)
 
 _HUSH = 1e-9
 """Share of the noise that is left where an attacker computes what would be sent without it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Asked:
+    """What a server asks of a device's clips after the last round.
+
+    Attributes:
+        weights: The model that they are judged by, shape (params,), float32. No round said that
+            the device's own updates moved it (``share`` is 0), so none of it is taken back.
+        question: What each of them answers.
+    """
+
+    weights: Tensor
+    question: Question
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -39,6 +57,7 @@ class Course:
         weights: The shared model before every round, each shape (params,), float32.
         denominator: Public number of utterances of a step.
         devices: How many devices a sum runs over.
+        asked: What is asked after the last round; None asks nothing.
     """
 
     plan: Plan
@@ -49,10 +68,16 @@ class Course:
     weights: Sequence[Tensor]
     denominator: float
     devices: int = 1
+    asked: Asked | None = None
 
     def constant(self, rounds: int | None = None) -> "Course":
         """The course of a server that sends the first model in every round, which it may."""
-        return replace(self, weights=[self.weights[0]] * (rounds or len(self.weights)))
+        first = self.weights[0]
+        return replace(
+            self,
+            weights=[first] * (rounds or len(self.weights)),
+            asked=self.asked and replace(self.asked, weights=first),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,10 +87,12 @@ class Seen:
     Attributes:
         enrolment: Label counts and share of the centre, shape (classes + inputs,).
         updates: One a round, shape (rounds, params).
+        answer: Its head statistics, shape (WIDTH,); none where nothing was asked.
     """
 
     enrolment: Tensor
     updates: Tensor
+    answer: Tensor
 
 
 class _Vault:
@@ -150,6 +177,20 @@ class Subject:
             denominator=course.denominator,
         )
 
+    def answer(self, course: Course) -> Tensor:
+        """Its message after the last round, shape (WIDTH,); nothing where nothing is asked."""
+        request = _request(course)
+        return torch.zeros(0) if request is None else calibration.calibrate(self._device, request)
+
+    def answers(self, course: Course, seeds: Sequence[int]) -> Iterator[Tensor]:
+        """The same, as if its noise came from each of these seeds; it has enrolled."""
+        request = _request(course)
+        if request is None:
+            return
+        pending: Pending = calibration.answer(self._device, request)
+        for seed in seeds:
+            yield pending.make(Randomness(replace(self.facts, simulated_seed=seed), pending.name))
+
     @property
     def _device(self) -> Device:
         """What the participant takes it for: it asks for nothing that is not here."""
@@ -168,7 +209,19 @@ def live(course: Course, examples: Examples, seed: int) -> Seen:
     enrolment = subject.enrol(course)
     rounds = range(1, len(course.weights) + 1)
     updates = [subject.train(course, number) for number in rounds]
-    return Seen(enrolment=enrolment, updates=torch.stack(updates))
+    return Seen(enrolment=enrolment, updates=torch.stack(updates), answer=subject.answer(course))
+
+
+def _request(course: Course) -> CalibrateRequest | None:
+    """What is asked after the last round, as it travels."""
+    if course.asked is None or course.plan.calibration is None:
+        return None
+    return CalibrateRequest(
+        plan=course.plan.digest(),
+        weights=course.asked.weights,
+        centre=course.centre,
+        question=course.asked.question,
+    )
 
 
 def hushed(course: Course) -> Course:
@@ -180,13 +233,13 @@ def hushed(course: Course) -> Course:
         "mechanism": _softer(plan.mechanism),
         "count_noise": plan.count_noise * _HUSH,
     }
-    for name in ("centre", "normaliser"):
+    for name in ("centre", "normaliser", "calibration"):
         part = getattr(plan, name)
         changes[name] = part and _softer(part)
     return replace(course, plan=replace(plan, **changes))  # type: ignore[arg-type]
 
 
-def _softer(part: UtteranceNoise | NormaliserRelease) -> UtteranceNoise | NormaliserRelease:
+def _softer(part: _Noised) -> _Noised:
     """The same settings with less noise."""
     return replace(part, noise_multiplier=part.noise_multiplier * _HUSH)
 

@@ -8,6 +8,7 @@ _HEADS = {"as_run": "this run", "noise_off": "privacy off"}
 _MANY = {
     "many_run": "epsilon of an utterance",
     "first_message": "epsilon of the first message",
+    "last_message": "epsilon of the last message",
     "many_run_user": "epsilon of a user",
 }
 

@@ -11,6 +11,7 @@ COLUMNS: Mapping[str, str] = {"as_run": "this run", "noise_off": "its privacy sw
 _BOUNDS = {
     "many_run": "one utterance, many lives",
     "first_message": "one utterance, first message alone",
+    "last_message": "one utterance, last message alone",
     "one_run": "one utterance, one life with many canaries",
     "many_run_user": "one user, many lives",
 }

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sottovoce.shared.calibration import LEVELS, CalibrationRelease, Question
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.models.flat import flatten
@@ -21,7 +22,7 @@ from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 from sottovoce.simulations.audit.case import Person
-from sottovoce.simulations.audit.subject import Course
+from sottovoce.simulations.audit.subject import Asked, Course
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS, ROUNDS = 16, 12, 2
@@ -43,6 +44,13 @@ OPEN = Plan(
     centre=EXACT_CENTRE,
     normaliser=EXACT_MEAN,
     count_noise=0.0,
+    calibration=CalibrationRelease(noise_multiplier=0.0, taken_back=0.5),
+)
+QUESTION = Question(
+    log_temperature=0.0,
+    bend=0.1,
+    edges=torch.linspace(0.3, 0.9, len(LEVELS)),
+    shares=torch.zeros(len(LEVELS) + 1),
 )
 
 MakeCourse = Callable[..., Course]
@@ -60,10 +68,11 @@ def plan(epsilon: float | None) -> Plan:
 
     return replace(
         OPEN,
-        mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=noise(0.8 / ROUNDS)),
+        mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=noise(0.7 / ROUNDS)),
         centre=CentreRelease(radius=1.5, noise_multiplier=noise(0.05)),
         normaliser=NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=noise(0.14)),
         count_noise=noise(0.01),
+        calibration=CalibrationRelease(noise_multiplier=noise(0.1), taken_back=0.5),
     )
 
 
@@ -73,14 +82,16 @@ def course() -> MakeCourse:
 
     def make(epsilon: float | None) -> Course:
         agreed = plan(epsilon)
+        start = flatten(build(agreed.model, 0))
         return Course(
             plan=agreed,
             front=FRONT,
             population=unknown(INPUTS),
             centre=torch.zeros(INPUTS),
             class_weights=torch.ones(3),
-            weights=[flatten(build(agreed.model, 0))] * ROUNDS,
+            weights=[start] * ROUNDS,
             denominator=20.0,
+            asked=Asked(weights=start, question=QUESTION),
         )
 
     return make

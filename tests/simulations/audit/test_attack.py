@@ -19,6 +19,7 @@ SMALL = Effort(
     quick=20,
     first=200,
     first_open=4_000,
+    last=200,
     canaries=10,
     devices=1,
     shadows=5,

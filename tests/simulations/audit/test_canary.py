@@ -1,10 +1,12 @@
 """A canary is caught where nothing hides it, and stays below every honest claim."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy import accountant
 from sottovoce.simulations.audit import canary, onerun
 from sottovoce.simulations.audit.subject import exactly
 
@@ -53,6 +55,38 @@ def test_the_first_message_alone_shows_that_nothing_is_hidden(course: Any, terms
 
     assert off.epsilon == off.ceiling > 5
     assert on.epsilon <= on.epsilon_gaussian + 1 <= 9
+
+
+def test_the_last_message_alone_shows_that_nothing_is_hidden(course: Any, terms: Any) -> None:
+    off = canary.last_message(course(None), lives=2_000, seed=0, **terms)
+
+    assert off is not None
+    assert off.epsilon == off.ceiling > 5
+
+
+@pytest.mark.parametrize("noise", [1.0, 0.5])
+def test_the_last_message_alone_shows_its_own_price(course: Any, terms: Any, noise: float) -> None:
+    """Most of it, and so more than was booked where a device draws half of the noise."""
+    booked = course(8.0)
+    release = booked.plan.calibration_release()
+    price = accountant.epsilon([release], terms["delta"])
+    drawn = replace(booked.plan.calibration, noise_multiplier=noise * release.noise_multiplier)
+
+    found = canary.last_message(
+        replace(booked, plan=replace(booked.plan, calibration=drawn)), lives=8_000, seed=0, **terms
+    )
+
+    assert found is not None
+    assert (found.epsilon_gaussian > price) == (noise < 1)
+    assert found.epsilon_gaussian > 0.5 * price
+    assert found.epsilon <= found.epsilon_gaussian + 1
+
+
+def test_who_asks_nothing_at_the_end_is_told_nothing(course: Any, people: Any, terms: Any) -> None:
+    silent = replace(course(8.0), asked=None)
+
+    assert canary.last_message(silent, lives=20, seed=0, **terms) is None
+    assert _bound(silent, people, terms, 20).epsilon <= 8.0
 
 
 def test_one_run_tells_all_canaries_without_noise(course: Any, people: Any, terms: Any) -> None:

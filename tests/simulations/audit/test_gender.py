@@ -97,7 +97,9 @@ def test_figures_come_from_all_folds(course: Any, people: Any) -> None:
     found = gender.figures(cases, [1, 2], repeats=2, sums=1, strangers=4, seed=0)
 
     assert found["gender_of"] == {"folds": 2, "users": 8, "lives": 12}
-    assert set(found["gender"]["2"]) == {"first message", "updates", "everything"}
+    everything = {"first message", "updates", "last message", "everything"}
+    assert set(found["gender"]["2"]) == everything
+    assert set(found["gender"]["1"]) == everything - {"last message"}, "it is not there yet"
     assert found["gender"]["2"]["first message"] > 0.8
     assert set(found["gender_error"]) == {"1", "2"}
     assert gender.figures([], [1], repeats=1, sums=1, strangers=1, seed=0) == {}

@@ -5,11 +5,12 @@ from typing import Any
 
 import torch
 
-from sottovoce.client import enrolment, participant
+from sottovoce.client import calibration, enrolment, participant
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.wire import CalibrateRequest
 from sottovoce.simulations.audit.subject import exactly, hushed, live
 
 
@@ -40,10 +41,18 @@ def test_a_subject_sends_what_a_device_on_disk_sends(
         )
         for number in (1, 2)
     ]
+    request = CalibrateRequest(
+        plan=asked.plan.digest(),
+        weights=asked.asked.weights,
+        centre=asked.centre,
+        question=asked.asked.question,
+    )
+    last = calibration.calibrate(device, request)
 
     assert first is not None
     assert torch.equal(first, seen.enrolment)
     assert torch.equal(torch.stack(sent), seen.updates)
+    assert torch.equal(last, seen.answer)
     booked = sorted(map(repr, Device(tmp_path).ledger.releases))
     assert booked == sorted(map(repr, asked.plan.releases())), "and the device booked all of it"
 

@@ -4,13 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
+from sottovoce.server import sums
 from sottovoce.server.round import Aggregation
 from sottovoce.shared.plan import UserPromise
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
 from sottovoce.simulations.audit import attributes, canary, gender, inversion, membership
-from sottovoce.simulations.audit.sight import OPENLY, SUM, sees, update_noise, witnessed
+from sottovoce.simulations.audit.sight import OPENLY, SUM, last_noise, sees, update_noise, witnessed
 from sottovoce.simulations.audit.subject import Course, live
 
 DELTA = 1e-3
@@ -30,7 +32,10 @@ def hidden(course: Any) -> Any:
         asked: Course = course(None)
         rounds = asked.plan.rounds
         user = UserPromise(
-            counts=noise(20.0, 0.1), centre=noise(1.5, 0.1), update=noise(0.5, 0.8 / rounds)
+            counts=noise(20.0, 0.1),
+            centre=noise(1.5, 0.1),
+            update=noise(0.5, 0.7 / rounds),
+            calibration=noise(0.4, 0.1),
         )
         return replace(asked, plan=replace(asked.plan, user=user), devices=20)
 
@@ -50,8 +55,12 @@ def test_only_sums_are_seen_where_users_are_hidden(hidden: Any, course: Any, peo
     assert sees(asked.plan) == SUM
     assert sees(course(8.0).plan) == OPENLY
     assert witnessed(course(8.0), seen, 0) is seen
-    noise = (witnessed(asked, seen, 0).updates - seen.updates).std()
+    sight = witnessed(asked, seen, 0)
+    noise = (sight.updates - seen.updates).std()
     assert float(noise) == pytest.approx(update_noise(asked), rel=0.3)
+    told = [witnessed(asked, seen, number).answer - seen.answer for number in range(30)]
+    assert float(torch.stack(told).std()) == pytest.approx(last_noise(asked), rel=0.2)
+    assert last_noise(asked) == pytest.approx(sums.calibration_spread(asked.plan, 20))
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
