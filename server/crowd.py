@@ -24,7 +24,6 @@ from torch import Tensor
 from sottovoce.server import checkpoint
 from sottovoce.server.cohorts import Cohorts, batches
 from sottovoce.server.enrolled import Device
-from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
 from sottovoce.server.members import Members, Tally
 from sottovoce.server.round import State, advance, begin, learning_rate
@@ -253,18 +252,9 @@ class CrowdTraining(Training):
 
     def _hand_out(self, state: State, founded: Founded) -> None:
         """Release the model; bring it to those who only take it, and keep their sealed heads."""
-        released = state.released
-        prior = self.job.prior_of(released)
-        request = wire.PersonalRequest(
-            plan=self.job.plan.digest(),
-            weights=released,
-            centre=founded.centre,
-            prior=prior,
-            neutral=self.job.neutral_of(released),
-        )
-        checkpoint.release(self.folder, request.tensors(), prior)
-        model, store = self.job.plan.model_hash(released), HeadStore(self.folder / "heads.sqlite")
-        joining, record = self._enrolment(tells=False), request.record()
+        prior = self.job.prior_of(state.released)
+        request = self._release(state.released, founded.centre, prior)
+        joining = self._enrolment(tells=False)
         self._group, self._tally = PERSONAL, Tally()
         for places in batches(range(self._cohorts.users, len(self._all_nodes))):
             nodes = [self._all_nodes[place] for place in places]
@@ -272,10 +262,7 @@ class CrowdTraining(Training):
             replies = self._ask(dict.fromkeys(nodes, joining), wire.ENROL, size=0)
             taking = _taking(replies)
             self._user_of = {device.node: device.user for device in taking}
-            contents = dict.fromkeys(self._user_of, record)
-            for device, reply in self._ask(contents, wire.PERSONAL, size=0):
-                if reply.head:
-                    self._keep(store, device.user, reply, model)
+            self._bring(request, taking)
 
 
 def _taking(replies: Sequence[tuple[Device, wire.Reply]]) -> list[Device]:

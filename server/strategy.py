@@ -279,20 +279,27 @@ class Training:
 
     def _personal(self, state: State, enrolled: Enrolled) -> None:
         """Hand out the model and the heads' prior; keep the sealed heads that come back."""
-        released = state.released
-        prior = self._prior(released, enrolled)
+        prior = self._prior(state.released, enrolled)
+        request = self._release(state.released, enrolled.centre, prior)
+        self._bring(request, (*enrolled.contributing, *enrolled.receiving))
+
+    def _release(self, weights: Tensor, centre: Tensor, prior: HeadPrior) -> wire.PersonalRequest:
+        """Keep the final model with all that goes with it; what brings it to devices."""
         request = wire.PersonalRequest(
             plan=self.job.plan.digest(),
-            weights=released,
-            centre=enrolled.centre,
+            weights=weights,
+            centre=centre,
             prior=prior,
-            neutral=self.job.neutral_of(released),
+            neutral=self.job.neutral_of(weights),
         )
         checkpoint.release(self.folder, request.tensors(), prior)
-        nodes = [device.node for device in (*enrolled.contributing, *enrolled.receiving)]
-        model = self.job.plan.model_hash(released)
+        return request
+
+    def _bring(self, request: wire.PersonalRequest, devices: Iterable[Device]) -> None:
+        """Bring the model to devices, each with its own kept head; keep those that come back."""
+        model = self.job.plan.model_hash(request.weights)
         store = HeadStore(self.job.heads or self.folder / "heads.sqlite")
-        contents = {node: self._with_head(request, store, self._user_of[node]) for node in nodes}
+        contents = {one.node: self._with_head(request, store, one.user) for one in devices}
         for device, reply in self._ask(contents, wire.PERSONAL, size=0):
             if reply.head:
                 self._keep(store, device.user, reply, model)
