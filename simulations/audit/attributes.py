@@ -13,6 +13,16 @@ from sottovoce.simulations.audit.sight import parts as looked
 from sottovoce.simulations.audit.sight import witnessed
 from sottovoce.simulations.audit.subject import Course, Seen, hushed, live
 
+Alike = Mapping[str, Tensor]
+"""Cosines between lives and users' templates, by part; each of shape (lives, users)."""
+
+_LEAST_VARIANCE = 1e-6
+
+Alike = Mapping[str, Tensor]
+"""Cosines between lives and users' templates, by part; each of shape (lives, users)."""
+
+_LEAST_VARIANCE = 1e-6
+
 
 def speaker(
     course: Course,
@@ -25,29 +35,19 @@ def speaker(
     """How often the attacker names the user behind a device.
 
     It holds one half of everybody's clips and computes what a device with them would send; the
-    device lives on the other half.
+    device lives on the other half. How much each part of a life says it learns before, from the
+    quarters of its own half.
 
     Returns:
         By number of rounds seen and by what is looked at, the share of lives that are named right;
         1 / users by chance.
     """
-    quiet = hushed(course)
     halves = [(_half(one.examples, 0), _half(one.examples, 1)) for one in users.values()]
-    known = [_looked(live(quiet, first, 0), rounds) for first, _ in halves]
-    places = [place for place in range(len(halves)) for _ in range(repeats)]
-    shown = []
-    for number, place in enumerate(places):
-        own = seeds.derive(seed, "audit", "named", number)
-        shown.append(_looked(witnessed(course, live(course, halves[place][1], own), own), rounds))
-    return {
-        number: _named([one[number] for one in known], [one[number] for one in shown], places)
-        for number in rounds
-    }
-
-
-def _looked(seen: Seen, rounds: Sequence[int]) -> dict[int, dict[str, Tensor]]:
-    """One life, by number of rounds seen."""
-    return {number: looked(seen, number) for number in rounds}
+    quarters = [(_half(known, 0), _half(known, 1)) for known, _ in halves]
+    practice = _alike(course, quarters, rounds, 1, seeds.derive(seed, "audit", "practice"))
+    shown = _alike(course, halves, rounds, repeats, seeds.derive(seed, "audit", "named"))
+    truth = torch.arange(len(halves)).repeat_interleave(repeats)
+    return {number: _named(shown[number], truth, _told(practice[number])) for number in rounds}
 
 
 def _half(examples: Examples, which: int) -> Examples:
@@ -55,21 +55,55 @@ def _half(examples: Examples, which: int) -> Examples:
     return examples.take(torch.arange(len(examples)) % 2 == which)
 
 
-def _named(
-    known: Sequence[Mapping[str, Tensor]],
-    shown: Sequence[Mapping[str, Tensor]],
-    places: Sequence[int],
-) -> dict[str, float]:
-    """Share of lives that are most like the right template, by cosine; part by part and in all."""
-    alike: dict[str, Tensor] = {}
-    for part in known[0]:
-        sides = [torch.stack([one[part] for one in lives]) for lives in (shown, known)]
+def _alike(
+    course: Course,
+    halves: Sequence[tuple[Examples, Examples]],
+    rounds: Sequence[int],
+    repeats: int,
+    seed: int,
+) -> dict[int, Alike]:
+    """How alike lives on second halves are to what first halves would send, by rounds seen."""
+    quiet = hushed(course)
+    known = [live(quiet, first, 0) for first, _ in halves]
+    held = [second for _, second in halves for _ in range(repeats)]
+    draws = [seeds.derive(seed, "life", number) for number in range(len(held))]
+    shown = [
+        witnessed(course, live(course, one, own), own)
+        for one, own in zip(held, draws, strict=True)
+    ]
+    return {number: _cosines(shown, known, number) for number in rounds}
+
+
+def _cosines(shown: Sequence[Seen], known: Sequence[Seen], rounds: int) -> Alike:
+    """Cosines of what is not common to all, part by part."""
+    lives, templates = ([looked(one, rounds) for one in seen] for seen in (shown, known))
+    found = {}
+    for part in templates[0]:
+        sides = [torch.stack([one[part] for one in side]) for side in (lives, templates)]
         towards = [_directed(side - side.mean(0)) for side in sides]
-        alike[part] = towards[0] @ towards[1].T
-    alike[EVERYTHING] = torch.stack(list(alike.values())).sum(0)
-    truth = torch.tensor(places)
+        found[part] = towards[0] @ towards[1].T
+    return found
+
+
+def _told(practice: Alike) -> dict[str, float]:
+    """How much a cosine of each part says: the slope of its log likelihood ratio.
+
+    Cosines with the right user and with others are taken to be normal, of one variance.
+    """
+    found = {}
+    for part, cosines in practice.items():
+        own = torch.eye(len(cosines), dtype=torch.bool)
+        apart = float(cosines[own].mean() - cosines[~own].mean())
+        found[part] = max(apart, 0.0) / max(float(cosines[~own].var()), _LEAST_VARIANCE)
+    return found
+
+
+def _named(shown: Alike, truth: Tensor, told: Mapping[str, float]) -> dict[str, float]:
+    """Share of lives that are most like the right template; part by part and in all."""
+    everything = torch.stack([told[part] * cosines for part, cosines in shown.items()]).sum(0)
     return {
-        part: float((cosines.argmax(1) == truth).double().mean()) for part, cosines in alike.items()
+        part: float((cosines.argmax(1) == truth).double().mean())
+        for part, cosines in {**shown, EVERYTHING: everything}.items()
     }
 
 
