@@ -157,13 +157,15 @@ utterance's features, and clipped, noised gradients tell. The assumption-free bo
 ceiling: so few lives cannot show more, whatever they see.
 """
 _RATES = """\
-Gender (UAR) and name (share named right): from the first message / the updates / after all rounds
-the head statistics / everything together.
+Gender (UAR) and name (share named right): from the first message / the updates / everything; once
+all rounds were seen, from the first message / the updates / the head statistics / everything.
 Gender is learned from what all other users send on average, with the same noise, and from 40 public
 speakers where they help; names from the other half of each user's clips. Under `user` and `both`
 the attacker sees only noised sums, as secure aggregation leaves them, and is given all other users'
 clips; a server that sees single updates learns more. *Privacy off* is the same recipe without clip
 and noise, everything in sight.
+
+After ± stands a standard error of gender, by resampling users and their lives:
 
 {doubts}
 Names come from 3 lives of each of 20 users, 12 under `user` and `both`, 1 in the open recipe: their
@@ -172,30 +174,16 @@ standard errors are .06, .03 and .11 at the least.
 
 
 def _doubts(audits: Mapping[str, Json]) -> str:
-    """Where the figures of gender come from, by whether they have a standard error."""
-    found = {name: audit["attacks"]["as_run"] for name, audit in audits.items()}
-    lines = [
-        f"- {_title(audits[name])}: {one['gender_of']['lives']:,} lives of "
-        f"{one['gender_of']['users']} users over {one['gender_of']['folds']} folds\n"
-        for name, one in found.items()
-        if "gender_of" in one
-    ]
-    older = [_title(audits[name]) for name, one in found.items() if "gender_of" not in one]
-    text = ""
-    if lines:
-        text = (
-            "After ± stands a standard error of gender, by resampling users and their lives:\n\n"
-            + "".join(lines)
-        )
-    if older:
-        text += (
-            "\nGender without ± was looked for by the attack of the first release, in one fold, "
-            "from 3 lives of each of 20\nusers (12 under `user`, 1 in the open recipe): standard "
-            "errors of .06, .03 and .11 at the least. That holds for\n"
-            + ", ".join(older)
-            + ", and for *privacy off*.\n"
-        )
-    return text
+    """Where the figures of gender come from."""
+    found = {_title(audit): audit["attacks"]["as_run"] for audit in audits.values()}
+    off = [audit["attacks"]["noise_off"] for audit in audits.values() if _both(audit)]
+    if off:
+        found["*privacy off*"] = off[0]
+    return "".join(
+        f"- {title}: {one['gender_of']['lives']:,} lives of {one['gender_of']['users']} users "
+        f"over {one['gender_of']['folds']} folds\n"
+        for title, one in found.items()
+    )
 
 
 def _title(audit: Json) -> str:

@@ -121,25 +121,36 @@ def _run(way: Way, epsilon: float, seed: int, arguments: argparse.Namespace) -> 
 
 
 def _write(arguments: argparse.Namespace) -> None:
-    """The JSON and the page."""
-    lines = []
-    for epsilon in EPSILONS:
-        lines.append(_described(EVERYBODY, epsilon, *_known(epsilon, arguments.out)))
-        lines += [_line(way, epsilon, arguments.runs) for way in TURNS]
-    lines = [line for line in lines if line["seeds"]]
+    """The JSON and the page; lines whose runs are not there stay as they were."""
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "banded.json").write_text(json.dumps(lines, indent=1) + "\n")
+    path = arguments.out / "banded.json"
+    lines = json.loads(path.read_text()) if path.exists() else []
+    kept = {(line["way"], line["epsilon"]): line for line in lines}
+    for epsilon in EPSILONS:
+        for way in (EVERYBODY, *TURNS):
+            seeds, uars = _told(way, epsilon, arguments)
+            if seeds:
+                kept[way.title, epsilon] = _described(way, epsilon, seeds, uars)
+    lines = [kept[name] for name in _order() if name in kept]
+    path.write_text(json.dumps(lines, indent=1) + "\n")
     (arguments.out / "banded.md").write_text(_page(lines))
 
 
-def _line(way: Way, epsilon: float, runs: Path) -> dict[str, Any]:
-    """One line of the table from its runs."""
+def _order() -> list[tuple[str, float]]:
+    """Names of the table's lines from the first to the last."""
+    return [(way.title, epsilon) for epsilon in EPSILONS for way in (EVERYBODY, *TURNS)]
+
+
+def _told(way: Way, epsilon: float, arguments: argparse.Namespace) -> tuple[list[int], list[float]]:
+    """Seeds and UAR of the runs that are there."""
+    if way is EVERYBODY:
+        return _known(epsilon, arguments.out)
     told = {
         seed: json.loads(path.read_text())["accuracy"]["uar"]
         for seed in SEEDS
-        if (path := runs / way.name(epsilon, seed) / "run.json").is_file()
+        if (path := arguments.runs / way.name(epsilon, seed) / "run.json").is_file()
     }
-    return _described(way, epsilon, list(told), list(told.values()))
+    return list(told), list(told.values())
 
 
 def _known(epsilon: float, results: Path) -> tuple[list[int], list[float]]:
@@ -181,8 +192,7 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "together over rounds is worth then. UAR is\npooled over folds, on speakers that training "
         "never saw; mean and standard deviation over seeds. All\nlines spend the same budget; "
         "`sottovoce budget` agrees with every run. The line without turns is that of "
-        "[accuracy](accuracy.md)\nof then: all were made before devices were asked of calibration, "
-        "which leaves rounds a 25th less budget.\n\n"
+        "[accuracy](accuracy.md).\n\n"
         "| epsilon | users | spacing | bands | rounds | of one user | noise of one round | seeds | "
         f"UAR |\n|{'---|' * 9}\n"
     )
@@ -206,7 +216,7 @@ def _read(lines: Sequence[Mapping[str, Any]]) -> str:
             whole, hanging, alone = (found[way.title] for way in (EVERYBODY, *TURNS))
             told.append(
                 f"- At ε = {epsilon:g}, noise that hangs together is worth {hanging - alone:+.3f} "
-                f"of UAR to users who take turns; turns cost {hanging - whole:+.3f} against "
+                f"of UAR to users who take turns; turns cost {whole - hanging:.3f} against "
                 "everybody in every round.\n"
             )
     return "".join(told)

@@ -52,21 +52,22 @@ MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every run that is there, then write the page."""
+    """Measure every run that is there, then write the page; what is not there stays as it was."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="measure only runs whose name contains this")
+    parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     kept = arguments.out / "heads.json"
-    found = json.loads(kept.read_text()) if arguments.only and kept.is_file() else {}
-    for name in RUNS:
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name in RUNS if not arguments.table else ():
         if arguments.only in name and (arguments.runs / name / "run.json").is_file():
             print(name, flush=True)
             found[name] = _measured(arguments.runs / name, arguments.corpora)
-    for name, seeds in SEEDED.items():
+    for name, seeds in SEEDED.items() if not arguments.table else ():
         runs = [arguments.runs / f"{name}-{seed}" for seed in seeds]
         there = [run for run in runs if (run / "run.json").is_file()]
         if arguments.only in name and len(there) > 1:

@@ -56,13 +56,11 @@ class Prepared:
         job: The job's folder.
         devices: The devices' folders.
         plan: The plan.
-        delta: Of every device's budget.
     """
 
     job: Path
     devices: list[Path]
     plan: Plan
-    delta: float
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--unit", default="utterance", help="what is protected: utterance, user or both")
     add("--secure", action="store_true", help="with --unit user: secure sums")
     add("--epsilon", type=float, default=8.0, help="budget of every device's life (default 8)")
-    add("--delta", type=float, default=1e-5, help="chance that the loss is larger (default 1e-5)")
+    add("--delta", type=float, help="chance of more loss (default: utterance 1e-5, user 1e-3)")
     add("--timeout", type=float, default=900.0, help="seconds the run may take (default 900)")
     add("--out", type=Path, help="where all of it is kept (default: a temporary folder)")
     return parser
@@ -146,13 +144,15 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> Prepared:
         devices.append((out / "devices" / f"{number:06d}").resolve())
         _device(devices[-1], user, scenario, material)
     introduce([Device(folder) for folder in devices])
-    return Prepared(job=folder, devices=devices, plan=plan, delta=scenario.delta)
+    return Prepared(job=folder, devices=devices, plan=plan)
 
 
 def _scenario(arguments: argparse.Namespace) -> Scenario:
     """What the options mean."""
     corpus = arguments.corpus or ("ravdess" if arguments.data else "synthetic")
     made_up = corpus == "synthetic" and not arguments.data
+    name = "user_delta" if arguments.unit == "user" else "delta"
+    deltas = {} if arguments.delta is None else {name: arguments.delta}
     scenario = Scenario(
         corpus=corpus,
         data=MADE_UP_USERS if made_up else arguments.data,
@@ -160,7 +160,7 @@ def _scenario(arguments: argparse.Namespace) -> Scenario:
         unit=arguments.unit,
         secure=arguments.secure,
         epsilon=arguments.epsilon,
-        delta=arguments.delta,
+        **deltas,
         rounds=arguments.rounds,
     )
     settled = settle(scenario)

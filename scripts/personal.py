@@ -40,26 +40,26 @@ Columns = Mapping[str, torch.Tensor]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every pair of runs that is there, then write the page."""
+    """Measure every pair of runs that is there, then write the page; what is not there stays."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="measure only lines whose name contains this")
     parser.add_argument("--streams", action="store_true", help="measure streams alone anew")
+    parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     kept = arguments.out / "personal.json"
-    partly = arguments.only or arguments.streams
-    found = json.loads(kept.read_text()) if partly and kept.is_file() else {}
+    found = json.loads(kept.read_text()) if kept.is_file() else {}
     names = [f"{protocol}-{unit}" for protocol in PROTOCOLS for unit in UNITS]
-    for name in names if not arguments.streams else ():
+    for name in names if not (arguments.streams or arguments.table) else ():
         without, behind = (arguments.runs / f"{name}-{given}-0" for given in ("none", "all"))
         there = all((run / "run.json").is_file() for run in (without, behind))
         if arguments.only in name and there:
             print(name, flush=True)
             found[name] = _measured(without, behind, arguments.corpora)
-    for name in names:
+    for name in names if not arguments.table else ():
         if arguments.only in name and name in found:
             measured = _streams_by_seed(arguments.runs, name, arguments.corpora)
             kept_already = found[name].get("streams", {})
@@ -236,7 +236,7 @@ def _rounded(found: Any) -> Any:  # noqa: ANN401
     return round(found, 5) if isinstance(found, float) else found
 
 
-HEAD = """# Enrolment and labels: what is personal is worth
+HEAD = """# Enrolment and labels: what personal data is worth
 
 Made by `python scripts/personal.py` from runs of seed 0 that `python scripts/results.py` makes
 (those of CREMA-D with 6 classes [below](#commands)), on users who were never trained on.

@@ -26,14 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--run", type=Path, default=Path("runs/crowd"), help="the run folder")
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--table", action="store_true", help="write the page, run nothing")
     arguments = parser.parse_args(argv)
+    kept = arguments.out / "population.json"
+    if arguments.table:
+        (arguments.out / "population.md").write_text(page(json.loads(kept.read_text())))
+        return 0
     if not (arguments.run / "run.json").exists():
         words = [sys.executable, "-m", "sottovoce.cli", *COMMAND[1:], "--out", str(arguments.run)]
         status = subprocess.run([*words, "--resume"], check=False).returncode
         if status:
             return status
     found = measured(json.loads((arguments.run / "run.json").read_text()))
-    (arguments.out / "population.json").write_text(json.dumps(found, indent=1) + "\n")
+    kept.write_text(json.dumps(found, indent=1) + "\n")
     (arguments.out / "population.md").write_text(page(found))
     return 0
 

@@ -176,7 +176,6 @@ def _line(claim: Claim, arguments: argparse.Namespace) -> dict[str, Any] | None:
         "nll": [mean("calibration", "before", "nll"), mean("calibration", "after", "nll")],
         "uar_heads": [mean("calibration", "uar", "before"), mean("calibration", "uar", "after")],
         "wall_s": mean("timing", "wall_s"),
-        "asked": all(_asks(arguments.runs / claim.name(seed)) for seed in claim.seeds),
         "command": _command(claim, claim.seeds[0]),
     }
 
@@ -186,27 +185,20 @@ def _command(claim: Claim, seed: int) -> str:
     return " ".join(claim.words(seed, "../shared/corpora"))
 
 
-def _asks(run: Path) -> bool:
-    """Whether devices of a run are asked of calibration; true of a run that is not there."""
-    config = run / "config.toml"
-    return not config.is_file() or "calibration_share" in config.read_text()
-
-
 def _page(lines: Sequence[Mapping[str, Any]]) -> str:
     """The table for people."""
     head = (
         "# Accuracy and calibration\n\n"
         "Every line is the mean over its seeds of runs made by the command behind it; all are made "
         "by\n`python scripts/results.py`. UAR is pooled over folds, on speakers that training "
-        "never saw, without\nany label of theirs; heads are fitted on 5 labelled clips a user, "
-        "which are not scored in the columns\n*before → after*. Epsilon is for one utterance "
-        "added or removed at delta 1e-5 and holds against the\nserver, or for everything that one "
-        "user has at delta 1e-3 and holds against those who see the models,\nor for both, over a "
-        "device's whole part in the run.\n\nRuns keep the heads of the version that made them, and "
-        "a later version draws other noise from the same\nseed; [heads](heads.md) tells what "
-        "today's heads make of the same runs. † made before devices\nwere asked of calibration, "
-        "which takes a 25th of a private run's budget; under both units, within\nthe bound of "
-        "then.\n\n"
+        "never saw, without\nany label of theirs; ± is the standard deviation over seeds. Heads "
+        "are fitted on 5 labelled clips a user,\nwhich are not scored in the columns *before → "
+        "after*. Epsilon is for one utterance added or removed at\ndelta 1e-5 and holds against "
+        "the server, or for everything that one user has at delta 1e-3 and holds\nagainst those "
+        "who see the models, or for both, over a device's whole part in the run.\n\nRuns keep the "
+        "heads of the version that made them, and a later version draws other noise from the same\n"
+        "seed; [heads](heads.md) tells what today's heads make of the same runs. The three "
+        "end-to-end lines are of an\nearlier version.\n\n"
         "| protocol | model | hides one | epsilon | enrolment | seeds | UAR | central | "
         f"ECE before → after | NLL | UAR with heads |\n|{'---|' * 11}\n"
     )
@@ -219,7 +211,7 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         central = f"{line['uar_central']:.3f}" if line["uar_central"] else ""
         pairs = [f"{line[key][0]:.3f} → {line[key][1]:.3f}" for key in ("ece", "nll", "uar_heads")]
         rows.append(
-            f"| {line['protocol']}{'' if line.get('asked') else ' †'} | {line['model']} | {unit} | "
+            f"| {line['protocol']} | {line['model']} | {unit} | "
             f"{epsilon} | {line['enrolment']} | "
             f"{len(line['seeds'])} | {line['uar']:.3f}{spread} | {central} | "
             + " | ".join(pairs)

@@ -71,7 +71,7 @@ def test_a_failed_run_is_a_failed_command(
     def fails(**_: object) -> None:
         raise EngineError("the run ended as finished:failed")
 
-    prepared = script.Prepared(job=tmp_path, devices=[], plan=None, delta=1e-5)
+    prepared = script.Prepared(job=tmp_path, devices=[], plan=None)
     monkeypatch.setattr(script, "_prepare", lambda *_: prepared)
     monkeypatch.setattr(script.deployed, "run_apps", fails)
 

@@ -18,11 +18,6 @@ Alike = Mapping[str, Tensor]
 
 _LEAST_VARIANCE = 1e-6
 
-Alike = Mapping[str, Tensor]
-"""Cosines between lives and users' templates, by part; each of shape (lives, users)."""
-
-_LEAST_VARIANCE = 1e-6
-
 
 def speaker(
     course: Course,
@@ -68,8 +63,7 @@ def _alike(
     held = [second for _, second in halves for _ in range(repeats)]
     draws = [seeds.derive(seed, "life", number) for number in range(len(held))]
     shown = [
-        witnessed(course, live(course, one, own), own)
-        for one, own in zip(held, draws, strict=True)
+        witnessed(course, live(course, one, own), own) for one, own in zip(held, draws, strict=True)
     ]
     return {number: _cosines(shown, known, number) for number in rounds}
 

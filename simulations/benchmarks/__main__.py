@@ -69,13 +69,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
-    page = _page(times, str(result["machine"]))
-    page += "".join(
-        ["\n| what | bytes |\n|---|---|\n", *(f"| {n} | {b:,} |\n" for n, b in counted.items())]
-    )
-    page += _engines_page(on_engines)
-    (arguments.out / "benchmarks.md").write_text(page)
-    sys.stdout.write(page)
+    (arguments.out / "benchmarks.md").write_text(page(result))
+    sys.stdout.write(page(result))
     return 0
 
 
@@ -110,28 +105,30 @@ def _ratios(times: dict[str, list[float]], kind: str, to: str = PLAIN) -> dict[s
     }
 
 
-def _page(times: dict[str, list[float]], machine: str) -> str:
-    """The page."""
-    lines = ["# Benchmarks", "", f"`make bench`, on {machine}. CPU time of one call, median of "]
-    lines[-1] += f"{len(next(iter(times.values())))} taken in turns (least to most)."
+def page(found: Mapping[str, Any]) -> str:
+    """The page, from benchmarks.json."""
+    lines = ["# Benchmarks", "", f"`make bench`, on {found['machine']}. CPU time of one call, "]
+    lines[-1] += f"median of {found['repeats']} taken in turns (least to most)."
     lines += ["", "| what | ms |", "|---|---|"]
-    for name, found in times.items():
-        shown = f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-        lines.append(f"| {name} | {shown} |")
+    for name, median in found["median_ms"].items():
+        least, most = found["spread_ms"][name]
+        lines.append(f"| {name} | {median:.2f} ({least:.2f} to {most:.2f}) |")
     columns = {
-        "in a simulation, to PyTorch's": _ratios(times, SIMULATED),
-        "on a device, to PyTorch's": _ratios(times, PRIVATE),
-        "in a simulation, to ours without privacy": _ratios(times, SIMULATED, OWN),
+        "in a simulation, to PyTorch's": found["simulated_to_plain"],
+        "on a device, to PyTorch's": found["private_to_plain"],
+        "in a simulation, to ours without privacy": found["simulated_to_own"],
     }
     lines += ["", "What a private step costs (ratio of medians):", ""]
     lines += [f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for model in _ratios(times, PRIVATE):
+    for model in found["private_to_plain"]:
         lines.append(f"| {model} | {' | '.join(f'{c[model]:.2f}' for c in columns.values())} |")
     lines += ["", "Simulations and devices differ in their noise alone: a device's comes from the "]
     lines[-1] += "operating system's entropy, a simulation's from a seed. Heads on frozen features "
     lines[-1] += "(linear, mlp) step in closed form without privacy too, where PyTorch's step pays "
     lines[-1] += "for autograd."
-    return "\n".join(lines) + "\n"
+    lines += ["", "| what | bytes |", "|---|---|"]
+    lines += [f"| {name} | {size:,} |" for name, size in found["bytes"].items()]
+    return "\n".join(lines) + "\n" + _engines_page(found["engines"])
 
 
 def _engines_page(found: Mapping[str, Any]) -> str:
@@ -140,10 +137,10 @@ def _engines_page(found: Mapping[str, Any]) -> str:
         f"The same work in turns: {found['parameters']:,} parameters, 100 users, 20 a round, three "
         "full-batch steps. CPU of a client's round, all processes of a harness counted. The loop "
         "bounds updates and noises their sum, and keeps no messages, ledgers or checkpoints; pfl "
-        "does neither. The Ray engine's devices lie in folders, sealed and synced."
+        "neither bounds nor noises. The Ray engine's devices lie in folders, sealed and synced."
     )
-    lines = ["", "## Harnesses", "", about, "", "| harness | ms (least to most) | to the loop |"]
-    lines.append("|---|---|---|")
+    lines = ["", "## Harnesses", "", about, ""]
+    lines += ["| harness | ms (least to most) | to the loop, median of pairs |", "|---|---|---|"]
     for name, cost in found["harnesses"].items():
         spread = f"{cost['cpu_ms_a_client']:.2f} ({cost['least']:.2f} to {cost['most']:.2f})"
         lines.append(f"| {name} | {spread} | {cost['to_loop']:.2f} |")
