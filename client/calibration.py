@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sottovoce.client import given, participant
 from sottovoce.client.device import Device, Pending, Randomness
+from sottovoce.client.training.batch import Batch
 from sottovoce.shared import calibration
 from sottovoce.shared.calibration import SENSITIVITY
 from sottovoce.shared.errors import MessageError
@@ -58,7 +59,8 @@ def answer(device: Device, request: CalibrateRequest) -> Pending:
 
     def make(random: Randomness) -> Tensor:
         with torch.no_grad():
-            logits = model(examples.features, examples.frames)
+            parts = Batch(examples, None).split(1 if device.apart else max(len(examples), 1))
+            logits = torch.cat([model(*part.read()) for part in parts])
         rows = calibration.answers(logits, examples.labels, request.question)
         told = _together(plan, rows)
         spread = SENSITIVITY * settings.noise_multiplier

@@ -11,11 +11,14 @@ it: prediction sets become the user's own by them (:mod:`sottovoce.shared.confor
 the device; a head that comes back from the server comes without them.
 
 Versions count up over the life of a user, whatever the model, so that the server can refuse an
-older head and the device notices when it is given one. A device that never had a head knows no
+older head and the device notices when it is given one. They leave in the clear, so they count what
+everybody has, one for each model, and never what the user labelled (:meth:`Calibrator.fit`,
+*quietly*). A device that never had a head knows no
 version: to it the server can give any that was ever sealed, unless the user says which one there is
 (:meth:`Calibrator.expect`).
 """
 
+import hashlib
 import struct
 from collections.abc import Sequence
 from typing import Final
@@ -37,8 +40,11 @@ _PURPOSE: Final = "calibration head"
 _SEALED_BYTES: Final = 2048
 """Every sealed head is this long: its length does not tell what kind of head a user needs."""
 
-_VERSION: Final = struct.Struct("<Q")
+_COUNTED: Final = struct.Struct("<Q32s")
+"""Before the kept head: its version, and SHA-256 of the model that was last counted in it."""
+
 _ORIGIN: Final = struct.Struct("<Q32s")
+_NO_MODEL: Final = bytes(32)
 
 
 class Calibrator:
@@ -86,6 +92,11 @@ class Calibrator:
         """Whether a head for this model is kept."""
         return self._kept()[1] is not None
 
+    @property
+    def counted(self) -> bool:
+        """Whether the version counts a head for this model already."""
+        return self._record()[1] == bytes.fromhex(self._model_hash)
+
     def head(self) -> Head:
         """The head to apply now: this user's for this model, or else the prior's mean.
 
@@ -105,7 +116,14 @@ class Calibrator:
         """
         return heads.apply(self.head(), logits, coordinates)
 
-    def fit(self, logits: Tensor, labels: Tensor, coordinates: Tensor | None = None) -> Head:
+    def fit(
+        self,
+        logits: Tensor,
+        labels: Tensor,
+        coordinates: Tensor | None = None,
+        *,
+        quietly: bool = False,
+    ) -> Head:
         """Fit the head on all labelled enrolment of this user and keep it as the next version.
 
         Where a head was taken back from the server, the fit starts from what that one tells of the
@@ -116,6 +134,8 @@ class Calibrator:
             labels: What the user said they were, shape (utterances,), integer.
             coordinates: Where they lie in the prior's basis, shape (utterances, rank); None where
                 it has none.
+            quietly: Whether the version stays: where the user labelled or forgot something, for it
+                leaves in the clear, and would tell how often.
 
         Returns:
             The head; with no utterances exactly the prior's mean, or what was taken back makes of
@@ -127,19 +147,22 @@ class Calibrator:
         """
         start = self._start()
         found = heads.fitted(logits, labels, start, coordinates)
-        version = self.version + 1
         belief = beliefs.learned(found, self._prior, self._labels)
-        # First the scores: without their head they are another version's and count for nothing.
+        data = beliefs.to_bytes(belief, self._model_hash)
+        # First the scores: without their head they are another's and count for nothing.
         self._vault.put_tensors(
-            _SCORES,
-            {
-                "scores": conformal.scores(found.blind, labels),
-                "version": torch.tensor([version]),
-                "model": torch.frombuffer(bytearray.fromhex(self._model_hash), dtype=torch.uint8),
-            },
+            _SCORES, {"scores": conformal.scores(found.blind, labels), "head": _stamp(data)}
         )
-        self._keep(version, beliefs.to_bytes(belief, self._model_hash))
+        version, counted, _ = self._record()
+        if quietly:
+            self._keep(version, data, counted=counted)
+        else:
+            self._keep(version + 1, data, counted=bytes.fromhex(self._model_hash))
         return found.head
+
+    def renew(self) -> None:
+        """Count the kept head, which must be for this model, as the next version."""
+        self._keep(self.version + 1, self._bytes(), counted=bytes.fromhex(self._model_hash))
 
     def scores(self) -> Tensor:
         """Scores of the clips that the kept head was fitted on, shape (clips,), float64.
@@ -149,11 +172,10 @@ class Calibrator:
         Raises:
             PrivacyError: What is kept is damaged.
         """
-        version, head = self._kept()
+        _, head = self._kept()
         if head is not None and self._vault.has(_SCORES):
             kept = self._vault.get_tensors(_SCORES)
-            whose = bytes(kept["model"].tolist()).hex()
-            if whose == self._model_hash.lower() and int(kept["version"]) == version:
+            if "head" in kept and torch.equal(kept["head"], _stamp(self._bytes())):
                 return kept["scores"]
         return torch.zeros(0, dtype=torch.float64)
 
@@ -187,7 +209,7 @@ class Calibrator:
             version: The newest that the user knows of, as another device of theirs shows it.
         """
         if version > self.version:
-            self._keep(version, self._bytes())
+            self._keep(version, self._bytes(), counted=_NO_MODEL)
 
     def restore(self, sealed: SealedHead) -> Head:
         """Take back what the server kept, for a new device or a reinstalled app.
@@ -204,8 +226,8 @@ class Calibrator:
 
         Raises:
             PrivacyError: Another user's head, another key, an altered head, one whose model or
-                version was relabelled, or one older than what this device knows. The old head
-                stays.
+                version was relabelled, one older than what this device knows, or its own of before
+                something was labelled or forgotten. The old head stays.
             ModelError: It opened, but holds no head for this model's classes. The old head stays.
         """
         version, _ = self._kept()
@@ -215,18 +237,29 @@ class Calibrator:
                 " an old head was replayed; the newer one stays"
             )
         data = self._vault.unseal(sealed.blob, *_binding(sealed.model_hash, sealed.version))
+        if sealed.version == version and self._bytes() not in (b"", data):
+            raise PrivacyError(
+                f"the server's copy has version {version}, as the head here, which was moved by "
+                "what was labelled here since: it stays"
+            )
         restored = beliefs.from_bytes(data, sealed.model_hash).head
         same = sealed.model_hash.lower() == self._model_hash.lower()
         if same:
             self._check(restored)
-        if not self._bytes() or self._elsewhere(version):  # nothing was fitted here since
-            origin = _ORIGIN.pack(sealed.version, bytes.fromhex(sealed.model_hash))
-            self._vault.put(_ELSEWHERE, origin + data)
-        self._keep(sealed.version, data if same else self._bytes())
+        whose = bytes.fromhex(sealed.model_hash)
+        if not self._bytes() or self._untouched():
+            self._vault.put(_ELSEWHERE, _ORIGIN.pack(sealed.version, whose) + data)
+        self._keep(sealed.version, data if same else self._bytes(), counted=whose)
         return self.head()
 
-    def _elsewhere(self, version: int | None = None) -> tuple[Belief, str] | None:
-        """What was taken back from the server and of which model, if it has this version or any.
+    def _untouched(self) -> bool:
+        """Whether the kept head is the one that was taken back: nothing was fitted here since."""
+        if not self._vault.has(_ELSEWHERE):
+            return False
+        return self._vault.get(_ELSEWHERE)[_ORIGIN.size :] == self._bytes()
+
+    def _elsewhere(self) -> tuple[Belief, str] | None:
+        """What was taken back from the server, and of which model.
 
         Raises:
             PrivacyError: It is damaged.
@@ -236,9 +269,7 @@ class Calibrator:
         record = self._vault.get(_ELSEWHERE)
         if len(record) < _ORIGIN.size:
             raise PrivacyError(f"the head from elsewhere has {len(record)} bytes; delete it")
-        kept, model = _ORIGIN.unpack_from(record)
-        if version not in (None, kept):
-            return None
+        _, model = _ORIGIN.unpack_from(record)
         return beliefs.from_bytes(record[_ORIGIN.size :], model.hex()), model.hex()
 
     def _start(self) -> HeadPrior:
@@ -252,9 +283,9 @@ class Calibrator:
 
     def _kept(self) -> tuple[int, Head | None]:
         """The newest version known, and the head if it is one for this model."""
-        if not self._vault.has(_NAME):
-            return 0, None
-        version, data = _split(self._vault.get(_NAME))
+        version, _, data = self._record()
+        if not data:
+            return version, None
         try:
             head = beliefs.from_bytes(data, self._model_hash).head
             self._check(head)
@@ -264,11 +295,20 @@ class Calibrator:
 
     def _bytes(self) -> bytes:
         """The kept head as it lies, empty where there is none."""
-        return _split(self._vault.get(_NAME))[1] if self._vault.has(_NAME) else b""
+        return self._record()[2]
 
-    def _keep(self, version: int, data: bytes) -> None:
-        """Keep a version and its head together, in one atomic write."""
-        self._vault.put(_NAME, _VERSION.pack(version) + data)
+    def _record(self) -> tuple[int, bytes, bytes]:
+        """Version, the model last counted in it, and the kept head, empty where there is none."""
+        if not self._vault.has(_NAME):
+            return 0, _NO_MODEL, b""
+        record = self._vault.get(_NAME)
+        if len(record) < _COUNTED.size:
+            raise PrivacyError(f"the kept head has {len(record)} bytes; delete it and fit again")
+        return *_COUNTED.unpack_from(record), record[_COUNTED.size :]
+
+    def _keep(self, version: int, data: bytes, *, counted: bytes) -> None:
+        """Keep a version, whose model it counts, and the head together, in one atomic write."""
+        self._vault.put(_NAME, _COUNTED.pack(version, counted) + data)
 
     def _check(self, head: Head) -> None:
         """Raise unless the head is for as many classes as the prior, and for its basis."""
@@ -286,8 +326,6 @@ def _binding(model_hash: str, version: int) -> tuple[str | int, ...]:
     return _PURPOSE, model_hash.lower(), version
 
 
-def _split(record: bytes) -> tuple[int, bytes]:
-    """Version and head of a kept record."""
-    if len(record) < _VERSION.size:
-        raise PrivacyError(f"the kept head has {len(record)} bytes; delete it and fit again")
-    return int(_VERSION.unpack_from(record)[0]), record[_VERSION.size :]
+def _stamp(data: bytes) -> Tensor:
+    """Which head scores belong to: its SHA-256, shape (32,), uint8."""
+    return torch.frombuffer(bytearray(hashlib.sha256(data).digest()), dtype=torch.uint8)

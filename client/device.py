@@ -25,15 +25,13 @@ from sottovoce.shared import crypto, normaliser, seeds
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.newest import Newest
+from sottovoce.shared.privacy.coins import Coins, SystemCoins
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.noise import NoiseSource, SeededNoise, SystemNoise
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.secagg.discrete import RandomWords, SeededWords, SystemWords
 
 _SCHEMA: Final = 2
-_UNANCHORED: Final = 1
-"""The schema of devices that were made before ledgers had anchors; they get one when opened."""
-
 _FACTS: Final = "device.json"
 _IDENTITY: Final = "identity"
 _ROSTER: Final = "roster"
@@ -46,7 +44,7 @@ class Device:
 
     Args:
         folder: An existing device, made by :meth:`create`.
-        read_only: Whether it is only looked at: nothing is booked, written or upgraded.
+        read_only: Whether it is only looked at: nothing is booked or written.
 
     Attributes:
         training: The clips as the newest round read them, for the next one.
@@ -62,15 +60,12 @@ class Device:
         self.training = Newest[Examples]()
         self.facts = _read_facts(folder / _FACTS)
         self.vault = Vault.open(folder / "vault")
-        anchored = _schema(folder / _FACTS) != _UNANCHORED
         self.ledger = Ledger(
             folder / _LEDGER,
             owner=self.facts.user,
-            keeper=VaultAnchor(self.vault, required=anchored),
+            keeper=VaultAnchor(self.vault, required=True),
             read_only=read_only,
         )
-        if not (anchored or read_only):
-            _write_facts(folder / _FACTS, self.facts)
 
     @classmethod
     def create(
@@ -232,6 +227,26 @@ class Device:
             self.ledger.book(booked, release, self.facts.budgets)
         self.ledger.settle()
 
+    def check_paid(self, name: str, content: str, release: Release) -> None:
+        """Refuse to go on with what :meth:`prepay` has not booked.
+
+        Raises:
+            BudgetSpent: Nothing was paid, as where enrolment was refused.
+        """
+        if not self.ledger.holds(_booked(name, content, release)):
+            raise BudgetSpent(
+                f"{release.run}: its {name} was never paid for; the device gives nothing to this "
+                "run until an enrolment fits its budget"
+            )
+
+    @property
+    def apart(self) -> bool:
+        """Whether each utterance is computed by itself, so that none rounds another's last bits.
+
+        A simulation's server sends nothing that could make use of them.
+        """
+        return self.facts.simulated_seed is None
+
     def answer(self, pending: "Pending") -> Tensor:
         """Make what was paid for in advance, once.
 
@@ -365,11 +380,16 @@ class Randomness:
 
     @property
     def generator(self) -> torch.Generator:
-        """Where batches and dropout come from."""
+        """Where dropout comes from, and a simulation's batches."""
         seed = self._facts.simulated_seed
         if seed is None:
             return torch.Generator().manual_seed(secrets.randbits(63))
         return seeds.torch_rng(seed, "training", self._facts.user, self._name)
+
+    @property
+    def coins(self) -> Coins | None:
+        """Who joins a step; None leaves it to the generator, in a simulation."""
+        return SystemCoins() if self._facts.simulated_seed is None else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -405,17 +425,15 @@ def _write_facts(path: Path, facts: Facts) -> None:
     write_file(path, (json.dumps(record, indent=1) + "\n").encode())
 
 
-def _schema(path: Path) -> int:
-    """The schema of facts that could be read."""
-    return int(json.loads(path.read_text())["schema"])
-
-
 def _read_facts(path: Path) -> Facts:
     """The owner's decisions."""
     try:
         record: dict[str, Any] = json.loads(path.read_text())
-        if record.pop("schema") not in (_UNANCHORED, _SCHEMA):
-            raise PrivacyError(f"{path} is of another release; update the app")
+        if (schema := record.pop("schema")) != _SCHEMA:
+            raise PrivacyError(
+                f"{path} has schema {schema}, this version reads {_SCHEMA}; update the app, or "
+                "make the device anew"
+            )
         return Facts.from_dict(record)
     except FileNotFoundError:
         raise SettingError(f"{path.parent} holds no device; make one first") from None

@@ -70,7 +70,7 @@ def prepare(
         (utterances, inputs).
     """
     clips = _relabel(device, plan)
-    projected = front.project(clips.examples.features)
+    projected = _projected(front, clips.examples.features, apart=device.apart)
     rows = normaliser.summarise(projected, clips.examples.frames)
     statistics = {name: getattr(population, name) for name in Population.__dataclass_fields__}
     device.vault.put("plan", plan.to_json().encode())
@@ -86,6 +86,13 @@ def prepare(
     device.vault.put_tensors("projected", tensors)
     device.training = Newest()
     return clips, rows
+
+
+def _projected(front: Front, features: Tensor, *, apart: bool) -> Tensor:
+    """Features behind the front; with ``apart``, each utterance's as if there were no other."""
+    if not apart or len(features) == 0:
+        return front.project(features)
+    return torch.cat([front.project(one[None]) for one in features])
 
 
 def _labelled(

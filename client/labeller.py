@@ -66,7 +66,7 @@ class Labeller(Learner):
             mean: As in :meth:`label`.
 
         Guarantees:
-            - Afterwards the head is, but for its version, what it would be without the recording.
+            - Afterwards the head is what it would be without the recording.
         """
         kept = self._kept()
         if name in kept.names:
@@ -86,7 +86,7 @@ class Labeller(Learner):
         logits, coordinates = bundle.heard(features, single, mean)
         Calibrator(
             self._vault, model_hash=bundle.model_hash, prior=bundle.prior, labels=bundle.labels
-        ).fit(*heads.usable(logits, labels, coordinates))
+        ).fit(*heads.usable(logits, labels, coordinates), quietly=True)
 
 
 def labelled(folder: Path) -> tuple[str, ...]:

@@ -73,7 +73,8 @@ def train(
         clip=clip,
         share=share,
     )
-    if agreed.sampled:
+    if schedule := agreed.schedule_release():
+        device.check_paid("schedule", plan, schedule)
         return device.answer(pending)
     if agreed.bands:
         return turns.release(device, pending, agreed.bands)
@@ -115,6 +116,8 @@ def round_of(
             random.noise,
             random.generator,
             weights,
+            coins=random.coins,
+            apart=device.apart,
         )
         sent = _bounded(agreed, update.vector, clip)
         given.keep(device, agreed, number, sent, clip=clip, share=share)

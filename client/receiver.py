@@ -49,7 +49,7 @@ def personalise(
         - An offered head that does not open under the user's key for the model and version that it
           is said to have, or that is older than what this device knows, is refused with a warning,
           and what is here stays. One of another model is never applied: a fit starts from it.
-        - The version that leaves counts heads, whether or not there were clips to fit them on.
+        - The version that leaves counts models, whatever the user labelled or forgot, and when.
         - A head comes whatever the user has: without labelled clips it is the prior's mean, which
           nobody can tell from another by its ciphertext.
         - A clip that is no number to the model, or far too large a one, is left out: a refusal
@@ -76,7 +76,10 @@ def personalise(
     if offered:
         _take_back(calibrator, offered, device.facts.user)
     if not calibrator.fitted:
-        calibrator.fit(*_heard(model, participant.finished(kept, "calibration", own), prior))
+        heard = _heard(model, participant.finished(kept, "calibration", own), prior)
+        calibrator.fit(*heard, quietly=calibrator.counted)
+    elif not calibrator.counted:
+        calibrator.renew()
     _book_head(device, agreed, calibrator.version)
     return calibrator.sealed()
 

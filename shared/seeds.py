@@ -1,4 +1,4 @@
-"""Random generators derived from a purpose, so that no two draws share a stream.
+"""Random generators derived from a purpose, so that draws do not share a stream (torch keeps 32 bits of a seed: two of 65,000 may).
 
 A run has one seed. Every draw takes a generator derived from (seed, purpose, and whatever else
 names the draw: round, client). Order of execution and number of workers then change nothing.

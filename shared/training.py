@@ -3,11 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from sottovoce.shared import check
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.loss import CROSS_ENTROPY, Loss
+
+LEAST_RATE: Final = 1e-6
+"""Coins have a finite number of bits, and a ledger must not book less than they do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +38,11 @@ class LocalTraining:
 
     def __post_init__(self) -> None:
         check.at_least(1, steps=self.steps)
-        check.rate(sample_rate=self.sample_rate)
+        if not LEAST_RATE <= self.sample_rate <= 1:
+            raise SettingError(
+                f"sample_rate is {self.sample_rate}; it must be in [{LEAST_RATE:g}, 1]: coins of "
+                "lower chances could not be told from none"
+            )
         check.positive(learning_rate=self.learning_rate, denominator=self.denominator)
         if not 0 <= self.momentum < 1:
             raise SettingError(f"momentum is {self.momentum}; it must be in [0, 1)")

@@ -8,6 +8,7 @@ from torch import Tensor
 from sottovoce.client.training.gradients import Read
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.network import Network
+from sottovoce.shared.privacy.coins import Coins
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,22 +26,30 @@ class Batch:
         return self.examples.features, self.examples.frames, self.keep
 
     def split(self, size: int) -> list["Batch"]:
-        """Parts of at most ``size`` utterances; one, if empty, where nobody joined."""
+        """Parts of at most ``size`` utterances; one, if empty, where nobody joined.
+
+        A part has no padding but its own, so that a part of one knows nothing of the others.
+        """
         if len(self) <= size:
             return [self]
         keep = self.keep
         parts = [slice(start, start + size) for start in range(0, len(self), size)]
         return [
-            Batch(self.examples.take(part), None if keep is None else keep[part]) for part in parts
+            Batch(_trim(self.examples.take(part)), None if keep is None else keep[part])
+            for part in parts
         ]
 
 
 def poisson(
-    model: Network, examples: Examples, sample_rate: float, generator: torch.Generator
+    model: Network,
+    examples: Examples,
+    sample_rate: float,
+    coins: Coins,
+    generator: torch.Generator,
 ) -> Batch:
     """Toss each utterance's coin; cut the padding that nobody who joined needs."""
-    draws = torch.rand(len(examples), generator=generator)
-    chosen = examples if sample_rate >= 1 else examples.take(draws < sample_rate)
+    joined = coins.toss(len(examples), sample_rate)
+    chosen = examples if sample_rate >= 1 else examples.take(joined)
     keep = model.keep(len(chosen), generator) if model.dropout else None
     return Batch(_trim(chosen), keep)
 

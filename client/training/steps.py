@@ -202,14 +202,17 @@ class Step(Protocol):
 class _NoisedStep:
     """Clip each utterance, noise the sum, step; large batches are clipped in parts."""
 
-    def __init__(self, objective: Objective, mechanism: Mechanism, noise: NoiseSource) -> None:
+    def __init__(
+        self, objective: Objective, mechanism: Mechanism, noise: NoiseSource, *, apart: bool
+    ) -> None:
         current, training = objective.current, objective.training
         training.loss.check_alone()
         self._objective = objective
+        self._room = 1 if apart else _room(current)
         self._optimizer = _SourcedOptimizer(current, training, mechanism, noise)
 
     def __call__(self, batch: Batch) -> int:
-        parts = batch.split(_room(self._objective.current))
+        parts = batch.split(self._room)
         zeroed = 0
         for left, part in zip(reversed(range(len(parts))), parts, strict=True):
             gradients = self._objective.gradients(part) if len(part) else None
@@ -295,14 +298,14 @@ class _CarefulStep(_PlainStep):
 
 
 def steps(
-    mechanism: Mechanism, noise: NoiseSource, model: Network
+    mechanism: Mechanism, noise: NoiseSource, model: Network, *, apart: bool = False
 ) -> tuple[Callable[[Objective], Step], ...]:
     """Ways to step, to be tried in this order until the weights come out as numbers.
 
-    Noise is drawn once.
+    Noise is drawn once. With ``apart``, noised steps compute each utterance by itself.
     """
     if isinstance(mechanism, UtteranceNoise):
-        return (partial(_NoisedStep, mechanism=mechanism, noise=noise),)
+        return (partial(_NoisedStep, mechanism=mechanism, noise=noise, apart=apart),)
     return (_DenseStep if is_dense(model) else _PlainStep), _CarefulStep
 
 

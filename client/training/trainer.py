@@ -16,6 +16,7 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.models.flat import flatten
 from sottovoce.shared.models.network import Network
+from sottovoce.shared.privacy.coins import Coins, SeededCoins
 from sottovoce.shared.privacy.noise import NoiseSource
 from sottovoce.shared.training import LocalTraining, Mechanism
 
@@ -43,6 +44,9 @@ def local_update(
     noise: NoiseSource,
     generator: torch.Generator,
     start: Tensor | None = None,
+    *,
+    coins: Coins | None = None,
+    apart: bool = False,
 ) -> Update:
     """Train on one device's utterances, starting from the weights of ``model``.
 
@@ -57,10 +61,15 @@ def local_update(
         mechanism: What bounds and hides one utterance; ``NoPrivacy`` takes the plain mean of the
             gradients of whoever joined.
         noise: Where the privacy noise comes from; ``SystemNoise`` on a device.
-        generator: Draws batches and dropout. On a device its seed must be secret: amplification by
-            sampling holds only against those who do not know who joined.
+        generator: Draws dropout, and coins where there are no others.
         start: The weights to start from as one vector, shape (params,), float32, finite; None
             starts from those of ``model``.
+        coins: Decide who joins a step. On a device they must be ``SystemCoins``: amplification by
+            sampling holds only against those who do not know who joined.
+        apart: Whether the gradient of each utterance is computed by itself, where noise hides it.
+            On a device it must be: in one call for all of them, how the last bits are rounded hangs
+            on how many there are, and weights that a server makes for it can blow that up
+            (Casacuberta et al. 2022). A simulation's server is honest.
 
     Returns:
         The update, and how many gradients were not numbers.
@@ -75,9 +84,9 @@ def local_update(
 
         - A step sees the utterances only through the sum of their clipped gradients. Adding or
           removing one utterance moves that sum by at most C in L2 (to 1e-5, relative), whatever
-          the utterance holds, and leaves the contributions of all others as they were, up to
-          float rounding. This holds if the examples themselves do not depend on one another: a
-          normaliser fitted on them must have been noised and booked.
+          the utterance holds, and leaves the contributions of all others as they were: to the bit
+          with ``apart``, else up to float rounding. This holds if the examples themselves do not
+          depend on one another: a normaliser fitted on them must have been noised and booked.
         - The sum gets normal noise of standard deviation S x C in every weight, in every step, also
           when nobody joined and when there are no utterances at all.
         - With a ``sum_norm`` B, the sum is brought within B before the noise, so that one user
@@ -93,7 +102,8 @@ def local_update(
     """
     _check(model, examples, weights)
     start = flatten(model) if start is None else start
-    first, *careful = steps(mechanism, noise, model)
+    first, *careful = steps(mechanism, noise, model, apart=apart)
+    coins = SeededCoins(generator) if coins is None else coins
     began = generator.get_state() if careful else None
     for kind in (first, *careful):
         if kind is not first:
@@ -102,7 +112,8 @@ def local_update(
         objective = Objective(model, current, weights, training)
         step = kind(objective)
         batches = (
-            poisson(model, examples, training.sample_rate, generator) for _ in range(training.steps)
+            poisson(model, examples, training.sample_rate, coins, generator)
+            for _ in range(training.steps)
         )
         zeroed = sum(step(batch) for batch in batches)
         vector = current.detach().sub_(start)

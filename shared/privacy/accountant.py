@@ -27,6 +27,7 @@ from sottovoce.shared.privacy.release import (
     GRAIN,
     Kind,
     Mechanism,
+    NoisedBy,
     Release,
     Unit,
     UserNoise,
@@ -128,10 +129,11 @@ def _utterance_step(release: Release) -> _Step:
     """What it costs one utterance."""
     if release.noise_multiplier > 0:
         return _Step(release.sample_rate, release.noise_multiplier, release.steps)
-    if release.user is None:
+    user = release.user
+    if user is None or user.noised_by is not NoisedBy.SHARES:
+        # A promise to an utterance holds against the server too, which sees this in the clear.
         return _UNPROTECTED
     # The user stays, with another update: both lie in the ball, so up to two clip norms apart.
-    user = release.user
     return _in_sums(user, 1.0, user.noise_multiplier / 2)
 
 

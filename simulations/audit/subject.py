@@ -144,6 +144,11 @@ class Subject:
         self._examples = examples
         self._sent: dict[str, Tensor] = {}
 
+    @property
+    def apart(self) -> bool:
+        """As on every simulated device."""
+        return False
+
     def clips(self) -> Clips:
         """All of its utterances enrol and train."""
         everyone = torch.ones(len(self._examples), dtype=torch.bool)

@@ -80,6 +80,31 @@ def test_a_head_of_another_model_is_never_applied(vault: Vault) -> None:
     assert same(calibrator(vault).head(), PRIOR.mean)
 
 
+def test_a_quiet_fit_moves_the_head_and_not_its_version(vault: Vault) -> None:
+    own = calibrator(vault)
+    fitted = own.fit(*enrolment())
+    sealed = own.sealed()
+    again = own.fit(*enrolment(seed=1), quietly=True)
+
+    assert not same(again, fitted)
+    assert (own.version, own.counted) == (1, True)
+    assert len(own.scores()) > 0
+    with pytest.raises(PrivacyError, match="labelled here since"):
+        own.restore(sealed)
+    assert same(own.head(), again), "what the server has is older, though its version is not"
+
+
+def test_a_head_that_was_fitted_quietly_is_counted_once(vault: Vault) -> None:
+    own = calibrator(vault)
+    fitted = own.fit(*enrolment(), quietly=True)
+
+    assert (own.version, own.counted, own.fitted) == (0, False, True)
+    own.renew()
+    assert (own.version, own.counted) == (1, True)
+    assert same(own.head(), fitted)
+    assert len(own.scores()) > 0
+
+
 def test_bad_logits_leave_the_old_head(vault: Vault) -> None:
     fitted = calibrator(vault).fit(*enrolment())
 
@@ -213,7 +238,7 @@ def test_scores_of_a_fit_that_was_cut_off_count_for_nothing(
     own = calibrator(vault)
     own.fit(*enrolment())
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **_more: object) -> None:
         raise PrivacyError("cut off")
 
     monkeypatch.setattr(own, "_keep", refuse)

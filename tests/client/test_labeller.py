@@ -200,3 +200,41 @@ def test_damaged_recordings_are_not_passed_over(tmp_path: Path) -> None:
 
     with pytest.raises(PrivacyError, match="delete labelled"):
         Labeller(folder, model).label(speech(2)[1], "sad", NOBODY)
+
+
+@pytest.mark.parametrize("given", [1, 7])
+def test_what_leaves_tells_neither_that_nor_how_much_was_labelled(
+    tmp_path: Path, given: int
+) -> None:
+    """Whether before the first model of a run or after it, and whether it was taken back."""
+
+    def life(folder: Path, labels: int) -> list[tuple[int, int]]:
+        one = device(folder)
+        sent = []
+        for weights in (WEIGHTS, WEIGHTS + 0.5, WEIGHTS + 0.5):
+            labels_it = Labeller(folder, bundle())
+            for row in speech(labels, seed=len(sent)):
+                name = labels_it.label(row, "sad", NOBODY)
+            if labels:
+                labels_it.forget(name, NOBODY)
+            one = Device(folder)
+            enrolment.enrol(one, PLAN, identity(WIDTH), unknown(WIDTH))
+            head = receiver.personalise(
+                one,
+                plan=PLAN.digest(),
+                weights=weights,
+                centre=torch.zeros(WIDTH),
+                prior=bundle().prior,
+            )
+            sent.append((head.version, len(head.blob)))
+        return sent
+
+    assert (
+        life(tmp_path / "labels", given)
+        == life(tmp_path / "silent", 0)
+        == [
+            (1, 2048),
+            (2, 2048),
+            (2, 2048),
+        ]
+    )

@@ -259,7 +259,7 @@ def test_hiding_users_alone_training_may_use_the_exact_mean(
 ) -> None:
     seen = []
 
-    def look(_model: object, examples: Examples, *_: object) -> Update:
+    def look(_model: object, examples: Examples, *_: object, **_more: object) -> Update:
         seen.append(examples.features)
         return Update(vector=torch.zeros_like(WEIGHTS), zeroed=0)
 
@@ -542,3 +542,76 @@ def test_training_never_sees_the_exact_mean(tmp_path: Path) -> None:
 
     assert not torch.allclose(examples.features, exact, atol=1e-2)
     assert _kinds(one)[-1] is Kind.NORMALISER
+
+
+def _answers_to_a_hostile_model(folder: Path, others: int, seed: int) -> Tensor:
+    """What a real device sends, in clip norms, with so many other utterances and one more.
+
+    The server's front says every direction twice, and its weights take the one off the other: what
+    is left of them is what rounding left, a billion times as large.
+    """
+    draws = torch.Generator().manual_seed(seed)
+    size, half = 1536, 64
+    once = torch.randn(size, half, generator=draws) / 40
+    front = Front(mean=torch.zeros(size), matrix=torch.cat([once, once * 1.7], 1), length=0.0)
+    signs = torch.randn(len(LABELS), half, generator=draws).sign() * 1e9
+    weights = torch.cat([torch.cat([1.7 * signs, -signs], 1).flatten(), torch.zeros(len(LABELS))])
+    hush = 1e-9
+    plan = replace(
+        PLAN,
+        front=front.digest(),
+        model=ModelSpec(kind="linear", inputs=2 * half, classes=len(LABELS)),
+        training=replace(PLAN.training, steps=1, sample_rate=1.0, learning_rate=1e9),
+        mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=hush),
+        centre=None,
+        normaliser=None,
+        count_noise=hush,
+    )
+    features = torch.randn(others + 1, size, generator=draws)
+    labels = torch.randint(0, len(LABELS), (others + 1,), generator=draws)
+    sent = []
+    for count in (others, others + 1):
+        frames = torch.ones(others + 1, dtype=torch.int64)
+        held = Examples(features=features, frames=frames, labels=labels)
+        every = torch.ones(count, dtype=torch.bool)
+        facts = Facts(user="ada", budgets=(), labels=LABELS)
+        clips = Clips(
+            examples=held.take(slice(count)), enrols=every, calibrates=~every, trains=every
+        )
+        one = Device.create(folder / f"{seed}-{others}-{count}", facts, clips)
+        enrolment.enrol(one, plan, front, unknown(2 * half))
+        asked = {"weights": weights, "centre": torch.zeros(2 * half), "denominator": 1.0}
+        sent.append(train(one, plan=plan.digest(), **asked).double() / 1e9)
+    return torch.linalg.vector_norm(sent[1] - sent[0])
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_no_utterance_rounds_the_last_bits_of_another_on_a_device(
+    tmp_path: Path, others: int
+) -> None:
+    """In one call for all of them, a processor's kernels moved what is sent by 1.8 clip norms."""
+    moved = [float(_answers_to_a_hostile_model(tmp_path, others, seed)) for seed in range(5)]
+
+    assert max(moved) <= 1 + 1e-5
+
+
+def test_nothing_leaves_where_its_rounds_were_never_paid_for(tmp_path: Path) -> None:
+    sampled = replace(USER, user=replace(USERS, update=replace(NOISE, sample_rate=0.3)))
+    one = device(tmp_path, budget=Budget(epsilon=0.01, delta=1e-3, unit=Unit.USER))
+    with pytest.raises(BudgetSpent):
+        enrolment.enrol(one, sampled, FRONT, PEOPLE)
+
+    with pytest.raises(BudgetSpent, match="never paid for"):
+        train(one, plan=sampled.digest())
+    assert one.ledger.releases == ()
+
+
+def test_noise_that_a_server_promises_is_worth_nothing_to_an_utterance(tmp_path: Path) -> None:
+    """Its owner was promised that what the device sends hides one from the server too."""
+    loud = replace(NOISE, noise_multiplier=1e9)
+    promised = replace(USER, user=UserPromise(counts=loud, centre=loud, update=loud))
+    one = device(tmp_path, budget=Budget(epsilon=8.0, delta=DELTA))
+
+    with pytest.raises(BudgetSpent):
+        enrolment.enrol(one, promised, FRONT, PEOPLE)
+    assert one.ledger.releases == ()

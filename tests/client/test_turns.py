@@ -155,7 +155,7 @@ def test_killed_after_booking_a_real_device_waits_for_its_next_turn(
 ) -> None:
     device = make(tmp_path, seed=seed)
 
-    def die(*_: object) -> None:
+    def die(*_: object, **_more: object) -> None:
         raise InterruptedError
 
     with monkeypatch.context() as patch:

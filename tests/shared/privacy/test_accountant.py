@@ -236,7 +236,7 @@ def hidden(
     user = UserNoise(
         noise_multiplier=noise,
         clip_norm=1.0,
-        noised_by=NoisedBy.SERVER,
+        noised_by=NoisedBy.SHARES if discrete else NoisedBy.SERVER,
         sample_rate=rate,
         discrete=discrete,
         fine=fine,
@@ -256,20 +256,24 @@ def test_a_user_costs_what_the_noise_on_the_sum_says(noise: float) -> None:
 
 
 @pytest.mark.parametrize("noise", [0.7, 2.0, 9.0])
-def test_an_utterance_behind_a_user_costs_what_replacing_the_user_costs(noise: float) -> None:
-    priced = accountant.epsilon([hidden(noise)], DELTA)
+def test_an_utterance_in_a_secure_sum_costs_what_replacing_the_user_costs(noise: float) -> None:
+    priced = accountant.epsilon([hidden(noise, discrete=True, fine=True)], DELTA)
 
     assert priced == pytest.approx(closed_form(2 / noise, DELTA), rel=1e-3)
     assert priced > accountant.epsilon([hidden(noise)], DELTA, unit=Unit.USER)
 
 
-def test_sampling_users_amplifies_for_users_and_not_for_their_utterances() -> None:
+@pytest.mark.parametrize("noise", [2.0, 1e9])
+def test_what_a_server_says_it_will_add_hides_no_utterance_from_it(noise: float) -> None:
+    assert accountant.epsilon([hidden(noise)], DELTA) == math.inf
+
+
+def test_sampling_users_amplifies_for_users() -> None:
     always, sometimes = hidden(2.0), hidden(2.0, rate=0.1)
 
     assert accountant.epsilon([sometimes], DELTA, unit=Unit.USER) < accountant.epsilon(
         [always], DELTA, unit=Unit.USER
     )
-    assert accountant.epsilon([sometimes], DELTA) == accountant.epsilon([always], DELTA)
 
 
 def test_what_hides_utterances_alone_costs_a_user_everything() -> None:
@@ -297,7 +301,8 @@ def test_discrete_noise_is_priced_by_its_renyi_divergence(steps: int) -> None:
 @pytest.mark.parametrize("unit", Unit)
 @pytest.mark.parametrize("steps", [1, 16])
 def test_fine_discrete_noise_costs_a_gaussian_and_its_grains(unit: Unit, steps: int) -> None:
-    exact = accountant.epsilon([hidden(2.0)] * steps, DELTA, unit=unit)
+    noise = {Unit.USER: 2.0, Unit.UTTERANCE: 1.0}[unit]  # another update: twice as far
+    exact = accountant.epsilon([hidden(noise)] * steps, DELTA, unit=Unit.USER)
     fine = accountant.epsilon([hidden(2.0, discrete=True, fine=True)] * steps, DELTA, unit=unit)
     renyi = accountant.epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=unit)
 
