@@ -1,7 +1,9 @@
-"""Random generators derived from a purpose, so that draws do not share a stream (torch keeps 32 bits of a seed: two of 65,000 may).
+"""Random generators derived from a purpose, so that no two purposes share a stream.
 
 A run has one seed. Every draw takes a generator derived from (seed, purpose, and whatever else
-names the draw: round, client). Order of execution and number of workers then change nothing.
+names the draw: round, client). Order of execution and number of workers then change nothing. That
+two streams of torch are one has a chance of 2^-32 (it keeps as many bits of a seed); that does no
+harm in a simulation, and on a device no privacy hangs on a seed.
 """
 
 import hashlib
