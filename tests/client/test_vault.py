@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -332,3 +333,28 @@ def test_a_disk_that_refuses_keeps_what_was_there(
             with pytest.raises(PrivacyError, match="cannot be written"):
                 vault.overwrite("anchor", b"second")
     assert vault.get("anchor") == b"first"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="only there is a lock")
+def test_who_reads_changes_and_writes_is_alone(vault: Vault) -> None:
+    entered = Event()
+
+    def other() -> None:
+        with Vault.open(vault.folder).alone():
+            entered.set()
+
+    thread = Thread(target=other)
+    with vault.alone():
+        thread.start()
+        assert not entered.wait(0.2)
+    thread.join(5)
+    assert entered.is_set()
+    assert vault.names() == []
+    vault.erase()
+    assert list(vault.folder.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_not_entered(vault: Vault) -> None:
+    (vault.folder / "lock").mkdir()
+    with pytest.raises(PrivacyError, match="cannot be written"), vault.alone():
+        pytest.fail("it was entered")
