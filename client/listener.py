@@ -18,6 +18,7 @@ from torch import Tensor
 from sottovoce.client import device as devices
 from sottovoce.client import recordings
 from sottovoce.client.recordings import Learner
+from sottovoce.client.vault import Vault
 from sottovoce.shared import neutral, unlabelled
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.front import finish
@@ -42,23 +43,24 @@ class Listener(Learner):
 
         Raises:
             SettingError: The model takes nobody's mean off, or reads frames.
-            ModelError: Features of another width, or that are not finite; nothing was learned.
+            ModelError: Features of another width, not finite, or far too large; nothing was
+                learned.
             PrivacyError: The vault cannot be read or written; what was kept before is kept still.
-
-        What another extractor heard is let go: this model cannot read it.
         """
         self._check(features)
-        return self._keep(features)
+        with self._vault.alone():
+            return self._keep(features)
 
     def forget(self, name: str) -> None:
         """Forget one utterance; see :func:`forget`."""
-        forget(self._folder, name)
+        forget(self._folder, name, vault=self._vault)
 
     def mean(self) -> Tensor | None:
         """What to take off for this user, shape (inputs,), float32.
 
         From everything that was heard; where that is nothing, as the last run enrolled the user;
-        None where that is nothing either, or stands behind another front.
+        None where no clip enrolled anybody, or the mean stands behind another front. Then it is
+        the population's centre, which every model has its own of.
 
         Raises:
             PrivacyError: What is kept is damaged.
@@ -91,15 +93,15 @@ class Listener(Learner):
         kept = self._vault.get_tensors("normaliser")
         front = bytes(kept["front"].tolist()) if "front" in kept else b""
         mean, centre = kept["mean"], self._bundle.centre
-        fits = mean.shape == centre.shape and bool(mean.isfinite().all())
+        fits = mean.shape == centre.shape and bool(recordings.usable(mean))
         if not fits or front.hex() != self._bundle.front.digest():
             return None
-        return None if torch.equal(mean, centre) else mean  # nobody enrolled
+        return mean if len(self._enrolled()[0]) else None
 
     def _rows(self, features: Tensor) -> Tensor:
-        """Features behind the front, the centre taken off, broken ones left out."""
+        """Features behind the front, the centre taken off, broken and huge ones left out."""
         rows = self._bundle.front.project(features) - self._bundle.centre
-        return rows[rows.isfinite().all(1)]
+        return rows[recordings.usable(features) & recordings.usable(rows)]
 
     def _enrolled(self) -> tuple[Tensor, bool]:
         """Rows of the clips that enrolled the user, and whether they are known to be neutral."""
@@ -125,17 +127,18 @@ class Listener(Learner):
         recordings.check(features, self._bundle.front.mean.shape)
 
 
-def heard(folder: Path) -> tuple[str, ...]:
-    """Names of the utterances that a device learned from, the oldest first; errors as below."""
-    return recordings.read(recordings.vault_of(folder), _PLACE).names
+def heard(folder: Path, *, vault: Vault | None = None) -> tuple[str, ...]:
+    """Names of the utterances that a device learned from, whatever heard them; see below."""
+    return recordings.names(recordings.read(recordings.vault_of(folder, vault), _PLACE))
 
 
-def forget(folder: Path, name: str) -> None:
+def forget(folder: Path, name: str, *, vault: Vault | None = None) -> None:
     """Forget one utterance: its features go, and with them all that they told.
 
     Args:
         folder: The user's device folder.
-        name: What :meth:`Listener.learn` gave.
+        name: What :meth:`Listener.learn` gave, whatever the model.
+        vault: The device's, opened; None opens it.
 
     Guarantees:
         - Afterwards the user's mean is, to the last bit, what it would be without the utterance.
@@ -144,9 +147,10 @@ def forget(folder: Path, name: str) -> None:
         SettingError: There is no device, or it keeps no utterance of that name.
         PrivacyError: The vault cannot be read or written; the utterance is kept still.
     """
-    vault = recordings.vault_of(folder)
-    kept = recordings.read(vault, _PLACE)
-    if name not in kept.names:
-        held = ", ".join(kept.names) or "none"
-        raise SettingError(f"{folder} keeps no utterance {name!r}; it keeps {held}")
-    kept.without(name).write(vault, _PLACE)
+    vault = recordings.vault_of(folder, vault)
+    with vault.alone():
+        kept = recordings.read(vault, _PLACE)
+        if name not in recordings.names(kept):
+            held = ", ".join(recordings.names(kept)) or "none"
+            raise SettingError(f"{folder} keeps no utterance {name!r}; it keeps {held}")
+        recordings.write(vault, _PLACE, [part.without(name) for part in kept])

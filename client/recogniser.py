@@ -13,8 +13,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from sottovoce.client import labeller, listener, recordings
 from sottovoce.client.calibrator import Calibrator
-from sottovoce.client.device import Device
 from sottovoce.client.labeller import Labeller
 from sottovoce.client.listener import Listener
 from sottovoce.client.vault import Vault
@@ -74,6 +74,7 @@ class Recogniser:
             confidences are calibrated.
         coverage: How often a prediction's set shall hold the true emotion, in (0, 1).
         device: The user's device folder, which keeps what is learned; None learns nothing.
+        vault: The device's, opened; None opens it, which a passphrase forbids.
 
     Raises:
         SettingError: A confidence outside [0, 1], or a coverage outside (0, 1).
@@ -88,6 +89,7 @@ class Recogniser:
         least_confidence: float | None = None,
         coverage: float = conformal.COVERAGE,
         device: Path | None = None,
+        vault: Vault | None = None,
     ) -> None:
         if least_confidence is None:
             least_confidence = min(_TWICE_CHANCE / len(bundle.labels), _COIN_TOSS)
@@ -103,6 +105,7 @@ class Recogniser:
         self._extractor: Extractor = _extractor(bundle)
         self._network: Network = bundle.network()
         self._device = device
+        self._vault = vault
 
     @classmethod
     def open(
@@ -112,15 +115,18 @@ class Recogniser:
         *,
         least_confidence: float | None = None,
         coverage: float = conformal.COVERAGE,
+        vault: Vault | None = None,
     ) -> Self:
         """A recogniser from a model folder and, if there is one, the user's device folder.
 
         Args:
             model: What a run wrote as ``model/``.
-            device: A folder that :meth:`Device.create` made. Only its vault is read; its ledger is
-                not touched, because nothing leaves.
+            device: A folder that :meth:`Device.create` made. Only its vault is read, and written
+                to where the head must be fitted again (:meth:`Labeller.heal`); its ledger is not
+                touched, because nothing leaves.
             least_confidence: As in the constructor.
             coverage: Likewise.
+            vault: Likewise.
 
         Raises:
             ModelError: The model is missing or damaged.
@@ -131,8 +137,11 @@ class Recogniser:
         limits: dict[str, Any] = {"least_confidence": least_confidence, "coverage": coverage}
         if device is None:
             return cls(bundle, **limits)
-        person = of_device(bundle, device)
-        return cls(bundle, person, device=device, **limits)
+        vault = recordings.vault_of(device, vault)
+        person = of_device(bundle, device, vault=vault)
+        if Labeller(device, bundle, vault=vault).heal(person.mean):
+            person = of_device(bundle, device, vault=vault)
+        return cls(bundle, person, device=device, vault=vault, **limits)
 
     def predict(self, signal: Signal) -> Prediction:
         """Recognise one recording.
@@ -178,7 +187,8 @@ class Recogniser:
             ModelError: Features that are not what the model reads.
             PrivacyError: The vault cannot be read or written.
         """
-        name = Listener(self._folder(), self.bundle).learn(self._features(signal))
+        own = Listener(self._folder(), self.bundle, vault=self._vault)
+        name = own.learn(self._features(signal))
         self._refresh()
         return name
 
@@ -200,30 +210,36 @@ class Recogniser:
             SettingError: There is no device, an emotion that the model does not know, or a model
                 that reads frames.
             AudioError: A recording that the quality gate refuses: nothing is learned from silence.
-            ModelError: Features that are not what the model reads.
+            ModelError: Features that are not what the model reads, or a head that cannot be fitted
+                on them.
             PrivacyError: The vault cannot be read or written.
         """
-        labeller = Labeller(self._folder(), self.bundle)
-        name = labeller.label(self._features(signal), emotion, self.person.mean)
+        own = Labeller(self._folder(), self.bundle, vault=self._vault)
+        name = own.label(self._features(signal), emotion, self.person.mean)
         self._refresh()
         return name
 
     def forget(self, name: str) -> None:
         """Forget a recording, its label too: afterwards it has never been heard.
 
+        It may be of another model; the head is fitted again for this one. It may be repeated:
+        killed on the way, a second call finishes the first, even where it then finds no recording.
+
         Raises:
             SettingError: There is no device, or it keeps no recording of that name.
             PrivacyError: The vault cannot be read or written.
         """
-        listener = Listener(self._folder(), self.bundle)
-        labeller = Labeller(self._folder(), self.bundle)
-        labelled = name in labeller.heard
-        if name in listener.heard or not labelled:
-            listener.forget(name)
+        folder, vault = self._folder(), self._vault
+        labelled = labeller.labelled(folder, vault=vault)
+        heard = listener.heard(folder, vault=vault)
+        if name in heard:
+            listener.forget(folder, name, vault=vault)
             self._refresh()
-        if labelled:
-            labeller.forget(name, self.person.mean)
-            self._refresh()
+        Labeller(folder, self.bundle, vault=vault).forget(name, self.person.mean)
+        self._refresh()
+        if name not in (*heard, *labelled):
+            held = ", ".join(dict.fromkeys((*heard, *labelled))) or "none"
+            raise SettingError(f"{folder} keeps no recording {name!r}; it keeps {held}")
 
     def _folder(self) -> Path:
         """The device that keeps what is learned."""
@@ -233,7 +249,7 @@ class Recogniser:
 
     def _refresh(self) -> None:
         """Know what the device knows now."""
-        self.person = of_device(self.bundle, self._folder())
+        self.person = of_device(self.bundle, self._folder(), vault=self._vault)
         self._limit = _limit(self.bundle, self.person, self._coverage)
 
     def _features(self, signal: Signal) -> Tensor:
@@ -346,20 +362,23 @@ def anybody(bundle: Bundle) -> Person:
     return Person(mean=bundle.centre, head=bundle.prior.mean, own_mean=False, own_head=False)
 
 
-def of_device(bundle: Bundle, device: Path) -> Person:
+def of_device(bundle: Bundle, device: Path, *, vault: Vault | None = None) -> Person:
     """What a device's vault knows of its user under this model.
 
     A mean learned behind another front, and a head fitted for another model, would be wrong here:
     centre and prior stand in for them.
 
+    Args:
+        bundle: The model.
+        device: The user's device folder.
+        vault: The device's, opened; None opens it, which a passphrase forbids.
+
     Raises:
         SettingError: There is no device in the folder.
         PrivacyError: The vault, or what it holds, is damaged.
     """
-    if not Device.exists(device):
-        raise SettingError(f"{device} holds no device; name the folder of one, or leave it out")
-    vault = Vault.open(device / "vault")
-    mean = Listener(device, bundle).mean()
+    vault = recordings.vault_of(device, vault)
+    mean = Listener(device, bundle, vault=vault).mean()
     calibrator = Calibrator(vault, model_hash=bundle.model_hash, prior=bundle.prior)
     head, scores = calibrator.head(), calibrator.scores()
     return Person(

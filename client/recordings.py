@@ -1,7 +1,8 @@
 """Recordings that a device keeps to learn from: features, sealed in its vault, and never sound.
 
 One row of features each, under a hash of them as its name: a recording that comes twice is kept
-once. The newest 200 are kept; older ones make room.
+once. What several extractors heard lies side by side, because a model reads only its own
+extractor's. Of each the newest 200 are kept; older ones make room.
 """
 
 import hashlib
@@ -20,17 +21,21 @@ from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 
 MOST: Final = 200
-"""Recordings that are kept in one place. More hardly move a mean."""
+"""Recordings of one extractor that are kept in one place. More hardly move a mean."""
+
+LARGEST: Final = 1e9
+"""Largest number that is learned from. Speech stays far below; what squares and sums make of it
+stays far below the end of float32."""
 
 _ID_DIGITS: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Recordings:
-    """What lies in one place of a vault, the oldest first.
+    """What one extractor heard, in one place of a vault, the oldest first.
 
     Attributes:
-        extractor: What computed the features; "" where nothing was ever kept.
+        extractor: What computed the features.
         names: Of the recordings.
         rows: Their features, shape (recordings, features), float32.
         emotions: What their user said they were; none at all where nobody was asked.
@@ -41,9 +46,10 @@ class Recordings:
     rows: Tensor
     emotions: tuple[str, ...] = ()
 
-    def of(self, extractor: str, width: int) -> "Recordings":
-        """These, if the extractor is theirs; another's features tell a model nothing."""
-        return self if self.extractor == extractor else _none(extractor, width)
+    @property
+    def key(self) -> tuple[str, int]:
+        """What a model must read to learn from these: extractor and width."""
+        return self.extractor, int(self.rows.shape[1])
 
     def added(self, row: Tensor, emotion: str | None = None) -> tuple["Recordings", str]:
         """With one recording more, or with another emotion for one that is there; and its name."""
@@ -71,14 +77,6 @@ class Recordings:
             emotions=tuple(self.emotions[place] for place in left if self.emotions),
         )
 
-    def write(self, vault: Vault, place: str) -> None:
-        """Keep all of it, in one atomic write."""
-        words = {"extractor": self.extractor, "names": list(self.names)}
-        if self.emotions:
-            words["emotions"] = list(self.emotions)
-        about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
-        vault.put_tensors(place, {"rows": self.rows, "about": about})
-
 
 class Learner:
     """Learns of one user, under one model, from recordings in one place of their vault.
@@ -86,6 +84,7 @@ class Learner:
     Args:
         folder: The user's device folder.
         bundle: The model.
+        vault: The device's, opened; None opens it, which a passphrase forbids.
 
     Raises:
         SettingError: There is no device.
@@ -94,9 +93,9 @@ class Learner:
 
     place: ClassVar[str]
 
-    def __init__(self, folder: Path, bundle: Bundle) -> None:
+    def __init__(self, folder: Path, bundle: Bundle, *, vault: Vault | None = None) -> None:
         self._folder: Final = folder
-        self._vault: Final = vault_of(folder)
+        self._vault: Final = vault_of(folder, vault)
         self._bundle: Final = bundle
 
     @property
@@ -107,51 +106,76 @@ class Learner:
     def _kept(self) -> Recordings:
         """What this model's extractor heard."""
         width = int(self._bundle.front.mean.shape[0])
-        return read(self._vault, self.place).of(self._bundle.extractor, width)
+        return of(read(self._vault, self.place), self._bundle.extractor, width)
 
     def _keep(self, features: Tensor, emotion: str | None = None) -> str:
-        """One recording more, under the name that comes back; nothing where it is there already."""
+        """One recording more, under the name that comes back; nothing where it is there already.
+
+        The caller holds the vault alone: what another program adds meanwhile would be lost.
+        """
         kept = self._kept()
         found, name = kept.added(features, emotion)
         if found is not kept:
-            found.write(self._vault, self.place)
+            others = [part for part in read(self._vault, self.place) if part.key != kept.key]
+            write(self._vault, self.place, [*others, found])
         return name
 
 
-def read(vault: Vault, place: str) -> Recordings:
-    """What :meth:`Recordings.write` kept.
+def of(parts: Sequence[Recordings], extractor: str, width: int) -> Recordings:
+    """One extractor's; another's features, or those of another width, tell a model nothing."""
+    mine = [part for part in parts if part.key == (extractor, width)]
+    return mine[0] if mine else _none(extractor, width)
+
+
+def names(parts: Sequence[Recordings]) -> tuple[str, ...]:
+    """Names of all recordings, whatever heard them; each extractor's oldest first."""
+    return tuple(name for part in parts for name in part.names)
+
+
+def read(vault: Vault, place: str) -> tuple[Recordings, ...]:
+    """What :func:`write` kept.
 
     Raises:
         PrivacyError: It is damaged.
     """
     if not vault.has(place):
-        return _none("", 0)
+        return ()
     kept = vault.get_tensors(place)
     try:
         about = json.loads(bytes(kept["about"].tolist()))
-        found = Recordings(
-            extractor=str(about["extractor"]),
-            names=tuple(about["names"]),
-            rows=kept["rows"],
-            emotions=tuple(about.get("emotions", ())),
-        )
-        if len(found.rows) != len(found.names) or len(found.emotions) not in (0, len(found.names)):
-            raise ValueError("parts of different lengths")
+        if isinstance(about, dict):  # once there was room for one extractor alone
+            return (_part(about, kept["rows"]),)
+        return tuple(_part(words, kept[f"rows.{at}"]) for at, words in enumerate(about))
     except (ValueError, KeyError, TypeError) as error:
         raise PrivacyError(f"what the device heard is damaged ({error}); delete {place}") from error
-    return found
 
 
-def vault_of(folder: Path) -> Vault:
+def write(vault: Vault, place: str, parts: Sequence[Recordings]) -> None:
+    """Keep all of it, in one atomic write; an order of its own tells nothing of what is gone."""
+    kept = sorted((part for part in parts if part.names), key=lambda part: part.key)
+    words = [
+        {"extractor": part.extractor, "names": part.names, "emotions": part.emotions}
+        for part in kept
+    ]
+    about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
+    rows = {f"rows.{at}": part.rows for at, part in enumerate(kept)}
+    vault.put_tensors(place, {"about": about, **rows})
+
+
+def vault_of(folder: Path, vault: Vault | None = None) -> Vault:
     """A device's vault.
+
+    Args:
+        folder: The user's device folder.
+        vault: The same, opened already.
 
     Raises:
         SettingError: There is no device.
         PrivacyError: The vault is damaged, or its key is not its owner's alone.
     """
     if not Device.exists(folder):
-        raise SettingError(f"{folder} holds no device; name the folder of one")
-    return Vault.open(folder / "vault")
+        raise SettingError(f"{folder} holds no device; name the folder of one, or leave it out")
+    return vault or Vault.open(folder / "vault")
 
 
 def check(features: Tensor, width: Sequence[int]) -> None:
@@ -161,6 +185,28 @@ def check(features: Tensor, width: Sequence[int]) -> None:
             f"features of shape {tuple(features.shape)}; {tuple(width)} finite numbers are "
             "needed: nothing was learned"
         )
+    if not bool(usable(features)):
+        raise ModelError(
+            f"features of up to {float(features.abs().max()):.3g}; at most {LARGEST:g} is learned "
+            "from: record again, nothing was learned"
+        )
+
+
+def usable(rows: Tensor) -> Tensor:
+    """Which rows, shape (..., numbers), hold only numbers that can be learned from, shape (...)."""
+    return (rows.abs() <= LARGEST).all(-1)  # NaN is not
+
+
+def _part(words: dict[str, object], rows: Tensor) -> Recordings:
+    """One extractor's, as it was kept."""
+    names, emotions = words["names"], words.get("emotions", ())
+    if not isinstance(names, list) or not isinstance(emotions, list | tuple) or rows.dim() != 2:
+        raise TypeError("parts of other kinds")
+    if len(rows) != len(names) or len(emotions) not in (0, len(names)):
+        raise ValueError("parts of different lengths")
+    return Recordings(
+        extractor=str(words["extractor"]), names=tuple(names), rows=rows, emotions=tuple(emotions)
+    )
 
 
 def _none(extractor: str, width: int) -> Recordings:

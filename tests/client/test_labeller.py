@@ -1,13 +1,17 @@
 """The user's word moves the head at once, later models too, and can be taken back."""
 
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from sottovoce.client import enrolment, labeller, receiver, recordings
+from sottovoce.client import vault as vaults
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.client.labeller import Labeller
@@ -177,7 +181,8 @@ def test_bad_words_change_nothing(tmp_path: Path) -> None:
 
     with pytest.raises(SettingError, match=r"'bored'.*angry, happy, sad"):
         Labeller(folder, model).label(speech(1)[0], "bored", NOBODY)
-    for row in (torch.zeros(WIDTH + 1), torch.full((WIDTH,), torch.nan), speech(2)):
+    huge = torch.full((WIDTH,), 1e38)
+    for row in (torch.zeros(WIDTH + 1), torch.full((WIDTH,), torch.nan), speech(2), huge):
         with pytest.raises(ModelError, match="nothing was learned"):
             Labeller(folder, model).label(row, "sad", NOBODY)
     frames = ModelSpec(kind="cnn-attention", inputs=WIDTH, classes=len(LABELS))
@@ -196,7 +201,7 @@ def test_damaged_recordings_are_not_passed_over(tmp_path: Path) -> None:
     Labeller(folder, model).label(speech(1)[0], "sad", NOBODY)
     vault = Vault.open(folder / "vault")
     kept = vault.get_tensors("labelled")
-    vault.put_tensors("labelled", {"rows": kept["rows"][:0], "about": kept["about"]})
+    vault.put_tensors("labelled", {**kept, "rows.0": kept["rows.0"][:0]})
 
     with pytest.raises(PrivacyError, match="delete labelled"):
         Labeller(folder, model).label(speech(2)[1], "sad", NOBODY)
@@ -238,3 +243,195 @@ def test_what_leaves_tells_neither_that_nor_how_much_was_labelled(
             (2, 2048),
         ]
     )
+
+
+# --- two records ------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """As by the system."""
+
+
+def dies_at(patch: pytest.MonkeyPatch, place: int) -> None:
+    """Die before the write of this number, from 0."""
+    write, written = vaults.write_file, count()
+
+    def dying(*what: Any, **how: Any) -> None:
+        if next(written) == place:
+            raise Killed
+        write(*what, **how)
+
+    patch.setattr(vaults, "write_file", dying)
+
+
+@pytest.mark.parametrize("deed", ["first label", "label", "forget", "forget without a model"])
+def test_whatever_a_kill_cuts_short_is_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deed: str
+) -> None:
+    model, rows = bundle(), speech(3)
+
+    said = 0 if deed == "first label" else 2
+
+    def done(folder: Path, name: str) -> None:
+        if "label" in deed:
+            Labeller(folder, model).label(rows[said], "sad", NOBODY)
+        elif deed == "forget":
+            Labeller(folder, model).forget(name, NOBODY)
+        else:
+            labeller.forget(folder, name)
+
+    for place in count():
+        folder = device(tmp_path / f"{place}", clips=2).folder
+        names = [Labeller(folder, model).label(row, "sad", NOBODY) for row in rows[:said]]
+        with monkeypatch.context() as patch:
+            dies_at(patch, place)
+            try:
+                done(folder, names[-1] if names else "")
+                whole = True
+            except Killed:
+                whole = False
+        if not whole and "forget" in deed:
+            done(folder, names[1])
+        Labeller(folder, model).heal(NOBODY)
+
+        kept = labeller.labelled(folder)
+        assert kept[:1] == tuple(names[:1]) if "forget" in deed else kept[:said] == tuple(names)
+        assert len(kept) == 1 if "forget" in deed else len(kept) in (said, said + 1)
+        given = torch.cat([speech(2, seed=9), rows[: len(kept)]])
+        started = place > 0 or said > 0  # the first record was written: there is a head
+        expected = fitted(model, given, [0, 1, *[2] * len(kept)]) if started else model.prior.mean
+        assert same(head(folder, model), expected), place
+        assert not Labeller(folder, model).heal(NOBODY)
+        if whole:
+            break
+    assert place > 3, "the test can fail: there were writes to die before"
+
+
+@pytest.mark.parametrize("kind", [ModelError, RuntimeError])
+def test_a_fit_that_fails_leaves_the_recording_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
+) -> None:
+    folder, model = device(tmp_path / "ada").folder, bundle()
+
+    def fails(*_: object, **__: object) -> None:
+        raise kind("no minimum")
+
+    for row in speech(3):
+        vault = Vault.open(folder / "vault")
+        before = {name: vault.get(name) for name in vault.names()}
+        with monkeypatch.context() as patch:
+            patch.setattr(Calibrator, "fit", fails)
+            with pytest.raises(kind, match="no minimum"):
+                Labeller(folder, model).label(row, "sad", NOBODY)
+        now = {name: vault.get(name) for name in vault.names() if name != "labelled"}
+        assert now == {name: before[name] for name in before if name != "labelled"}
+        assert len(labeller.labelled(folder)) == len(Labeller(folder, model).heard)
+        assert not Labeller(folder, model).heal(NOBODY)
+        Labeller(folder, model).label(row, "sad", NOBODY)
+    assert len(labeller.labelled(folder)) == 3
+
+
+def test_a_head_that_cannot_be_fitted_without_a_recording_is_let_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model = device(tmp_path / "ada").folder, bundle()
+    names = [Labeller(folder, model).label(row, "sad", NOBODY) for row in speech(2)]
+
+    def fails(*_: object, **__: object) -> None:
+        raise ModelError("no minimum")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "_fit", fails)
+        Labeller(folder, model).forget(names[0], NOBODY)
+    assert same(head(folder, model), model.prior.mean)
+    assert Labeller(folder, model).heal(NOBODY)
+    assert same(head(folder, model), fitted(model, speech(2)[1:], [LABELS.index("sad")]))
+
+
+def test_labels_of_two_extractors_lie_side_by_side(tmp_path: Path) -> None:
+    folder, rows = device(tmp_path / "ada").folder, speech(3)
+    ears, nose = bundle(), replace(bundle(extractor="nose"), model_hash="f" * 64)
+    names = [Labeller(folder, ears).label(rows[0], "sad", NOBODY)]
+    names.append(Labeller(folder, nose).label(rows[1], "happy", NOBODY))
+    names.append(Labeller(folder, ears).label(rows[2], "sad", NOBODY))
+
+    assert set(labeller.labelled(folder)) == set(names)
+    assert same(head(folder, ears), fitted(ears, rows[[0, 2]], [2, 2]))
+    Labeller(folder, nose).forget(names[0], NOBODY)
+    assert set(labeller.labelled(folder)) == set(names[1:])
+    assert same(head(folder, nose), fitted(nose, rows[1:2], [1]))
+    assert not Labeller(folder, ears).heal(NOBODY), "another model's head is left alone"
+
+
+@pytest.mark.parametrize("how", ["no model", "a model on frames"])
+def test_where_no_model_can_fit_it_again_the_head_is_let_go(tmp_path: Path, how: str) -> None:
+    folder, model, rows = device(tmp_path / "ada").folder, bundle(), speech(2)
+    names = [Labeller(folder, model).label(row, "sad", NOBODY) for row in rows]
+    vault = Vault.open(folder / "vault")
+    calibrator = Calibrator(vault, model_hash=model.model_hash, prior=model.prior, labels=LABELS)
+    calibrator.renew()
+    server, version = calibrator.sealed(), calibrator.version
+
+    if how == "no model":
+        assert not labeller.forget(folder, "abc")
+        assert labeller.forget(folder, names[0])
+    else:
+        frames = ModelSpec(kind="cnn-attention", inputs=WIDTH, classes=len(LABELS))
+        prior = replace(model.prior, basis=None)
+        Labeller(folder, replace(model, spec=frames, prior=prior)).forget(names[0], NOBODY)
+
+    assert labeller.labelled(folder) == (names[1],)
+    assert same(head(folder, model), model.prior.mean)
+    assert (len(calibrator.scores()), calibrator.version) == (0, version)
+    with pytest.raises(PrivacyError):
+        calibrator.restore(server)  # it knows what was forgotten
+    assert Labeller(folder, model).heal(NOBODY)
+    assert same(head(folder, model), fitted(model, rows[1:], [2]))
+
+
+def test_a_head_of_a_run_that_was_joined_before_is_fitted_again(tmp_path: Path) -> None:
+    model, own, rows = bundle(), device(tmp_path / "ada"), speech(3)
+    names = [Labeller(own.folder, model).label(row, "angry", NOBODY) for row in rows]
+    enrolment.enrol(own, PLAN, model.front, model.population)
+    Labeller(own.folder, model).forget(names[2], NOBODY)
+    weights = WEIGHTS * 0.5
+    receiver.personalise(own, plan=PLAN.digest(), weights=weights, centre=NOBODY, prior=model.prior)
+    later = replace(model, weights=weights, model_hash=PLAN.model_hash(weights))
+
+    Labeller(own.folder, later).heal(NOBODY)
+
+    assert same(head(own.folder, later), fitted(later, rows[:2], [0, 0]))
+
+
+def test_what_another_program_labels_meanwhile_is_fitted_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, model, rows = device(tmp_path / "ada").folder, bundle(), speech(2)
+    write, threads = recordings.write, list[Thread]()
+
+    def slow(*kept: Any) -> None:
+        if not threads:
+            other = Labeller(folder, model)
+            threads.append(Thread(target=lambda: other.label(rows[1], "happy", NOBODY)))
+            threads[0].start()
+            threads[0].join(0.3)
+        write(*kept)
+
+    monkeypatch.setattr(recordings, "write", slow)
+    Labeller(folder, model).label(rows[0], "sad", NOBODY)
+    threads[0].join()
+
+    assert same(head(folder, model), fitted(model, rows, [2, 1]))
+
+
+def test_rows_that_are_far_too_large_are_left_out(tmp_path: Path) -> None:
+    own, model = device(tmp_path / "ada"), bundle()
+    Labeller(own.folder, model).label(speech(1)[0], "sad", NOBODY)
+    (part,) = recordings.read(own.vault, "labelled")
+    found, _ = part.added(torch.full((WIDTH,), 1e38), "happy")  # as before there was a limit
+    recordings.write(own.vault, "labelled", [found])
+
+    given = labeller.kept(own.vault, "ears", LABELS, WIDTH)
+
+    assert torch.equal(given.features, speech(1))
+    assert given.labels.tolist() == [2]

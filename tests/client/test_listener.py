@@ -1,7 +1,10 @@
 """The listener: what it learns moves the mean, what it forgets was never heard, nothing leaves."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -231,8 +234,56 @@ def test_another_extractors_features_tell_nothing(tmp_path: Path) -> None:
 
     assert other.mean() is None
     assert other.heard == ()
-    other.learn(_speech(1)[0])
-    assert len(listener.heard(device.folder)) == 1
+    name = other.learn(_speech(11)[10])
+    assert other.heard == (name,)
+    assert len(listener.heard(device.folder)) == 11
+    fresh, _ = _learned(_device(tmp_path / "new").folder, _speech(10))
+    assert torch.equal(_mean(Listener(device.folder, _bundle())), _mean(fresh))
+    own, names = _learned(device.folder, _speech(10))
+    for gone in (*names, name):
+        listener.forget(device.folder, gone)
+    assert listener.heard(device.folder) == own.heard == ()
+
+
+def test_what_was_kept_when_there_was_room_for_one_extractor_is_read(tmp_path: Path) -> None:
+    device = _device(tmp_path / "own")
+    words = {"extractor": "ears", "names": ["a", "b"]}
+    about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
+    device.vault.put_tensors("heard", {"rows": _speech(2), "about": about})
+    fresh, _ = _learned(_device(tmp_path / "new").folder, _speech(2))
+    own = Listener(device.folder, _bundle())
+
+    assert own.heard == ("a", "b")
+    assert torch.equal(_mean(own), _mean(fresh))
+    own.learn(_speech(3)[2])
+    own.forget("a")
+    assert len(own.heard) == 2
+
+
+@pytest.mark.parametrize("other", ["learns", "forgets"])
+def test_what_another_program_does_meanwhile_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    rows, folder = _speech(4), _device(tmp_path / "own").folder
+    own, names = _learned(folder, rows[:2])
+    more = Listener(folder, _bundle())
+    deed = (lambda: more.learn(rows[3])) if other == "learns" else (lambda: more.forget(names[0]))
+    write, threads = recordings.write, list[Thread]()
+
+    def slow(*kept: Any) -> None:
+        if not threads:
+            threads.append(Thread(target=deed))
+            threads[0].start()
+            threads[0].join(0.3)
+        write(*kept)
+
+    monkeypatch.setattr(recordings, "write", slow)
+    name = own.learn(rows[2])
+    threads[0].join()
+
+    assert name in own.heard
+    assert (names[0] in own.heard) == (other == "learns")
+    assert len(own.heard) == (4 if other == "learns" else 2)
 
 
 # --- refusals ---------------------------------------------------------------------------------
@@ -246,6 +297,37 @@ def test_features_that_do_not_fit_teach_nothing(tmp_path: Path, features: Tensor
     with pytest.raises(ModelError, match="nothing was learned"):
         own.learn(features)
     assert own.heard == ()
+
+
+@pytest.mark.parametrize("size", [1.01e9, 1e38, 3e38])
+def test_numbers_that_are_far_too_large_teach_nothing(tmp_path: Path, size: float) -> None:
+    huge = size * torch.tensor([1.0, -1.0, 1.0, -1.0])
+    device = _device(tmp_path / "own")
+    own, _ = _learned(device.folder, _speech(3))
+    before = _mean(own)
+
+    with pytest.raises(ModelError, match=r"at most 1e\+09 is learned from.*nothing was learned"):
+        own.learn(huge)
+    (kept,) = recordings.read(device.vault, "heard")
+    found, _ = kept.added(huge)  # as it was kept before there was a limit
+    recordings.write(device.vault, "heard", [found])
+
+    assert len(own.heard) == 4
+    assert torch.equal(_mean(own), before)
+    own.learn(torch.full((WIDTH,), recordings.LARGEST))
+    assert bool(_mean(own).isfinite().all()), "the limit is low enough"
+
+
+def test_an_enrolled_mean_that_is_far_too_large_is_left_alone(tmp_path: Path) -> None:
+    device, front = _device(tmp_path / "own", enrolled=5), _bundle().front.digest()
+    stamp = torch.frombuffer(bytearray.fromhex(front), dtype=torch.uint8)
+    means = []
+    for size in (1.0, 1e38):
+        mean = torch.full((WIDTH,), size)
+        device.vault.put_tensors("normaliser", {"mean": mean, "front": stamp})
+        means.append(Listener(device.folder, _bundle()).mean())
+
+    assert [mean is None for mean in means] == [False, True]
 
 
 def test_a_model_without_users_means_learns_nothing(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import enrolment, receiver, recogniser
+from sottovoce.client import enrolment, labeller, listener, receiver, recogniser
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
+from sottovoce.client.labeller import Labeller
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.client.recogniser import Recogniser
 from sottovoce.client.vault import Vault
@@ -374,6 +375,10 @@ def test_a_user_who_gave_nothing_is_anybody(ears: Ears, tmp_path: Path) -> None:
     person = recogniser.of_device(bundle, device.folder)
     assert (person.own_mean, person.own_head) == (False, False)
 
+    elsewhere = replace(bundle, centre=torch.ones(INPUTS))  # another run's, behind one front
+    person = recogniser.of_device(elsewhere, device.folder)
+    assert (person.own_mean, person.mean.tolist()) == (False, elsewhere.centre.tolist())
+
     fresh = _device(tmp_path / "fresh")
     person = recogniser.of_device(bundle, fresh.folder)
     assert (person.own_mean, person.own_head) == (False, False)
@@ -519,6 +524,52 @@ def test_forgetting_falls_back_to_the_enrolled_mean(ears: Ears, tmp_path: Path) 
     own.forget(own.learn(_speech()))
 
     assert torch.equal(own.person.mean, enrolled)
+
+
+def test_a_head_that_knows_what_was_forgotten_is_fitted_again(
+    ears: Ears, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def dies(*_: object) -> None:
+        raise Killed
+
+    bundle = _bundle()
+    device = _joined(tmp_path / "device", bundle)
+    own = _open(bundle, tmp_path / "model", device.folder)
+    own.label(_speech(), "angry")
+    before = own.predict(_speech()).probabilities
+    ears.features = torch.linspace(2, -1, FEATURES)
+    name = own.label(_speech(), "sad")
+    ears.features = torch.ones(FEATURES)
+    with monkeypatch.context() as patch:
+        patch.setattr(Labeller, "_fit", dies)
+        with pytest.raises(Killed):
+            own.forget(name)
+    assert own.predict(_speech()).probabilities != before, "the test can fail"
+
+    again = Recogniser.open(tmp_path / "model", device.folder)
+
+    assert again.predict(_speech()).probabilities == before
+    with pytest.raises(SettingError, match="keeps no recording"):
+        again.forget(name)
+    assert again.predict(_speech()).probabilities == before
+
+
+def test_a_recording_of_another_model_is_forgotten_by_its_name(ears: Ears, tmp_path: Path) -> None:
+    bundle, folder = _bundle(), _device(tmp_path / "device").folder
+    other = replace(bundle, extractor="nose", model_hash="f" * 64)
+    own = _open(bundle, tmp_path / "model", folder)
+    name = own.label(_speech(), "sad")
+    assert own.learn(_speech()) == name
+
+    nose = _open(other, tmp_path / "nose", folder)
+    nose.forget(name)
+
+    assert (labeller.labelled(folder), listener.heard(folder)) == ((), ())
+    with pytest.raises(SettingError, match="keeps none"):
+        nose.forget(name)
 
 
 @pytest.mark.parametrize(
