@@ -74,17 +74,26 @@ def _predict(arguments: argparse.Namespace) -> int:
     recogniser = Recogniser.open(
         arguments.model, arguments.device, least_confidence=least, coverage=arguments.coverage
     )
+    known = recogniser.bundle.labels
+    if arguments.label and arguments.label not in known:
+        raise SettingError(
+            f"--label is {arguments.label!r}; this model knows {', '.join(known)}: nothing was "
+            "learned"
+        )
     failed = 0
     for path in arguments.files:
+        prediction, learned = None, {}
         try:
             signal = load(path)
             prediction = recogniser.predict(signal)
-            learned = {"learned": recogniser.learn(signal)} if arguments.learn else {}
+            if arguments.learn:
+                learned["learned"] = recogniser.learn(signal)
             if arguments.label:
                 learned["labelled"] = recogniser.label(signal, arguments.label)
         except SottovoceError as error:
             failed += 1
             print(f"sottovoce: {error}", file=sys.stderr)
+        if prediction is None:
             continue
         if arguments.json:
             print(json.dumps({"file": str(path)} | prediction.to_dict() | learned))
@@ -122,7 +131,9 @@ def _add_device(commands: Any, command: Command) -> None:  # noqa: ANN401
     parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
     parser.add_argument("names", nargs="+", metavar="NAME", help="what predict printed")
     parser.add_argument(
-        "--model", type=Path, help="for labelled recordings: whose head is fitted again"
+        "--model",
+        type=Path,
+        help="for labelled recordings: whose head is fitted again at once, not when next opened",
     )
     retiring = command(
         own,
@@ -140,18 +151,33 @@ def _device_forget(arguments: argparse.Namespace) -> int:
     from sottovoce.client.recogniser import Recogniser
 
     folder = arguments.folder
-    told = sorted({*arguments.names} & {*labeller.labelled(folder)})
-    if told and not arguments.model:
-        raise SettingError(
-            f"{told[0]} was labelled, and the head was fitted on it: name the model with --model, "
-            "so that the head is fitted again without it"
-        )
     recogniser = Recogniser.open(arguments.model, folder) if arguments.model else None
-    for name in arguments.names:
-        recogniser.forget(name) if recogniser else listener.forget(folder, name)
+    before = {*listener.heard(folder), *labeller.labelled(folder)}
+    names = list(dict.fromkeys(arguments.names))
+    gone = [name for name in names if name not in before]
+    let_go = False
+    for name in names:
+        if recogniser and name in before:
+            recogniser.forget(name)
+        elif not recogniser:
+            let_go |= _forget_without_model(folder, name)
     left = {*listener.heard(folder), *labeller.labelled(folder)}
-    print(f"forgotten: {len(arguments.names)}; still kept: {len(left)}")
+    print(f"forgotten: {len(names) - len(gone)}; still kept: {len(left)}")
+    if let_go:
+        print("the user's head is let go: the next predict fits it again, on what is still kept")
+    if gone:  # said last: one that was cut short is finished by being repeated
+        held = ", ".join(sorted(left)) or "none"
+        raise SettingError(f"{folder} keeps no recording {', '.join(gone)}; it keeps {held}")
     return 0
+
+
+def _forget_without_model(folder: Path, name: str) -> bool:
+    """Forget one recording; whether the head, which no model can fit again now, was let go."""
+    from sottovoce.client import labeller, listener
+
+    if name in listener.heard(folder):
+        listener.forget(folder, name)
+    return labeller.forget(folder, name)
 
 
 def _device_retire(arguments: argparse.Namespace) -> int:

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from sottovoce import cli
+from sottovoce.client import listener
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
 from sottovoce.shared.examples import Examples
@@ -728,15 +729,58 @@ def test_labels_move_the_head_until_they_are_forgotten(
     assert (status, after["own_head"]) == (0, True)
     assert after["probabilities"][least] > before["probabilities"][least]
 
-    status, _, last = say("device", "forget", tmp_path, name)
-    assert (status, "--model" in last) == (2, True), "the head was fitted on it"
-    status, out, _ = say("device", "forget", tmp_path, name, "--model", model)
-    assert (status, "still kept: 0" in out) == (0, True)
+    status, out, _ = say("device", "forget", tmp_path, name, name, "--model", model)
+    assert (status, out) == (0, "forgotten: 1; still kept: 0\n")
     assert json.loads(say(*words)[1]) == before
-    status, _, last = say(*words, "--label", "melancholy")
-    assert (status, "'melancholy'" in last, least in last) == (1, True, True)
     status, _, last = say("predict", wav, "--model", model, "--label", least)
     assert (status, "--device" in last) == (2, True), "nothing could keep it"
+
+
+def test_a_label_is_taken_back_without_the_model(say: Say, tiny_run: Any, tmp_path: Path) -> None:
+    _device(tmp_path)
+    wavs = [tiny_run.users / f"s03_0{place}.wav" for place in (0, 1)]
+    words = ("--model", tiny_run.folder / "model", "--device", tmp_path, "--json")
+    said = say("predict", *wavs, *words, "--label", "angry")[1]
+    names = [json.loads(line)["labelled"] for line in said.splitlines()]
+
+    status, out, last = say("device", "forget", tmp_path, "abc", names[0], names[0])
+
+    assert (status, "forgotten: 1; still kept: 1" in out) == (2, True)
+    assert "head is let go" in out
+    assert "keeps no recording abc; it keeps " + names[1] in last, "what could be done was done"
+    after = json.loads(say("predict", wavs[0], *words)[1])
+    assert after["own_head"], "it is fitted again, on the other one"
+    assert say("device", "forget", tmp_path, names[1])[0] == 0
+    assert not json.loads(say("predict", wavs[0], *words)[1])["own_head"]
+
+
+def test_a_label_that_is_none_is_noticed_before_anything_is_learned(
+    say: Say, tiny_run: Any, tmp_path: Path
+) -> None:
+    _device(tmp_path)
+    wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"
+    words = ("predict", wav, "--model", model, "--device", tmp_path, "--learn", "--json")
+
+    status, out, last = say(*words, "--label", "melancholy")
+
+    assert (status, out) == (2, "")
+    assert "'melancholy'" in last
+    assert "angry" in last
+    assert listener.heard(tmp_path) == ()
+
+
+def test_what_cannot_be_learned_from_is_predicted_still(
+    say: Say, tiny_run: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    _device(tmp_path)
+    write_wav(tmp_path / "silent.wav", level=0.0)
+    words = ("--model", tiny_run.folder / "model", "--device", tmp_path, "--learn")
+
+    status, out, last = say("predict", tmp_path / "silent.wav", *words)
+
+    assert status == 1
+    assert "no answer: the recording is silent" in out
+    assert "nothing was learned" in last
 
 
 # --- what looks at a device -------------------------------------------------------------------
