@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 
 from sottovoce.client import calibration, enrolment, participant, receiver
 from sottovoce.client.device import Device, Pending
+from sottovoce.client.vault import unlocked
 from sottovoce.shared import wire
 from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
 
@@ -181,7 +182,8 @@ def _opened(context: Context) -> Device:
     """
     own = context.node_config.get("device")
     if own:
-        return Device(Path(str(own)))
+        folder = Path(str(own))
+        return Device(folder, vault=unlocked(folder / "vault"))
     population = str(context.run_config.get("devices", ""))
     place = context.node_config.get("partition-id")
     if not population or place is None:

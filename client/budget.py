@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sottovoce.client.device import Device
+from sottovoce.client.vault import Vault
 from sottovoce.shared.errors import BudgetSpent
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Budget, Ledger
@@ -135,18 +136,19 @@ class Account:
         return "anchor verified"
 
 
-def account(folder: Path) -> Account:
+def account(folder: Path, *, vault: Vault | None = None) -> Account:
     """What a device has spent.
 
     Args:
         folder: The device's folder. It may be in use: nothing in it is changed.
+        vault: The device's, opened; None opens it.
 
     Raises:
         SettingError: No device there.
         PrivacyError: It is damaged.
         LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
     """
-    device = Device(folder, read_only=True)
+    device = Device(folder, read_only=True, vault=vault)
     ledger = device.ledger
     return Account(
         user=device.facts.user,

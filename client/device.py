@@ -45,6 +45,7 @@ class Device:
     Args:
         folder: An existing device, made by :meth:`create`.
         read_only: Whether it is only looked at: nothing is booked or written.
+        vault: Its vault, opened; None opens it, which a passphrase forbids.
 
     Attributes:
         training: The clips as the newest round read them, for the next one.
@@ -55,11 +56,13 @@ class Device:
         LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
     """
 
-    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, read_only: bool = False, vault: Vault | None = None
+    ) -> None:
         self.folder = folder
         self.training = Newest[Examples]()
         self.facts = _read_facts(folder / _FACTS)
-        self.vault = Vault.open(folder / "vault")
+        self.vault = vault or Vault.open(folder / "vault")
         self.ledger = Ledger(
             folder / _LEDGER,
             owner=self.facts.user,
@@ -69,7 +72,13 @@ class Device:
 
     @classmethod
     def create(
-        cls, folder: Path, facts: Facts, clips: Clips, *, key: bytes | None = None
+        cls,
+        folder: Path,
+        facts: Facts,
+        clips: Clips,
+        *,
+        key: bytes | None = None,
+        passphrase: str | None = None,
     ) -> "Device":
         """Make a device and seal its clips.
 
@@ -79,11 +88,13 @@ class Device:
             clips: The user's recordings as features.
             key: The key of the user's other or earlier device, see ``vault.unwrap_key``, so that
                 the head that the server keeps opens here; without one a new key is drawn.
+            passphrase: Seals the vault's key on the disk; without one it lies in a file.
 
         Raises:
             PrivacyError: There is one already, or the disk refuses.
+            SettingError: A short passphrase.
         """
-        vault = Vault.create(folder / "vault", user=facts.user, key=key)
+        vault = Vault.create(folder / "vault", user=facts.user, key=key, passphrase=passphrase)
         vault.put_tensors("clips", clips.tensors())
         if facts.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.begin(folder / _LEDGER, facts.user)
@@ -91,13 +102,17 @@ class Device:
         Ledger(folder / _LEDGER, owner=facts.user, keeper=keeper)  # and its first anchor
         # Written last: a device is there once its facts are.
         _write_facts(folder / _FACTS, facts)
-        return cls(folder)
+        return cls(folder, vault=vault)
 
     @classmethod
-    def retire(cls, folder: Path) -> Path | None:
+    def retire(cls, folder: Path, *, vault: Vault | None = None) -> Path | None:
         """End a device's training for good, where its ledger is refused: it only receives models.
 
         What it has spent is unknown, so all counts as spent. Heads and predictions go on.
+
+        Args:
+            folder: The device's.
+            vault: As in the constructor.
 
         Returns:
             Where the refused ledger was set aside, None where there was none.
@@ -112,9 +127,9 @@ class Device:
             PrivacyError: Its facts or its vault are damaged, or the disk refuses.
         """
         facts = _read_facts(folder / _FACTS)
-        vault = Vault.open(folder / "vault")
+        vault = vault or Vault.open(folder / "vault")
         try:
-            cls(folder, read_only=True)
+            cls(folder, read_only=True, vault=vault)
         except LedgerError:
             pass
         else:

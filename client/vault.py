@@ -37,6 +37,9 @@ _KEY: Final = "key"
 _WRAPPED: Final = "key.wrapped"
 _SUFFIX: Final = ".sealed"
 _LOCK: Final = "lock"
+VARIABLE: Final = "SOTTOVOCE_PASSPHRASE"
+"""The variable of the environment that programs of this house take a passphrase from."""
+
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -126,7 +129,9 @@ class Vault:
         if facts["key"] == "file":
             return cls(folder, _key_file(folder / _KEY), user=user)
         if passphrase is None:
-            raise PrivacyError(f"the vault in {folder} is kept under a passphrase; give it")
+            raise PrivacyError(
+                f"the vault in {folder} is kept under a passphrase; give it, or set {VARIABLE}"
+            )
         wrapped = _read(folder / _WRAPPED)
         return cls(folder, unwrap_key(wrapped, passphrase, user=user), user=user)
 
@@ -297,6 +302,16 @@ class Vault:
                 " with a letter or digit"
             )
         return self.folder / f"{name}{_SUFFIX}"
+
+
+def unlocked(folder: Path) -> Vault | None:
+    """A vault under a passphrase, if there is one and the environment holds the passphrase.
+
+    Raises:
+        PrivacyError: The passphrase is wrong, or the vault damaged.
+    """
+    phrase = os.environ.get(VARIABLE)
+    return Vault.open(folder, passphrase=phrase) if phrase and Vault.exists(folder) else None
 
 
 def unwrap_key(wrapped: bytes, passphrase: str, *, user: str) -> bytes:

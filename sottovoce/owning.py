@@ -4,9 +4,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sottovoce.shared.errors import SettingError, SottovoceError
+
+if TYPE_CHECKING:
+    from sottovoce.client.vault import Vault
 
 Command = Callable[..., argparse.ArgumentParser]
 """How ``cli`` makes one command."""
@@ -65,6 +68,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     import json
 
     from sottovoce.client.recogniser import Recogniser
+    from sottovoce.client.vault import unlocked
     from sottovoce.shared.audio import load
 
     if (arguments.learn or arguments.label) and arguments.device is None:
@@ -72,7 +76,11 @@ def _predict(arguments: argparse.Namespace) -> int:
         raise SettingError(f"{option} has no device to keep what is learned; add --device")
     least = None if arguments.risk is None else 1 - arguments.risk
     recogniser = Recogniser.open(
-        arguments.model, arguments.device, least_confidence=least, coverage=arguments.coverage
+        arguments.model,
+        arguments.device,
+        least_confidence=least,
+        coverage=arguments.coverage,
+        vault=unlocked(arguments.device / "vault") if arguments.device else None,
     )
     known = recogniser.bundle.labels
     if arguments.label and arguments.label not in known:
@@ -147,12 +155,14 @@ def _add_device(commands: Any, command: Command) -> None:  # noqa: ANN401
 
 def _device_forget(arguments: argparse.Namespace) -> int:
     """Forget by name; the user's mean and head are then what they would be without them."""
-    from sottovoce.client import labeller, listener
     from sottovoce.client.recogniser import Recogniser
+    from sottovoce.client.recordings import vault_of
+    from sottovoce.client.vault import unlocked
 
-    folder = arguments.folder
-    recogniser = Recogniser.open(arguments.model, folder) if arguments.model else None
-    before = {*listener.heard(folder), *labeller.labelled(folder)}
+    folder, model = arguments.folder, arguments.model
+    vault = vault_of(folder, unlocked(folder / "vault"))
+    recogniser = Recogniser.open(model, folder, vault=vault) if model else None
+    before = _kept(folder, vault)
     names = list(dict.fromkeys(arguments.names))
     gone = [name for name in names if name not in before]
     let_go = False
@@ -160,8 +170,8 @@ def _device_forget(arguments: argparse.Namespace) -> int:
         if recogniser and name in before:
             recogniser.forget(name)
         elif not recogniser:
-            let_go |= _forget_without_model(folder, name)
-    left = {*listener.heard(folder), *labeller.labelled(folder)}
+            let_go |= _forget_without_model(folder, vault, name)
+    left = _kept(folder, vault)
     print(f"forgotten: {len(names) - len(gone)}; still kept: {len(left)}")
     if let_go:
         print("the user's head is let go: the next predict fits it again, on what is still kept")
@@ -171,20 +181,29 @@ def _device_forget(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _forget_without_model(folder: Path, name: str) -> bool:
+def _kept(folder: Path, vault: "Vault") -> set[str]:
+    """Names of all recordings that something was learned from."""
+    from sottovoce.client import labeller, listener
+
+    return {*listener.heard(folder, vault=vault), *labeller.labelled(folder, vault=vault)}
+
+
+def _forget_without_model(folder: Path, vault: "Vault", name: str) -> bool:
     """Forget one recording; whether the head, which no model can fit again now, was let go."""
     from sottovoce.client import labeller, listener
 
-    if name in listener.heard(folder):
-        listener.forget(folder, name)
-    return labeller.forget(folder, name)
+    if name in listener.heard(folder, vault=vault):
+        listener.forget(folder, name, vault=vault)
+    return labeller.forget(folder, name, vault=vault)
 
 
 def _device_retire(arguments: argparse.Namespace) -> int:
     """Put a spent ledger in place of the refused one."""
     from sottovoce.client.device import Device
+    from sottovoce.client.vault import unlocked
 
-    aside = Device.retire(arguments.folder)
+    folder = arguments.folder
+    aside = Device.retire(folder, vault=unlocked(folder / "vault"))
     kept = f"; the refused ledger is kept as {aside}" if aside else ""
     print(f"retired: the device gives nothing more and goes on receiving models{kept}")
     return 0
@@ -195,8 +214,10 @@ def _device_budget(arguments: argparse.Namespace) -> int:
     import json
 
     from sottovoce.client.budget import account
+    from sottovoce.client.vault import unlocked
 
-    told = account(arguments.folder)
+    folder = arguments.folder
+    told = account(folder, vault=unlocked(folder / "vault"))
     if arguments.json:
         print(json.dumps(told.to_dict(), indent=1, ensure_ascii=False))
     else:

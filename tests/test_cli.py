@@ -19,6 +19,7 @@ from sottovoce import cli
 from sottovoce.client import listener
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
+from sottovoce.shared import crypto
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import Kind, Mechanism, Release
@@ -783,16 +784,50 @@ def test_what_cannot_be_learned_from_is_predicted_still(
     assert "nothing was learned" in last
 
 
+def test_a_passphrase_opens_all_that_a_user_does(
+    say: Say, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crypto.wrap_key, "__kwdefaults__", {"log2_cost": 14})
+    device = _device(tmp_path, passphrase="quiet as a mouse")
+    assert not (tmp_path / "vault" / "key").exists()
+    wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"
+    words = ("predict", wav, "--model", model, "--device", tmp_path, "--json")
+    commands: list[tuple[object, ...]] = [
+        (*words, "--learn", "--label", "angry"),
+        ("device", "budget", tmp_path),
+        ("device", "forget", tmp_path, "abc"),
+        ("device", "retire", tmp_path),
+    ]
+
+    for value, told in ((None, "SOTTOVOCE_PASSPHRASE"), ("loud as a lion", "passphrase is wrong")):
+        if value:
+            monkeypatch.setenv("SOTTOVOCE_PASSPHRASE", value)
+        for command in commands:
+            status, _, last = say(*command)
+            assert (status, told in last) == (1, True), command
+    monkeypatch.setenv("SOTTOVOCE_PASSPHRASE", "quiet as a mouse")
+
+    names = json.loads(say(*commands[0])[1])
+    assert json.loads(say(*words)[1])["own_head"]
+    assert say(*commands[1])[0] == 0
+    assert say("device", "forget", tmp_path, names["labelled"], "--model", model)[0] == 0
+    assert say("device", "forget", tmp_path, names["learned"])[0] == 2, "both were forgotten"
+    assert not json.loads(say(*words)[1])["own_normaliser"]
+    device.ledger.path.write_text("")
+    assert say(*commands[3])[0] == 0
+
+
 # --- what looks at a device -------------------------------------------------------------------
 
 
-def _device(folder: Path) -> Device:
+def _device(folder: Path, *, passphrase: str | None = None) -> Device:
     """A real device that let out its label counts."""
     none, empty = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
     examples = Examples(features=torch.zeros(0, 3), frames=empty, labels=empty)
     clips = Clips(examples=examples, enrols=none, calibrates=none, trains=none)
     budgets = (Budget(epsilon=8.0, delta=1e-5, per_run=4.0),)
-    device = Device.create(folder, Facts(user="ada", budgets=budgets, labels=("sad",)), clips)
+    facts = Facts(user="ada", budgets=budgets, labels=("sad",))
+    device = Device.create(folder, facts, clips, passphrase=passphrase)
     release = Release(
         kind=Kind.LABEL_COUNTS,
         mechanism=Mechanism.GAUSSIAN,
