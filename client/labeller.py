@@ -23,8 +23,11 @@ from sottovoce.client.vault import Vault
 from sottovoce.shared import heads
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front, finish
+from sottovoce.shared.plan import Plan
 
 _PLACE: Final = "labelled"
+_FRONT: Final = "labelled-front"
 
 
 class Labeller(Learner):
@@ -117,3 +120,41 @@ def kept(vault: Vault, extractor: str, labels: tuple[str, ...], width: int) -> E
         frames=torch.ones(len(known), dtype=torch.int64),
         labels=torch.tensor(numbers, dtype=torch.int64),
     )
+
+
+def keep_front(vault: Vault, front: Front) -> None:
+    """Keep what a run puts before its model, where there are labelled recordings to read by it.
+
+    They themselves are kept once, so that forgetting one leaves nothing of it.
+    """
+    length = torch.tensor(front.length, dtype=torch.float64)
+    vault.put_tensors(_FRONT, {"mean": front.mean, "matrix": front.matrix, "length": length})
+
+
+def ready(vault: Vault, plan: Plan, mean: Tensor) -> Examples:
+    """What a vault's user labelled until now, as the model of a run reads it.
+
+    Args:
+        vault: The device's.
+        plan: The run's; where nothing was labelled when the device enrolled, nothing comes.
+        mean: What is taken off for this user, shape (inputs,).
+    """
+    kept_front = vault.get_tensors(_FRONT) if vault.has(_FRONT) else None
+    if kept_front is None:
+        return _nothing(plan)
+    front = Front(
+        mean=kept_front["mean"],
+        matrix=kept_front["matrix"],
+        length=float(kept_front["length"]),
+    )
+    if front.digest() != plan.front or plan.model.reads_frames:
+        return _nothing(plan)
+    found = kept(vault, plan.extractor, plan.labels, len(front.mean))
+    rows = finish(front.project(found.features), mean, found.frames, length=front.length)
+    return Examples(features=rows, frames=found.frames, labels=found.labels)
+
+
+def _nothing(plan: Plan) -> Examples:
+    """No recordings."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Examples(features=torch.zeros(0, plan.model.inputs), frames=none, labels=none)
