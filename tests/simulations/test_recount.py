@@ -22,7 +22,9 @@ from sottovoce.shared.privacy.release import (
     Unit,
     UserNoise,
 )
-from sottovoce.simulations.recount import CLOSE, independent, recount
+from sottovoce.simulations.accounts import CLOSE
+from sottovoce.simulations.recount import recount
+from sottovoce.simulations.witness import independent
 
 DELTA = 1e-5
 
