@@ -1,10 +1,10 @@
 """Every epsilon of a run, computed again from its ledgers by two accountants that share no code.
 
 An auditor's view: nothing that the run says of itself is taken for granted. The ledgers' chains are
-verified, their heads compared with those in ``privacy.json``, and each epsilon computed by
-dp-accounting's privacy-loss distributions, as the devices did, and by Opacus' numerical composition
-of privacy random variables (Gopi et al. 2021, https://arxiv.org/abs/2106.02848), which they never
-asked. Nothing in the run folder is changed.
+verified, and each epsilon computed by dp-accounting's privacy-loss distributions, as the devices
+did, and by Opacus (``witness``), which they never asked. Each account in ``privacy.json`` is held
+against its ledger line by line (``accounts``), and the run's files against each other, so that
+nobody is left out and no promise changed (``claims``). Nothing in the run folder is changed.
 """
 
 import math
@@ -17,7 +17,7 @@ from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Unit
-from sottovoce.simulations import accounts
+from sottovoce.simulations import accounts, claims
 from sottovoce.simulations.accounts import CLOSE, SAME, Kept
 from sottovoce.simulations.names import file_name, folder_name
 from sottovoce.simulations.population import books
@@ -69,7 +69,7 @@ class Recount:
 
     @property
     def agrees(self) -> bool:
-        """Whether every ledger, both accountants and ``privacy.json`` say the same."""
+        """Whether all ledgers, both accountants and the run's files say the same."""
         return not self.faults and not any(count.faults for count in self.counts)
 
     def lines(self) -> list[str]:
@@ -79,7 +79,10 @@ class Recount:
         found = [*self.faults, *wrong]
         verdict = "all ledgers agree with privacy.json"
         if found:
-            verdict = f"DISAGREES: {faulty} of {len(self.counts)} ledgers, see above"
+            verdict = (
+                f"DISAGREES: {faulty} of {len(self.counts)} ledgers, and {len(self.faults)} times "
+                "beside them, see above"
+            )
         return [*self._heading(), *found, verdict]
 
     def to_dict(self) -> Json:
@@ -140,26 +143,29 @@ def recount(run_folder: Path) -> Recount:
     privacy = read_privacy(run_folder)
     kept = list(_kept(run_folder / "ledgers", privacy))
     database = run_folder / "ledgers" / books.NAME
+    crowd = any("registered" in world for world in privacy["worlds"][:1])
     return Recount(
         unit=privacy["unit"],
         promised=privacy["epsilon"],
         delta=privacy["delta"],
         counts=tuple(_count(one) for one in kept),
         faults=(
+            *claims.faults(run_folder, privacy),
             *_strangers(run_folder / "ledgers", {one.path for one in kept}),
-            *(books.faults(database, privacy) if database.exists() else ()),
+            *(books.faults(database, privacy) if crowd and database.exists() else ()),
         ),
     )
 
 
 def _kept(ledgers: Path, privacy: Json) -> Iterator[Kept]:
     """Every ledger that ``privacy.json`` accounts for: users', and the servers' of their sums."""
-    common = {"protects": privacy["unit"] != "none"}
+    protects, user = privacy["unit"] != "none", privacy.get("user")
     first = Unit.USER if privacy["unit"] == "user" else Unit.UTTERANCE
     for world in privacy["worlds"]:
         fold = str(world["name"])
         folder = ledgers / folder_name(fold)
         crowd = ledgers / books.NAME if "registered" in world else None
+        run = "population" if crowd else fold
         for client, account in world["clients"].items():
             yield Kept(
                 path=crowd or folder / f"{file_name(client)}.jsonl",
@@ -168,7 +174,10 @@ def _kept(ledgers: Path, privacy: Json) -> Iterator[Kept]:
                 account=account,
                 unit=first,
                 terms=privacy,
-                **common,
+                user=user,
+                run=run,
+                tuned=_tuned(privacy, first),
+                protects=protects,
             )
         if world.get("server"):
             yield Kept(
@@ -177,9 +186,18 @@ def _kept(ledgers: Path, privacy: Json) -> Iterator[Kept]:
                 client=OWNER,
                 account=world["server"],
                 unit=Unit.USER,
-                terms=privacy.get("user") or privacy,
-                **common,
+                terms=user or privacy,
+                user=None,
+                run=run,
+                tuned=_tuned(privacy, Unit.USER),
+                protects=protects,
             )
+
+
+def _tuned(privacy: Json, unit: Unit) -> tuple[int, float | None] | None:
+    """How many runs this unit is charged for, and their price; None where it is for one."""
+    tuned = privacy.get("tuned")
+    return (tuned["runs"], tuned.get(unit.value)) if tuned else None
 
 
 def _count(kept: Kept) -> Count:
@@ -227,8 +245,10 @@ def _ledger(path: Path, client: str) -> Ledger:
 
 def _strangers(ledgers: Path, known: Collection[Path]) -> Iterator[str]:
     """Ledgers of nobody: releases that no line of ``privacy.json`` prices."""
-    for path in sorted([*ledgers.glob("*/*.jsonl"), *ledgers.glob("*.jsonl")]):
-        if path not in known:
+    for path in sorted(
+        [*ledgers.glob("*/*.jsonl"), *ledgers.glob("*.jsonl"), ledgers / books.NAME]
+    ):
+        if path not in known and path.exists():
             yield f"{path.parent.name}/{path.name} is a ledger that privacy.json does not mention"
 
 
