@@ -33,7 +33,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "ray": ("simulations/engines/ray.py", "simulations/engines/cluster.py"),
     # The second accountant that recounts a run is Opacus' own; it trains nothing.
-    "opacus": ("client/training/steps.py", "simulations/recount.py"),
+    "opacus": ("client/training/steps.py", "simulations/witness.py"),
     "dp_accounting": ("shared/privacy/accountant.py",),
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
