@@ -59,12 +59,22 @@ def take_step(
         - What is masked is booked before it is masked, in every sum that asks for it.
         - The state is kept, sealed, before the answer leaves, also where the step is refused: no
           step is taken twice.
+        - Steps of one device are taken one after the other, also by several programs: the slower
+          one finds the step taken, and is refused.
 
     Raises:
         BudgetSpent: The release would pass the budget; nothing was masked.
         MessageError: A malformed message, or a sum that the plan does not have.
         AggregationError: What :class:`DeviceRound` refuses.
     """
+    with device.vault.alone(_ROUND):
+        return _taken(device, plan, name=name, step=step, body=body, update=update)
+
+
+def _taken(
+    device: Device, plan: Plan, *, name: str, step: str, body: bytes, update: Pending | None
+) -> bytes:
+    """One step of a device that takes no other one meanwhile."""
     settings = _settings(plan, name)
     at = {
         "user": device.facts.user,

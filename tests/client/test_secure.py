@@ -1,8 +1,10 @@
 """A device in secure sums: what it adds is booked and bounded, and nothing is asked of it twice."""
 
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from sottovoce.client import enrolment, participant
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
+from sottovoce.client.vault import Vault
 from sottovoce.server.exchange import summed
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import (
@@ -274,3 +277,45 @@ def test_an_identity_is_kept_and_a_real_one_is_nobody_elses(tmp_path: Path) -> N
     facts = replace(one.facts, simulated_seed=None)
     others = {Device.create(tmp_path / name, facts, one.clips()).identity for name in ("a", "b")}
     assert len({one.identity, *others}) == 3
+
+
+def test_two_programs_never_take_one_step(
+    devices: dict[str, Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is about to keep what it masked when the other asks; each in a thread of its own.
+
+    Were the state not held, both would mask under the same masks: their difference would be that
+    of two vectors in the clear.
+    """
+    name, put = sum_name(PLAN.digest(), ENROLMENT), Vault.put
+    answers: list[bytes] = []
+
+    def second(body: bytes) -> None:
+        with suppress(AggregationError):
+            answers.append(_step(Device(devices["u1"].folder), name, "mask", body))
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        return {user: one(user, step, body) for user, body in requests.items()}
+
+    def one(user: str, step: str, body: bytes) -> bytes:
+        device = Device(devices[user].folder)
+        if (user, step) != ("u1", "mask"):
+            return _step(device, name, step, body)
+        other = Thread(target=second, args=(body,))
+
+        def slowly(vault: Vault, blob: str, data: bytes, **how: Any) -> None:
+            if vault is device.vault and blob == "secure-sum":
+                other.start()
+                other.join(0.5)  # long enough to mask, if nothing held it up
+            put(vault, blob, data, **how)
+
+        monkeypatch.setattr(Vault, "put", slowly)
+        answer = _step(device, name, step, body)
+        monkeypatch.undo()
+        other.join()
+        return answer
+
+    opened = summed(SECURE.enrolment, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == set(devices)
+    assert not answers
