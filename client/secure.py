@@ -1,6 +1,6 @@
 """A device's part in the secure sums of a run, one message at a time. No Flower in here."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from sottovoce.shared.errors import MessageError
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_kind
+from sottovoce.shared.secagg.discrete import RandomWords
+from sottovoce.shared.secagg.quantise import Floats
 from sottovoce.shared.secagg.settings import SecureAggregation
 
 _ROUND, _VALUE = "secure-sum", "secure-enrolment"
@@ -56,7 +58,10 @@ def take_step(
         The step's answer.
 
     Guarantees:
-        - What is masked is booked before it is masked, in every sum that asks for it.
+        - What is masked is booked before, in every sum that asks for it; an update and an answer of
+          clips before they are computed.
+        - Only what can be masked is booked: a step that comes twice, too early or with parcels that
+          do not open costs nothing.
         - The state is kept, sealed, before the answer leaves, also where the step is refused: no
           step is taken twice.
         - Steps of one device are taken one after the other, also by several programs: the slower
@@ -75,27 +80,22 @@ def _taken(
     device: Device, plan: Plan, *, name: str, step: str, body: bytes, update: Pending | None
 ) -> bytes:
     """One step of a device that takes no other one meanwhile."""
-    settings = _settings(plan, name)
     at = {
         "user": device.facts.user,
         "identity": device.identity,
         "roster": device.roster,
-        "settings": settings,
+        "settings": _settings(plan, name),
         "round_name": name,
     }
-    value, random = None, None
-    if step == "mask":
-        value, random = _value(device, plan, name, update)
     taken = _begun(device, step, at)
+    steps: Mapping[str, Callable[[bytes], bytes]] = {
+        "advertise": taken.advertise,
+        "share": taken.share,
+        "mask": lambda asked: taken.mask(asked, lambda: _value(device, plan, name, update)),
+        "agree": taken.agree,
+        "unmask": taken.unmask,
+    }
     try:
-        if value is not None and random is not None:
-            return taken.mask(body, value.double().numpy(), random.words)
-        steps = {
-            "advertise": taken.advertise,
-            "share": taken.share,
-            "agree": taken.agree,
-            "unmask": taken.unmask,
-        }
         return steps[step](body)
     finally:
         durable = device.facts.simulated_seed is None
@@ -113,8 +113,16 @@ def _begun(device: Device, step: str, at: Mapping[str, object]) -> DeviceRound:
 
 def _value(
     device: Device, plan: Plan, name: str, update: Pending | None
-) -> tuple[Tensor, Randomness]:
+) -> tuple[Floats, RandomWords]:
     """What this device adds, booked, and where its noise comes from."""
+    value, random = _booked(device, plan, name, update)
+    return value.double().numpy(), random.words
+
+
+def _booked(
+    device: Device, plan: Plan, name: str, update: Pending | None
+) -> tuple[Tensor, Randomness]:
+    """What this device adds, once it is booked."""
     if sum_kind(plan.digest(), name) == ENROLMENT:
         value = device.vault.get_tensors(_VALUE)["value"]
         random = device.book("label-counts", plan.digest(), plan.counts_release())

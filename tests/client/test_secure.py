@@ -1,5 +1,6 @@
 """A device in secure sums: what it adds is booked and bounded, and nothing is asked of it twice."""
 
+import json
 import math
 from contextlib import suppress
 from dataclasses import replace
@@ -34,7 +35,7 @@ from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Unit, UserNoise
 from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_name
 from sottovoce.shared.secagg.arrangement import settings_for
-from sottovoce.shared.secagg.messages import AdvertiseRequest, ShareRequest
+from sottovoce.shared.secagg.messages import AdvertiseRequest, Parcels, ShareRequest
 from sottovoce.shared.training import LocalTraining, NoPrivacy
 
 LABELS = ("angry", "happy", "sad")
@@ -222,6 +223,77 @@ def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) 
 
     assert set(opened.survivors) == {"u0", "u1", "u2", "u4"}
     assert not Device(devices["u3"].folder).ledger.releases
+
+
+def _real(devices: dict[str, Device]) -> dict[str, Device]:
+    """The same devices, which pay for every booking."""
+    for device in devices.values():
+        path = device.folder / "device.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"simulated_seed": None}))
+    return {user: Device(device.folder) for user, device in devices.items()}
+
+
+def _lines(device: Device) -> int:
+    """How many releases a device has paid for."""
+    return len(Device(device.folder).ledger.releases)
+
+
+@pytest.mark.parametrize("kind", [ENROLMENT, "round-1"])
+def test_a_repeated_message_costs_nothing(devices: dict[str, Device], kind: str) -> None:
+    name = sum_name(PLAN.digest(), kind)
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            device = Device(devices[user].folder)
+            if (user, step) == ("u1", "share"):  # too early
+                with pytest.raises(AggregationError, match="the next step is to share"):
+                    _step(device, name, "mask", Parcels(parcels=()).to_bytes(), kind)
+            answers[user] = _step(device, name, step, body, kind)
+            if (user, step) == ("u1", "mask"):
+                with pytest.raises(AggregationError, match="every step is taken once"):
+                    _step(device, name, step, body, kind)
+        return answers
+
+    devices = _real(devices)
+    settings = SECURE.enrolment if kind == ENROLMENT else SECURE.update
+    opened = summed(settings, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == set(devices)
+    assert len({_lines(device) for device in devices.values()}) == 1
+
+
+def test_a_sum_that_never_began_costs_nothing(devices: dict[str, Device]) -> None:
+    device = _real(devices)["u0"]
+    with pytest.raises(MessageError, match="never began"):
+        _step(device, sum_name(PLAN.digest(), ENROLMENT), "mask", b"junk")
+    assert not _lines(device)
+
+
+def test_shares_that_do_not_open_cost_nothing(devices: dict[str, Device]) -> None:
+    """One device seals rubbish: its neighbours refuse, the sum stays closed, nobody pays."""
+    name, refused = sum_name(PLAN.digest(), ENROLMENT), []
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            try:
+                answers[user] = _step(Device(devices[user].folder), name, step, body)
+            except AggregationError as error:
+                refused.append(str(error))
+            if (user, step) == ("u0", "share"):
+                parcels = Parcels.from_bytes(answers[user]).parcels
+                rubbish = tuple(replace(one, sealed=b"\x01" + bytes(511)) for one in parcels)
+                answers[user] = Parcels(parcels=rubbish).to_bytes()
+        return answers
+
+    devices = _real(devices)
+    with pytest.raises(AggregationError, match="stays closed"):
+        summed(SECURE.enrolment, name, devices["u0"].roster, ask)
+
+    assert len(refused) == DEVICES - 1
+    assert all("shares of 'u0' for" in each for each in refused)
+    assert [_lines(devices[f"u{number}"]) for number in range(1, DEVICES)] == [0] * 4
 
 
 def test_no_step_is_taken_twice(devices: dict[str, Device]) -> None:

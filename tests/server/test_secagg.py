@@ -72,7 +72,7 @@ class Cohort:
     def answer(self, stage: str, user: str, request: bytes) -> bytes:
         device = self.device(user)
         if stage == "mask":
-            reply = device.mask(request, self.updates[user], self.words(user))
+            reply = device.mask(request, lambda: (self.updates[user], self.words(user)))
         else:
             reply = getattr(device, stage)(request)
         self.states[user] = device.to_bytes()
