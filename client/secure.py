@@ -1,5 +1,6 @@
 """A device's part in the secure sums of a run, one message at a time. No Flower in here."""
 
+import logging
 from collections.abc import Callable, Mapping
 
 import torch
@@ -7,13 +8,15 @@ from torch import Tensor
 
 from sottovoce.client.device import Device, Pending, Randomness
 from sottovoce.client.secagg import DeviceRound
-from sottovoce.shared.errors import MessageError
+from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_kind
 from sottovoce.shared.secagg.discrete import RandomWords
 from sottovoce.shared.secagg.quantise import Floats
 from sottovoce.shared.secagg.settings import SecureAggregation
+
+LOG = logging.getLogger("sottovoce.client")
 
 _ROUND, _VALUE = "secure-sum", "secure-enrolment"
 
@@ -62,6 +65,8 @@ def take_step(
           clips before they are computed.
         - Only what can be masked is booked: a step that comes twice, too early or with parcels that
           do not open costs nothing.
+        - An update or answer with a NaN or an infinity, or whose training overflows, counts as
+          zeros and gets noise as any other: whether a device answers does not tell of its clips.
         - The state is kept, sealed, before the answer leaves, also where the step is refused: no
           step is taken twice.
         - Steps of one device are taken one after the other, also by several programs: the slower
@@ -133,7 +138,20 @@ def _booked(
     if update is None or sum_kind(plan.digest(), name) != update.name:
         raise MessageError(f"the sum {name} came without its request; nothing was masked")
     random = device.book(update.name, update.content, update.release)
-    return update.make(random), random
+    size = _settings(plan, name).parameters
+    return _made(update, random, size), random
+
+
+def _made(update: Pending, random: Randomness, size: int) -> Tensor:
+    """What a request asks for, shape (size,); zeros where what was computed is no number.
+
+    Whether training overflows depends on the clips: a refusal would tell of them.
+    """
+    try:
+        return update.make(random)
+    except ModelError as error:
+        LOG.warning("%s of this device counts as zeros: %s", update.name, error)
+        return torch.zeros(size)
 
 
 def _settings(plan: Plan, name: str) -> SecureAggregation:

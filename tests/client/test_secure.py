@@ -8,6 +8,7 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,6 +197,44 @@ def test_a_device_may_be_lost_at_any_step(devices: dict[str, Device], step: str)
     summed_up = sum(_alone(devices[user]) for user in opened.survivors)
     assert ("u2" in opened.survivors) == (step in ("agree", "unmask"))
     assert torch.allclose(torch.from_numpy(opened.total).float(), summed_up, atol=2e-3)
+
+
+@pytest.mark.parametrize("labels", [[0, 1] * 6, [0, 1] * 5 + [0, 2]])
+def test_training_that_overflows_counts_as_zeros(tmp_path: Path, labels: list[int]) -> None:
+    """The server's rates and weights drive whoever has a sad clip to infinity: it must not show."""
+    plan = replace(PLAN, training=replace(PLAN.training, learning_rate=100.0))
+    devices = {f"u{number}": make(tmp_path, number) for number in range(DEVICES)}
+    _introduce(devices)
+    clips = devices["u1"].clips()
+    told = replace(clips, examples=replace(clips.examples, labels=torch.tensor(labels)))
+    devices["u1"].vault.put_tensors("clips", told.tensors())
+    for device in devices.values():
+        enrolment.enrol(device, plan, FRONT, unknown(INPUTS))
+    unjust = {"plan": plan.digest(), "class_weights": torch.tensor([1.0, 1.0, 3e38])}
+    name = sum_name(plan.digest(), "round-1")
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        return {user: one(devices[user], step, body) for user, body in requests.items()}
+
+    def one(device: Device, step: str, body: bytes) -> bytes:
+        update = participant.round_of(device, **ROUND | unjust) if step == "mask" else None
+        return participant.add(
+            device, plan=plan.digest(), name=name, step=step, body=body, update=update
+        )
+
+    opened = summed(SECURE.update, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == set(devices)
+    others_are_zeros = 0.1 * (1 if 2 not in labels else 0)
+    assert np.linalg.norm(opened.total) == pytest.approx(others_are_zeros, abs=2e-3)
+
+
+@pytest.mark.parametrize("numbers", [[1.0], [1.0, -1.0, 1.0], [1.0, 1.0, math.inf]])
+def test_class_weights_that_do_not_fit_are_refused_unbooked(
+    devices: dict[str, Device], numbers: list[float]
+) -> None:
+    with pytest.raises(MessageError, match="class weights"):
+        participant.round_of(devices["u0"], **ROUND | {"class_weights": torch.tensor(numbers)})
 
 
 def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) -> None:
