@@ -27,6 +27,13 @@ def at_least(limit: float, **values: float) -> None:
             raise SettingError(f"{name} is {value}; it must be at least {limit}")
 
 
+def whole(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a whole number, 0 or above."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise SettingError(f"{name} is {value!r}; it must be a whole number, 0 or above")
+
+
 def inside(low: float, high: float, **values: float) -> None:
     """Raise ``SettingError`` unless every value lies strictly between ``low`` and ``high``."""
     for name, value in values.items():

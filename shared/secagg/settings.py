@@ -53,6 +53,8 @@ class SecureAggregation:
     bits: int = 32
 
     def __post_init__(self) -> None:
+        check.whole(devices=self.devices, parameters=self.parameters, bits=self.bits)
+        check.whole(degree=self.degree, threshold=self.threshold, quorum=self.quorum)
         check.at_least(3, devices=self.devices)
         check.at_least(1, parameters=self.parameters)
         check.positive(clip_norm=self.clip_norm, granularity=self.granularity)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -76,6 +77,46 @@ def test_shares_that_would_not_keep_the_promise_are_refused(change: dict[str, ob
     whole = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE)
     with pytest.raises(SettingError):
         replace(whole, **change)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dishonest", [-1, -(10**6), 0.5, 1.0, math.nan, True, "1", None])
+def test_devices_that_side_with_the_server_are_counted_in_whole_numbers(dishonest: Any) -> None:
+    """A negative number would count noise of devices that are not there."""
+    with pytest.raises(SettingError, match="dishonest is"):
+        replace(SECURE, dishonest=dishonest)
+    told = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE).to_dict()
+    told["secure"]["dishonest"] = dishonest
+    with pytest.raises(SettingError, match="dishonest is"):
+        UserPromise.from_dict(told)
+
+
+@pytest.mark.parametrize("change", [{"degree": 2, "threshold": 2}, {"degree": 9, "threshold": 5}])
+def test_a_graph_that_would_not_hide_users_is_refused(change: dict[str, int]) -> None:
+    """The noise of quorum and honest devices is as promised; the masks would come off."""
+    whole = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE)
+    weak = replace(SECURE.update, **change)  # type: ignore[arg-type]
+    assert replace(SECURE, update=weak).multiplier(weak) >= 2.0
+    with pytest.raises(SettingError, match="does not hide them from a server with 1 on its side"):
+        replace(whole, secure=replace(SECURE, update=weak))
+
+
+@pytest.mark.parametrize("name", ["counts", "centre", "update", "calibration"])
+@pytest.mark.parametrize("noised_by", list(NoisedBy))
+def test_only_updates_under_the_servers_noise_are_priced_as_drawn(
+    name: str, noised_by: NoisedBy
+) -> None:
+    secure = None
+    one = replace(NOISE, noised_by=noised_by, clip_norm=0.5)
+    if noised_by is NoisedBy.SHARES:
+        one = replace(one, discrete=True)
+        secure = replace(SECURE, calibration=SECURE.update)
+    promise = UserPromise(counts=one, centre=one, update=one, calibration=one, secure=secure)
+    drawn = {name: replace(one, sample_rate=1e-3)}
+    if name == "update" and noised_by is NoisedBy.SERVER:
+        assert replace(promise, **drawn).update.sample_rate == 1e-3  # type: ignore[arg-type]
+        return
+    with pytest.raises(SettingError, match=f"sample_rate of {name} is 0.001; it must be 1"):
+        replace(promise, **drawn)  # type: ignore[arg-type]
 
 
 def test_secure_sums_belong_to_shares() -> None:
