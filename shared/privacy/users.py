@@ -112,7 +112,7 @@ class AdaptiveClip:
     one noise, so that the clip norm costs no release of its own.
 
     Attributes:
-        start: Clip norm of the first round, above 0.
+        start: Clip norm of the first round, from 1e-12 to 1e12, as every other's.
         quantile: Share of the updates that should be within, in (0, 1).
         rate: How fast the clip norm follows, above 0.
         weight: Of the appended number, above 0; the noise on updates grows by sqrt(1 + weight^2).
@@ -124,7 +124,8 @@ class AdaptiveClip:
     weight: float = 0.2
 
     def __post_init__(self) -> None:
-        check.positive(start=self.start, rate=self.rate, weight=self.weight)
+        check.norm(start=self.start)
+        check.positive(rate=self.rate, weight=self.weight)
         check.inside(0, 1, quantile=self.quantile)
 
     @property
@@ -142,7 +143,11 @@ class AdaptiveClip:
         Guarantees:
             - Its L2 norm is at most :attr:`bound` (to 1e-6, relative), whatever came in.
             - An update with a NaN or an infinity counts as zeros that were not within.
+
+        Raises:
+            SettingError: A clip norm so small or large that floats would not keep the bound.
         """
+        check.norm(clip=clip)
         wide = update.double()
         within = bool(torch.linalg.vector_norm(wide) <= clip)  # false for NaN
         told = torch.tensor([self.weight if within else -self.weight], dtype=torch.float64)
@@ -157,7 +162,8 @@ class AdaptiveClip:
         """
         within = (float(mean[-1]) / self.weight + 1) / 2
         following = clip * math.exp(-self.rate * (min(max(within, 0.0), 1.0) - self.quantile))
-        low, high = self.start / _FURTHEST, self.start * _FURTHEST
+        low = max(self.start / _FURTHEST, check.LEAST_NORM)
+        high = min(self.start * _FURTHEST, check.MOST_NORM)
         return mean[:-1] * clip, min(max(following, low), high)
 
 
@@ -199,6 +205,7 @@ class UserPromise:
                 "noise is added by shares in all sums of a run, and then secure says how, or in "
                 f"none: noised_by is {', '.join(sorted(ways))}"
             )
+        check.norm(**{f"{name}_clip_norm": one.clip_norm for name, one in self._noises().items()})
         self._check_rates()
         if any(one.bands for name, one in self._noises().items() if name != "update"):
             raise SettingError("bands are for the updates of rounds; other sums are made once")

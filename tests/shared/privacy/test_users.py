@@ -161,6 +161,40 @@ def test_the_clip_norm_finds_its_quantile_through_noise(quantile: float, start: 
     assert clip == pytest.approx(float(norms[:200].quantile(quantile)), rel=0.1)
 
 
+DEGENERATE = (0.0, 5e-324, 1e-320, 1e-30, 9e-13, 1.1e12, 1e300, math.inf, math.nan)
+"""At some of them, float arithmetic lets through what is longer than the bound."""
+
+
+@pytest.mark.parametrize("clip", DEGENERATE)
+def test_bounds_that_floats_would_not_keep_are_refused(clip: float) -> None:
+    with pytest.raises(SettingError, match=r"clip is .* choose one in between"):
+        CLIP.packed(torch.full((3,), 0.51), clip)
+    with pytest.raises(SettingError, match="start is"):
+        AdaptiveClip(start=clip)
+    if 0 < clip < math.inf:  # other norms can be in no promise
+        odd = replace(NOISE, clip_norm=clip)
+        for name in ("counts", "centre", "update", "calibration"):
+            with pytest.raises(SettingError, match=f"{name}_clip_norm is"):
+                replace(PROMISE, **{name: odd})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clip", [1e-12, 1e12])
+@pytest.mark.parametrize("size", [1e-30, 0.51, 1e13, 3e38])
+def test_the_last_bounds_that_are_allowed_are_kept(clip: float, size: float) -> None:
+    for numbers in (1, 3, 59):
+        packed = CLIP.packed(torch.full((numbers,), size), clip)
+        assert float(packed.norm()) <= CLIP.bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("start", "told"), [(1e-12, 1e9), (1e12, -1e9)])
+def test_a_clip_norm_never_learns_to_be_one_that_is_refused(start: float, told: float) -> None:
+    learned = replace(CLIP, start=start)
+    clip = start
+    for _ in range(20):
+        _, clip = learned.unpacked(torch.tensor([0.0, told], dtype=torch.float64), clip)
+        learned.packed(torch.ones(1), clip)
+
+
 @pytest.mark.parametrize("told", [-1e9, 1e9])
 def test_noise_never_takes_the_clip_norm_far(told: float) -> None:
     clip = 1.0
