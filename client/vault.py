@@ -5,6 +5,7 @@ A vault is a folder (mode 0700)::
     vault.json       schema, the user's name, and how the key is kept
     key | key.wrapped  the key itself (mode 0600), or the key under the user's passphrase
     NAME.sealed      one sealed blob for each name
+    NAME.lock        empty: whoever changes such a blob step by step holds it meanwhile
 
 A key file protects against whoever gets the blobs (a backup, a synced folder, another account) but
 not against whoever gets the whole folder. Only a passphrase does that; or an app keeps the key in
@@ -18,7 +19,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
@@ -28,12 +30,14 @@ from torch import Tensor
 
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.privacy import chain
 
 _SCHEMA: Final = 1
 _FACTS: Final = "vault.json"
 _KEY: Final = "key"
 _WRAPPED: Final = "key.wrapped"
 _SUFFIX: Final = ".sealed"
+_LOCK: Final = ".lock"
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -42,7 +46,8 @@ class Vault:
 
     Every blob is bound to the user and to its name: a blob of another user, or one renamed, does
     not open. Writes are atomic: after a crash a name holds its old bytes or its new ones. Several
-    threads or processes may read and write; the last write of a name wins.
+    threads or processes may read and write; the last write of a name wins, unless they hold the
+    name meanwhile (:meth:`alone`).
 
     Example:
         >>> import tempfile
@@ -194,6 +199,26 @@ class Vault:
                 f"{name!r} in the vault of {self.user!r} ({self.folder}): {error}"
             ) from error
 
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Hold a name while what lies under it is read, used and written back.
+
+        Guarantees:
+            - Of several threads or processes one goes on and the others wait until it is done, or
+              dead, where the system has ``flock``. Whoever holds a name must not ask for it again.
+
+        Raises:
+            SettingError: An unusable name.
+            PrivacyError: The disk refuses.
+        """
+        path = self._path(name).with_suffix(_LOCK)
+        with ExitStack() as held:
+            try:
+                held.enter_context(chain.exclusive(path, os.O_CREAT | os.O_RDWR))
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            yield
+
     def put_tensors(
         self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
     ) -> None:
@@ -230,8 +255,9 @@ class Vault:
         for path in (self.folder / _KEY, self.folder / _WRAPPED, self.folder / _FACTS):
             path.unlink(missing_ok=True)
         _sync(self.folder)
-        for path in [*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")]:
-            path.unlink(missing_ok=True)
+        for pattern in (f"*{_SUFFIX}", f"*{_LOCK}", ".*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
         _sync(self.folder)
 
     def seal(self, data: bytes, *binding: str | int, size: int = crypto.LEAST_SEALED) -> bytes:

@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
@@ -183,10 +184,31 @@ def test_deleting_removes_one_name(vault: Vault) -> None:
 def test_erasing_leaves_nothing(vault: Vault) -> None:
     vault.put("head", b"mine")
     (vault.folder / ".head.sealed.abc.tmp").write_bytes(b"\x01half")
+    with vault.alone("head"):
+        pass
     vault.erase()
 
     assert list(vault.folder.iterdir()) == []
     assert not Vault.exists(vault.folder)
+
+
+def test_a_held_name_is_waited_for_and_others_are_free(vault: Vault) -> None:
+    done: list[str] = []
+
+    def hold(name: str) -> None:
+        with Vault.open(vault.folder).alone(name):
+            done.append(name)
+
+    with vault.alone("sum"):
+        same, other = (Thread(target=hold, args=(name,)) for name in ("sum", "head"))
+        same.start()
+        other.start()
+        other.join()
+        same.join(0.2)
+        assert done == ["head"]
+    same.join()
+    assert done == ["head", "sum"]
+    assert vault.names() == []
 
 
 def test_a_vault_is_never_made_over_another(vault: Vault) -> None:
