@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.privacy.chain import sync_folder
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool = False) -> None:
@@ -27,6 +28,8 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool 
                 file.flush()
                 os.fsync(file.fileno())
         fresh.replace(path)
+        if durable:  # or a power cut could bring the old file back
+            sync_folder(path.parent)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ModelError(
