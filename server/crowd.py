@@ -152,6 +152,17 @@ class CrowdTraining(Training):
             centre=founded.centre,
             denominator=denominator,
         )
+        rate = learning_rate(
+            self.job.aggregation,
+            plan,
+            number,
+            devices=self._cohorts.expected,
+            denominator=denominator,
+        )
+        made = self._running.made(number)
+        if made is not None:  # let out before this server was interrupted: once is all
+            mean = made.total / self._divisor(made.devices)
+            return advance(state, mean.float(), self.job.aggregation, rate=rate)
         record, joining = request.record(), self._enrolment(tells=False)
         updates = RunningSum(len(request.weights), self._bounds[2])
         for nodes in self._drawn(number):
@@ -163,13 +174,6 @@ class CrowdTraining(Training):
                     updates.add(reply.value, length=length)
         self._enough(number, updates.count)
         summed = self._running.let_out(f"round-{number}", plan.gradient_release(number), updates)
-        rate = learning_rate(
-            self.job.aggregation,
-            plan,
-            number,
-            devices=self._cohorts.expected,
-            denominator=denominator,
-        )
         mean = summed / self._divisor(updates.count)
         return advance(state, mean.float(), self.job.aggregation, rate=rate)
 
