@@ -18,7 +18,7 @@ from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from sottovoce.server import calibration, checkpoint, groups
+from sottovoce.server import calibration, checkpoint, groups, limits
 from sottovoce.server.enrolled import Device, Enrolled
 from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
@@ -93,6 +93,7 @@ class Training:
         )
         size = 0 if self._secure else len(self.job.plan.labels) + self.job.front.inputs
         replies = self._ask(dict.fromkeys(nodes, request.record()), wire.ENROL, size=size)
+        replies = [(device, reply) for device, reply in replies if self._believed(reply)]
         self._user_of = {device.node: device.user for device, _ in replies}
         given = [
             (device, reply)
@@ -130,6 +131,30 @@ class Training:
             told=kept.devices if kept else len(values),  # of a run that goes on: those of then
             rows=1 if self.job.plan.unit == "user" else 0,
         )
+
+    def _believed(self, reply: wire.Reply) -> bool:
+        """Whether an honest device can have said this at enrolment; what it tells is bounded."""
+        plan, classes = self.job.plan, len(self.job.plan.labels)
+        if reply.value is None or not len(reply.value):
+            return True
+        counts, centre = reply.value[:classes], reply.value[classes:]
+        return self._within(reply.user, "label counts", counts, limits.counts(plan)) and (
+            self._within(reply.user, "share of the centre", centre, limits.centre(plan))
+        )
+
+    def _within(self, user: str, what: str, value: Tensor, most: float) -> bool:
+        """Whether a vector is no longer than an honest device's can be; told where it is."""
+        length = bound.length(value)
+        if length <= most:
+            return True
+        LOG.warning(
+            "the %s of %s is %.3g long, and at most %.3g by the plan; refused",
+            what,
+            user,
+            length,
+            most,
+        )
+        return False
 
     def _enrol_securely(self, devices: list[Device], receiving: list[Device]) -> Enrolled:
         """Label counts and centre out of one secure sum."""
@@ -274,7 +299,7 @@ class Training:
         replies = self._ask(contents, wire.TRAIN, size=size)
         updates, lengths = [], []
         for _, reply in replies:
-            length = self._length(reply)
+            length = self._length(reply, request)
             if length is not None and reply.value is not None:
                 updates.append(reply.value)
                 lengths.append(length)
@@ -298,13 +323,16 @@ class Training:
             return self._expected(contributing)
         return came
 
-    def _length(self, reply: wire.Reply) -> float | None:
+    def _length(self, reply: wire.Reply, request: wire.TrainRequest) -> float | None:
         """L2 norm of an update that takes part: it is there, no longer than validation allows."""
         if reply.status is not wire.Status.OK or reply.value is None:
             LOG.warning("%s takes no part: %s", reply.user, reply.reason)
             return None
         length = bound.length(reply.value)
-        if not length <= self.job.aggregation.update_norm:
+        most = limits.update(
+            self.job.plan, params=len(request.weights), denominator=request.denominator
+        )
+        if not length <= min(most, self.job.aggregation.update_norm):
             LOG.warning("the update of %s is %.3g long; refused", reply.user, length)
             return None
         return length
@@ -407,7 +435,12 @@ class Training:
             return kept.total, kept.devices
         contents = dict.fromkeys([device.node for device in devices], request.record())
         replies = self._ask(contents, wire.CALIBRATE, size=WIDTH)
-        told = [reply.value for _, reply in replies if reply.value is not None]
+        most = limits.answers(self.job.plan)
+        told = [
+            reply.value
+            for _, reply in replies
+            if reply.value is not None and self._within(reply.user, "answer", reply.value, most)
+        ]
         if len(told) < max(self.job.quorum * len(devices), 1):
             raise EngineError(
                 f"{len(told)} of {len(devices)} devices told of their clips, below the quorum of "
