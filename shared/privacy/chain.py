@@ -122,7 +122,7 @@ def append_synced(path: Path, data: bytes, *, behind: int | None = None) -> None
                 os.truncate(handle, whole)
             raise
     if new:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> None:
@@ -137,7 +137,7 @@ def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> Non
         with exclusive(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) as handle:
             _write(handle, data)
         fresh.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -176,7 +176,7 @@ def _write(handle: int, data: bytes) -> None:
     os.fsync(handle)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make new names in a folder last; Windows has no such call and needs none."""
     if os.name != "posix":
         return
