@@ -8,13 +8,12 @@ sums is the order of users' names, whatever the order of arrival.
 import logging
 import random
 import secrets
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -26,9 +25,10 @@ from sottovoce.server.job import Job
 from sottovoce.server.kept import LetOut
 from sottovoce.server.round import State, advance, begin, learning_rate
 from sottovoce.server.sums import Sums, calibration_spread, weight_spread
+from sottovoce.server.talking import Talking, reasons
 from sottovoce.shared import seeds, wire
 from sottovoce.shared.calibration import WIDTH
-from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
+from sottovoce.shared.errors import EngineError, PrivacyError, SottovoceError
 from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.release import Release
@@ -37,7 +37,7 @@ from sottovoce.shared.privacy.users import CALIBRATION, ENROLMENT
 LOG = logging.getLogger("sottovoce.server")
 
 
-class Training:
+class Training(Talking):
     """One run on the server.
 
     Args:
@@ -47,14 +47,11 @@ class Training:
     """
 
     def __init__(self, job: Job, folder: Path, grid: Grid) -> None:
-        self.job = job
+        super().__init__(job, grid)
         self.folder = folder
-        self.grid = grid
         self.sums = Sums(job.plan, folder, budgets=job.budgets, seed=job.simulated_seed)
-        self._user_of: dict[int, str] = {}  # node by node, once enrolled
         self._exchange: SecureExchange | None = None  # once enrolled, where sums are secure
         self._groups: dict[str, int] = {}  # user by user, once enrolled, where they take turns
-        self._group: str | None = None  # what Flower calls the messages of one round
 
     @property
     def _secure(self) -> bool:
@@ -102,14 +99,14 @@ class Training:
         ]
         if not given:
             raise EngineError(
-                f"no device contributes to this run: {_reasons(replies)}. See the devices' own "
+                f"no device contributes to this run: {reasons(replies)}. See the devices' own "
                 "logs, then run again with --resume"
             )
         enrolled = [device for device, reply in replies if reply.status is not wire.Status.REFUSED]
         if len(enrolled) < self.job.quorum * len(nodes):
             raise EngineError(
                 f"{len(enrolled)} of {len(nodes)} devices enrolled, below the quorum of "
-                f"{self.job.quorum:g} ({_reasons(replies)}). See the devices' own logs, then run "
+                f"{self.job.quorum:g} ({reasons(replies)}). See the devices' own logs, then run "
                 "again with --resume"
             )
         receiving = [device for device, reply in replies if reply.status is wire.Status.RECEIVES]
@@ -215,21 +212,6 @@ class Training:
             device.user: reply.body for device, reply in replies if reply.status is wire.Status.OK
         }
 
-    def _nodes(self) -> list[int]:
-        """The nodes there are, once there are enough."""
-        waited = 0.0
-        nodes = list(self.grid.get_node_ids())
-        while len(nodes) < self.job.devices and waited < self.job.timeout_s:
-            time.sleep(0.5)
-            waited += 0.5
-            nodes = list(self.grid.get_node_ids())
-        if len(nodes) < self.job.devices:
-            raise EngineError(
-                f"{len(nodes)} devices came within {self.job.timeout_s:g} s; the job waits for "
-                f"{self.job.devices}. Start the missing ones, or lower the job's devices"
-            )
-        return nodes
-
     def _round(self, state: State, enrolled: Enrolled) -> State:
         """One round of training."""
         training, number = self.job.plan.training, state.round + 1
@@ -306,7 +288,7 @@ class Training:
         if len(updates) < self.job.quorum * len(devices):
             raise EngineError(
                 f"round {request.round}: {len(updates)} of {len(devices)} devices gave a usable "
-                f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
+                f"update, below the quorum of {self.job.quorum:g} ({reasons(replies)}). "
                 "The rounds before are kept: run again with --resume"
             )
         count = self._count(len(updates), contributing)
@@ -444,7 +426,7 @@ class Training:
         if len(told) < max(self.job.quorum * len(devices), 1):
             raise EngineError(
                 f"{len(told)} of {len(devices)} devices told of their clips, below the quorum of "
-                f"{self.job.quorum:g} ({_reasons(replies)}). All rounds are kept: run again with "
+                f"{self.job.quorum:g} ({reasons(replies)}). All rounds are kept: run again with "
                 "--resume"
             )
         return self.sums.calibration(told), len(told)
@@ -459,41 +441,3 @@ class Training:
             store.put(user, head)
         except SottovoceError as error:
             LOG.warning("the head of %s is not kept: %s", user, error)
-
-    def _failed(self, node: int, reason: str | None) -> None:
-        """Note that nothing came from a device."""
-        LOG.warning("device %d failed: %s", node, reason)
-
-    def _ask(
-        self, contents: Mapping[int, RecordDict], kind: str, *, size: int
-    ) -> list[tuple[Device, wire.Reply]]:
-        """Send each node its request; what came back and holds, in the order of users' names."""
-        messages = [
-            Message(content, node, kind, group_id=self._group) for node, content in contents.items()
-        ]
-        answers = self.grid.send_and_receive(messages, timeout=self.job.timeout_s)
-        replies: dict[str, tuple[Device, wire.Reply]] = {}
-        for answer in answers:
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                self._failed(node, answer.error.reason)
-                continue
-            try:
-                reply = wire.Reply.read(answer.content, size=size)
-            except MessageError as error:
-                LOG.warning("the reply of device %d is refused: %s", node, error)
-                continue
-            if reply.user != self._user_of.get(node, reply.user):
-                LOG.warning("the device of %s answers for another; refused", self._user_of[node])
-                continue
-            if reply.user in replies:
-                LOG.warning("a second device answers for %s; refused", reply.user)
-                continue
-            replies[reply.user] = (Device(user=reply.user, node=node), reply)
-        return [replies[user] for user in sorted(replies)]
-
-
-def _reasons(replies: Iterable[tuple[Device, wire.Reply]]) -> str:
-    """Why devices gave nothing, the first few reasons once each."""
-    reasons = sorted({reply.reason for _, reply in replies if reply.reason})
-    return "; ".join(reasons[:3]) or "none answered"

@@ -27,6 +27,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
         "server/app.py",
         "server/crowd.py",
         "server/strategy.py",
+        "server/talking.py",
         "shared/records.py",
         "shared/wire.py",
         "simulations/engines/*.py",
