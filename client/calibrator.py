@@ -43,6 +43,12 @@ _SEALED_BYTES: Final = 2048
 _COUNTED: Final = struct.Struct("<Q32s")
 """Before the kept head: its version, and SHA-256 of the model that was last counted in it."""
 
+_OWN: Final = "head-own"
+_SENT: Final = "head-sent"
+_MOST_OWN: Final = 256
+_EXPECTED: Final = "head-expected"
+_MOST_VERSION: Final = 2**63 - 1
+_STAMP_BYTES: Final = 32
 _ORIGIN: Final = struct.Struct("<Q32s")
 _NO_MODEL: Final = bytes(32)
 
@@ -153,16 +159,52 @@ class Calibrator:
         self._vault.put_tensors(
             _SCORES, {"scores": conformal.scores(found.blind, labels), "head": _stamp(data)}
         )
+        if len(labels):
+            self._remember(data)
         version, counted, _ = self._record()
         if quietly:
             self._keep(version, data, counted=counted)
         else:
-            self._keep(version + 1, data, counted=bytes.fromhex(self._model_hash))
+            self._keep(self._next, data, counted=bytes.fromhex(self._model_hash))
         return found.head
 
     def renew(self) -> None:
         """Count the kept head, which must be for this model, as the next version."""
-        self._keep(self.version + 1, self._bytes(), counted=bytes.fromhex(self._model_hash))
+        self._keep(self._next, self._bytes(), counted=bytes.fromhex(self._model_hash))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the kept head came from elsewhere as it is: it knows nothing of clips here."""
+        if not self._vault.has(_ELSEWHERE) or not self._bytes():
+            return False
+        return self._vault.get(_ELSEWHERE)[_ORIGIN.size :] == self._bytes()
+
+    def _remember(self, data: bytes) -> None:
+        """Note that a head was made of clips here, before it is kept.
+
+        If it comes back it is no news of the user, and must not count beside those clips.
+        """
+        made = self._vault.get(_OWN) if self._vault.has(_OWN) else b""
+        stamp = hashlib.sha256(data).digest()
+        if not self._made(data):
+            self._vault.put(_OWN, (made + stamp)[-_MOST_OWN * _STAMP_BYTES :])
+
+    def _made(self, data: bytes) -> bool:
+        """Whether a head was made here, one of the last ``_MOST_OWN``."""
+        made = self._vault.get(_OWN) if self._vault.has(_OWN) else b""
+        stamps = {made[at : at + _STAMP_BYTES] for at in range(0, len(made), _STAMP_BYTES)}
+        return hashlib.sha256(data).digest() in stamps
+
+    @property
+    def _floor(self) -> int:
+        """The newest version that is known of: none below it is taken."""
+        expected = self._vault.get(_EXPECTED) if self._vault.has(_EXPECTED) else b""
+        return max(self.version, int.from_bytes(expected, "little"))
+
+    @property
+    def _next(self) -> int:
+        """The version of the next head."""
+        return self._floor + 1
 
     def scores(self) -> Tensor:
         """Scores of the clips that the kept head was fitted on, shape (clips,), float64.
@@ -190,6 +232,11 @@ class Calibrator:
             raise PrivacyError(
                 f"{self._vault.user!r} has no head for model {self._model_hash[:12]}; fit one first"
             )
+        if version == 0:  # it was fitted quietly, before anything was ever sealed
+            self.renew()
+            version = self.version
+        if self._made(self._bytes()):
+            self._vault.put(_SENT, b"")
         blob = self._vault.seal(
             self._bytes(),
             *_binding(self._model_hash, version),
@@ -207,16 +254,22 @@ class Calibrator:
 
         Args:
             version: The newest that the user knows of, as another device of theirs shows it.
+
+        Raises:
+            PrivacyError: A version that no head has.
         """
-        if version > self.version:
-            self._keep(version, self._bytes(), counted=_NO_MODEL)
+        if not 0 <= version < _MOST_VERSION:
+            raise PrivacyError(f"version {version}; a head's is from 1 to {_MOST_VERSION - 1}")
+        if version > self._floor:
+            self._vault.put(_EXPECTED, version.to_bytes(8, "little"))
 
     def restore(self, sealed: SealedHead) -> Head:
         """Take back what the server kept, for a new device or a reinstalled app.
 
         A head of another model is not applied; its version is remembered, so that the next fit
-        counts on from there, and what it tells of the user is where that fit starts, unless clips
-        were labelled here.
+        counts on from there. Until this device has sealed a head of clips of its own, what comes
+        from elsewhere is where fits start; one must follow at once where clips lie here, for the
+        head that came knows nothing of them (:attr:`foreign`).
 
         Args:
             sealed: The server's answer; nothing in it is trusted.
@@ -230,11 +283,11 @@ class Calibrator:
                 something was labelled or forgotten. The old head stays.
             ModelError: It opened, but holds no head for this model's classes. The old head stays.
         """
-        version, _ = self._kept()
-        if sealed.version < version:
+        version = self.version
+        if sealed.version < self._floor:
             raise PrivacyError(
-                f"the server offers head version {sealed.version}, this device knows {version}:"
-                " an old head was replayed; the newer one stays"
+                f"the server offers head version {sealed.version}, this device knows {self._floor}:"
+                " an old head was replayed; what is here stays"
             )
         data = self._vault.unseal(sealed.blob, *_binding(sealed.model_hash, sealed.version))
         if sealed.version == version and self._bytes() not in (b"", data):
@@ -247,16 +300,11 @@ class Calibrator:
         if same:
             self._check(restored)
         whose = bytes.fromhex(sealed.model_hash)
-        if not self._bytes() or self._untouched():
+        # What was sealed here may be part of all heads since: then its clips would count twice.
+        if not (self._made(data) or self._vault.has(_SENT)):
             self._vault.put(_ELSEWHERE, _ORIGIN.pack(sealed.version, whose) + data)
         self._keep(sealed.version, data if same else self._bytes(), counted=whose)
         return self.head()
-
-    def _untouched(self) -> bool:
-        """Whether the kept head is the one that was taken back: nothing was fitted here since."""
-        if not self._vault.has(_ELSEWHERE):
-            return False
-        return self._vault.get(_ELSEWHERE)[_ORIGIN.size :] == self._bytes()
 
     def _elsewhere(self) -> tuple[Belief, str] | None:
         """What was taken back from the server, and of which model.

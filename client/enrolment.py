@@ -10,7 +10,6 @@ from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips
 from sottovoce.shared import normaliser
 from sottovoce.shared.errors import MessageError
-from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import Front
 from sottovoce.shared.newest import Newest
 from sottovoce.shared.normaliser import Population
@@ -78,12 +77,14 @@ def prepare(
     tensors = {"enrolled": rows[clips.enrols], "length": torch.tensor(front.length)}
     kept = {
         "training": (clips.examples.take(clips.trains), projected[clips.trains]),
-        "calibration": _labelled(device, plan, front, clips, projected),
+        "calibration": (clips.examples.take(clips.calibrates), projected[clips.calibrates]),
     }
     for name, (part, shown) in kept.items():
         parts = {"projected": shown, "frames": part.frames, "labels": part.labels}
         tensors |= {f"{name}.{key}": value for key, value in parts.items()}
     device.vault.put_tensors("projected", tensors)
+    if len(labeller.kept(device.vault, plan.extractor, plan.labels, len(front.mean))):
+        labeller.keep_front(device.vault, front)
     device.training = Newest()
     return clips, rows
 
@@ -93,21 +94,6 @@ def _projected(front: Front, features: Tensor, *, apart: bool) -> Tensor:
     if not apart or len(features) == 0:
         return front.project(features)
     return torch.cat([front.project(one[None]) for one in features])
-
-
-def _labelled(
-    device: Device, plan: Plan, front: Front, clips: Clips, projected: Tensor
-) -> tuple[Examples, Tensor]:
-    """What the head is fitted on, and behind the front: clips, and what the user labelled since."""
-    given, shown = clips.examples.take(clips.calibrates), projected[clips.calibrates]
-    since = labeller.kept(device.vault, plan.extractor, plan.labels, len(front.mean))
-    if len(since) == 0 or given.features.dim() > 2:
-        return given, shown
-    both = {
-        name: torch.cat([getattr(part, name) for part in (given, since)])
-        for name in ("features", "frames", "labels")
-    }
-    return Examples(**both), torch.cat([shown, front.project(since.features)])
 
 
 def _prepay_enrolment(device: Device, plan: Plan) -> None:

@@ -30,11 +30,14 @@ from sottovoce.client.vault import Vault
 from sottovoce.shared import heads
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
+from sottovoce.shared.front import Front, finish
 from sottovoce.shared.heads import HeadPrior
+from sottovoce.shared.plan import Plan
 
 LOG = logging.getLogger("sottovoce.client")
 
 _PLACE: Final = "labelled"
+_FRONT: Final = "labelled-front"
 _FITTED: Final = "head-labels"
 """Which recordings the kept head was fitted on, and for which model: a hash. Empty while they
 change, and where the head was let go; missing where nothing was ever labelled."""
@@ -75,7 +78,7 @@ class Labeller(Learner):
         if self._bundle.spec.reads_frames:
             raise SettingError("this model reads frames, of which no labels are kept yet")
         recordings.check(features, self._bundle.front.mean.shape)
-        with self._vault.alone():
+        with self._vault.alone(_PLACE):
             before, fitted = recordings.read(self._vault, _PLACE), _fitted_on(self._vault)
             self._vault.put(_FITTED, b"")
             name = self._keep(features, emotion)
@@ -103,7 +106,7 @@ class Labeller(Learner):
         Raises:
             PrivacyError: The vault cannot be read or written.
         """
-        with self._vault.alone():
+        with self._vault.alone(_PLACE):
             _take_out(self._vault, name)
             if self._bundle.spec.reads_frames and _fitted_on(self._vault) == b"":
                 let_go(self._vault)
@@ -113,7 +116,7 @@ class Labeller(Learner):
         """Fit the head again if it was fitted on other recordings than those that are kept.
 
         So it is after a program was killed, after something was forgotten with no model at hand,
-        and with a head that came from a run which enrolled the device before.
+        and where a run that enrolled the device before something was labelled brought the head.
 
         Args:
             mean: As in :meth:`label`.
@@ -126,12 +129,12 @@ class Labeller(Learner):
         """
         if not self._behind():
             return False
-        with self._vault.alone():
+        with self._vault.alone(_PLACE):
             self._heal(mean)
         return True
 
     def _heal(self, mean: Tensor) -> None:
-        """See :meth:`heal`; the caller holds the vault alone."""
+        """See :meth:`heal`; the caller holds the labels alone."""
         if not self._behind():
             return
         try:
@@ -210,7 +213,7 @@ def forget(folder: Path, name: str, *, vault: Vault | None = None) -> bool:
         PrivacyError: The vault cannot be read or written.
     """
     vault = recordings.vault_of(folder, vault)
-    with vault.alone():
+    with vault.alone(_PLACE):
         _take_out(vault, name)
         if _fitted_on(vault) != b"":
             return False
@@ -222,7 +225,7 @@ def let_go(vault: Vault) -> None:
     """Put the head of no model in the place of the kept one; :meth:`Labeller.heal` fits it again.
 
     It is not deleted: its version must be known still, or the server's copy, which knows what was
-    forgotten, would be taken for a newer head. The caller holds the vault alone.
+    forgotten, would be taken for a newer head. The caller holds the labels alone.
     """
     _say(vault, b"")
     if vault.has("head"):
@@ -251,6 +254,44 @@ def kept(vault: Vault, extractor: str, labels: tuple[str, ...], width: int) -> E
         frames=torch.ones(len(known), dtype=torch.int64),
         labels=torch.tensor(numbers, dtype=torch.int64),
     )
+
+
+def keep_front(vault: Vault, front: Front) -> None:
+    """Keep what a run puts before its model, where there are labelled recordings to read by it.
+
+    They themselves are kept once, so that forgetting one leaves nothing of it.
+    """
+    length = torch.tensor(front.length, dtype=torch.float64)
+    vault.put_tensors(_FRONT, {"mean": front.mean, "matrix": front.matrix, "length": length})
+
+
+def ready(vault: Vault, plan: Plan, mean: Tensor) -> Examples:
+    """What a vault's user labelled until now, as the model of a run reads it.
+
+    Args:
+        vault: The device's.
+        plan: The run's; where nothing was labelled when the device enrolled, nothing comes.
+        mean: What is taken off for this user, shape (inputs,).
+    """
+    kept_front = vault.get_tensors(_FRONT) if vault.has(_FRONT) else None
+    if kept_front is None:
+        return _nothing(plan)
+    front = Front(
+        mean=kept_front["mean"],
+        matrix=kept_front["matrix"],
+        length=float(kept_front["length"]),
+    )
+    if front.digest() != plan.front or plan.model.reads_frames:
+        return _nothing(plan)
+    found = kept(vault, plan.extractor, plan.labels, len(front.mean))
+    rows = finish(front.project(found.features), mean, found.frames, length=front.length)
+    return Examples(features=rows, frames=found.frames, labels=found.labels)
+
+
+def _nothing(plan: Plan) -> Examples:
+    """No recordings."""
+    none = torch.zeros(0, dtype=torch.int64)
+    return Examples(features=torch.zeros(0, plan.model.inputs), frames=none, labels=none)
 
 
 def _take_out(vault: Vault, name: str) -> None:

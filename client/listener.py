@@ -48,7 +48,7 @@ class Listener(Learner):
             PrivacyError: The vault cannot be read or written; what was kept before is kept still.
         """
         self._check(features)
-        with self._vault.alone():
+        with self._vault.alone(_PLACE):
             return self._keep(features)
 
     def forget(self, name: str) -> None:
@@ -148,7 +148,7 @@ def forget(folder: Path, name: str, *, vault: Vault | None = None) -> None:
         PrivacyError: The vault cannot be read or written; the utterance is kept still.
     """
     vault = recordings.vault_of(folder, vault)
-    with vault.alone():
+    with vault.alone(_PLACE):
         kept = recordings.read(vault, _PLACE)
         if name not in recordings.names(kept):
             held = ", ".join(recordings.names(kept)) or "none"

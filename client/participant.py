@@ -1,6 +1,7 @@
 """What a device does in a round: train, and take part in secure sums. No Flower in here."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -56,7 +57,7 @@ def train(
 
     Raises:
         BudgetSpent: This round would pass the budget.
-        MessageError: Another plan, or a round that the plan does not have.
+        MessageError: Another plan, a round that the plan does not have, or numbers that do not fit.
         PrivacyError: A round too near one that the device took part in, where users take turns.
     """
     agreed = plan_of(device, plan)
@@ -212,6 +213,7 @@ _ASKED, _MODEL, _BARE = Newest[_Asked](), Newest[Network](), Newest[Network]()
 def _asked(plan: Plan, facts: tuple[str, int, float, float], tensors: Sequence[Tensor]) -> _Asked:
     """Read a request's facts (plan, round, denominator, clip) and numbers."""
     digest, number, denominator, clip = facts
+    _check_class_weights(plan, tensors[1])
     return _Asked(
         training=replace(plan.training, denominator=denominator),
         content=content_of(f"{digest} {number} {denominator!r} {clip!r}", tensors),
@@ -246,6 +248,16 @@ def check_centre(plan: Plan, centre: Tensor) -> None:
         raise MessageError(
             f"the centre is {tuple(centre.shape)}; the plan's model reads {plan.model.inputs} "
             "inputs: nothing was trained"
+        )
+
+
+def _check_class_weights(plan: Plan, class_weights: Tensor) -> None:
+    """Refuse class weights that training would refuse, before anything is booked."""
+    numbers = class_weights.tolist()
+    if len(numbers) != plan.model.classes or not all(0 <= one < math.inf for one in numbers):
+        raise MessageError(
+            f"the class weights are {numbers}; there must be {plan.model.classes}, finite and 0 or "
+            "above: nothing was trained"
         )
 
 

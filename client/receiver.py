@@ -5,12 +5,12 @@ import logging
 import torch
 from torch import Tensor
 
-from sottovoce.client import participant
+from sottovoce.client import labeller, participant
 from sottovoce.client.calibrator import Calibrator
 from sottovoce.client.device import Device
 from sottovoce.shared import heads, normaliser
 from sottovoce.shared.errors import MessageError, ModelError, SottovoceError
-from sottovoce.shared.examples import Examples
+from sottovoce.shared.examples import Examples, join
 from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.neutral import check
@@ -52,8 +52,8 @@ def personalise(
         - The version that leaves counts models, whatever the user labelled or forgot, and when.
         - A head comes whatever the user has: without labelled clips it is the prior's mean, which
           nobody can tell from another by its ciphertext.
-        - A clip that is no number to the model, or far too large a one, is left out: a refusal
-          would tell that there is such a clip.
+        - A clip that is no number to the model, or far too large a one, is left out, and a fit
+          that fails leaves the prior's mean: a refusal would tell that there is such a clip.
 
     Raises:
         MessageError: A centre or a direction that does not fit.
@@ -73,24 +73,47 @@ def personalise(
     calibrator = Calibrator(
         device.vault, model_hash=agreed.model_hash(weights), prior=prior, labels=agreed.labels
     )
-    if offered:
-        _take_back(calibrator, offered, device.facts.user)
-    if not calibrator.fitted:
-        heard = _heard(model, participant.finished(kept, "calibration", own), prior)
-        calibrator.fit(*heard, quietly=calibrator.counted)
+    taken = _take_back(calibrator, offered, device.facts.user) if offered else False
+    if taken or not calibrator.fitted:
+        given = participant.finished(kept, "calibration", own)
+        since = labeller.ready(device.vault, agreed, own)
+        labelled = join([given, since]) if len(since) else given
+        _fit(calibrator, _heard(model, labelled, prior))
     elif not calibrator.counted:
         calibrator.renew()
     _book_head(device, agreed, calibrator.version)
     return calibrator.sealed()
 
 
-def _take_back(calibrator: Calibrator, offered: KeptHead, user: str) -> None:
-    """Take what the server keeps where it is newer than what is here; refuse all else."""
+def _take_back(calibrator: Calibrator, offered: KeptHead, user: str) -> bool:
+    """Take what the server keeps where it is newer than what is here; refuse all else.
+
+    Returns:
+        Whether a head from elsewhere came, which the clips that lie here know nothing of yet.
+    """
     try:
         if offered.version != calibrator.version or calibrator.empty:
             calibrator.restore(offered.sealed())
+            return calibrator.foreign
     except SottovoceError as error:
         LOG.warning("%s refuses the head that the server says is theirs: %s", user, error)
+    return False
+
+
+def _fit(calibrator: Calibrator, heard: tuple[Tensor, Tensor, Tensor | None]) -> None:
+    """Fit the head on what was heard; where that cannot be done, on nothing.
+
+    Whether it can must not show, and hangs on the clips: a server can send a model and a prior
+    between which just some clips make a fit fail.
+    """
+    quietly = calibrator.counted
+    try:
+        calibrator.fit(*heard, quietly=quietly)
+    except (ModelError, RuntimeError, ArithmeticError, ValueError) as error:
+        LOG.warning("the head is not fitted: %s", error)
+        logits, labels, places = heard
+        none = None if places is None else places[:0]
+        calibrator.fit(logits[:0], labels[:0], none, quietly=quietly)
 
 
 def _heard(

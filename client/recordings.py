@@ -111,7 +111,7 @@ class Learner:
     def _keep(self, features: Tensor, emotion: str | None = None) -> str:
         """One recording more, under the name that comes back; nothing where it is there already.
 
-        The caller holds the vault alone: what another program adds meanwhile would be lost.
+        The caller holds the place alone: what another program adds meanwhile would be lost.
         """
         kept = self._kept()
         found, name = kept.added(features, emotion)

@@ -1,6 +1,6 @@
 """A device's side of a secure sum: five steps, bytes for bytes. See ``sottovoce.shared.secagg``."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import Final, Self
 
@@ -27,6 +27,10 @@ from sottovoce.shared.secagg.quantise import Floats, Ring
 from sottovoce.shared.secagg.settings import SecureAggregation
 
 _VERSION: Final = b"device round 1"
+
+Give = Callable[[], tuple[Floats, RandomWords]]
+"""Books an update and makes it, shape (parameters,), in the units of the clip norm; beside it where
+its noise comes from: ``discrete.SystemWords()``, or ``SeededWords`` in a simulation."""
 
 
 class DeviceRound:
@@ -147,20 +151,22 @@ class DeviceRound:
         state.neighbours = {user: found[user] for user in sorted(near)}
         return Parcels(parcels=self._parcels()).to_bytes()
 
-    def mask(self, request: bytes, update: Floats, random: RandomWords) -> bytes:
+    def mask(self, request: bytes, give: Give) -> bytes:
         """Clip, quantise, noise and mask the update; from here on the masks' secrets are gone.
 
         Args:
             request: The neighbours' parcels.
-            update: Shape (parameters,), in the units of the clip norm.
-            random: ``discrete.SystemWords()``; ``SeededWords`` only in a simulation.
+            give: Books and makes the update. What it raises ends the round for this device.
 
         Raises:
             MessageError: The request is malformed, or the update has another shape.
             AggregationError: Too few parcels, one from elsewhere, one that does not open or holds
                 other shares than its sender committed to, or not the time for it.
+            PrivacyError: A neighbour's mask key that gives no secret.
 
         Guarantees:
+            - ``give`` is asked once, and only where nothing in the request or in what came before
+              stands in the way of masking: what is refused costs nothing.
             - What is sent cannot be told from uniform values, as long as fewer than ``threshold``
               shares of the device's seed are out, or one honest neighbour's mask stays unknown.
             - An update with a NaN or an infinity counts as zeros and gets noise; see
@@ -172,8 +178,11 @@ class DeviceRound:
         if len(set(senders)) != len(senders) or not set(senders) <= set(state.neighbours):
             raise AggregationError("shares came twice or from no neighbour; nothing is sent")
         self._check_enough(senders, "share")
-        state.shares = {parcel.sender: self._unsealed(parcel) for parcel in came}
-        vector = self._masked(quantise.encode(update, self.settings, random))
+        shares = {parcel.sender: self._unsealed(parcel) for parcel in came}
+        seeds = {sender: self._pair_seed(sender) for sender in shares}
+        update, random = give()
+        vector = self._masked(quantise.encode(update, self.settings, random), seeds)
+        state.shares = shares  # none before: a device that masked nothing agrees to nothing
         state.agreement_key = state.mask_key = state.seed = b""
         signed = crypto.sign(self._identity, session.masked(state.session, self.user, vector))
         return Masked(vector=vector, signature=signed).to_bytes()
@@ -354,15 +363,17 @@ class DeviceRound:
         public = state.neighbours[parcel.sender].agreement_key
         return parcels.unseal(state.session, state.agreement_key, public, parcel)
 
-    def _masked(self, vector: Ring) -> Ring:
+    def _pair_seed(self, other: str) -> bytes:
+        """The seed of the mask that this device has with a neighbour."""
+        state, pair = self._state, (self.user, other)
+        public = state.neighbours[other].mask_key
+        return masks.pair_seed(state.session, state.mask_key, public, users=pair)
+
+    def _masked(self, vector: Ring, seeds: Mapping[str, bytes]) -> Ring:
         """The vector under its own mask and one for each neighbour whose shares came."""
-        state, size, bits = self._state, self.settings.parameters, self.settings.bits
-        vector = masks.add(vector, masks.expand(state.seed, size, bits), bits)
-        for other in state.shares:
-            public = state.neighbours[other].mask_key
-            pair = self.user, other
-            seed = masks.pair_seed(state.session, state.mask_key, public, users=pair)
-            vector = masks.add(
-                vector, masks.pair_mask(seed, *pair, parameters=size, bits=bits), bits
-            )
+        size, bits = self.settings.parameters, self.settings.bits
+        vector = masks.add(vector, masks.expand(self._state.seed, size, bits), bits)
+        for other, seed in seeds.items():
+            mask = masks.pair_mask(seed, self.user, other, parameters=size, bits=bits)
+            vector = masks.add(vector, mask, bits)
         return vector

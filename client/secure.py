@@ -1,17 +1,22 @@
 """A device's part in the secure sums of a run, one message at a time. No Flower in here."""
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.device import Device, Pending, Randomness
 from sottovoce.client.secagg import DeviceRound
-from sottovoce.shared.errors import MessageError
+from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_kind
+from sottovoce.shared.secagg.discrete import RandomWords
+from sottovoce.shared.secagg.quantise import Floats
 from sottovoce.shared.secagg.settings import SecureAggregation
+
+LOG = logging.getLogger("sottovoce.client")
 
 _ROUND, _VALUE = "secure-sum", "secure-enrolment"
 
@@ -56,36 +61,46 @@ def take_step(
         The step's answer.
 
     Guarantees:
-        - What is masked is booked before it is masked, in every sum that asks for it.
+        - What is masked is booked before, in every sum that asks for it; an update and an answer of
+          clips before they are computed.
+        - Only what can be masked is booked: a step that comes twice, too early or with parcels that
+          do not open costs nothing.
+        - An update or answer with a NaN or an infinity, or whose training overflows, counts as
+          zeros and gets noise as any other: whether a device answers does not tell of its clips.
         - The state is kept, sealed, before the answer leaves, also where the step is refused: no
           step is taken twice.
+        - Steps of one device are taken one after the other, also by several programs: the slower
+          one finds the step taken, and is refused.
 
     Raises:
         BudgetSpent: The release would pass the budget; nothing was masked.
         MessageError: A malformed message, or a sum that the plan does not have.
         AggregationError: What :class:`DeviceRound` refuses.
     """
-    settings = _settings(plan, name)
+    with device.vault.alone(_ROUND):
+        return _taken(device, plan, name=name, step=step, body=body, update=update)
+
+
+def _taken(
+    device: Device, plan: Plan, *, name: str, step: str, body: bytes, update: Pending | None
+) -> bytes:
+    """One step of a device that takes no other one meanwhile."""
     at = {
         "user": device.facts.user,
         "identity": device.identity,
         "roster": device.roster,
-        "settings": settings,
+        "settings": _settings(plan, name),
         "round_name": name,
     }
-    value, random = None, None
-    if step == "mask":
-        value, random = _value(device, plan, name, update)
     taken = _begun(device, step, at)
+    steps: Mapping[str, Callable[[bytes], bytes]] = {
+        "advertise": taken.advertise,
+        "share": taken.share,
+        "mask": lambda asked: taken.mask(asked, lambda: _value(device, plan, name, update)),
+        "agree": taken.agree,
+        "unmask": taken.unmask,
+    }
     try:
-        if value is not None and random is not None:
-            return taken.mask(body, value.double().numpy(), random.words)
-        steps = {
-            "advertise": taken.advertise,
-            "share": taken.share,
-            "agree": taken.agree,
-            "unmask": taken.unmask,
-        }
         return steps[step](body)
     finally:
         durable = device.facts.simulated_seed is None
@@ -103,8 +118,16 @@ def _begun(device: Device, step: str, at: Mapping[str, object]) -> DeviceRound:
 
 def _value(
     device: Device, plan: Plan, name: str, update: Pending | None
-) -> tuple[Tensor, Randomness]:
+) -> tuple[Floats, RandomWords]:
     """What this device adds, booked, and where its noise comes from."""
+    value, random = _booked(device, plan, name, update)
+    return value.double().numpy(), random.words
+
+
+def _booked(
+    device: Device, plan: Plan, name: str, update: Pending | None
+) -> tuple[Tensor, Randomness]:
+    """What this device adds, once it is booked."""
     if sum_kind(plan.digest(), name) == ENROLMENT:
         value = device.vault.get_tensors(_VALUE)["value"]
         random = device.book("label-counts", plan.digest(), plan.counts_release())
@@ -115,7 +138,20 @@ def _value(
     if update is None or sum_kind(plan.digest(), name) != update.name:
         raise MessageError(f"the sum {name} came without its request; nothing was masked")
     random = device.book(update.name, update.content, update.release)
-    return update.make(random), random
+    size = _settings(plan, name).parameters
+    return _made(update, random, size), random
+
+
+def _made(update: Pending, random: Randomness, size: int) -> Tensor:
+    """What a request asks for, shape (size,); zeros where what was computed is no number.
+
+    Whether training overflows depends on the clips: a refusal would tell of them.
+    """
+    try:
+        return update.make(random)
+    except ModelError as error:
+        LOG.warning("%s of this device counts as zeros: %s", update.name, error)
+        return torch.zeros(size)
 
 
 def _settings(plan: Plan, name: str) -> SecureAggregation:

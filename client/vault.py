@@ -5,7 +5,7 @@ A vault is a folder (mode 0700)::
     vault.json       schema, the user's name, and how the key is kept
     key | key.wrapped  the key itself (mode 0600), or the key under the user's passphrase
     NAME.sealed      one sealed blob for each name
-    lock             empty; whoever reads, changes and writes holds it
+    NAME.lock        empty: whoever changes such a blob step by step holds it meanwhile
 
 A key file protects against whoever gets the blobs (a backup, a synced folder, another account) but
 not against whoever gets the whole folder. Only a passphrase does that; or an app keeps the key in
@@ -20,7 +20,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final, Self
 
@@ -30,13 +30,14 @@ from torch import Tensor
 
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.privacy import chain
 
 _SCHEMA: Final = 1
 _FACTS: Final = "vault.json"
 _KEY: Final = "key"
 _WRAPPED: Final = "key.wrapped"
 _SUFFIX: Final = ".sealed"
-_LOCK: Final = "lock"
+_LOCK: Final = ".lock"
 VARIABLE: Final = "SOTTOVOCE_PASSPHRASE"
 """The variable of the environment that programs of this house take a passphrase from."""
 
@@ -48,8 +49,8 @@ class Vault:
 
     Every blob is bound to the user and to its name: a blob of another user, or one renamed, does
     not open. Writes are atomic: after a crash a name holds its old bytes or its new ones. Several
-    threads or processes may read and write; the last write of a name wins. Who writes what was made
-    of what was read there holds the vault :meth:`alone`.
+    threads or processes may read and write; the last write of a name wins, unless they hold the
+    name meanwhile (:meth:`alone`).
 
     Example:
         >>> import tempfile
@@ -203,6 +204,26 @@ class Vault:
                 f"{name!r} in the vault of {self.user!r} ({self.folder}): {error}"
             ) from error
 
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Hold a name while what lies under it is read, used and written back.
+
+        Guarantees:
+            - Of several threads or processes one goes on and the others wait until it is done, or
+              dead, where the system has ``flock``. Whoever holds a name must not ask for it again.
+
+        Raises:
+            SettingError: An unusable name.
+            PrivacyError: The disk refuses.
+        """
+        path = self._path(name).with_suffix(_LOCK)
+        with ExitStack() as held:
+            try:
+                held.enter_context(chain.exclusive(path, os.O_CREAT | os.O_RDWR))
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            yield
+
     def put_tensors(
         self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
     ) -> None:
@@ -239,38 +260,10 @@ class Vault:
         for path in (self.folder / _KEY, self.folder / _WRAPPED, self.folder / _FACTS):
             path.unlink(missing_ok=True)
         _sync(self.folder)
-        rest = [*self.folder.glob(f"*{_SUFFIX}"), *self.folder.glob(".*.tmp")]
-        for path in [*rest, self.folder / _LOCK]:
-            path.unlink(missing_ok=True)
+        for pattern in (f"*{_SUFFIX}", f"*{_LOCK}", ".*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
         _sync(self.folder)
-
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        """Read, change and write while no other program does: all of them wait here.
-
-        Guarantees:
-            - Of several threads and processes one is inside, where the system has ``flock``;
-              elsewhere the last write wins.
-            - A crash inside lets the others in.
-
-        Not to be entered twice by one thread, which would wait for itself.
-
-        Raises:
-            PrivacyError: The disk refuses.
-        """
-        path = self.folder / _LOCK
-        try:
-            handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
-        except OSError as error:
-            raise _unwritable(path, error) from error
-        try:
-            if os.name == "posix":
-                import fcntl
-
-                fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed, by a crash too
-            yield
-        finally:
-            os.close(handle)
 
     def seal(self, data: bytes, *binding: str | int, size: int = crypto.LEAST_SEALED) -> bytes:
         """Seal bytes that are kept elsewhere, bound to the user and to ``binding``.

@@ -22,6 +22,7 @@ The noised number of clips is uncertain too. Ranges that are told as they are ad
 more, with less noise; what is left of the doubt counts as the rest does.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from sottovoce.server.prior import CORPUS_SHIFT, usual_scores
 from sottovoce.shared import conformal
 from sottovoce.shared.calibration import LEVELS, Question, slopes_of, usual_bend
 from sottovoce.shared.conformal import Scores
+from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.heads import HeadPrior
 
 _LEVEL_SD: Final = 2.0
@@ -60,6 +62,11 @@ _FARTHEST: Final = 0.6
 _STEPS: Final = 30
 _LEAST_SLOPE: Final = 0.2
 _TAIL: Final = 9.0
+
+LOG = logging.getLogger("sottovoce.server")
+
+_SINGULAR: Final[type[Exception]] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
+"""What torch raises of a matrix that cannot be inverted."""
 
 Speakers = Sequence[tuple[Tensor, Tensor]]
 """Logits, shape (utterances, classes), and labels of each public speaker."""
@@ -120,8 +127,22 @@ def learned(prior: HeadPrior, speakers: Speakers, asked: Question, answers: Answ
         answers: What came back, summed.
 
     Returns:
-        The prior; without users' clips in the sum it stays near the public one.
+        The prior; without users' clips in the sum it stays near the public one. Where the sum makes
+        no sense, as one lying device can bring about, it is the public one.
     """
+    try:
+        found = _learned(prior, speakers, asked, answers)
+    except (_SINGULAR, SettingError, ModelError) as error:
+        LOG.warning("what devices told of their clips makes no sense, and is left out: %s", error)
+        return prior
+    if not math.isfinite(found.mean.log_temperature):
+        LOG.warning("what devices told of their clips is no temperature, and is left out")
+        return prior
+    return found
+
+
+def _learned(prior: HeadPrior, speakers: Speakers, asked: Question, answers: Answers) -> HeadPrior:
+    """See :func:`learned`; raises where the sum makes no sense."""
     usual = replace(prior.mean, log_temperature=asked.log_temperature)
     shares = _public_shares(usual_scores(usual, speakers), asked.edges)
     answers = _counted(asked, answers)

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.server.files import replace_file
+from sottovoce.server.files import STATE, replace_file
 from sottovoce.server.round import State
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.heads import HeadPrior, prior_from_file
@@ -17,7 +17,6 @@ from sottovoce.shared.heads import HeadPrior, prior_from_file
 __all__ = ["history", "latest", "release", "released", "replace_file", "write"]
 
 _NAMES = ("weights", "direction", "scale", "tail", "clip")
-_STATE = "state.safetensors"
 _HISTORY = "rounds"
 
 
@@ -44,7 +43,7 @@ def write(folder: Path, state: State, plan: str, *, durable: bool = True) -> Non
             del tensors[name]
     # Copies: safetensors refuses tensors that share memory, as weights and a tail may.
     tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    replace_file(folder / _STATE, save(tensors, words), durable=durable)
+    replace_file(folder / STATE, save(tensors, words), durable=durable)
 
 
 def _following(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,7 +59,7 @@ def latest(folder: Path, plan: str) -> State | None:
     Raises:
         ModelError: The checkpoint is damaged or belongs to another plan.
     """
-    path = folder / _STATE
+    path = folder / STATE
     if not path.exists():
         return None
     way_out = f"remove {path} to train this fold from its start"

@@ -152,17 +152,6 @@ class CrowdTraining(Training):
             centre=founded.centre,
             denominator=denominator,
         )
-        record, joining = request.record(), self._enrolment(tells=False)
-        updates = RunningSum(len(request.weights), self._bounds[2])
-        for nodes in self._drawn(number):
-            self._joining(number, nodes, joining, size=0)
-            contents = {node: record for node in nodes if node in self._user_of}
-            for device, reply in self._ask(contents, wire.TRAIN, size=len(request.weights)):
-                length = self._length(reply) if device.node in contents else None
-                if length is not None and reply.value is not None:
-                    updates.add(reply.value, length=length)
-        self._enough(number, updates.count)
-        summed = self._running.let_out(f"round-{number}", plan.gradient_release(number), updates)
         rate = learning_rate(
             self.job.aggregation,
             plan,
@@ -170,6 +159,21 @@ class CrowdTraining(Training):
             devices=self._cohorts.expected,
             denominator=denominator,
         )
+        made = self._running.made(number)
+        if made is not None:  # let out before this server was interrupted: once is all
+            mean = made.total / self._divisor(made.devices)
+            return advance(state, mean.float(), self.job.aggregation, rate=rate)
+        record, joining = request.record(), self._enrolment(tells=False)
+        updates = RunningSum(len(request.weights), self._bounds[2])
+        for nodes in self._drawn(number):
+            self._joining(number, nodes, joining, size=0)
+            contents = {node: record for node in nodes if node in self._user_of}
+            for device, reply in self._ask(contents, wire.TRAIN, size=len(request.weights)):
+                length = self._length(reply, request) if device.node in contents else None
+                if length is not None and reply.value is not None:
+                    updates.add(reply.value, length=length)
+        self._enough(number, updates.count)
+        summed = self._running.let_out(f"round-{number}", plan.gradient_release(number), updates)
         mean = summed / self._divisor(updates.count)
         return advance(state, mean.float(), self.job.aggregation, rate=rate)
 
@@ -198,7 +202,7 @@ class CrowdTraining(Training):
         given = {
             device.node: (device, reply)
             for device, reply in replies
-            if reply.status is wire.Status.OK
+            if reply.status is wire.Status.OK and self._believed(reply)
         }
         self._tally.refused += len(replies) - len(given)
         known = dict(self._user_of)
@@ -240,9 +244,9 @@ class CrowdTraining(Training):
                 "the quorum, or draw larger cohorts, and run again"
             )
 
-    def _length(self, reply: wire.Reply) -> float | None:
+    def _length(self, reply: wire.Reply, request: wire.TrainRequest) -> float | None:
         """As for every run; what is refused is counted."""
-        length = super()._length(reply)
+        length = super()._length(reply, request)
         self._tally.refused += length is None
         return length
 

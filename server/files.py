@@ -1,9 +1,15 @@
 """Files that are written whole or not at all."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.privacy.chain import sync_folder
+
+STATE = "state.safetensors"
+"""The newest checkpoint, in the job's folder."""
 
 
 def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool = False) -> None:
@@ -27,9 +33,29 @@ def replace_file(path: Path, data: bytes, *, durable: bool = True, secret: bool 
                 file.flush()
                 os.fsync(file.fileno())
         fresh.replace(path)
+        if durable:  # or a power cut could bring the old file back
+            sync_folder(path.parent)
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise ModelError(
             f"{path} cannot be written ({error.strerror}); free some space and run again with "
             "--resume: finished rounds are kept"
         ) from error
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Hold a lock that no other server of this folder holds meanwhile.
+
+    Args:
+        lock: Its file, made where it is missing. Without ``flock`` nobody waits.
+    """
+    handle = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        if os.name == "posix":
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed, by a crash too
+        yield
+    finally:
+        os.close(handle)

@@ -1,8 +1,9 @@
-"""Where the server keeps users' heads: ciphertext it cannot read, one per user, newest only.
+"""Where the server keeps users' heads: ciphertext it cannot read, each user's newest and the last.
 
 The store sees a user's name, a model's hash, a version and a sealed blob; neither a key nor a
 plaintext ever reaches it. That a request comes from the user it names is for the transport to
-establish; even so, a blob put under another user's name opens for nobody.
+establish. Until it does, whoever answers under a user's name can displace the user's head by one
+that opens for nobody: so the head before is kept, and an operator can bring it back.
 """
 
 import sqlite3
@@ -15,14 +16,16 @@ from sottovoce.shared import crypto
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
 from sottovoce.shared.heads import MOST_BYTES, SealedHead
 
-_SCHEMA: Final = 1
+_SCHEMA: Final = 2
+_FARTHEST: Final = 2**20
+"""How far a version may be ahead of the kept one: it counts heads, and a version near the largest
+number would leave the user none to come."""
 _LONGEST_USER: Final = 128
 _WAIT_S: Final = 30.0
-_TABLE: Final = """
-CREATE TABLE IF NOT EXISTS heads (
-    user TEXT PRIMARY KEY, model_hash TEXT NOT NULL, version INTEGER NOT NULL, blob BLOB NOT NULL
-) STRICT
-"""
+_TABLES: Final = ("heads", "displaced")
+_COLUMNS: Final = (
+    "user TEXT PRIMARY KEY, model_hash TEXT NOT NULL, version INTEGER NOT NULL, blob BLOB NOT NULL"
+)
 
 
 class HeadStore:
@@ -30,7 +33,9 @@ class HeadStore:
 
     Guarantees:
         - A put that returned survives a crash; one that did not leaves the old head.
-        - A user's version only grows: an older or equal one is refused.
+        - A user's version only grows, by at most 2**20: an older or equal one is refused, and one
+          further ahead.
+        - The head before the newest is kept, until the next one or :meth:`restore`.
         - Nothing over 4 KiB, and nothing without a sealed blob's version and length, is kept.
         - A forgotten head is overwritten in the database file (sqlite's ``secure_delete``).
         - Not promised: backups of the file. Whoever puts one back rolls heads back; devices that
@@ -60,9 +65,10 @@ class HeadStore:
             raise PrivacyError(f"the head store {path} cannot be written: {error}") from error
         with self._database() as database:
             found = database.execute("PRAGMA user_version").fetchone()[0]
-            if found not in (0, _SCHEMA):
+            if found not in range(_SCHEMA + 1):
                 raise PrivacyError(f"{path} has schema {found}, not {_SCHEMA}; update the server")
-            database.execute(_TABLE)
+            for table in _TABLES:
+                database.execute(f"CREATE TABLE IF NOT EXISTS {table} ({_COLUMNS}) STRICT")
             database.execute(f"PRAGMA user_version = {_SCHEMA}")
 
     def put(self, user: str, sealed: SealedHead) -> None:
@@ -74,7 +80,8 @@ class HeadStore:
 
         Raises:
             MessageError: An unusable user, or bytes that are no sealed blob of at most 4 KiB.
-            PrivacyError: A version that is not newer than the kept one, or a damaged store.
+            PrivacyError: A version that is not newer than the kept one, or too far ahead of it, or
+                a damaged store.
         """
         _check(user, sealed.blob)
         with self._database() as database:
@@ -84,6 +91,16 @@ class HeadStore:
                     f"head version {sealed.version} of {user!r} is not newer than {kept[0]}, which"
                     " is kept; restore the newest head, then fit again"
                 )
+            known = 0 if kept is None else kept[0]
+            if sealed.version > known + _FARTHEST:
+                raise PrivacyError(
+                    f"head version {sealed.version} of {user!r} is more than {_FARTHEST} ahead of "
+                    f"{known}, which is kept; versions count heads, so this is no head of a device "
+                    "of theirs"
+                )
+            database.execute(
+                "INSERT OR REPLACE INTO displaced SELECT * FROM heads WHERE user = ?", (user,)
+            )
             database.execute(
                 "INSERT OR REPLACE INTO heads VALUES (?, ?, ?, ?)",
                 (user, sealed.model_hash, sealed.version, sealed.blob),
@@ -95,10 +112,29 @@ class HeadStore:
         Raises:
             PrivacyError: A damaged store or row.
         """
+        return self._get(user, "SELECT model_hash, version, blob FROM heads WHERE user = ?")
+
+    def displaced(self, user: str) -> SealedHead | None:
+        """The head before the newest, or None; errors as for :meth:`get`."""
+        return self._get(user, "SELECT model_hash, version, blob FROM displaced WHERE user = ?")
+
+    def restore(self, user: str) -> bool:
+        """Put the head before in place of a newest that opens for nobody; whether there was one.
+
+        The user's devices refuse a version older than one that they know: this is for a head that
+        was put under their name by somebody else.
+        """
         with self._database() as database:
-            row = database.execute(
-                "SELECT model_hash, version, blob FROM heads WHERE user = ?", (user,)
-            ).fetchone()
+            found = database.execute(
+                "INSERT OR REPLACE INTO heads SELECT * FROM displaced WHERE user = ?", (user,)
+            )
+            database.execute("DELETE FROM displaced WHERE user = ?", (user,))
+            return found.rowcount > 0
+
+    def _get(self, user: str, query: str) -> SealedHead | None:
+        """One kept head."""
+        with self._database() as database:
+            row = database.execute(query, (user,)).fetchone()
         if row is None:
             return None
         try:
@@ -109,6 +145,7 @@ class HeadStore:
     def forget(self, user: str) -> bool:
         """Remove a user's head and every trace of the user; whether there was one."""
         with self._database() as database:
+            database.execute("DELETE FROM displaced WHERE user = ?", (user,))
             return database.execute("DELETE FROM heads WHERE user = ?", (user,)).rowcount > 0
 
     def users(self) -> list[str]:

@@ -28,7 +28,8 @@ class Aggregation:
         adaptivity: Adam's epsilon, above 0.
         averaged_rounds: How many of the last rounds' weights are averaged into the released model
             (Polyak averaging), at least 1. It touches noised weights only, so it costs nothing.
-        update_norm: Validation refuses an update longer than this, above 0.
+        update_norm: Validation refuses an update longer than this, above 0; where the plan bounds
+            clips or users, one longer than any honest device's too (``limits.update``).
     """
 
     optimiser: str = "average"

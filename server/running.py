@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from sottovoce.server.kept import LetOut
 from sottovoce.server.sums import Sums
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.release import Release, UserNoise
@@ -74,8 +75,7 @@ class RunningSums(Sums):
         Guarantees:
             - The record is on disk before noise is drawn.
             - The noise has the promised standard deviation; a sum of nobody is noise alone.
-            - Asked again, a simulated server gives the same sum and books nothing more; a real one
-              books and draws anew.
+            - Asked again, a server gives the same sum and books nothing more, as ``Sums`` does.
 
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked.
@@ -83,7 +83,11 @@ class RunningSums(Sums):
         user = summed.user
         if user is None:
             return summed.total
+        kept = self.kept(name)
+        if kept is not None:
+            return kept.total
         booked = self.book(name, release)
         total = summed.total
         spread = user.noise_multiplier * user.clip_norm
-        return total + self._noise(booked).normal(tuple(total.shape), spread)
+        noised = total + self._noise(booked).normal(tuple(total.shape), spread)
+        return self.keep(name, [booked], LetOut(total=noised, devices=summed.count)).total

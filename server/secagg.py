@@ -111,6 +111,9 @@ class ServerRound:
             session.check_advertisement(
                 self.settings, found, identity=identity, round_name=self.round_name
             )
+            if not all(map(crypto.gives_secret, (found.agreement_key, found.mask_key))):
+                # Its neighbours would all refuse: better one device less than no sum.
+                raise AggregationError("it advertises a key that makes no secret with others")
             return found
 
         self._advertised = self._collected(replies, self._roster, read)

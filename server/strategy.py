@@ -8,34 +8,36 @@ sums is the order of users' names, whatever the order of arrival.
 import logging
 import random
 import secrets
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from flwr.app import Message, RecordDict
+from flwr.app import RecordDict
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from sottovoce.server import calibration, checkpoint, groups
+from sottovoce.server import calibration, checkpoint, groups, limits
 from sottovoce.server.enrolled import Device, Enrolled
 from sottovoce.server.exchange import SecureExchange
 from sottovoce.server.heads import HeadStore
 from sottovoce.server.job import Job
+from sottovoce.server.kept import LetOut
 from sottovoce.server.round import State, advance, begin, learning_rate
 from sottovoce.server.sums import Sums, calibration_spread, weight_spread
+from sottovoce.server.talking import Talking, reasons
 from sottovoce.shared import seeds, wire
 from sottovoce.shared.calibration import WIDTH
-from sottovoce.shared.errors import EngineError, MessageError, PrivacyError, SottovoceError
+from sottovoce.shared.errors import EngineError, PrivacyError, SottovoceError
 from sottovoce.shared.heads import HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.privacy import bound
+from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.privacy.users import CALIBRATION, ENROLMENT
 
 LOG = logging.getLogger("sottovoce.server")
 
 
-class Training:
+class Training(Talking):
     """One run on the server.
 
     Args:
@@ -45,14 +47,11 @@ class Training:
     """
 
     def __init__(self, job: Job, folder: Path, grid: Grid) -> None:
-        self.job = job
+        super().__init__(job, grid)
         self.folder = folder
-        self.grid = grid
         self.sums = Sums(job.plan, folder, budgets=job.budgets, seed=job.simulated_seed)
-        self._user_of: dict[int, str] = {}  # node by node, once enrolled
         self._exchange: SecureExchange | None = None  # once enrolled, where sums are secure
         self._groups: dict[str, int] = {}  # user by user, once enrolled, where they take turns
-        self._group: str | None = None  # what Flower calls the messages of one round
 
     @property
     def _secure(self) -> bool:
@@ -91,6 +90,7 @@ class Training:
         )
         size = 0 if self._secure else len(self.job.plan.labels) + self.job.front.inputs
         replies = self._ask(dict.fromkeys(nodes, request.record()), wire.ENROL, size=size)
+        replies = [(device, reply) for device, reply in replies if self._believed(reply)]
         self._user_of = {device.node: device.user for device, _ in replies}
         given = [
             (device, reply)
@@ -99,14 +99,14 @@ class Training:
         ]
         if not given:
             raise EngineError(
-                f"no device contributes to this run: {_reasons(replies)}. See the devices' own "
+                f"no device contributes to this run: {reasons(replies)}. See the devices' own "
                 "logs, then run again with --resume"
             )
         enrolled = [device for device, reply in replies if reply.status is not wire.Status.REFUSED]
         if len(enrolled) < self.job.quorum * len(nodes):
             raise EngineError(
                 f"{len(enrolled)} of {len(nodes)} devices enrolled, below the quorum of "
-                f"{self.job.quorum:g} ({_reasons(replies)}). See the devices' own logs, then run "
+                f"{self.job.quorum:g} ({reasons(replies)}). See the devices' own logs, then run "
                 "again with --resume"
             )
         receiving = [device for device, reply in replies if reply.status is wire.Status.RECEIVES]
@@ -119,37 +119,89 @@ class Training:
             )
             return self._enrol_securely([device for device, _ in given], receiving)
         values = [reply.value for _, reply in given if reply.value is not None]
-        classes = len(self.job.plan.labels)
+        classes, kept = len(self.job.plan.labels), self.sums.kept("label-counts")
         return Enrolled(
             contributing=[device for device, _ in given],
             receiving=receiving,
             counts=self.sums.counts([value[:classes] for value in values]),
             sums=self.sums.centre([value[classes:] for value in values]),
+            told=kept.devices if kept else len(values),  # of a run that goes on: those of then
             rows=1 if self.job.plan.unit == "user" else 0,
         )
+
+    def _believed(self, reply: wire.Reply) -> bool:
+        """Whether an honest device can have said this at enrolment; what it tells is bounded."""
+        plan, classes = self.job.plan, len(self.job.plan.labels)
+        if reply.value is None or not len(reply.value):
+            return True
+        counts, centre = reply.value[:classes], reply.value[classes:]
+        return self._within(reply.user, "label counts", counts, limits.counts(plan)) and (
+            self._within(reply.user, "share of the centre", centre, limits.centre(plan))
+        )
+
+    def _within(self, user: str, what: str, value: Tensor, most: float) -> bool:
+        """Whether a vector is no longer than an honest device's can be; told where it is."""
+        length = bound.length(value)
+        if length <= most:
+            return True
+        LOG.warning(
+            "the %s of %s is %.3g long, and at most %.3g by the plan; refused",
+            what,
+            user,
+            length,
+            most,
+        )
+        return False
 
     def _enrol_securely(self, devices: list[Device], receiving: list[Device]) -> Enrolled:
         """Label counts and centre out of one secure sum."""
         plan, user = self.job.plan, self.job.plan.user
         if user is None or user.secure is None or self._exchange is None:
             raise EngineError("the plan has no secure sums")
-        self.sums.book("label-counts", plan.counts_release())
+        releases = {"label-counts": plan.counts_release()}
         if centre := plan.centre_release():
-            self.sums.book("centre", centre)
-        opened = self._exchange.sum(
-            ENROLMENT, user.secure.enrolment, [device.user for device in devices]
-        )
-        total, classes = torch.from_numpy(opened.total), len(plan.labels)
+            releases["centre"] = centre
+        opened = self._secure_sum(ENROLMENT, releases, [device.user for device in devices])
+        total, classes = opened.total, len(plan.labels)
         sums = torch.zeros(self.job.front.inputs, dtype=torch.float64)
         if user.centre:
             sums = total[classes:] * user.centre.clip_norm
         return Enrolled(
-            contributing=[device for device in devices if device.user in opened.survivors],
+            contributing=[device for device in devices if device.user in opened.users],
             receiving=receiving,
             counts=total[:classes] * user.counts.clip_norm,
             sums=sums,
+            told=opened.devices,
             rows=1,
         )
+
+    def _secure_sum(
+        self,
+        kind: str,
+        releases: Mapping[str, Release],
+        users: Sequence[str],
+        request: wire.TrainRequest | wire.CalibrateRequest | None = None,
+    ) -> LetOut:
+        """One secure sum, booked before anybody is asked; what was let out already is not asked.
+
+        Args:
+            kind: ``enrolment``, ``head-statistics`` or ``round-N``.
+            releases: What the ledger says of it, by name.
+            users: Who is invited.
+            request: The request whose answers are summed, where there is one.
+        """
+        user = self.job.plan.user
+        if user is None or user.secure is None or self._exchange is None:
+            raise EngineError("the plan has no secure sums")
+        kept = self.sums.kept(kind)
+        if kept is not None:
+            return kept
+        # Whoever runs this server may have seen what it opened before it was interrupted.
+        booked = [self.sums.book(name, one, seen=True) for name, one in releases.items()]
+        opened = self._exchange.sum(kind, user.secure.of(kind), users, request)
+        total, survivors = torch.from_numpy(opened.total), opened.survivors
+        value = LetOut(total=total, devices=len(survivors), users=survivors)
+        return self.sums.keep(kind, booked, value)
 
     def _send(self, requests: Mapping[str, wire.SumRequest]) -> dict[str, bytes]:
         """Carry one step of a secure sum; what usable replies answer."""
@@ -159,21 +211,6 @@ class Training:
         return {
             device.user: reply.body for device, reply in replies if reply.status is wire.Status.OK
         }
-
-    def _nodes(self) -> list[int]:
-        """The nodes there are, once there are enough."""
-        waited = 0.0
-        nodes = list(self.grid.get_node_ids())
-        while len(nodes) < self.job.devices and waited < self.job.timeout_s:
-            time.sleep(0.5)
-            waited += 0.5
-            nodes = list(self.grid.get_node_ids())
-        if len(nodes) < self.job.devices:
-            raise EngineError(
-                f"{len(nodes)} devices came within {self.job.timeout_s:g} s; the job waits for "
-                f"{self.job.devices}. Start the missing ones, or lower the job's devices"
-            )
-        return nodes
 
     def _round(self, state: State, enrolled: Enrolled) -> State:
         """One round of training."""
@@ -199,12 +236,10 @@ class Training:
             share=rate / self._expected(len(enrolled.contributing)),
         )
         user = self.job.plan.user
-        if user and user.secure and self._exchange:
-            self.sums.book(f"round-{number}", self.job.plan.gradient_release(number))
-            opened = self._exchange.sum(
-                f"round-{number}", user.secure.update, [one.user for one in devices], request
-            )
-            mean = torch.from_numpy(opened.total) / len(opened.survivors)
+        if self._secure:
+            name, release = f"round-{number}", self.job.plan.gradient_release(number)
+            opened = self._secure_sum(name, {name: release}, [one.user for one in devices], request)
+            mean = opened.total / opened.devices
         else:
             mean = self._mean(request, devices, len(enrolled.contributing))
         clip = None
@@ -239,40 +274,47 @@ class Training:
         """The mean of what the devices sent, shape (params,), float64."""
         made = self.sums.made(request.round)
         if made is not None:  # let out before this server was interrupted: once is all
-            return made / self._expected(contributing)
+            return made.total / self._count(made.devices, contributing)
         nodes = [device.node for device in devices]
         contents = dict.fromkeys(nodes, request.record())
         size = len(request.weights) + self.job.plan.told
         replies = self._ask(contents, wire.TRAIN, size=size)
         updates, lengths = [], []
         for _, reply in replies:
-            length = self._length(reply)
+            length = self._length(reply, request)
             if length is not None and reply.value is not None:
                 updates.append(reply.value)
                 lengths.append(length)
         if len(updates) < self.job.quorum * len(devices):
             raise EngineError(
                 f"round {request.round}: {len(updates)} of {len(devices)} devices gave a usable "
-                f"update, below the quorum of {self.job.quorum:g} ({_reasons(replies)}). "
+                f"update, below the quorum of {self.job.quorum:g} ({reasons(replies)}). "
                 "The rounds before are kept: run again with --resume"
             )
-        count: float = len(updates)
-        if self.job.plan.sampled or self.job.plan.bands:
-            if not updates:  # coins may leave out everybody
-                updates, lengths = [torch.zeros(size)], [0.0]
-            count = self._expected(contributing)
+        count = self._count(len(updates), contributing)
+        if not updates:  # coins may leave out everybody
+            updates, lengths = [torch.zeros(size)], [0.0]
         total = self.sums.updates(
             request.round, updates, denominator=request.denominator, lengths=lengths
         )
         return total / count
 
-    def _length(self, reply: wire.Reply) -> float | None:
+    def _count(self, came: int, contributing: int) -> float:
+        """What a round's sum is divided by: who came, or who was expected where that is secret."""
+        if self.job.plan.sampled or self.job.plan.bands:
+            return self._expected(contributing)
+        return came
+
+    def _length(self, reply: wire.Reply, request: wire.TrainRequest) -> float | None:
         """L2 norm of an update that takes part: it is there, no longer than validation allows."""
         if reply.status is not wire.Status.OK or reply.value is None:
             LOG.warning("%s takes no part: %s", reply.user, reply.reason)
             return None
         length = bound.length(reply.value)
-        if not length <= self.job.aggregation.update_norm:
+        most = limits.update(
+            self.job.plan, params=len(request.weights), denominator=request.denominator
+        )
+        if not length <= min(most, self.job.aggregation.update_norm):
             LOG.warning("the update of %s is %.3g long; refused", reply.user, length)
             return None
         return length
@@ -365,19 +407,26 @@ class Training:
         self, request: wire.CalibrateRequest, devices: Sequence[Device]
     ) -> tuple[Tensor, int]:
         """The noised sum of what clips answered, shape (WIDTH,), and how many devices told."""
-        user, release = self.job.plan.user, self.job.plan.calibration_release()
-        if user and user.secure and self._exchange and release:
-            self.sums.book(CALIBRATION, release)
+        release = self.job.plan.calibration_release()
+        if self._secure and release:
             asked = [one.user for one in devices]
-            opened = self._exchange.sum(CALIBRATION, user.secure.of(CALIBRATION), asked, request)
-            return torch.from_numpy(opened.total), len(opened.survivors)
+            opened = self._secure_sum(CALIBRATION, {CALIBRATION: release}, asked, request)
+            return opened.total, opened.devices
+        kept = self.sums.kept(CALIBRATION)
+        if kept is not None:
+            return kept.total, kept.devices
         contents = dict.fromkeys([device.node for device in devices], request.record())
         replies = self._ask(contents, wire.CALIBRATE, size=WIDTH)
-        told = [reply.value for _, reply in replies if reply.value is not None]
+        most = limits.answers(self.job.plan)
+        told = [
+            reply.value
+            for _, reply in replies
+            if reply.value is not None and self._within(reply.user, "answer", reply.value, most)
+        ]
         if len(told) < max(self.job.quorum * len(devices), 1):
             raise EngineError(
                 f"{len(told)} of {len(devices)} devices told of their clips, below the quorum of "
-                f"{self.job.quorum:g} ({_reasons(replies)}). All rounds are kept: run again with "
+                f"{self.job.quorum:g} ({reasons(replies)}). All rounds are kept: run again with "
                 "--resume"
             )
         return self.sums.calibration(told), len(told)
@@ -392,41 +441,3 @@ class Training:
             store.put(user, head)
         except SottovoceError as error:
             LOG.warning("the head of %s is not kept: %s", user, error)
-
-    def _failed(self, node: int, reason: str | None) -> None:
-        """Note that nothing came from a device."""
-        LOG.warning("device %d failed: %s", node, reason)
-
-    def _ask(
-        self, contents: Mapping[int, RecordDict], kind: str, *, size: int
-    ) -> list[tuple[Device, wire.Reply]]:
-        """Send each node its request; what came back and holds, in the order of users' names."""
-        messages = [
-            Message(content, node, kind, group_id=self._group) for node, content in contents.items()
-        ]
-        answers = self.grid.send_and_receive(messages, timeout=self.job.timeout_s)
-        replies: dict[str, tuple[Device, wire.Reply]] = {}
-        for answer in answers:
-            node = answer.metadata.src_node_id
-            if answer.has_error():
-                self._failed(node, answer.error.reason)
-                continue
-            try:
-                reply = wire.Reply.read(answer.content, size=size)
-            except MessageError as error:
-                LOG.warning("the reply of device %d is refused: %s", node, error)
-                continue
-            if reply.user != self._user_of.get(node, reply.user):
-                LOG.warning("the device of %s answers for another; refused", self._user_of[node])
-                continue
-            if reply.user in replies:
-                LOG.warning("a second device answers for %s; refused", reply.user)
-                continue
-            replies[reply.user] = (Device(user=reply.user, node=node), reply)
-        return [replies[user] for user in sorted(replies)]
-
-
-def _reasons(replies: Iterable[tuple[Device, wire.Reply]]) -> str:
-    """Why devices gave nothing, the first few reasons once each."""
-    reasons = sorted({reply.reason for _, reply in replies if reply.reason})
-    return "; ".join(reasons[:3]) or "none answered"

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sottovoce.server.turns import KeptNoise, KeptSums, RepeatedNoise
+from sottovoce.server.anchor import WAY_OUT, ServerAnchor
+from sottovoce.server.kept import KeptSums, LetOut
+from sottovoce.server.turns import KeptNoise, RepeatedNoise
 from sottovoce.shared import seeds
 from sottovoce.shared.calibration import SENSITIVITY
 from sottovoce.shared.errors import ModelError, PrivacyError
@@ -129,11 +131,15 @@ class Sums:
         self._plan = plan
         self._budgets = budgets
         self._seed = seed
-        self.ledger = Ledger(folder / LEDGER, owner=OWNER)
+        self._anchor: ServerAnchor | None = None
+        self._kept: KeptSums | None = None
+        if plan.user and seed is None:
+            self._anchor = ServerAnchor(folder, ledger=LEDGER)
+            self._kept = KeptSums(folder, plan=plan.digest(), anchor=self._anchor)
+        path = folder / LEDGER
+        self.ledger = Ledger(path, owner=OWNER, keeper=self._anchor, way_out=WAY_OUT)
         self._turns: KeptNoise | RepeatedNoise | None = None
-        self._first: KeptSums | None = None
         if plan.bands and seed is None:
-            self._first = KeptSums(folder, plan=plan.digest())
             self._turns = KeptNoise(plan.bands, folder, plan=plan.digest(), rounds=plan.rounds)
         elif plan.bands:
             self._turns = RepeatedNoise(plan.bands, self._noise_of_round)
@@ -190,13 +196,35 @@ class Sums:
         release = self._plan.gradient_release(number)
         return self._release(f"round-{number}", release, user, parts, own, unit, lengths)
 
-    def made(self, number: int) -> Tensor | None:
-        """What was let out of a round already, where it is kept; shape (params,), float64.
+    def made(self, number: int) -> LetOut | None:
+        """What was let out of a round already, where it is kept.
 
         Raises:
             PrivacyError: The noise that the round would hang on is gone.
         """
-        return self._turns.made(number, self._booked_rounds()) if self._turns else None
+        if self._turns is None:
+            return self.kept(f"round-{number}")
+        made = self._turns.made(number, self._booked_rounds(), self._newest_let_out())
+        return None if made is None else LetOut(total=made, devices=0)
+
+    def kept(self, name: str) -> LetOut | None:
+        """What was let out under a name before this server was interrupted, where it is kept.
+
+        Nothing is, where nothing hides users, nor in a simulation, which makes the same again.
+        """
+        return self._kept.get(name) if self._kept else None
+
+    def keep(self, name: str, booked: Sequence[str], value: LetOut) -> LetOut:
+        """Keep a sum that is about to be let out, where a real server hides users; the same sum.
+
+        Args:
+            name: What it is within the run.
+            booked: What paid for it, as :meth:`book` said.
+            value: The sum.
+        """
+        if self._kept:
+            self._kept.put(name, booked, value)
+        return value
 
     def _by_turns(self, number: int, parts: Sequence[Tensor], user: UserNoise) -> Tensor:
         """The sum of a round in which one group of users trains.
@@ -216,19 +244,30 @@ class Sums:
             raise PrivacyError("the plan's users do not take turns")
         made = self.made(number)
         if made is not None:
-            return made
+            return made.total
         self._turns.begin(number)
         start = user.bands.block(number)
         booked = f"{self._plan.run}/round-{start}"
         if not self.ledger.holds(booked):
             self.ledger.book(booked, self._plan.gradient_release(start), self._budgets)
         summed = total([bound.project(part, user.clip_norm) for part in parts])
-        return self._turns.add(number, summed, user.spread)
+        noised = self._turns.add(number, summed, user.spread)
+        if self._anchor:  # or an older file would let the round out again, within its block
+            self._anchor.note(f"{self._plan.run}/round-{number}")
+        return noised
 
     def _booked_rounds(self) -> list[int]:
         """The first rounds of the blocks that were paid for, in this run."""
         rounds = [one for one in self.ledger.releases if one.kind is Kind.GRADIENT]
         return [one.round for one in rounds if one.run == self._plan.run]
+
+    def _newest_let_out(self) -> int:
+        """The newest round that is known to have been let out; 0 for none, or in a simulation."""
+        start = f"{self._plan.run}/round-"
+        names = self._anchor.let_out if self._anchor else []
+        return max(
+            (int(one.removeprefix(start)) for one in names if one.startswith(start)), default=0
+        )
 
     def _noise_of_round(self, number: int) -> NoiseSource:
         """Where a simulated round's own draws come from."""
@@ -260,8 +299,9 @@ class Sums:
             - The sum's noise has at least the promised standard deviation, the devices' own
               included; where utterances are hidden too, bound and noise are the devices', and only
               as good as they are honest.
-            - Asked again, a simulated server gives the same sum and books nothing more; a real one
-              books and draws anew or, where users take turns, gives the same sum too.
+            - Asked again, a server gives the same sum and books nothing more: a simulated one makes
+              it again, a real one kept it before it was let out. Where that is lost, it books and
+              draws anew.
 
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked.
@@ -269,10 +309,9 @@ class Sums:
         """
         if user is None:
             return total(parts)
-        if self._first and self.ledger.holds(f"{self._plan.run}/{name}"):
-            kept = self._first.get(name)
-            if kept is not None:
-                return kept
+        kept = self.kept(name)
+        if kept is not None:
+            return kept.total
         booked = self.book(name, release)
         if not self._plan.private:  # a device's word for its bound is not taken
             known: Sequence[float | None] = lengths or [None] * len(parts)
@@ -283,21 +322,29 @@ class Sums:
         summed = total(parts)
         missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
         noised = summed + self._noise(booked).normal(tuple(summed.shape), missing)
-        if self._first:
-            self._first.put(name, noised)
-        return noised
+        return self.keep(name, [booked], LetOut(total=noised, devices=len(parts))).total
 
-    def book(self, name: str, release: Release) -> str:
-        """Book a sum that is about to be let out; its name in the ledger.
+    def book(self, name: str, release: Release, *, seen: bool = False) -> str:
+        """Book a sum that is about to be let out; what paid for it, in the ledger's words.
+
+        A booking pays for one sum. One whose sum was never let out, because this server was
+        interrupted before that, pays for the next try.
+
+        Args:
+            name: What it is within the run.
+            release: What the ledger says of it.
+            seen: Whether whoever runs this server may know a sum that was not let out: one that
+                devices noised.
 
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked.
         """
         booked = f"{self._plan.run}/{name}"
-        if not self.ledger.holds(booked):
-            self.ledger.book(booked, release, self._budgets)
-        elif self._seed is None:
-            self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self._budgets)
+        if self.ledger.holds(booked):
+            if self._kept is None or not (seen or self._kept.was_let_out(booked)):
+                return booked
+            booked = f"{booked}/{secrets.token_hex(8)}"
+        self.ledger.book(booked, release, self._budgets)
         return booked
 
     def _noise(self, name: str) -> NoiseSource:

@@ -5,9 +5,7 @@ with fresh noise nor guess it; and one that let a round out twice, with the same
 updates, would betray their difference.
 """
 
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.server.files import replace_file
+from sottovoce.server.files import alone, replace_file
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.privacy.bands import Bands
 from sottovoce.shared.privacy.noise import NoiseSource, SystemNoise
@@ -39,7 +37,12 @@ class RepeatedNoise:
         self._past: list[Tensor] = []
         self._next = 1
 
-    def made(self, number: int, booked: Sequence[int]) -> Tensor | None:  # noqa: ARG002
+    def made(
+        self,
+        number: int,  # noqa: ARG002
+        booked: Sequence[int],  # noqa: ARG002
+        let_out: int = 0,  # noqa: ARG002
+    ) -> Tensor | None:
         """Nothing is kept: the same noise is drawn again."""
         return None
 
@@ -63,38 +66,6 @@ class RepeatedNoise:
             self._past = self._bands.needed([*self._past, noise])
             self._next += 1
         return summed + noise
-
-
-class KeptSums:
-    """What a real server let out of label counts and centre, so that a run goes on with them.
-
-    Devices give a round once, for one request; drawn anew, these would make it another.
-
-    Args:
-        folder: The job's.
-        plan: SHA-256 of the plan.
-    """
-
-    def __init__(self, folder: Path, *, plan: str) -> None:
-        self._folder = folder
-        self._plan = plan
-
-    def get(self, name: str) -> Tensor | None:
-        """What was let out under this name; None where nothing usable is kept."""
-        try:
-            with safe_open(self._path(name), framework="pt") as file:
-                whose = dict(file.metadata() or {}).get("plan")
-                value: Tensor = file.get_tensor("sum")
-        except (SafetensorError, OSError):
-            return None
-        return value if whose == self._plan else None
-
-    def put(self, name: str, value: Tensor) -> None:
-        """Keep what is about to be let out."""
-        replace_file(self._path(name), save({"sum": value.contiguous()}, {"plan": self._plan}))
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.safetensors"
 
 
 class KeptNoise:
@@ -124,18 +95,20 @@ class KeptNoise:
         self._plan = plan
         self._rounds = rounds
 
-    def made(self, number: int, booked: Sequence[int]) -> Tensor | None:
+    def made(self, number: int, booked: Sequence[int], let_out: int = 0) -> Tensor | None:
         """What was let out of a round, or None where it may be made now.
 
         Args:
             number: From 1.
             booked: The rounds that the ledger holds, first ones of blocks.
+            let_out: The newest round that is known to have been let out: with an older file it
+                would be let out again, with other noise, on the booking of its block.
 
         Raises:
             PrivacyError: Neither: the noise that it would hang on is gone.
         """
         if not self._path.exists():
-            if number == 1 and not booked:
+            if number == 1 and not booked and not let_out:
                 return None
             raise self._lost(f"{self._path} is missing")
         done, _, newest = self._read()
@@ -143,6 +116,10 @@ class KeptNoise:
             raise self._lost(
                 f"round {number} is asked, {self._path} ends with round {done} and the ledger with "
                 f"round {max(booked, default=0)}"
+            )
+        if let_out > done:
+            raise self._lost(
+                f"{self._path} ends with round {done}, and round {let_out} was let out"
             )
         return newest if number == done else None
 
@@ -162,7 +139,7 @@ class KeptNoise:
         Raises:
             PrivacyError: Not that round.
         """
-        with self._alone():
+        with alone(self._path.with_suffix(".lock")):
             done, past, _ = self._read()
             if number != done + 1:
                 raise self._lost(f"round {number} is due, {self._path} ends with round {done}")
@@ -172,19 +149,6 @@ class KeptNoise:
             past = self._bands.needed([*past, noise]) if number < self._rounds else []
             self._write(number, past, newest)
             return newest
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other server reads or writes the file meanwhile."""
-        handle = os.open(self._path.with_suffix(".lock"), os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            if os.name == "posix":
-                import fcntl
-
-                fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed, by a crash too
-            yield
-        finally:
-            os.close(handle)
 
     def _write(self, number: int, past: Sequence[Tensor], newest: Tensor) -> None:
         """Keep a round, whole or not at all, for nobody else's eyes."""

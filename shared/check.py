@@ -2,8 +2,14 @@
 
 import math
 from collections.abc import Collection
+from typing import Final
 
 from sottovoce.shared.errors import SettingError
+
+LEAST_NORM: Final = 1e-12
+MOST_NORM: Final = 1e12
+"""Between them a bound, and what is scaled down onto it, are far from where floats end. A server
+chooses bounds: with one at the end of floats it could have devices break it."""
 
 
 def positive(**values: float) -> None:
@@ -25,6 +31,23 @@ def at_least(limit: float, **values: float) -> None:
     for name, value in values.items():
         if not (math.isfinite(value) and value >= limit):
             raise SettingError(f"{name} is {value}; it must be at least {limit}")
+
+
+def norm(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a bound on lengths that floats can keep."""
+    for name, value in values.items():
+        if not LEAST_NORM <= value <= MOST_NORM:
+            raise SettingError(
+                f"{name} is {value}; it must be from {LEAST_NORM:g} to {MOST_NORM:g}, or rounding "
+                "would break the bound: choose one in between, or other units"
+            )
+
+
+def whole(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a whole number, 0 or above."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise SettingError(f"{name} is {value!r}; it must be a whole number, 0 or above")
 
 
 def inside(low: float, high: float, **values: float) -> None:

@@ -35,6 +35,7 @@ group of users; nor where users label only what surprised them.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import torch
@@ -51,6 +52,7 @@ LEAST_CLIPS, USUAL_CLIPS, MOST_CLIPS = 5.0, 15.0, 50.0
 """Bounds on ``concentration``, and what it is where people do not tell: our choice."""
 
 _FEW: Final = 2
+_DIGITS: Final = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,8 +128,9 @@ def learn(people: Sequence[Tensor], *, coverage: float = COVERAGE, strict: bool 
     if strict:  # thresholds lie within parts, and must not fall below the scores themselves
         steps = (steps + 1 / ATOMS).clamp(max=1.0)
     places = torch.searchsorted(mass, steps - 1e-9).clamp(max=len(values) - 1)
+    rounded = _no_lower if strict else partial(round, ndigits=_DIGITS)
     known = Scores(
-        atoms=tuple(round(value, 6) for value in values[order][places].tolist()),
+        atoms=tuple(rounded(value) for value in values[order][places].tolist()),
         beyond=1 / (1 + (len(heard) if strict else len(values))),
         concentration=USUAL_CLIPS,
     )
@@ -136,6 +139,11 @@ def learn(people: Sequence[Tensor], *, coverage: float = COVERAGE, strict: bool 
         beyond=known.beyond,
         concentration=_concentration(heard, threshold(known, coverage=coverage)),
     )
+
+
+def _no_lower(score: float) -> float:
+    """A score at six digits, and not below itself: tied scores must stay within a threshold."""
+    return min(math.ceil(score * 10**_DIGITS) / 10**_DIGITS, 1.0)
 
 
 def threshold(population: Scores, own: Tensor | None = None, *, coverage: float) -> float:

@@ -282,6 +282,18 @@ def agree(private: bytes, public: bytes, *, context: bytes) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, None, context).derive(shared)
 
 
+def gives_secret(public: bytes) -> bool:
+    """Whether an agreement key (X25519) makes a secret with every other one; see :func:`agree`."""
+    try:
+        # A key of low order comes to nothing with whatever private key, this one included.
+        X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)).exchange(
+            X25519PublicKey.from_public_bytes(public)
+        )
+    except ValueError:
+        return False
+    return True
+
+
 def keystream(key: bytes, length: int) -> bytes:
     """Pseudorandom bytes from a key that is used for nothing else (ChaCha20 from block 0).
 

@@ -117,8 +117,9 @@ class NormaliserRelease:
     """Settings of the noised mean that training uses.
 
     Attributes:
-        radius: L2 bound R on one utterance's row, in front units, above 0.
-        count_weight: What one utterance adds to the count coordinate, c, above 0.
+        radius: L2 bound R on one utterance's row, in front units, from 1e-12 to 1e12; infinite
+            only without noise.
+        count_weight: What one utterance adds to the count coordinate, c, from 1e-12 to 1e12.
         noise_multiplier: Standard deviation of the noise over the sensitivity, 0 for no privacy.
     """
 
@@ -127,12 +128,10 @@ class NormaliserRelease:
     noise_multiplier: float
 
     def __post_init__(self) -> None:
-        check.positive(count_weight=self.count_weight)
+        check.norm(count_weight=self.count_weight)
         check.not_negative(noise_multiplier=self.noise_multiplier)
-        if not self.radius > 0:
-            check.positive(radius=self.radius)
-        if self.noise_multiplier:
-            check.positive(radius=self.radius)
+        if self.noise_multiplier or self.radius != math.inf:
+            check.norm(radius=self.radius)
 
     @property
     def sensitivity(self) -> float:
@@ -148,7 +147,8 @@ class CentreRelease:
     devices, a little noise on each is enough.
 
     Attributes:
-        radius: L2 bound on one utterance's row, in front units, above 0.
+        radius: L2 bound on one utterance's row, in front units, from 1e-12 to 1e12; infinite only
+            without noise.
         noise_multiplier: Standard deviation of the noise over ``radius``, 0 for no privacy.
     """
 
@@ -157,8 +157,8 @@ class CentreRelease:
 
     def __post_init__(self) -> None:
         check.not_negative(noise_multiplier=self.noise_multiplier)
-        if self.noise_multiplier or not self.radius > 0:
-            check.positive(radius=self.radius)
+        if self.noise_multiplier or self.radius != math.inf:
+            check.norm(radius=self.radius)
 
 
 def released_sum(

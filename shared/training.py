@@ -64,9 +64,9 @@ class UtteranceNoise:
     """Each utterance's gradient is clipped, and their sum is noised.
 
     Attributes:
-        clip_norm: L2 bound on one utterance's gradient, above 0.
+        clip_norm: L2 bound on one utterance's gradient, from 1e-12 to 1e12.
         noise_multiplier: Standard deviation of the noise in units of ``clip_norm``, above 0.
-        sum_norm: L2 bound on the sum of a step's clipped gradients before it is noised, above 0,
+        sum_norm: L2 bound on the sum of a step's clipped gradients before it is noised, likewise,
             so that the noise of all devices together hides the whole user; None bounds nothing.
     """
 
@@ -75,9 +75,10 @@ class UtteranceNoise:
     sum_norm: float | None = None
 
     def __post_init__(self) -> None:
-        check.positive(clip_norm=self.clip_norm, noise_multiplier=self.noise_multiplier)
+        check.norm(clip_norm=self.clip_norm)
+        check.positive(noise_multiplier=self.noise_multiplier)
         if self.sum_norm is not None:
-            check.positive(sum_norm=self.sum_norm)
+            check.norm(sum_norm=self.sum_norm)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

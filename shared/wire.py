@@ -25,7 +25,7 @@ from enum import StrEnum
 from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
-from sottovoce.shared import records
+from sottovoce.shared import check, records
 from sottovoce.shared.calibration import Question
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.front import Front
@@ -132,7 +132,8 @@ class TrainRequest:
         class_weights: Shape (classes,), float32, from public constants or noised counts.
         centre: Where this population's voices lie, shape (inputs,), float32.
         denominator: What an update's sum is divided by inside a step; a public figure.
-        clip: The round's clip norm on a user's update, where it is learned; else 1.
+        clip: The round's clip norm on a user's update, where it is learned, from 1e-12 to 1e12;
+            else 1.
         share: What one unit of a device's update will move the weights by; a public figure.
     """
 
@@ -172,8 +173,11 @@ class TrainRequest:
             raise MessageError(f"the round is {number!r}; it must be a whole number from 1")
         if not isinstance(denominator, float) or not 0 < denominator < float("inf"):
             raise MessageError(f"the denominator is {denominator!r}; it must be finite and above 0")
-        if not isinstance(clip, float) or not 0 < clip < float("inf"):
-            raise MessageError(f"the clip is {clip!r}; it must be finite and above 0")
+        if not isinstance(clip, float) or not check.LEAST_NORM <= clip <= check.MOST_NORM:
+            raise MessageError(
+                f"the clip is {clip!r}; it must be from {check.LEAST_NORM:g} to "
+                f"{check.MOST_NORM:g}, or rounding would break the bound: nothing was trained"
+            )
         return cls(
             plan=records.text(facts, "plan"),
             round=number,

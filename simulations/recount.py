@@ -1,39 +1,28 @@
 """Every epsilon of a run, computed again from its ledgers by two accountants that share no code.
 
 An auditor's view: nothing that the run says of itself is taken for granted. The ledgers' chains are
-verified, their heads compared with those in ``privacy.json``, and each epsilon computed by
-dp-accounting's privacy-loss distributions, as the devices did, and by Opacus' numerical composition
-of privacy random variables (Gopi et al. 2021, https://arxiv.org/abs/2106.02848), which they never
-asked. Nothing in the run folder is changed.
+verified, and each epsilon computed by dp-accounting's privacy-loss distributions, as the devices
+did, and by Opacus (``witness``), which they never asked. Each account in ``privacy.json`` is held
+against its ledger line by line (``accounts``), and the run's files against each other, so that
+nobody is left out and no promise changed (``claims``). Nothing in the run folder is changed.
 """
 
 import math
-import warnings
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-
-import numpy as np
 
 from sottovoce.server.sums import OWNER
 from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.release import GRAIN, Kind, Mechanism, Release, Unit
+from sottovoce.shared.privacy.release import Unit
+from sottovoce.simulations import accounts, claims
+from sottovoce.simulations.accounts import CLOSE, SAME, Kept
 from sottovoce.simulations.names import file_name, folder_name
 from sottovoce.simulations.population import books
 from sottovoce.simulations.runfile import Json, read_privacy
-
-SAME = 1e-6
-"""Most that the same accountant may differ from itself: ``privacy.json`` keeps ten digits."""
-
-CLOSE = 0.05
-"""Most that two accountants may differ; each errs on the high side by its own discretisation."""
-
-_PRV_ERROR = 0.005
-History = tuple[tuple[float, float, int], ...]
-"""(noise multiplier, sampling rate, steps) of every kind of step."""
+from sottovoce.simulations.witness import PRV_ERROR, independent
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +69,7 @@ class Recount:
 
     @property
     def agrees(self) -> bool:
-        """Whether every ledger, both accountants and ``privacy.json`` say the same."""
+        """Whether all ledgers, both accountants and the run's files say the same."""
         return not self.faults and not any(count.faults for count in self.counts)
 
     def lines(self) -> list[str]:
@@ -90,7 +79,10 @@ class Recount:
         found = [*self.faults, *wrong]
         verdict = "all ledgers agree with privacy.json"
         if found:
-            verdict = f"DISAGREES: {faulty} of {len(self.counts)} ledgers, see above"
+            verdict = (
+                f"DISAGREES: {faulty} of {len(self.counts)} ledgers, and {len(self.faults)} times "
+                "beside them, see above"
+            )
         return [*self._heading(), *found, verdict]
 
     def to_dict(self) -> Json:
@@ -130,7 +122,7 @@ class Recount:
         return [
             first,
             f"{accountant.NAME}: epsilon {_span([count.pld for count in known])}",
-            f"PRV (Opacus, error {_PRV_ERROR:g}): epsilon {_span([count.prv for count in known])}",
+            f"PRV (Opacus, error {PRV_ERROR:g}): epsilon {_span([count.prv for count in known])}",
             f"the two differ by at most {apart:.4f}; {CLOSE:g} is allowed",
         ]
 
@@ -151,62 +143,64 @@ def recount(run_folder: Path) -> Recount:
     privacy = read_privacy(run_folder)
     kept = list(_kept(run_folder / "ledgers", privacy))
     database = run_folder / "ledgers" / books.NAME
+    crowd = any("registered" in world for world in privacy["worlds"][:1])
     return Recount(
         unit=privacy["unit"],
         promised=privacy["epsilon"],
         delta=privacy["delta"],
         counts=tuple(_count(one) for one in kept),
         faults=(
+            *claims.faults(run_folder, privacy),
             *_strangers(run_folder / "ledgers", {one.path for one in kept}),
-            *(books.faults(database, privacy) if database.exists() else ()),
+            *(books.faults(database, privacy) if crowd and database.exists() else ()),
         ),
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Kept:
-    """A ledger, what ``privacy.json`` says of it, and the terms of its unit."""
-
-    path: Path
-    fold: str
-    client: str
-    account: Json
-    unit: Unit
-    terms: Json
-    protects: bool
-
-
-def _kept(ledgers: Path, privacy: Json) -> Iterator[_Kept]:
+def _kept(ledgers: Path, privacy: Json) -> Iterator[Kept]:
     """Every ledger that ``privacy.json`` accounts for: users', and the servers' of their sums."""
-    common = {"protects": privacy["unit"] != "none"}
+    protects, user = privacy["unit"] != "none", privacy.get("user")
     first = Unit.USER if privacy["unit"] == "user" else Unit.UTTERANCE
     for world in privacy["worlds"]:
         fold = str(world["name"])
         folder = ledgers / folder_name(fold)
         crowd = ledgers / books.NAME if "registered" in world else None
+        run = "population" if crowd else fold
         for client, account in world["clients"].items():
-            yield _Kept(
+            yield Kept(
                 path=crowd or folder / f"{file_name(client)}.jsonl",
                 fold=fold,
                 client=client,
                 account=account,
                 unit=first,
                 terms=privacy,
-                **common,
+                user=user,
+                run=run,
+                tuned=_tuned(privacy, first),
+                protects=protects,
             )
         if world.get("server"):
-            yield _Kept(
+            yield Kept(
                 path=folder.with_name(f"{folder.name}.server.jsonl"),
                 fold=fold,
                 client=OWNER,
                 account=world["server"],
                 unit=Unit.USER,
-                terms=privacy.get("user") or privacy,
-                **common,
+                terms=user or privacy,
+                user=None,
+                run=run,
+                tuned=_tuned(privacy, Unit.USER),
+                protects=protects,
             )
 
 
-def _count(kept: _Kept) -> Count:
+def _tuned(privacy: Json, unit: Unit) -> tuple[int, float | None] | None:
+    """How many runs this unit is charged for, and their price; None where it is for one."""
+    tuned = privacy.get("tuned")
+    return (tuned["runs"], tuned.get(unit.value)) if tuned else None
+
+
+def _count(kept: Kept) -> Count:
     """One ledger: read, verify, price, compare."""
     fold, client, account = kept.fold, kept.client, kept.account
     try:
@@ -231,7 +225,7 @@ def _count(kept: _Kept) -> Count:
         claimed=account["epsilon"],
         pld=pld,
         prv=prv,
-        faults=tuple(_faults(ledger, kept, pld, prv)),
+        faults=tuple(accounts.faults(ledger, kept, pld, prv)),
     )
 
 
@@ -249,162 +243,13 @@ def _ledger(path: Path, client: str) -> Ledger:
     return Ledger(path, owner=client, read_only=True)
 
 
-def _faults(ledger: Ledger, kept: _Kept, pld: float, prv: float) -> Iterator[str]:
-    """What does not agree, in words with both numbers."""
-    account = kept.account
-    if ledger.head != account["ledger_sha256"]:
-        yield (
-            f"the ledger's head is {ledger.head[:12]}, privacy.json has "
-            f"{str(account['ledger_sha256'])[:12]}: it is not the ledger that was priced"
-        )
-    if len(account["releases"]) != len(ledger.releases):
-        yield (
-            f"the ledger holds {len(ledger.releases)} releases, privacy.json lists "
-            f"{len(account['releases'])}"
-        )
-    if kept.protects:
-        yield from _priced(account, kept.terms, pld, prv)
-    else:
-        yield from _unprotected(ledger, account)
-
-
-def _unprotected(ledger: Ledger, account: Json) -> Iterator[str]:
-    """Where nothing was promised, nothing may look protected."""
-    if account["epsilon"] is not None:
-        yield f"privacy.json claims epsilon {account['epsilon']} in a run that protects nothing"
-    if all(release.mechanism is not Mechanism.NONE for release in ledger.releases):
-        yield "the ledger books no unprotected release in a run that protects nothing"
-
-
-def _priced(account: Json, terms: Json, pld: float, prv: float) -> Iterator[str]:
-    """Claims against what both accountants say; written so that NaN and infinity disagree."""
-    claimed, promised = account["epsilon"], terms["epsilon"]
-    if claimed is None or not abs(claimed - pld) <= SAME:
-        yield f"privacy.json says epsilon {claimed}, the ledger costs {pld:.6f} by PLD"
-    if claimed is None or not abs(claimed - prv) <= CLOSE:
-        yield f"privacy.json says epsilon {claimed}, the ledger costs {prv:.4f} by PRV"
-    if promised is None or not pld <= promised + SAME:
-        yield f"epsilon {pld:.6f} was spent where {promised} was promised"
-    if terms["delta"] is None or not account["delta"] <= terms["delta"]:
-        yield f"delta {account['delta']} was spent where {terms['delta']} was promised"
-
-
 def _strangers(ledgers: Path, known: Collection[Path]) -> Iterator[str]:
     """Ledgers of nobody: releases that no line of ``privacy.json`` prices."""
-    for path in sorted([*ledgers.glob("*/*.jsonl"), *ledgers.glob("*.jsonl")]):
-        if path not in known:
+    for path in sorted(
+        [*ledgers.glob("*/*.jsonl"), *ledgers.glob("*.jsonl"), ledgers / books.NAME]
+    ):
+        if path not in known and path.exists():
             yield f"{path.parent.name}/{path.name} is a ledger that privacy.json does not mention"
-
-
-def independent(
-    releases: tuple[Release, ...], delta: float, *, unit: Unit = Unit.UTTERANCE
-) -> float:
-    """Epsilon by Opacus' accountants: an upper bound.
-
-    By its PRV accountant, ``_PRV_ERROR`` loose or less, and a grain for every sum of discrete
-    noise; by its RDP accountant where such noise is not known to be fine.
-
-    Args:
-        releases: Everything one device, or one server about its users, let out, in any order.
-        delta: In (0, 1).
-        unit: Whose presence is hidden.
-
-    Returns:
-        Epsilon; 0 for nothing but ciphertext, infinite where one release was unprotected.
-    """
-    if any(release.mechanism is Mechanism.NONE for release in releases):
-        return math.inf
-    steps: dict[tuple[float, float], int] = {}
-    grains, coarse = 0, False
-    turns: dict[tuple[str, float, tuple[float, ...]], list[int]] = {}
-    for release in releases:
-        if release.mechanism is not Mechanism.GAUSSIAN:
-            continue
-        if unit is Unit.USER and release.kind is Kind.NORMALISER:
-            continue  # it leaves only inside updates, which hide the user or cost infinity
-        noise, rate, number = _steps(release, unit)
-        if not noise > 0:
-            return math.inf
-        if release.user and release.user.discrete:
-            coarse = coarse or not release.user.fine
-            grains += number if release.user.fine else 0
-        column = _column(release, unit)
-        if column:
-            turns.setdefault((release.run, noise, column), []).append(release.round)
-            continue
-        steps[noise, rate] = steps.get((noise, rate), 0) + number
-    for (_, noise, column), rounds in turns.items():
-        whole = noise * _whole_norm(column, [0]) / _whole_norm(column, rounds)
-        steps[whole, 1.0] = steps.get((whole, 1.0), 0) + 1
-    history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
-    if not history:
-        return 0.0
-    grain = grains * GRAIN
-    price = _by_renyi if coarse else _by_prv
-    return price(history, delta * math.exp(-grain)) + grain
-
-
-def _column(release: Release, unit: Unit) -> tuple[float, ...]:
-    """The first column of C, where the noise that hides this unit hangs together over rounds."""
-    user = release.user
-    if user is None or user.bands is None or (unit is Unit.UTTERANCE and release.noise_multiplier):
-        return ()
-    return user.bands.coefficients
-
-
-def _whole_norm(column: tuple[float, ...], rounds: Iterable[int]) -> float:
-    """How far a user in these rounds moves CG, over the bound on one update.
-
-    C is written out, one column a round, and the user's updates all point one way, which is the
-    worst they can do where C has no negative entry. Nothing is taken for granted about supports.
-    """
-    rounds = list(rounds)
-    size = max(rounds) + len(column)
-    matrix = np.zeros((size, size))
-    for place in range(size):
-        for back, weight in enumerate(column[: size - place]):
-            matrix[place + back, place] = weight
-    updates = np.zeros(size)
-    for number in rounds:
-        updates[number] += 1.0
-    return float(np.linalg.norm(matrix @ updates))
-
-
-def _steps(release: Release, unit: Unit) -> tuple[float, float, int]:
-    """(noise multiplier, sampling rate, steps) of one release, written down anew for one unit."""
-    user = release.user
-    if unit is Unit.USER:
-        return (user.noise_multiplier, user.sample_rate, user.sums) if user else (0.0, 1.0, 1)
-    if not release.noise_multiplier and user:
-        return user.noise_multiplier / 2, 1.0, user.sums
-    return release.noise_multiplier, release.sample_rate, release.steps
-
-
-@lru_cache(maxsize=1024)
-def _by_prv(history: History, delta: float) -> float:
-    """Opacus' figure for one history; users with the same releases share it."""
-    # The independent witness: the only place but the trainer that asks Opacus anything.
-    from opacus.accountants import PRVAccountant
-
-    witness = PRVAccountant()
-    witness.history = list(history)
-    with np.errstate(divide="ignore"), warnings.catch_warnings():
-        # log(1 - rate) is minus infinity at rate 1, which is what the formula wants there.
-        # Opacus also tells, of a bound that only sizes its grid, that it could be tighter.
-        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
-        return float(witness.get_epsilon(delta, eps_error=_PRV_ERROR))
-
-
-@lru_cache(maxsize=1024)
-def _by_renyi(history: History, delta: float) -> float:
-    """Opacus' figure where all that is known of discrete noise is its Renyi divergence."""
-    from opacus.accountants import RDPAccountant
-
-    witness = RDPAccountant()
-    witness.history = list(history)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
-        return float(witness.get_epsilon(delta))
 
 
 def _span(values: list[float]) -> str:

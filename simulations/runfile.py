@@ -158,6 +158,13 @@ _PRIVACY: Shape = {
     "statement": "text",
     "assumptions": ["text"],
     "not_protected": ["text"],
+    "user?": {
+        "epsilon": "number",
+        "delta": "number",
+        "neighbouring": "text",
+        "noise_multiplier": "number",
+        "clip_norm": "number",
+    },
     "tuned?": {"runs": "whole", "utterance?": "number", "user?": "number"},
     "worlds": [
         {"name": "text", "clients": {"*": _ACCOUNT}, "server?": _ACCOUNT, "registered?": "whole"}

@@ -103,6 +103,11 @@ class Basis:
         return found.clamp(-_FARTHEST, _FARTHEST)
 
 
+def room_for(classes: int) -> int:
+    """The highest rank that a kept head of so many classes has room for; 0 and below for none."""
+    return (_ROOM - _BESIDE * classes) // (_NUMBER * classes)
+
+
 def learn(vectors: Tensor, classes: int) -> Basis | None:
     """The basis from public speakers.
 
@@ -114,8 +119,7 @@ def learn(vectors: Tensor, classes: int) -> Basis | None:
         Of rank ``MOST_RANK``, or what the width, four utterances a direction and a kept head's
         length allow (8 for 32 emotions); None where that is none.
     """
-    room = (_ROOM - _BESIDE * classes) // (_NUMBER * classes)
-    rank = min(MOST_RANK, room, len(vectors) // _CLIPS_EACH)
+    rank = min(MOST_RANK, room_for(classes), len(vectors) // _CLIPS_EACH)
     if rank < 1:
         return None
     centre = vectors.double().mean(0)

@@ -98,8 +98,19 @@ def fitted(
 
     Raises:
         ModelError: Logits that are not finite or beyond 1e6, coordinates that are not finite,
-            labels that are not classes, or shapes that do not fit each other or the prior.
+            labels that are not classes, shapes that do not fit each other or the prior, or numbers
+            between which no minimum is found.
     """
+    try:
+        return _fitted(logits, labels, prior, coordinates)
+    except RuntimeError as error:  # linear algebra's, whose own name torch does not export
+        raise ModelError(
+            f"the head is not fitted: {error}; the prior's widths and the logits lie too far apart"
+        ) from error
+
+
+def _fitted(logits: Tensor, labels: Tensor, prior: HeadPrior, coordinates: Tensor | None) -> Fit:
+    """See :func:`fitted`."""
     logits, labels = _usable(logits, labels, prior)
     columns = _columns(coordinates, len(labels), prior)
     if len(labels) == 0:

@@ -10,9 +10,13 @@ from torch import Tensor
 from sottovoce.shared import check
 from sottovoce.shared.conformal import Scores
 from sottovoce.shared.errors import ModelError, SettingError
-from sottovoce.shared.heads.basis import Basis
+from sottovoce.shared.heads.basis import Basis, room_for
 from sottovoce.shared.heads.head import Head
 from sottovoce.shared.models.network import Network
+
+LEAST_WIDTH, MOST_WIDTH = 1e-3, 10.0
+MOST_LOG_TEMPERATURE, MOST_BIAS = 10.0, 50.0
+"""Bounds on what a server may send: beyond them a fit can fail, or not, by what the clips are."""
 
 _BASIS: Final = ("centre", "matrix")
 _FILED: Final = "basis."
@@ -116,13 +120,17 @@ def prior_from_dict(
         tensors: What :meth:`HeadPrior.tensors` gave.
 
     Raises:
-        ModelError: A missing, unknown or unusable entry.
+        ModelError: A missing, unknown or unusable entry, numbers that no prior of ours holds, or a
+            basis of a higher rank than a sealed head has room for.
+
+    Guarantees:
+        - What is refused hangs on the prior alone, never on a user's clips.
     """
     try:
         bias = torch.tensor(numbers["bias"], dtype=torch.float64)
         mean = Head(log_temperature=_number(numbers["log_temperature"]), bias=bias)
         widths = [_number(numbers[name]) for name in ("log_temperature_sd", "bias_sd")]
-        return HeadPrior(
+        prior = HeadPrior(
             mean=mean,
             log_temperature_sd=widths[0],
             bias_sd=widths[1],
@@ -131,6 +139,28 @@ def prior_from_dict(
         )
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SettingError) as error:
         raise ModelError(f"the head prior cannot be used: {error!r}; get a new one") from error
+    _check_sane(prior)
+    return prior
+
+
+def _check_sane(prior: HeadPrior) -> None:
+    """Refuse what no server of ours sends."""
+    mean, widths = prior.mean, (prior.log_temperature_sd, prior.bias_sd)
+    if not all(LEAST_WIDTH <= width <= MOST_WIDTH for width in widths):
+        raise ModelError(
+            f"the head prior has widths {widths}; they must be in [{LEAST_WIDTH:g}, {MOST_WIDTH:g}]"
+        )
+    strongest = float(mean.bias.abs().max()) if mean.classes else 0.0
+    if not (abs(mean.log_temperature) <= MOST_LOG_TEMPERATURE and strongest <= MOST_BIAS):
+        raise ModelError(
+            f"the usual head has log temperature {mean.log_temperature:g} and a bias of "
+            f"{strongest:g}; at most {MOST_LOG_TEMPERATURE:g} and {MOST_BIAS:g} are taken"
+        )
+    if prior.basis and prior.basis.rank > (room := room_for(mean.classes)):
+        raise ModelError(
+            f"the basis of the heads has rank {prior.basis.rank}; for {mean.classes} classes a "
+            f"sealed head has room for {room}"
+        )
 
 
 def prior_from_file(

@@ -9,6 +9,9 @@ from torch import Tensor
 _ONE: Final = 1 - 2.0**-25
 """A factor from here up to 1 is 1 in float32."""
 
+_SMALL: Final = 1e-30
+"""A smaller factor has too few digits in float32, or none: one of 2e-45 may come out as 3e-45."""
+
 
 def length(vector: Tensor) -> float:
     """L2 norm of a vector, shape (n,), taken in float64.
@@ -47,4 +50,6 @@ def project(vector: Tensor, max_norm: float, *, known: float | None = None) -> T
     factor = max_norm / known
     if factor >= _ONE and vector.dtype == torch.float32:  # bounded before, up to rounding
         return vector
+    if factor < _SMALL:
+        return (vector.double() * factor).to(vector.dtype)
     return vector * factor

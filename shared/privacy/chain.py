@@ -111,7 +111,7 @@ def append_synced(path: Path, data: bytes, *, behind: int | None = None) -> None
         OSError: The disk refuses.
     """
     new = not path.exists()
-    with _opened(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) as handle:
+    with exclusive(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) as handle:
         _check_known(handle, path, behind)
         whole = os.fstat(handle).st_size
         try:
@@ -122,7 +122,7 @@ def append_synced(path: Path, data: bytes, *, behind: int | None = None) -> None
                 os.truncate(handle, whole)
             raise
     if new:
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
 
 
 def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> None:
@@ -130,19 +130,22 @@ def replace_synced(path: Path, data: bytes, *, behind: int | None = None) -> Non
 
     Arguments, guarantees and errors as for :func:`append_synced`.
     """
-    with _opened(path, os.O_WRONLY) if path.exists() else nullcontext() as old:
+    with exclusive(path, os.O_WRONLY) if path.exists() else nullcontext() as old:
         if old is not None:
             _check_known(old, path, behind)
         fresh = path.with_suffix(".new")
-        with _opened(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) as handle:
+        with exclusive(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) as handle:
             _write(handle, data)
         fresh.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
-def _opened(path: Path, flags: int) -> Iterator[int]:
-    """A file to write (mode 0600) that no other writer writes meanwhile."""
+def exclusive(path: Path, flags: int) -> Iterator[int]:
+    """A file to write (mode 0600) that no other writer writes meanwhile.
+
+    Writers, threads and processes alike, wait for each other where the system has ``flock``.
+    """
     handle = os.open(path, flags, 0o600)
     try:
         if os.name == "posix":
@@ -173,7 +176,7 @@ def _write(handle: int, data: bytes) -> None:
     os.fsync(handle)
 
 
-def _sync_folder(path: Path) -> None:
+def sync_folder(path: Path) -> None:
     """Make new names in a folder last; Windows has no such call and needs none."""
     if os.name != "posix":
         return

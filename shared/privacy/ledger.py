@@ -61,6 +61,12 @@ class Budget:
         return cls(**dict(record) | {"unit": Unit(record["unit"])})
 
 
+_DEVICE_WAY_OUT = (
+    "Put the newest copy of the ledger back. Without one, what this device spent is "
+    "unknown: `sottovoce device retire FOLDER` lets it only receive models"
+)
+
+
 class Ledger:
     """An append-only, hash-chained file of releases.
 
@@ -69,6 +75,7 @@ class Ledger:
         owner: Whose it is. Without one any owner's is read, which is enough to verify it.
         keeper: Who keeps its anchor. Without one, lines dropped at the end do not show here.
         read_only: Whether nothing may be written: a torn line is charged in memory alone.
+        way_out: What to do about a ledger that disagrees with its anchor.
 
     Raises:
         LedgerError: The chain is broken, the ledger is another owner's, or it is behind its anchor
@@ -82,8 +89,10 @@ class Ledger:
         owner: str | None = None,
         keeper: Keeper | None = None,
         read_only: bool = False,
+        way_out: str = _DEVICE_WAY_OUT,
     ) -> None:
         self.path = path
+        self._way_out = way_out
         self._owner, self._keeper, self._read_only = owner, keeper, read_only
         self._releases: list[Release] = []
         self._ids: set[str] = set()
@@ -325,20 +334,16 @@ class Ledger:
         if self._anchor is None:
             return
         known, held = self._anchor.releases, len(self._releases)
-        way_out = (
-            "Put the newest copy of the ledger back. Without one, what this device spent is "
-            "unknown: `sottovoce device retire FOLDER` lets it only receive models"
-        )
         if held < known:
             raise LedgerError(
-                f"the ledger {self.path.name} holds {held} releases, its device has booked {known}:"
-                f" lines were dropped at its end. {way_out}"
+                f"the ledger {self.path.name} holds {held} releases, its owner has booked {known}: "
+                f"lines were dropped at its end. {self._way_out}"
             )
         if self._heads[known] != self._anchor.head:
             raise LedgerError(
-                f"the ledger {self.path.name} is not the one that its device has written: after "
-                f"{known} releases its hash is {self._heads[known][:12]}, the device knows "
-                f"{self._anchor.head[:12]}. {way_out}"
+                f"the ledger {self.path.name} is not the one that its owner has written: after "
+                f"{known} releases its hash is {self._heads[known][:12]}, the anchor says "
+                f"{self._anchor.head[:12]}. {self._way_out}"
             )
 
     def _broken(self, number: int) -> LedgerError:

@@ -12,7 +12,7 @@ from sottovoce.shared import check
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.privacy import bound
 from sottovoce.shared.privacy.release import GRAIN, NoisedBy, UserNoise
-from sottovoce.shared.secagg import price
+from sottovoce.shared.secagg import arrangement, price
 from sottovoce.shared.secagg.settings import SecureAggregation
 
 ENROLMENT, CALIBRATION = "enrolment", "head-statistics"
@@ -51,7 +51,8 @@ class SecureSums:
     Attributes:
         enrolment: Of the first sum: label counts and centre, each brought to a bound of 1.
         update: Of a round's sum of updates.
-        dishonest: Most devices of a sum that side with the server; their noise is not counted.
+        dishonest: Most devices of a sum that side with the server, a whole number, 0 or above;
+            their noise is not counted.
         calibration: Of the sum of what is told of heads and scores; None where nothing is.
     """
 
@@ -59,6 +60,9 @@ class SecureSums:
     update: SecureAggregation
     dishonest: int
     calibration: SecureAggregation | None = None
+
+    def __post_init__(self) -> None:
+        check.whole(dishonest=self.dishonest)
 
     def of(self, kind: str) -> SecureAggregation:
         """The settings of a sum of this kind.
@@ -89,7 +93,7 @@ class SecureSums:
         return cls(
             enrolment=SecureAggregation(**record["enrolment"]),
             update=SecureAggregation(**record["update"]),
-            dishonest=int(record["dishonest"]),
+            dishonest=record["dishonest"],
             calibration=_secure_sum(record["calibration"]),
         )
 
@@ -108,7 +112,7 @@ class AdaptiveClip:
     one noise, so that the clip norm costs no release of its own.
 
     Attributes:
-        start: Clip norm of the first round, above 0.
+        start: Clip norm of the first round, from 1e-12 to 1e12, as every other's.
         quantile: Share of the updates that should be within, in (0, 1).
         rate: How fast the clip norm follows, above 0.
         weight: Of the appended number, above 0; the noise on updates grows by sqrt(1 + weight^2).
@@ -120,7 +124,8 @@ class AdaptiveClip:
     weight: float = 0.2
 
     def __post_init__(self) -> None:
-        check.positive(start=self.start, rate=self.rate, weight=self.weight)
+        check.norm(start=self.start)
+        check.positive(rate=self.rate, weight=self.weight)
         check.inside(0, 1, quantile=self.quantile)
 
     @property
@@ -138,7 +143,11 @@ class AdaptiveClip:
         Guarantees:
             - Its L2 norm is at most :attr:`bound` (to 1e-6, relative), whatever came in.
             - An update with a NaN or an infinity counts as zeros that were not within.
+
+        Raises:
+            SettingError: A clip norm so small or large that floats would not keep the bound.
         """
+        check.norm(clip=clip)
         wide = update.double()
         within = bool(torch.linalg.vector_norm(wide) <= clip)  # false for NaN
         told = torch.tensor([self.weight if within else -self.weight], dtype=torch.float64)
@@ -153,7 +162,8 @@ class AdaptiveClip:
         """
         within = (float(mean[-1]) / self.weight + 1) / 2
         following = clip * math.exp(-self.rate * (min(max(within, 0.0), 1.0) - self.quantile))
-        low, high = self.start / _FURTHEST, self.start * _FURTHEST
+        low = max(self.start / _FURTHEST, check.LEAST_NORM)
+        high = min(self.start * _FURTHEST, check.MOST_NORM)
         return mean[:-1] * clip, min(max(following, low), high)
 
 
@@ -164,6 +174,8 @@ _FURTHEST = 1e3
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserPromise:
     """What hides a whole user in each sum of a run; see ``UserNoise``.
+
+    A device that reads a plan makes one, so what is refused here is refused by devices.
 
     Attributes:
         counts: In the sum of label counts, bounded in utterances.
@@ -193,6 +205,8 @@ class UserPromise:
                 "noise is added by shares in all sums of a run, and then secure says how, or in "
                 f"none: noised_by is {', '.join(sorted(ways))}"
             )
+        check.norm(**{f"{name}_clip_norm": one.clip_norm for name, one in self._noises().items()})
+        self._check_rates()
         if any(one.bands for name, one in self._noises().items() if name != "update"):
             raise SettingError("bands are for the updates of rounds; other sums are made once")
         if self.update.bands and self.adaptive:
@@ -212,6 +226,16 @@ class UserPromise:
         """The noise of every sum."""
         return tuple(self._noises().values())
 
+    def _check_rates(self) -> None:
+        """Refuse sums that are priced as if not everybody were asked, where everybody is."""
+        for name, one in self._noises().items():
+            drawn = name == "update" and one.noised_by is NoisedBy.SERVER
+            if one.sample_rate != 1 and not drawn:
+                raise SettingError(
+                    f"sample_rate of {name} is {one.sample_rate:g}; it must be 1: only into the "
+                    "rounds' updates, under noise that the server adds, are users drawn"
+                )
+
     def _check_shares(self, secure: SecureSums) -> None:
         """Refuse promises that the devices' shares would not keep."""
         first = [one for one in (self.counts, self.centre) if one]
@@ -224,6 +248,13 @@ class UserPromise:
             promises.append((self.calibration, given, secure.calibration))
             self._check_calibration(self.calibration, secure.calibration)
         for one, given, settings in promises:
+            if not arrangement.hides(settings, secure.dishonest):
+                raise SettingError(
+                    f"a secure sum over {settings.devices:,} devices with {settings.degree} "
+                    f"neighbours each and a threshold of {settings.threshold} does not hide them "
+                    f"from a server with {secure.dishonest:,} on its side: raise degree and "
+                    "threshold (arrangement.settings_for finds them), or let fewer be dishonest"
+                )
             if one.fine and not secure.grain(settings) <= GRAIN:
                 raise SettingError(
                     f"a secure sum of {settings.parameters:,} values over {settings.devices:,} "

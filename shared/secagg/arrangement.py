@@ -145,6 +145,21 @@ def settings_for(
     return price.with_noise(plain, noise_multiplier, sharers=sharers)
 
 
+def hides(settings: SecureAggregation, dishonest: int) -> bool:
+    """Whether a sum's graph keeps what :func:`arrange` promises, whoever chose it.
+
+    Args:
+        settings: The sum's; down to its quorum, devices may be lost.
+        dishonest: Most devices that side with the server.
+    """
+    degree, lost = settings.degree, settings.devices - settings.quorum
+    there = max(settings.quorum, degree + 1)  # as in ``arrange``: fewer devices weigh liars more
+    unmasked = _log2_tail(there, dishonest, degree, 2 * settings.threshold - degree)
+    complete = degree >= settings.devices - 1
+    cut = -math.inf if complete else _log2_cut(degree, settings.quorum, dishonest + lost)
+    return max(unmasked, cut) <= -SECURITY_BITS
+
+
 def _check(devices: int, dropout: float, corruption: float) -> None:
     """Refuse what is no number of devices or no share of them."""
     check.at_least(3, devices=devices)

@@ -30,7 +30,7 @@ class SecureAggregation:
         threshold: Neighbours whose shares open a secret, above ``degree / 2``, at most ``degree``.
             See ``arrangement.arrange`` for how lying devices raise it.
         quorum: Fewest devices that may be summed, above ``threshold``, at most ``devices``.
-        clip_norm: L2 bound on an update, in the units of the update, above 0.
+        clip_norm: L2 bound on an update, in the units of the update, from 1e-12 to 1e12.
         granularity: What one integer step is worth, in the units of the update, above 0.
         noise: Scale of the discrete Gaussian that *each* device adds, in integer steps: 0, or 0.5
             and above. See ``price.local_noise``.
@@ -53,9 +53,12 @@ class SecureAggregation:
     bits: int = 32
 
     def __post_init__(self) -> None:
+        check.whole(devices=self.devices, parameters=self.parameters, bits=self.bits)
+        check.whole(degree=self.degree, threshold=self.threshold, quorum=self.quorum)
         check.at_least(3, devices=self.devices)
         check.at_least(1, parameters=self.parameters)
-        check.positive(clip_norm=self.clip_norm, granularity=self.granularity)
+        check.norm(clip_norm=self.clip_norm)
+        check.positive(granularity=self.granularity)
         check.not_negative(noise=self.noise)
         self._check_graph()
         self._check_ring()

@@ -1,6 +1,7 @@
 """One whole secure sum in one process: every device's work and the server's, added up."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -8,7 +9,8 @@ from sottovoce.client.secagg import DeviceRound
 from sottovoce.server.secagg import Opened, ServerRound
 from sottovoce.shared import crypto
 from sottovoce.shared.secagg.arrangement import settings_for
-from sottovoce.shared.secagg.discrete import SystemWords
+from sottovoce.shared.secagg.discrete import RandomWords, SystemWords
+from sottovoce.shared.secagg.quantise import Floats
 from sottovoce.shared.secagg.settings import SecureAggregation
 
 PARAMETERS, COHORTS = 10_000, (24, 91)
@@ -57,10 +59,15 @@ def one_round(
     asked = server.share({user: devices[user].advertise(asked[user]) for user in asked})
     asked = server.mask({user: devices[user].share(asked[user]) for user in asked})
     masked = {
-        user: devices[user].mask(asked[user], updates[user], SystemWords())
+        user: devices[user].mask(asked[user], partial(_given, updates[user]))
         for user in asked
         if user not in lost
     }
     asked = server.agree(masked)
     asked = server.unmask({user: devices[user].agree(asked[user]) for user in asked})
     return server.finish({user: devices[user].unmask(asked[user]) for user in asked})
+
+
+def _given(update: Floats) -> tuple[Floats, RandomWords]:
+    """What a device adds, and where its noise comes from."""
+    return update, SystemWords()

@@ -4,7 +4,8 @@ What must outlive a process goes to the database; all else is made again when it
 """
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final
 
 from torch import Tensor
@@ -88,6 +89,11 @@ class KeptVault(Vault):
         if name not in self._blobs:
             raise PrivacyError(f"the vault of {self.user!r} holds no {name!r}")
         return self._blobs[name]
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:  # noqa: ARG002
+        """See ``Vault``; what lies in memory has one program alone."""
+        yield
 
     def put_tensors(
         self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True

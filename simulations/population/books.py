@@ -68,9 +68,15 @@ def ledger_of(database: Path, user: str) -> StoredLedger:
         LedgerError: There is none, or it is broken.
         PrivacyError: The database cannot be used.
     """
+    try:
+        place = place_of(user)
+    except ValueError:
+        raise LedgerError(
+            f"{user} is no name in a crowd: {database.name} holds no ledger"
+        ) from None
     store = Store(database, read_only=True)
     try:
-        ledger = opened(store, place_of(user))
+        ledger = opened(store, place)
     finally:
         store.close()
     if not ledger.releases:

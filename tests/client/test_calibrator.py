@@ -311,3 +311,35 @@ def test_a_fit_goes_on_from_a_restored_adapter_under_the_same_model_alone(
     assert fitted.adapter is not None
     assert torch.equal(on.adapter.weights, fitted.adapter.weights)
     assert anew.adapter is None, "another model has other directions"
+
+
+def test_a_head_that_was_made_here_and_comes_back_counts_no_clip_twice(vault: Vault) -> None:
+    """As after its file was damaged and deleted."""
+    own = calibrator(vault)
+    fitted = own.fit(*enrolment())
+    sealed = own.sealed()
+    vault.delete("head")
+
+    own.restore(sealed)
+    assert same(own.head(), fitted)
+    assert same(own.fit(*enrolment(), quietly=True), fitted)
+
+
+def test_the_version_that_a_user_expects_does_not_keep_its_head_out(vault: Vault) -> None:
+    other = second_device(vault, vault.folder.parent / "other")
+    for seed in range(5):
+        calibrator(other).fit(*enrolment(seed=seed))
+    newest = calibrator(other).sealed()
+    own = calibrator(vault)
+    own.fit(*enrolment(seed=9))
+
+    own.expect(newest.version)
+    assert own.version == 1
+    old = dataclasses.replace(newest, version=3)
+    with pytest.raises(PrivacyError, match="this device knows 5"):
+        own.restore(old)
+    own.restore(newest)
+    assert own.version == newest.version == 5
+    for impossible in (-1, 2**63 - 1, 2**64):
+        with pytest.raises(PrivacyError, match="a head's is from"):
+            own.expect(impossible)

@@ -22,7 +22,7 @@ from sottovoce.shared.bundle import Bundle
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.examples import Examples
 from sottovoce.shared.front import identity
-from sottovoce.shared.heads import Basis, Head, HeadPrior
+from sottovoce.shared.heads import Basis, Head, HeadPrior, KeptHead, SealedHead
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN, unknown
 from sottovoce.shared.plan import Plan
@@ -65,7 +65,13 @@ def bundle(*, bends: bool = True, extractor: str = "ears") -> Bundle:
     )
 
 
-def device(folder: Path, *, clips: int = 0, labels: tuple[str, ...] = LABELS) -> Device:
+def device(
+    folder: Path,
+    *,
+    clips: int = 0,
+    labels: tuple[str, ...] = LABELS,
+    key: bytes | None = None,
+) -> Device:
     """One that was set up with some labelled clips, and knows nothing of its user's mean."""
     none = torch.zeros(clips, dtype=torch.bool)
     examples = Examples(
@@ -75,7 +81,7 @@ def device(folder: Path, *, clips: int = 0, labels: tuple[str, ...] = LABELS) ->
     )
     facts = Facts(user="ada", budgets=(), contributes=False, labels=labels, simulated_seed=1)
     return Device.create(
-        folder, facts, Clips(examples=examples, enrols=none, calibrates=~none, trains=none)
+        folder, facts, Clips(examples=examples, enrols=none, calibrates=~none, trains=none), key=key
     )
 
 
@@ -390,17 +396,18 @@ def test_where_no_model_can_fit_it_again_the_head_is_let_go(tmp_path: Path, how:
 
 
 def test_a_head_of_a_run_that_was_joined_before_is_fitted_again(tmp_path: Path) -> None:
-    model, own, rows = bundle(), device(tmp_path / "ada"), speech(3)
-    names = [Labeller(own.folder, model).label(row, "angry", NOBODY) for row in rows]
+    model, own, rows = bundle(), device(tmp_path / "ada"), speech(2)
     enrolment.enrol(own, PLAN, model.front, model.population)
-    Labeller(own.folder, model).forget(names[2], NOBODY)
+    for row in rows:
+        Labeller(own.folder, model).label(row, "angry", NOBODY)
     weights = WEIGHTS * 0.5
-    receiver.personalise(own, plan=PLAN.digest(), weights=weights, centre=NOBODY, prior=model.prior)
     later = replace(model, weights=weights, model_hash=PLAN.model_hash(weights))
+    personalised(own, model.prior, weights)
+    assert same(head(own.folder, later), model.prior.mean), "the run knew of no labels"
 
     Labeller(own.folder, later).heal(NOBODY)
 
-    assert same(head(own.folder, later), fitted(later, rows[:2], [0, 0]))
+    assert same(head(own.folder, later), fitted(later, rows, [0, 0]))
 
 
 def test_what_another_program_labels_meanwhile_is_fitted_on(
@@ -435,3 +442,117 @@ def test_rows_that_are_far_too_large_are_left_out(tmp_path: Path) -> None:
 
     assert torch.equal(given.features, speech(1))
     assert given.labels.tolist() == [2]
+
+
+def personalised(one: Device, prior: HeadPrior, weights: Tensor = WEIGHTS) -> SealedHead:
+    """What a device answers to a final model."""
+    return receiver.personalise(
+        one, plan=PLAN.digest(), weights=weights, centre=torch.zeros(WIDTH), prior=prior
+    )
+
+
+def test_what_is_forgotten_under_way_is_in_no_later_head(tmp_path: Path) -> None:
+    """Nor anywhere else: enrolment leaves no copy of it."""
+    rows = speech(3)
+
+    def life(folder: Path, *, says: int, forgets: bool) -> Head:
+        one = device(folder)
+        own = Labeller(folder, bundle())
+        names = [own.label(row, "sad", NOBODY) for row in rows[:says]]
+        enrolment.enrol(Device(folder), PLAN, identity(WIDTH), unknown(WIDTH))
+        if forgets:
+            own.forget(names[-1], NOBODY)
+        one = Device(folder)
+        personalised(one, bundle().prior, WEIGHTS + 0.5)
+        kept = one.vault.get_tensors("projected")
+        assert not any(len(kept[name]) for name in kept if name.startswith("calibration."))
+        return Calibrator(
+            one.vault,
+            model_hash=PLAN.model_hash(WEIGHTS + 0.5),
+            prior=bundle().prior,
+            labels=LABELS,
+        ).head()
+
+    forgotten = life(tmp_path / "forgot", says=3, forgets=True)
+    assert torch.equal(forgotten.bias, life(tmp_path / "never", says=2, forgets=False).bias)
+    assert not torch.equal(forgotten.bias, life(tmp_path / "kept", says=3, forgets=False).bias)
+
+
+def test_no_prior_makes_a_refusal_tell_of_clips(tmp_path: Path) -> None:
+    """Of such a width that a fit breaks as soon as there is a clip that the model can read."""
+    hostile = HeadPrior(mean=heads.identity(len(LABELS)), bias_sd=1e100)
+    told = []
+    for clips in (0, 6):
+        one = device(tmp_path / str(clips), clips=clips)
+        enrolment.enrol(one, PLAN, identity(WIDTH), unknown(WIDTH))
+        head = personalised(one, hostile)
+        told.append((head.version, len(head.blob)))
+
+    assert told == [(1, 2048), (1, 2048)]
+    with pytest.raises(ModelError):
+        heads.fit(torch.randn(6, 3), torch.arange(6) % 3, hostile)
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        {"bias_sd": 1e100},
+        {"bias_sd": 1e-9},
+        {"log_temperature_sd": 11.0},
+        {"log_temperature": -12.0},
+        {"bias": [0.0, 51.0, 0.0]},
+    ],
+)
+def test_a_device_takes_no_prior_that_no_server_of_ours_sends(numbers: dict[str, Any]) -> None:
+    usual = HeadPrior(mean=heads.identity(3)).as_dict()
+
+    heads.prior_from_dict(usual)
+    with pytest.raises(ModelError):
+        heads.prior_from_dict(usual | numbers)
+
+
+def test_a_basis_leaves_a_sealed_head_its_length() -> None:
+    """Heads fitted on clips have an adapter, others none: a longer one would tell."""
+    usual = HeadPrior(mean=heads.identity(16)).as_dict()
+    basis = {"centre": torch.zeros(64), "matrix": torch.eye(64)}
+
+    heads.prior_from_dict(usual, basis | {"matrix": torch.eye(64)[:23]})
+    with pytest.raises(ModelError, match="has room for 23"):
+        heads.prior_from_dict(usual, basis | {"matrix": torch.eye(64)[:24]})
+
+
+def test_a_reinstalled_app_keeps_both_what_comes_back_and_what_was_labelled_since(
+    tmp_path: Path,
+) -> None:
+    old = device(tmp_path / "old", clips=12)
+    key = (old.folder / "vault" / "key").read_bytes()
+    enrolment.enrol(old, PLAN, identity(WIDTH), unknown(WIDTH))
+    sealed = personalised(old, bundle().prior)
+    kept = KeptHead(model_hash=sealed.model_hash, version=sealed.version, blob=sealed.blob)
+
+    def again(folder: Path, *, says: int, offered: KeptHead | None) -> Head:
+        """The same user's new device, of the same key."""
+        one = device(folder, key=key)
+        for row in speech(says, seed=4):
+            Labeller(folder, bundle()).label(row, "angry", NOBODY)
+        enrolment.enrol(one := Device(folder), PLAN, identity(WIDTH), unknown(WIDTH))
+        receiver.personalise(
+            one,
+            plan=PLAN.digest(),
+            weights=WEIGHTS,
+            centre=torch.zeros(WIDTH),
+            prior=bundle().prior,
+            offered=offered,
+        )
+        return Calibrator(
+            one.vault, model_hash=bundle().model_hash, prior=bundle().prior, labels=LABELS
+        ).head()
+
+    back, both = (again(tmp_path / str(n), says=n, offered=kept) for n in (0, 2))
+    alone = again(tmp_path / "alone", says=2, offered=None)
+    former = Calibrator(
+        old.vault, model_hash=bundle().model_hash, prior=bundle().prior, labels=LABELS
+    ).head()
+    assert torch.allclose(back.bias, former.bias, atol=1e-6)
+    for other in (back, alone):
+        assert not torch.allclose(both.bias, other.bias, atol=1e-3)

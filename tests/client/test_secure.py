@@ -1,16 +1,21 @@
 """A device in secure sums: what it adds is booked and bounded, and nothing is asked of it twice."""
 
+import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from sottovoce.client import enrolment, participant
 from sottovoce.client.device import Device
 from sottovoce.client.owner import Clips, Facts
+from sottovoce.client.vault import Vault
 from sottovoce.server.exchange import summed
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import (
@@ -31,7 +36,7 @@ from sottovoce.shared.privacy.ledger import Budget
 from sottovoce.shared.privacy.release import Kind, NoisedBy, Unit, UserNoise
 from sottovoce.shared.privacy.users import ENROLMENT, SecureSums, UserPromise, sum_name
 from sottovoce.shared.secagg.arrangement import settings_for
-from sottovoce.shared.secagg.messages import AdvertiseRequest, ShareRequest
+from sottovoce.shared.secagg.messages import AdvertiseRequest, Parcels, ShareRequest
 from sottovoce.shared.training import LocalTraining, NoPrivacy
 
 LABELS = ("angry", "happy", "sad")
@@ -194,6 +199,44 @@ def test_a_device_may_be_lost_at_any_step(devices: dict[str, Device], step: str)
     assert torch.allclose(torch.from_numpy(opened.total).float(), summed_up, atol=2e-3)
 
 
+@pytest.mark.parametrize("labels", [[0, 1] * 6, [0, 1] * 5 + [0, 2]])
+def test_training_that_overflows_counts_as_zeros(tmp_path: Path, labels: list[int]) -> None:
+    """The server's rates and weights drive whoever has a sad clip to infinity: it must not show."""
+    plan = replace(PLAN, training=replace(PLAN.training, learning_rate=100.0))
+    devices = {f"u{number}": make(tmp_path, number) for number in range(DEVICES)}
+    _introduce(devices)
+    clips = devices["u1"].clips()
+    told = replace(clips, examples=replace(clips.examples, labels=torch.tensor(labels)))
+    devices["u1"].vault.put_tensors("clips", told.tensors())
+    for device in devices.values():
+        enrolment.enrol(device, plan, FRONT, unknown(INPUTS))
+    unjust = {"plan": plan.digest(), "class_weights": torch.tensor([1.0, 1.0, 3e38])}
+    name = sum_name(plan.digest(), "round-1")
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        return {user: one(devices[user], step, body) for user, body in requests.items()}
+
+    def one(device: Device, step: str, body: bytes) -> bytes:
+        update = participant.round_of(device, **ROUND | unjust) if step == "mask" else None
+        return participant.add(
+            device, plan=plan.digest(), name=name, step=step, body=body, update=update
+        )
+
+    opened = summed(SECURE.update, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == set(devices)
+    others_are_zeros = 0.1 * (1 if 2 not in labels else 0)
+    assert np.linalg.norm(opened.total) == pytest.approx(others_are_zeros, abs=2e-3)
+
+
+@pytest.mark.parametrize("numbers", [[1.0], [1.0, -1.0, 1.0], [1.0, 1.0, math.inf]])
+def test_class_weights_that_do_not_fit_are_refused_unbooked(
+    devices: dict[str, Device], numbers: list[float]
+) -> None:
+    with pytest.raises(MessageError, match="class weights"):
+        participant.round_of(devices["u0"], **ROUND | {"class_weights": torch.tensor(numbers)})
+
+
 def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) -> None:
     small = Budget(epsilon=0.1, delta=DELTA, unit=Unit.USER)
     devices = {
@@ -219,6 +262,77 @@ def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) 
 
     assert set(opened.survivors) == {"u0", "u1", "u2", "u4"}
     assert not Device(devices["u3"].folder).ledger.releases
+
+
+def _real(devices: dict[str, Device]) -> dict[str, Device]:
+    """The same devices, which pay for every booking."""
+    for device in devices.values():
+        path = device.folder / "device.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"simulated_seed": None}))
+    return {user: Device(device.folder) for user, device in devices.items()}
+
+
+def _lines(device: Device) -> int:
+    """How many releases a device has paid for."""
+    return len(Device(device.folder).ledger.releases)
+
+
+@pytest.mark.parametrize("kind", [ENROLMENT, "round-1"])
+def test_a_repeated_message_costs_nothing(devices: dict[str, Device], kind: str) -> None:
+    name = sum_name(PLAN.digest(), kind)
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            device = Device(devices[user].folder)
+            if (user, step) == ("u1", "share"):  # too early
+                with pytest.raises(AggregationError, match="the next step is to share"):
+                    _step(device, name, "mask", Parcels(parcels=()).to_bytes(), kind)
+            answers[user] = _step(device, name, step, body, kind)
+            if (user, step) == ("u1", "mask"):
+                with pytest.raises(AggregationError, match="every step is taken once"):
+                    _step(device, name, step, body, kind)
+        return answers
+
+    devices = _real(devices)
+    settings = SECURE.enrolment if kind == ENROLMENT else SECURE.update
+    opened = summed(settings, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == set(devices)
+    assert len({_lines(device) for device in devices.values()}) == 1
+
+
+def test_a_sum_that_never_began_costs_nothing(devices: dict[str, Device]) -> None:
+    device = _real(devices)["u0"]
+    with pytest.raises(MessageError, match="never began"):
+        _step(device, sum_name(PLAN.digest(), ENROLMENT), "mask", b"junk")
+    assert not _lines(device)
+
+
+def test_shares_that_do_not_open_cost_nothing(devices: dict[str, Device]) -> None:
+    """One device seals rubbish: its neighbours refuse, the sum stays closed, nobody pays."""
+    name, refused = sum_name(PLAN.digest(), ENROLMENT), []
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        answers = {}
+        for user, body in requests.items():
+            try:
+                answers[user] = _step(Device(devices[user].folder), name, step, body)
+            except AggregationError as error:
+                refused.append(str(error))
+            if (user, step) == ("u0", "share"):
+                parcels = Parcels.from_bytes(answers[user]).parcels
+                rubbish = tuple(replace(one, sealed=b"\x01" + bytes(511)) for one in parcels)
+                answers[user] = Parcels(parcels=rubbish).to_bytes()
+        return answers
+
+    devices = _real(devices)
+    with pytest.raises(AggregationError, match="stays closed"):
+        summed(SECURE.enrolment, name, devices["u0"].roster, ask)
+
+    assert len(refused) == DEVICES - 1
+    assert all("shares of 'u0' for" in each for each in refused)
+    assert [_lines(devices[f"u{number}"]) for number in range(1, DEVICES)] == [0] * 4
 
 
 def test_no_step_is_taken_twice(devices: dict[str, Device]) -> None:
@@ -274,3 +388,45 @@ def test_an_identity_is_kept_and_a_real_one_is_nobody_elses(tmp_path: Path) -> N
     facts = replace(one.facts, simulated_seed=None)
     others = {Device.create(tmp_path / name, facts, one.clips()).identity for name in ("a", "b")}
     assert len({one.identity, *others}) == 3
+
+
+def test_two_programs_never_take_one_step(
+    devices: dict[str, Device], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is about to keep what it masked when the other asks; each in a thread of its own.
+
+    Were the state not held, both would mask under the same masks: their difference would be that
+    of two vectors in the clear.
+    """
+    name, put = sum_name(PLAN.digest(), ENROLMENT), Vault.put
+    answers: list[bytes] = []
+
+    def second(body: bytes) -> None:
+        with suppress(AggregationError):
+            answers.append(_step(Device(devices["u1"].folder), name, "mask", body))
+
+    def ask(step: str, requests: Any) -> dict[str, bytes]:
+        return {user: one(user, step, body) for user, body in requests.items()}
+
+    def one(user: str, step: str, body: bytes) -> bytes:
+        device = Device(devices[user].folder)
+        if (user, step) != ("u1", "mask"):
+            return _step(device, name, step, body)
+        other = Thread(target=second, args=(body,))
+
+        def slowly(vault: Vault, blob: str, data: bytes, **how: Any) -> None:
+            if vault is device.vault and blob == "secure-sum":
+                other.start()
+                other.join(0.5)  # long enough to mask, if nothing held it up
+            put(vault, blob, data, **how)
+
+        monkeypatch.setattr(Vault, "put", slowly)
+        answer = _step(device, name, step, body)
+        monkeypatch.undo()
+        other.join()
+        return answer
+
+    opened = summed(SECURE.enrolment, name, devices["u0"].roster, ask)
+
+    assert set(opened.survivors) == set(devices)
+    assert not answers

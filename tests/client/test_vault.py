@@ -3,7 +3,7 @@
 import json
 import os
 from pathlib import Path
-from threading import Event, Thread
+from threading import Thread
 
 import pytest
 import torch
@@ -184,10 +184,31 @@ def test_deleting_removes_one_name(vault: Vault) -> None:
 def test_erasing_leaves_nothing(vault: Vault) -> None:
     vault.put("head", b"mine")
     (vault.folder / ".head.sealed.abc.tmp").write_bytes(b"\x01half")
+    with vault.alone("head"):
+        pass
     vault.erase()
 
     assert list(vault.folder.iterdir()) == []
     assert not Vault.exists(vault.folder)
+
+
+def test_a_held_name_is_waited_for_and_others_are_free(vault: Vault) -> None:
+    done: list[str] = []
+
+    def hold(name: str) -> None:
+        with Vault.open(vault.folder).alone(name):
+            done.append(name)
+
+    with vault.alone("sum"):
+        same, other = (Thread(target=hold, args=(name,)) for name in ("sum", "head"))
+        same.start()
+        other.start()
+        other.join()
+        same.join(0.2)
+        assert done == ["head"]
+    same.join()
+    assert done == ["head", "sum"]
+    assert vault.names() == []
 
 
 def test_a_vault_is_never_made_over_another(vault: Vault) -> None:
@@ -335,26 +356,7 @@ def test_a_disk_that_refuses_keeps_what_was_there(
     assert vault.get("anchor") == b"first"
 
 
-@pytest.mark.skipif(os.name != "posix", reason="only there is a lock")
-def test_who_reads_changes_and_writes_is_alone(vault: Vault) -> None:
-    entered = Event()
-
-    def other() -> None:
-        with Vault.open(vault.folder).alone():
-            entered.set()
-
-    thread = Thread(target=other)
-    with vault.alone():
-        thread.start()
-        assert not entered.wait(0.2)
-    thread.join(5)
-    assert entered.is_set()
-    assert vault.names() == []
-    vault.erase()
-    assert list(vault.folder.iterdir()) == []
-
-
 def test_a_folder_that_cannot_be_written_is_not_entered(vault: Vault) -> None:
-    (vault.folder / "lock").mkdir()
-    with pytest.raises(PrivacyError, match="cannot be written"), vault.alone():
+    (vault.folder / "head.lock").mkdir()
+    with pytest.raises(PrivacyError, match="cannot be written"), vault.alone("head"):
         pytest.fail("it was entered")

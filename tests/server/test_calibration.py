@@ -183,3 +183,32 @@ def test_public_scores_that_are_all_alike_are_borne() -> None:
 
     assert found.scores is not None
     assert math.isfinite(found.mean.log_temperature)
+
+
+@pytest.mark.parametrize("value", [1e4, 1e20, 3e38, -3e38])
+@pytest.mark.parametrize("doubt", [0.0, 100.0])
+def test_an_answer_that_makes_no_sense_crashes_nothing(value: float, doubt: float) -> None:
+    """One lying device sends it; -3e38 left a matrix that cannot be inverted."""
+    users = people(USERS, log_temperature=0.3, what="users")
+    lie = torch.full((WIDTH,), value, dtype=torch.float64)
+    lie[2] *= -0.5
+    told = replace(summed(users, spread=10.0), weight_spread=doubt)
+
+    found = calibration.learned(PRIOR, PUBLIC, ASKED, replace(told, total=told.total + lie))
+
+    assert found.scores is not None
+    assert abs(found.mean.log_temperature - ASKED.log_temperature) <= 0.6
+
+
+def test_where_nothing_can_be_learned_the_public_prior_stays(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def singular(_: Tensor) -> Tensor:
+        return torch.linalg.inv(torch.zeros(2, 2))
+
+    monkeypatch.setattr(calibration, "_believed", singular)
+    told = summed(people(USERS, log_temperature=0.3, what="users"))
+
+    with caplog.at_level("WARNING", logger="sottovoce.server"):
+        assert calibration.learned(PRIOR, PUBLIC, ASKED, told) is PRIOR
+    assert "makes no sense" in caplog.text

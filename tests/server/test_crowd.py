@@ -222,6 +222,19 @@ def test_too_few_stop_the_run_with_the_way_out(tmp_path: Path) -> None:
         training._founded()
 
 
+def test_a_real_server_that_begins_a_round_again_draws_nobody_anew(tmp_path: Path) -> None:
+    """Its sum was let out: another cohort's would be a second one, on the same booking."""
+    job = _job(simulated_seed=None)
+    first = _train(tmp_path, Grid(), job)
+    state = first._next(_begun(job), first._founded())
+    grid = Grid()
+    again = _train(tmp_path, grid, job)
+
+    assert torch.equal(again._next(_begun(job), again._founded()).weights, state.weights)
+    assert grid.asked == []
+    assert len(again.sums.ledger.releases) == 3
+
+
 @pytest.mark.parametrize(
     ("plan", "says"),
     [

@@ -99,8 +99,9 @@ def test_any_printable_user_is_only_a_name(store: HeadStore, user: str) -> None:
 
 
 def test_a_forgotten_user_leaves_no_trace(store: HeadStore, tmp_path: Path) -> None:
-    gone, kept = a_head(1), a_head(1)
+    gone, newer, kept = a_head(1), a_head(2), a_head(1)
     store.put("ada-to-forget", gone)
+    store.put("ada-to-forget", newer)
     store.put("bob", kept)
 
     assert store.forget("ada-to-forget")
@@ -110,8 +111,53 @@ def test_a_forgotten_user_leaves_no_trace(store: HeadStore, tmp_path: Path) -> N
     content = (tmp_path / "server" / "heads.sqlite").read_bytes()
     assert kept.blob[:200] in content
     assert gone.blob[:200] not in content
+    assert newer.blob[:200] not in content
     assert b"ada-to-forget" not in content
     store.put("ada-to-forget", a_head(1))
+
+
+def test_a_head_that_was_displaced_can_be_brought_back(store: HeadStore) -> None:
+    """Nobody proves a name yet: somebody else's head under it opens for nobody."""
+    own = a_head(3)
+    store.put("ada", own)
+    assert store.displaced("ada") is None
+    store.put("ada", a_head(4))
+
+    assert store.displaced("ada") == own
+    assert store.restore("ada")
+    assert store.get("ada") == own
+    assert not store.restore("ada"), "there is no other"
+    store.put("ada", a_head(4))
+
+
+@pytest.mark.parametrize("known", [0, 3])
+def test_a_version_that_leaves_none_to_come_is_refused(store: HeadStore, known: int) -> None:
+    if known:
+        store.put("ada", a_head(known))
+    for version in (known + 2**20 + 1, 2**63 - 1):
+        with pytest.raises(PrivacyError, match="versions count heads"):
+            store.put("ada", a_head(version))
+    store.put("ada", a_head(known + 2**20))
+
+
+def test_a_store_from_before_heads_were_kept_twice_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "heads.sqlite"
+    kept = a_head(3)
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            "CREATE TABLE heads (user TEXT PRIMARY KEY, model_hash TEXT NOT NULL, "
+            "version INTEGER NOT NULL, blob BLOB NOT NULL) STRICT"
+        )
+        row = ("ada", kept.model_hash, kept.version, kept.blob)
+        database.execute("INSERT INTO heads VALUES (?, ?, ?, ?)", row)
+        database.execute("PRAGMA user_version = 1")
+        database.commit()
+
+    store = HeadStore(path)
+
+    assert store.get("ada") == kept
+    store.put("ada", a_head(4))
+    assert store.displaced("ada") == kept
 
 
 def test_two_puts_at_once_keep_the_newest(store: HeadStore) -> None:

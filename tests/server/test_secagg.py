@@ -11,7 +11,7 @@ from sottovoce.client.secagg import DeviceRound
 from sottovoce.server.secagg import Opened, ServerRound
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import AggregationError
-from sottovoce.shared.secagg import messages, quantise, shamir
+from sottovoce.shared.secagg import messages, quantise, session, shamir
 from sottovoce.shared.secagg.discrete import RandomWords, SeededWords, SystemWords
 from sottovoce.shared.secagg.settings import SecureAggregation
 
@@ -72,7 +72,7 @@ class Cohort:
     def answer(self, stage: str, user: str, request: bytes) -> bytes:
         device = self.device(user)
         if stage == "mask":
-            reply = device.mask(request, self.updates[user], self.words(user))
+            reply = device.mask(request, lambda: (self.updates[user], self.words(user)))
         else:
             reply = getattr(device, stage)(request)
         self.states[user] = device.to_bytes()
@@ -284,6 +284,23 @@ def test_keys_of_another_round_or_another_user_are_left_out() -> None:
     server = ServerRound(settings=COMPLETE, round_name=ROUND, roster=before.roster)
     server.share(replies | {"user 05": replies["user 06"]})
     assert "advertises for 'user 06'" in server.faults["user 05"]
+
+
+@pytest.mark.parametrize("key", ["agreement_key", "mask_key"])
+def test_a_key_of_low_order_is_named_and_left_out(key: str) -> None:
+    """Its owner signed it, and everybody's secret with it would be known to all."""
+    cohort, bad = Cohort(SPARSE), "user 03"
+
+    def spoil(reply: bytes) -> bytes:
+        weak = replace(messages.Advertisement.from_bytes(reply), **{key: bytes(32)})  # type: ignore[arg-type]
+        signed = crypto.sign(cohort.keys[bad], session.advertised(SPARSE, weak))
+        return replace(weak, signature=signed).to_bytes()
+
+    opened = cohort.run(replacing("advertise", bad, spoil))
+
+    assert set(opened.survivors) == set(cohort.keys) - {bad}
+    assert "makes no secret" in opened.faults[bad]
+    check_sum(cohort, opened)
 
 
 @pytest.mark.parametrize(

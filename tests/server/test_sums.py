@@ -1,6 +1,7 @@
 """Sums that hide users: bounded, booked before they are noised, and noised enough."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.server import sums
+from sottovoce.server import anchor, checkpoint, kept, sums
+from sottovoce.server.anchor import ServerAnchor
+from sottovoce.server.round import begin
 from sottovoce.server.sums import LEDGER, OWNER, Sums
-from sottovoce.shared.errors import BudgetSpent, ModelError
+from sottovoce.shared.errors import BudgetSpent, LedgerError, ModelError, PrivacyError
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.normaliser import EXACT_CENTRE, CentreRelease
 from sottovoce.shared.plan import Plan
@@ -201,17 +204,18 @@ def test_over_the_budget_nothing_is_noised_or_let_out(tmp_path: Path) -> None:
     assert len(booked(tmp_path).releases) == 2
 
 
-def test_asked_again_a_simulated_server_repeats_and_a_real_one_pays_again(tmp_path: Path) -> None:
-    def again(seed: int | None) -> tuple[list[Tensor], int]:
-        folder = tmp_path / str(seed)
-        totals = [make(folder, seed=seed).updates(1, NOTHING, denominator=1.0) for _ in range(2)]
-        return totals, len(booked(folder).releases)
+@pytest.mark.parametrize("seed", [3, None])
+def test_asked_again_a_server_gives_the_same_and_pays_once(
+    tmp_path: Path, seed: int | None
+) -> None:
+    other = [torch.ones(SIZE)] * DEVICES
+    first, second = (
+        make(tmp_path, seed=seed).updates(1, parts, denominator=1.0)
+        for parts in (NOTHING, NOTHING if seed else other)
+    )
 
-    for seed, paid in ((3, 1), (None, 2)):
-        (tmp_path / str(seed)).mkdir()
-        (first, second), releases = again(seed)
-        assert releases == paid
-        assert torch.equal(first, second) == (seed is not None)
+    assert torch.equal(first, second)
+    assert len(booked(tmp_path).releases) == 1
 
 
 def test_another_round_or_seed_has_other_noise(tmp_path: Path) -> None:
@@ -222,3 +226,116 @@ def test_another_round_or_seed_has_other_noise(tmp_path: Path) -> None:
     for first, second in ((one, other), (one, seeded)):
         joint = torch.stack([first, second])
         assert abs(float(torch.corrcoef(joint)[0, 1])) < 5 / math.sqrt(SIZE)
+
+
+# --- a real server that begins again --------------------------------------------------------------
+
+
+def life(folder: Path, rounds: Sequence[int], *, epsilon: float) -> list[Tensor]:
+    """What a server lets out from its start to its end."""
+    server = make(folder, seed=None, epsilon=epsilon)
+    out = [server.counts(NOTHING), server.centre(NOTHING)]
+    return out + [server.updates(number, NOTHING, denominator=1.0) for number in rounds]
+
+
+def test_a_resumed_run_lets_out_the_same_sums_and_ends_within_its_budget(tmp_path: Path) -> None:
+    epsilon = accountant.epsilon(list(USER.releases()), DELTA, unit=Unit.USER)
+
+    before = life(tmp_path, [1, 2], epsilon=epsilon)
+    after = life(tmp_path, [2, 3], epsilon=epsilon)
+
+    for one, again in zip(before[:2] + before[3:], after[:3], strict=True):
+        assert torch.equal(one, again)
+    assert len(booked(tmp_path).releases) == len(list(USER.releases()))
+
+
+@pytest.mark.parametrize("step", ["draw", "keep", "note"])
+def test_a_sum_that_was_never_let_out_is_paid_for_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def die(*_: object, **__: object) -> None:
+        raise InterruptedError
+
+    owner, name = {
+        "draw": (sums.SystemNoise, "normal"),
+        "keep": (kept, "replace_file"),
+        "note": (ServerAnchor, "note"),
+    }[step]
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, die)
+        with pytest.raises(InterruptedError):
+            make(tmp_path, seed=None).counts(NOTHING)
+
+    total = make(tmp_path, seed=None).counts(NOTHING)
+
+    assert torch.equal(make(tmp_path, seed=None).counts(NOTHING), total)
+    assert len(booked(tmp_path).releases) == 1
+
+
+@pytest.mark.parametrize("lost", ["gone", "cut", "another plan's"])
+def test_a_sum_that_was_let_out_and_lost_is_paid_for_again(tmp_path: Path, lost: str) -> None:
+    first = make(tmp_path, seed=None).counts(NOTHING)
+    path = tmp_path / "label-counts.safetensors"
+    data = path.read_bytes()
+    if lost == "gone":
+        path.unlink()
+    elif lost == "cut":
+        path.write_bytes(data[: len(data) // 2])
+    else:
+        digest = USER.digest().encode()
+        path.write_bytes(data.replace(digest, digest[::-1]))
+
+    again = make(tmp_path, seed=None).counts(NOTHING)
+
+    assert not torch.equal(first, again)
+    assert len(booked(tmp_path).releases) == 2
+
+
+def test_of_two_servers_only_the_first_lets_a_sum_out(tmp_path: Path) -> None:
+    first, second = (
+        kept.KeptSums(tmp_path, plan="p", anchor=ServerAnchor(tmp_path, ledger=LEDGER))
+        for _ in range(2)
+    )
+    make(tmp_path, seed=None)  # and with it the anchor
+    value = kept.LetOut(total=torch.ones(2).double(), devices=3, users=("ada", "b,en"))
+    first.put("round-1", ["r/round-1"], value)
+
+    with pytest.raises(PrivacyError, match="another server"):
+        second.put("round-1", ["r/round-1"], value)
+    found = second.get("round-1")
+    assert found is not None
+    assert (found.devices, found.users) == (3, ("ada", "b,en"))
+    second.put("round-2", ["r/round-2"], value)
+    assert second.get("round-1") is None, "of rounds the newest"
+
+
+@pytest.mark.parametrize("lost", ["cut", "gone", "all gone", "older", "no anchor", "bad anchor"])
+def test_a_servers_ledger_that_lost_lines_is_refused(tmp_path: Path, lost: str) -> None:
+    server = make(tmp_path, seed=None)
+    server.counts(NOTHING)
+    old = (tmp_path / LEDGER).read_bytes()
+    server.centre(NOTHING)
+    checkpoint.write(tmp_path, begin(torch.zeros(3)), USER.digest())
+    if lost == "cut":
+        lines = (tmp_path / LEDGER).read_bytes().splitlines(keepends=True)
+        (tmp_path / LEDGER).write_bytes(lines[0])
+    elif lost == "older":
+        (tmp_path / LEDGER).write_bytes(old)
+    elif lost == "bad anchor":
+        (tmp_path / anchor.FILE).write_text("{}")
+    for name in {
+        "gone": [LEDGER],
+        "no anchor": [anchor.FILE],
+        "all gone": [LEDGER, anchor.FILE],
+    }.get(lost, []):
+        (tmp_path / name).unlink()
+
+    with pytest.raises(LedgerError, match="begin a new run"):
+        make(tmp_path, seed=None)
+
+
+def test_a_server_that_hides_nobody_or_is_simulated_keeps_no_anchor(tmp_path: Path) -> None:
+    make(tmp_path, seed=1).counts(NOTHING)
+    make(tmp_path, OPEN, seed=None).counts(NOTHING)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LEDGER]

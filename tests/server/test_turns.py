@@ -202,7 +202,7 @@ def test_a_round_is_let_out_once_whatever_devices_say_later(tmp_path: Path) -> N
     assert torch.equal(again.updates(1, other, denominator=1.0), first)
     known = again.made(1)
     assert known is not None
-    assert torch.equal(known, first)
+    assert torch.equal(known.total, first)
     assert again.made(2) is None
     assert booked(tmp_path) == [1]
 
@@ -259,6 +259,17 @@ def test_where_the_noise_is_lost_nothing_more_is_let_out(tmp_path: Path, lost: s
     assert booked(tmp_path) == [1, 4], "and nothing more is booked"
     path.write_bytes(whole)
     made(make(tmp_path, seed=None), 5)
+
+
+def test_an_older_file_within_a_block_lets_no_round_out_again(tmp_path: Path) -> None:
+    """The ledger books a block of rounds once; the anchor says which of them were let out."""
+    made(make(tmp_path, seed=None), 1)
+    old = (tmp_path / turns.FILE).read_bytes()
+    made(make(tmp_path, seed=None), 2)
+    (tmp_path / turns.FILE).write_bytes(old)
+
+    with pytest.raises(PrivacyError, match="round 2 was let out"):
+        made(make(tmp_path, seed=None), 2)
 
 
 @pytest.mark.parametrize("step", ["begin", "book", "draw", "keep", "hand out"])

@@ -161,3 +161,10 @@ def test_scores_that_are_none_are_refused(value: float) -> None:
         Scores(atoms=(0.5, value), beyond=0.1, concentration=1.0)
     with pytest.raises(SettingError, match="there must be some"):
         conformal.learn([torch.zeros(0)])
+
+
+def test_a_strict_threshold_is_not_rounded_below_tied_scores() -> None:
+    tied = [torch.full((5,), 0.9999994, dtype=torch.float64) for _ in range(20)]
+
+    found = conformal.learn(tied, strict=True)
+    assert conformal.threshold(found, coverage=0.9) >= 0.9999994

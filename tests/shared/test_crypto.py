@@ -181,3 +181,26 @@ def test_rubbish_is_no_wrapped_key(wrapped: bytes) -> None:
     # A cost of 255 must be refused before scrypt asks for the memory.
     with pytest.raises(PrivacyError, match="not a wrapped key"):
         crypto.unwrap_key(wrapped, PHRASE, context=b"")
+
+
+LOW_ORDER = (
+    bytes(32),
+    (1).to_bytes(32, "little"),
+    bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800"),
+    bytes.fromhex("5f9c95bca3508c24b1d0b1559c83ef5b04445cc4581c8e86d8224eddd09f1157"),
+    (2**255 - 20).to_bytes(32, "little"),
+    (2**255 - 19).to_bytes(32, "little"),
+)
+"""Points whose multiples by eight are nothing (RFC 7748, section 6.1)."""
+
+
+@pytest.mark.parametrize("public", LOW_ORDER)
+def test_a_key_of_low_order_gives_no_secret(public: bytes) -> None:
+    assert not crypto.gives_secret(public)
+    with pytest.raises(PrivacyError, match="no agreement key"):
+        crypto.agree(crypto.new_key(), public, context=b"")
+
+
+def test_other_keys_give_secrets() -> None:
+    assert all(crypto.gives_secret(crypto.agreement_public(crypto.new_key())) for _ in range(50))
+    assert not crypto.gives_secret(b"short")

@@ -303,6 +303,13 @@ def test_a_vector_of_another_length_is_refused(size: int) -> None:
         ("denominator", float("nan")),
         ("denominator", float("inf")),
         ("denominator", 1),
+        ("clip", 0.0),
+        ("clip", 5e-324),
+        ("clip", 9e-13),
+        ("clip", 1.1e12),
+        ("clip", float("nan")),
+        ("clip", float("inf")),
+        ("clip", 1),
         ("plan", 3),
     ],
 )

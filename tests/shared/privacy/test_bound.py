@@ -19,6 +19,15 @@ def test_nothing_outgrows_the_bound(size: float, dtype: torch.dtype) -> None:
     assert torch.linalg.vector_norm(bounded, dtype=torch.float64) <= LIMIT * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("limit", [1e-12, 1e-3, 1.0, 1e12])
+@pytest.mark.parametrize("size", [1e25, 3e30, 1e32, 3.3e33, 1e35, 1e38, 3e38])
+def test_nothing_outgrows_the_bound_where_floats_end(size: float, limit: float) -> None:
+    """The factor itself may be one of the last that float32 has, with hardly a digit."""
+    for numbers in (10, 1_000, 100_000):
+        bounded = bound.project(torch.full((numbers,), size), limit)
+        assert torch.linalg.vector_norm(bounded, dtype=torch.float64) <= limit * (1 + 1e-6)
+
+
 def test_what_lies_within_comes_back_as_it_was() -> None:
     vector = torch.tensor([1.2, -1.6])
 

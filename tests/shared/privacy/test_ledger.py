@@ -264,7 +264,7 @@ def test_another_end_of_the_same_length_shows(kept: Path) -> None:
     keeper = Memory()
     Ledger(kept, keeper=keeper)
     kept.write_bytes(kept.read_bytes().replace(b'"round": 4', b'"round": 5'))
-    with pytest.raises(LedgerError, match="not the one that its device has written"):
+    with pytest.raises(LedgerError, match="not the one that its owner has written"):
         Ledger(kept, keeper=keeper)
 
 

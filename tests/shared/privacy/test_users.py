@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -78,6 +79,46 @@ def test_shares_that_would_not_keep_the_promise_are_refused(change: dict[str, ob
         replace(whole, **change)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dishonest", [-1, -(10**6), 0.5, 1.0, math.nan, True, "1", None])
+def test_devices_that_side_with_the_server_are_counted_in_whole_numbers(dishonest: Any) -> None:
+    """A negative number would count noise of devices that are not there."""
+    with pytest.raises(SettingError, match="dishonest is"):
+        replace(SECURE, dishonest=dishonest)
+    told = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE).to_dict()
+    told["secure"]["dishonest"] = dishonest
+    with pytest.raises(SettingError, match="dishonest is"):
+        UserPromise.from_dict(told)
+
+
+@pytest.mark.parametrize("change", [{"degree": 2, "threshold": 2}, {"degree": 9, "threshold": 5}])
+def test_a_graph_that_would_not_hide_users_is_refused(change: dict[str, int]) -> None:
+    """The noise of quorum and honest devices is as promised; the masks would come off."""
+    whole = UserPromise(counts=SHARES, centre=SHARES, update=SHARES, secure=SECURE)
+    weak = replace(SECURE.update, **change)  # type: ignore[arg-type]
+    assert replace(SECURE, update=weak).multiplier(weak) >= 2.0
+    with pytest.raises(SettingError, match="does not hide them from a server with 1 on its side"):
+        replace(whole, secure=replace(SECURE, update=weak))
+
+
+@pytest.mark.parametrize("name", ["counts", "centre", "update", "calibration"])
+@pytest.mark.parametrize("noised_by", list(NoisedBy))
+def test_only_updates_under_the_servers_noise_are_priced_as_drawn(
+    name: str, noised_by: NoisedBy
+) -> None:
+    secure = None
+    one = replace(NOISE, noised_by=noised_by, clip_norm=0.5)
+    if noised_by is NoisedBy.SHARES:
+        one = replace(one, discrete=True)
+        secure = replace(SECURE, calibration=SECURE.update)
+    promise = UserPromise(counts=one, centre=one, update=one, calibration=one, secure=secure)
+    drawn = {name: replace(one, sample_rate=1e-3)}
+    if name == "update" and noised_by is NoisedBy.SERVER:
+        assert replace(promise, **drawn).update.sample_rate == 1e-3  # type: ignore[arg-type]
+        return
+    with pytest.raises(SettingError, match=f"sample_rate of {name} is 0.001; it must be 1"):
+        replace(promise, **drawn)  # type: ignore[arg-type]
+
+
 def test_secure_sums_belong_to_shares() -> None:
     with pytest.raises(SettingError, match="secure says how"):
         replace(PROMISE, secure=SECURE)
@@ -118,6 +159,40 @@ def test_the_clip_norm_finds_its_quantile_through_noise(quantile: float, start: 
         _, clip = settings.unpacked(packed.mean(0) + noise, clip)
 
     assert clip == pytest.approx(float(norms[:200].quantile(quantile)), rel=0.1)
+
+
+DEGENERATE = (0.0, 5e-324, 1e-320, 1e-30, 9e-13, 1.1e12, 1e300, math.inf, math.nan)
+"""At some of them, float arithmetic lets through what is longer than the bound."""
+
+
+@pytest.mark.parametrize("clip", DEGENERATE)
+def test_bounds_that_floats_would_not_keep_are_refused(clip: float) -> None:
+    with pytest.raises(SettingError, match=r"clip is .* choose one in between"):
+        CLIP.packed(torch.full((3,), 0.51), clip)
+    with pytest.raises(SettingError, match="start is"):
+        AdaptiveClip(start=clip)
+    if 0 < clip < math.inf:  # other norms can be in no promise
+        odd = replace(NOISE, clip_norm=clip)
+        for name in ("counts", "centre", "update", "calibration"):
+            with pytest.raises(SettingError, match=f"{name}_clip_norm is"):
+                replace(PROMISE, **{name: odd})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("clip", [1e-12, 1e12])
+@pytest.mark.parametrize("size", [1e-30, 0.51, 1e13, 3e38])
+def test_the_last_bounds_that_are_allowed_are_kept(clip: float, size: float) -> None:
+    for numbers in (1, 3, 59):
+        packed = CLIP.packed(torch.full((numbers,), size), clip)
+        assert float(packed.norm()) <= CLIP.bound * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("start", "told"), [(1e-12, 1e9), (1e12, -1e9)])
+def test_a_clip_norm_never_learns_to_be_one_that_is_refused(start: float, told: float) -> None:
+    learned = replace(CLIP, start=start)
+    clip = start
+    for _ in range(20):
+        _, clip = learned.unpacked(torch.tensor([0.0, told], dtype=torch.float64), clip)
+        learned.packed(torch.ones(1), clip)
 
 
 @pytest.mark.parametrize("told", [-1e9, 1e9])

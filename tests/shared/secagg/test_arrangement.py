@@ -2,12 +2,13 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.secagg import price
-from sottovoce.shared.secagg.arrangement import arrange, settings_for
+from sottovoce.shared.secagg.arrangement import arrange, hides, settings_for
 from sottovoce.shared.secagg.graph import harary
 
 
@@ -34,6 +35,22 @@ def test_chances_are_as_promised(devices: int, dropout: float, corruption: float
     assert left * both <= 2**-60 * 1.001
     stuck = exact_tail(devices - 1, lost, found.degree, found.degree - found.threshold + 1)
     assert devices * stuck <= 2**-20 * 1.001
+
+
+@pytest.mark.parametrize("devices", [*range(3, 13), 24, 91, 300])
+@pytest.mark.parametrize(("dropout", "corruption"), [(0.0, 0.0), (0.2, 0.0), (0.1, 0.1)])
+def test_what_was_arranged_hides_and_little_less_does(
+    devices: int, dropout: float, corruption: float
+) -> None:
+    try:
+        chosen = settings_for(devices, 5, 1.0, dropout=dropout, corruption=corruption)
+    except SettingError:
+        pytest.skip("no graph over so few bears it")
+    lying = math.ceil(devices * corruption)
+    assert hides(chosen, lying)
+    if corruption and chosen.threshold - 1 > chosen.degree / 2:
+        assert not hides(replace(chosen, threshold=chosen.threshold - 1), lying)
+    assert not hides(chosen, devices)
 
 
 def test_more_trouble_asks_for_more_neighbours() -> None:

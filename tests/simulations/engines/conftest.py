@@ -33,6 +33,7 @@ from sottovoce.shared.models.spec import ModelSpec, build
 from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
 from sottovoce.shared.plan import Plan
 from sottovoce.shared.privacy.ledger import Budget
+from sottovoce.shared.privacy.release import Unit
 from sottovoce.shared.training import LocalTraining, UtteranceNoise
 from sottovoce.simulations.devices.homes import Home, home
 from sottovoce.simulations.devices.shelf import ShelfHost
@@ -127,14 +128,16 @@ def make_world_at() -> MakeWorld:
         shelved: bool = False,
         **changes: Any,
     ) -> World:
-        world = World(folder, shelved)
+        world, job = World(folder, shelved), make_job(devices=len(users), **changes)
+        unit = Unit.USER if job.plan.unit == "user" else Unit.UTTERANCE
         devices = world.home
         for place, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
-            devices.put(place, *owned(user, Budget(epsilon=own, delta=DELTA), seed))
+            budget = Budget(epsilon=own, delta=DELTA, unit=unit)
+            devices.put(place, *owned(user, budget, seed))
         devices.commit()
         devices.close()
-        make_job(devices=len(users), **changes).save(folder / "server")
+        job.save(folder / "server")
         return world
 
     return make

@@ -76,6 +76,7 @@ SPOILT: dict[str, Spoil] = {
     "infinite": _with(torch.full((PARAMS,), torch.inf)),
     "too large": _with(torch.full((PARAMS,), 1e3)),
     "so large that its norm overflows": _with(torch.full((PARAMS,), 3e38)),
+    "no honest counts": _with(torch.tensor([3e38, *[0.0] * 6])),
     "another schema": _with_facts(schema=999),
     "a schema of text": _with_facts(schema="1"),
     "an unknown status": _with_facts(status="splendid"),
@@ -115,7 +116,9 @@ def test_a_spoilt_update_counts_as_none(
     assert torch.equal(without_ada, spoilt.released())
 
 
-@pytest.mark.parametrize("name", ["too short", "a NaN", "another schema", "no facts", "no array"])
+@pytest.mark.parametrize(
+    "name", ["too short", "a NaN", "another schema", "no facts", "no array", "no honest counts"]
+)
 def test_a_spoilt_enrolment_leaves_the_device_out(make_world: Any, name: str) -> None:
     world = make_world("a", rounds=1)
 

@@ -15,7 +15,7 @@ from sottovoce.client.app import app as product
 from sottovoce.server import checkpoint
 from sottovoce.server.job import Job
 from sottovoce.shared import wire
-from sottovoce.shared.calibration import CalibrationRelease
+from sottovoce.shared.calibration import WIDTH, CalibrationRelease
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
 from sottovoce.shared.privacy.release import Kind
@@ -105,6 +105,29 @@ def test_a_run_cut_off_at_the_answers_goes_on_with_the_same_ones(make_world: Any
     priors = [checkpoint.released(one.folder / "server")[1].as_dict() for one in (whole, broken)]
     assert priors[0] == priors[1]
     assert _told(broken) == 1
+
+
+@pytest.mark.parametrize("value", [3e38, -3e38, 1e6])
+def test_an_answer_longer_than_any_honest_one_counts_as_none(make_world: Any, value: float) -> None:
+    def without_ada(kind: str, replies: list[Message]) -> list[Message]:
+        return [one for one in replies if kind != wire.CALIBRATE or one.metadata.src_node_id != 100]
+
+    def lying(kind: str, replies: list[Message]) -> list[Message]:
+        for one in replies:
+            if kind == wire.CALIBRATE and one.metadata.src_node_id == 100:
+                told = wire.Reply.read(one.content, size=WIDTH)
+                one.content = replace(told, value=torch.full((WIDTH,), value)).record()
+        return replies
+
+    worlds = {"lost": without_ada, "lie": lying}
+    priors = []
+    for name, tamper in worlds.items():
+        world = make_world(name, epsilon=50.0)
+        _asking(world)
+        world.run(tamper=tamper)
+        priors.append(checkpoint.released(world.folder / "server")[1].as_dict())
+
+    assert priors[0] == priors[1]
 
 
 class _Listening(ClientApp):

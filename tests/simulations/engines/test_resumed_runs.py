@@ -8,7 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from sottovoce.client.app import app as product
-from sottovoce.server import checkpoint
+from sottovoce.server import files
 from sottovoce.shared import records, wire
 from sottovoce.shared.errors import ModelError
 
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_refused(make_world: Any) -> None:
     world = make_world("a")
     with pytest.raises(Killed):
         world.run(tamper=kill_at(3))
-    path = world.folder / "server" / checkpoint._STATE
+    path = world.folder / "server" / files.STATE
     path.write_bytes(path.read_bytes()[:-4])
 
     with pytest.raises(ModelError, match=r"damaged.*remove .*state"):

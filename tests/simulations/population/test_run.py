@@ -125,6 +125,51 @@ def test_a_crowd_that_is_larger_than_told_shows(finished: Path, tmp_path: Path) 
     assert "devices are said to be like" in "\n".join(recount(tmp_path / "r").lines())
 
 
+def _all_but_the_servers(folder: Path, privacy: dict[str, Any]) -> None:
+    """No device is accounted for, and their ledgers are gone."""
+    privacy["worlds"][0]["clients"] = {}
+    (folder / "ledgers" / "population.sqlite").unlink()
+
+
+def _no_crowd(_folder: Path, privacy: dict[str, Any]) -> None:
+    """What says that there was a crowd is gone."""
+    del privacy["worlds"][0]["registered"]
+
+
+def _fewer_users(_folder: Path, privacy: dict[str, Any]) -> None:
+    """There were fewer users than registered."""
+    privacy["worlds"][0]["registered"] = USERS - 1
+
+
+def _nobody(_folder: Path, privacy: dict[str, Any]) -> None:
+    """An account of somebody who is not in the crowd."""
+    (account,) = privacy["worlds"][0]["clients"].values()
+    privacy["worlds"][0]["clients"] = {"ada": account}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_all_but_the_servers, "privacy.json tells of 0 devices with a ledger, run.json of"),
+        (_no_crowd, "do not all tell of a population"),
+        (_fewer_users, "users registered, run.json of"),
+        (_nobody, "ada is no name in a crowd"),
+    ],
+)
+def test_a_crowd_that_is_not_accounted_for_shows(
+    finished: Path, tmp_path: Path, change: Any, words: str
+) -> None:
+    folder = tmp_path / "r"
+    shutil.copytree(finished, folder)
+    privacy = json.loads((folder / "privacy.json").read_text())
+    change(folder, privacy)
+    (folder / "privacy.json").write_text(json.dumps(privacy))
+
+    found = recount(folder)
+    assert not found.agrees
+    assert words in "\n".join(found.lines())
+
+
 def test_an_audit_says_what_it_attacks_instead(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
