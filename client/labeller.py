@@ -16,6 +16,7 @@ teaches the device that it is wrong.
 import hashlib
 import json
 import logging
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
 
@@ -254,6 +255,11 @@ def kept(vault: Vault, extractor: str, labels: tuple[str, ...], width: int) -> E
         frames=torch.ones(len(known), dtype=torch.int64),
         labels=torch.tensor(numbers, dtype=torch.int64),
     )
+
+
+def alone(vault: Vault) -> AbstractContextManager[None]:
+    """Hold a vault's labels and head, so that no other program changes them meanwhile."""
+    return vault.alone(_PLACE)
 
 
 def keep_front(vault: Vault, front: Front) -> None:

@@ -73,16 +73,17 @@ def personalise(
     calibrator = Calibrator(
         device.vault, model_hash=agreed.model_hash(weights), prior=prior, labels=agreed.labels
     )
-    taken = _take_back(calibrator, offered, device.facts.user) if offered else False
-    if taken or not calibrator.fitted:
-        given = participant.finished(kept, "calibration", own)
-        since = labeller.ready(device.vault, agreed, own)
-        labelled = join([given, since]) if len(since) else given
-        _fit(calibrator, _heard(model, labelled, prior))
-    elif not calibrator.counted:
-        calibrator.renew()
-    _book_head(device, agreed, calibrator.version)
-    return calibrator.sealed()
+    with labeller.alone(device.vault):  # nothing is labelled or forgotten meanwhile
+        taken = _take_back(calibrator, offered, device.facts.user) if offered else False
+        if taken or not calibrator.fitted:
+            given = participant.finished(kept, "calibration", own)
+            since = labeller.ready(device.vault, agreed, own)
+            labelled = join([given, since]) if len(since) else given
+            _fit(calibrator, _heard(model, labelled, prior))
+        elif not calibrator.counted:
+            calibrator.renew()
+        _book_head(device, agreed, calibrator.version)
+        return calibrator.sealed()
 
 
 def _take_back(calibrator: Calibrator, offered: KeptHead, user: str) -> bool:
