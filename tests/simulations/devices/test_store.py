@@ -88,7 +88,7 @@ ANOTHER = "UPDATE lines SET line = CAST(replace(CAST(line AS TEXT), '2.0', '9.0'
         ([f"{ANOTHER} WHERE n = 1"], "breaks the chain"),
         (["UPDATE lines SET user = 8", "UPDATE anchors SET user = 8"], "begun for somebody else"),
         (["DELETE FROM anchors"], "anchor of user 7 is gone"),
-        (["UPDATE anchors SET head = '" + "0" * 64 + "'"], "not the one that its device"),
+        (["UPDATE anchors SET head = '" + "0" * 64 + "'"], "not the one that its owner"),
     ],
 )
 def test_a_ledger_that_was_tampered_with_does_not_open(

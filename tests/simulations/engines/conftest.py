@@ -126,14 +126,15 @@ def make_world_at() -> MakeWorld:
         seed: int | None = 7,
         users: tuple[str, ...] = USERS,
         shelved: bool = False,
+        unit: Unit | None = None,
         **changes: Any,
     ) -> World:
         world, job = World(folder, shelved), make_job(devices=len(users), **changes)
-        unit = Unit.USER if job.plan.unit == "user" else Unit.UTTERANCE
+        usual = Unit.USER if job.plan.unit == "user" else Unit.UTTERANCE
         devices = world.home
         for place, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
-            budget = Budget(epsilon=own, delta=DELTA, unit=unit)
+            budget = Budget(epsilon=own, delta=DELTA, unit=unit or usual)
             devices.put(place, *owned(user, budget, seed))
         devices.commit()
         devices.close()

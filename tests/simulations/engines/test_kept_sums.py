@@ -57,7 +57,7 @@ def promise(noised_by: NoisedBy) -> UserPromise:
 @pytest.fixture(params=[NoisedBy.SERVER, NoisedBy.SHARES])
 def world(make_world: Any, request: pytest.FixtureRequest) -> Any:
     """A real server's, whose budget holds each of the plan's sums once, and nothing more."""
-    made = make_world("a", epsilon=1e6)
+    made = make_world("a", epsilon=1e6, unit=Unit.USER)
     generator = torch.Generator().manual_seed(3)
     public = {
         "features": torch.randn(60, INPUTS, generator=generator),

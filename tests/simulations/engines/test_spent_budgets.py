@@ -87,10 +87,10 @@ def test_nothing_is_computed_that_is_not_booked(
     booked = []
     train = participant.local_update
 
-    def spy(*arguments: Any) -> Any:
+    def spy(*arguments: Any, **more: Any) -> Any:
         paths = (world.folder / "devices").glob("*/ledger.jsonl")
         booked.append(sum(Ledger(path).path.read_bytes().count(b"round-") for path in paths))
-        return train(*arguments)
+        return train(*arguments, **more)
 
     monkeypatch.setattr(participant, "local_update", spy)
     world.run()
