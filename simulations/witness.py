@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sottovoce.shared.privacy.release import GRAIN, Kind, Mechanism, Release, Unit
+from sottovoce.shared.privacy.release import GRAIN, Kind, Mechanism, NoisedBy, Release, Unit
 
 PRV_ERROR = 0.005
 """How loose the upper bound may be."""
@@ -100,8 +100,8 @@ def _steps(release: Release, unit: Unit) -> tuple[float, float, int]:
     user = release.user
     if unit is Unit.USER:
         return (user.noise_multiplier, user.sample_rate, user.sums) if user else (0.0, 1.0, 1)
-    if not release.noise_multiplier and user:
-        return user.noise_multiplier / 2, 1.0, user.sums
+    if not release.noise_multiplier and user and user.noised_by is NoisedBy.SHARES:
+        return user.noise_multiplier / 2, 1.0, user.sums  # what a server adds hides none from it
     return release.noise_multiplier, release.sample_rate, release.steps
 
 
