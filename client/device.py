@@ -220,7 +220,20 @@ class Device:
         elif self.facts.simulated_seed is None:
             self.ledger.book(f"{booked}/{secrets.token_hex(8)}", release, self.facts.budgets)
         self.ledger.settle()  # where the anchor could not be written when this was booked
-        return Randomness(self.facts, booked)
+        return Randomness(self.facts, self._purpose(name, booked))
+
+    def _purpose(self, name: str, booked: str) -> str:
+        """What a simulated device's draws for a release are derived from.
+
+        Its name alone: neither the run's name nor the request decides them, so a run whose settings
+        are spelled in another way repeats them. A second release of that name, for another request
+        or in another run, has draws of its own.
+        """
+        if self.facts.simulated_seed is None:
+            return name
+        same = [one for one in self.ledger.names if one.split("/")[-2:-1] == [name]]
+        earlier = same.index(booked)
+        return f"{name}/{earlier}" if earlier else name
 
     def _check_gives(self) -> None:
         """Refuse new releases of a device that only receives models."""
@@ -287,7 +300,7 @@ class Device:
             )
         durable = self.facts.simulated_seed is None
         self.vault.put(_ANSWERED, json.dumps(given).encode(), durable=durable)
-        return self._put_out(slot, booked, pending.make(Randomness(self.facts, booked)))
+        return self._put_out(slot, booked, pending.make(Randomness(self.facts, pending.name)))
 
     @property
     def identity(self) -> bytes:

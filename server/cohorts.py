@@ -64,17 +64,16 @@ class Cohorts:
                 return
             yield place
 
-    def coins(self, run: str, number: int, seed: int | None) -> random.Random:
+    def coins(self, number: int, seed: int | None) -> random.Random:
         """The coins of one round: secret on a real server, repeatable on a simulated one.
 
         Args:
-            run: Name of the run.
             number: The round, 0 for the founding one.
             seed: The simulated server's; None on a real one.
         """
         if seed is None:
             return secrets.SystemRandom()
-        return random.Random(seeds.derive(seed, "crowd", run, number))  # noqa: S311
+        return random.Random(seeds.derive(seed, "crowd", number))  # noqa: S311
 
 
 def batches(places: Iterable[int], size: int = _MOST_AT_ONCE) -> Iterator[list[int]]:

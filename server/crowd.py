@@ -180,7 +180,7 @@ class CrowdTraining(Training):
     def _drawn(self, number: int) -> Iterator[list[int]]:
         """The nodes of a round's cohort, a batch at a time."""
         self._group, self._tally = str(number), Tally()
-        coins = self._cohorts.coins(self.job.plan.run, number, self.job.simulated_seed)
+        coins = self._cohorts.coins(number, self.job.simulated_seed)
         for places in batches(self._cohorts.draw(coins)):
             self._tally.sampled += len(places)
             yield [self._all_nodes[place] for place in places]

@@ -13,18 +13,18 @@ FILE = "groups.json"
 
 
 def split(
-    folder: Path, users: Sequence[str], *, run: str, spacing: int, begun: bool
+    folder: Path, users: Sequence[str], *, salt: str, spacing: int, begun: bool
 ) -> dict[str, int]:
     """The group of each user, from 0 to ``spacing`` - 1; group g trains in round g + 1 and so on.
 
-    Users are taken in the order of SHA-256 over run and pseudonym, each into the smallest group:
+    Users are taken in the order of SHA-256 over salt and pseudonym, each into the smallest group:
     nobody's data has a say, and groups differ by one user at most.
 
     Args:
         folder: Where the split is kept, so that a run that goes on with fewer or more users leaves
             everybody where they were: a user who changed groups could train too soon.
         users: Pseudonyms.
-        run: The run's name.
+        salt: The run's name; in a simulation its seed, which no spelling of settings changes.
         spacing: How many groups.
         begun: Whether rounds were made already.
 
@@ -36,7 +36,7 @@ def split(
     if path.exists() or begun:
         kept = _read(path, spacing)
     sizes, groups = Counter(kept.values()), dict(kept)
-    for user in sorted(set(users) - set(kept), key=lambda user: _place(run, user)):
+    for user in sorted(set(users) - set(kept), key=lambda user: _place(salt, user)):
         groups[user] = min(range(spacing), key=lambda group: sizes[group])
         sizes[groups[user]] += 1
     if groups != kept:
@@ -44,9 +44,9 @@ def split(
     return groups
 
 
-def _place(run: str, user: str) -> str:
+def _place(salt: str, user: str) -> str:
     """Where in the order."""
-    return hashlib.sha256(f"{run}\x1f{user}".encode()).hexdigest()
+    return hashlib.sha256(f"{salt}\x1f{user}".encode()).hexdigest()
 
 
 def _read(path: Path, spacing: int) -> dict[str, int]:

@@ -70,9 +70,13 @@ class Training(Talking):
             state = begin(self.job.weights, self.job.plan.clip)
         if bands := self.job.plan.bands:
             users = [device.user for device in enrolled.contributing]
-            run, begun = self.job.plan.run, state.round > 0
+            seed = self.job.simulated_seed
             self._groups = groups.split(
-                self.folder, users, run=run, spacing=bands.spacing, begun=begun
+                self.folder,
+                users,
+                salt=self.job.plan.run if seed is None else str(seed),
+                spacing=bands.spacing,
+                begun=state.round > 0,
             )
         while state.round < self.job.plan.rounds:
             state = self._round(state, enrolled)
@@ -255,10 +259,9 @@ class Training(Talking):
         user, seed = self.job.plan.user, self.job.simulated_seed
         if user is None or not self.job.plan.sampled:
             return list(contributing)
-        name = self.job.plan.run
         coins: random.Random = secrets.SystemRandom()
         if seed is not None:
-            coins = random.Random(seeds.derive(seed, "cohort", name, number))  # noqa: S311
+            coins = random.Random(seeds.derive(seed, "cohort", number))  # noqa: S311
         return [one for one in contributing if coins.random() < user.update.sample_rate]
 
     def _expected(self, contributing: int) -> float:

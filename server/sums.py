@@ -271,7 +271,7 @@ class Sums:
 
     def _noise_of_round(self, number: int) -> NoiseSource:
         """Where a simulated round's own draws come from."""
-        return self._noise(f"{self._plan.run}/round-{number}")
+        return self._noise(f"round-{number}")
 
     def _release(
         self,
@@ -321,7 +321,7 @@ class Sums:
             ]
         summed = total(parts)
         missing = math.sqrt(max(0.0, _user_spread(user, unit) ** 2 - own**2))
-        noised = summed + self._noise(booked).normal(tuple(summed.shape), missing)
+        noised = summed + self._noise(name).normal(tuple(summed.shape), missing)
         return self.keep(name, [booked], LetOut(total=noised, devices=len(parts))).total
 
     def book(self, name: str, release: Release, *, seen: bool = False) -> str:
@@ -348,7 +348,7 @@ class Sums:
         return booked
 
     def _noise(self, name: str) -> NoiseSource:
-        """Where the noise comes from."""
+        """Where a sum's noise comes from, by the sum's name within the run."""
         if self._seed is None:
             return SystemNoise()
         return SeededNoise(seeds.torch_rng(self._seed, "server noise", name))

@@ -18,6 +18,15 @@ def derive(seed: int, *names: str | int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def of_fold(seed: int, fold: str) -> int:
+    """The seed of one fold's server and devices: all that they draw in a simulation.
+
+    Together with a purpose, a round and a user's name it decides every draw; how a scenario is
+    spelled, what its run is called and in which words a request travels do not.
+    """
+    return derive(seed, "fold", fold)
+
+
 def numpy_rng(seed: int, *names: str | int) -> np.random.Generator:
     """A NumPy generator for one purpose."""
     return np.random.default_rng(derive(seed, *names))

@@ -10,6 +10,7 @@ import logging
 import resource
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,9 @@ from sottovoce.simulations.scenario import Scenario
 from sottovoce.simulations.world import World
 
 LOG = logging.getLogger("sottovoce.simulations")
+
+_FREE = ("workers", "engine")
+"""Settings that change no result."""
 
 
 def simulate(
@@ -93,7 +97,7 @@ def simulate(
     features_s = time.monotonic() - started
     worlds, outcomes = [], []
     training = time.monotonic()
-    name = hashlib.sha256("\n".join(identity(scenario.to_toml())).encode()).hexdigest()[:16]
+    name = identity(scenario.to_toml())[:16]
     plan = plan_of(scenario, material, name)
     folds = heard.protocol.folds
     budget = next(iter(promise.budgets(scenario)), None)
@@ -189,14 +193,17 @@ def check_folder(scenario: Scenario, out: Path, *, resume: bool) -> None:
         raise SettingError(f"{out} is not empty and holds no run; give another --out")
 
 
-def identity(config: str) -> list[str]:
-    """A scenario's lines less those that change no result.
+def identity(config: str) -> str:
+    """SHA-256 of a scenario's settings less those that change no result; empty for no TOML.
 
-    Settings that came later are left out at their usual value: runs from before keep their name.
+    It names the run; no draw hangs on it. Order and spelling of the file do not matter.
     """
-    free, later = ("workers", "engine"), ("spacing = 1", "bands = 1")
-    lines = [line for line in config.splitlines() if line not in later]
-    return [line for line in lines if line.split(" = ")[0] not in free]
+    try:
+        settings = tomllib.loads(config)
+    except tomllib.TOMLDecodeError:
+        return ""
+    decisive = {name: value for name, value in settings.items() if name not in _FREE}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def describe(

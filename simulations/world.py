@@ -137,6 +137,11 @@ class World:
         )
 
     @property
+    def _seed(self) -> int:
+        """Decides what server and devices draw."""
+        return seeds.of_fold(self.scenario.seed, self.fold.name)
+
+    @property
     def _speakers(self) -> list[str]:
         """All users, by the place of their device."""
         return [*self.fold.train, *self.fold.test]
@@ -184,7 +189,7 @@ class World:
             quorum=1.0,  # a run that left somebody out could not be repeated
             class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
             budgets=promise.sum_budgets(self.scenario),
-            simulated_seed=self.scenario.seed,
+            simulated_seed=self._seed,
             held_out=self.material.held_out,
             groups=self.scenario.recipe.calibration_groups if self.plan.calibration else 0,
         )
@@ -211,7 +216,7 @@ class World:
             contributes=contributes,
             neutral_enrolment=not contributes and self.scenario.neutral_clips is not None,
             labels=self.plan.labels,
-            simulated_seed=self.scenario.seed,
+            simulated_seed=self._seed,
         )
         return facts, held
 

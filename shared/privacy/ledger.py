@@ -95,7 +95,7 @@ class Ledger:
         self._way_out = way_out
         self._owner, self._keeper, self._read_only = owner, keeper, read_only
         self._releases: list[Release] = []
-        self._ids: set[str] = set()
+        self._ids: dict[str, None] = {}  # in the order of booking
         # The head after each release; before the first one, where the chain begins.
         self._heads = [GENESIS if owner is None else chain.genesis(owner)]
         # Read before the file: were it the other way round, a booking in between would look like
@@ -184,6 +184,11 @@ class Ledger:
     def holds(self, name: str) -> bool:
         """Whether a release of this name was booked."""
         return name in self._ids
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all releases, first to last; a torn line's is its own."""
+        return tuple(self._ids)
 
     def epsilon(self, delta: float, unit: Unit = Unit.UTTERANCE) -> float:
         """What has been spent, at ``delta``."""
@@ -282,7 +287,7 @@ class Ledger:
     def _remember(self, name: str, release: Release, line: bytes) -> None:
         """Take one line into memory."""
         self._releases.append(release)
-        self._ids.add(name)
+        self._ids[name] = None
         self._heads.append(chain.digest(line))
 
     def _read(self, data: bytes) -> tuple[bytes, bytes]:

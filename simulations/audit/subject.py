@@ -162,7 +162,7 @@ class Subject:
         """As ``Device.release``, but for the booking."""
         booked = f"{release.run}/{name}/{content[:32]}"
         if booked not in self._sent:
-            self._sent[booked] = make(Randomness(self.facts, booked))
+            self._sent[booked] = make(Randomness(self.facts, name))
         return self._sent[booked]
 
     def enrol(self, course: Course) -> Tensor:

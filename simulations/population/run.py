@@ -1,6 +1,5 @@
 """A run over a crowd, from scenario to run folder; see ``pipeline`` for runs over speakers."""
 
-import hashlib
 import resource
 import time
 from collections.abc import Sequence
@@ -87,7 +86,7 @@ def world_of(
     replace_file(out / "config.toml", scenario.to_toml().encode())
     drawn, folder = with_rate(scenario), out / "checkpoints"
     material = material_of(drawn, heard, public, folder, tell)
-    name = hashlib.sha256("\n".join(pipeline.identity(scenario.to_toml())).encode()).hexdigest()
+    name = pipeline.identity(scenario.to_toml())
     world = CrowdWorld(
         folder=folder / "population",
         ledgers=out / "ledgers" / HELD_OUT,

@@ -131,7 +131,7 @@ class CrowdWorld(World):
             quorum=self.settings.quorum,
             class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
             budgets=promise.sum_budgets(self.scenario),
-            simulated_seed=self.scenario.seed,
+            simulated_seed=self._seed,
             held_out=self.material.held_out,
             crowd=Cohorts(users=self.settings.users, rate=self.settings.rate),
         )

@@ -230,6 +230,25 @@ def test_a_simulated_devices_draws_differ_by_user_name_and_purpose() -> None:
     assert len({usual, *others}) == 4
 
 
+def test_a_simulated_devices_draws_follow_the_release_and_not_the_run_or_the_request(
+    tmp_path: Path,
+) -> None:
+    def noise(folder: str, run: str, content: str, times: int = 1) -> list[tuple[float, ...]]:
+        device = Device.create(tmp_path / folder, replace(SIMULATED, budgets=()), clips())
+        draws = []
+        for time in range(times):
+            asked = replace(release(1), run=run)
+            random = device.book("round-1", f"{time}{content}", asked)
+            again = device.book("round-1", f"{time}{content}", asked)
+            draws.append(tuple(random.noise.normal((3,), 1.0).tolist()))
+            assert draws[-1] == tuple(again.noise.normal((3,), 1.0).tolist())
+        return draws
+
+    first = noise("a", "run", "a" * 63, times=2)
+    assert first[0] != first[1], "another request has noise of its own"
+    assert noise("b", "another run/fold", "b" * 63) == first[:1]
+
+
 # --- ledgers ----------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from sottovoce.shared.errors import SettingError
 
 
 def _draw(cohorts: Cohorts, seed: int) -> list[int]:
-    return list(cohorts.draw(cohorts.coins("run", 1, seed)))
+    return list(cohorts.draw(cohorts.coins(1, seed)))
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.3, 0.9])
@@ -47,7 +47,7 @@ def test_everybody_joins_at_rate_1() -> None:
 def test_a_billion_users_cost_no_more_than_those_who_are_drawn() -> None:
     crowd = Cohorts(users=1_000_000_000, rate=1e-6)
     tracemalloc.start()
-    count = sum(1 for _ in crowd.draw(crowd.coins("run", 1, 3)))
+    count = sum(1 for _ in crowd.draw(crowd.coins(1, 3)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
 
@@ -60,16 +60,14 @@ def test_a_simulation_repeats_its_coins_and_rounds_and_runs_differ() -> None:
     first = _draw(crowd, 3)
 
     assert first == _draw(crowd, 3) != _draw(crowd, 4)
-    assert first != list(crowd.draw(crowd.coins("run", 2, 3)))
-    assert first != list(crowd.draw(crowd.coins("other", 1, 3)))
+    assert first != list(crowd.draw(crowd.coins(2, 3)))
+    assert first != list(crowd.draw(crowd.coins(1, 4)))
 
 
 def test_a_real_server_takes_coins_from_the_system() -> None:
     crowd = Cohorts(users=10_000, rate=0.01)
-    assert isinstance(crowd.coins("run", 1, None), random.SystemRandom)
-    assert list(crowd.draw(crowd.coins("run", 1, None))) != list(
-        crowd.draw(crowd.coins("run", 1, None))
-    )
+    assert isinstance(crowd.coins(1, None), random.SystemRandom)
+    assert list(crowd.draw(crowd.coins(1, None))) != list(crowd.draw(crowd.coins(1, None)))
 
 
 @pytest.mark.parametrize(("users", "rate"), [(0, 0.1), (5, 0.0), (5, 1.5), (5, float("nan"))])

@@ -15,7 +15,7 @@ def split(
     folder: Path, users: list[str] = USERS, *, run: str = "r", begun: bool = False
 ) -> dict[str, int]:
     """Four groups."""
-    return groups.split(folder, users, run=run, spacing=4, begun=begun)
+    return groups.split(folder, users, salt=run, spacing=4, begun=begun)
 
 
 def test_groups_are_even_and_depend_on_nothing_but_names(tmp_path: Path) -> None:

@@ -261,20 +261,42 @@ def test_a_killed_run_in_turns_resumes_to_the_same_result(
 def test_without_turns_a_run_is_the_one_that_it_always_was(
     tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
-    """Its name, which every draw hangs on, its plan, its ledgers' lines: nothing new is in them."""
+    """Its plan and its ledgers' lines: nothing new is in them."""
     scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user")
     run = _run(scenario, tmp_path / "run")
     assert not any(b"bands" in lines for lines in _ledgers(tmp_path / "run").values())
     assert "participation" not in read_privacy(tmp_path / "run")
-    config = (tmp_path / "run" / "config.toml").read_text()
-    before = config.replace("spacing = 1\n", "").replace("bands = 1\n", "")
-    assert before != config
-    assert pipeline.identity(before) == pipeline.identity(config)
 
     said = scenario.read_text() + "[recipe.user]\nspacing = 1\nbands = 1\n"
     (tmp_path / "said.toml").write_text(said)
     assert _run(tmp_path / "said.toml", tmp_path / "said") == run
     assert _ledgers(tmp_path / "said") == _ledgers(tmp_path / "run")
+
+
+def test_what_a_run_draws_hangs_on_its_seed_and_not_on_how_it_is_spelled(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    """The same public corpus by another path: another run by name, and the same model."""
+    (tmp_path / "alias").symlink_to(tiny_run.public)
+    figures, names = [], []
+    for name, public in (("one", tiny_run.public), ("other", tmp_path / "alias")):
+        make_scenario(tmp_path / f"{name}.toml", tiny_run.users, public)
+        _run(tmp_path / f"{name}.toml", tmp_path / name)
+        figures.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
+        names.append(pipeline.identity((tmp_path / name / "config.toml").read_text()))
+    assert names[0] != names[1]
+    assert figures[0] == figures[1]
+
+    make_scenario(tmp_path / "seed.toml", tiny_run.users, tiny_run.public, seed=4)
+    _run(tmp_path / "seed.toml", tmp_path / "seed")
+    assert (tmp_path / "seed" / "model" / "model.safetensors").read_bytes() != figures[0]
+
+
+def test_a_runs_name_follows_from_its_settings_whatever_their_order() -> None:
+    name = pipeline.identity("seed = 1\nrounds = 2\nworkers = 1\n")
+    assert name == pipeline.identity("rounds = 2\n# a remark\nseed = 1\nworkers = 4\n")
+    assert name != pipeline.identity("seed = 1\nrounds = 3\nworkers = 1\n")
+    assert pipeline.identity("seed = ") == ""
 
 
 @pytest.mark.parametrize("damaged", [False, True])
