@@ -18,7 +18,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup demo test check lint typecheck format bench bench-others docs loopback results hooks clean
 
 help: ## Show what can be made
-	@echo 'Sottovoce: speech emotion recognition that learns from many voices without hearing any.'
+	@echo 'Sottovoce: federated, differentially private speech emotion recognition.'
 	@echo
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' | \
 		while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
@@ -49,12 +49,11 @@ lint: $(STAMP) ## Check style only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-typecheck: $(STAMP) ## Check types only, of the rooms and of the scripts
+typecheck: $(STAMP) ## Check types only
 	@mkdir -p $(VIEW)
 	@for room in shared client server simulations; do ln -sfn "$(CURDIR)/$$room" $(VIEW)/$$room; done
-	@for file in sottovoce/*; do test -f $$file && ln -sf "$(CURDIR)/$$file" $(VIEW)/ || true; done
+	@for file in sottovoce/*; do ln -sfn "$(CURDIR)/$$file" $(VIEW)/$${file#sottovoce/}; done
 	cd build/typing && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" -p sottovoce
-	cd build/typing && "$(CURDIR)/$(BIN)/mypy" --config-file "$(CURDIR)/pyproject.toml" "$(CURDIR)"/scripts/*.py
 
 format: $(STAMP) ## Put style right
 	$(BIN)/ruff check --fix .
@@ -70,10 +69,10 @@ docs: $(STAMP) ## Check that documented commands, links and settings are true
 	$(BIN)/python -m pytest -q tests/test_docs.py
 
 loopback: $(STAMP) ## Run the two apps as separate processes on this machine: SuperLink, 3 SuperNodes
-	$(BIN)/python scripts/loopback.py $(ARGS)
+	$(BIN)/python -m sottovoce.simulations.engines.loopback $(ARGS)
 
 results: $(STAMP) ## Run the claimed protocols on real corpora (hours); writes docs/results
-	$(BIN)/python scripts/results.py $(ARGS)
+	$(BIN)/sottovoce reproduce accuracy $(ARGS)
 
 hooks: $(STAMP) ## Check style and types before every commit
 	$(BIN)/pre-commit install

@@ -1,1 +1,1 @@
-"""What runs on a user's device: ledger, vault, trainer, calibrator, recogniser, ClientApp."""
+"""Code that runs on a user's device: ledger, vault, training, calibration, recognition, app."""

@@ -1,4 +1,4 @@
-"""The ClientApp: Flower's glue around ``participant``. One speaker is one client."""
+"""The ClientApp: Flower's glue around ``client.federation``. One speaker is one client."""
 
 import logging
 from collections.abc import Callable
@@ -7,192 +7,202 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from sottovoce.client import calibration, enrolment, participant, receiver
-from sottovoce.client.device import Device, Pending
-from sottovoce.client.vault import unlocked
-from sottovoce.shared import wire
+from sottovoce.client.device.device import Device, PreparedRelease
+from sottovoce.client.device.vault import open_from_environment
+from sottovoce.client.federation import enrolment, final_model, statistics_round, training_round
 from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
+from sottovoce.shared.protocol import messages
 
 LOG = logging.getLogger("sottovoce.client")
 
 app = ClientApp()
 
 
-class Bringing(Context):
-    """A node that brings its device itself, which a simulation makes when it is asked.
+class DeviceContext(Context):
+    """A node that opens its device itself, which a simulation makes when it is asked.
 
     Only what runs the node can make one: nothing that a server sends becomes a context.
     """
 
-    def bring(self) -> Device:
-        """The device."""
+    def open_device(self) -> Device:
+        """Open the node's device."""
         raise NotImplementedError
 
 
 @app.query("enrol")
-def enrol(message: Message, context: Context) -> Message:
-    """Join a run; the reply carries noised label counts and centre."""
+def enrol_device(message: Message, context: Context) -> Message:
+    """Join a run; the reply carries the device's noised label counts and share of the centre."""
 
-    def answer(device: Device) -> wire.Reply:
-        request = wire.EnrolRequest.read(message.content)
-        value = enrolment.enrol(
-            device, request.plan, request.front, request.population, tells=request.tells
+    def answer(device: Device) -> messages.Reply:
+        request = messages.EnrolRequest.from_record(message.content)
+        value = enrolment.enrol_device(
+            device,
+            request.plan,
+            request.projection,
+            request.speaker_statistics,
+            requests_sums=request.report_statistics,
         )
-        status = wire.Status.RECEIVES if value is None else wire.Status.OK
-        body = participant.identity(device, request.plan)
-        return wire.Reply(user=device.facts.user, status=status, value=value, body=body)
+        status = messages.Status.RECEIVE_ONLY if value is None else messages.Status.OK
+        body = training_round.public_identity_key(device, request.plan)
+        return messages.Reply(user=device.profile.user, status=status, value=value, body=body)
 
     return _reply(message, context, answer)
 
 
 @app.train()
-def train(message: Message, context: Context) -> Message:
-    """One round; the reply carries the noised update."""
+def train_round(message: Message, context: Context) -> Message:
+    """Train for one round; the reply carries the noised update."""
 
-    def answer(device: Device) -> wire.Reply:
-        request = wire.TrainRequest.read(message.content)
-        update = participant.train(
+    def answer(device: Device) -> messages.Reply:
+        request = messages.TrainRequest.from_record(message.content)
+        update = training_round.train_round(
             device,
-            plan=request.plan,
-            number=request.round,
+            plan_hash=request.plan_hash,
+            round_number=request.round,
             weights=request.weights,
             class_weights=request.class_weights,
             centre=request.centre,
             denominator=request.denominator,
-            clip=request.clip,
-            share=request.share,
+            clip_norm=request.clip_norm,
+            update_scale=request.update_scale,
         )
-        return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=update)
+        return messages.Reply(user=device.profile.user, status=messages.Status.OK, value=update)
 
     return _reply(message, context, answer)
 
 
 @app.query("sum")
-def add(message: Message, context: Context) -> Message:
-    """One step of a secure sum; the reply carries the step's answer."""
+def secure_sum_step(message: Message, context: Context) -> Message:
+    """Take one step of a secure sum; the reply carries the step's answer."""
 
-    def answer(device: Device) -> wire.Reply:
-        request = wire.SumRequest.read(message.content)
-        body = participant.add(
+    def answer(device: Device) -> messages.Reply:
+        request = messages.SecureSumRequest.from_record(message.content)
+        body = training_round.secure_sum_step(
             device,
-            plan=request.plan,
+            plan_hash=request.plan_hash,
             name=request.name,
             step=request.step,
             body=request.body,
-            update=_pending(device, request),
+            prepared=_prepare_release(device, request),
         )
-        return wire.Reply(user=device.facts.user, status=wire.Status.OK, body=body)
+        return messages.Reply(user=device.profile.user, status=messages.Status.OK, body=body)
 
     return _reply(message, context, answer)
 
 
-def _pending(device: Device, request: wire.SumRequest) -> Pending | None:
-    """What a secure sum asks for, beside enrolment."""
-    if request.calibrate:
-        return calibration.answer(device, request.calibrate)
-    return _round_of(device, request.train) if request.train else None
+def _prepare_release(device: Device, request: messages.SecureSumRequest) -> PreparedRelease | None:
+    """Prepare what a secure sum asks for; None at enrolment, whose sum needs no request."""
+    if request.statistics_request:
+        return statistics_round.prepare_head_statistics(device, request.statistics_request)
+    return _prepare_round(device, request.train_request) if request.train_request else None
 
 
-def _round_of(device: Device, request: wire.TrainRequest) -> Pending:
-    """The round that a secure sum asks for."""
-    return participant.round_of(
+def _prepare_round(device: Device, request: messages.TrainRequest) -> PreparedRelease:
+    """Prepare the round that a secure sum asks for."""
+    return training_round.prepare_round(
         device,
-        plan=request.plan,
-        number=request.round,
+        plan_hash=request.plan_hash,
+        round_number=request.round,
         weights=request.weights,
         class_weights=request.class_weights,
         centre=request.centre,
         denominator=request.denominator,
-        clip=request.clip,
-        share=request.share,
+        clip_norm=request.clip_norm,
+        update_scale=request.update_scale,
     )
 
 
 @app.query("calibrate")
-def calibrate(message: Message, context: Context) -> Message:
-    """How right the final model is on the device's clips; the reply carries their noised sum."""
+def report_head_statistics(message: Message, context: Context) -> Message:
+    """Measure how right the final model is on the device's clips; the reply is their noised sum."""
 
-    def answer(device: Device) -> wire.Reply:
-        request = wire.CalibrateRequest.read(message.content)
-        value = calibration.calibrate(device, request)
-        return wire.Reply(user=device.facts.user, status=wire.Status.OK, value=value)
+    def answer(device: Device) -> messages.Reply:
+        request = messages.HeadStatisticsRequest.from_record(message.content)
+        value = statistics_round.release_head_statistics(device, request)
+        return messages.Reply(user=device.profile.user, status=messages.Status.OK, value=value)
 
     return _reply(message, context, answer)
 
 
 @app.evaluate()
-def personalise(message: Message, context: Context) -> Message:
+def finalise_model(message: Message, context: Context) -> Message:
     """Take the final model; the reply carries the user's head, sealed."""
 
-    def answer(device: Device) -> wire.Reply:
-        request = wire.PersonalRequest.read(message.content)
-        head = receiver.personalise(
+    def answer(device: Device) -> messages.Reply:
+        request = messages.FinalModelRequest.from_record(message.content)
+        head = final_model.finalise_model(
             device,
-            plan=request.plan,
+            plan_hash=request.plan_hash,
             weights=request.weights,
             centre=request.centre,
             prior=request.prior,
-            neutral=request.neutral,
-            offered=request.kept,
+            neutral_direction=request.neutral_direction,
+            offered_head=request.stored_head,
         )
-        user, status = device.facts.user, wire.Status.OK
-        return wire.Reply(user=user, status=status, head=head.blob, version=head.version)
+        user, status = device.profile.user, messages.Status.OK
+        return messages.Reply(user=user, status=status, head=head.blob, version=head.version)
 
     return _reply(message, context, answer)
 
 
-def _reply(message: Message, context: Context, answer: Callable[[Device], wire.Reply]) -> Message:
+def _reply(
+    message: Message, context: Context, answer: Callable[[Device], messages.Reply]
+) -> Message:
     """Answer, or say why not: a refusal is a reply, never a crash."""
-    device = _device(context)
-    user = device.facts.user
+    device = _device_of(context)
+    user = device.profile.user
     try:
         reply = answer(device)
     except BudgetSpent as error:
         LOG.info("%s gives no more: %s", user, error)
-        reply = wire.Reply(user=user, status=wire.Status.RECEIVES, reason="its budget is spent")
+        reply = messages.Reply(
+            user=user, status=messages.Status.RECEIVE_ONLY, reason="its budget is spent"
+        )
     except Exception as error:
         LOG.warning("%s refuses: %s", user, error, exc_info=not isinstance(error, SottovoceError))
         # The text may name what the user said; only its kind leaves the device.
-        reply = wire.Reply(user=user, status=wire.Status.REFUSED, reason=type(error).__name__)
-    return Message(reply.record(), reply_to=message)
+        reply = messages.Reply(
+            user=user, status=messages.Status.REFUSED, reason=type(error).__name__
+        )
+    return Message(reply.to_record(), reply_to=message)
 
 
-def _device(context: Context) -> Device:
-    """The node's device.
+def _device_of(context: Context) -> Device:
+    """Open the node's device.
 
     Raises:
         PrivacyError: It cannot be opened. Flower sends the server whatever a client raises, text
             and all, so this one names the kind of what went wrong and nothing of the device.
     """
     try:
-        if isinstance(context, Bringing):
-            return context.bring()
-        return _opened(context)
+        if isinstance(context, DeviceContext):
+            return context.open_device()
+        return _open_device(context)
     except Exception as error:  # noqa: BLE001  (whatever it is, its text may not leave)
         LOG.error("this device cannot answer: %s", error)  # noqa: TRY400  (the text is enough)
         kind = type(error).__name__
     raise PrivacyError(f"this device cannot answer ({kind}); its own log says why")
 
 
-def _opened(context: Context) -> Device:
-    """The device: in the folder its owner names, or at its place in a simulated population.
+def _open_device(context: Context) -> Device:
+    """Open the device that its owner names, or a simulated population's, by partition number.
 
     Raises:
-        SettingError: Neither is given.
+        SettingError: The node names neither.
     """
     own = context.node_config.get("device")
     if own:
         folder = Path(str(own))
-        return Device(folder, vault=unlocked(folder / "vault"))
+        return Device(folder, vault=open_from_environment(folder / "vault"))
     population = str(context.run_config.get("devices", ""))
-    place = context.node_config.get("partition-id")
-    if not population or place is None:
+    index = context.node_config.get("partition-id")
+    if not population or index is None:
         raise SettingError(
             "this node has no device; start it with --node-config 'device=\"FOLDER\"'"
         )
-    folder = Path(population) / f"{int(place):06d}"
+    folder = Path(population) / f"{int(index):06d}"
     # The server writes the run's configuration: it may only point to simulated devices.
     device = Device(folder)
-    if device.facts.simulated_seed is None:
+    if device.profile.simulated_seed is None:
         raise SettingError(f"{folder} is a real device; its owner starts its node with device=...")
     return device

@@ -1,13 +1,13 @@
-"""The ServerApp: Flower's glue around ``strategy.Training``."""
+"""The ServerApp: Flower's glue around ``coordinator.TrainingCoordinator``."""
 
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from sottovoce.server.crowd import CrowdTraining
-from sottovoce.server.job import Job
-from sottovoce.server.strategy import Training
+from sottovoce.server.federation.coordinator import TrainingCoordinator
+from sottovoce.server.federation.sampled_coordinator import SampledTrainingCoordinator
+from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import SettingError
 
 app = ServerApp()
@@ -15,7 +15,7 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the job that the run's configuration names.
+    """Run the training job that the run's configuration names.
 
     Raises:
         SettingError: The configuration names no job.
@@ -24,5 +24,5 @@ def main(grid: Grid, context: Context) -> None:
     if not folder:
         raise SettingError("the run's configuration lacks job=FOLDER, the folder of a prepared job")
     job = Job.load(Path(folder))
-    training = CrowdTraining if job.crowd else Training
+    training = SampledTrainingCoordinator if job.cohort_sampler else TrainingCoordinator
     training(job, Path(folder), grid).run()

@@ -5,7 +5,7 @@ Blobs are what others may hold, but neither read, alter nor swap. A sealed blob 
     version (1 byte) | nonce (12) | ChaCha20-Poly1305 of: length (4) | plaintext | zeros | tag (16)
 
 Its whole length is a power of two, from 512 bytes up, so it tells the order of magnitude of what
-is inside and nothing finer. Things whose size itself tells something ask for a common ``size``.
+is inside and nothing finer. Things whose size itself tells something ask for a common ``min_size``.
 
 Users sign under an identity key (Ed25519, RFC 8032) and agree on secrets by X25519 (RFC 7748) and
 HKDF-SHA256 (RFC 5869); a secret becomes a stream of masks by ChaCha20.
@@ -32,9 +32,9 @@ from sottovoce.shared.errors import PrivacyError, SettingError
 KEY_BYTES: Final = 32
 SALT_BYTES: Final = 16
 SIGNATURE_BYTES: Final = 64
-LEAST_SEALED: Final = 512
-MOST_SEALED: Final = 1 << 30
-LOG2_COST: Final = 17
+MIN_SEALED_BYTES: Final = 512
+MAX_SEALED_BYTES: Final = 1 << 30
+SCRYPT_LOG2_COST: Final = 17
 """Scrypt's N = 2^17, with r = 8 and p = 1: 128 MiB, some half a second (OWASP's advice)."""
 
 _VERSION: Final = b"\x01"
@@ -42,8 +42,8 @@ _NONCE: Final = 12
 _TAG: Final = 16
 _LENGTH: Final = 4
 _OVERHEAD: Final = len(_VERSION) + _NONCE + _LENGTH + _TAG
-_COSTS: Final = range(14, 21)
-_LEAST_PASSPHRASE: Final = 8
+_SCRYPT_LOG2_COSTS: Final = range(14, 21)
+_MIN_PASSPHRASE_LENGTH: Final = 8
 
 
 def new_key() -> bytes:
@@ -56,28 +56,30 @@ def new_salt() -> bytes:
     return os.urandom(SALT_BYTES)
 
 
-def bind(*parts: str | int) -> bytes:
+def encode_context(*parts: str | int) -> bytes:
     """Associated data out of several parts, each behind its length, so that none can slide.
 
-    ``bind("ab", "c")`` and ``bind("a", "bc")`` differ.
+    ``encode_context("ab", "c")`` and ``encode_context("a", "bc")`` differ.
     """
     encoded = [str(part).encode() for part in parts]
     return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
 
 
-def seal(key: bytes, plaintext: bytes, *, context: bytes, size: int = LEAST_SEALED) -> bytes:
+def seal(
+    key: bytes, plaintext: bytes, *, context: bytes, min_size: int = MIN_SEALED_BYTES
+) -> bytes:
     """Seal bytes for one purpose.
 
     Args:
         key: 32 bytes.
         plaintext: What to hide.
-        context: What the blob belongs to (owner, name, version: see :func:`bind`). It is bound,
-            not stored: opening needs the same bytes.
-        size: Least length of the blob, a power of two. Give one value to all things that shall
+        context: What the blob belongs to (owner, name, version: see :func:`encode_context`). It is
+            bound, not stored: opening needs the same bytes.
+        min_size: Least length of the blob, a power of two. Give one value to all things that shall
             not be told apart.
 
     Returns:
-        The blob; its length is a power of two, at least ``size``.
+        The blob; its length is a power of two, at least ``min_size``.
 
     Raises:
         SettingError: A key of another length, a size that is no power of two, or a plaintext
@@ -92,12 +94,12 @@ def seal(key: bytes, plaintext: bytes, *, context: bytes, size: int = LEAST_SEAL
 
     Example:
         >>> key = new_key()
-        >>> blob = seal(key, b"mine", context=bind("user 7", "head"))
-        >>> len(blob), open_sealed(key, blob, context=bind("user 7", "head"))
+        >>> blob = seal(key, b"mine", context=encode_context("user 7", "head"))
+        >>> len(blob), open_sealed(key, blob, context=encode_context("user 7", "head"))
         (512, b'mine')
     """
     cipher = _cipher(key)
-    length = _sealed_length(len(plaintext), size)
+    length = _sealed_length(len(plaintext), min_size)
     padding = bytes(length - _OVERHEAD - len(plaintext))
     nonce = os.urandom(_NONCE)
     padded = len(plaintext).to_bytes(_LENGTH, "big") + plaintext + padding
@@ -134,17 +136,17 @@ def open_sealed(key: bytes, blob: bytes, *, context: bytes) -> bytes:
             f"a sealed blob of {len(blob)} bytes does not open: the key is wrong, it belongs to"
             " something else, or it was altered; use the key and the copy that belong together"
         ) from None
-    return _unpadded(padded)
+    return _remove_padding(padded)
 
 
 def looks_sealed(blob: bytes) -> bool:
     """Whether bytes have a sealed blob's version and length; all that can be said without a key."""
     length = len(blob)
-    in_class = LEAST_SEALED <= length <= MOST_SEALED and length.bit_count() == 1
+    in_class = MIN_SEALED_BYTES <= length <= MAX_SEALED_BYTES and length.bit_count() == 1
     return in_class and blob[:1] == _VERSION
 
 
-def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = LOG2_COST) -> bytes:
+def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = SCRYPT_LOG2_COST) -> bytes:
     """A key from a passphrase, by scrypt (RFC 7914) with N = 2^log2_cost, r = 8, p = 1.
 
     Args:
@@ -160,19 +162,24 @@ def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = LOG2_COST) -> b
         SettingError: A short passphrase, a salt of another length, or a cost out of range.
     """
     text = unicodedata.normalize("NFKC", passphrase)
-    if len(text) < _LEAST_PASSPHRASE:
+    if len(text) < _MIN_PASSPHRASE_LENGTH:
         raise SettingError(
-            f"the passphrase has {len(text)} characters; it needs at least {_LEAST_PASSPHRASE}"
+            f"the passphrase has {len(text)} characters; it needs at least {_MIN_PASSPHRASE_LENGTH}"
         )
     if len(salt) != SALT_BYTES:
         raise SettingError(f"salt has {len(salt)} bytes; it must have {SALT_BYTES}")
-    if log2_cost not in _COSTS:
-        raise SettingError(f"log2_cost is {log2_cost}; it must be from {_COSTS[0]} to {_COSTS[-1]}")
+    if log2_cost not in _SCRYPT_LOG2_COSTS:
+        raise SettingError(
+            f"log2_cost is {log2_cost}; it must be from {_SCRYPT_LOG2_COSTS[0]} "
+            f"to {_SCRYPT_LOG2_COSTS[-1]}"
+        )
     kdf = Scrypt(salt=salt, length=KEY_BYTES, n=1 << log2_cost, r=8, p=1)
     return kdf.derive(text.encode())
 
 
-def wrap_key(key: bytes, passphrase: str, *, context: bytes, log2_cost: int = LOG2_COST) -> bytes:
+def wrap_key(
+    key: bytes, passphrase: str, *, context: bytes, log2_cost: int = SCRYPT_LOG2_COST
+) -> bytes:
     """Seal a key under a passphrase: cost (1 byte) | salt (16) | sealed blob (512).
 
     Whoever holds the wrapped key can try passphrases, half a second and 128 MiB each: it is as
@@ -196,9 +203,9 @@ def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
         SettingError: A passphrase too short to be the right one.
     """
     header, blob = wrapped[: 1 + SALT_BYTES], wrapped[1 + SALT_BYTES :]
-    if len(blob) != LEAST_SEALED or header[0] not in _COSTS:
+    if len(blob) != MIN_SEALED_BYTES or header[0] not in _SCRYPT_LOG2_COSTS:
         raise PrivacyError(
-            f"{len(wrapped)} bytes are not a wrapped key of {1 + SALT_BYTES + LEAST_SEALED};"
+            f"{len(wrapped)} bytes are not a wrapped key of {1 + SALT_BYTES + MIN_SEALED_BYTES};"
             " restore an intact copy"
         )
     outer = derive_key(passphrase, header[1:], log2_cost=header[0])
@@ -211,28 +218,32 @@ def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
         ) from None
 
 
-def identity_public(private: bytes) -> bytes:
+def identity_public_key(private: bytes) -> bytes:
     """The public half of an identity key (Ed25519), 32 bytes; any 32 random bytes are private.
 
     Raises:
         SettingError: A key of another length.
     """
-    return Ed25519PrivateKey.from_private_bytes(_whole(private)).public_key().public_bytes_raw()
+    return (
+        Ed25519PrivateKey.from_private_bytes(_validated_key(private))
+        .public_key()
+        .public_bytes_raw()
+    )
 
 
-def sign(private: bytes, message: bytes) -> bytes:
+def sign_message(private: bytes, message: bytes) -> bytes:
     """A signature under an identity key (Ed25519), 64 bytes; the same each time.
 
-    Say what the message is for inside of it (see :func:`bind`), so that a signature made for one
-    purpose is none for another.
+    Say what the message is for inside of it (see :func:`encode_context`), so that a signature made
+    for one purpose is none for another.
 
     Raises:
         SettingError: A key of another length.
     """
-    return Ed25519PrivateKey.from_private_bytes(_whole(private)).sign(message)
+    return Ed25519PrivateKey.from_private_bytes(_validated_key(private)).sign(message)
 
 
-def verify(public: bytes, signature: bytes, message: bytes) -> bool:
+def verify_signature(public: bytes, signature: bytes, message: bytes) -> bool:
     """Whether a signature is the identity's own over exactly this message; rubbish is none."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
@@ -241,16 +252,18 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
-def agreement_public(private: bytes) -> bytes:
+def agreement_public_key(private: bytes) -> bytes:
     """The public half of an agreement key (X25519), 32 bytes; any 32 random bytes are private.
 
     Raises:
         SettingError: A key of another length.
     """
-    return X25519PrivateKey.from_private_bytes(_whole(private)).public_key().public_bytes_raw()
+    return (
+        X25519PrivateKey.from_private_bytes(_validated_key(private)).public_key().public_bytes_raw()
+    )
 
 
-def agree(private: bytes, public: bytes, *, context: bytes) -> bytes:
+def derive_shared_secret(private: bytes, public: bytes, *, context: bytes) -> bytes:
     """A secret of two parties: X25519, then HKDF-SHA256 over ``context``.
 
     Args:
@@ -271,7 +284,7 @@ def agree(private: bytes, public: bytes, *, context: bytes) -> bytes:
         - Whoever has neither private key learns nothing of the secret (as long as X25519 and
           SHA-256 hold).
     """
-    own = X25519PrivateKey.from_private_bytes(_whole(private))
+    own = X25519PrivateKey.from_private_bytes(_validated_key(private))
     try:
         shared = own.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
@@ -282,8 +295,11 @@ def agree(private: bytes, public: bytes, *, context: bytes) -> bytes:
     return HKDF(SHA256(), KEY_BYTES, None, context).derive(shared)
 
 
-def gives_secret(public: bytes) -> bool:
-    """Whether an agreement key (X25519) makes a secret with every other one; see :func:`agree`."""
+def is_valid_agreement_key(public: bytes) -> bool:
+    """Whether an agreement key (X25519) makes a secret with every other one.
+
+    See :func:`derive_shared_secret`.
+    """
     try:
         # A key of low order comes to nothing with whatever private key, this one included.
         X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)).exchange(
@@ -294,7 +310,7 @@ def gives_secret(public: bytes) -> bool:
     return True
 
 
-def keystream(key: bytes, length: int) -> bytes:
+def expand_keystream(key: bytes, length: int) -> bytes:
     """Pseudorandom bytes from a key that is used for nothing else (ChaCha20 from block 0).
 
     Args:
@@ -313,11 +329,11 @@ def keystream(key: bytes, length: int) -> bytes:
     """
     if not 0 <= length <= 1 << 32:
         raise SettingError(f"length is {length}; it must be from 0 to {1 << 32} bytes")
-    cipher = Cipher(algorithms.ChaCha20(_whole(key), bytes(16)), mode=None)
+    cipher = Cipher(algorithms.ChaCha20(_validated_key(key), bytes(16)), mode=None)
     return cipher.encryptor().update(bytes(length))
 
 
-def _whole(key: bytes) -> bytes:
+def _validated_key(key: bytes) -> bytes:
     """A key of the right length."""
     if len(key) != KEY_BYTES:
         raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}: see new_key()")
@@ -326,24 +342,26 @@ def _whole(key: bytes) -> bytes:
 
 def _cipher(key: bytes) -> ChaCha20Poly1305:
     """The cipher under a key of the right length."""
-    return ChaCha20Poly1305(_whole(key))
+    return ChaCha20Poly1305(_validated_key(key))
 
 
-def _sealed_length(plain: int, size: int) -> int:
-    """The smallest power of two, at least ``size``, that holds ``plain`` bytes once sealed."""
-    if not (LEAST_SEALED <= size <= MOST_SEALED and size.bit_count() == 1):
+def _sealed_length(plain: int, min_size: int) -> int:
+    """The smallest power of two, at least ``min_size``, that holds ``plain`` bytes once sealed."""
+    if not (MIN_SEALED_BYTES <= min_size <= MAX_SEALED_BYTES and min_size.bit_count() == 1):
         raise SettingError(
-            f"size is {size}; it must be a power of two from {LEAST_SEALED} to {MOST_SEALED}"
+            f"min_size is {min_size}; it must be a power of two from {MIN_SEALED_BYTES} "
+            f"to {MAX_SEALED_BYTES}"
         )
-    length = max(size, 1 << (plain + _OVERHEAD - 1).bit_length())
-    if length > MOST_SEALED:
+    length = max(min_size, 1 << (plain + _OVERHEAD - 1).bit_length())
+    if length > MAX_SEALED_BYTES:
         raise SettingError(
-            f"{plain} bytes are too many to seal; at most {MOST_SEALED - _OVERHEAD} fit one blob"
+            f"{plain} bytes are too many to seal; "
+            f"at most {MAX_SEALED_BYTES - _OVERHEAD} fit one blob"
         )
     return length
 
 
-def _unpadded(padded: bytes) -> bytes:
+def _remove_padding(padded: bytes) -> bytes:
     """The plaintext without its length and zeros."""
     length = int.from_bytes(padded[:_LENGTH], "big")
     if length > len(padded) - _LENGTH:

@@ -1,4 +1,4 @@
-"""Sottovoce: speech emotion recognition that learns from many voices without hearing any.
+"""Sottovoce: federated, differentially private speech emotion recognition.
 
 The rooms ``shared``, ``client``, ``server`` and ``simulations`` lie beside this folder in a
 checkout and in the bundle that Flower ships, and inside it in a wheel. Either way they import

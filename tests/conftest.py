@@ -113,11 +113,18 @@ def make_scenario() -> MakeScenario:
     """Writes a scenario over two manifest corpora that runs in a second or two."""
 
     def make(path: Path, users: Path, public: Path, **changes: object) -> Path:
-        usual = {"encoder": "descriptors", "protocol": "holdout", "rounds": 2, "head_clips": 2}
+        usual = {
+            "encoder": "descriptors",
+            "protocol": "holdout",
+            "rounds": 2,
+            "labelled_clips_per_user": 2,
+        }
         settings = {"corpus": "folder", "data": str(users)} | usual | changes
         lines = [f"{name} = {json.dumps(value)}" for name, value in settings.items()]
         lines += ["[[public]]", 'name = "folder"', f"data = {json.dumps(str(public))}"]
-        path.write_text("\n".join([*lines, "[recipe.front]", "dims = 8", ""]), encoding="utf-8")
+        path.write_text(
+            "\n".join([*lines, "[recipe.projection]", "dims = 8", ""]), encoding="utf-8"
+        )
         return path
 
     return make
@@ -128,13 +135,13 @@ def tiny_run(
     tmp_path_factory: pytest.TempPathFactory, make_corpus: MakeCorpus, make_scenario: MakeScenario
 ) -> TinyRun:
     """One private run, started as a user starts it."""
-    from sottovoce import cli
+    from sottovoce.cli import main
 
     home = tmp_path_factory.mktemp("tiny")
     users = make_corpus(home / "users")
     public = make_corpus(home / "public", speakers=6, clips=5, hertz=97.3)
     scenario = make_scenario(home / "tiny.toml", users, public)
-    assert cli.main(["simulate", str(scenario), "--out", str(home / "run"), "--quiet"]) == 0
+    assert main.main(["simulate", str(scenario), "--out", str(home / "run"), "--quiet"]) == 0
     return TinyRun(home / "run", scenario, users, public)
 
 

@@ -1,7 +1,8 @@
-"""Rooms import one way, and heavy libraries come in through known doors."""
+"""Rooms import one way, heavy libraries come in through known doors, and folders stay small."""
 
 import ast
 import tomllib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatch
 from pathlib import Path
@@ -16,37 +17,53 @@ ARROWS: Mapping[str, frozenset[str]] = {
     "client": frozenset({"shared", "client"}),
     "server": frozenset({"shared", "server"}),
     "simulations": frozenset({"shared", "client", "server", "simulations"}),
+    "sottovoce": frozenset({"shared", "client", "server", "simulations", "cli"}),
 }
-"""Which rooms a room may import."""
+"""Which rooms a room may import; the command line, in ``sottovoce/cli``, may import them all."""
 
-AUDIO = ("shared/audio.py", "shared/features/*.py")
-SIMULATIONS = ("simulations/*.py",)
+PENDING_IMPORTS: Mapping[str, str] = {
+    # Until the recipe and a privacy target, which it needs of a scenario, are the server's own.
+    "server/planning/noise_calibration.py": "sottovoce.simulations.scenario.scenario",
+}
+"""Imports against the arrows that are still there; none may be added."""
+
+PENDING_CIRCLES = (
+    # Until what both need of run folders is a module of its own.
+    {"sottovoce.simulations.population.run", "sottovoce.simulations.runs.simulation"},
+)
+"""Circles of imports that are still there, through imports within functions; none may be added."""
+
+MAX_MODULES = 14
+"""Most modules of a folder."""
+
+AUDIO = ("shared/audio/signal.py", "shared/features/*.py")
+PAGES = ("simulations/reports/*.py", "simulations/sweeps/page.py")
 DOORS: Mapping[str, tuple[str, ...]] = {
     "flwr": (
         "client/app.py",
         "server/app.py",
-        "server/crowd.py",
-        "server/strategy.py",
-        "server/talking.py",
-        "shared/records.py",
-        "shared/wire.py",
+        "server/federation/sampled_coordinator.py",
+        "server/federation/coordinator.py",
+        "server/federation/device_channel.py",
+        "shared/protocol/flower_records.py",
+        "shared/protocol/messages.py",
         "simulations/engines/*.py",
     ),
-    "ray": ("simulations/engines/ray.py", "simulations/engines/cluster.py"),
-    # The second accountant that recounts a run is Opacus' own; it trains nothing.
-    "opacus": ("client/training/steps.py", "simulations/witness.py"),
+    "ray": ("simulations/engines/ray.py", "simulations/engines/ray_cluster.py"),
+    # The second accountant that verifies a run is Opacus' own; it trains nothing.
+    "opacus": ("client/training/dp_sgd.py", "simulations/verification/second_accountant.py"),
     "dp_accounting": ("shared/privacy/accountant.py",),
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
     "cryptography": ("shared/crypto.py",),
     # A device needs none of these.
-    "jinja2": SIMULATIONS,
-    "matplotlib": SIMULATIONS,
+    "jinja2": PAGES,
+    "matplotlib": PAGES,
     "pandas": (),
-    "rich": SIMULATIONS,
-    "scipy": SIMULATIONS,
+    "rich": ("sottovoce/cli/progress_bar.py",),
+    "scipy": ("simulations/audit/epsilon_bounds.py", "simulations/corpora/synthetic/*.py"),
     "sklearn": (),
-    "tomli_w": SIMULATIONS,
+    "tomli_w": ("simulations/scenario/scenario.py", "simulations/sweeps/runner.py"),
 }
 """Through which files a library comes in; ``*`` crosses folders."""
 
@@ -58,6 +75,7 @@ def breaches(house: Path) -> list[str]:
         for room in ARROWS
         for file in sorted((house / room).rglob("*.py"))
         for line, module in _imports(file)
+        if PENDING_IMPORTS.get(file.relative_to(house).as_posix()) != module
         for fault in _faults(file.relative_to(house).as_posix(), module)
     ]
 
@@ -68,13 +86,12 @@ def _faults(file: str, module: str) -> Iterator[str]:
     room = file.partition("/")[0]
     if not top:
         yield f"imports {module}, which is relative; write {PACKAGE}.{room}..."
+    elif top == PACKAGE:
+        imported = rest.partition(".")[0]
+        if imported in {*ARROWS, "cli"} - ARROWS[room]:
+            yield f"imports {module}; {room} may import {', '.join(sorted(ARROWS[room]))}"
     elif top in ARROWS:
         yield f"imports {module} without {PACKAGE}., which makes it a second module"
-    elif top == PACKAGE and rest.partition(".")[0] in ARROWS:
-        if rest.partition(".")[0] not in ARROWS[room]:
-            yield f"imports {module}; {room} may import {', '.join(sorted(ARROWS[room]))}"
-    elif top == PACKAGE and rest.partition(".")[0] == "cli":
-        yield f"imports {module}; the command line imports rooms, never the other way"
     elif top in DOORS and not any(fnmatch(file, door) for door in DOORS[top]):
         yield f"imports {module}; its doors are {', '.join(DOORS[top]) or 'none'}"
 
@@ -103,14 +120,142 @@ def _imported_by_name(call: ast.Call) -> Iterator[str]:
             yield argument.value
 
 
+def modules(house: Path) -> dict[str, Path]:
+    """Every module by the name that it is imported by."""
+    files = (file for room in ARROWS for file in (house / room).rglob("*.py"))
+    return {_module_name(file.relative_to(house)): file for file in files}
+
+
+def _module_name(file: Path) -> str:
+    name = ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+    return name if name.partition(".")[0] == PACKAGE else f"{PACKAGE}.{name}"
+
+
+def circles(house: Path) -> list[set[str]]:
+    """Groups of modules that import each other, directly or through others.
+
+    Imports within functions count; those for type checkers alone do not.
+    """
+    known = modules(house)
+    imported = {name: set(_modules_imported(file, known)) - {name} for name, file in known.items()}
+    reached = {name: _reachable(name, imported) for name in known}
+    found = {
+        frozenset(other for other in reached[name] if name in reached[other])
+        for name in known
+        if name in reached[name]
+    }
+    return sorted((set(group) for group in found), key=sorted)
+
+
+def _modules_imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
+    """The house's own modules that a file imports."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for_types = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                inner, outer = f"{node.module}.{alias.name}", node.module or ""
+                yield from (name for name in [inner if inner in known else outer] if name in known)
+        elif isinstance(node, ast.Call):
+            yield from (name for name in _imported_by_name(node) if name in known)
+
+
+def _reachable(start: str, imported: Mapping[str, set[str]]) -> set[str]:
+    """All modules that a module imports, directly or through others."""
+    seen: set[str] = set()
+    left = [start]
+    while left:
+        new = imported[left.pop()] - seen
+        seen |= new
+        left += new
+    return seen
+
+
+def crowded_folders(house: Path) -> list[str]:
+    """Folders with too many modules."""
+    sizes = Counter(
+        file.parent.relative_to(house).as_posix()
+        for room in ARROWS
+        for file in (house / room).rglob("*.py")
+        if file.name != "__init__.py"
+    )
+    return [f"{folder}: {size}" for folder, size in sizes.items() if size > MAX_MODULES]
+
+
 def test_no_import_breaks_an_arrow_or_misses_its_door() -> None:
     assert breaches(HOUSE) == []
+
+
+def test_what_is_pending_is_still_there() -> None:
+    """What was put right leaves the list, so that it cannot come back."""
+    for file, module in PENDING_IMPORTS.items():
+        assert module in {name for _, name in _imports(HOUSE / file)}
+    assert [group for group in PENDING_CIRCLES if group not in circles(HOUSE)] == []
+
+
+def test_no_modules_import_each_other() -> None:
+    assert [group for group in circles(HOUSE) if group not in PENDING_CIRCLES] == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from sottovoce.server.b import x",
+        "from sottovoce.server import b",
+        "def f():\n    import sottovoce.server.b",
+    ],
+)
+def test_a_circle_is_seen(tmp_path: Path, line: str) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "a.py").write_text(line + "\n")
+    (tmp_path / "server" / "b.py").write_text("import sottovoce.server.c\n")
+    (tmp_path / "server" / "c.py").write_text("from sottovoce.server.a import f\n")
+    (tmp_path / "server" / "d.py").write_text("from sottovoce.server.a import f\n")
+
+    assert circles(tmp_path) == [{f"sottovoce.server.{name}" for name in "abc"}]
+
+
+def test_imports_for_types_alone_are_no_circle(tmp_path: Path) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "a.py").write_text(
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sottovoce.server.b\n"
+    )
+    (tmp_path / "server" / "b.py").write_text("import sottovoce.server.a\n")
+
+    assert circles(tmp_path) == []
+
+
+def test_no_folder_is_crowded() -> None:
+    assert crowded_folders(HOUSE) == []
+
+
+def test_a_crowded_folder_is_seen(tmp_path: Path) -> None:
+    folder = tmp_path / "client" / "device"
+    folder.mkdir(parents=True)
+    for number in range(MAX_MODULES):
+        (folder / f"m{number}.py").touch()
+    (folder / "__init__.py").touch()
+    assert crowded_folders(tmp_path) == []
+
+    (folder / "one_more.py").touch()
+
+    assert crowded_folders(tmp_path) == [f"client/device: {MAX_MODULES + 1}"]
 
 
 def test_the_house_is_all_there() -> None:
     """An empty house would break nothing."""
     for room in ARROWS:
         assert len(list((HOUSE / room).rglob("*.py"))) > 5
+    assert len(modules(HOUSE)) > 150
     for library, doors in DOORS.items():
         for door in doors:
             assert any(HOUSE.glob(door.replace("*.py", "**/*.py"))), (library, door)
@@ -122,42 +267,57 @@ def test_a_wheel_holds_every_folder() -> None:
     packed = project["tool"]["setuptools"]["packages"]
     folders = {
         ".".join(file.parent.relative_to(HOUSE).parts)
-        for room in (*ARROWS, PACKAGE)
+        for room in ARROWS
         for file in (HOUSE / room).rglob("*.py")
     }
     assert sorted(packed) == sorted(
-        folder if folder == PACKAGE else f"{PACKAGE}.{folder}" for folder in folders
+        folder if folder.partition(".")[0] == PACKAGE else f"{PACKAGE}.{folder}"
+        for folder in folders
     )
 
 
 @pytest.mark.parametrize(
     ("file", "line", "fault"),
     [
-        ("client/x.py", "from sottovoce.server.job import Job", "client may import"),
-        ("client/x.py", "import sottovoce.server.job as j", "client may import"),
+        (
+            "client/x.py",
+            "from sottovoce.server.federation.training_job import Job",
+            "client may import",
+        ),
+        (
+            "client/x.py",
+            "import sottovoce.server.federation.training_job as j",
+            "client may import",
+        ),
         ("client/x.py", "from sottovoce import server", "client may import"),
-        ("server/x.py", "from sottovoce.client import vault", "server may import"),
-        ("shared/x.py", "from sottovoce.client.device import Device", "shared may import shared"),
+        ("server/x.py", "from sottovoce.client import device", "server may import"),
+        (
+            "shared/x.py",
+            "from sottovoce.client.device.device import Device",
+            "shared may import shared",
+        ),
         ("shared/deep/er/x.py", "import sottovoce.simulations", "shared may import shared"),
-        ("server/x.py", "def f():\n    from sottovoce.simulations import world", "may import"),
+        ("server/x.py", "def f():\n    from sottovoce.simulations import runs", "may import"),
         ("client/x.py", "if 0:\n    import sottovoce.server", "may import"),
         ("client/x.py", "import importlib as i; i.import_module('sottovoce.server')", "may import"),
-        ("client/x.py", "__import__('opacus')", "doors are client/training/steps.py"),
+        ("client/x.py", "__import__('opacus')", "doors are client/training/dp_sgd.py"),
         ("client/x.py", "import flwr.app", "its doors are"),
-        ("server/round.py", "from flwr.app import Message", "its doors are"),
-        ("simulations/world.py", "import flwr", "its doors are"),
+        ("server/aggregation/server_optimizer.py", "from flwr.app import Message", "its doors are"),
+        ("simulations/runs/fold.py", "import flwr", "its doors are"),
         ("simulations/engines/local.py", "import ray", "its doors are"),
         ("server/x.py", "import opacus.optimizers", "its doors are"),
         ("shared/privacy/ledger.py", "import dp_accounting", "its doors are"),
-        ("shared/quality.py", "import soundfile", "its doors are"),
+        ("shared/audio/quality.py", "import soundfile", "its doors are"),
         ("client/x.py", "from torchaudio import functional", "its doors are"),
-        ("client/vault.py", "from cryptography import x509", "its doors are"),
-        ("shared/metrics.py", "import scipy.stats", "its doors are simulations"),
+        ("client/device/vault.py", "from cryptography import x509", "its doors are"),
+        ("simulations/evaluation/metrics.py", "import scipy.stats", "its doors are simulations"),
+        ("simulations/runs/progress.py", "import rich", "its doors are sottovoce/cli"),
+        ("sottovoce/cli/sweep.py", "import matplotlib", "its doors are simulations"),
         ("server/x.py", "from matplotlib import pyplot", "its doors are simulations"),
         ("client/x.py", "from . import device", "relative"),
-        ("client/x.py", "from ..shared import seeds", "relative"),
-        ("client/x.py", "from shared import seeds", "second module"),
-        ("simulations/x.py", "from sottovoce.cli import main", "command line"),
+        ("client/x.py", "from ..shared import seeding", "relative"),
+        ("client/x.py", "from shared import seeding", "second module"),
+        ("simulations/x.py", "from sottovoce.cli.main import main", "simulations may import"),
     ],
 )
 def test_a_breach_is_seen(tmp_path: Path, file: str, line: str, fault: str) -> None:
@@ -175,11 +335,12 @@ def test_a_breach_is_seen(tmp_path: Path, file: str, line: str, fault: str) -> N
 @pytest.mark.parametrize(
     ("file", "line"),
     [
-        ("client/x.py", "from sottovoce.shared import seeds"),
+        ("client/x.py", "from sottovoce.shared import seeding"),
         ("client/x.py", "from sottovoce import __version__"),
-        ("server/strategy.py", "from flwr.serverapp import Grid"),
+        ("server/federation/coordinator.py", "from flwr.serverapp import Grid"),
         ("simulations/engines/deep/x.py", "import flwr"),
-        ("simulations/deep/x.py", "import scipy; from sottovoce.server import job"),
+        ("simulations/corpora/synthetic/x.py", "import scipy; from sottovoce.server import app"),
+        ("sottovoce/cli/x.py", "from sottovoce.cli import main; from sottovoce.client import app"),
         ("client/x.py", "import numpy, torch, flwr_like, opacusish"),
         ("client/x.py", "'import flwr'  # import flwr"),
     ],

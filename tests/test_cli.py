@@ -15,22 +15,22 @@ from typing import Any
 import pytest
 import torch
 
-from sottovoce import cli
-from sottovoce.client import listener
-from sottovoce.client.device import Device
-from sottovoce.client.owner import Clips, Facts
+from sottovoce.cli import main, simulate
+from sottovoce.client.device.device import Device
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.personalisation import speaker_adapter
 from sottovoce.shared import crypto
-from sottovoce.shared.examples import Examples
-from sottovoce.shared.privacy.ledger import Budget
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
-from sottovoce.simulations import pipeline
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.privacy.ledger import PrivacyBudget
+from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.simulations.runs import simulation
 
 Say = Callable[..., tuple[int, str, str]]
 
 
 HEARS_CTRL_C = """
 import signal, sys
-from sottovoce.cli import main
+from sottovoce.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
@@ -43,7 +43,7 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
 
     def run(*words: object) -> tuple[int, str, str]:
         try:
-            status = cli.main([str(word) for word in words])
+            status = main.main([str(word) for word in words])
         except SystemExit as end:  # argparse's way
             status = int(end.code or 0)
         out, err = capsys.readouterr()
@@ -58,9 +58,11 @@ def scenario(tiny_run: Any, make_scenario: Any, tmp_path: Path) -> Callable[...,
     """Writes a variation of the tiny run's scenario."""
 
     def make(users: Path | None = None, public: Path | None = None, **changes: object) -> Path:
-        place = tmp_path / "scenario.toml"
         path: Path = make_scenario(
-            place, users or tiny_run.users, public or tiny_run.public, **changes
+            tmp_path / "scenario.toml",
+            users or tiny_run.users,
+            public or tiny_run.public,
+            **changes,
         )
         return path
 
@@ -89,11 +91,14 @@ def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]
         "sweep",
         "corpora",
         "report",
-        "budget",
+        "verify",
+        "audit",
         "predict",
         "device",
-        "device budget",
+        "device privacy",
         "device forget",
+        "device retire",
+        "reproduce",
     ],
 )
 def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
@@ -107,7 +112,7 @@ def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
 def test_help_waits_for_no_heavy_library(words: list[str]) -> None:
     heavy = "torch flwr opacus numpy scipy matplotlib dp_accounting"
     program = (
-        "import sys\nfrom sottovoce.cli import main\n"
+        "import sys\nfrom sottovoce.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit:\n    pass\n"
         f"sys.exit(' '.join(set('{heavy}'.split()) & set(sys.modules)))"
     )
@@ -121,7 +126,7 @@ def test_help_waits_for_no_heavy_library(words: list[str]) -> None:
 
 def test_a_run_does_not_wait_for_what_only_pages_need() -> None:
     program = (
-        "import sys, sottovoce.simulations.pipeline\n"
+        "import sys, sottovoce.simulations.runs.simulation\n"
         "sys.exit(' '.join({'matplotlib', 'jinja2'} & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -147,10 +152,11 @@ def test_no_command_is_a_usage_error(say: Say) -> None:
         ("--epsilon", "1e9", ["epsilon", "1e+09", "100", "unit none"]),
         ("--epsilon", "much", ["--epsilon", "'much'"]),
         ("--epsilon", "0.001", ["epsilon 0.001", "too small", "raise epsilon"]),
-        ("--delta", "0", ["delta", "0.0", "between 0 and 1"]),
-        ("--delta", "1", ["delta", "1.0", "between 0 and 1"]),
-        ("--delta", "nan", ["delta", "nan", "between 0 and 1"]),
-        ("--delta", "little", ["--delta", "'little'"]),
+        ("--utterance-delta", "0", ["delta", "0.0", "between 0 and 1"]),
+        ("--utterance-delta", "1", ["delta", "1.0", "between 0 and 1"]),
+        ("--utterance-delta", "nan", ["delta", "nan", "between 0 and 1"]),
+        ("--utterance-delta", "little", ["--utterance-delta", "'little'"]),
+        ("--delta", "1e-5", ["unrecognized", "--delta"]),
         ("--unit", "x", ["unit", "'x'", "none, utterance, user, both"]),
         ("--user-delta", "0", ["user_delta", "0.0", "between 0 and 1"]),
         ("--user-delta", "nan", ["user_delta", "nan", "between 0 and 1"]),
@@ -170,7 +176,8 @@ def test_no_command_is_a_usage_error(say: Say) -> None:
         ("--rounds", "-1", ["rounds", "-1", "0 or above"]),
         ("--rounds", "1000000", ["rounds", "1000000", "10000"]),
         ("--workers", "0", ["workers", "0", "at least 1"]),
-        ("--head-clips", "-1", ["head_clips", "-1", "0 or above"]),
+        ("--labelled-clips", "-1", ["labelled_clips_per_user", "-1", "0 or above"]),
+        ("--tuning-runs", "0", ["tuning_runs", "0", "at least 1"]),
         ("--seed", "-1", ["seed", "-1", "0 or above"]),
     ],
 )
@@ -189,27 +196,26 @@ def test_a_setting_that_makes_no_sense_is_a_usage_error(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
-    ("unit", "delta", "user_delta"),
-    [("utterance", 1e-6, 1e-3), ("both", 1e-6, 1e-3), ("user", 1e-5, 1e-6)],
-)
+@pytest.mark.parametrize("unit", ["utterance", "both", "user"])
 @pytest.mark.parametrize("named", [True, False])
-def test_delta_is_that_of_what_is_hidden(
-    unit: str, delta: float, user_delta: float, named: bool
-) -> None:
-    from sottovoce import cli
-
+def test_each_unit_has_its_own_delta(unit: str, named: bool) -> None:
     first = ["demo"] if named else ["--corpus", "synthetic"]
-    words = ["simulate", *first, "--unit", unit, "--delta", "1e-6"]
-    settled = cli._scenario(cli._parser().parse_args(words))
+    words = ["simulate", *first, "--unit", unit]
 
-    assert (settled.unit, settled.delta, settled.user_delta) == (unit, delta, user_delta)
+    def settled(*more: str) -> tuple[str, float, float]:
+        found = simulate.build_scenario(main.build_parser().parse_args([*words, *more]))
+        return found.unit, found.delta, found.user_delta
+
+    assert settled("--utterance-delta", "1e-6") == (unit, 1e-6, 1e-3)
+    assert settled("--user-delta", "1e-6") == (unit, 1e-5, 1e-6)
 
 
 def test_secure_sums_hide_users_alone(
     say: Say, scenario: Callable[..., Path], tmp_path: Path
 ) -> None:
-    status, out, err = say("simulate", scenario(), "--secure", "--out", tmp_path / "out")
+    status, out, err = say(
+        "simulate", scenario(), "--secure-aggregation", "--out", tmp_path / "out"
+    )
     assert (status, out) == (2, "")
     assert "secure is asked for with unit 'utterance'" in err
 
@@ -230,7 +236,10 @@ def test_secure_sums_hide_users_alone(
         ('corpus = "synthetic"\nrecipe = 1', ["recipe is 1", "a table"]),
         ('corpus = "synthetic"\n[recipe]\nsteps = 1.5', ["recipe.steps is 1.5", "whole number"]),
         ('corpus = "synthetic"\n[recipe]\nclip_norm = nan', ["clip_norm is nan"]),
-        ('corpus = "synthetic"\n[recipe.front]\nwidth = 3', ["recipe.front has unknown", "width"]),
+        (
+            'corpus = "synthetic"\n[recipe.projection]\nwidth = 3',
+            ["recipe.projection has unknown", "width"],
+        ),
         ('corpus = "synthetic"\n[recipe.aggregation]\noptimiser = "x"', ["optimiser is 'x'"]),
     ],
 )
@@ -461,7 +470,7 @@ def test_what_could_not_begin_leaves_its_folder_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert _simulate(say, scenario(public=tmp_path / "gone"), tmp_path / "out")[0] == 1
-    monkeypatch.setattr(pipeline, "render", lambda _folder: [])
+    monkeypatch.setattr(simulation, "render_pages", lambda _folder: [])
 
     assert _simulate(say, tiny_run.scenario, tmp_path / "out")[0] == 0
 
@@ -469,7 +478,7 @@ def test_what_could_not_begin_leaves_its_folder_free(
 def test_resuming_a_finished_run_changes_nothing(
     say: Say, copied: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline, "render", lambda _folder: [])
+    monkeypatch.setattr(simulation, "render_pages", lambda _folder: [])
     status, out, _ = say(
         "simulate", tiny_run.scenario, "--out", copied, "--resume", "--json", "--workers", 2
     )
@@ -501,7 +510,7 @@ def test_what_the_system_refuses_is_told_with_a_way_out(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(pipeline, "simulate", refuse)
+    monkeypatch.setattr(simulation, "simulate", refuse)
 
     status, last = _simulate(say, tiny_run.scenario, tmp_path / "out")
 
@@ -515,7 +524,7 @@ def test_an_interrupt_says_how_to_go_on(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "simulate", interrupt)
+    monkeypatch.setattr(simulation, "simulate", interrupt)
 
     status, last = _simulate(say, tiny_run.scenario, tmp_path / "out")
 
@@ -555,7 +564,7 @@ def test_a_run_in_a_pipe_says_rounds_epsilon_and_uar_in_plain_lines(
     tiny_run: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = ["simulate", str(tiny_run.scenario), "--protocol", "2fold", "--out"]
-    assert cli.main([*words, str(tmp_path / "out")]) == 0
+    assert main.main([*words, str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().err.splitlines()
     rounds = [line for line in lines if line.startswith("rounds: ")]
 
@@ -567,7 +576,7 @@ def test_a_run_in_a_pipe_says_rounds_epsilon_and_uar_in_plain_lines(
     assert "left" in rounds[2]
     assert "\x1b" not in "".join(lines)
 
-    assert cli.main([*words, str(tmp_path / "quiet"), "--quiet"]) == 0
+    assert main.main([*words, str(tmp_path / "quiet"), "--quiet"]) == 0
     assert capsys.readouterr().err == ""
 
 
@@ -608,7 +617,9 @@ def test_an_app_chooses_its_risk_and_how_often_sets_are_right(say: Say, tiny_run
     ("option", "value"),
     [("--risk", "-0.1"), ("--risk", "1.1"), ("--risk", "nan"), ("--coverage", "1.5")],
 )
-def test_shares_that_are_none_are_refused(say: Say, tiny_run: Any, option: str, value: str) -> None:
+def test_fractions_that_are_none_are_refused(
+    say: Say, tiny_run: Any, option: str, value: str
+) -> None:
     wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"
 
     status, _, last = say("predict", wav, "--model", model, option, value)
@@ -617,7 +628,7 @@ def test_shares_that_are_none_are_refused(say: Say, tiny_run: Any, option: str, 
     assert f"{option}: {value}" in last
 
 
-def test_a_bad_recording_fails_after_the_others_were_heard(
+def test_a_bad_recording_fails_after_the_others_were_predicted(
     say: Say, tiny_run: Any, write_wav: Any, tmp_path: Path
 ) -> None:
     good = tiny_run.users / "s03_00.wav"
@@ -666,12 +677,12 @@ def test_a_damaged_model_is_refused(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("schema", 2),
+        ("schema", 3),
         ("labels", ["angry"]),
         ("labels", ["angry", "angry"]),
         ("extractor", "ears"),
         ("extractor", "log-mel"),
-        ("length", "long"),
+        ("row_norm", "long"),
         ("prior", {}),
         ("model", {}),
         ("model_hash", "00"),
@@ -739,7 +750,7 @@ def test_labels_move_the_head_until_they_are_forgotten(
 
 def test_a_label_is_taken_back_without_the_model(say: Say, tiny_run: Any, tmp_path: Path) -> None:
     _device(tmp_path)
-    wavs = [tiny_run.users / f"s03_0{place}.wav" for place in (0, 1)]
+    wavs = [tiny_run.users / f"s03_0{index}.wav" for index in (0, 1)]
     words = ("--model", tiny_run.folder / "model", "--device", tmp_path, "--json")
     said = say("predict", *wavs, *words, "--label", "angry")[1]
     names = [json.loads(line)["labelled"] for line in said.splitlines()]
@@ -767,7 +778,7 @@ def test_a_label_that_is_none_is_noticed_before_anything_is_learned(
     assert (status, out) == (2, "")
     assert "'melancholy'" in last
     assert "angry" in last
-    assert listener.heard(tmp_path) == ()
+    assert speaker_adapter.list_utterances(tmp_path) == ()
 
 
 def test_what_cannot_be_learned_from_is_predicted_still(
@@ -794,17 +805,20 @@ def test_a_passphrase_opens_all_that_a_user_does(
     words = ("predict", wav, "--model", model, "--device", tmp_path, "--json")
     commands: list[tuple[object, ...]] = [
         (*words, "--learn", "--label", "angry"),
-        ("device", "budget", tmp_path),
+        ("device", "privacy", tmp_path),
         ("device", "forget", tmp_path, "abc"),
         ("device", "retire", tmp_path),
     ]
 
-    for value, told in ((None, "SOTTOVOCE_PASSPHRASE"), ("loud as a lion", "passphrase is wrong")):
+    for value, message in (
+        (None, "SOTTOVOCE_PASSPHRASE"),
+        ("loud as a lion", "passphrase is wrong"),
+    ):
         if value:
             monkeypatch.setenv("SOTTOVOCE_PASSPHRASE", value)
         for command in commands:
             status, _, last = say(*command)
-            assert (status, told in last) == (1, True), command
+            assert (status, message in last) == (1, True), command
     monkeypatch.setenv("SOTTOVOCE_PASSPHRASE", "quiet as a mouse")
 
     names = json.loads(say(*commands[0])[1])
@@ -824,34 +838,36 @@ def _device(folder: Path, *, passphrase: str | None = None) -> Device:
     """A real device that let out its label counts."""
     none, empty = torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.int64)
     examples = Examples(features=torch.zeros(0, 3), frames=empty, labels=empty)
-    clips = Clips(examples=examples, enrols=none, calibrates=none, trains=none)
-    budgets = (Budget(epsilon=8.0, delta=1e-5, per_run=4.0),)
-    facts = Facts(user="ada", budgets=budgets, labels=("sad",))
-    device = Device.create(folder, facts, clips, passphrase=passphrase)
+    features = LabelledFeatures(
+        examples=examples, for_enrolment=none, for_head=none, for_training=none
+    )
+    budgets = (PrivacyBudget(epsilon=8.0, delta=1e-5, per_run=4.0),)
+    profile = DeviceProfile(user="ada", budgets=budgets, labels=("sad",))
+    device = Device.create(folder, profile, features, passphrase=passphrase)
     release = Release(
-        kind=Kind.LABEL_COUNTS,
+        kind=ReleaseKind.LABEL_COUNTS,
         mechanism=Mechanism.GAUSSIAN,
         run="r",
         round=0,
         noise_multiplier=3.0,
         sensitivity=1.0,
     )
-    device.ledger.book("counts", release, budgets)
+    device.ledger.book_release("counts", release, budgets)
     return device
 
 
-def test_a_devices_budget_is_lines_or_json(say: Say, tmp_path: Path) -> None:
+def test_a_devices_privacy_is_lines_or_json(say: Say, tmp_path: Path) -> None:
     device = _device(tmp_path)
 
-    status, out, _ = say("device", "budget", tmp_path)
+    status, out, _ = say("device", "privacy", tmp_path)
     assert status == 0
     assert "one utterance, delta 1e-05: epsilon 1.2" in out
     assert out.splitlines()[-1] == "chain verified; anchor verified"
 
-    status, out, _ = say("device", "budget", tmp_path, "--json")
-    told = json.loads(out)
-    assert (status, told["ledger_sha256"], told["anchor"]) == (0, device.ledger.head, True)
-    assert (told["kinds"], told["budgets"][0]["per_run"]) == ({"label-counts": 1}, 4.0)
+    status, out, _ = say("device", "privacy", tmp_path, "--json")
+    report = json.loads(out)
+    assert (status, report["ledger_sha256"], report["anchor"]) == (0, device.ledger.head_hash, True)
+    assert (report["kinds"], report["budgets"][0]["per_run"]) == ({"label-counts": 1}, 4.0)
 
 
 @pytest.mark.parametrize(
@@ -869,7 +885,7 @@ def test_a_device_that_cannot_be_trusted_fails(
 ) -> None:
     harm(_device(tmp_path).ledger.path)
 
-    status, out, last = say("device", "budget", tmp_path, "--json")
+    status, out, last = say("device", "privacy", tmp_path, "--json")
 
     assert (status, out) == (code, "")
     assert not [word for word in words if word not in last], last
@@ -877,37 +893,41 @@ def test_a_device_that_cannot_be_trusted_fails(
 
 def test_device_wants_a_command_and_a_folder(say: Say, tmp_path: Path) -> None:
     assert say("device")[0] == 2
-    assert say("device", "budget")[0] == 2
+    assert say("device", "privacy")[0] == 2
     assert say("device", "fly")[0] == 2
-    assert say("device", "budget", tmp_path / "none")[0] == 2
+    assert say("device", "privacy", tmp_path / "none")[0] == 2
 
 
 # --- what looks at a finished run -------------------------------------------------------------
 
 
-def test_budget_recounts_a_run(say: Say, copied: Path) -> None:
-    status, out, _ = say("budget", copied)
+def test_verify_recomputes_a_run(say: Say, copied: Path) -> None:
+    status, out, _ = say("verify", copied)
     assert status == 0
     assert out.splitlines()[-1] == "all ledgers agree with privacy.json"
 
-    status, out, _ = say("budget", copied, "--json")
+    status, out, _ = say("verify", copied, "--json")
     assert (status, json.loads(out)["agrees"]) == (0, True)
 
     next((copied / "ledgers").rglob("*.jsonl")).unlink()
-    status, out, _ = say("budget", copied)
+    status, out, _ = say("verify", copied)
     assert status == 1
     assert "DISAGREES" in out.splitlines()[-1]
 
 
-@pytest.mark.parametrize(("command", "file"), [("budget", "privacy.json"), ("report", "run.json")])
+@pytest.mark.parametrize(("command", "file"), [("verify", "privacy.json"), ("report", "run.json")])
 def test_a_damaged_run_folder_is_refused(
     say: Say, copied: Path, tmp_path: Path, command: str, file: str
 ) -> None:
     assert say(command, tmp_path / "gone")[0] == 2
 
-    (copied / file).write_text('{"schema": 1}')
+    (copied / file).write_text('{"schema": 2}')
     status, _, last = say(command, copied)
     assert (status, "damaged" in last) == (1, True)
+
+    (copied / file).write_text('{"schema": 1}')
+    status, _, last = say(command, copied)
+    assert (status, "earlier release" in last) == (1, True)
 
     (copied / file).write_text('{"schema": 99}')
     status, _, last = say(command, copied)

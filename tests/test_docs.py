@@ -1,26 +1,29 @@
 """What the documents say is true: links, commands, targets, settings, examples."""
 
 import doctest
-import importlib
 import itertools
 import os
 import re
 import shlex
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sottovoce import __version__, cli
-from sottovoce.server.public import FrontSettings
-from sottovoce.server.round import Aggregation
-from sottovoce.shared.features import extract
-from sottovoce.shared.models.loss import Loss
+from sottovoce import __version__
+from sottovoce.cli import corpora, main, reproduce, simulate
+from sottovoce.server.aggregation.server_optimizer import AggregationSettings
+from sottovoce.server.planning.public_pretraining import ProjectionSettings
+from sottovoce.shared.features import registry
+from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release
-from sottovoce.simulations import protocols, runfile, scenario
-from sottovoce.simulations.corpora import TITLES
+from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.simulations.corpora import TITLES, speaker_splits
+from sottovoce.simulations.results import schema
+from sottovoce.simulations.scenario import scenario
 
 HOUSE = Path(__file__).resolve().parent.parent
 ROOMS = ("shared", "client", "server", "simulations")
@@ -33,7 +36,7 @@ PAGES = sorted(
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 _MAKE = re.compile(r"(?:^|`|\$ )make ([a-z][a-z-]*)", re.MULTILINE)
-_SCRIPT = re.compile(r"python (scripts/\w+\.py)")
+_MODULE = re.compile(r"python -m (sottovoce[\w.]+)")
 _ROW = re.compile(r"^\| `([a-z_.]+)` \|(.+)\|$", re.MULTILINE)
 
 
@@ -94,16 +97,21 @@ def documented() -> list[Any]:
 
 def checked(command: str) -> None:
     """Parse a command as the console would, and refuse names that do not exist."""
-    arguments = cli._parser().parse_args(shlex.split(command)[1:])
+    arguments = main.build_parser().parse_args(shlex.split(command)[1:])
     own_file = str(getattr(arguments, "scenario", None)).endswith(".toml")
-    if arguments.run is cli._simulate and not own_file:
-        settled = cli._scenario(arguments)
+    if arguments.run is simulate.run_simulate_command and not own_file:
+        settled = simulate.build_scenario(arguments)
         folds = re.fullmatch(r"\d+fold", settled.protocol)
-        assert not settled.protocol or folds or settled.protocol in protocols.names()
+        assert not settled.protocol or folds or settled.protocol in speaker_splits.protocol_names()
         assert {settled.corpus, *dict(settled.public)} <= set(TITLES)
-        assert set(settled.encoder.split("+")) <= set(extract.names())
-    if arguments.run is cli._corpora:
+        assert set(settled.encoder.split("+")) <= set(registry.extractor_names())
+    if arguments.run is corpora.run_corpora_command:
         assert arguments.name is None or arguments.name in TITLES
+    if arguments.run is reproduce.run_reproduce_command:
+        module = import_module(reproduce.module_name(arguments.name))
+        with pytest.raises(SystemExit) as ended:
+            module.main([*arguments.options, "--help"])
+        assert ended.value.code == 0
 
 
 @pytest.mark.parametrize("command", documented())
@@ -132,9 +140,9 @@ def targets() -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_documented_targets_and_scripts_exist(page: Path) -> None:
+def test_documented_targets_and_modules_exist(page: Path) -> None:
     assert set(_MAKE.findall(text(page))) <= targets()
-    assert [name for name in _SCRIPT.findall(text(page)) if not (HOUSE / name).is_file()] == []
+    assert [name for name in _MODULE.findall(text(page)) if find_spec(name) is None] == []
 
 
 def test_every_target_explains_itself() -> None:
@@ -151,14 +159,14 @@ def test_ci_and_hooks_use_targets_that_exist() -> None:
 
 def console() -> dict[str, Any]:
     """Every command of the console with its parser."""
-    action = next(a for a in cli._parser()._actions if hasattr(a, "choices") and a.choices)
+    action = next(a for a in main.build_parser()._actions if hasattr(a, "choices") and a.choices)
     return dict(action.choices or {})
 
 
 @pytest.mark.parametrize("name", sorted(console()))
 def test_help_shows_an_example_that_works(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        cli.main([name, "--help"])
+        main.main([name, "--help"])
 
     shown = capsys.readouterr().out
     assert ended.value.code == 0
@@ -180,7 +188,7 @@ def test_python_examples_import_what_exists(page: Path) -> None:
         if language == "python":
             compile(block, str(page), "exec")
             for module, names in re.findall(r"^from (sottovoce\S*) import (.+)$", block, re.M):
-                found = importlib.import_module(module)
+                found = import_module(module)
                 assert all(hasattr(found, name.strip()) for name in names.split(","))
 
 
@@ -194,17 +202,17 @@ def setting(recipe: scenario.Recipe, name: str) -> object:
 
 def test_documented_recipes_are_the_code_s() -> None:
     recipes = (
-        scenario.PRIVATE,
-        scenario.USER,
-        scenario.BOTH,
-        scenario.OPEN,
-        scenario.END_TO_END,
+        scenario.UTTERANCE_RECIPE,
+        scenario.USER_RECIPE,
+        scenario.BOTH_RECIPE,
+        scenario.NON_PRIVATE_RECIPE,
+        scenario.END_TO_END_RECIPE,
     )
     rounds = (
-        scenario.PRIVATE_ROUNDS,
+        scenario.UTTERANCE_ROUNDS,
         scenario.USER_ROUNDS,
-        scenario.PRIVATE_ROUNDS,
-        scenario.OPEN_ROUNDS,
+        scenario.UTTERANCE_ROUNDS,
+        scenario.NON_PRIVATE_ROUNDS,
         scenario.END_TO_END_ROUNDS,
     )
     table = text(Path("docs/recipes.md")).split("## The settings")[1].split("\n## ")[0]
@@ -216,10 +224,16 @@ def test_documented_recipes_are_the_code_s() -> None:
     for name, cells in rows.items():
         for recipe, cell in zip(recipes, cells, strict=False):
             assert cell in ("—", f"{setting(recipe, name)}"), f"{name} is {cell} in the document"
-    told = {name.split(".")[-1] for name in rows}
-    parts = (scenario.Recipe, scenario.UserSettings, FrontSettings, Aggregation, Loss)
+    documented_names = {name.split(".")[-1] for name in rows}
+    parts = (
+        scenario.Recipe,
+        scenario.UserLevelSettings,
+        ProjectionSettings,
+        AggregationSettings,
+        Loss,
+    )
     known = {name for part in parts for name in part.__slots__}
-    assert known - told - {"front", "aggregation", "user", "loss"} == set()
+    assert known - documented_names - {"projection", "aggregation", "user", "loss"} == set()
 
 
 def keys(shape: Any) -> Iterator[str]:
@@ -235,13 +249,13 @@ def keys(shape: Any) -> Iterator[str]:
 def test_the_run_folder_s_keys_are_documented() -> None:
     page = text(Path("docs/run-folder.md"))
 
-    for name in {*keys(runfile._RUN), *keys(runfile._PRIVACY)} - {"*"}:
+    for name in {*keys(schema._RUN), *keys(schema._PRIVACY)} - {"*"}:
         assert re.search(rf"[`\"]{name}[`\"?]", page), f"{name} is not documented"
 
 
 def test_every_kind_of_release_is_documented() -> None:
     for page in ("README.md", "docs/privacy.md"):
-        for kind in Kind:
+        for kind in ReleaseKind:
             assert f"`{kind.value}`" in text(Path(page)), f"{page} lacks {kind.value}"
     for name in Release.__slots__:
         assert f"`{name}`" in text(Path("docs/privacy.md"))
@@ -250,17 +264,19 @@ def test_every_kind_of_release_is_documented() -> None:
 def test_what_two_utterances_cost_is_as_documented() -> None:
     mu = accountant.gaussian_mu(8.0, 1e-5)
 
-    for together, told in ((2, 19.1), (3, 33.1), (5, 69.4)):
+    for together, shown in ((2, 19.1), (3, 33.1), (5, 69.4)):
         release = Release(
-            kind=Kind.GRADIENT,
+            kind=ReleaseKind.GRADIENT,
             mechanism=Mechanism.GAUSSIAN,
             run="",
             round=1,
             noise_multiplier=1 / (together * mu),
             sensitivity=1.0,
         )
-        assert accountant.epsilon([release], 1e-5, fast=True) == pytest.approx(told, abs=0.06)
-        assert f"{told:g}" in text(Path("docs/privacy.md"))
+        assert accountant.compute_epsilon([release], 1e-5, fast=True) == pytest.approx(
+            shown, abs=0.06
+        )
+        assert f"{shown:g}" in text(Path("docs/privacy.md"))
 
 
 def test_the_changelog_has_this_version() -> None:
@@ -293,7 +309,7 @@ def test_docstring_examples_work(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    module = importlib.import_module(name)
+    module = import_module(name)
 
     failed, tried = doctest.testmod(module, optionflags=doctest.ELLIPSIS)
 

@@ -16,48 +16,54 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client import calibration, enrolment, participant
-from sottovoce.client.device import Device, Pending, Randomness
-from sottovoce.client.owner import Clips, Facts
-from sottovoce.server.exchange import summed
-from sottovoce.server.sums import Sums
-from sottovoce.shared import crypto, wire
-from sottovoce.shared.calibration import LEVELS, WIDTH, CalibrationRelease, Question
-from sottovoce.shared.examples import Examples
-from sottovoce.shared.front import Front
-from sottovoce.shared.models.flat import count, flatten
-from sottovoce.shared.models.spec import ModelSpec, build
-from sottovoce.shared.normaliser import (
+from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.federation import enrolment, statistics_round, training_round
+from sottovoce.server.aggregation.private_sums import PrivateAggregator
+from sottovoce.server.aggregation.secure_sum import run_secure_sum
+from sottovoce.shared import crypto
+from sottovoce.shared.calibration.head_statistics import (
+    SCORE_QUANTILES,
+    STATISTICS_SIZE,
+    CalibrationQuery,
+    CalibrationRelease,
+)
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.parameters import count_parameters, flatten_parameters
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy.release import NoiseSource, Release, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.user_level import (
+    ENROLMENT_SUM,
+    HEAD_STATISTICS_SUM,
+    SecureSumConfigs,
+    UserLevelPrivacy,
+    secure_sum_name,
+)
+from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+from sottovoce.shared.speaker.normalisation import (
     EXACT_CENTRE,
     CentreRelease,
     NormaliserRelease,
-    Population,
-    unknown,
+    SpeakerStatistics,
+    default_statistics,
 )
-from sottovoce.shared.plan import Plan
-from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
-from sottovoce.shared.privacy.users import (
-    CALIBRATION,
-    ENROLMENT,
-    SecureSums,
-    UserPromise,
-    sum_name,
-)
-from sottovoce.shared.secagg.arrangement import settings_for
-from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
 
 CLASSES = INPUTS = 100
 RUNS, DEVICES, CLIPS = 8, 5, 12
 LABELS = tuple(f"emotion {number:03d}" for number in range(CLASSES))
 RATE, DENOMINATOR = 0.5, 4.0
-FRONT = Front(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), length=1.0)
+PROJECTION = PublicProjection(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), row_norm=1.0)
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES)
-PARAMS = count(build(MODEL, 0))
-OPEN = Plan(
+PARAMS = count_parameters(build_network(MODEL, 0))
+PLAIN = Plan(
     run="r",
     labels=LABELS,
     extractor="random",
-    front=FRONT.digest(),
+    projection_hash=PROJECTION.content_hash(),
     model=MODEL,
     rounds=3,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=RATE, denominator=1.0),
@@ -67,28 +73,28 @@ OPEN = Plan(
     count_noise=0.0,
 )
 UTTERANCE = replace(
-    OPEN,
-    mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5),
-    centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
+    PLAIN,
+    mechanism=ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=1.5),
+    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
     count_noise=10.0,
-    calibration=CalibrationRelease(noise_multiplier=3.0, taken_back=0.5),
+    calibration=CalibrationRelease(noise_multiplier=3.0, subtracted_share=0.5),
 )
-NOISE = UserNoise(noise_multiplier=2.0, clip_norm=0.5, noised_by=NoisedBy.SERVER)
-PROMISE = UserPromise(
+NOISE = SumMechanism(noise_multiplier=2.0, clip_norm=0.5, noised_by=NoiseSource.SERVER)
+USER_LEVEL = UserLevelPrivacy(
     counts=replace(NOISE, clip_norm=30.0),
     centre=replace(NOISE, clip_norm=1.5),
     update=NOISE,
     calibration=replace(NOISE, clip_norm=0.4),
 )
 USER = replace(
-    OPEN,
-    user=PROMISE,
-    calibration=CalibrationRelease(noise_multiplier=0.0, taken_back=0.5),
+    PLAIN,
+    user=USER_LEVEL,
+    calibration=CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.5),
 )
 Seed = int | None
 
 
-# --- how a scale is told ----------------------------------------------------------------------
+# --- how a scale is tested ---------------------------------------------------------------------
 
 
 def plausible(draws: Tensor, std: float) -> bool:
@@ -141,14 +147,18 @@ def make(folder: Path, user: str = "u0", *, seed: Seed = 7, clips: int = 0) -> D
         frames=torch.ones(clips, dtype=torch.int64),
         labels=torch.arange(clips) % CLASSES,
     )
-    facts = Facts(user=user, budgets=(), labels=LABELS, simulated_seed=seed)
-    held = Clips(examples=examples, enrols=everyone, calibrates=~everyone, trains=everyone)
-    return Device.create(folder / user, facts, held)
+    profile = DeviceProfile(user=user, budgets=(), labels=LABELS, simulated_seed=seed)
+    features = LabelledFeatures(
+        examples=examples, for_enrolment=everyone, for_head=~everyone, for_training=everyone
+    )
+    return Device.create(folder / user, profile, features)
 
 
-def joined(device: Device, plan: Plan = UTTERANCE, people: Population | None = None) -> Tensor:
+def joined(
+    device: Device, plan: Plan = UTTERANCE, people: SpeakerStatistics | None = None
+) -> Tensor:
     """What leaves at enrolment, shape (classes + inputs,)."""
-    value = enrolment.enrol(device, plan, FRONT, people or unknown(INPUTS))
+    value = enrolment.enrol_device(device, plan, PROJECTION, people or default_statistics(INPUTS))
     assert value is not None
     return value
 
@@ -156,9 +166,9 @@ def joined(device: Device, plan: Plan = UTTERANCE, people: Population | None = N
 def request(plan: Plan, number: int = 1) -> dict[str, Any]:
     """A round as the server asks for it."""
     return {
-        "plan": plan.digest(),
-        "number": number,
-        "weights": flatten(build(MODEL, 0)),
+        "plan_hash": plan.content_hash(),
+        "round_number": number,
+        "weights": flatten_parameters(build_network(MODEL, 0)),
         "class_weights": torch.ones(CLASSES),
         "centre": torch.zeros(INPUTS),
         "denominator": DENOMINATOR,
@@ -167,7 +177,7 @@ def request(plan: Plan, number: int = 1) -> dict[str, Any]:
 
 def trained(device: Device, plan: Plan = UTTERANCE, number: int = 1) -> Tensor:
     """What leaves in a round, shape (params,)."""
-    return participant.train(device, **request(plan, number))
+    return training_round.train_round(device, **request(plan, number))
 
 
 def counts_of(device: Device) -> Tensor:
@@ -177,7 +187,7 @@ def counts_of(device: Device) -> Tensor:
 
 
 def centre_of(device: Device) -> Tensor:
-    """Shares of the centre of several runs."""
+    """Contributions to the centre of several runs."""
     plans = [replace(UTTERANCE, run=f"run {number}") for number in range(RUNS)]
     return torch.cat([joined(device, plan)[CLASSES:] for plan in plans])
 
@@ -190,8 +200,10 @@ def gradient_of(device: Device) -> Tensor:
 
 def normaliser_of(device: Device) -> Tensor:
     """The noised sum behind the mean that training uses, where no utterance counts: over 8."""
-    settings = NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=0.5)
-    far = replace(unknown(INPUTS), between=torch.full((INPUTS,), 1e12))  # nothing is shrunk
+    settings = NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=0.5)
+    far = replace(
+        default_statistics(INPUTS), between=torch.full((INPUTS,), 1e12)
+    )  # nothing is shrunk
     means = []
     for number in range(RUNS):
         plan = replace(UTTERANCE, run=f"run {number}", normaliser=settings)
@@ -202,40 +214,40 @@ def normaliser_of(device: Device) -> Tensor:
 
 
 def answers_of(device: Device) -> Tensor:
-    """What devices tell of calibration, in many runs: it is short."""
-    told = []
+    """Head statistics of devices, in many runs: they are short."""
+    released = []
     for number in range(12 * RUNS):
         plan = replace(UTTERANCE, run=f"run {number}")
         joined(device, plan)
-        told.append(calibration.calibrate(device, question(plan)))
-    return torch.cat(told)
+        released.append(statistics_round.release_head_statistics(device, statistics_request(plan)))
+    return torch.cat(released)
 
 
-def question(plan: Plan) -> wire.CalibrateRequest:
+def statistics_request(plan: Plan) -> messages.HeadStatisticsRequest:
     """What the server asks after the last round."""
-    return wire.CalibrateRequest(
-        plan=plan.digest(),
-        weights=flatten(build(MODEL, 0)),
+    return messages.HeadStatisticsRequest(
+        plan_hash=plan.content_hash(),
+        weights=flatten_parameters(build_network(MODEL, 0)),
         centre=torch.zeros(INPUTS),
-        question=Question(
+        query=CalibrationQuery(
             log_temperature=0.0,
-            bend=0.5,
-            edges=torch.linspace(0.1, 0.9, len(LEVELS)),
-            shares=torch.full((len(LEVELS) + 1,), 1 / (len(LEVELS) + 1)),
+            curvature=0.5,
+            edges=torch.linspace(0.1, 0.9, len(SCORE_QUANTILES)),
+            shares=torch.full((len(SCORE_QUANTILES) + 1,), 1 / (len(SCORE_QUANTILES) + 1)),
         ),
     )
 
 
-RELEASES: dict[Kind, Callable[[Device], Tensor]] = {
-    Kind.LABEL_COUNTS: counts_of,
-    Kind.CENTRE: centre_of,
-    Kind.NORMALISER: normaliser_of,
-    Kind.GRADIENT: gradient_of,
-    Kind.HEAD_STATISTICS: answers_of,
+RELEASES: dict[ReleaseKind, Callable[[Device], Tensor]] = {
+    ReleaseKind.LABEL_COUNTS: counts_of,
+    ReleaseKind.CENTRE: centre_of,
+    ReleaseKind.NORMALISER: normaliser_of,
+    ReleaseKind.GRADIENT: gradient_of,
+    ReleaseKind.HEAD_STATISTICS: answers_of,
 }
 
 
-def booked(device: Device, kind: Kind) -> Release:
+def booked(device: Device, kind: ReleaseKind) -> Release:
     """What the ledger on disk says of a kind of release: the same each time."""
     (release, *others) = [one for one in Device(device.folder).ledger.releases if one.kind is kind]
     assert {one.noise_multiplier for one in others} <= {release.noise_multiplier}
@@ -245,7 +257,7 @@ def booked(device: Device, kind: Kind) -> Release:
 @pytest.mark.parametrize("kind", RELEASES)
 @pytest.mark.parametrize("seed", [7, None])
 def test_what_leaves_a_device_has_the_noise_that_was_booked(
-    tmp_path: Path, kind: Kind, seed: Seed
+    tmp_path: Path, kind: ReleaseKind, seed: Seed
 ) -> None:
     device = make(tmp_path, seed=seed)
 
@@ -256,15 +268,21 @@ def test_what_leaves_a_device_has_the_noise_that_was_booked(
 
 
 @pytest.mark.parametrize(
-    "kind", [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.GRADIENT, Kind.HEAD_STATISTICS]
+    "kind",
+    [
+        ReleaseKind.LABEL_COUNTS,
+        ReleaseKind.CENTRE,
+        ReleaseKind.GRADIENT,
+        ReleaseKind.HEAD_STATISTICS,
+    ],
 )
 def test_noise_is_the_same_whatever_the_device_holds(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Kind
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: ReleaseKind
 ) -> None:
     """What leaves less what would leave without noise is what leaves an empty device."""
     noise = RELEASES[kind](make(tmp_path / "empty"))
     noised = RELEASES[kind](make(tmp_path / "full", clips=CLIPS))
-    monkeypatch.setattr(Randomness, "noise", Silence())
+    monkeypatch.setattr(Randomness, "noise_source", Silence())
     exact = RELEASES[kind](make(tmp_path / "silent", clips=CLIPS))
 
     assert exact.count_nonzero() > 0
@@ -274,17 +292,19 @@ def test_noise_is_the_same_whatever_the_device_holds(
 class Silence:
     """No noise."""
 
-    def normal(self, shape: Any, std: float) -> Tensor:
+    def sample_noise(self, shape: Any, std: float) -> Tensor:
         """Zeros."""
         return torch.zeros(tuple(shape), dtype=torch.float64) * std
 
 
 @pytest.mark.parametrize("kind", RELEASES)
 @pytest.mark.parametrize("seed", [7, None])
-def test_two_devices_and_two_kinds_share_no_noise(tmp_path: Path, kind: Kind, seed: Seed) -> None:
+def test_two_devices_and_two_kinds_share_no_noise(
+    tmp_path: Path, kind: ReleaseKind, seed: Seed
+) -> None:
     one, other = (RELEASES[kind](make(tmp_path, user, seed=seed)) for user in ("u0", "u1"))
     assert not correlated(one, other)
-    if kind is not Kind.GRADIENT:
+    if kind is not ReleaseKind.GRADIENT:
         return
     device = make(tmp_path, "u2", seed=seed)
     joined(device)
@@ -293,7 +313,7 @@ def test_two_devices_and_two_kinds_share_no_noise(tmp_path: Path, kind: Kind, se
 
 
 @pytest.mark.parametrize("kind", RELEASES)
-def test_seeds_repeat_a_simulation_and_no_device(tmp_path: Path, kind: Kind) -> None:
+def test_seeds_repeat_a_simulation_and_no_device(tmp_path: Path, kind: ReleaseKind) -> None:
     def draws(folder: str, seed: Seed) -> Tensor:
         torch.manual_seed(1)
         np.random.seed(1)  # noqa: NPY002  (the one that a careless library would use)
@@ -307,18 +327,18 @@ def test_seeds_repeat_a_simulation_and_no_device(tmp_path: Path, kind: Kind) -> 
 # --- a server's sums --------------------------------------------------------------------------
 
 
-SUMS: dict[str, Callable[[Sums, list[Tensor]], Tensor]] = {
-    "counts": lambda sums, parts: sums.counts(parts),
-    "centre": lambda sums, parts: sums.centre(parts),
-    "update": lambda sums, parts: sums.updates(1, parts, denominator=DENOMINATOR),
-    "answers": lambda sums, parts: sums.calibration(parts),
+SUMS: dict[str, Callable[[PrivateAggregator, list[Tensor]], Tensor]] = {
+    "counts": lambda sums, parts: sums.release_label_counts(parts),
+    "centre": lambda sums, parts: sums.release_centre(parts),
+    "update": lambda sums, parts: sums.release_updates(1, parts, denominator=DENOMINATOR),
+    "answers": lambda sums, parts: sums.release_head_statistics(parts),
 }
 
 
-def server(folder: Path, plan: Plan, seed: Seed) -> Sums:
+def server(folder: Path, plan: Plan, seed: Seed) -> PrivateAggregator:
     """A server's sums."""
     folder.mkdir(parents=True, exist_ok=True)
-    return Sums(plan, folder, budgets=[], seed=seed)
+    return PrivateAggregator(plan, folder, budgets=[], seed=seed)
 
 
 @pytest.mark.parametrize("name", SUMS)
@@ -352,12 +372,12 @@ def test_where_devices_noise_their_own_the_sum_has_what_was_promised(
     tmp_path: Path, promised: float, own: bool
 ) -> None:
     """Over what really leaves devices: their noise counts, and only what lacks is added."""
-    update = replace(NOISE, noise_multiplier=promised, noised_by=NoisedBy.DEVICES)
+    update = replace(NOISE, noise_multiplier=promised, noised_by=NoiseSource.DEVICES)
     centre = replace(update, clip_norm=6.0)
     plan = replace(
         UTTERANCE,
-        mechanism=UtteranceNoise(clip_norm=0.5, noise_multiplier=1.5, sum_norm=0.5),
-        user=UserPromise(
+        mechanism=ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=1.5, sum_norm=0.5),
+        user=UserLevelPrivacy(
             counts=replace(update, clip_norm=30.0),
             centre=centre,
             update=update,
@@ -371,7 +391,7 @@ def test_where_devices_noise_their_own_the_sum_has_what_was_promised(
         parts.append(trained(device, plan))
     sums = server(tmp_path / "server", plan, None)
 
-    total = sums.updates(1, parts, denominator=DENOMINATOR)
+    total = sums.release_updates(1, parts, denominator=DENOMINATOR)
 
     wanted = promised * 0.5
     devices = 0.5 * 1.5 * math.sqrt(DEVICES)
@@ -385,17 +405,19 @@ def test_where_devices_noise_their_own_the_sum_has_what_was_promised(
 def _secure(dropout: float) -> Plan:
     """Sums over the devices, each with a share of the noise."""
     root = math.sqrt(2)
-    share = partial(replace, NOISE, noised_by=NoisedBy.SHARES, discrete=True)
+    share = partial(replace, NOISE, noised_by=NoiseSource.DISTRIBUTED, discrete=True)
     arranged = {"dropout": dropout, "corruption": 0.0}
-    secure = SecureSums(
-        enrolment=settings_for(
+    secure = SecureSumConfigs(
+        enrolment=select_parameters(
             DEVICES, CLASSES + INPUTS, root, noise_multiplier=2.0 / root, **arranged
         ),
-        update=settings_for(DEVICES, PARAMS, 0.5, noise_multiplier=2.0, **arranged),
+        update=select_parameters(DEVICES, PARAMS, 0.5, noise_multiplier=2.0, **arranged),
         dishonest=0,
-        calibration=settings_for(DEVICES, WIDTH, 0.4, noise_multiplier=2.0, **arranged),
+        calibration=select_parameters(
+            DEVICES, STATISTICS_SIZE, 0.4, noise_multiplier=2.0, **arranged
+        ),
     )
-    promise = UserPromise(
+    promise = UserLevelPrivacy(
         counts=share(clip_norm=30.0),
         centre=share(clip_norm=1.5),
         update=share(),
@@ -405,11 +427,11 @@ def _secure(dropout: float) -> Plan:
     return replace(USER, user=promise)
 
 
-def _pending(device: Device, plan: Plan, kind: str) -> Pending:
+def _pending(device: Device, plan: Plan, kind: str) -> PreparedRelease:
     """What a device adds to a sum of this kind."""
-    if kind == CALIBRATION:
-        return calibration.answer(device, question(plan))
-    return participant.round_of(device, **request(plan))
+    if kind == HEAD_STATISTICS_SUM:
+        return statistics_round.prepare_head_statistics(device, statistics_request(plan))
+    return training_round.prepare_round(device, **request(plan))
 
 
 def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") -> Tensor:
@@ -417,31 +439,31 @@ def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") 
     assert plan.user is not None
     assert plan.user.secure is not None
     devices = {f"u{n}": make(folder, f"u{n}", seed=seed) for n in range(DEVICES)}
-    roster = {user: crypto.identity_public(one.identity) for user, one in devices.items()}
+    roster = {user: crypto.identity_public_key(one.identity_key) for user, one in devices.items()}
     for one in devices.values():
-        one.pin(roster)
+        one.pin_roster(roster)
         joined(one, plan)
-    name = sum_name(plan.digest(), kind)
+    name = secure_sum_name(plan.content_hash(), kind)
 
     def ask(step: str, requests: Any) -> dict[str, bytes]:
         answers = {}
         for user, body in requests.items():
             if not (user == lost and step != "advertise" and step != "share"):
                 pending = _pending(devices[user], plan, kind)
-                update = pending if step == "mask" and kind != ENROLMENT else None
-                answers[user] = participant.add(
+                update = pending if step == "mask" and kind != ENROLMENT_SUM else None
+                answers[user] = training_round.secure_sum_step(
                     devices[user],
-                    plan=plan.digest(),
+                    plan_hash=plan.content_hash(),
                     name=name,
                     step=step,
                     body=body,
-                    update=update,
+                    prepared=update,
                 )
         return answers
 
     secure = plan.user.secure
-    settings = secure.of(kind)
-    return torch.from_numpy(summed(settings, name, roster, ask).total)
+    settings = secure.config_for(kind)
+    return torch.from_numpy(run_secure_sum(settings, name, roster, ask).total)
 
 
 @pytest.mark.parametrize("seed", [7, None])
@@ -454,7 +476,7 @@ def test_the_shares_of_a_secure_sum_come_to_the_noise_that_was_booked(
 
     total = _opened(tmp_path, plan, "round-1", seed=seed, lost=lost)
 
-    release = booked(Device(tmp_path / "u0"), Kind.GRADIENT)
+    release = booked(Device(tmp_path / "u0"), ReleaseKind.GRADIENT)
     assert release.user is not None
     check_scale(total, release.user.noise_multiplier * release.user.clip_norm)
 
@@ -469,11 +491,13 @@ def test_the_secure_sum_of_an_enrolment_has_the_noise_that_was_booked(tmp_path: 
     """Each part is bounded by 1, and hidden by as much as was promised of it."""
     plan = _secure(0.0)
     totals = [
-        _opened(tmp_path / str(number), replace(plan, run=f"run {number}"), ENROLMENT, seed=None)
+        _opened(
+            tmp_path / str(number), replace(plan, run=f"run {number}"), ENROLMENT_SUM, seed=None
+        )
         for number in range(4)
     ]
 
-    release = booked(Device(tmp_path / "0" / "u0"), Kind.LABEL_COUNTS)
+    release = booked(Device(tmp_path / "0" / "u0"), ReleaseKind.LABEL_COUNTS)
     assert release.user is not None
     check_scale(torch.cat(totals), release.user.noise_multiplier)
 
@@ -481,11 +505,16 @@ def test_the_secure_sum_of_an_enrolment_has_the_noise_that_was_booked(tmp_path: 
 def test_the_secure_sum_of_answers_has_the_noise_that_was_booked(tmp_path: Path) -> None:
     plan = _secure(0.0)
     totals = [
-        _opened(tmp_path / str(number), replace(plan, run=f"run {number}"), CALIBRATION, seed=None)
+        _opened(
+            tmp_path / str(number),
+            replace(plan, run=f"run {number}"),
+            HEAD_STATISTICS_SUM,
+            seed=None,
+        )
         for number in range(48)
     ]
 
-    release = booked(Device(tmp_path / "0" / "u0"), Kind.HEAD_STATISTICS)
+    release = booked(Device(tmp_path / "0" / "u0"), ReleaseKind.HEAD_STATISTICS)
     assert release.user is not None
     check_scale(torch.cat(totals), release.user.noise_multiplier * release.user.clip_norm)
 
@@ -507,6 +536,9 @@ def test_the_shares_of_two_devices_share_nothing(tmp_path: Path) -> None:
     for seed in (7, None):
         one, other = (make(tmp_path / str(seed), user, seed=seed) for user in ("u0", "u1"))
         release = plan.gradient_release(1)
-        words = [one_.book("round-1", "x", release).words.words(2_000) for one_ in (one, other)]
+        words = [
+            one_.book_release("round-1", "x", release).random_words.draw_words(2_000)
+            for one_ in (one, other)
+        ]
         first, second = (torch.from_numpy((each >> np.uint64(1)).astype(float)) for each in words)
         assert not correlated(first, second)

@@ -1,48 +1,45 @@
 """Pages of results are what their figures say: each is written anew from the JSON beside it."""
 
-import importlib.util
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from sottovoce.simulations.benchmarks.__main__ import page
+from sottovoce.cli import main, reproduce
+from sottovoce.simulations.benchmarks.__main__ import format_page
 
 HOUSE = Path(__file__).resolve().parent.parent
 RESULTS = HOUSE / "docs" / "results"
-MADE_BY = {
-    "accuracy": "results",
-    "audit": "audits",
-    "banded": "banded",
+EXPERIMENTS = {
+    "accuracy": "accuracy",
+    "audit": "audit",
+    "banded": "correlated-noise",
     "heads": "heads",
     "losses": "losses",
-    "personal": "personal",
+    "personal": "personalisation",
     "population": "population",
-    "sweep": "sweeps",
+    "sweep": "sweep",
 }
-"""Pages and the scripts that write them."""
+"""Pages and the experiments that write them."""
 
 
-def _written(script: str, out: Path, runs: Path) -> None:
-    """Let a script write its page of what is kept, on a machine that has none of its runs."""
-    spec = importlib.util.spec_from_file_location(script, HOUSE / "scripts" / f"{script}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    here = {"population": "--run", "sweeps": "--sweep"}.get(script, "--runs")
-    assert module.main(["--table", "--out", str(out), here, str(runs)]) == 0
+def _write_page(experiment: str, out: Path, runs: Path) -> None:
+    """Let an experiment write its page from its JSON, on a machine that has none of its runs."""
+    folder = {"population": "--run", "sweep": "--sweep"}.get(experiment, "--runs")
+    words = ["reproduce", experiment, "--table", "--out", str(out), folder, str(runs)]
+    assert main.main(words) == 0
 
 
-@pytest.mark.parametrize("name", MADE_BY)
+@pytest.mark.parametrize("name", EXPERIMENTS)
 def test_a_page_is_what_its_figures_say_and_nothing_is_lost(name: str, tmp_path: Path) -> None:
     out = tmp_path / "results"
     out.mkdir()
-    for kept in RESULTS.glob("*.json"):
-        shutil.copy(kept, out)
+    for figures in RESULTS.glob("*.json"):
+        shutil.copy(figures, out)
 
-    _written(MADE_BY[name], out, tmp_path / "runs")
+    _write_page(EXPERIMENTS[name], out, tmp_path / "runs")
 
     assert (out / f"{name}.md").read_text() == (RESULTS / f"{name}.md").read_text()
     assert (out / f"{name}.json").read_bytes() == (RESULTS / f"{name}.json").read_bytes()
@@ -51,10 +48,25 @@ def test_a_page_is_what_its_figures_say_and_nothing_is_lost(name: str, tmp_path:
 def test_the_page_of_benchmarks_is_what_its_figures_say() -> None:
     found = json.loads((RESULTS / "benchmarks.json").read_text())
 
-    assert page(found) == (RESULTS / "benchmarks.md").read_text()
+    assert format_page(found) == (RESULTS / "benchmarks.md").read_text()
 
 
 def test_every_page_is_checked() -> None:
     pages = {path.stem for path in RESULTS.glob("*.md")} - {"README", "benchmarks"}
 
-    assert pages == set(MADE_BY)
+    assert pages == set(EXPERIMENTS)
+
+
+def test_every_experiment_has_its_page() -> None:
+    assert set(reproduce.EXPERIMENTS) == set(EXPERIMENTS.values())
+    for name in reproduce.EXPERIMENTS:
+        module = import_module(reproduce.module_name(name))
+        assert f"sottovoce reproduce {name} " in (module.__doc__ or "")
+
+
+def test_an_experiment_explains_its_own_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main.main(["reproduce", "heads", "--help"])
+
+    assert ended.value.code == 0
+    assert "usage: sottovoce reproduce heads " in capsys.readouterr().out

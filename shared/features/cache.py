@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sottovoce.shared.errors import FeatureError
 
-FILE = "features.sqlite"
+DATABASE_FILE = "features.sqlite"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS features (
     content TEXT NOT NULL,
@@ -32,16 +32,16 @@ CREATE TABLE IF NOT EXISTS features (
     PRIMARY KEY (content, fingerprint)
 )
 """
-_PATIENCE_S = 60.0
-_MOST_AXES = 2
+_LOCK_TIMEOUT_S = 60.0
+_MAX_AXES = 2
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Entry:
-    """One kept value.
+class CacheEntry:
+    """One cached value.
 
     Attributes:
-        features: Float32, at most two axes; None where a recording was looked at and refused.
+        features: Float32, at most two axes; None where a recording was examined and refused.
         note: Free text beside it, such as a verdict on the recording.
     """
 
@@ -64,8 +64,8 @@ class FeatureCache:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self.path = self.folder / FILE
-        self.corrupt = 0
+        self.path = self.folder / DATABASE_FILE
+        self.corrupt_count = 0
         self._lock = threading.Lock()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -73,11 +73,11 @@ class FeatureCache:
             raise self._unusable(error) from error
         self._connection = self._open()
 
-    def get(self, content: str, fingerprint: str) -> Entry | None:
+    def get_entry(self, content: str, fingerprint: str) -> CacheEntry | None:
         """The entry of a key, or None where there is none that can be trusted.
 
-        A corrupt entry adds 1 to ``corrupt``; so does a corrupt database, which is moved aside
-        and begun anew.
+        A corrupt entry adds 1 to ``corrupt_count``; so does a corrupt database, which is moved
+        aside and begun anew.
 
         Raises:
             FeatureError: The database cannot be read for another reason.
@@ -91,15 +91,15 @@ class FeatureCache:
         if isinstance(value, bytes) and checksum == _checksum(content, fingerprint, value):
             entry = _decode(value)
         if entry is None:
-            self.corrupt += 1
+            self.corrupt_count += 1
         return entry
 
-    def put(self, content: str, fingerprint: str, entry: Entry) -> None:
-        """Keep one entry; see ``put_all``."""
-        self.put_all([(content, fingerprint, entry)])
+    def put_entry(self, content: str, fingerprint: str, entry: CacheEntry) -> None:
+        """Store one entry; see :meth:`put_entries`."""
+        self.put_entries([(content, fingerprint, entry)])
 
-    def put_all(self, entries: Iterable[tuple[str, str, Entry]]) -> None:
-        """Keep entries, all of them or none; what stood under their keys is replaced.
+    def put_entries(self, entries: Iterable[tuple[str, str, CacheEntry]]) -> None:
+        """Store entries, all of them or none; what stood under their keys is replaced.
 
         Args:
             entries: Content key, fingerprint and entry of each.
@@ -166,7 +166,7 @@ class FeatureCache:
 
     def _connect(self) -> sqlite3.Connection:
         """One connection, the table made if need be."""
-        connection = sqlite3.connect(self.path, timeout=_PATIENCE_S, check_same_thread=False)
+        connection = sqlite3.connect(self.path, timeout=_LOCK_TIMEOUT_S, check_same_thread=False)
         connection.text_factory = bytes  # what damage turned into text must still come out
         try:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -191,7 +191,7 @@ class FeatureCache:
 
     def _set_aside(self) -> None:
         """Rename the damaged database, so that it can be looked at, and count it."""
-        self.corrupt += 1
+        self.corrupt_count += 1
         for suffix in ("", "-wal", "-shm"):
             with suppress(FileNotFoundError), self._reported():
                 os.replace(f"{self.path}{suffix}", f"{self.path}.corrupt{suffix}")  # noqa: PTH105
@@ -210,7 +210,9 @@ class FeatureCache:
         """The error that names the database, what is wrong, and the way out."""
         way_out = "make room on the disk, or choose another folder"
         if "locked" in str(error):
-            way_out = f"another process has held it for {_PATIENCE_S:.0f} s; wait for it, or end it"
+            way_out = (
+                f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s; wait for it, or end it"
+            )
         return FeatureError(f"the feature cache {self.path} cannot be used ({error}); {way_out}")
 
 
@@ -229,13 +231,13 @@ def _checksum(content: str, fingerprint: str, value: bytes) -> bytes:
     return hashlib.blake2b(key + value, digest_size=16).digest()
 
 
-def _encode(entry: Entry) -> bytes:
+def _encode(entry: CacheEntry) -> bytes:
     """One line of JSON (shape, note), then the numbers, little-endian."""
     head = {"shape": None, "note": entry.note}
     features = entry.features
     if features is None:
         return json.dumps(head).encode() + b"\n"
-    sound = features.dtype == torch.float32 and 1 <= features.dim() <= _MOST_AXES
+    sound = features.dtype == torch.float32 and 1 <= features.dim() <= _MAX_AXES
     if not sound or not bool(features.isfinite().all()):
         raise FeatureError(
             f"features of {features.dtype} and shape {tuple(features.shape)} cannot be cached; "
@@ -245,14 +247,14 @@ def _encode(entry: Entry) -> bytes:
     return json.dumps(head | {"shape": list(features.shape)}).encode() + b"\n" + numbers
 
 
-def _decode(value: bytes) -> Entry | None:
+def _decode(value: bytes) -> CacheEntry | None:
     """The reverse of ``_encode``; None for what it did not write."""
     try:
         line, _, numbers = value.partition(b"\n")
         head = json.loads(line)
         note, shape = str(head["note"]), head["shape"]
         if shape is None:
-            return Entry(features=None, note=note)
+            return CacheEntry(features=None, note=note)
         if math.prod(shape) * 4 != len(numbers):
             return None
         # A copy, because the bytes of the database row are read-only.
@@ -260,4 +262,4 @@ def _decode(value: bytes) -> Entry | None:
     except (KeyError, TypeError, ValueError):
         return None
     features = torch.zeros(tuple(shape)) if flat is None else flat.reshape(shape)
-    return Entry(features=features, note=note)
+    return CacheEntry(features=features, note=note)

@@ -21,8 +21,8 @@ alpha_ratio         dB     V 50-1000 Hz over 1-5 kHz (GeMAPS, with the sign turn
 hammarberg          dB     V strongest bin of 0-2 kHz over that of 2-5 kHz (Hammarberg 1980)
 f0                  st     V fundamental frequency above 27.5 Hz, YIN (de Cheveigné 2002)
 hnr                 dB     V harmonics-to-noise ratio (Boersma 1993) from YIN's aperiodicity
-jitter              1      V bend of the period over three frames, a proxy of cycle jitter
-shimmer             dB     V bend of the level over three frames, a proxy of cycle shimmer
+jitter              1      V second difference of the period over three frames, a proxy
+shimmer             dB     V second difference of the level over three frames, a proxy
 =================== ====== = ================================================================
 
 Statistics of each: mean, standard deviation, 10th, 50th and 90th percentile, slope per second.
@@ -50,8 +50,8 @@ from torch import Tensor
 
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.features import pitch, rhythm, spectra
-from sottovoce.shared.features.fingerprint import fingerprint
+from sottovoce.shared.features import pitch, rhythm, spectral
+from sottovoce.shared.features.fingerprint import compute_fingerprint
 
 HOP = 160
 """Samples between frames, 10 ms at 16 kHz."""
@@ -72,7 +72,7 @@ FRAME_NAMES: tuple[str, ...] = (
     "jitter",
     "shimmer",
 )
-"""Names of the frame-level descriptors, in the order of ``Described.frames``."""
+"""Names of the frame-level descriptors, in the order of ``FrameDescriptors.frames``."""
 
 VOICED_ONLY = frozenset(
     ("slope_low", "slope_high", "alpha_ratio", "hammarberg", "f0", "hnr", "jitter", "shimmer")
@@ -81,15 +81,15 @@ VOICED_ONLY = frozenset(
 
 STATISTICS = ("mean", "std", "p10", "p50", "p90", "slope")
 
-NAMES: tuple[str, ...] = (
+FUNCTIONAL_NAMES: tuple[str, ...] = (
     *(f"{name}_{statistic}" for statistic in STATISTICS for name in FRAME_NAMES),
-    *rhythm.NAMES,
+    *rhythm.RHYTHM_NAMES,
 )
-"""Names of the numbers that describe an utterance, in the order of ``functionals``."""
+"""Names of the numbers that describe an utterance, in the order of ``compute_functionals``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Described:
+class FrameDescriptors:
     """The frame-level descriptors of one utterance.
 
     Attributes:
@@ -101,7 +101,7 @@ class Described:
     voiced: Tensor
 
 
-def describe(signal: Signal) -> Described:
+def compute_descriptors(signal: Signal) -> FrameDescriptors:
     """Compute the frame-level descriptors of a signal, silence at its ends cut off.
 
     Args:
@@ -113,44 +113,46 @@ def describe(signal: Signal) -> Described:
     Raises:
         AudioError: The signal has another rate.
     """
-    audio.need_rate(signal, audio.RATE, reader="the descriptor set")
-    samples = spectra.trim(signal.samples[0])
-    power = spectra.power(samples, hop=HOP)
-    bands = spectra.log_mel(power, bands=BANDS)
-    mfcc = spectra.cepstra(bands, count=CEPSTRA)
-    slopes = spectra.deltas(mfcc)
-    levels = spectra.levels(samples, hop=HOP)
-    found = pitch.track(samples, hop=HOP)
-    shape = spectra.shape(power)
+    audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader="the descriptor set")
+    samples = spectral.trim_silence(signal.samples[0])
+    power = spectral.power_spectra(samples, hop=HOP)
+    bands = spectral.log_mel_energies(power, bands=BANDS)
+    mfcc = spectral.mel_cepstra(bands, count=CEPSTRA)
+    slopes = spectral.regression_deltas(mfcc)
+    levels = spectral.frame_levels(samples, hop=HOP)
+    found = pitch.track_pitch(samples, hop=HOP)
+    shape = spectral.spectral_shape(power)
     single = [
         levels,
-        spectra.flux(bands),
+        spectral.spectral_flux(bands),
         *(shape[name] for name in _SHAPE),
-        pitch.semitones(found),
-        pitch.harmonicity(found),
-        pitch.jitter(found),
-        pitch.shimmer(levels, found.voiced),
+        pitch.f0_semitones(found),
+        pitch.harmonics_to_noise(found),
+        pitch.jitter_proxy(found),
+        pitch.shimmer_proxy(levels, found.voiced),
     ]
-    columns = [bands, mfcc, slopes, spectra.deltas(slopes), torch.stack(single, dim=1)]
-    return Described(frames=torch.cat(columns, dim=1), voiced=found.voiced)
+    columns = [bands, mfcc, slopes, spectral.regression_deltas(slopes), torch.stack(single, dim=1)]
+    return FrameDescriptors(frames=torch.cat(columns, dim=1), voiced=found.voiced)
 
 
-def functionals(described: Described) -> Tensor:
+def compute_functionals(described: FrameDescriptors) -> Tensor:
     """Statistics over time of every descriptor, and the rhythm.
 
     Args:
-        described: From ``describe``.
+        described: From ``compute_descriptors``.
 
     Returns:
-        Shape (476,), float32, finite, named by ``NAMES``: all means, all standard deviations and
-        so on, then the rhythm.
+        Shape (476,), float32, finite, named by ``FUNCTIONAL_NAMES``: all means, all standard
+        deviations and so on, then the rhythm.
     """
     frames, voiced = described.frames, described.voiced
     only = torch.tensor([name in VOICED_ONLY for name in FRAME_NAMES])
     overall = _statistics(frames, torch.arange(len(frames)))
     spoken = _statistics(frames[voiced], voiced.nonzero()[:, 0])
     levels = frames[:, FRAME_NAMES.index("level")]
-    return torch.cat([torch.where(only, spoken, overall).flatten(), rhythm.measure(levels, voiced)])
+    return torch.cat(
+        [torch.where(only, spoken, overall).flatten(), rhythm.measure_rhythm(levels, voiced)]
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,24 +160,24 @@ class Descriptors:
     """``descriptors``: statistics of the descriptor set and rhythm, (476,), float32."""
 
     name: str = "descriptors"
-    framewise: bool = False
+    is_framewise: bool = False
 
     @property
     def fingerprint(self) -> str:
         """Hash of all that decides the values."""
-        return fingerprint(self.name, module=__name__, settings={})
+        return compute_fingerprint(self.name, module=__name__, settings={})
 
     def __call__(self, signal: Signal) -> Tensor:
         """The numbers of one signal at 16 kHz, shape (476,), float32."""
-        return functionals(describe(signal))
+        return compute_functionals(compute_descriptors(signal))
 
 
-def _statistics(frames: Tensor, place: Tensor) -> Tensor:
-    """Statistics of frames that stand at given places in time, (statistics, descriptors)."""
+def _statistics(frames: Tensor, frame_indices: Tensor) -> Tensor:
+    """Statistics over time of frames at the given indices, (statistics, descriptors)."""
     if len(frames) == 0:
         return torch.zeros(len(STATISTICS), frames.shape[1])
     quantiles = torch.quantile(frames, torch.tensor([0.1, 0.5, 0.9]), dim=0)
-    time = place.float() * (HOP / audio.RATE)
+    time = frame_indices.float() * (HOP / audio.SAMPLE_RATE)
     time = time - time.mean()
     mean = frames.mean(0, keepdim=True)
     slope = time @ (frames - mean) / time.square().sum().clamp_min(1e-6)

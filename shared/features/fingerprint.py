@@ -14,17 +14,20 @@ import torchaudio
 
 from sottovoce.shared.errors import FeatureError
 
-_COUNTED = ("sottovoce.shared.audio", "sottovoce.shared.quality", "sottovoce.shared.features.")
+_HASHED_MODULES = (
+    "sottovoce.shared.audio",
+    "sottovoce.shared.features.",
+)
 
 
-def fingerprint(
+def compute_fingerprint(
     name: str, *, module: str, settings: Mapping[str, object], weights: str = ""
 ) -> str:
     """Hash everything that decides what an extractor returns.
 
     The code that counts is the module itself and, through its imports, whatever it uses of
-    ``shared/audio.py``, ``shared/quality.py`` and ``shared/features/``: nobody has to remember to
-    raise a version number, and an edit elsewhere does not empty the cache.
+    ``shared/audio/`` and ``shared/features/``: nobody has to remember to raise a version number,
+    and an edit elsewhere does not empty the cache.
 
     Args:
         name: The extractor's name.
@@ -42,7 +45,7 @@ def fingerprint(
         "name": name,
         "settings": dict(settings),
         "weights": weights,
-        "code": code(module),
+        "code": hash_sources(module),
         "versions": _versions(),
     }
     text = json.dumps(described, sort_keys=True, allow_nan=False)
@@ -50,7 +53,7 @@ def fingerprint(
 
 
 @cache
-def code(module: str) -> dict[str, str]:
+def hash_sources(module: str) -> dict[str, str]:
     """SHA-256 of the sources of a module and of the counted modules that it uses, by name."""
     found: dict[str, str] = {}
     waiting = [module]
@@ -60,7 +63,7 @@ def code(module: str) -> dict[str, str]:
             continue
         source = _source(name).read_bytes()
         found[name] = hashlib.sha256(source).hexdigest()
-        waiting += [used for used in _imports(source) if used.startswith(_COUNTED)]
+        waiting += [used for used in _imports(source) if used.startswith(_HASHED_MODULES)]
     return found
 
 

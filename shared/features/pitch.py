@@ -13,41 +13,41 @@ from torch.nn import functional as F
 
 from sottovoce.shared import audio
 
-LOWEST, HIGHEST = 60.0, 700.0
+MIN_F0_HZ, MAX_F0_HZ = 60.0, 700.0
 """Range of the search in Hz: from a low male voice to a scream."""
 
-THRESHOLD = 0.15
+DIP_THRESHOLD = 0.15
 """Aperiodicity below which the first dip is taken (YIN's absolute threshold)."""
 
-VOICED = 0.35
+VOICED_THRESHOLD = 0.35
 """Aperiodicity below which a frame is voiced."""
 
-FAINT_DB = 35.0
+VOICED_RANGE_DB = 35.0
 """A frame this far below the recording's loud ones is not voiced, however periodic."""
 
 _WINDOW = 512  # samples that are compared, 32 ms: two periods of the lowest voice
 _FFT = 1_024
-_SHORTEST_LAG = int(audio.RATE / HIGHEST)
-_LONGEST_LAG = int(audio.RATE / LOWEST) + 1
+_MIN_LAG = int(audio.SAMPLE_RATE / MAX_F0_HZ)
+_MAX_LAG = int(audio.SAMPLE_RATE / MIN_F0_HZ) + 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Pitch:
+class PitchTrack:
     """What YIN found, frame by frame.
 
     Attributes:
-        hertz: Fundamental frequency, shape (frames,), float32; 0 where unvoiced.
+        f0_hz: Fundamental frequency, shape (frames,), float32; 0 where unvoiced.
         voiced: Shape (frames,), bool.
         aperiodicity: YIN's normalised difference at the period, (frames,), 0 for a periodic
             sound, about 1 for noise, at most 2.
     """
 
-    hertz: Tensor
+    f0_hz: Tensor
     voiced: Tensor
     aperiodicity: Tensor
 
 
-def track(samples: Tensor, *, hop: int) -> Pitch:
+def track_pitch(samples: Tensor, *, hop: int) -> PitchTrack:
     """Follow the fundamental frequency.
 
     Args:
@@ -61,13 +61,13 @@ def track(samples: Tensor, *, hop: int) -> Pitch:
     curves = _normalised_differences(frames)
     lags, aperiodicity = _periods(curves)
     level = 10 * (frames[:, :_WINDOW].square().mean(1) + 1e-10).log10()
-    loud = level > torch.quantile(level, 0.95) - FAINT_DB
-    voiced = (aperiodicity < VOICED) & loud & (level > -90.0)
-    hertz = torch.where(voiced, audio.RATE / lags, torch.zeros_like(lags))
-    return Pitch(hertz=_median(hertz, voiced), voiced=voiced, aperiodicity=aperiodicity)
+    loud = level > torch.quantile(level, 0.95) - VOICED_RANGE_DB
+    voiced = (aperiodicity < VOICED_THRESHOLD) & loud & (level > -90.0)
+    hertz = torch.where(voiced, audio.SAMPLE_RATE / lags, torch.zeros_like(lags))
+    return PitchTrack(f0_hz=_median(hertz, voiced), voiced=voiced, aperiodicity=aperiodicity)
 
 
-def harmonicity(pitch: Pitch) -> Tensor:
+def harmonics_to_noise(pitch: PitchTrack) -> Tensor:
     """Harmonics-to-noise ratio in dB, (frames,), in [-20, 40].
 
     10 log10(r / (1 - r)) after Boersma (Proc. Inst. Phonetic Sciences 17:97-110, 1993), with the
@@ -77,29 +77,29 @@ def harmonicity(pitch: Pitch) -> Tensor:
     return (10 * (share / (1 - share)).log10()).clamp(-20.0, 40.0)
 
 
-def semitones(pitch: Pitch) -> Tensor:
+def f0_semitones(pitch: PitchTrack) -> Tensor:
     """Fundamental frequency in semitones above 27.5 Hz, (frames,); 0 where unvoiced."""
-    return 12 * (pitch.hertz.clamp_min(27.5) / 27.5).log2()
+    return 12 * (pitch.f0_hz.clamp_min(27.5) / 27.5).log2()
 
 
-def jitter(pitch: Pitch) -> Tensor:
-    """Bend of the period between three voiced frames relative to it, (frames,); else 0.
+def jitter_proxy(pitch: PitchTrack) -> Tensor:
+    """Second difference of the period over three voiced frames relative to it, (frames,); else 0.
 
     A proxy: real jitter compares neighbouring glottal cycles, this compares frames 10 ms apart.
     The second difference leaves an even glide of intonation out.
     """
-    period = audio.RATE / pitch.hertz.clamp_min(LOWEST)
-    return _bend(period, pitch.voiced) / period
+    period = audio.SAMPLE_RATE / pitch.f0_hz.clamp_min(MIN_F0_HZ)
+    return _second_difference(period, pitch.voiced) / period
 
 
-def shimmer(levels: Tensor, voiced: Tensor) -> Tensor:
-    """Bend of the level between three voiced frames in dB, (frames,); else 0. A proxy, too."""
-    return _bend(levels, voiced)
+def shimmer_proxy(levels: Tensor, voiced: Tensor) -> Tensor:
+    """Second difference of the level over three voiced frames in dB, (frames,); else 0. A proxy."""
+    return _second_difference(levels, voiced)
 
 
 def _frames(samples: Tensor, hop: int) -> Tensor:
     """Frames of window plus longest lag without their mean, (frames, 512 + 268)."""
-    length = _WINDOW + _LONGEST_LAG + 1
+    length = _WINDOW + _MAX_LAG + 1
     padded = F.pad(samples, (length // 2, length - length // 2))
     frames = padded.unfold(0, length, hop)[: 1 + len(samples) // hop]
     return frames - frames.mean(1, keepdim=True)
@@ -122,15 +122,15 @@ def _normalised_differences(frames: Tensor) -> Tensor:
 
 def _periods(curves: Tensor) -> tuple[Tensor, Tensor]:
     """Best lag in samples, with a fraction, and the curve's value there; each (frames,)."""
-    searched = curves[:, _SHORTEST_LAG : _LONGEST_LAG + 1]
-    before, after = curves[:, _SHORTEST_LAG - 1 : _LONGEST_LAG], curves[:, _SHORTEST_LAG + 1 :]
-    dips = (searched < THRESHOLD) & (searched <= before) & (searched <= after)
+    searched = curves[:, _MIN_LAG : _MAX_LAG + 1]
+    before, after = curves[:, _MIN_LAG - 1 : _MAX_LAG], curves[:, _MIN_LAG + 1 :]
+    dips = (searched < DIP_THRESHOLD) & (searched <= before) & (searched <= after)
     first = dips.to(torch.float32).argmax(1)
     chosen = torch.where(dips.any(1), first, searched.argmin(1))[:, None]
     left, middle, right = (part.gather(1, chosen)[:, 0] for part in (before, searched, after))
-    bend = left - 2 * middle + right
-    shift = torch.where(bend > 1e-9, 0.5 * (left - right) / bend.clamp_min(1e-9), 0.0)
-    lags = chosen[:, 0] + _SHORTEST_LAG + shift.clamp(-0.5, 0.5)
+    curvature = left - 2 * middle + right
+    shift = torch.where(curvature > 1e-9, 0.5 * (left - right) / curvature.clamp_min(1e-9), 0.0)
+    lags = chosen[:, 0] + _MIN_LAG + shift.clamp(-0.5, 0.5)
     return lags, middle.clamp(0.0, 2.0)
 
 
@@ -144,12 +144,12 @@ def _median(hertz: Tensor, voiced: Tensor) -> Tensor:
     return torch.where(whole, smooth, hertz)
 
 
-def _bend(values: Tensor, voiced: Tensor) -> Tensor:
+def _second_difference(values: Tensor, voiced: Tensor) -> Tensor:
     """Absolute second difference where a frame and both neighbours are voiced, else 0."""
-    bend = torch.zeros_like(values)
+    difference = torch.zeros_like(values)
     if len(values) > 2:
-        bend[1:-1] = (values[2:] - 2 * values[1:-1] + values[:-2]).abs() / 2
-    return torch.where(voiced & _both_sides(voiced), bend, torch.zeros_like(bend))
+        difference[1:-1] = (values[2:] - 2 * values[1:-1] + values[:-2]).abs() / 2
+    return torch.where(voiced & _both_sides(voiced), difference, torch.zeros_like(difference))
 
 
 def _both_sides(voiced: Tensor) -> Tensor:

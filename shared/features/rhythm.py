@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NAMES = (
+RHYTHM_NAMES = (
     "syllable_rate",
     "pause_ratio",
     "pause_rate",
@@ -14,7 +14,7 @@ NAMES = (
     "voiced_std",
     "duration",
 )
-"""What ``measure`` returns, in order; units and definitions stand in ``descriptors``."""
+"""What ``measure_rhythm`` returns, in order; units and definitions stand in ``descriptors``."""
 
 DIP_DB = 2.0
 """A syllable's nucleus stands at least this far above the dips on both sides."""
@@ -25,7 +25,7 @@ _RATE = 100  # frames a second
 _SMOOTH = 7  # frames, 70 ms: below a syllable, above a glottal cycle
 
 
-def measure(levels: Tensor, voiced: Tensor) -> Tensor:
+def measure_rhythm(levels: Tensor, voiced: Tensor) -> Tensor:
     """Measure the rhythm of one utterance.
 
     Syllable nuclei after de Jong and Wempe, Praat script to detect syllable nuclei and measure
@@ -37,7 +37,7 @@ def measure(levels: Tensor, voiced: Tensor) -> Tensor:
         voiced: Whether each frame is voiced, shape (frames,), bool.
 
     Returns:
-        The values named in ``NAMES``, shape (8,), float32; finite for any finite input.
+        The values named in ``RHYTHM_NAMES``, shape (8,), float32; finite for any finite input.
     """
     seconds = len(levels) / _RATE
     smooth = _smoothed(levels)
@@ -46,7 +46,7 @@ def measure(levels: Tensor, voiced: Tensor) -> Tensor:
     voices = torch.tensor(_runs(voiced), dtype=torch.float32) / _RATE
     return torch.tensor(
         [
-            _nuclei(smooth, voiced, loud - PAUSE_DB) / seconds,
+            _count_nuclei(smooth, voiced, loud - PAUSE_DB) / seconds,
             sum(pauses) / len(levels),
             len(pauses) / seconds,
             float(voiced.float().mean()),
@@ -58,7 +58,7 @@ def measure(levels: Tensor, voiced: Tensor) -> Tensor:
     )
 
 
-def _nuclei(levels: Tensor, voiced: Tensor, floor: float) -> int:
+def _count_nuclei(levels: Tensor, voiced: Tensor, floor: float) -> int:
     """How many voiced peaks above the floor rise out of both their dips."""
     count, peak, dip, climbing = 0, -torch.inf, torch.inf, True
     peak_voiced = False

@@ -1,20 +1,25 @@
 """The shared models, by name.
 
-What a model does stands in ``spec``, what all models share in ``network``, the loss in ``loss``,
-and the flat view of the weights, which is what travels, in ``flat``.
+What a model does stands in ``spec``, what all models share in ``network``, the losses in
+``losses``, and the weights as one flat vector, which is what travels, in ``parameters``. What goes
+into a model is made by ``projection``; what is handed out is a ``model_package``.
 """
 
-from sottovoce.shared.models.flat import flatten, load_flat, unflatten
-from sottovoce.shared.models.loss import cross_entropy
+from sottovoce.shared.models.losses import cross_entropy
 from sottovoce.shared.models.network import Network
-from sottovoce.shared.models.spec import ModelSpec, build
+from sottovoce.shared.models.parameters import (
+    flatten_parameters,
+    load_parameters,
+    unflatten_parameters,
+)
+from sottovoce.shared.models.spec import ModelSpec, build_network
 
 __all__ = [
     "ModelSpec",
     "Network",
-    "build",
+    "build_network",
     "cross_entropy",
-    "flatten",
-    "load_flat",
-    "unflatten",
+    "flatten_parameters",
+    "load_parameters",
+    "unflatten_parameters",
 ]

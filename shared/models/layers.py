@@ -9,7 +9,7 @@ _VARIANCE_FLOOR = 1e-5
 """Keeps the slope of the square root finite where an utterance does not vary."""
 
 
-def real_frames(features: Tensor, frames: Tensor) -> Tensor:
+def frame_mask(features: Tensor, frames: Tensor) -> Tensor:
     """Which frames are real: shape (utterances, frames, 1), bool."""
     positions = torch.arange(features.shape[1], device=features.device)
     return (positions < frames.unsqueeze(-1)).unsqueeze(-1)
@@ -31,16 +31,16 @@ def weighted_moments(features: Tensor, weights: Tensor) -> Tensor:
     return torch.cat([mean.squeeze(1), (variance + _VARIANCE_FLOOR).sqrt()], dim=-1)
 
 
-class MeanStd(nn.Module):
+class MeanStdPooling(nn.Module):
     """Every frame counts the same: (utterances, frames, features) -> (utterances, 2 x features)."""
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         """Mean and standard deviation over each utterance's real frames."""
-        real = real_frames(features, frames).to(features.dtype)
+        real = frame_mask(features, frames).to(features.dtype)
         return weighted_moments(features, real / real.sum(dim=1, keepdim=True).clamp(min=1))
 
 
-class Attention(nn.Module):
+class AttentivePooling(nn.Module):
     """Attentive statistics pooling: the model learns which frames count (arXiv 1803.10963).
 
     (utterances, frames, features) -> (utterances, 2 x features)
@@ -48,18 +48,18 @@ class Attention(nn.Module):
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
-        self.look = nn.Linear(features, hidden)
+        self.projection = nn.Linear(features, hidden)
         self.score = nn.Linear(hidden, 1)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
         """Mean and standard deviation over time, under the learnt weights."""
-        scores: Tensor = self.score(torch.tanh(self.look(features)))
+        scores: Tensor = self.score(torch.tanh(self.projection(features)))
         lowest = torch.finfo(scores.dtype).min  # not -inf: without any frame it would give NaN
-        scores = scores.masked_fill(~real_frames(features, frames), lowest)
+        scores = scores.masked_fill(~frame_mask(features, frames), lowest)
         return weighted_moments(features, scores.softmax(dim=1))
 
 
-class Convolution(nn.Module):
+class ConvolutionBlock(nn.Module):
     """Convolution over time, layer norm over each frame, GELU; padding stays 0.
 
     The norm is taken over one frame at a time: over all frames, padding would move it.
@@ -71,7 +71,7 @@ class Convolution(nn.Module):
         super().__init__()
         around = dilation * (kernel - 1) // 2
         self.stride = stride
-        self.filter = nn.Conv1d(
+        self.convolution = nn.Conv1d(
             inputs, outputs, kernel, stride=stride, padding=around, dilation=dilation
         )
         self.norm = nn.LayerNorm(outputs)
@@ -87,13 +87,13 @@ class Convolution(nn.Module):
             Shape (utterances, frames / stride rounded up, outputs), and the real frames of each.
         """
         # Convolutions want (utterances, inputs, frames); laid out anew once, not by every reader.
-        filtered = self.filter(features.mT).mT.contiguous()
+        filtered = self.convolution(features.mT).mT.contiguous()
         left = (frames + self.stride - 1) // self.stride
         active = F.gelu(self.norm(filtered))
-        return active * real_frames(active, left), left
+        return active * frame_mask(active, left), left
 
 
-class Memory(nn.LSTM):
+class BidirectionalLstm(nn.LSTM):
     """A recurrent layer each way; the way back starts at each utterance's own last frame.
 
     A module of its own, so that whoever asks for the gradients of single utterances knows what it

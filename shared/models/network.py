@@ -1,4 +1,4 @@
-"""What all shared models are: a body that makes one vector an utterance, and a layer that reads it.
+"""What all shared models are: a backbone that makes one vector an utterance, and a linear layer.
 
 Every model is valid for per-utterance gradients: no batch normalisation, no state that one
 utterance leaves for the next, no hidden randomness. Dropout's mask is an argument, so the same
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from sottovoce.shared.errors import ModelError
 
 
-class Body(nn.Module):
+class Backbone(nn.Module):
     """Turns utterances into one vector each: ``forward(features, frames) -> (utterances, width)``.
 
     Attributes:
@@ -28,7 +28,7 @@ class Body(nn.Module):
         self.axes = axes
 
 
-class Reader(nn.Linear):
+class ScaledBiasLinear(nn.Linear):
     """A linear layer whose bias weighs a constant input other than 1.
 
     A module of its own, so that whoever hooks modules for their gradients sees it.
@@ -44,26 +44,30 @@ class Reader(nn.Linear):
 
 
 class Network(nn.Module):
-    """A body and the linear layer that reads it; dropout acts between the two.
+    """A backbone and the linear layer that reads it; dropout acts between the two.
 
     Args:
-        body: Makes one vector an utterance.
+        backbone: Makes one vector an utterance.
         classes: How many emotions there are.
         dropout: Chance that a number of the vector is dropped in training, in [0, 1).
         bias_feature: The constant input that the bias weighs, above 0; a small one leaves more of
             a clipped gradient to the other weights.
     """
 
-    def __init__(self, body: Body, classes: int, dropout: float, bias_feature: float = 1.0) -> None:
+    def __init__(
+        self, backbone: Backbone, classes: int, dropout: float, bias_feature: float = 1.0
+    ) -> None:
         super().__init__()
-        self.body = body
-        self.head = Reader(body.width, classes, bias_feature)
-        self.axes = body.axes
-        self.inputs = body.inputs
+        self.backbone = backbone
+        self.head = ScaledBiasLinear(backbone.width, classes, bias_feature)
+        self.axes = backbone.axes
+        self.inputs = backbone.inputs
         self.classes = classes
         self.dropout = dropout
 
-    def forward(self, features: Tensor, frames: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, features: Tensor, frames: Tensor, dropout_mask: Tensor | None = None
+    ) -> Tensor:
         """Logits of each utterance.
 
         Args:
@@ -71,7 +75,7 @@ class Network(nn.Module):
                 float32.
             frames: Real frames of each utterance, shape (utterances,), int64, each 1 or more;
                 models that read one vector an utterance do not look at it.
-            keep: Dropout mask from ``keep``; ``None`` drops nothing.
+            dropout_mask: From :meth:`draw_dropout_mask`; ``None`` drops nothing.
 
         Returns:
             Shape (utterances, classes), float32, before the softmax. What lies behind an
@@ -80,38 +84,38 @@ class Network(nn.Module):
         Raises:
             ModelError: Features of another number of axes or another width.
         """
-        vectors = self.vectors(features, frames)
-        logits: Tensor = self.head(vectors if keep is None else vectors * keep)
+        vectors = self.compute_embeddings(features, frames)
+        logits: Tensor = self.head(vectors if dropout_mask is None else vectors * dropout_mask)
         return logits
 
-    def vectors(self, features: Tensor, frames: Tensor) -> Tensor:
-        """What the last layer reads, shape (utterances, width); arguments as in ``forward``."""
-        self.check(features)
-        vectors: Tensor = self.body(features, frames)
+    def compute_embeddings(self, features: Tensor, frames: Tensor) -> Tensor:
+        """What the last layer reads, shape (utterances, width); arguments as in :meth:`forward`."""
+        self.check_features(features)
+        vectors: Tensor = self.backbone(features, frames)
         return vectors
 
-    def check(self, features: Tensor) -> None:
+    def check_features(self, features: Tensor) -> None:
         """Refuse features of another number of axes or another width.
 
         Raises:
             ModelError: They do not fit.
         """
         if features.dim() != self.axes or features.shape[-1] != self.inputs:
-            raise ModelError(self._misfit(features))
+            raise ModelError(self._shape_error(features))
 
-    def keep(self, utterances: int, generator: torch.Generator) -> Tensor:
-        """Draw a dropout mask, every utterance's apart from every other's.
+    def draw_dropout_mask(self, utterances: int, generator: torch.Generator) -> Tensor:
+        """Draw a dropout mask, independently for every utterance.
 
         Returns:
-            What to multiply the body's vectors by, shape (utterances, width), or
+            What to multiply the backbone's vectors by, shape (utterances, width), or
             (utterances, 1) where nothing is dropped, float32; its mean is 1.
         """
         if self.dropout == 0:
             return torch.ones(utterances, 1)
-        draws = torch.rand(utterances, self.body.width, generator=generator)
+        draws = torch.rand(utterances, self.backbone.width, generator=generator)
         return (draws >= self.dropout) / (1 - self.dropout)
 
-    def _misfit(self, features: Tensor) -> str:
+    def _shape_error(self, features: Tensor) -> str:
         """What to say of features that this model cannot read."""
         wanted = "(utterances, inputs)" if self.axes == 2 else "(utterances, frames, inputs)"
         return (

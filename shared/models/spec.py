@@ -1,4 +1,4 @@
-"""Which model: a frozen description, and the way from it to weights."""
+"""Description of a shared model, and how it becomes a network with weights."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -7,25 +7,25 @@ from dataclasses import asdict, dataclass, fields
 import torch
 from torch import nn
 
-from sottovoce.shared import check
+from sottovoce.shared import validation
 from sottovoce.shared.errors import ModelError, SettingError
-from sottovoce.shared.models.bodies import (
+from sottovoce.shared.models.backbones import (
     BilstmAttention,
     CnnAttention,
-    Hidden,
-    Pooled,
+    HiddenLayerBackbone,
+    IdentityBackbone,
+    PoolingBackbone,
     Tcn,
-    Vector,
 )
-from sottovoce.shared.models.layers import Attention, MeanStd
-from sottovoce.shared.models.network import Body, Network
+from sottovoce.shared.models.layers import AttentivePooling, MeanStdPooling
+from sottovoce.shared.models.network import Backbone, Network
 
-KINDS = ("linear", "mlp", "cnn-attention", "tcn", "bilstm-attention")
+MODEL_KINDS = ("linear", "mlp", "cnn-attention", "tcn", "bilstm-attention")
 """Two heads on frozen features, and three models that learn from log-mel."""
 POOLINGS = ("none", "mean-std", "attentive")
 
-_HEADS = ("linear", "mlp")
-_WHOLE: dict[str, Callable[[int, int], Body]] = {
+_FROZEN_FEATURE_KINDS = ("linear", "mlp")
+_LOG_MEL_BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
     "cnn-attention": CnnAttention,
     "tcn": Tcn,
     "bilstm-attention": BilstmAttention,
@@ -34,10 +34,10 @@ _WHOLE: dict[str, Callable[[int, int], Body]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """What the shared model is; with a seed it says every weight.
+    """Architecture of the shared model; together with a seed it determines every weight.
 
     Attributes:
-        kind: One of ``KINDS``.
+        kind: One of ``MODEL_KINDS``.
         pooling: How frames become one vector before a ``linear`` or ``mlp`` head; ``none`` where
             an utterance is one vector already. The other kinds pool by themselves: ``none``.
         inputs: Width of what the model reads, 1 or more.
@@ -60,15 +60,15 @@ class ModelSpec:
     bias_feature: float = 1.0
 
     def __post_init__(self) -> None:
-        check.one_of(KINDS, kind=self.kind)
-        check.one_of(POOLINGS, pooling=self.pooling)
+        validation.require_one_of(MODEL_KINDS, kind=self.kind)
+        validation.require_one_of(POOLINGS, pooling=self.pooling)
         for name, value, least in self._counts():
             if not (isinstance(value, int) and value >= least):
                 raise SettingError(f"{name} is {value!r}; it must be a whole number from {least}")
-        check.positive(bias_feature=self.bias_feature)
+        validation.require_positive(bias_feature=self.bias_feature)
         if not (math.isfinite(self.dropout) and 0 <= self.dropout < 1):
             raise SettingError(f"dropout is {self.dropout}; it must be in [0, 1)")
-        if self.kind not in _HEADS and self.pooling != "none":
+        if self.kind not in _FROZEN_FEATURE_KINDS and self.pooling != "none":
             raise SettingError(f"pooling is {self.pooling!r}; {self.kind} pools by itself: 'none'")
         if self.kind == "bilstm-attention" and self.hidden % 2:
             raise SettingError(f"hidden is {self.hidden}; bilstm-attention halves it: make it even")
@@ -80,7 +80,7 @@ class ModelSpec:
     @property
     def reads_frames(self) -> bool:
         """Whether an utterance reaches the model as (frames, inputs), not as (inputs,)."""
-        return self.kind not in _HEADS or self.pooling != "none"
+        return self.kind not in _FROZEN_FEATURE_KINDS or self.pooling != "none"
 
     def to_dict(self) -> dict[str, str | int | float]:
         """As plain values, fit for JSON."""
@@ -107,7 +107,7 @@ class ModelSpec:
             ) from error
 
 
-def build(spec: ModelSpec, seed: int) -> Network:
+def build_network(spec: ModelSpec, seed: int) -> Network:
     """The model, with the weights that training starts from.
 
     The last layer of a ``linear`` model starts at 0: its loss is convex, and a random start would
@@ -120,21 +120,23 @@ def build(spec: ModelSpec, seed: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         # The CPU's generator alone: torch.manual_seed also notes a stack for every other device.
         torch.default_generator.manual_seed(seed)
-        network = Network(_body(spec), spec.classes, spec.dropout, spec.bias_feature)
+        network = Network(_build_backbone(spec), spec.classes, spec.dropout, spec.bias_feature)
     if spec.kind == "linear":
         nn.init.zeros_(network.head.weight)
         nn.init.zeros_(network.head.bias)
     return network
 
 
-def _body(spec: ModelSpec) -> Body:
+def _build_backbone(spec: ModelSpec) -> Backbone:
     """What makes one vector an utterance."""
-    if spec.kind in _WHOLE:
-        return _WHOLE[spec.kind](spec.inputs, spec.hidden)
-    poolings: dict[str, Callable[[], Body]] = {
-        "none": lambda: Vector(spec.inputs),
-        "mean-std": lambda: Pooled(spec.inputs, MeanStd()),
-        "attentive": lambda: Pooled(spec.inputs, Attention(spec.inputs, spec.hidden)),
+    if spec.kind in _LOG_MEL_BACKBONES:
+        return _LOG_MEL_BACKBONES[spec.kind](spec.inputs, spec.hidden)
+    poolings: dict[str, Callable[[], Backbone]] = {
+        "none": lambda: IdentityBackbone(spec.inputs),
+        "mean-std": lambda: PoolingBackbone(spec.inputs, MeanStdPooling()),
+        "attentive": lambda: PoolingBackbone(
+            spec.inputs, AttentivePooling(spec.inputs, spec.hidden)
+        ),
     }
     pooled = poolings[spec.pooling]()
-    return pooled if spec.kind == "linear" else Hidden(pooled, spec.hidden)
+    return pooled if spec.kind == "linear" else HiddenLayerBackbone(pooled, spec.hidden)

@@ -1,1 +1,1 @@
-"""Releases, noise and their price."""
+"""Privacy mechanisms, the ledger of their releases, and accounting."""

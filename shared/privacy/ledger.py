@@ -1,10 +1,10 @@
-"""A privacy ledger: every release, booked before it leaves, for the whole life of who keeps it.
+"""A privacy ledger: every release, booked before it leaves, for the whole life of its owner.
 
-Each device keeps one; a server that noises sums keeps another for what it lets out.
+Each device keeps one; a server that noises sums keeps another for what it releases.
 
 One JSON object a line; each names the SHA-256 of the line before it, so that a line that was
 changed, dropped or reordered shows; the first names its owner's genesis, so that another's ledger
-shows; and an anchor kept elsewhere shows lines dropped at the end (see ``chain``). A line is
+shows; and an anchor kept elsewhere shows lines dropped at the end (see ``hash_chain``). A line is
 written in one call and synced to disk before the release is computed. A torn last line (power cut)
 counts as spent: as the costliest release the ledger knows, or as unprotected when it knows none.
 """
@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from sottovoce.shared.errors import BudgetSpent, LedgerError
-from sottovoce.shared.privacy import accountant, chain
-from sottovoce.shared.privacy.chain import GENESIS, Anchor, Keeper
-from sottovoce.shared.privacy.release import Kind, Mechanism, Release, Unit
+from sottovoce.shared.privacy import accountant, hash_chain
+from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor, AnchorStore
+from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
+class PrivacyBudget:
     """What may be spent in a life, and in one run of it.
 
     Attributes:
@@ -39,7 +39,7 @@ class Budget:
 
     epsilon: float
     delta: float
-    unit: Unit = Unit.UTTERANCE
+    unit: PrivacyUnit = PrivacyUnit.UTTERANCE
     per_run: float | None = None
 
     def __post_init__(self) -> None:
@@ -56,9 +56,9 @@ class Budget:
             )
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "Budget":
+    def from_dict(cls, record: Mapping[str, Any]) -> "PrivacyBudget":
         """Read it back; the caller turns what is raised into its own error."""
-        return cls(**dict(record) | {"unit": Unit(record["unit"])})
+        return cls(**dict(record) | {"unit": PrivacyUnit(record["unit"])})
 
 
 _DEVICE_WAY_OUT = (
@@ -71,9 +71,9 @@ class Ledger:
     """An append-only, hash-chained file of releases.
 
     Args:
-        path: The file; made at the first release, or by :meth:`begin`.
+        path: The file; made at the first release, or by :meth:`create`.
         owner: Whose it is. Without one any owner's is read, which is enough to verify it.
-        keeper: Who keeps its anchor. Without one, lines dropped at the end do not show here.
+        anchor_store: Keeps its anchor. Without one, lines dropped at the end do not show here.
         read_only: Whether nothing may be written: a torn line is charged in memory alone.
         way_out: What to do about a ledger that disagrees with its anchor.
 
@@ -87,30 +87,30 @@ class Ledger:
         path: Path,
         *,
         owner: str | None = None,
-        keeper: Keeper | None = None,
+        anchor_store: AnchorStore | None = None,
         read_only: bool = False,
         way_out: str = _DEVICE_WAY_OUT,
     ) -> None:
         self.path = path
         self._way_out = way_out
-        self._owner, self._keeper, self._read_only = owner, keeper, read_only
+        self._owner, self._anchor_store, self._read_only = owner, anchor_store, read_only
         self._releases: list[Release] = []
-        self._ids: dict[str, None] = {}  # in the order of booking
+        self._names: dict[str, None] = {}  # in the order of booking
         # The head after each release; before the first one, where the chain begins.
-        self._heads = [GENESIS if owner is None else chain.genesis(owner)]
+        self._heads = [GENESIS if owner is None else hash_chain.genesis_hash(owner)]
         # Read before the file: were it the other way round, a booking in between would look like
         # a ledger that lost lines.
-        self._anchor = keeper.read() if keeper else None
+        self._anchor = anchor_store.read() if anchor_store else None
         data = self._load()
-        self._size = len(data)  # what this writer knows of; another's lines are never built on
-        whole, torn = self._read(data)
+        self._known_size = len(data)  # lines that another writer added are never built on
+        whole, torn = self._read_lines(data)
         self._check_anchor()
         if torn:
             self._charge_torn(whole, torn)
-        self.settle()
+        self.sync_anchor()
 
     @classmethod
-    def begin(cls, path: Path, owner: str) -> None:
+    def create(cls, path: Path, owner: str) -> None:
         """Write the opening line of a new ledger, which binds it to its owner by random bytes.
 
         Raises:
@@ -119,19 +119,23 @@ class Ledger:
         if path.exists():
             raise LedgerError(f"{path} exists already; a ledger is continued, never begun again")
         try:
-            chain.append_synced(path, _line(chain.opening(owner)), behind=0)
+            hash_chain.append_synced(
+                path, _encode_line(hash_chain.opening_record(owner)), expected_size=0
+            )
         except OSError as error:
-            raise _unwritable(path, error) from error
+            raise _write_error(path, error) from error
 
     @classmethod
-    def retire(cls, path: Path, owner: str, keeper: Keeper, *, opened: bool) -> Path | None:
+    def replace_with_spent(
+        cls, path: Path, owner: str, anchor_store: AnchorStore, *, with_opening: bool
+    ) -> Path | None:
         """Put a spent ledger in place of one that is refused; no budget can pay after it.
 
         Args:
             path: The ledger that is refused, if it is there still.
             owner: Whose the new one is.
-            keeper: Who keeps its anchor, which is written over.
-            opened: Whether it gets an opening line of random bytes, as a real device's does.
+            anchor_store: Keeps its anchor, which is written over.
+            with_opening: Whether it gets an opening line of random bytes, as a real device's does.
 
         Returns:
             Where the refused ledger was set aside, None where there was none.
@@ -144,21 +148,26 @@ class Ledger:
 
         Raises:
             LedgerError: The disk refuses.
-            PrivacyError: The keeper cannot write the anchor.
+            PrivacyError: The anchor cannot be written.
         """
-        start = _line(chain.opening(owner)) if opened else b""
-        head = chain.digest(start) if opened else chain.genesis(owner)
-        record = {"n": 0, "prev": head, "id": "retired", "release": _worst(()).to_dict()}
-        line = _line(record)
+        start = _encode_line(hash_chain.opening_record(owner)) if with_opening else b""
+        head = hash_chain.sha256_hex(start) if with_opening else hash_chain.genesis_hash(owner)
+        record = {
+            "n": 0,
+            "prev": head,
+            "id": "retired",
+            "release": _costliest_release(()).to_dict(),
+        }
+        line = _encode_line(record)
         aside = None
         try:
             if path.exists():
-                aside = _beside(path)
-                chain.append_synced(aside, path.read_bytes())
-            chain.replace_synced(path, start + line)
+                aside = _refused_path(path)
+                hash_chain.append_synced(aside, path.read_bytes())
+            hash_chain.replace_synced(path, start + line)
         except OSError as error:
-            raise _unwritable(path, error) from error
-        keeper.write(Anchor(releases=1, head=chain.digest(line)))
+            raise _write_error(path, error) from error
+        anchor_store.write(Anchor(releases=1, head=hash_chain.sha256_hex(line)))
         return aside
 
     @property
@@ -167,44 +176,46 @@ class Ledger:
         return tuple(self._releases)
 
     @property
-    def lines(self) -> bytes:
+    def raw_bytes(self) -> bytes:
         """All that is written, as it is written."""
         return self._load()
 
     @property
-    def head(self) -> str:
+    def head_hash(self) -> str:
         """SHA-256 of the last line: it stands for the whole ledger, and whose it is."""
         return self._heads[-1]
 
     @property
     def anchor(self) -> Anchor | None:
-        """How far the keeper knows this ledger to have come; None where nobody keeps it."""
+        """How far its anchor knows this ledger to have come; None where there is none."""
         return self._anchor
 
-    def holds(self, name: str) -> bool:
+    def is_booked(self, name: str) -> bool:
         """Whether a release of this name was booked."""
-        return name in self._ids
+        return name in self._names
 
     @property
-    def names(self) -> tuple[str, ...]:
+    def release_names(self) -> tuple[str, ...]:
         """Names of all releases, first to last; a torn line's is its own."""
-        return tuple(self._ids)
+        return tuple(self._names)
 
-    def epsilon(self, delta: float, unit: Unit = Unit.UTTERANCE) -> float:
+    def epsilon_spent(self, delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE) -> float:
         """What has been spent, at ``delta``."""
-        return accountant.epsilon(self._releases, delta, unit=unit)
+        return accountant.compute_epsilon(self._releases, delta, unit=unit)
 
-    def projected(
-        self, releases: Iterable[Release], delta: float, unit: Unit = Unit.UTTERANCE
+    def projected_epsilon(
+        self, releases: Iterable[Release], delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
     ) -> float:
         """What will have been spent once these releases are booked too; nothing is booked."""
-        return accountant.epsilon([*self._releases, *releases], delta, unit=unit)
+        return accountant.compute_epsilon([*self._releases, *releases], delta, unit=unit)
 
-    def of_run(self, run: str) -> tuple[Release, ...]:
-        """What one run may have let out: its own releases, and every torn one."""
-        return tuple(one for one in self._releases if one.run == run or one.kind is Kind.TORN)
+    def releases_of(self, run: str) -> tuple[Release, ...]:
+        """What one run may have released: its own releases, and every torn one."""
+        return tuple(
+            one for one in self._releases if one.run == run or one.kind is ReleaseKind.TORN
+        )
 
-    def afford(self, releases: Sequence[Release], budgets: Sequence[Budget]) -> None:
+    def check_budget(self, releases: Sequence[Release], budgets: Sequence[PrivacyBudget]) -> None:
         """Refuse releases that would pass one of the budgets; no budgets let everything pass.
 
         What costs nothing may leave whatever was spent before.
@@ -214,15 +225,15 @@ class Ledger:
         """
         releases = [one for one in releases if one.mechanism is not Mechanism.ENCRYPTION]
         for budget in budgets if releases else ():
-            _within(budget, budget.epsilon, self._releases, releases, "the budget")
+            _require_within(budget, budget.epsilon, self._releases, releases, "the budget")
             if budget.per_run is None:
                 continue
             for run in {release.run for release in releases}:
                 new = [release for release in releases if release.run == run]
                 whose = f"the allowance of the run {run[:24]!r}"
-                _within(budget, budget.per_run, self.of_run(run), new, whose)
+                _require_within(budget, budget.per_run, self.releases_of(run), new, whose)
 
-    def book(self, name: str, release: Release, budgets: Sequence[Budget]) -> None:
+    def book_release(self, name: str, release: Release, budgets: Sequence[PrivacyBudget]) -> None:
         """Write a release down, before anything of it exists.
 
         Args:
@@ -233,64 +244,64 @@ class Ledger:
         Guarantees:
             - When this returns, the record is on disk and synced, and the anchor was written.
             - When this raises, nothing may leave. Nothing was booked either, but where it was the
-              anchor that could not be written; :meth:`settle` tries that again.
+              anchor that could not be written; :meth:`sync_anchor` tries that again.
             - Two programs never build on the same line: the slower one is refused.
 
         Raises:
             BudgetSpent: The budget would be passed.
             LedgerError: The name was booked before, another program booked since this ledger was
                 read, or the disk refuses.
-            PrivacyError: The keeper cannot write the anchor.
+            PrivacyError: The anchor cannot be written.
         """
         if self._read_only:
             raise LedgerError(f"{self.path} was opened to be read; open the device to book in it")
-        if self.holds(name):
+        if self.is_booked(name):
             raise LedgerError(f"the release {name!r} is booked already")
-        self.afford([release], budgets)
+        self.check_budget([release], budgets)
         self._append(name, release)
-        self.settle()
+        self.sync_anchor()
 
-    def settle(self) -> None:
+    def sync_anchor(self) -> None:
         """Bring the anchor up to the last line; nothing is written where it is there already.
 
         Raises:
-            PrivacyError: The keeper cannot write it; nothing may leave until it can.
+            PrivacyError: It cannot be written; nothing may leave until it can.
         """
-        anchor = Anchor(releases=len(self._releases), head=self.head)
-        if self._keeper is not None and not self._read_only and anchor != self._anchor:
-            self._keeper.write(anchor)
+        anchor = Anchor(releases=len(self._releases), head=self.head_hash)
+        if self._anchor_store is not None and not self._read_only and anchor != self._anchor:
+            self._anchor_store.write(anchor)
             self._anchor = anchor
 
     def _append(self, name: str, release: Release) -> None:
         """Write one line, synced."""
-        line = self._next(name, release)
+        line = self._next_line(name, release)
         try:
-            self._store(line)
+            self._write_line(line)
         except OSError as error:
-            raise _unwritable(self.path, error) from error
-        self._size += len(line)
+            raise _write_error(self.path, error) from error
+        self._known_size += len(line)
         self._remember(name, release, line)
 
     def _load(self) -> bytes:
         """All that is written, whole lines and perhaps a torn one."""
         return self.path.read_bytes() if self.path.exists() else b""
 
-    def _store(self, line: bytes) -> None:
+    def _write_line(self, line: bytes) -> None:
         """Write one line behind those that are known; ``OSError`` where the disk refuses."""
-        chain.append_synced(self.path, line, behind=self._size)
+        hash_chain.append_synced(self.path, line, expected_size=self._known_size)
 
-    def _next(self, name: str, release: Release) -> bytes:
+    def _next_line(self, name: str, release: Release) -> bytes:
         """The line that comes next."""
-        record = {"n": len(self._releases), "prev": self.head, "id": name}
-        return _line(record | {"release": release.to_dict()})
+        record = {"n": len(self._releases), "prev": self.head_hash, "id": name}
+        return _encode_line(record | {"release": release.to_dict()})
 
     def _remember(self, name: str, release: Release, line: bytes) -> None:
-        """Take one line into memory."""
+        """Add one line to what is in memory."""
         self._releases.append(release)
-        self._ids[name] = None
-        self._heads.append(chain.digest(line))
+        self._names[name] = None
+        self._heads.append(hash_chain.sha256_hex(line))
 
-    def _read(self, data: bytes) -> tuple[bytes, bytes]:
+    def _read_lines(self, data: bytes) -> tuple[bytes, bytes]:
         """Verify all whole lines; returns them, and what is left of a torn one."""
         *lines, torn = data.split(b"\n")
         for number, raw in enumerate(lines):
@@ -308,15 +319,15 @@ class Ledger:
             opens = "salt" in record
             begins = record["owner"] if opens else record["prev"]
             salt = bytes.fromhex(record["salt"]) if opens else b""
-            good = chain.is_digest(begins)
+            good = hash_chain.is_sha256_hex(begins)
         except (ValueError, KeyError, TypeError) as error:
-            raise self._broken(0) from error
+            raise self._chain_error(0) from error
         if not good:
-            raise self._broken(0)
+            raise self._chain_error(0)
         named = self._owner is not None and (opens or begins != GENESIS)
-        if named and begins != chain.genesis(str(self._owner), salt):
-            self._swapped()
-        self._heads = [chain.digest(raw + b"\n") if opens else begins]
+        if named and begins != hash_chain.genesis_hash(str(self._owner), salt):
+            self._refuse_other_owner()
+        self._heads = [hash_chain.sha256_hex(raw + b"\n") if opens else begins]
         return opens
 
     def _read_line(self, number: int, raw: bytes) -> None:
@@ -324,11 +335,11 @@ class Ledger:
         try:
             record: dict[str, Any] = json.loads(raw)
             name, release = str(record["id"]), Release.from_dict(record["release"])
-            good = record["n"] == len(self._releases) and record["prev"] == self.head
+            good = record["n"] == len(self._releases) and record["prev"] == self.head_hash
         except (ValueError, KeyError, TypeError) as error:
-            raise self._broken(number) from error
-        if not good or name in self._ids:
-            raise self._broken(number)
+            raise self._chain_error(number) from error
+        if not good or name in self._names:
+            raise self._chain_error(number)
         self._remember(name, release, raw + b"\n")
 
     def _check_anchor(self) -> None:
@@ -338,11 +349,11 @@ class Ledger:
         """
         if self._anchor is None:
             return
-        known, held = self._anchor.releases, len(self._releases)
-        if held < known:
+        known, found = self._anchor.releases, len(self._releases)
+        if found < known:
             raise LedgerError(
-                f"the ledger {self.path.name} holds {held} releases, its owner has booked {known}: "
-                f"lines were dropped at its end. {self._way_out}"
+                f"the ledger {self.path.name} holds {found} releases, its owner has booked {known}:"
+                f" lines were dropped at its end. {self._way_out}"
             )
         if self._heads[known] != self._anchor.head:
             raise LedgerError(
@@ -351,7 +362,7 @@ class Ledger:
                 f"{self._anchor.head[:12]}. {self._way_out}"
             )
 
-    def _broken(self, number: int) -> LedgerError:
+    def _chain_error(self, number: int) -> LedgerError:
         """The error of a line that breaks the chain."""
         return LedgerError(
             f"line {number + 1} of the ledger {self.path.name} breaks the chain: it was changed, "
@@ -359,7 +370,7 @@ class Ledger:
             "where that cannot be, `sottovoce device retire FOLDER` lets it only receive models"
         )
 
-    def _swapped(self) -> NoReturn:
+    def _refuse_other_owner(self) -> NoReturn:
         """Refuse somebody else's ledger."""
         raise LedgerError(
             f"the ledger {self.path.name} is not that of {self._owner!r}: it was begun for somebody"
@@ -367,31 +378,36 @@ class Ledger:
         )
 
     def _charge_torn(self, whole: bytes, torn: bytes) -> None:
-        """Keep the torn bytes beside the ledger and book the worst they can have been."""
-        name, charged = f"torn-{len(self._releases)}", _worst(self._releases)
-        line = self._next(name, charged)
+        """Set the torn bytes aside and book the costliest release they can have been."""
+        name, charged = f"torn-{len(self._releases)}", _costliest_release(self._releases)
+        line = self._next_line(name, charged)
         if not self._read_only:
             try:
-                chain.append_synced(self.path.with_suffix(".torn"), torn + b"\n")
+                hash_chain.append_synced(self.path.with_suffix(".torn"), torn + b"\n")
                 # In one step: a crash must leave the torn line or the charge for it.
-                chain.replace_synced(self.path, whole + line, behind=self._size)
+                hash_chain.replace_synced(self.path, whole + line, expected_size=self._known_size)
             except OSError as error:
-                raise _unwritable(self.path, error) from error
-            self._size = len(whole + line)
+                raise _write_error(self.path, error) from error
+            self._known_size = len(whole + line)
         self._remember(name, charged, line)
 
 
-def _within(
-    budget: Budget, limit: float, before: Sequence[Release], new: Sequence[Release], whose: str
+def _require_within(
+    budget: PrivacyBudget,
+    limit: float,
+    before: Sequence[Release],
+    new: Sequence[Release],
+    whose: str,
 ) -> None:
     """Refuse new releases that would bring those before them over a limit."""
     after, unit, delta = [*before, *new], budget.unit, budget.delta
-    quick = accountant.epsilon(after, delta, unit=unit, fast=True)
-    if quick + accountant.ROUNDING <= limit:  # so is it by the account that is published
+    quick = accountant.compute_epsilon(after, delta, unit=unit, fast=True)
+    # Then the exact figure, which is the published one, is within the limit too.
+    if quick + accountant.MAX_DISCRETISATION_ERROR <= limit:
         return
-    reached = accountant.epsilon(after, delta, unit=unit)
+    reached = accountant.compute_epsilon(after, delta, unit=unit)
     if not reached <= limit:
-        spent = accountant.epsilon(before, delta, unit=unit)
+        spent = accountant.compute_epsilon(before, delta, unit=unit)
         raise BudgetSpent(
             f"the next release would bring epsilon from {spent:.4g} to {reached:.4g} for one "
             f"{unit.value} at delta {delta:g}; {whose} is {limit:g}. A device keeps receiving "
@@ -399,18 +415,18 @@ def _within(
         )
 
 
-def _line(record: dict[str, Any]) -> bytes:
+def _encode_line(record: dict[str, Any]) -> bytes:
     """A record as a line."""
     return (json.dumps(record, sort_keys=True) + "\n").encode()
 
 
-def _beside(path: Path) -> Path:
+def _refused_path(path: Path) -> Path:
     """A new name beside a ledger."""
     names = (path.with_name(f"{path.stem}-refused-{number}.jsonl") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
 
 
-def _unwritable(path: Path, error: OSError) -> LedgerError:
+def _write_error(path: Path, error: OSError) -> LedgerError:
     """What to say of a disk that refuses."""
     return LedgerError(
         f"the ledger {path.name} cannot be written ({error.strerror}); nothing leaves "
@@ -418,20 +434,20 @@ def _unwritable(path: Path, error: OSError) -> LedgerError:
     )
 
 
-def _worst(releases: Sequence[Release]) -> Release:
+def _costliest_release(releases: Sequence[Release]) -> Release:
     """As costly as the costliest of these, for either unit; unprotected where none is known."""
     protected = [one for one in releases if one.mechanism is Mechanism.GAUSSIAN]
     if not protected:
-        return Release(kind=Kind.TORN, mechanism=Mechanism.NONE, run="", round=0)
-    worst = max(protected, key=partial(_price, Unit.UTTERANCE))
-    user = max(protected, key=partial(_price, Unit.USER)).user
+        return Release(kind=ReleaseKind.TORN, mechanism=Mechanism.NONE, run="", round=0)
+    worst = max(protected, key=partial(_release_epsilon, PrivacyUnit.UTTERANCE))
+    user = max(protected, key=partial(_release_epsilon, PrivacyUnit.USER)).user
     if worst.user and not worst.noise_multiplier:
-        # What a user's noise does for an utterance must hold beside another user's noise, or none.
+        # The user's noise protects an utterance too: against another user's noise, or none.
         noise, bound = worst.user.noise_multiplier / 2, worst.user.clip_norm
         worst = replace(worst, noise_multiplier=noise, sensitivity=bound, sample_rate=1.0, steps=1)
-    return replace(worst, kind=Kind.TORN, user=user)
+    return replace(worst, kind=ReleaseKind.TORN, user=user)
 
 
-def _price(unit: Unit, release: Release) -> float:
-    """What one release costs alone, to tell which is the costliest."""
-    return accountant.epsilon([release], 1e-5, unit=unit, fast=True)
+def _release_epsilon(unit: PrivacyUnit, release: Release) -> float:
+    """Epsilon of one release alone, to tell which is the costliest."""
+    return accountant.compute_epsilon([release], 1e-5, unit=unit, fast=True)

@@ -1,6 +1,6 @@
-"""What left a device, described; ``accountant`` says what it cost.
+"""Releases of a device, described; ``accountant`` computes what they cost.
 
-Describe first, price later (the design of ``dp_accounting.DpEvent``): a release is a frozen
+Describe first, account later (the design of ``dp_accounting.DpEvent``): a release is a frozen
 record of public facts. Nothing here computes an epsilon.
 """
 
@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from typing import Any, Final
 
-from sottovoce.shared import check
+from sottovoce.shared import validation
 from sottovoce.shared.errors import LedgerError, SettingError
-from sottovoce.shared.privacy.bands import Bands
+from sottovoce.shared.privacy.banded_noise import BandedNoise
 
-GRAIN: Final = 1e-4
-"""What a sum whose noise is discrete but ``fine`` costs beyond a Gaussian, in epsilon and in the
-logarithm of delta: see ``secagg.price.grain``."""
+DISCRETISATION_SLACK: Final = 1e-4
+"""What a sum of discrete but ``near_gaussian`` noise costs beyond a Gaussian, in epsilon and in the
+logarithm of delta: see ``noise_accounting.discretisation_slack``."""
 
 
-class Kind(StrEnum):
+class ReleaseKind(StrEnum):
     """What a release was made for."""
 
     CENTRE = "centre"
@@ -38,14 +38,14 @@ class Mechanism(StrEnum):
     NONE = "none"
 
 
-class Unit(StrEnum):
-    """Whose presence a promise hides."""
+class PrivacyUnit(StrEnum):
+    """Whose presence a guarantee hides."""
 
     UTTERANCE = "utterance"
     USER = "user"
 
 
-class NoisedBy(StrEnum):
+class NoiseSource(StrEnum):
     """Who adds the noise that hides a user, and so who must be trusted with what came before.
 
     ``server``: it sees every update and noises their sum before anybody else sees it.
@@ -55,48 +55,53 @@ class NoisedBy(StrEnum):
     """
 
     SERVER = "server"
-    SHARES = "shares"
+    DISTRIBUTED = "shares"
     DEVICES = "devices"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UserNoise:
+class SumMechanism:
     """What hides one user in the noised sum that a release goes into.
 
     Attributes:
         noise_multiplier: Standard deviation of the sum's noise over ``clip_norm``, above 0; where
-            noise hangs together, that of one independent draw over what one round of a user moves.
+            noise is correlated, that of one independent draw over what one round of a user moves.
         clip_norm: L2 bound on what one user adds to the sum, in the units of the release, above 0.
         noised_by: Who adds that noise.
         sample_rate: Chance that a user joins a sum (Poisson), in (0, 1].
         sums: How many sums like this one the record covers, at least 1.
         discrete: Whether the noise is a sum of discrete Gaussians, which has no closed
-            privacy-loss distribution; unless it is ``fine`` its Renyi divergence prices it.
-        fine: Whether such noise lies on a lattice so fine that no two worlds are further apart
-            than under a Gaussian, but for ``GRAIN``. Who adds it must have checked.
-        bands: How the noise of a run's rounds hangs together; None where each has its own. Then
-            records of one run add up only because its rounds lie apart: see ``accountant``.
+            privacy-loss distribution; unless it is ``near_gaussian``, its Renyi divergence is
+            accounted for.
+        near_gaussian: Whether such noise lies on a lattice so fine that it costs no more than a
+            Gaussian but for ``DISCRETISATION_SLACK``. Who adds it must have checked.
+        bands: How the noise of a run's rounds is correlated; None where it is independent. Records
+            of one run with bands add up only because a user's rounds are separated: see
+            ``accountant``.
     """
 
     noise_multiplier: float
     clip_norm: float
-    noised_by: NoisedBy
+    noised_by: NoiseSource
     sample_rate: float = 1.0
     sums: int = 1
     discrete: bool = False
-    fine: bool = False
-    bands: Bands | None = None
+    near_gaussian: bool = False
+    bands: BandedNoise | None = None
 
     def __post_init__(self) -> None:
-        check.positive(noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm)
-        check.rate(sample_rate=self.sample_rate)
-        check.at_least(1, sums=self.sums)
-        if self.fine and not (self.discrete and self.sample_rate == 1):
+        validation.require_positive(
+            noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm
+        )
+        validation.require_rate(sample_rate=self.sample_rate)
+        validation.require_at_least(1, sums=self.sums)
+        if self.near_gaussian and not (self.discrete and self.sample_rate == 1):
             raise SettingError(
-                "fine says how discrete noise is priced, in sums of whoever is there"
+                "near_gaussian is for discrete noise in sums without sampling: set discrete, and "
+                "a sample_rate of 1"
             )
         plain = self.sample_rate == 1 and self.sums == 1 and not self.discrete
-        if self.bands and not (plain and self.noised_by is NoisedBy.SERVER):
+        if self.bands and not (plain and self.noised_by is NoiseSource.SERVER):
             raise SettingError(
                 "bands go with noise that the server adds to each sum, without sampling: "
                 f"noised_by is {self.noised_by.value}, sample_rate {self.sample_rate:g}, sums "
@@ -104,27 +109,34 @@ class UserNoise:
             )
 
     @property
-    def spread(self) -> float:
+    def noise_std(self) -> float:
         """Standard deviation of one independent draw, in the units of ``clip_norm``."""
-        spread = self.noise_multiplier * self.clip_norm
-        return spread * self.bands.norm if self.bands else spread
+        std = self.noise_multiplier * self.clip_norm
+        return std * self.bands.column_norm if self.bands else std
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON's view; it is silent on what is not so, as records of before were."""
+        """JSON's view; what does not apply is left out, as in the records of earlier releases.
+
+        The keys are those of every ledger's lines, so they do not follow the fields' names:
+        ``near_gaussian`` is written as ``fine``.
+        """
         record = asdict(self)
-        for name in ("bands", "fine"):
-            if not record[name]:
-                del record[name]
+        near_gaussian = record.pop("near_gaussian")
+        if near_gaussian:
+            record["fine"] = near_gaussian
+        del record["bands"]
+        if self.bands:
+            record["bands"] = self.bands.to_dict()
         return record
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "UserNoise":
+    def from_dict(cls, record: Mapping[str, Any]) -> "SumMechanism":
         """Read it back; the caller turns what is raised into its own error."""
         values = dict(record)
-        values["noised_by"] = NoisedBy(values["noised_by"])
+        values["noised_by"] = NoiseSource(values["noised_by"])
         if values.get("bands") is not None:
-            values["bands"] = Bands.from_dict(values["bands"])
-        return cls(**values)
+            values["bands"] = BandedNoise.from_dict(values["bands"])
+        return cls(near_gaussian=values.pop("fine", False), **values)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +158,7 @@ class Release:
         user: What hides the whole user in the sum that this goes into; None where nothing does.
     """
 
-    kind: Kind
+    kind: ReleaseKind
     mechanism: Mechanism
     run: str
     round: int
@@ -154,16 +166,18 @@ class Release:
     sample_rate: float = 1.0
     steps: int = 1
     sensitivity: float = 0.0
-    user: UserNoise | None = None
+    user: SumMechanism | None = None
 
     def __post_init__(self) -> None:
-        check.rate(sample_rate=self.sample_rate)
-        check.at_least(1, steps=self.steps)
-        check.not_negative(round=self.round, sensitivity=self.sensitivity)
+        validation.require_rate(sample_rate=self.sample_rate)
+        validation.require_at_least(1, steps=self.steps)
+        validation.require_non_negative(round=self.round, sensitivity=self.sensitivity)
         if self.mechanism is Mechanism.GAUSSIAN and not (self.user and not self.noise_multiplier):
-            check.positive(noise_multiplier=self.noise_multiplier, sensitivity=self.sensitivity)
+            validation.require_positive(
+                noise_multiplier=self.noise_multiplier, sensitivity=self.sensitivity
+            )
         else:
-            check.not_negative(noise_multiplier=self.noise_multiplier)
+            validation.require_non_negative(noise_multiplier=self.noise_multiplier)
         if self.user and self.mechanism is not Mechanism.GAUSSIAN:
             raise SettingError(
                 f"a release of mechanism {self.mechanism.value!r} names noise that hides its user; "
@@ -188,9 +202,9 @@ class Release:
         try:
             user = record["user"]
             values = record | {
-                "kind": Kind(record["kind"]),
+                "kind": ReleaseKind(record["kind"]),
                 "mechanism": Mechanism(record["mechanism"]),
-                "user": None if user is None else UserNoise.from_dict(user),
+                "user": None if user is None else SumMechanism.from_dict(user),
             }
             return cls(**values)
         except (TypeError, ValueError, KeyError, SettingError) as error:

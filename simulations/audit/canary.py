@@ -1,9 +1,9 @@
 """The worst utterance: one that an attacker knows, sees alone, and that moves all it can.
 
-The canary's row points far along one direction, so that it fills every clip whatever the user's
-mean is. The server, which may send what it likes, sends in every round a model that bets against
-the canary's label along that direction. What moves when the canary comes in is known but for the
-noise, so the likelihood ratio of Gaussians is a linear score (Nasr et al. 2021, 2023).
+The canary's row points far along one direction, so that it reaches every clip norm whatever the
+user's mean is. The server, which may send what it likes, sends in every round a model that bets
+against the canary's label along that direction. What moves when the canary is in is known but for
+the noise, so the likelihood ratio of Gaussians is a linear score (Nasr et al. 2021, 2023).
 """
 
 from collections.abc import Callable
@@ -13,158 +13,185 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sottovoce.shared import normaliser, seeds
-from sottovoce.shared.examples import Examples, join
-from sottovoce.shared.front import Front
-from sottovoce.shared.models.flat import load_flat
-from sottovoce.shared.models.spec import build
-from sottovoce.shared.privacy.noise import SeededNoise
-from sottovoce.simulations.audit import bounds
-from sottovoce.simulations.audit.bounds import Bound, Floats
-from sottovoce.simulations.audit.sight import witnessed
-from sottovoce.simulations.audit.subject import Asked, Course, Seen, Subject, hushed, live
+from sottovoce.shared import seeding
+from sottovoce.shared.models.examples import Examples, concatenate_examples
+from sottovoce.shared.models.parameters import load_parameters
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
+from sottovoce.shared.speaker import normalisation
+from sottovoce.simulations.audit import epsilon_bounds
+from sottovoce.simulations.audit.adversary_view import observe
+from sottovoce.simulations.audit.device_under_test import (
+    DeviceUnderTest,
+    Observation,
+    StatisticsRequest,
+    Transcript,
+    nearly_noiseless,
+    run_trial,
+)
+from sottovoce.simulations.audit.epsilon_bounds import EpsilonBound, Floats
 
-FAR = 1e3
-"""Length of a canary's row in front units, where usual rows are about 1 long."""
+CANARY_NORM = 1e3
+"""Norm of a canary's row after the projection, where usual rows have a norm of about 1."""
 
-BET = 10.0
+CANARY_LOGIT = 10.0
 """Logit by which the server's model bets against the canary: sure of it, and so still unsure of
 utterances that lie across, whose gradients then show which way the user's mean has moved."""
 
-Progress = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Direction:
-    """Along what a canary moves each thing that is sent.
+class CanaryDirection:
+    """The direction in which a canary moves each message.
 
     Attributes:
         label: The canary's class.
-        row: Its direction in front space, shape (inputs,), of length 1.
-        own: Its own gradient's part of an update, shape (params,).
-        others: How far it moves all others' gradients by moving the user's mean, (params,).
-        answer: How it moves the head statistics, shape (WIDTH,); none where they are not asked for.
+        row: Its direction after the projection, shape (inputs,), a unit vector.
+        own_gradient: Its own gradient's part of an update, shape (params,).
+        effect_on_others: How far it moves all others' gradients by moving the user's mean, shape
+            (params,).
+        effect_on_statistics: How it moves the head statistics, shape (WIDTH,); empty where they are
+            not asked for.
     """
 
     label: int
     row: Tensor
-    own: Tensor
-    others: Tensor
-    answer: Tensor
+    own_gradient: Tensor
+    effect_on_others: Tensor
+    effect_on_statistics: Tensor
 
-    def statistics(self, seen: Seen) -> list[float]:
-        """All that can tell: counts, centre, the mean update along both directions, the answer."""
-        classes = len(seen.enrolment) - len(self.row)
-        mean = seen.updates.double().mean(0)
+    def compute_statistics(self, observation: Observation) -> list[float]:
+        """Test statistics: counts, centre, the mean update along both directions, the answer."""
+        classes = len(observation.enrolment) - len(self.row)
+        mean = observation.updates.double().mean(0)
         return [
-            float(seen.enrolment[self.label]),
-            float(seen.enrolment[classes:] @ self.row),
-            float(mean @ _unit(self.own)),
-            float(mean @ _unit(self.others)),
-            *([float(seen.answer.double() @ _unit(self.answer))] if len(self.answer) else []),
+            float(observation.enrolment[self.label]),
+            float(observation.enrolment[classes:] @ self.row),
+            float(mean @ _unit(self.own_gradient)),
+            float(mean @ _unit(self.effect_on_others)),
+            *(
+                [float(observation.head_statistics.double() @ _unit(self.effect_on_statistics))]
+                if len(self.effect_on_statistics)
+                else []
+            ),
         ]
 
 
-def utterance(front: Front, rows: Tensor, labels: list[int]) -> Examples:
-    """Utterances whose rows in front space are these, as raw features.
+def examples_from_rows(projection: PublicProjection, rows: Tensor, labels: list[int]) -> Examples:
+    """Utterances whose projected rows are these, as raw features.
 
     Args:
-        front: The public front; its inputs must not outnumber its features.
+        projection: The public projection; its inputs must not outnumber its features.
         rows: Shape (utterances, inputs).
         labels: One class an utterance.
     """
-    back = torch.linalg.pinv(front.matrix.double())
-    features = front.mean.double() + rows.double() @ back
+    back = torch.linalg.pinv(projection.matrix.double())
+    features = projection.mean.double() + rows.double() @ back
     ones = torch.ones(len(rows), dtype=torch.int64)
     classes = torch.tensor(labels, dtype=torch.int64)
     return Examples(features=features.float(), frames=ones, labels=classes)
 
 
-def canary(course: Course, seed: int) -> tuple[Course, Examples, Tensor]:
-    """The course of a server that looks for a canary, the canary, and its row.
+def design_canary(transcript: Transcript, seed: int) -> tuple[Transcript, Examples, Tensor]:
+    """The transcript of a server that looks for a canary, the canary, and its row.
 
     Returns:
-        The course, whose model bets against the canary in every round; the utterance as raw
-        features; its direction in front space, shape (inputs,).
+        The transcript, whose model bets against the canary in every round; the utterance as raw
+        features; its direction after the projection, shape (inputs,).
     """
-    draws = seeds.torch_rng(seed, "audit", "canary")
-    row = _unit(torch.randn(course.front.inputs, generator=draws))
-    course = _sending(course, _betting(course, row))
-    far = (course.centre + FAR * row)[None]
-    return course, utterance(course.front, far, [_unlikely(course, row)]), row
-
-
-def aim(course: Course, others: Examples, placed: Examples, row: Tensor) -> Direction:
-    """How updates move: three lives that the attacker lives for itself, without noise."""
-    quiet = hushed(course.constant(1))
-    lives = [live(quiet, held, 0) for held in (join([others, placed]), others, placed)]
-    both, without, alone = (one.updates[0].double() for one in lives)
-    return Direction(
-        label=int(placed.labels[0]),
-        row=row,
-        own=alone,
-        others=both - without - alone,
-        answer=(lives[0].answer - lives[1].answer).double(),
+    draws = seeding.torch_rng(seed, "audit", "canary")
+    row = _unit(torch.randn(transcript.projection.output_size, generator=draws))
+    transcript = _with_model_every_round(transcript, _adversarial_weights(transcript, row))
+    far = (transcript.centre + CANARY_NORM * row)[None]
+    return (
+        transcript,
+        examples_from_rows(transcript.projection, far, [_least_likely_class(transcript, row)]),
+        row,
     )
 
 
-def scores(
-    course: Course,
+def measure_direction(
+    transcript: Transcript, others: Examples, canary: Examples, row: Tensor
+) -> CanaryDirection:
+    """How updates move: three trials that the attacker runs itself, without noise."""
+    quiet = nearly_noiseless(transcript.with_constant_model(1))
+    observations = [
+        run_trial(quiet, examples, 0)
+        for examples in (concatenate_examples([others, canary]), others, canary)
+    ]
+    both, without, alone = (one.updates[0].double() for one in observations)
+    return CanaryDirection(
+        label=int(canary.labels[0]),
+        row=row,
+        own_gradient=alone,
+        effect_on_others=both - without - alone,
+        effect_on_statistics=(
+            observations[0].head_statistics - observations[1].head_statistics
+        ).double(),
+    )
+
+
+def collect_statistics(
+    transcript: Transcript,
     others: Examples,
     *,
-    lives: int,
+    trials: int,
     seed: int,
-    whole: bool = False,
-    progress: Progress = lambda _what, _done, _total: None,
+    user_level: bool = False,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> tuple[Floats, Floats]:
-    """Statistics of many lives without and with the canary.
+    """Test statistics of many trials without and with the canary.
 
     Args:
-        course: What the server asks; its model is bent against the canary.
+        transcript: What the server asks; its model is set against the canary.
         others: The device's own utterances as raw features.
-        lives: How many lives of each kind.
+        trials: How many of each kind.
         seed: Decides the canary and all noise.
-        whole: Whether the canary is all that the user has, as many utterances as the others, and
-            is looked for in the sums over users; then the promise to a user is audited.
-        progress: Takes (what, done, total).
+        user_level: Whether the canary is all that the user has, as many utterances as the others,
+            and is looked for in the sums over users; then user-level privacy is audited.
+        on_progress: Takes (what, done, total).
 
     Returns:
-        Without and with the canary, each shape (lives, statistics).
+        Without and with the canary, each shape (trials, statistics).
     """
-    course, placed, row = canary(course, seed)
-    if whole:
-        placed, others = (
-            placed.take(torch.zeros(len(others), dtype=torch.int64)),
-            others.take(torch.zeros(0, dtype=torch.int64)),
+    transcript, canary, row = design_canary(transcript, seed)
+    if user_level:
+        canary, others = (
+            canary.select(torch.zeros(len(others), dtype=torch.int64)),
+            others.select(torch.zeros(0, dtype=torch.int64)),
         )
-    towards = aim(course, others, placed, row)
-    held = others, join([others, placed])
+    direction = measure_direction(transcript, others, canary, row)
+    device_examples = others, concatenate_examples([others, canary])
     found: tuple[list[list[float]], list[list[float]]] = ([], [])
-    for number in range(lives):
+    for number in range(trials):
         for kind in (0, 1):
-            own = seeds.derive(seed, "audit", "life", number, kind)
-            seen = live(course, held[kind], own)
-            found[kind].append(towards.statistics(witnessed(course, seen, own) if whole else seen))
-        progress("lives of the canary's device", number + 1, lives)
+            own = seeding.derive_seed(seed, "audit", "life", number, kind)
+            seen = run_trial(transcript, device_examples[kind], own)
+            found[kind].append(
+                direction.compute_statistics(observe(transcript, seen, own) if user_level else seen)
+            )
+        on_progress("trials of the canary's device", number + 1, trials)
     return np.array(found[0]), np.array(found[1])
 
 
-def judged(
-    without: Floats, present: Floats, *, delta: float, confidence: float, learns: float = 0.3
-) -> Bound:
-    """Lower bounds from statistics; the first lives teach the score, the others are counted.
+def bound_epsilon(
+    absent: Floats, present: Floats, *, delta: float, confidence: float, training_share: float = 0.3
+) -> EpsilonBound:
+    """Lower bounds from statistics; the first trials fit the score, the others are counted.
 
     Args:
-        without: Statistics without the canary, shape (lives, statistics).
+        absent: Statistics without the canary, shape (trials, statistics).
         present: With it, likewise.
         delta: Of the promise.
         confidence: Of each bound.
-        learns: Share of the lives that teach the score and the threshold.
+        training_share: Share of the trials that fit the score and the threshold.
     """
-    cut = max(2, int(learns * len(without)))
-    weights = _discriminant(without[:cut], present[:cut])
-    first, second = without @ weights, present @ weights
-    return bounds.many_runs(
+    cut = max(2, int(training_share * len(absent)))
+    weights = _discriminant(absent[:cut], present[:cut])
+    first, second = absent @ weights, present @ weights
+    return epsilon_bounds.bound_from_trials(
         (first[:cut], second[:cut]),
         (first[cut:], second[cut:]),
         delta=delta,
@@ -172,106 +199,112 @@ def judged(
     )
 
 
-def first_message(
-    course: Course, *, lives: int, seed: int, delta: float, confidence: float
-) -> Bound:
-    """The same for a device's share of the centre alone, over very many lives.
+def bound_first_message(
+    transcript: Transcript, *, trials: int, seed: int, delta: float, confidence: float
+) -> EpsilonBound:
+    """The same for a device's share of the centre alone, over very many trials.
 
-    The device holds nothing but the canary, or nothing. It is the cheapest release, so it shows
-    what no hundreds of whole lives could: that one without noise costs more than any finite claim.
+    The device holds nothing but the canary, or nothing. It is the quickest release, so it shows
+    what hundreds of whole trials could not: without noise it costs more than any finite claim.
     A bound on a part is a bound on the whole.
     """
-    settings = course.plan.centre
-    row = torch.randn(course.front.inputs, generator=seeds.torch_rng(seed, "audit", "first"))
-    alone = (course.centre + FAR * _unit(row))[None]
-    held = alone[:0], alone
-    draws = SeededNoise(seeds.torch_rng(seed, "audit", "first message"))
+    settings = transcript.plan.centre
+    row = torch.randn(
+        transcript.projection.output_size, generator=seeding.torch_rng(seed, "audit", "first")
+    )
+    alone = (transcript.centre + CANARY_NORM * _unit(row))[None]
+    draws = SeededGaussianSampler(seeding.torch_rng(seed, "audit", "first message"))
     if settings is None:
-        return Bound(epsilon=0.0, epsilon_gaussian=0.0, mu=0.0, ceiling=0.0, lives=0)
+        return EpsilonBound(epsilon=0.0, epsilon_gaussian=0.0, mu=0.0, ceiling=0.0, trials=0)
     found = [
         np.array(
             [
-                float(normaliser.released_sum(mine, settings, draws) @ _unit(row))
-                for _ in range(lives)
+                float(normalisation.release_sum(mine, settings, draws) @ _unit(row))
+                for _ in range(trials)
             ]
         )[:, None]
-        for mine in held
+        for mine in (alone[:0], alone)
     ]
-    return judged(*found, delta=delta, confidence=confidence, learns=0.05)
+    return bound_epsilon(*found, delta=delta, confidence=confidence, training_share=0.05)
 
 
-def last_message(
-    course: Course, *, lives: int, seed: int, delta: float, confidence: float
-) -> Bound | None:
+def bound_last_message(
+    transcript: Transcript, *, trials: int, seed: int, delta: float, confidence: float
+) -> EpsilonBound | None:
     """The same for a device's head statistics alone; None where nothing is asked.
 
-    The device enrols once, with the canary or with nothing; what differs from life to life is the
-    noise of its answer.
+    The device enrols once, with the canary or with nothing; trials differ only by the noise of its
+    answer.
     """
-    if course.asked is None or course.plan.calibration is None:
+    if transcript.statistics_request is None or transcript.plan.calibration is None:
         return None
-    course, placed, row = canary(course, seed)
-    nothing = placed.take(slice(0))
-    towards = _unit(aim(course, nothing, placed, row).answer)
+    transcript, canary, row = design_canary(transcript, seed)
+    nothing = canary.select(slice(0))
+    effect = measure_direction(transcript, nothing, canary, row).effect_on_statistics
     found = []
-    for kind, held in enumerate((nothing, placed)):
-        subject = Subject(held, course.plan.labels, seed)
-        subject.enrol(course)
-        noises = [seeds.derive(seed, "audit", "last message", kind, n) for n in range(lives)]
-        along = [float(one.double() @ towards) for one in subject.answers(course, noises)]
+    for kind, examples in enumerate((nothing, canary)):
+        subject = DeviceUnderTest(examples, transcript.plan.labels, seed)
+        subject.enrol(transcript)
+        noises = [
+            seeding.derive_seed(seed, "audit", "last message", kind, n) for n in range(trials)
+        ]
+        along = [
+            float(one.double() @ _unit(effect))
+            for one in subject.sample_statistics(transcript, noises)
+        ]
         found.append(np.array(along)[:, None])
-    return judged(*found, delta=delta, confidence=confidence, learns=0.05)
+    return bound_epsilon(*found, delta=delta, confidence=confidence, training_share=0.05)
 
 
-def _sending(course: Course, weights: Tensor) -> Course:
-    """The course of a server that sends one model in every round, and asks about it at the end.
+def _with_model_every_round(transcript: Transcript, weights: Tensor) -> Transcript:
+    """The transcript of a server that sends one model in every round, and asks about it at the end.
 
-    Ranges are told less the first one, where no score of an utterance lies that the model bets
-    against: so its answer is as long as one may be.
+    The query subtracts the first range, in which no score of an utterance lies that the model bets
+    against, so the answer has the largest norm there is.
     """
-    course = replace(course, weights=[weights] * len(course.weights))
-    if course.asked is None:
-        return course
-    shares = torch.zeros_like(course.asked.question.shares)
+    transcript = replace(transcript, weights=[weights] * len(transcript.weights))
+    if transcript.statistics_request is None:
+        return transcript
+    shares = torch.zeros_like(transcript.statistics_request.query.shares)
     shares[0] = 1.0
-    question = replace(course.asked.question, shares=shares)
-    return replace(course, asked=Asked(weights=weights, question=question))
+    query = replace(transcript.statistics_request.query, shares=shares)
+    return replace(transcript, statistics_request=StatisticsRequest(weights=weights, query=query))
 
 
-def _discriminant(without: Floats, present: Floats) -> Floats:
+def _discriminant(absent: Floats, present: Floats) -> Floats:
     """Fisher's linear discriminant (1936), shape (statistics,)."""
-    apart = present.mean(0) - without.mean(0)
-    scale = np.maximum(without.std(0) + present.std(0), 1e-9 * (np.abs(apart).max() + 1e-300))
-    spread = (np.cov((without / scale).T) + np.cov((present / scale).T)) / 2
-    spread = np.atleast_2d(spread) + 1e-3 * np.eye(len(apart))
-    weights: Floats = np.linalg.solve(spread, apart / scale) / scale
+    difference = present.mean(0) - absent.mean(0)
+    scale = np.maximum(absent.std(0) + present.std(0), 1e-9 * (np.abs(difference).max() + 1e-300))
+    covariance = (np.cov((absent / scale).T) + np.cov((present / scale).T)) / 2
+    covariance = np.atleast_2d(covariance) + 1e-3 * np.eye(len(difference))
+    weights: Floats = np.linalg.solve(covariance, difference / scale) / scale
     return weights
 
 
-def _betting(course: Course, row: Tensor) -> Tensor:
-    """The server's model, bent where it is linear: whatever lies along ``row`` is not that class.
+def _adversarial_weights(transcript: Transcript, row: Tensor) -> Tensor:
+    """The server's model; a linear one is changed to deny its class to all that lies along ``row``.
 
     Shape (params,).
     """
-    weights, spec = course.weights[0].clone(), course.plan.model
+    weights, spec = transcript.weights[0].clone(), transcript.plan.model
     if spec.kind == "linear" and not spec.reads_frames:
-        bend = BET / (course.front.length or FAR)
-        place = _unlikely(course, row) * spec.inputs
-        weights[place : place + spec.inputs] -= bend * row
+        slope = CANARY_LOGIT / (transcript.projection.row_norm or CANARY_NORM)
+        start = _least_likely_class(transcript, row) * spec.inputs
+        weights[start : start + spec.inputs] -= slope * row
     return weights
 
 
-def _unlikely(course: Course, row: Tensor) -> int:
+def _least_likely_class(transcript: Transcript, row: Tensor) -> int:
     """The class that the server's model believes least of an utterance along ``row``."""
-    model = build(course.plan.model, seed=0).eval()
-    load_flat(model, course.weights[0])
-    read = row * (course.front.length or FAR)
+    model = build_network(transcript.plan.model, seed=0).eval()
+    load_parameters(model, transcript.weights[0])
+    inputs = row * (transcript.projection.row_norm or CANARY_NORM)
     with torch.no_grad():
-        logits = model(read[None], torch.ones(1, dtype=torch.int64))[0]
-    return int((logits - course.class_weights.log()).argmin())
+        logits = model(inputs[None], torch.ones(1, dtype=torch.int64))[0]
+    return int((logits - transcript.class_weights.log()).argmin())
 
 
 def _unit(vector: Tensor) -> Tensor:
-    """Of length 1, float64 where it was; zeros stay zeros."""
-    directed: Tensor = vector / torch.linalg.vector_norm(vector).clamp(min=1e-12)
-    return directed
+    """Scale a vector to norm 1; zeros stay zeros."""
+    unit: Tensor = vector / torch.linalg.vector_norm(vector).clamp(min=1e-12)
+    return unit

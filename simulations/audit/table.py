@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-from sottovoce.simulations.runfile import Json
+from sottovoce.simulations.results.schema import Json
 
 _HEADS = {"as_run": "this run", "noise_off": "privacy off"}
-_MANY = {
+_BOUND_NAMES = {
     "many_run": "epsilon of an utterance",
     "first_message": "epsilon of the first message",
     "last_message": "epsilon of the last message",
@@ -13,26 +13,26 @@ _MANY = {
 }
 
 
-def table(audit: Json) -> list[str]:
+def format_table(audit: Json) -> list[str]:
     """The audit for people: what was attacked, what each attack reached, the verdict last."""
     attacks = audit["attacks"]
     columns = {key: dict(_cells(found)) for key, found in attacks.items()}
     names = list(dict.fromkeys(name for cells in columns.values() for name in cells))
     rows = [("attack", *(_HEADS[name] for name in attacks))]
     rows += [(name, *(cells.get(name, "") for cells in columns.values())) for name in names]
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     ]
     return [
         _heading(audit),
-        f"the attacker sees {audit.get('sees', 'all')}",
+        f"the attacker sees {audit.get('threat_model', 'all')}",
         "",
         *lines,
         "",
-        *_trap(audit),
-        verdict(audit),
+        *_exact_normaliser_lines(audit),
+        format_verdict(audit),
     ]
 
 
@@ -47,13 +47,13 @@ def _heading(audit: Json) -> str:
 
 def _cells(found: Json) -> Iterator[tuple[str, str]]:
     """Every figure of one column, by its name."""
-    for key, words in _MANY.items():
+    for key, words in _BOUND_NAMES.items():
         if key in found:
-            yield words, f">= {found[key]['epsilon']:.2f} ({found[key]['lives']} lives)"
+            yield words, f">= {found[key]['epsilon']:.2f} ({found[key]['trials']} trials)"
             yield f"  if Gaussian ({words})", f">= {found[key]['epsilon_gaussian']:.2f}"
     if "one_run" in found:
         one = found["one_run"]
-        yield f"epsilon, one life, {one['canaries']} canaries", f">= {one['epsilon']:.2f}"
+        yield f"epsilon, one run, {one['canaries']} canaries", f">= {one['epsilon']:.2f}"
     for whose, member in found["membership"].items():
         yield f"membership of one {whose}: AUC", f"{member['auc']:.3f}"
         yield f"  found at 1 % false alarms ({whose})", f"{member['tpr']:.3f}"
@@ -75,18 +75,18 @@ def _parts(parts: Json) -> str:
     return " / ".join(f"{value:.3f}" for value in parts.values())
 
 
-def _trap(audit: Json) -> Iterator[str]:
+def _exact_normaliser_lines(audit: Json) -> Iterator[str]:
     """What an exact normaliser would have cost."""
-    trap = audit.get("normaliser_trap")
-    if trap:
+    attack = audit.get("exact_normaliser_attack")
+    if attack:
         yield (
             "with an exact normaliser that nobody booked: "
-            f"epsilon >= {trap['epsilon']:.2f}, if it were Gaussian >= "
-            f"{trap['epsilon_gaussian']:.2f} ({trap['lives']} lives)"
+            f"epsilon >= {attack['epsilon']:.2f}, if it were Gaussian >= "
+            f"{attack['epsilon_gaussian']:.2f} ({attack['trials']} trials)"
         )
 
 
-def verdict(audit: Json) -> str:
+def format_verdict(audit: Json) -> str:
     """Whether the attacks stayed below the claim."""
     lower, claim = audit["epsilon_lower"], audit["epsilon"]
     if claim is None:

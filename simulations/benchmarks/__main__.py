@@ -15,22 +15,26 @@ from typing import Any
 
 import torch
 
-from sottovoce.shared.models.flat import count
-from sottovoce.shared.models.spec import build
-from sottovoce.simulations.benchmarks.benches import (
-    OWN,
-    PLAIN,
-    PRIVATE,
-    SIMULATED,
-    Bench,
-    benches,
-    sizes,
+from sottovoce.shared.models.parameters import count_parameters
+from sottovoce.shared.models.spec import build_network
+from sottovoce.simulations.benchmarks.harnesses import compare_harnesses
+from sottovoce.simulations.benchmarks.local_engine import (
+    SMALL,
+    compare_workers,
+    measure_peak_memory,
 )
-from sottovoce.simulations.benchmarks.engines import SMALL, peaks, workers
-from sottovoce.simulations.benchmarks.harnesses import harnesses
-from sottovoce.simulations.engines.threads import keep_memory
+from sottovoce.simulations.benchmarks.microbenchmarks import (
+    DEVICE_PRIVATE_STEP,
+    NON_PRIVATE_STEP,
+    PYTORCH_STEP,
+    SIMULATED_PRIVATE_STEP,
+    Benchmark,
+    list_benchmarks,
+    measure_sizes,
+)
+from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
-_WARM_MS = 10.0
+_MIN_TIMED_MS = 10.0
 """What is quicker is called several times in a row: a step of a small head after something large
 measures how a processor forgets."""
 
@@ -40,19 +44,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--repeats", type=int, default=15, help="measured calls of each bench")
-    parser.add_argument("--turns", type=int, default=5, help="runs of each engine")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each engine")
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    keep_memory()  # as a simulation's processes do
+    retain_freed_memory()  # as a simulation's processes do
     with tempfile.TemporaryDirectory() as folder:
         times = _measure(Path(folder), arguments.repeats)
-        counted = sizes(Path(folder))
+        counted = measure_sizes(Path(folder))
     on_engines = {
-        "parameters": count(build(SMALL.spec, 0)),
-        "harnesses": harnesses(arguments.turns, pfl=not arguments.no_pfl),
-        "peak_mib": peaks(),
-        **workers(arguments.turns),
+        "parameters": count_parameters(build_network(SMALL.spec, 0)),
+        "harnesses": compare_harnesses(arguments.runs, pfl=not arguments.no_pfl),
+        "peak_mib": measure_peak_memory(),
+        **compare_workers(arguments.runs),
     }
     result = {
         "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
@@ -61,26 +65,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "median_ms": {name: statistics.median(found) for name, found in times.items()},
         "spread_ms": {name: [min(found), max(found)] for name, found in times.items()},
-        "private_to_plain": _ratios(times, PRIVATE),
-        "simulated_to_plain": _ratios(times, SIMULATED),
-        "simulated_to_own": _ratios(times, SIMULATED, OWN),
+        "private_to_plain": _ratios(times, DEVICE_PRIVATE_STEP),
+        "simulated_to_plain": _ratios(times, SIMULATED_PRIVATE_STEP),
+        "simulated_to_own": _ratios(times, SIMULATED_PRIVATE_STEP, NON_PRIVATE_STEP),
         "bytes": counted,
         "engines": on_engines,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "benchmarks.md").write_text(page(result))
-    sys.stdout.write(page(result))
+    (arguments.out / "benchmarks.md").write_text(format_page(result))
+    sys.stdout.write(format_page(result))
     return 0
 
 
 def _measure(folder: Path, repeats: int) -> dict[str, list[float]]:
-    """CPU milliseconds of a call, all benches taking turns."""
-    works = dict(benches(folder))
+    """CPU milliseconds of a call, all benches interleaved."""
+    works = dict(list_benchmarks(folder))
     calls = {}
     for name, work in works.items():
         work()  # whatever is made once
-        calls[name] = max(1, math.ceil(_WARM_MS / _cpu_ms(work, 1)))
+        calls[name] = max(1, math.ceil(_MIN_TIMED_MS / _cpu_ms(work, 1)))
     times: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(repeats):
         for name, work in works.items():
@@ -88,7 +92,7 @@ def _measure(folder: Path, repeats: int) -> dict[str, list[float]]:
     return times
 
 
-def _cpu_ms(work: Bench, calls: int) -> float:
+def _cpu_ms(work: Benchmark, calls: int) -> float:
     """CPU milliseconds of one of several calls in a row."""
     started = time.process_time()
     for _ in range(calls):
@@ -96,8 +100,8 @@ def _cpu_ms(work: Bench, calls: int) -> float:
     return max(1e3 * (time.process_time() - started) / calls, 1e-3)
 
 
-def _ratios(times: dict[str, list[float]], kind: str, to: str = PLAIN) -> dict[str, float]:
-    """Of the medians of a ``kind`` of step and of another, which took turns."""
+def _ratios(times: dict[str, list[float]], kind: str, to: str = PYTORCH_STEP) -> dict[str, float]:
+    """Of the medians of a ``kind`` of step and of another, which were interleaved."""
     models = [name.removeprefix(to) for name in times if name.startswith(to)]
     return {
         model: statistics.median(times[kind + model]) / statistics.median(times[to + model])
@@ -105,10 +109,10 @@ def _ratios(times: dict[str, list[float]], kind: str, to: str = PLAIN) -> dict[s
     }
 
 
-def page(found: Mapping[str, Any]) -> str:
+def format_page(found: Mapping[str, Any]) -> str:
     """The page, from benchmarks.json."""
     lines = ["# Benchmarks", "", f"`make bench`, on {found['machine']}. CPU time of one call, "]
-    lines[-1] += f"median of {found['repeats']} taken in turns (least to most)."
+    lines[-1] += f"median of {found['repeats']} interleaved (least to most)."
     lines += ["", "| what | ms |", "|---|---|"]
     for name, median in found["median_ms"].items():
         least, most = found["spread_ms"][name]
@@ -134,20 +138,20 @@ def page(found: Mapping[str, Any]) -> str:
 def _engines_page(found: Mapping[str, Any]) -> str:
     """What harnesses cost, as a table."""
     about = (
-        f"The same work in turns: {found['parameters']:,} parameters, 100 users, 20 a round, three "
-        "full-batch steps. CPU of a client's round, all processes of a harness counted. The loop "
-        "bounds updates and noises their sum, and keeps no messages, ledgers or checkpoints; pfl "
-        "neither bounds nor noises. The Ray engine's devices lie in folders, sealed and synced."
+        f"The same work, interleaved: {found['parameters']:,} parameters, 100 users, 20 a round, "
+        "three full-batch steps. CPU of a client's round, all processes of a harness counted. The "
+        "loop bounds updates and noises their sum, and has no messages, ledgers or checkpoints; "
+        "pfl neither bounds nor noises. The Ray engine's devices lie in folders, sealed and synced."
     )
     lines = ["", "## Harnesses", "", about, ""]
     lines += ["| harness | ms (least to most) | to the loop, median of pairs |", "|---|---|---|"]
     for name, cost in found["harnesses"].items():
-        spread = f"{cost['cpu_ms_a_client']:.2f} ({cost['least']:.2f} to {cost['most']:.2f})"
-        lines.append(f"| {name} | {spread} | {cost['to_loop']:.2f} |")
+        range_ms = f"{cost['cpu_ms_a_client']:.2f} ({cost['least']:.2f} to {cost['most']:.2f})"
+        lines.append(f"| {name} | {range_ms} | {cost['to_loop']:.2f} |")
     speed = found["two_workers_speed"]
     lines += ["", f"Two workers on cnn-attention, by the clock: **{speed:.2f}** times one's speed."]
-    held = ", ".join(f"{name} {size:,.0f} MiB" for name, size in found["peak_mib"].items())
-    lines += ["", f"Most memory on the same work, libraries included: {held}."]
+    memory = ", ".join(f"{name} {size:,.0f} MiB" for name, size in found["peak_mib"].items())
+    lines += ["", f"Most memory on the same work, libraries included: {memory}."]
     return "\n".join(lines) + "\n"
 
 

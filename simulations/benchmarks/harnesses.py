@@ -1,4 +1,4 @@
-"""Other harnesses beside the local engine and a plain loop, on the same work, in turns.
+"""Other harnesses beside the local engine and a plain loop, on the same work, interleaved.
 
 ``python -m sottovoce.simulations.benchmarks.harnesses`` prints what each costs as JSON.
 """
@@ -12,33 +12,35 @@ from collections.abc import Sequence
 import torch
 
 from sottovoce.shared.errors import SottovoceError
-from sottovoce.simulations.benchmarks.engines import SMALL, on_engine, plain_loop
-from sottovoce.simulations.benchmarks.pfl import environment, on_pfl
-from sottovoce.simulations.benchmarks.ray import on_ray
-from sottovoce.simulations.engines.threads import keep_memory
+from sottovoce.simulations.benchmarks.local_engine import SMALL, run_on_engine, run_plain_loop
+from sottovoce.simulations.benchmarks.pfl import prepare_environment, run_on_pfl
+from sottovoce.simulations.benchmarks.ray_engine import run_on_ray
+from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
 
-def harnesses(turns: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
+def compare_harnesses(repeats: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
     """CPU of a client's round: medians, and medians of the ratios to the loop beside it.
 
     Args:
-        turns: How often each runs.
+        repeats: How often each runs.
         pfl: Whether apple/pfl-research is measured too; it is installed if it is not there.
 
     Raises:
         EngineError: Ray failed, or pfl cannot be installed.
     """
     if pfl:
-        environment()
+        prepare_environment()
     found: dict[str, list[float]] = {"plain loop": [], "local engine": [], "ray engine": []}
     if pfl:
         found["pfl"] = []
-    for _ in range(turns):
-        found["plain loop"].append(statistics.median(plain_loop(SMALL)))
-        found["local engine"].append(statistics.median(on_engine(SMALL, workers=1).per_client(0)))
+    for _ in range(repeats):
+        found["plain loop"].append(statistics.median(run_plain_loop(SMALL)))
+        found["local engine"].append(
+            statistics.median(run_on_engine(SMALL, workers=1).ms_per_client(0))
+        )
         if pfl:
-            found["pfl"].append(statistics.median(on_pfl(SMALL)))
-        found["ray engine"].append(statistics.median(on_ray(SMALL)))
+            found["pfl"].append(statistics.median(run_on_pfl(SMALL)))
+        found["ray engine"].append(statistics.median(run_on_ray(SMALL)))
     loop = found["plain loop"]
     return {
         name: {
@@ -54,13 +56,13 @@ def harnesses(turns: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=5, help="runs of each")
+    parser.add_argument("--runs", type=int, default=5, help="runs of each")
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
-    keep_memory()
+    retain_freed_memory()
     try:
-        found = harnesses(arguments.turns, pfl=not arguments.no_pfl)
+        found = compare_harnesses(arguments.runs, pfl=not arguments.no_pfl)
     except SottovoceError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -1,6 +1,6 @@
 """A bench's work on apple/pfl-research, in an environment of its own.
 
-pfl 0.6 wants a dp-accounting below the one that prices our releases, so it cannot be installed
+pfl 0.6 wants a dp-accounting older than the one of our accountant, so it cannot be installed
 beside Sottovoce. Its environment holds only pfl and what it lacks; torch and NumPy are ours, so
 both are measured on the same arithmetic.
 """
@@ -12,16 +12,16 @@ import venv
 from pathlib import Path
 from typing import Final
 
-from sottovoce.simulations.benchmarks.apart import printed
-from sottovoce.simulations.benchmarks.engines import Work
+from sottovoce.simulations.benchmarks.local_engine import Workload
+from sottovoce.simulations.benchmarks.subprocesses import capture_stdout
 
 FOLDER: Final = Path("build") / "pfl"
 _PFL: Final = "pfl==0.6.0"
 _INSTALL_S, _RUN_S = 600.0, 300.0
-_ALONE: Final = {"OMP_NUM_THREADS": "1"}
+_ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 
 
-def on_pfl(work: Work, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
+def run_on_pfl(work: Workload, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
     """CPU milliseconds a client of one run, of every round but the first.
 
     Args:
@@ -32,24 +32,29 @@ def on_pfl(work: Work, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
     Raises:
         EngineError: pfl cannot be installed, or failed.
     """
-    given = {
+    parameters = {
         "inputs": work.spec.inputs,
         "hidden": work.spec.hidden,
         "classes": work.spec.classes,
         "users": work.users,
-        "cohort": round(work.users * work.joins),
-        "clips": work.clips,
+        "cohort": round(work.users * work.user_sampling_rate),
+        "clips": work.clips_per_user,
         "steps": work.steps,
         "rounds": work.rounds,
         "seed": seed,
     }
-    script = Path(__file__).with_name("pfl_work.py")
-    words = [environment(folder), "-P", str(script), json.dumps(given)]  # -P: not our own pfl.py
-    said = printed(words, _RUN_S, "pfl failed", _ALONE)
-    return [float(number) for number in json.loads(said.splitlines()[-1])]
+    script = Path(__file__).with_name("pfl_worker.py")
+    words = [
+        prepare_environment(folder),
+        "-P",
+        str(script),
+        json.dumps(parameters),
+    ]  # -P: not our own pfl.py
+    printed = capture_stdout(words, _RUN_S, "pfl failed", _ONE_THREAD)
+    return [float(number) for number in json.loads(printed.splitlines()[-1])]
 
 
-def environment(folder: Path = FOLDER) -> str:
+def prepare_environment(folder: Path = FOLDER) -> str:
     """The Python of pfl's environment.
 
     Raises:
@@ -60,12 +65,12 @@ def environment(folder: Path = FOLDER) -> str:
     if done.exists() and python.exists():
         return str(python)
     venv.create(folder, with_pip=True, clear=True)
-    places = {"base": str(folder), "platbase": str(folder)}
-    own = Path(sysconfig.get_path("purelib", "venv", places))
+    variables = {"base": str(folder), "platbase": str(folder)}
+    own = Path(sysconfig.get_path("purelib", "venv", variables))
     ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
     (own / "of-sottovoce.pth").write_text("\n".join(ours) + "\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    printed(
+    capture_stdout(
         [*install, _PFL],
         _INSTALL_S,
         f"{_PFL} cannot be installed into {folder}; it needs a package index: leave pfl out with "

@@ -5,19 +5,19 @@ from functools import partial
 
 import numpy as np
 
-from sottovoce.client.secagg import DeviceRound
-from sottovoce.server.secagg import Opened, ServerRound
+from sottovoce.client.federation.secagg_client import DeviceRound
+from sottovoce.server.aggregation.secagg_server import ServerRound, UnmaskedSum
 from sottovoce.shared import crypto
-from sottovoce.shared.secagg.arrangement import settings_for
-from sottovoce.shared.secagg.discrete import RandomWords, SystemWords
-from sottovoce.shared.secagg.quantise import Floats
-from sottovoce.shared.secagg.settings import SecureAggregation
+from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
+from sottovoce.shared.secure_aggregation.discrete_gaussian import RandomWords, SystemRandomWords
+from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+from sottovoce.shared.secure_aggregation.quantisation import Floats
 
 PARAMETERS, COHORTS = 10_000, (24, 91)
 _DROPOUT, _CORRUPTION, _NOISE = 0.1, 0.1, 2.0
 
 
-def secure_sums() -> Iterator[tuple[str, Callable[[], object]]]:
+def list_secure_sum_benchmarks() -> Iterator[tuple[str, Callable[[], object]]]:
     """Name and work of one bench for each size of cohort; a tenth drops out before masking."""
     for devices in COHORTS:
         yield f"secure sum: {devices} devices, {PARAMETERS} parameters", _bench(devices)
@@ -25,7 +25,7 @@ def secure_sums() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def _bench(devices: int) -> Callable[[], object]:
     """One round of fresh keys, shares, noise and masks; identities and updates are made once."""
-    settings = settings_for(
+    settings = select_parameters(
         devices,
         PARAMETERS,
         1.0,
@@ -37,17 +37,17 @@ def _bench(devices: int) -> Callable[[], object]:
     random = np.random.default_rng(0)
     updates = {user: random.normal(size=PARAMETERS) for user in identities}
     lost = set(sorted(identities)[: devices - settings.quorum])
-    return lambda: one_round(settings, identities, updates, lost)
+    return lambda: run_secure_round(settings, identities, updates, lost)
 
 
-def one_round(
-    settings: SecureAggregation,
+def run_secure_round(
+    settings: SecureAggregationConfig,
     identities: dict[str, bytes],
     updates: dict[str, np.ndarray],
-    lost: set[str],
-) -> Opened:
-    """All five exchanges; ``lost`` devices drop out before they send their masked update."""
-    roster = {user: crypto.identity_public(key) for user, key in identities.items()}
+    dropped: set[str],
+) -> UnmaskedSum:
+    """All five exchanges; ``dropped`` devices drop out before they send their masked update."""
+    roster = {user: crypto.identity_public_key(key) for user, key in identities.items()}
     server = ServerRound(settings=settings, round_name="bench", roster=roster)
     devices = {
         user: DeviceRound(
@@ -55,19 +55,19 @@ def one_round(
         )
         for user, key in identities.items()
     }
-    asked = server.advertise()
-    asked = server.share({user: devices[user].advertise(asked[user]) for user in asked})
-    asked = server.mask({user: devices[user].share(asked[user]) for user in asked})
+    asked = server.request_keys()
+    asked = server.broadcast_keys({user: devices[user].advertise(asked[user]) for user in asked})
+    asked = server.route_shares({user: devices[user].share(asked[user]) for user in asked})
     masked = {
-        user: devices[user].mask(asked[user], partial(_given, updates[user]))
+        user: devices[user].mask(asked[user], partial(_contribution, updates[user]))
         for user in asked
-        if user not in lost
+        if user not in dropped
     }
-    asked = server.agree(masked)
-    asked = server.unmask({user: devices[user].agree(asked[user]) for user in asked})
-    return server.finish({user: devices[user].unmask(asked[user]) for user in asked})
+    asked = server.announce_survivors(masked)
+    asked = server.route_signatures({user: devices[user].agree(asked[user]) for user in asked})
+    return server.unmask_sum({user: devices[user].unmask(asked[user]) for user in asked})
 
 
-def _given(update: Floats) -> tuple[Floats, RandomWords]:
+def _contribution(update: Floats) -> tuple[Floats, RandomWords]:
     """What a device adds, and where its noise comes from."""
-    return update, SystemWords()
+    return update, SystemRandomWords()

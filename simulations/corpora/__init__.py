@@ -2,18 +2,19 @@
 
 =============== =================================================================
 catalogue       ``open_corpus``: a corpus by name
-clips           ``Clip``, ``Corpus``, ``Finding``: what a corpus is
-emotions        the table that joins labels of many corpora and languages
+corpus          ``Clip``, ``Corpus``, ``Finding``: what a corpus is
+label_map       the table that joins labels of many corpora and languages
 manifest        folders with a ``manifest.csv``
 layouts         file names of the public corpora
-files           missing, empty, repeated and contradictory recordings
-checking        ``check``: listen to a corpus and report
-synthetic       the embedded corpus; profiles and voice are its parts
+discovery       missing, empty, repeated and contradictory recordings
+inspection      ``inspect_corpus``: measure every recording and report
+speaker_splits  folds by speaker, and protocols of the literature
+synthetic       the embedded corpus of synthetic voices
 =============== =================================================================
 """
 
 from sottovoce.simulations.corpora.catalogue import TITLES, open_corpus
-from sottovoce.simulations.corpora.checking import Report, check
-from sottovoce.simulations.corpora.clips import Clip, Corpus, Finding
+from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding
+from sottovoce.simulations.corpora.inspection import CorpusReport, inspect_corpus
 
-__all__ = ["TITLES", "Clip", "Corpus", "Finding", "Report", "check", "open_corpus"]
+__all__ = ["TITLES", "Clip", "Corpus", "CorpusReport", "Finding", "inspect_corpus", "open_corpus"]

@@ -6,9 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from sottovoce.shared.errors import CorpusError, SettingError
-from sottovoce.simulations.corpora import files, manifest, synthetic
-from sottovoce.simulations.corpora.clips import Clip, Corpus, Finding, finding
+from sottovoce.simulations.corpora import discovery, manifest
+from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
 from sottovoce.simulations.corpora.layouts import LAYOUTS
+from sottovoce.simulations.corpora.synthetic import synthetic_corpus
 
 FOLDER = "folder"
 SYNTHETIC = "synthetic"
@@ -40,7 +41,7 @@ def open_corpus(name: str, data: str | Path | None = None) -> Corpus:
     if name not in TITLES:
         raise SettingError(f"corpus is {name!r}; it must be one of {', '.join(TITLES)}")
     if name == SYNTHETIC:
-        return synthetic.open_synthetic(str(data or ""))
+        return synthetic_corpus.open_synthetic(str(data or ""))
     folder = _folder(name, data)
     clips, findings = _listed(name, folder)
     if name == "cremad":
@@ -54,7 +55,7 @@ def _folder(name: str, data: str | Path | None) -> Path:
     if data is None or not str(data):
         raise SettingError(f"corpus {name} needs its folder: --data DIR")
     folder = Path(data).expanduser()
-    folder = folder.parent if folder.name == manifest.FILE else folder
+    folder = folder.parent if folder.name == manifest.MANIFEST_FILE else folder
     if not folder.is_dir():
         raise CorpusError(f"corpus {name}: {folder} is not a folder; name the one that holds it")
     return folder
@@ -62,24 +63,24 @@ def _folder(name: str, data: str | Path | None) -> Path:
 
 def _listed(name: str, folder: Path) -> tuple[list[Clip], list[Finding]]:
     """The clips by manifest where there is one, else by the layout's file names."""
-    if (folder / manifest.FILE).is_file():
-        return manifest.read(folder)
+    if (folder / manifest.MANIFEST_FILE).is_file():
+        return manifest.read_clips(folder)
     if name == FOLDER:
         raise CorpusError(
-            f"{folder} has no {manifest.FILE}; write one with the columns "
-            f"{', '.join(manifest.REQUIRED)}, or name the layout: {', '.join(LAYOUTS)}"
+            f"{folder} has no {manifest.MANIFEST_FILE}; write one with the columns "
+            f"{', '.join(manifest.REQUIRED_COLUMNS)}, or name the layout: {', '.join(LAYOUTS)}"
         )
-    return files.walk(folder, LAYOUTS[name])
+    return discovery.find_clips(folder, LAYOUTS[name])
 
 
 def _settle(name: str, clips: Sequence[Clip], findings: Sequence[Finding]) -> Corpus:
     """Leave out what cannot be used and account for it."""
-    once, repeated = files.listed_once(clips)
-    there, absent = files.present(once)
-    kept, aside, twins = files.apart(there)
+    once, repeated = discovery.merge_duplicate_rows(clips)
+    there, absent = discovery.keep_existing(once)
+    usable, aside, twins = discovery.separate_contradictions(there)
     return Corpus(
         name=name,
-        clips=tuple(sorted(kept, key=lambda clip: clip.clip_id)),
+        clips=tuple(sorted(usable, key=lambda clip: clip.clip_id)),
         mapping={clip.label: clip.emotion for clip in clips},
         findings=(*findings, *repeated, *absent, *twins),
         set_aside=tuple(sorted(aside, key=lambda clip: clip.clip_id)),
@@ -93,9 +94,11 @@ def _cremad_extras(clips: Sequence[Clip], folder: Path) -> tuple[list[Clip], lis
     ages = _table(folder, "VideoDemographics.csv", "ActorID", "Age")
     sexes = _table(folder, "VideoDemographics.csv", "ActorID", "Sex")
     full = [_with_extras(clip, votes, ages, sexes) for clip in clips]
-    unheard = [clip.clip_id for clip in full if clip.vote is None]
-    note = finding("clips without a listeners' vote", unheard, "kept; cremad4-5fold leaves out")
-    return full, [note] if unheard else []
+    without_vote = [clip.clip_id for clip in full if clip.vote is None]
+    note = make_finding(
+        "clips without a listeners' vote", without_vote, "kept; cremad4-5fold leaves out"
+    )
+    return full, [note] if without_vote else []
 
 
 def _with_extras(
@@ -116,7 +119,7 @@ def _with_extras(
 
 def _table(folder: Path, file: str, key: str, value: str) -> dict[str, str]:
     """Two columns of a table that lies beside the clips; empty where there is no such table."""
-    paths = [folder / place / file for place in _BESIDE]
+    paths = [folder / beside / file for beside in _BESIDE]
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return {}

@@ -9,10 +9,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from sottovoce.simulations.corpora import emotions
-from sottovoce.simulations.corpora.clips import Clip
+from sottovoce.simulations.corpora import label_map
+from sottovoce.simulations.corpora.corpus import Clip
 
-Parse = Callable[[PurePosixPath, Path], tuple[str, Clip] | None]
+PathParser = Callable[[PurePosixPath, Path], tuple[str, Clip] | None]
 """From a relative path and its folder to the recording's official name and the clip."""
 
 
@@ -23,14 +23,14 @@ class Layout:
     Attributes:
         title: What it is, in a line.
         pattern: How its file names look, for messages.
-        home: Where to get it.
-        parse: Reads a file name; None when the file is no part of the corpus.
+        source_url: Where to get it.
+        parse_path: Reads a file name; None when the file is no part of the corpus.
     """
 
     title: str
     pattern: str
-    home: str
-    parse: Parse
+    source_url: str
+    parse_path: PathParser
 
 
 def _clip(
@@ -51,7 +51,7 @@ def _clip(
         path=folder / path,
         speaker=speaker,
         label=label,
-        emotion=emotions.harmonise(label),
+        emotion=label_map.harmonise_label(label),
         gender=gender,
         age=age,
         language=language,
@@ -238,32 +238,32 @@ LAYOUTS: Mapping[str, Layout] = {
     "ravdess": Layout(
         title="RAVDESS speech: 24 actors, 8 emotions, English (Livingstone & Russo 2018)",
         pattern="Actor_01/03-01-01-01-01-01-01.wav",
-        home="https://zenodo.org/records/1188976",
-        parse=_ravdess,
+        source_url="https://zenodo.org/records/1188976",
+        parse_path=_ravdess,
     ),
     "cremad": Layout(
         title="CREMA-D: 91 actors, 6 emotions, English (Cao et al. 2014)",
         pattern="AudioWAV/1001_DFA_ANG_XX.wav",
-        home="https://github.com/CheyneyComputerScience/CREMA-D",
-        parse=_cremad,
+        source_url="https://github.com/CheyneyComputerScience/CREMA-D",
+        parse_path=_cremad,
     ),
     "emodb": Layout(
         title="EMO-DB: 10 actors, 7 emotions, German (Burkhardt et al. 2005)",
         pattern="wav/03a01Fa.wav",
-        home="http://emodb.bilderbar.info",
-        parse=_emodb,
+        source_url="http://emodb.bilderbar.info",
+        parse_path=_emodb,
     ),
     "savee": Layout(
         title="SAVEE: 4 men, 7 emotions, English (Haq & Jackson 2010)",
         pattern="DC_a01.wav or DC/a01.wav",
-        home="http://kahlan.eps.surrey.ac.uk/savee/",
-        parse=_savee,
+        source_url="http://kahlan.eps.surrey.ac.uk/savee/",
+        parse_path=_savee,
     ),
     "tess": Layout(
         title="TESS: 2 women, 7 emotions, English (Pichora-Fuller & Dupuis 2020)",
         pattern="OAF_angry/OAF_back_angry.wav",
-        home="https://doi.org/10.5683/SP2/E8H2MF",
-        parse=_tess,
+        source_url="https://doi.org/10.5683/SP2/E8H2MF",
+        parse_path=_tess,
     ),
 }
 """The known layouts by name."""

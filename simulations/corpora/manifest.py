@@ -15,15 +15,15 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from sottovoce.shared.errors import CorpusError
-from sottovoce.simulations.corpora import emotions, files
-from sottovoce.simulations.corpora.clips import Clip, Finding, finding
+from sottovoce.simulations.corpora import discovery, label_map
+from sottovoce.simulations.corpora.corpus import Clip, Finding, make_finding
 
-FILE = "manifest.csv"
-REQUIRED = ("path", "speaker", "emotion")
-OPTIONAL = ("gender", "age", "language", "intensity", "statement", "session")
+MANIFEST_FILE = "manifest.csv"
+REQUIRED_COLUMNS = ("path", "speaker", "emotion")
+OPTIONAL_COLUMNS = ("gender", "age", "language", "intensity", "statement", "session")
 _PROVENANCE = "source_sha256"
 _SEPARATORS = ",;\t|"
-_TOLD = re.compile(r"sep=([,;\t|])", re.IGNORECASE)  # a line that Excel writes on top
+_SEPARATOR_LINE = re.compile(r"sep=([,;\t|])", re.IGNORECASE)  # a line that Excel writes on top
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _GENDERS = {
     "female": "f female woman w weiblich frau femme femminile donna femenino mujer feminino",
@@ -44,7 +44,7 @@ class _Tally:
         self.reasons.setdefault(reason, []).append(example)
 
     def findings(self) -> list[Finding]:
-        return [finding(why, found, _ACTIONS[why]) for why, found in self.reasons.items()]
+        return [make_finding(why, found, _ACTIONS[why]) for why, found in self.reasons.items()]
 
 
 _UNREADABLE = "manifest bytes outside UTF-8"
@@ -65,7 +65,7 @@ _ACTIONS = {
 }
 
 
-def read(folder: Path) -> tuple[list[Clip], list[Finding]]:
+def read_clips(folder: Path) -> tuple[list[Clip], list[Finding]]:
     """The clips that ``folder/manifest.csv`` lists, whether or not their files are there.
 
     Args:
@@ -78,14 +78,14 @@ def read(folder: Path) -> tuple[list[Clip], list[Finding]]:
         CorpusError: The manifest is missing, unreadable or empty, or lacks a required column.
     """
     tally = _Tally()
-    columns, rows = _table(_text(folder / FILE, tally), folder / FILE, tally)
-    _require(columns, folder / FILE)
+    columns, rows = _table(_text(folder / MANIFEST_FILE, tally), folder / MANIFEST_FILE, tally)
+    _require(columns, folder / MANIFEST_FILE)
     clips = [clip for row in rows if (clip := _clip(row, folder, tally))]
-    known = {*REQUIRED, *OPTIONAL, _PROVENANCE}
+    known = {*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS, _PROVENANCE}
     ignored = [name or "(unnamed)" for name in columns if name not in known]
     odd = tally.findings()
     if ignored:
-        odd.insert(0, finding("columns without a meaning here", ignored, "ignored"))
+        odd.insert(0, make_finding("columns without a meaning here", ignored, "ignored"))
     return clips, odd
 
 
@@ -108,10 +108,10 @@ def _table(text: str, path: Path, tally: _Tally) -> tuple[list[str], list[Row]]:
     """Column names in small letters, and the rows that are not blank."""
     lines = [line for line in text.splitlines(keepends=True) if line.strip(" \r\n\t,;|")]
     if not lines:
-        raise CorpusError(f"{path} is empty; it needs the columns {', '.join(REQUIRED)}")
-    told = _TOLD.fullmatch(lines[0].strip("\r\n"))
-    lines = lines[1:] if told and len(lines) > 1 else lines
-    separator = told[1] if told else max(_SEPARATORS, key=lines[0].count)
+        raise CorpusError(f"{path} is empty; it needs the columns {', '.join(REQUIRED_COLUMNS)}")
+    declared = _SEPARATOR_LINE.fullmatch(lines[0].strip("\r\n"))
+    lines = lines[1:] if declared and len(lines) > 1 else lines
+    separator = declared[1] if declared else max(_SEPARATORS, key=lines[0].count)
     try:
         table = list(csv.reader(io.StringIO("".join(lines)), delimiter=separator))
     except csv.Error as error:
@@ -129,16 +129,16 @@ def _table(text: str, path: Path, tally: _Tally) -> tuple[list[str], list[Row]]:
 
 def _require(columns: Sequence[str], path: Path) -> None:
     """Raise ``CorpusError`` unless every required column is there, once."""
-    missing = [name for name in REQUIRED if name not in columns]
+    missing = [name for name in REQUIRED_COLUMNS if name not in columns]
     if missing:
         near = {name: difflib.get_close_matches(name, columns, n=1) for name in missing}
         hints = [f"rename {close[0]!r} to {name!r}" for name, close in near.items() if close]
         raise CorpusError(
             f"{path} lacks the column{'s'[: len(missing) > 1]} {', '.join(missing)}; found "
-            f"{', '.join(columns)}; needed {', '.join(REQUIRED)}"
+            f"{', '.join(columns)}; needed {', '.join(REQUIRED_COLUMNS)}"
             + (f"; {' and '.join(hints)}?" if hints else "")
         )
-    twice = [name for name in (*REQUIRED, *OPTIONAL) if columns.count(name) > 1]
+    twice = [name for name in (*REQUIRED_COLUMNS, *OPTIONAL_COLUMNS) if columns.count(name) > 1]
     if twice:
         raise CorpusError(f"{path} has more than one column {', '.join(twice)}; keep one of each")
 
@@ -155,7 +155,7 @@ def _clip(row: Row, folder: Path, tally: _Tally) -> Clip | None:
     return Clip(
         clip_id=str(inside),
         speaker=row["speaker"],
-        emotion=emotions.harmonise(row["emotion"]),
+        emotion=label_map.harmonise_label(row["emotion"]),
         label=row["emotion"],
         path=folder / inside,
         gender=_GENDER_OF.get(gender, gender) or None,
@@ -172,29 +172,29 @@ def _flaw(row: Row, inside: PurePosixPath | None) -> str | None:
     """Why a row cannot become a clip, or None."""
     if not row["path"]:
         return _NO_PATH
-    if emotions.is_missing(row["speaker"]):
+    if label_map.is_missing(row["speaker"]):
         return _NO_SPEAKER
-    if emotions.is_missing(row["emotion"]):
+    if label_map.is_missing(row["emotion"]):
         return _NO_EMOTION
     return _OUTSIDE if inside is None else None
 
 
 def _inside(text: str, folder: Path) -> PurePosixPath | None:
     """A manifest's path relative to ``folder``, or None when it leads elsewhere."""
-    windows = "\\" in text and not files.is_there(folder / text)
-    given = PurePosixPath(PureWindowsPath(text).as_posix() if windows else text)
-    if given.is_absolute():
+    windows = "\\" in text and not discovery.is_existing_file(folder / text)
+    named = PurePosixPath(PureWindowsPath(text).as_posix() if windows else text)
+    if named.is_absolute():
         root = PurePosixPath(folder.absolute().as_posix())
-        if not given.is_relative_to(root):
+        if not named.is_relative_to(root):
             return None
-        given = given.relative_to(root)
+        named = named.relative_to(root)
     drive = windows and PureWindowsPath(text).drive
-    return None if drive or ".." in given.parts or not given.parts else given
+    return None if drive or ".." in named.parts or not named.parts else named
 
 
 def _age(text: str, tally: _Tally) -> int | None:
     """Whole years, or None when the cell holds no number of them."""
-    if emotions.is_missing(text):
+    if label_map.is_missing(text):
         return None
     try:
         years = float(text.replace(",", "."))

@@ -21,7 +21,7 @@ class Engine(Protocol):
         """
 
 
-def engine(name: str, *, address: str | None = None) -> Engine:
+def load_engine(name: str, *, address: str | None = None) -> Engine:
     """The engine of a name; what it needs is imported only here.
 
     Args:
@@ -36,7 +36,7 @@ def engine(name: str, *, address: str | None = None) -> Engine:
         raise SettingError(f"engine is {name!r}; it must be local or ray")
     check_address(name, address)
     if name == "ray":
-        return partial(_on_ray().run_apps, address=address)
+        return partial(_ray_engine().run_apps, address=address)
     from sottovoce.simulations.engines.local import run_apps
 
     return run_apps
@@ -55,12 +55,12 @@ def check_address(name: str, address: str | None) -> None:
         )
 
 
-def reach(address: str, *, workers: int, folder: Path) -> str:
-    """Try a Ray cluster before any work is done; see ``ray.reach``."""
-    return str(_on_ray().reach(address, workers=workers, folder=folder))
+def check_cluster(address: str, *, workers: int, folder: Path) -> str:
+    """Try a Ray cluster before any work is done; see ``ray.check_cluster``."""
+    return str(_ray_engine().check_cluster(address, workers=workers, folder=folder))
 
 
-def _on_ray() -> Any:  # noqa: ANN401  (a module)
+def _ray_engine() -> Any:  # noqa: ANN401  (a module)
     """The Ray engine's module."""
     try:
         return import_module("sottovoce.simulations.engines.ray")

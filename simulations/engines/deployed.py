@@ -20,13 +20,18 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from sottovoce.shared.errors import EngineError, SettingError
-from sottovoce.simulations.engines.flower import build_bundle, command, program, surroundings
+from sottovoce.simulations.engines.flower_processes import (
+    build_fab,
+    process_environment,
+    program_path,
+    run_command,
+)
 
 _HOST: Final = "127.0.0.1"
 _START_S: Final = 90.0
 _POLL_S: Final = 4.0
 _STOP_S: Final = 5.0
-Tell = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 def run_apps(
@@ -36,7 +41,7 @@ def run_apps(
     app: Path,
     home: Path,
     timeout_s: float,
-    tell: Tell = lambda _line: None,
+    on_message: OnMessage = lambda _line: None,
 ) -> None:
     """Run the apps to their end, then stop every process.
 
@@ -46,7 +51,7 @@ def run_apps(
         app: The folder with ``pyproject.toml`` from which Flower builds the bundle.
         home: Where logs and each process's Flower home go; made if missing.
         timeout_s: How long the run may take, in seconds.
-        tell: Takes a line about what is happening.
+        on_message: Takes a line about what is happening.
 
     Raises:
         SettingError: A path that Flower's command line cannot take, or Flower is not installed.
@@ -55,21 +60,21 @@ def run_apps(
     for path in (*map(str, devices), *config.values()):
         if any(sign in path for sign in "\"'\\\n"):
             raise SettingError(f"{path!r} holds a quote or a backslash; use a plain path")
-    bundle = build_bundle(app, home / "bundle")
-    tell(f"bundle {bundle.name}")
-    with zipfile.ZipFile(bundle) as file:
+    fab = build_fab(app, home / "bundle")
+    on_message(f"bundle {fab.name}")
+    with zipfile.ZipFile(fab) as file:
         file.extractall(home / "app")
-    with Fleet(home.resolve()) as fleet:
-        port = fleet.start_link()
-        tell(f"SuperLink on {_HOST}:{port}")
-        for place, device in enumerate(devices, 1):
-            fleet.start_node(f"node-{place}", device.resolve())
-        tell(f"{len(devices)} SuperNodes, one a device")
-        run = fleet.submit(config, bundle)
-        fleet.wait(run, timeout_s, tell)
+    with LoopbackDeployment(home.resolve()) as deployment:
+        port = deployment.start_superlink()
+        on_message(f"SuperLink on {_HOST}:{port}")
+        for number, device in enumerate(devices, 1):
+            deployment.start_supernode(f"node-{number}", device.resolve())
+        on_message(f"{len(devices)} SuperNodes, one a device")
+        run = deployment.submit_run(config, fab)
+        deployment.wait_for_run(run, timeout_s, on_message)
 
 
-class Fleet:
+class LoopbackDeployment:
     """A SuperLink and its SuperNodes; leaving the context stops them, whatever happened.
 
     Args:
@@ -91,14 +96,14 @@ class Fleet:
         traceback: TracebackType | None,
     ) -> None:
         for ask in (signal.SIGTERM, signal.SIGKILL):
-            self._signal(ask)
+            self._signal_processes(ask)
             end = time.monotonic() + _STOP_S
-            while self._alive() and time.monotonic() < end:
+            while self._is_alive() and time.monotonic() < end:
                 time.sleep(0.1)
         for process in self._processes.values():
             process.wait()
 
-    def start_link(self) -> int:
+    def start_superlink(self) -> int:
         """Start the SuperLink; returns its port once it answers."""
         port = _free_port()
         self._link = f"{_HOST}:{port}"
@@ -115,14 +120,14 @@ class Fleet:
             f'address = "{self._link}"\ninsecure = true\n'
         )
         end = time.monotonic() + _START_S
-        while not _answers(f"http://{self._link}/health"):
-            self._need_alive()
+        while not _is_healthy(f"http://{self._link}/health"):
+            self._require_alive()
             if time.monotonic() > end:
                 raise EngineError(f"the SuperLink did not answer in {_START_S:g} s; {self._logs()}")
             time.sleep(0.3)
         return port
 
-    def start_node(self, name: str, device: Path) -> None:
+    def start_supernode(self, name: str, device: Path) -> None:
         """Start the SuperNode of one device."""
         self._start(
             name,
@@ -132,34 +137,34 @@ class Fleet:
             *("--node-config", f'device="{device}"'),
         )
 
-    def submit(self, config: Mapping[str, str], bundle: Path) -> str:
+    def submit_run(self, config: Mapping[str, str], fab: Path) -> str:
         """Start the run of a bundle; returns its id.
 
         Raises:
             EngineError: It does not start, or Flower sent another bundle than was checked.
         """
         words = " ".join(f'{name}="{value}"' for name, value in config.items())
-        answer = self._flwr("run", str(self._home / "app"), "--run-config", words)
+        answer = self._run_flwr("run", str(self._home / "app"), "--run-config", words)
         if not answer.get("success") or not answer.get("run-id"):
             raise EngineError(f"flwr run did not start a run: {answer}; {self._logs()}")
-        if answer.get("fab-filename") != bundle.name:
+        if answer.get("fab-filename") != fab.name:
             raise EngineError(
-                f"flwr run sent {answer.get('fab-filename')}, not the checked {bundle.name}; "
+                f"flwr run sent {answer.get('fab-filename')}, not the checked {fab.name}; "
                 f"something changed {self._home / 'app'}, start again"
             )
         return str(answer["run-id"])
 
-    def wait(self, run: str, timeout_s: float, tell: Tell) -> None:
+    def wait_for_run(self, run: str, timeout_s: float, on_message: OnMessage) -> None:
         """Wait until the run has ended well.
 
         ``flwr run --stream`` exits with 0 even when the run failed, so its state is asked for.
         """
         end, before = time.monotonic() + timeout_s, ""
         while True:
-            self._need_alive()
-            state, details = self._state(run)
+            self._require_alive()
+            state, details = self._run_status(run)
             if state != before:
-                tell(f"run {run}: {state}")
+                on_message(f"run {run}: {state}")
                 before = state
             if state == "finished:completed":
                 return
@@ -171,19 +176,19 @@ class Fleet:
                 )
             time.sleep(_POLL_S)
 
-    def _state(self, run: str) -> tuple[str, str]:
+    def _run_status(self, run: str) -> tuple[str, str]:
         """A run's status and what Flower says of it."""
-        answer = self._flwr("ls", "--run-id", run)
+        answer = self._run_flwr("ls", "--run-id", run)
         try:
             entry = answer["runs"][0]
             return str(entry["status"]), str(entry.get("status-details", ""))
         except (KeyError, IndexError, TypeError) as error:
             raise EngineError(f"flwr ls does not know run {run}: {answer}") from error
 
-    def _flwr(self, *words: str) -> dict[str, Any]:
+    def _run_flwr(self, *words: str) -> dict[str, Any]:
         """What a Flower command says as JSON."""
         asked = ["flwr", *words, "--format", "json"]
-        said = command(asked, self._home / "operator", self._home)
+        said = run_command(asked, self._home / "operator", self._home)
         try:
             answer: dict[str, Any] = json.loads(said[said.index("{") :])
         except ValueError as error:
@@ -195,16 +200,16 @@ class Fleet:
         self._home.mkdir(parents=True, exist_ok=True)
         with (self._home / f"{name}.log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
-                [program(words[0]), *words[1:]],
+                [program_path(words[0]), *words[1:]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=surroundings(self._home / name),
+                env=process_environment(self._home / name),
                 cwd=self._home,
                 start_new_session=True,
             )
 
-    def _need_alive(self) -> None:
+    def _require_alive(self) -> None:
         """Raise when a process is gone."""
         for name, process in self._processes.items():
             if process.poll() is not None:
@@ -219,7 +224,7 @@ class Fleet:
                 return f"{name} says: {wrong[-1][-300:]} (logs: {self._home})"
         return f"see the logs in {self._home}"
 
-    def _alive(self) -> bool:
+    def _is_alive(self) -> bool:
         """Whether any process of any group is left."""
         for process in self._processes.values():
             process.poll()
@@ -228,7 +233,7 @@ class Fleet:
                 return True
         return False
 
-    def _signal(self, number: int) -> None:
+    def _signal_processes(self, number: int) -> None:
         """Tell every group; apps are children of SuperLink and SuperNodes, in their groups."""
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -242,7 +247,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _answers(address: str) -> bool:
+def _is_healthy(address: str) -> bool:
     """Whether a server says that it is well."""
     try:
         with urllib.request.urlopen(address, timeout=2) as answer:  # noqa: S310  (our own loopback)

@@ -1,7 +1,7 @@
 """The local engine: the unmodified ServerApp and ClientApp, in this process or in worker processes.
 
-Every worker answers for its own run of places, so that what it has in memory of a device serves the
-next round too. A worker's share of an exchange goes out in slices, whose replies come back only
+Every worker answers for its own range of devices, so that what it has in memory of a device serves
+the next round too. A worker's part of an exchange goes out in slices, whose replies come back only
 when all that their devices booked is on disk.
 
 Flower's ``Grid`` is public; building messages without a SuperLink needs two private pieces of
@@ -26,68 +26,78 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
 from sottovoce.shared.errors import EngineError
-from sottovoce.simulations.devices.shelf import ShelfHost
-from sottovoce.simulations.engines import hosts
-from sottovoce.simulations.engines.hosts import RUN, Host, MakeHost, Nodes
-from sottovoce.simulations.engines.threads import (
-    begin_worker,
-    keep_memory,
-    one_thread,
-    settled_heap,
+from sottovoce.simulations.devices.device_pool import DevicePoolHost
+from sottovoce.simulations.engines import device_host
+from sottovoce.simulations.engines.device_host import (
+    RUN_ID,
+    DeviceHost,
+    DeviceHostFactory,
+    SimulatedNodes,
+)
+from sottovoce.simulations.engines.worker_process import (
+    frozen_heap,
+    initialise_worker,
+    retain_freed_memory,
+    single_torch_thread,
 )
 
-SERVER: Final = 1
-_SLICE: Final = 32
+SERVER_NODE_ID: Final = 1
+_SLICE_MESSAGES: Final = 32
 
 
-def run(
+def run_server_and_client(
     server: ServerApp,
     client: ClientApp,
     *,
     devices: int,
     config: Mapping[str, str],
     workers: int = 1,
-    host: MakeHost | None = None,
-    lost: Callable[[Message], bool] = hosts.never,
+    host: DeviceHostFactory | None = None,
+    is_lost: Callable[[Message], bool] = device_host.never_lost,
 ) -> None:
     """Run both apps to their end.
 
     Args:
         server: The ServerApp.
         client: The ClientApp; with several workers, the one that ``client.app`` defines.
-        devices: How many nodes there are, by place from 0.
+        devices: How many nodes there are, by index from 0.
         config: The run's configuration, as both apps see it.
         workers: Processes that run clients; 1 runs them in this process.
-        host: Opens where devices live; None leaves it to the client to find them by the
+        host: Opens where devices are; None leaves it to the client to find them by the
             configuration, which must point to a folder of them.
-        lost: Which messages never reach their device, for tests of dropouts.
+        is_lost: Which messages never reach their device, for tests of dropouts.
 
     Raises:
         SottovoceError: What the ServerApp raised.
         EngineError: A worker died.
     """
-    _identify()
-    keep_memory()
-    nodes = Nodes(devices=devices, config=dict(config))
-    grid = LocalGrid(client, nodes, workers=workers, host=host, lost=lost)
-    with one_thread(), settled_heap(), grid:
-        server(grid, Context(RUN, 0, {}, RecordDict(), dict(config)))
+    _set_task_identity()
+    retain_freed_memory()
+    nodes = SimulatedNodes(devices=devices, config=dict(config))
+    grid = LocalGrid(client, nodes, workers=workers, host=host, is_lost=is_lost)
+    with single_torch_thread(), frozen_heap(), grid:
+        server(grid, Context(RUN_ID, 0, {}, RecordDict(), dict(config)))
 
 
 def run_apps(
-    *, devices: int, config: dict[str, str], workers: int, host: MakeHost | None = None
+    *, devices: int, config: dict[str, str], workers: int, host: DeviceHostFactory | None = None
 ) -> None:
-    """Run the product's own two apps; see ``engines.Engine``, and :func:`run` of ``host``."""
+    """Run the product's own two apps; see ``engines.Engine``.
+
+    ``host`` is that of :func:`run_server_and_client`.
+    """
     from sottovoce.client.app import app as client
     from sottovoce.server.app import app as server
 
-    if shelf := config.get("shelf"):
-        host = partial(ShelfHost, Path(shelf), Path(config["job"]), shared=workers > 1)
-    run(server, client, devices=devices, config=config, workers=workers, host=host)
+    if database := config.get("device_database"):
+        host = partial(DevicePoolHost, Path(database), Path(config["job"]), shared=workers > 1)
+    run_server_and_client(
+        server, client, devices=devices, config=config, workers=workers, host=host
+    )
 
 
-class OneRun(Grid):
-    """What every grid of one run has alike."""
+class SingleRunGrid(Grid):
+    """What all grids of a single run have in common."""
 
     def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
         """Nothing to do: there is one run."""
@@ -109,30 +119,30 @@ class OneRun(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
-class LocalGrid(OneRun):
-    """A grid whose devices live in this process or its workers.
+class LocalGrid(SingleRunGrid):
+    """A grid whose devices are in this process or its workers.
 
     Args:
         client: What answers in this process.
         nodes: What all nodes know.
         workers: Processes that run clients.
-        host: Opens where devices live, in every process.
-        lost: Which messages never reach their device.
+        host: Opens where devices are, in every process.
+        is_lost: Which messages never reach their device.
     """
 
     def __init__(
         self,
         client: ClientApp,
-        nodes: Nodes,
+        nodes: SimulatedNodes,
         *,
         workers: int,
-        host: MakeHost | None,
-        lost: Callable[[Message], bool],
+        host: DeviceHostFactory | None,
+        is_lost: Callable[[Message], bool],
     ) -> None:
-        self._client, self._nodes, self._lost = client, nodes, lost
+        self._client, self._nodes, self._is_lost = client, nodes, is_lost
         self._host = host() if host else None
         self._replies: dict[str, Message] = {}
-        self._group, self._fates = "", Counter[str]()
+        self._group, self._outcomes = "", Counter[str]()
         spawn = multiprocessing.get_context("spawn")
         start = partial(_start_worker, host)
         self._pools: list[Executor] = [
@@ -156,7 +166,7 @@ class LocalGrid(OneRun):
 
     def get_node_ids(self) -> Iterable[int]:
         """All nodes, as a range."""
-        return self._nodes.ids
+        return self._nodes.node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Run every message's client; replies wait to be pulled."""
@@ -165,11 +175,13 @@ class LocalGrid(OneRun):
             name = uuid.uuid4().hex
             message.metadata.__dict__["_message_id"] = name
             names.append(name)
-            if self._lost(message):
-                self._replies[name] = hosts.lost(message, "the device went away (simulated)")
+            if self._is_lost(message):
+                self._replies[name] = device_host.lost_reply(
+                    message, "the device went away (simulated)"
+                )
             else:
                 reached.append(message)
-        for reply in self._answers(sorted(reached, key=hosts.place_of)):
+        for reply in self._reply_to_messages(sorted(reached, key=device_host.device_index)):
             self._replies[reply.metadata.reply_to_message_id] = reply
         return names
 
@@ -184,44 +196,49 @@ class LocalGrid(OneRun):
         *,
         timeout: float | None = None,  # noqa: ARG002  (everything here ends)
     ) -> Iterable[Message]:
-        """Push and pull; the host hears what became of the messages."""
+        """Push and pull; the host records what became of the messages."""
         sent = list(messages)
         replies = list(self.pull_messages(self.push_messages(sent)))
         if sent and self._host:
-            self._note(self._host, sent[0].metadata.group_id, replies)
+            self._record_outcomes(self._host, sent[0].metadata.group_id, replies)
         return replies
 
-    def _answers(self, messages: Sequence[Message]) -> Iterator[Message]:
+    def _reply_to_messages(self, messages: Sequence[Message]) -> Iterator[Message]:
         """Every message's reply, whoever worked on it."""
         if not self._pools:
             for part in _slices(messages):
-                yield from hosts.serve(self._client, self._host, part, self._nodes)
+                yield from device_host.serve_messages(self._client, self._host, part, self._nodes)
             return
         waiting = [
-            pool.submit(_work, part, self._nodes)
-            for pool, share in zip(self._pools, _shares(messages, len(self._pools)), strict=True)
-            for part in _slices(share)
+            pool.submit(_serve_in_worker, part, self._nodes)
+            for pool, own in zip(
+                self._pools, _split_by_worker(messages, len(self._pools)), strict=True
+            )
+            for part in _slices(own)
         ]
         for future in waiting:
             yield from _result(future)
 
-    def _note(self, host: Host, group: str, replies: Sequence[Message]) -> None:
+    def _record_outcomes(self, host: DeviceHost, group: str, replies: Sequence[Message]) -> None:
         """Count why replies are missing in this round so far."""
         if group != self._group:
-            self._group, self._fates = group, Counter()
-        self._fates.update(str(reply.error.reason) for reply in replies if reply.has_error())
-        host.note(group, dict(self._fates))
+            self._group, self._outcomes = group, Counter()
+        self._outcomes.update(str(reply.error.reason) for reply in replies if reply.has_error())
+        host.record_outcomes(group, dict(self._outcomes))
 
 
-def _shares(messages: Sequence[Message], workers: int) -> list[Sequence[Message]]:
-    """Messages by place, cut into one run for each worker, as long as each other or one longer."""
+def _split_by_worker(messages: Sequence[Message], workers: int) -> list[Sequence[Message]]:
+    """Messages by device, cut into one range for each worker, of equal lengths or one longer."""
     ends = [len(messages) * number // workers for number in range(workers + 1)]
     return [messages[start:end] for start, end in pairwise(ends)]
 
 
 def _slices(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
     """What is answered, and brought to disk, together."""
-    return (messages[start : start + _SLICE] for start in range(0, len(messages), _SLICE))
+    return (
+        messages[start : start + _SLICE_MESSAGES]
+        for start in range(0, len(messages), _SLICE_MESSAGES)
+    )
 
 
 def _result(future: Future[list[Message]]) -> list[Message]:
@@ -235,24 +252,26 @@ def _result(future: Future[list[Message]]) -> list[Message]:
         ) from error
 
 
-def _identify() -> None:
+def _set_task_identity() -> None:
     """Flower 1.41 builds no message before a task has an identity."""
-    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN, SERVER, 1
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 1
 
 
-_LIVE: list[Host] = []
+_WORKER_HOST: list[DeviceHost] = []
 """The host of this worker, where there is one."""
 
 
-def _start_worker(host: MakeHost | None) -> None:
+def _start_worker(host: DeviceHostFactory | None) -> None:
     """Workers, not threads, share the cores."""
-    begin_worker()
-    _identify()
-    _LIVE[:] = [host()] if host else []
+    initialise_worker()
+    _set_task_identity()
+    _WORKER_HOST[:] = [host()] if host else []
 
 
-def _work(messages: Sequence[Message], nodes: Nodes) -> list[Message]:
+def _serve_in_worker(messages: Sequence[Message], nodes: SimulatedNodes) -> list[Message]:
     """Run the product's client on a slice, in a worker."""
     from sottovoce.client.app import app
 
-    return hosts.serve(app, _LIVE[0] if _LIVE else None, messages, nodes)
+    return device_host.serve_messages(
+        app, _WORKER_HOST[0] if _WORKER_HOST else None, messages, nodes
+    )

@@ -36,20 +36,20 @@ from flwr.simulation import run_simulation
 from flwr.supercore import telemetry
 
 from sottovoce.shared.errors import EngineError, SottovoceError
-from sottovoce.simulations.engines import cluster
-from sottovoce.simulations.engines.threads import one_thread
+from sottovoce.simulations.engines import ray_cluster
+from sottovoce.simulations.engines.worker_process import single_torch_thread
 
-Config = dict[str, str]
+RunConfig = dict[str, str]
 _STORE_BYTES: Final = 256 * 2**20
 """Ray's store for messages in flight; its own default is a third of the memory."""
 _WORKER_DIED: Final = 0
 """Flower's error code where it was not the app that failed."""
-_FLOWERS: Final = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
+_WRAPPED_ERROR: Final = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOTALL)
 """How Flower's runtime writes an exception."""
 _GRACE_S: Final = 10.0
 
 
-def run_apps(*, devices: int, config: Config, workers: int, address: str | None = None) -> None:
+def run_apps(*, devices: int, config: RunConfig, workers: int, address: str | None = None) -> None:
     """Run the product's own two apps; see ``engines.Engine``.
 
     Args:
@@ -63,31 +63,33 @@ def run_apps(*, devices: int, config: Config, workers: int, address: str | None 
         EngineError: Flower or Ray failed, or the ServerApp raised something else.
     """
     telemetry.FLWR_TELEMETRY_ENABLED = "0"
-    watch = _Watch()
+    watch = _ServerState()
     try:
-        with _quiet(), _same_environment(), one_thread(), ExitStack() as there:
+        with _quiet_logs(), _restored_environment(), single_torch_thread(), ExitStack() as there:
             if address is not None:  # Flower takes the Ray that is there
                 folder = Path(config["devices"])
-                there.enter_context(cluster.joined(address, workers=workers, folder=folder))
-                there.enter_context(cluster.spread(workers))
+                there.enter_context(
+                    ray_cluster.connect_cluster(address, workers=workers, folder=folder)
+                )
+                there.enter_context(ray_cluster.spread_workers(workers))
             run_simulation(
-                server_app=_server(config, watch),
-                client_app=_Client(config),
+                server_app=_configured_server(config, watch),
+                client_app=_ConfiguredClient(config),
                 num_supernodes=devices,
                 backend_config=_backend(workers),
             )
     except Exception as error:
-        raise _as_ours(watch.error or error) from error
+        raise _as_sottovoce_error(watch.error or error) from error
     finally:
         watch.over.set()
         ray.shutdown()
         if watch.began:
             watch.ended.wait(_GRACE_S)
     if not watch.done:
-        raise _as_ours(watch.error or EngineError("the ServerApp ended before its time"))
+        raise _as_sottovoce_error(watch.error or EngineError("the ServerApp ended before its time"))
 
 
-def reach(address: str, *, workers: int, folder: Path) -> str:
+def check_cluster(address: str, *, workers: int, folder: Path) -> str:
     """Try a cluster before any work is done; one line about it.
 
     Args:
@@ -99,11 +101,11 @@ def reach(address: str, *, workers: int, folder: Path) -> str:
         SettingError: The address makes no sense, or there is no room for so many workers.
         EngineError: Nobody answers, or a node cannot take part.
     """
-    cluster.check_address(address)
+    ray_cluster.check_address(address)
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        with cluster.joined(address, workers=workers, folder=folder) as nodes:
+        with ray_cluster.connect_cluster(address, workers=workers, folder=folder) as nodes:
             return f"ray cluster at {address}: nodes {len(nodes)}, workers {workers}"
     finally:
         if new:
@@ -125,7 +127,7 @@ def _backend(workers: int) -> dict[str, Any]:
     }
 
 
-def _as_ours(error: BaseException) -> SottovoceError:
+def _as_sottovoce_error(error: BaseException) -> SottovoceError:
     """An error fit for a user: the server's own, or what became of the engine."""
     if isinstance(error, SottovoceError):
         return error
@@ -140,7 +142,7 @@ def _as_ours(error: BaseException) -> SottovoceError:
     )
 
 
-class _Watch:
+class _ServerState:
     """What the two threads of a run know of each other."""
 
     def __init__(self) -> None:
@@ -151,7 +153,7 @@ class _Watch:
         self.ended = threading.Event()
 
 
-def _server(config: Config, watch: _Watch) -> ServerApp:
+def _configured_server(config: RunConfig, watch: _ServerState) -> ServerApp:
     """A ServerApp that calls the product's with the run's configuration."""
     from sottovoce.server.app import app as product
 
@@ -172,10 +174,10 @@ def _server(config: Config, watch: _Watch) -> ServerApp:
     return app
 
 
-class _Client(ClientApp):
+class _ConfiguredClient(ClientApp):
     """A ClientApp that calls the product's with the run's configuration, in an actor."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: RunConfig) -> None:
         super().__init__()
         self._config = config
 
@@ -188,7 +190,7 @@ class _Client(ClientApp):
         return product(message, _with_config(context, self._config))
 
 
-def _with_config(context: Context, config: Config) -> Context:
+def _with_config(context: Context, config: RunConfig) -> Context:
     """The context as a deployed app would see it; Flower checks that its own stays as it was."""
     own = copy.copy(context)
     own.run_config = dict(config)
@@ -243,7 +245,7 @@ class _WatchedGrid(Grid):
         replies = list(self._grid.pull_messages(message_ids))
         for reply in replies:
             if reply.has_error() and reply.error.code == _WORKER_DIED:
-                reason = _FLOWERS.sub(r"\1: \2", reply.error.reason or "")
+                reason = _WRAPPED_ERROR.sub(r"\1: \2", reply.error.reason or "")
                 raise EngineError(
                     f"a worker of the ray engine died ({reason[:200].strip()}); run "
                     "again with --resume, with fewer workers if memory was short"
@@ -272,7 +274,7 @@ class _WatchedGrid(Grid):
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet_logs() -> Iterator[None]:
     """Keep Flower's banner off the terminal, and tracebacks of what our own errors say."""
     logger = logging.getLogger("flwr")
     before = logger.level
@@ -284,7 +286,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _same_environment() -> Iterator[None]:
+def _restored_environment() -> Iterator[None]:
     """Leave the environment as it was: Flower puts ``sys.path`` into ``PYTHONPATH``."""
     before = os.environ.get("PYTHONPATH")
     try:

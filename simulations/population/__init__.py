@@ -1,5 +1,5 @@
-"""A crowd of made-up users, each made when asked for: who they are, how they behave, their books.
+"""A synthetic population, each user made on demand: voices, behaviour, ledgers.
 
-Nothing here lists users. A user is a place from 0; everything about one is a function of the run's
-seed and that place, but for the few things that must outlive a process, which lie in one database.
+Nothing here lists users. A user is an index from 0; everything about one is a function of the run's
+seed and that index, but for the few things that must outlive a process, which are in one database.
 """

@@ -1,4 +1,7 @@
-"""A run over a crowd, from scenario to run folder; see ``pipeline`` for runs over speakers."""
+"""A run over a population, from scenario to run folder.
+
+See ``runs.simulation`` for runs over speakers of a corpus.
+"""
 
 import resource
 import time
@@ -8,109 +11,113 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.server.checkpoint import replace_file
+from sottovoce.server.federation.checkpoint import replace_file
+from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.errors import SettingError
-from sottovoce.simulations import hearing, pipeline, promise, statement
-from sottovoce.simulations.hearing import Heard, Progress, Tell
-from sottovoce.simulations.material import Material
-from sottovoce.simulations.population.crowd import Crowd
-from sottovoce.simulations.population.settings import PopulationSettings
-from sottovoce.simulations.population.voices import fit
-from sottovoce.simulations.population.world import HELD_OUT, CrowdWorld
-from sottovoce.simulations.preparation import material_of, plan_of
-from sottovoce.simulations.reports import render
-from sottovoce.simulations.runfile import Json, validate_run, write_json
-from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.data import loading
+from sottovoce.simulations.data.fold_inputs import FoldInputs
+from sottovoce.simulations.data.loading import LoadedCorpus, OnMessage, OnProgress
+from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
+from sottovoce.simulations.population.fold import HELD_OUT_FOLD, PopulationFoldRun
+from sottovoce.simulations.population.users import SyntheticPopulation
+from sottovoce.simulations.population.voice_model import fit_voice_model
+from sottovoce.simulations.reports import render_pages
+from sottovoce.simulations.results import privacy_record
+from sottovoce.simulations.results.schema import Json, validate_run, write_json
+from sottovoce.simulations.runs import simulation
+from sottovoce.simulations.scenario.population import PopulationSettings
+from sottovoce.simulations.scenario.scenario import Scenario
 
-VOICES = (
-    "drawn in feature space from a mixed model of embedded made-up voices; no sound was made, and "
-    "accuracy says nothing about real voices"
+VOICE_DISCLAIMER = (
+    "drawn in feature space from a mixed model of embedded synthetic voices; no sound was made, "
+    "and accuracy says nothing about real voices"
 )
-_ASSUMPTION = (
-    "A user whom no coin drew has let out nothing and has no ledger; the promise covers them too."
+_SAMPLING_ASSUMPTION = (
+    "A user who was never sampled has released nothing and has no ledger; the promise covers them "
+    "too."
 )
-_ACCOUNTS = (
-    "Clients are listed by kind: each entry stands for all devices whose ledgers hold the same "
-    "releases, as many as its key alike says."
+_GROUPING_NOTE = (
+    "Clients are listed by group: each entry stands for all devices whose ledgers hold the same "
+    "releases, as many as its key devices_with_equal_ledgers says."
 )
 
 
-def simulate(
-    scenario: Scenario, out: Path, *, resume: bool, tell: Tell, progress: Progress
+def simulate_population(
+    scenario: Scenario, out: Path, *, resume: bool, on_message: OnMessage, on_progress: OnProgress
 ) -> Json:
-    """Run a scenario that has a population; arguments and errors as ``pipeline.simulate``."""
+    """Run a scenario that has a population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)
-    promise.check_budget(with_rate(scenario))
-    pipeline.check_folder(scenario, out, resume=resume)
-    heard, world = world_of(scenario, out, tell, progress)
+    noise_calibration.check_budget(with_sampling_rate(scenario))
+    simulation.check_run_folder(scenario, out, resume=resume)
+    loaded, fold_run = prepare_fold_run(scenario, out, on_message, on_progress)
     features_s, training = time.monotonic() - started, time.monotonic()
-    scored = world.run()
+    scored = fold_run.run()
     training_s = time.monotonic() - training
-    privacy = _privacy(scenario, world)
-    rounds = world.rounds()
+    privacy = _privacy_record(scenario, fold_run)
+    rounds = fold_run.round_outcomes()
     timing = {
         "feature_s": features_s,
         "training_s": training_s,
         "rounds_per_s": scenario.rounds / training_s,
-        "client_rounds_per_s": sum(map(_worked, rounds)) / training_s,
+        "client_rounds_per_s": sum(map(_devices_worked, rounds)) / training_s,
         "wall_s": time.monotonic() - started,
         "cpu_s": _cpu_s(),
         "peak_rss_mb": max([_peak_mb(), *(row["rss_mb"] or 0.0 for row in rounds)]),
-        "rss_growth_mb_per_round": growth(rounds),
+        "rss_growth_mb_per_round": memory_growth_mb(rounds),
     }
-    run = pipeline.describe(
-        scenario, heard, world.material, [world], [scored], privacy, {}, timing, None
+    run = simulation.describe_run(
+        scenario, loaded, fold_run.fold_inputs, [fold_run], [scored], privacy, {}, timing, None
     )
-    run = _of_a_crowd(run, world, rounds)
+    run = _describe_population(run, fold_run, rounds)
     write_json(out / "privacy.json", privacy)
     write_json(out / "run.json", run)
-    pipeline.hand_out(out, world, run)
-    render(out)
+    simulation.export_model(out, fold_run, run)
+    render_pages(out)
     return run
 
 
-def world_of(
-    scenario: Scenario, out: Path, tell: Tell, progress: Progress
-) -> tuple[Heard, CrowdWorld]:
-    """Hear the voices that users are drawn from, and settle the run's one world.
+def prepare_fold_run(
+    scenario: Scenario, out: Path, on_message: OnMessage, on_progress: OnProgress
+) -> tuple[LoadedCorpus, PopulationFoldRun]:
+    """Load the voices that users are drawn from, and settle the run's one fold.
 
     Args:
         scenario: Settled, with a population.
         out: The run folder; the settled scenario is written there.
-        tell: Takes a line about what was found.
-        progress: Takes (what, done, total).
+        on_message: Takes a line about what was found.
+        on_progress: Takes (what, done, total).
     """
-    hearing.check_encoder(scenario)
-    heard, public = pipeline.hear_all(scenario, tell, progress)
+    loading.check_encoder(scenario)
+    loaded, public = simulation.load_corpora(scenario, on_message, on_progress)
     replace_file(out / "config.toml", scenario.to_toml().encode())
-    drawn, folder = with_rate(scenario), out / "checkpoints"
-    material = material_of(drawn, heard, public, folder, tell)
-    name = pipeline.identity(scenario.to_toml())
-    world = CrowdWorld(
+    sampled, folder = with_sampling_rate(scenario), out / "checkpoints"
+    fold_inputs = build_fold_inputs(sampled, loaded, public, folder, on_message)
+    name = simulation.hash_settings(scenario.to_toml())
+    fold_run = PopulationFoldRun(
         folder=folder / "population",
-        ledgers=out / "ledgers" / HELD_OUT,
-        plan=plan_of(drawn, material, f"{name[:16]}/population"),
-        scenario=drawn,
-        material=material,
-        crowd=_crowd(scenario, material),
+        ledgers=out / "ledgers" / HELD_OUT_FOLD,
+        plan=build_plan(sampled, fold_inputs, f"{name[:16]}/population"),
+        scenario=sampled,
+        fold_inputs=fold_inputs,
+        population=_build_population(scenario, fold_inputs),
     )
-    return heard, world
+    return loaded, fold_run
 
 
-def _crowd(scenario: Scenario, material: Material) -> Crowd:
+def _build_population(scenario: Scenario, fold_inputs: FoldInputs) -> SyntheticPopulation:
     """Who the users are."""
-    settings = population_of(scenario)
-    return Crowd(
+    settings = require_population(scenario)
+    return SyntheticPopulation(
         users=settings.users,
-        voices=fit(material.labels, material.clips, material.features),
+        voice_model=fit_voice_model(fold_inputs.labels, fold_inputs.clips, fold_inputs.features),
         clips=settings.clips,
-        labels=material.labels,
-        budgets=promise.budgets(scenario),
+        labels=fold_inputs.labels,
+        budgets=noise_calibration.device_budgets(scenario),
         seed=scenario.seed,
         enrolment=scenario.enrolment.partition(":")[0],
-        neutral=scenario.neutral_clips or 0,
-        head_clips=scenario.head_clips,
+        neutral_clips=scenario.neutral_clips or 0,
+        labelled_clips_per_user=scenario.labelled_clips_per_user,
     )
 
 
@@ -125,12 +132,12 @@ def _peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _worked(row: Json) -> int:
+def _devices_worked(row: Json) -> int:
     """How many devices did a round's work, their reply used or not."""
     return int(row["used"] + row["dropped"] + row["late"])
 
 
-def growth(rounds: Sequence[Json]) -> float | None:
+def memory_growth_mb(rounds: Sequence[Json]) -> float | None:
     """By how much resident memory grew a round after the third, on average, in MiB.
 
     Only rounds of the process that ended the run are compared; None where they are too few.
@@ -141,48 +148,51 @@ def growth(rounds: Sequence[Json]) -> float | None:
     return float((last[-1]["rss_mb"] - last[0]["rss_mb"]) / (last[-1]["round"] - last[0]["round"]))
 
 
-def population_of(scenario: Scenario) -> PopulationSettings:
+def require_population(scenario: Scenario) -> PopulationSettings:
     """The scenario's population."""
     if scenario.population is None:
         raise SettingError("the scenario has no population; add a table [population]")
     return scenario.population
 
 
-def with_rate(scenario: Scenario) -> Scenario:
+def with_sampling_rate(scenario: Scenario) -> Scenario:
     """The scenario whose recipe draws cohorts as its population says."""
-    user = replace(scenario.recipe.user, cohort_rate=population_of(scenario).rate)
+    user = replace(
+        scenario.recipe.user, user_sampling_rate=require_population(scenario).user_sampling_rate
+    )
     return replace(scenario, recipe=replace(scenario.recipe, user=user))
 
 
-def _privacy(scenario: Scenario, world: CrowdWorld) -> Json:
-    """Content of privacy.json: an account for each kind of ledger."""
-    sums = world.sums()
-    privacy = statement.privacy_file(
+def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> Json:
+    """Content of privacy.json: an account for each group of equal ledgers."""
+    sums = fold_run.server_ledger()
+    privacy = privacy_record.build_privacy_record(
         scenario,
-        world.plan,
-        {world.fold.name: {kind.user: kind.ledger for kind in world.kinds}},
-        {world.fold.name: sums} if sums else {},
+        fold_run.plan,
+        {fold_run.fold.name: {group.user: group.ledger for group in fold_run.ledger_groups}},
+        {fold_run.fold.name: sums} if sums else {},
     )
-    privacy["worlds"][0]["registered"] = world.settings.users
-    for kind in world.kinds:
-        privacy["worlds"][0]["clients"][kind.user]["alike"] = kind.alike
-    privacy["assumptions"] += [_ASSUMPTION, _ACCOUNTS]
+    fold = privacy["folds"][0]
+    fold["registered"] = fold_run.settings.users
+    for group in fold_run.ledger_groups:
+        fold["clients"][group.user]["devices_with_equal_ledgers"] = group.device_count
+    privacy["assumptions"] += [_SAMPLING_ASSUMPTION, _GROUPING_NOTE]
     return privacy
 
 
-def _of_a_crowd(run: Json, world: CrowdWorld, rounds: Sequence[Json]) -> Json:
-    """The run with what is true of a crowd in place of what is true of a corpus."""
-    settings = world.settings
+def _describe_population(run: Json, fold_run: PopulationFoldRun, rounds: Sequence[Json]) -> Json:
+    """The run with what is true of a population in place of what is true of a corpus."""
+    settings = fold_run.settings
     changed = {
         "corpus": run["corpus"]
         | {"speakers": settings.users, "clips": settings.users * settings.clips},
         "protocol": run["protocol"] | {"name": f"{settings.held_out} held-out users", "folds": 1},
         "clients": settings.users,
         "population": {
-            "voices": VOICES,
+            "voices": VOICE_DISCLAIMER,
             "registered": settings.users,
             "cohort": settings.cohort,
-            "asked": sum(kind.alike for kind in world.kinds),
+            "asked": sum(group.device_count for group in fold_run.ledger_groups),
             "rounds": [{k: v for k, v in row.items() if k != "process"} for row in rounds],
         },
     }

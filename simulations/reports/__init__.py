@@ -1,8 +1,8 @@
 """From a run's JSON to pages a person can read.
 
-``render`` writes the two pages of a run folder; ``card.card`` writes a model's card. Jinja and
-Matplotlib are imported here and nowhere else, and only when a page is asked for: a device or a
-server never needs them.
+``render_pages`` writes the two pages of a run folder; ``model_card.render_card`` writes a model's
+card. Jinja and Matplotlib are imported only when a page is rendered: a device or a server never
+needs them.
 """
 
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 from sottovoce.shared.errors import SettingError
 
 
-def render(run_folder: Path) -> tuple[Path, Path]:
+def render_pages(run_folder: Path) -> tuple[Path, Path]:
     """Write report.html and privacy.html from the run.json and privacy.json beside them.
 
     The pages are self-contained: one file each, no script, no font, no network. The same JSON
@@ -28,9 +28,9 @@ def render(run_folder: Path) -> tuple[Path, Path]:
         SottovoceError: The folder cannot be written.
     """
     try:
-        from sottovoce.simulations.reports.pages import render as write
+        from sottovoce.simulations.reports.pages import write_pages
     except ImportError as error:
         raise SettingError(
             f"{error.name} is not installed; reports need pip install 'sottovoce[simulation]'"
         ) from None
-    return write(Path(run_folder))
+    return write_pages(Path(run_folder))

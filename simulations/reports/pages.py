@@ -6,12 +6,18 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from sottovoce.shared import metrics
-from sottovoce.simulations.reports import attacks, ledgers, plots, words
-from sottovoce.simulations.runfile import Json, read_audit, read_privacy, read_run, write_text
+from sottovoce.simulations.evaluation import metrics
+from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
+from sottovoce.simulations.results.schema import (
+    Json,
+    read_audit,
+    read_privacy,
+    read_run,
+    write_text,
+)
 
-HERE = Path(__file__).parent
-_MOST_SPEAKERS = 500
+TEMPLATE_FOLDER = Path(__file__).parent
+_MAX_SPEAKERS = 500
 _UNKNOWN = "unknown"
 _UNITS = {
     "none": "nothing",
@@ -40,33 +46,33 @@ _ERRORS = {
 }
 
 
-def render(folder: Path) -> tuple[Path, Path]:
-    """Write both pages; see :func:`sottovoce.simulations.reports.render`."""
+def write_pages(folder: Path) -> tuple[Path, Path]:
+    """Write both pages; see :func:`sottovoce.simulations.reports.render_pages`."""
     run, privacy, audit = read_run(folder), read_privacy(folder), read_audit(folder)
     written = folder / "report.html", folder / "privacy.html"
-    pages = report(run, privacy), record(run, privacy, audit)
+    pages = render_report(run, privacy), render_privacy_record(run, privacy, audit)
     for path, page in zip(written, pages, strict=True):
         write_text(path, page)
     return written
 
 
-def report(run: Json, privacy: Json) -> str:
+def render_report(run: Json, privacy: Json) -> str:
     """The page for whoever wants to know how well it works and for whom."""
     return _page("report", run, privacy, _results(run) | _run(run))
 
 
-def record(run: Json, privacy: Json, audit: Json | None = None) -> str:
+def render_privacy_record(run: Json, privacy: Json, audit: Json | None = None) -> str:
     """The page for an auditor, and for whoever's voice it is."""
     return _page(
         "privacy",
         run,
         privacy,
         {
-            "checks": ledgers.checks(privacy),
-            "release_rows": ledgers.release_rows(privacy["worlds"]),
-            "worlds": ledgers.tables(privacy["worlds"]),
+            "checks": ledger_tables.check_claims(privacy),
+            "release_rows": ledger_tables.release_rows(privacy["folds"]),
+            "folds": ledger_tables.build_tables(privacy["folds"]),
             "audit": audit,
-            **(attacks.sections(audit) if audit else {}),
+            **(audit_section.build_audit_context(audit) if audit else {}),
             "plots": {},
         },
     )
@@ -76,7 +82,7 @@ def _page(page: str, run: Json, privacy: Json, more: dict[str, Any]) -> str:
     """Fill a template with what both pages share and with its own."""
     context = _promise(run, privacy) | more
     context["plots"] = more["plots"] | {"budget": _budget_plot(privacy)}
-    css = (HERE / "page.css").read_text(encoding="utf-8")
+    css = (TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8")
     template = _environment().get_template(f"{page}.html.j2")
     return template.render(page=page, css=css, run=run, privacy=privacy, **context)
 
@@ -84,14 +90,14 @@ def _page(page: str, run: Json, privacy: Json, more: dict[str, Any]) -> str:
 def _environment() -> Environment:
     """Templates beside this file; whatever is inserted is escaped, and nothing may be missing."""
     environment = Environment(
-        loader=FileSystemLoader(HERE),
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=words.percent, number=words.number)
+    environment.filters.update(percent=wording.format_percent, number=wording.format_number)
     return environment
 
 
@@ -103,11 +109,11 @@ def _promise(run: Json, privacy: Json) -> dict[str, Any]:
     audited = (section.get("audit") or {}).get("epsilon_lower")
     return {
         "promised": privacy["unit"] != "none" and privacy["epsilon"] is not None,
-        "plain": words.plain(privacy),
+        "plain": wording.explain_promise(privacy),
         "unit_words": _UNITS[privacy["unit"]],
         "most_spent": spent,
         "audited": audited,
-        "world_rows": ledgers.world_rows(privacy["worlds"]),
+        "spent_rows": ledger_tables.fold_rows(privacy["folds"]),
         "promise_facts": _promise_facts(privacy, spent, audited),
     }
 
@@ -118,32 +124,41 @@ def _promise_facts(privacy: Json, spent: float | None, audited: float | None) ->
         return [("Protects", "nothing"), ("ε promised", "none: it is unbounded")]
     terms = [
         ("Protects", _UNITS[privacy["unit"]].removeprefix("for ")),
-        ("ε promised", words.number(privacy["epsilon"])),
-        ("Most spent", None if spent is None else words.number(spent, 5)),
-        ("δ", f"{words.number(privacy['delta'])} ({words.one_in(privacy['delta'])})"),
+        ("ε promised", wording.format_number(privacy["epsilon"])),
+        ("Most spent", None if spent is None else wording.format_number(spent, 5)),
+        (
+            "δ",
+            _delta_with_chance(privacy["delta"]),
+        ),
         ("Neighbouring", privacy["neighbouring"]),
         ("Sampling", privacy["sampling"]),
-        *_turns(privacy),
-        ("Clip norm", words.number(privacy["clip_norm"])),
-        ("Noise multiplier", words.number(privacy["noise_multiplier"])),
+        *_participation_terms(privacy),
+        ("Clip norm", wording.format_number(privacy["clip_norm"])),
+        ("Noise multiplier", wording.format_number(privacy["noise_multiplier"])),
         ("Accountant", privacy["accountant"]),
         *_user_terms(privacy),
-        *_tuned(privacy),
-        ("Audited lower bound", "not audited" if audited is None else words.number(audited)),
+        *_tuning_terms(privacy),
+        (
+            "Audited lower bound",
+            "not audited" if audited is None else wording.format_number(audited),
+        ),
     ]
     return [(name, value) for name, value in terms if value and not value.startswith("–")]
 
 
-def _turns(privacy: Json) -> list[tuple[str, str]]:
-    """How users take turns, where they do."""
-    turns = privacy.get("participation")
-    if not turns:
+def _participation_terms(privacy: Json) -> list[tuple[str, str]]:
+    """Minimum separation of a user's rounds and correlation of their noise, where there is any."""
+    terms = privacy.get("participation")
+    if not terms:
         return []
-    most = f"at most {turns['most']} of {turns['rounds']}, at least {turns['spacing']} apart"
-    noise = f"hangs together over {turns['bands']} rounds (banded matrix factorisation)"
+    rounds = (
+        f"at most {terms['most']} of {terms['rounds']}, "
+        f"at least {terms['spacing']} from one to the next"
+    )
+    noise = f"correlated across {terms['bands']} rounds (banded matrix factorisation)"
     return [
-        ("Rounds of one user", most),
-        ("Noise of rounds", noise if turns["bands"] > 1 else "independent"),
+        ("Rounds of one user", rounds),
+        ("Noise of rounds", noise if terms["bands"] > 1 else "independent"),
     ]
 
 
@@ -153,28 +168,36 @@ def _user_terms(privacy: Json) -> list[tuple[str, str]]:
     if user.get("epsilon") is None:
         return []
     return [
-        ("For one person: ε", words.number(user["epsilon"])),
-        ("δ for a person", f"{words.number(user['delta'])} ({words.one_in(user['delta'])})"),
+        ("For one person: ε", wording.format_number(user["epsilon"])),
+        (
+            "δ for a person",
+            _delta_with_chance(user["delta"]),
+        ),
         ("Neighbouring, for a person", user["neighbouring"]),
-        ("Clip norm for a person", words.number(user["clip_norm"])),
-        ("Noise for a person", words.number(user["noise_multiplier"])),
+        ("Clip norm for a person", wording.format_number(user["clip_norm"])),
+        ("Noise for a person", wording.format_number(user["noise_multiplier"])),
     ]
 
 
-def _tuned(privacy: Json) -> list[tuple[str, str]]:
+def _delta_with_chance(delta: float) -> str:
+    """Delta as a number and as people say it."""
+    return f"{wording.format_number(delta)} ({wording.format_chance(delta)})"
+
+
+def _tuning_terms(privacy: Json) -> list[tuple[str, str]]:
     """What all runs cost that settings were chosen by."""
     tuned = privacy.get("tuned") or {}
     return [
-        (f"ε of one {unit} over {tuned['runs']} tuning runs", words.number(tuned[unit], 4))
+        (f"ε of one {unit} over {tuned['runs']} tuning runs", wording.format_number(tuned[unit], 4))
         for unit in ("utterance", "user")
         if unit in tuned
     ]
 
 
 def _budget_plot(privacy: Json) -> str | None:
-    """The budget over rounds; None where no ledger has a price."""
-    priced = ledgers.world_rows(privacy["worlds"])
-    return plots.budget(privacy["worlds"], privacy["epsilon"]) if priced else None
+    """The budget over rounds; None where no ledger has an epsilon."""
+    spent = ledger_tables.fold_rows(privacy["folds"])
+    return figures.plot_budget(privacy["folds"], privacy["epsilon"]) if spent else None
 
 
 def _results(run: Json) -> dict[str, Any]:
@@ -196,25 +219,27 @@ def _plots(run: Json) -> dict[str, str | None]:
     answered, by_emotion = calibration["abstention"], calibration.get("reliability_by_emotion")
     chance = 1 / len(emotions)
     return {
-        "by_round": plots.by_round(curve, chance) if curve else None,
-        "confusion": plots.confusion(accuracy["confusion"], emotions),
-        "reliability": plots.reliability(bins["before"], bins["after"]) if bins else None,
-        "emotions": plots.reliability_by_emotion(by_emotion) if by_emotion else None,
+        "by_round": figures.plot_uar_by_round(curve, chance) if curve else None,
+        "confusion": figures.plot_confusion(accuracy["confusion"], emotions),
+        "reliability": figures.plot_reliability(bins["before"], bins["after"]) if bins else None,
+        "emotions": figures.plot_reliability_by_emotion(by_emotion) if by_emotion else None,
         "abstention": (
-            plots.abstention(answered["coverage"], answered["selective_accuracy"])
+            figures.plot_abstention(answered["coverage"], answered["selective_accuracy"])
             if answered["coverage"]
             else None
         ),
-        "sets": plots.sets(calibration["sets"]) if calibration.get("sets") else None,
-        "speakers": plots.speakers(accuracy["per_speaker"], chance),
-        "groups": plots.groups(known, accuracy["uar"]) if known else None,
+        "sets": figures.plot_prediction_sets(calibration["sets"])
+        if calibration.get("sets")
+        else None,
+        "speakers": figures.plot_speakers(accuracy["per_speaker"], chance),
+        "groups": figures.plot_groups(known, accuracy["uar"]) if known else None,
     }
 
 
 def _accuracy_rows(run: Json) -> dict[str, Any]:
     """Tables of the section on accuracy."""
     accuracy, emotions = run["accuracy"], run["corpus"]["emotions"]
-    recalls = metrics.recalls(accuracy["confusion"])
+    recalls = metrics.class_recalls(accuracy["confusion"])
     curve = accuracy.get("by_round") or []
     folds = [fold["fold"] for fold in accuracy["per_fold"]] if len(accuracy["per_fold"]) > 1 else []
     here = {"this run": accuracy} | dict(run.get("baselines") or {})
@@ -229,11 +254,20 @@ def _accuracy_rows(run: Json) -> dict[str, Any]:
             [emotion, *row] for emotion, row in zip(emotions, accuracy["confusion"], strict=True)
         ],
         "emotion_rows": [
-            [emotion, words.percent(float(recall)) if size else "–", words.number(size)]
+            [
+                emotion,
+                wording.format_percent(float(recall)) if size else "–",
+                wording.format_number(size),
+            ]
             for emotion, recall, size in zip(emotions, recalls, sums, strict=True)
         ],
         "fold_rows": [
-            [fold["fold"], _share(fold, "uar"), _share(fold, "wa"), words.number(fold["n"])]
+            [
+                fold["fold"],
+                _share(fold, "uar"),
+                _share(fold, "wa"),
+                wording.format_number(fold["n"]),
+            ]
             for fold in accuracy["per_fold"]
         ],
         "baseline_rows": [
@@ -253,7 +287,12 @@ def _calibration_rows(calibration: Json) -> dict[str, Any]:
     curve = zip(answered["coverage"], answered["selective_accuracy"], strict=True)
     return {
         "error_rows": [
-            [text, words.number(before[key]), words.number(after[key]), _ends(intervals, key)]
+            [
+                text,
+                wording.format_number(before[key]),
+                wording.format_number(after[key]),
+                _ends(intervals, key),
+            ]
             for key, text in _ERRORS.items()
             if before.get(key) is not None and after.get(key) is not None
         ],
@@ -264,14 +303,21 @@ def _calibration_rows(calibration: Json) -> dict[str, Any]:
             for emotion, sides in (calibration.get("reliability_by_emotion") or {}).items()
             for row in _bin_rows(sides)
         ],
-        "abstention_rows": [[words.percent(x, 0), words.percent(y)] for x, y in curve],
+        "abstention_rows": [
+            [wording.format_percent(x, 0), wording.format_percent(y)] for x, y in curve
+        ],
     }
 
 
 def _bin_rows(sides: Json) -> list[list[str]]:
     """The bins of a reliability diagram, before and after heads."""
     return [
-        [heads, _share(one, "confidence"), _share(one, "accuracy"), words.number(one["count"])]
+        [
+            heads,
+            _share(one, "confidence"),
+            _share(one, "accuracy"),
+            wording.format_number(one["count"]),
+        ]
         for heads, found in sides.items()
         for one in found
     ]
@@ -280,7 +326,7 @@ def _bin_rows(sides: Json) -> list[list[str]]:
 def _ends(intervals: Json, name: str) -> str:
     """The interval of what heads change, a dash where it was not measured."""
     low, high = (intervals.get(name) or {}).get("difference", (None, None))
-    return "–" if low is None else f"{words.signed(low)} to {words.signed(high)}"
+    return "–" if low is None else f"{wording.format_signed(low)} to {wording.format_signed(high)}"
 
 
 def _set_rows(sets: Json) -> list[list[str]]:
@@ -288,8 +334,8 @@ def _set_rows(sets: Json) -> list[list[str]]:
     lines = (sets.get("per_speaker") or {}).items()
     order = sorted(lines, key=lambda line: (line[1]["covered"] or 0, line[0]))
     return [
-        [name, words.percent(line["covered"]), words.number(line["size"])]
-        for name, line in order[:_MOST_SPEAKERS]
+        [name, wording.format_percent(line["covered"]), wording.format_number(line["size"])]
+        for name, line in order[:_MAX_SPEAKERS]
     ]
 
 
@@ -300,16 +346,16 @@ def _fairness_rows(run: Json) -> dict[str, Any]:
     known = known_groups(run["fairness"])
     return {
         "speaker_rows": [
-            [name, _share(speakers[name], "uar"), words.number(speakers[name]["n"])]
-            for name in order[:_MOST_SPEAKERS]
+            [name, _share(speakers[name], "uar"), wording.format_number(speakers[name]["n"])]
+            for name in order[:_MAX_SPEAKERS]
         ],
-        "speakers_left": max(0, len(order) - _MOST_SPEAKERS),
+        "speakers_left": max(0, len(order) - _MAX_SPEAKERS),
         "group_rows": [
             [
                 f"{kind}: {name}",
                 _share(group, "uar"),
-                words.number(group["n"]),
-                words.number(group.get("speakers")),
+                wording.format_number(group["n"]),
+                wording.format_number(group.get("speakers")),
             ]
             for kind, groups in known.items()
             for name, group in groups.items()
@@ -339,16 +385,16 @@ def _run(run: Json) -> dict[str, Any]:
         *(_timing(name, value) for name, value in timing.items()),
     ]
     excluded = run.get("exclusions") or {}
-    rows = [[reason, words.number(count)] for reason, count in excluded.items()]
+    rows = [[reason, wording.format_number(count)] for reason, count in excluded.items()]
     return {"run_facts": facts, "exclusion_rows": rows}
 
 
 def _timing(name: str, value: float) -> tuple[str, str]:
     """One measure of time or memory, with its unit."""
     text, unit = _TIMING.get(name, (name, ""))
-    return text, f"{words.number(value)} {unit}".rstrip()
+    return text, f"{wording.format_number(value)} {unit}".rstrip()
 
 
 def _share(line: Mapping[str, Any], key: str) -> str:
     """A share of a table, a dash where it is not there."""
-    return words.percent(line.get(key))
+    return wording.format_percent(line.get(key))

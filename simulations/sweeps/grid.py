@@ -1,7 +1,7 @@
 """Which runs a sweep is made of: a scenario, and the settings that vary.
 
 Settings are named as in a scenario's file, those of the recipe with dots: ``epsilon``,
-``recipe.clip_norm``, ``recipe.aggregation.weight_noise``.
+``recipe.clip_norm``, ``recipe.aggregation.max_weight_noise_std``.
 """
 
 import itertools
@@ -10,18 +10,18 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.errors import SettingError
-from sottovoce.simulations import promise
-from sottovoce.simulations.hearing import check_encoder
-from sottovoce.simulations.names import folder_name
-from sottovoce.simulations.reading import scenario_of
-from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.data.loading import check_encoder
+from sottovoce.simulations.results.path_names import folder_name
+from sottovoce.simulations.scenario.loading import scenario_from_tables
+from sottovoce.simulations.scenario.scenario import Scenario
 
-Value = str | int | float | bool
+SettingValue = str | int | float | bool
 SEED: Final = "seed"
 _FIXED: Final = ("corpus", "data", "public", "protocol", "workers", "engine", "baselines", "recipe")
 """What a sweep cannot vary: runs on other speakers are not one curve."""
-_MOST_RUNS: Final = 10_000
+_MAX_RUNS: Final = 10_000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +34,7 @@ class Axis:
     """
 
     setting: str
-    values: tuple[Value, ...]
+    values: tuple[SettingValue, ...]
 
     def __post_init__(self) -> None:
         known = [entry.name for entry in fields(Scenario) if entry.name not in _FIXED]
@@ -50,7 +50,7 @@ class Axis:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Point:
+class SweepRun:
     """One run of a sweep.
 
     Attributes:
@@ -60,7 +60,7 @@ class Point:
     """
 
     name: str
-    settings: Mapping[str, Value | None]
+    settings: Mapping[str, SettingValue | None]
     scenario: Scenario
 
 
@@ -85,10 +85,10 @@ class Sweep:
         runs = 1
         for axis in self.axes:
             runs *= len(axis.values)
-        if runs > _MOST_RUNS:
-            raise SettingError(f"these are {runs} runs; a sweep holds at most {_MOST_RUNS}")
+        if runs > _MAX_RUNS:
+            raise SettingError(f"these are {runs} runs; a sweep holds at most {_MAX_RUNS}")
 
-    def points(self) -> tuple[Point, ...]:
+    def expand_runs(self) -> tuple[SweepRun, ...]:
         """Every run, all settings of the first seed first; none is there twice.
 
         Raises:
@@ -96,34 +96,34 @@ class Sweep:
                 small. Said before anything is computed, with the run's name.
         """
         axes = sorted(self.axes, key=lambda axis: axis.setting != SEED)
-        found: dict[str, Point] = {}
+        found: dict[str, SweepRun] = {}
         for values in itertools.product(*(axis.values for axis in axes)):
             chosen = dict(zip((axis.setting for axis in axes), values, strict=True))
-            point = self._point({axis.setting: chosen[axis.setting] for axis in self.axes})
+            point = self._make_run({axis.setting: chosen[axis.setting] for axis in self.axes})
             found.setdefault(point.name, point)
         return tuple(found.values())
 
-    def _point(self, settings: Mapping[str, Value]) -> Point:
+    def _make_run(self, settings: Mapping[str, SettingValue]) -> SweepRun:
         """The run with these settings."""
         record = deepcopy(dict(self.base))
         for setting, value in settings.items():
             _put(record, setting, value)
         name = _name(settings)
-        scenario = scenario_of(record, source=f"the run {name}")
-        if "epsilon" in settings and not scenario.private:
+        scenario = scenario_from_tables(record, source=f"the run {name}")
+        if "epsilon" in settings and not scenario.is_private:
             del record["epsilon"]
-            scenario = scenario_of(record, source=f"the run {name}")
+            scenario = scenario_from_tables(record, source=f"the run {name}")
             settings = {**settings, "epsilon": None}  # type: ignore[dict-item]
             name = _name(settings)
         try:
             check_encoder(scenario)
-            promise.check_budget(scenario)
+            noise_calibration.check_budget(scenario)
         except SettingError as error:
             raise SettingError(f"the run {name}: {error}") from error
-        return Point(name=name, settings=settings, scenario=scenario)
+        return SweepRun(name=name, settings=settings, scenario=scenario)
 
 
-def _put(record: dict[str, Any], setting: str, value: Value) -> None:
+def _put(record: dict[str, Any], setting: str, value: SettingValue) -> None:
     """Set a value in tables of TOML, by its dotted name."""
     *tables, last = setting.split(".")
     for table in tables:
@@ -134,7 +134,7 @@ def _put(record: dict[str, Any], setting: str, value: Value) -> None:
     record[last] = value
 
 
-def _name(settings: Mapping[str, Value | None]) -> str:
+def _name(settings: Mapping[str, SettingValue | None]) -> str:
     """Settings as a folder's name."""
     return folder_name(
         "-".join(
@@ -146,7 +146,7 @@ def _name(settings: Mapping[str, Value | None]) -> str:
     )
 
 
-def axes_of(table: Mapping[str, Any]) -> tuple[Axis, ...]:
+def parse_axes(table: Mapping[str, Any]) -> tuple[Axis, ...]:
     """Axes from the table ``[sweep]`` of a file.
 
     Raises:
@@ -170,7 +170,7 @@ def _flat(table: Mapping[str, Any], path: str = "") -> Sequence[tuple[str, Any]]
     return found
 
 
-def _values(setting: str, values: object) -> tuple[Value, ...]:
+def _values(setting: str, values: object) -> tuple[SettingValue, ...]:
     """A list of plain values."""
     plain = isinstance(values, list) and all(isinstance(v, str | int | float) for v in values)
     if not isinstance(values, list) or not plain:

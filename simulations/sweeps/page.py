@@ -8,17 +8,17 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from sottovoce.simulations.reports import pages, words
-from sottovoce.simulations.reports.picture import INK, MAIN, MUTED, WARM, picture
+from sottovoce.simulations.reports import pages, wording
+from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, WARM, draw_svg
 
 Json = Mapping[str, Any]
 
 _COLOURS: Final = (MAIN, WARM, INK, MUTED)
 _MARKERS: Final = "osD^vP"
 _LINES: Final = ("-", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 2, 2)))
-_MOST_LINES: Final = 12
+_MAX_LINES: Final = 12
 _CURVES: Final = {
-    "uar": ("Recognition", "UAR on test speakers; every emotion counts alike"),
+    "uar": ("Recognition", "UAR on test speakers; every emotion has the same weight"),
     "worst_speaker": ("The worst speaker", "UAR of the test speaker it works worst for"),
     "ece_after": ("Calibration", "expected calibration error with users' heads; lower is better"),
 }
@@ -30,13 +30,15 @@ _UNITS: Final = {
 }
 
 
-def page(told: Json) -> str:
+def render_page(sweep: Json) -> str:
     """The page, of what sweep.json holds; the same JSON gives the same bytes."""
-    axis = _across(told)
-    plots = {name: _curve(told, axis, name) for name in _CURVES if axis and len(_lines(told, axis))}
+    axis = _x_axis(sweep)
+    plots = {
+        name: _curve(sweep, axis, name) for name in _CURVES if axis and len(_lines(sweep, axis))
+    }
     environment = Environment(
         loader=ChoiceLoader(
-            [FileSystemLoader(Path(__file__).parent), FileSystemLoader(pages.HERE)]
+            [FileSystemLoader(Path(__file__).parent), FileSystemLoader(pages.TEMPLATE_FOLDER)]
         ),
         autoescape=True,
         undefined=StrictUndefined,
@@ -44,23 +46,23 @@ def page(told: Json) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters.update(percent=words.percent, number=words.number)
+    environment.filters.update(percent=wording.format_percent, number=wording.format_number)
     return environment.get_template("sweep.html.j2").render(
-        css=(pages.HERE / "page.css").read_text(encoding="utf-8"),
-        told=told,
+        css=(pages.TEMPLATE_FOLDER / "page.css").read_text(encoding="utf-8"),
+        sweep=sweep,
         axis=axis,
-        curves=[(*_CURVES[name], svg, _numbers(told, axis, name)) for name, svg in plots.items()],
-        points=_rows(told),
-        runs=_run_rows(told),
-        best=_best(told),
+        curves=[(*_CURVES[name], svg, _numbers(sweep, axis, name)) for name, svg in plots.items()],
+        points=_rows(sweep),
+        runs=_run_rows(sweep),
+        best=_best(sweep),
     )
 
 
-def _across(told: Json) -> str:
+def _x_axis(sweep: Json) -> str:
     """What curves run over: epsilon, or else the first number that varies."""
     numeric = [
         name
-        for name, values in told["axes"].items()
+        for name, values in sweep["axes"].items()
         if name != "seed" and len(values) > 1 and all(_number(value) for value in values)
     ]
     return "epsilon" if "epsilon" in numeric else (numeric or [""])[0]
@@ -71,49 +73,49 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _lines(told: Json, axis: str) -> dict[str, list[Json]]:
+def _lines(sweep: Json, axis: str) -> dict[str, list[Json]]:
     """Points of each line, by its name: one a unit, and one for each other setting that varies."""
     found: dict[str, list[Json]] = {}
-    for point in told["points"]:
-        found.setdefault(_label(told, point, axis), []).append(point)
-    return dict(list(found.items())[:_MOST_LINES])
+    for point in sweep["points"]:
+        found.setdefault(_label(sweep, point, axis), []).append(point)
+    return dict(list(found.items())[:_MAX_LINES])
 
 
-def _label(told: Json, point: Json, axis: str) -> str:
+def _label(sweep: Json, point: Json, axis: str) -> str:
     """A line's name."""
     others = [
         f"{name.rpartition('.')[2]} {value}"
         for name, value in point["settings"].items()
-        if name not in (axis, "unit", "epsilon") and len(told["axes"][name]) > 1
+        if name not in (axis, "unit", "epsilon") and len(sweep["axes"][name]) > 1
     ]
     return ", ".join([_UNITS[point["unit"]], *others])
 
 
-def _curve(told: Json, axis: str, measure: str) -> str:
-    """One measure over the axis: mean over seeds, its spread, and every seed."""
-    lines = _lines(told, axis)
+def _curve(sweep: Json, axis: str, measure: str) -> str:
+    """One measure over the axis: mean over seeds, its standard deviation, and every seed."""
+    lines = _lines(sweep, axis)
 
     def draw(axes: Axes) -> None:
-        for place, (label, points) in enumerate(lines.items()):
-            _draw(axes, points, axis, measure, label, place)
+        for index, (label, points) in enumerate(lines.items()):
+            _draw(axes, points, axis, measure, label, index)
         if measure == "uar":
             dashes = (0, (4, 3))
-            axes.axhline(told["chance"], color=MUTED, linewidth=1, linestyle=dashes)
+            axes.axhline(sweep["chance"], color=MUTED, linewidth=1, linestyle=dashes)
         if axis == "epsilon":
-            _by_doubling(axes, sorted(told["axes"]["epsilon"]))
+            _by_doubling(axes, sorted(sweep["axes"]["epsilon"]))
         axes.set(xlabel="ε" if axis == "epsilon" else axis, ylabel=_CURVES[measure][0])
         axes.legend(
             loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9.5, borderaxespad=0.2
         )
 
-    return picture(measure.replace("_", "-"), _said(lines, axis, measure), draw)
+    return draw_svg(measure.replace("_", "-"), _describe_curve(lines, axis, measure), draw)
 
 
 def _draw(
-    axes: Axes, points: Sequence[Json], axis: str, measure: str, label: str, place: int
+    axes: Axes, points: Sequence[Json], axis: str, measure: str, label: str, index: int
 ) -> None:
     """One line; without a value on the axis, such as without a promise, a level."""
-    colour, dashes = _COLOURS[place % 4], _LINES[place // 4 % 4]
+    colour, dashes = _COLOURS[index % 4], _LINES[index // 4 % 4]
     known = [point for point in points if point[measure] is not None]
     placed = (
         sorted(
@@ -130,22 +132,22 @@ def _draw(
             axes.axhline(level, color=colour, linewidth=1.4, linestyle=(0, (1, 1.5)), label=label)
         return
     x = [at for at, _ in placed]
-    mean = [spread["mean"] for _, spread in placed]
-    low = [spread["mean"] - (spread["sd"] or 0) for _, spread in placed]
-    high = [spread["mean"] + (spread["sd"] or 0) for _, spread in placed]
+    mean = [over_seeds["mean"] for _, over_seeds in placed]
+    low = [over_seeds["mean"] - (over_seeds["sd"] or 0) for _, over_seeds in placed]
+    high = [over_seeds["mean"] + (over_seeds["sd"] or 0) for _, over_seeds in placed]
     axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     axes.plot(
         x, mean, color=colour, linewidth=2, linestyle=dashes, label=label,
-        marker=_MARKERS[place % len(_MARKERS)], markersize=5,
+        marker=_MARKERS[index % len(_MARKERS)], markersize=5,
     )  # fmt: skip
 
 
-def _numbers(told: Json, axis: str, measure: str) -> list[list[str]]:
+def _numbers(sweep: Json, axis: str, measure: str) -> list[list[str]]:
     """A curve's points as a table."""
     return [
         [label, str(point["settings"].get(axis) or "-")]
-        + [words.number(point[measure][name]) for name in ("mean", "sd", "min", "max")]
-        for label, points in _lines(told, axis).items()
+        + [wording.format_number(point[measure][name]) for name in ("mean", "sd", "min", "max")]
+        for label, points in _lines(sweep, axis).items()
         for point in points
         if point[measure]
     ]
@@ -160,7 +162,7 @@ def _by_doubling(axes: Axes, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def _said(lines: Mapping[str, Sequence[Json]], axis: str, measure: str) -> str:
+def _describe_curve(lines: Mapping[str, Sequence[Json]], axis: str, measure: str) -> str:
     """What a curve shows, in words."""
     parts = []
     for label, points in lines.items():
@@ -170,33 +172,33 @@ def _said(lines: Mapping[str, Sequence[Json]], axis: str, measure: str) -> str:
     return f"{_CURVES[measure][0]} by {axis}, mean over seeds. {'; '.join(parts)}."
 
 
-def _rows(told: Json) -> list[list[str]]:
+def _rows(sweep: Json) -> list[list[str]]:
     """The table of points."""
     return [
         [
             _settings(point["settings"]),
             str(point["seeds"]),
-            _spread(point["uar"]),
-            _spread(point["worst_speaker"]),
-            _spread(point["p10_speaker"]),
-            _spread(point["ece_before"]),
-            _spread(point["ece_after"]),
-            _spread(point["epsilon_spent_utterance"], digits=2),
-            _spread(point["epsilon_spent_user"], digits=2),
+            _mean_and_deviation(point["uar"]),
+            _mean_and_deviation(point["worst_speaker"]),
+            _mean_and_deviation(point["p10_speaker"]),
+            _mean_and_deviation(point["ece_before"]),
+            _mean_and_deviation(point["ece_after"]),
+            _mean_and_deviation(point["epsilon_spent_utterance"], digits=2),
+            _mean_and_deviation(point["epsilon_spent_user"], digits=2),
         ]
-        for point in told["points"]
+        for point in sweep["points"]
     ]
 
 
-def _run_rows(told: Json) -> list[list[str]]:
+def _run_rows(sweep: Json) -> list[list[str]]:
     """The table of runs."""
     return [
         [
             line["name"],
-            *(words.number(line[name]) for name in ("uar", "worst_speaker", "ece_after")),
-            words.number(line["wall_s"]),
+            *(wording.format_number(line[name]) for name in ("uar", "worst_speaker", "ece_after")),
+            wording.format_number(line["wall_s"]),
         ]
-        for line in told["runs"]
+        for line in sweep["runs"]
     ]
 
 
@@ -210,22 +212,22 @@ def _settings(settings: Json) -> str:
     return ", ".join(parts) or "as given"
 
 
-def _spread(spread: Json | None, *, digits: int = 3) -> str:
+def _mean_and_deviation(over_seeds: Json | None, *, digits: int = 3) -> str:
     """Mean and standard deviation."""
-    if spread is None:
+    if over_seeds is None:
         return "-"
-    mean = f"{spread['mean']:.{digits}f}"
-    return mean if not spread["sd"] else f"{mean} ± {spread['sd']:.{digits}f}"
+    mean = f"{over_seeds['mean']:.{digits}f}"
+    return mean if not over_seeds["sd"] else f"{mean} ± {over_seeds['sd']:.{digits}f}"
 
 
-def _best(told: Json) -> list[tuple[str, str]]:
+def _best(sweep: Json) -> list[tuple[str, str]]:
     """Where each unit's best point lies; for the page's first lines."""
     found: dict[str, Json] = {}
-    for point in told["points"]:
-        kept = found.get(point["unit"])
-        if kept is None or (point["uar"]["mean"] or 0) > (kept["uar"]["mean"] or 0):
+    for point in sweep["points"]:
+        best = found.get(point["unit"])
+        if best is None or (point["uar"]["mean"] or 0) > (best["uar"]["mean"] or 0):
             found[point["unit"]] = point
     return [
-        (_UNITS[unit], f"{_spread(point['uar'])} at {_settings(point['settings'])}")
+        (_UNITS[unit], f"{_mean_and_deviation(point['uar'])} at {_settings(point['settings'])}")
         for unit, point in found.items()
     ]

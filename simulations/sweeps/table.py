@@ -1,11 +1,11 @@
-"""From the runs of a sweep to sweep.json: a line a run, and mean and spread over seeds."""
+"""From the runs of a sweep to sweep.json: each run, and mean and standard deviation over seeds."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sottovoce.simulations.runfile import SCHEMA, Json
-from sottovoce.simulations.sweeps.grid import SEED, Point, Sweep
+from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json
+from sottovoce.simulations.sweeps.grid import SEED, Sweep, SweepRun
 
 MEASURES: Final = {
     "uar": ("accuracy", "uar"),
@@ -24,13 +24,13 @@ MEASURES: Final = {
 """Figures of a run, and where run.json has them; null where it has none."""
 
 
-def gather(
-    plan: Sweep, runs: Sequence[tuple[Point, Json]], *, wall_s: float, computed: int
+def summarise_runs(
+    sweep: Sweep, runs: Sequence[tuple[SweepRun, Json]], *, wall_s: float, computed: int
 ) -> Json:
     """Content of sweep.json.
 
     Args:
-        plan: What was swept over.
+        sweep: What was swept over.
         runs: Every point with its run.json.
         wall_s: How long it took this time.
         computed: How many runs were computed this time; the others were there.
@@ -38,9 +38,9 @@ def gather(
     first = runs[0][1]
     lines = [_line(point, run) for point, run in runs]
     return {
-        "schema": SCHEMA,
-        "base": dict(plan.base),
-        "axes": {axis.setting: list(axis.values) for axis in plan.axes},
+        "schema": SCHEMA_VERSION,
+        "base": dict(sweep.base),
+        "axes": {axis.setting: list(axis.values) for axis in sweep.axes},
         "corpus": first["corpus"],
         "protocol": first["protocol"]["name"],
         "chance": 1 / len(first["corpus"]["emotions"]),
@@ -50,7 +50,7 @@ def gather(
     }
 
 
-def _line(point: Point, run: Json) -> Json:
+def _line(point: SweepRun, run: Json) -> Json:
     """One run."""
     return {
         "name": point.name,
@@ -59,7 +59,7 @@ def _line(point: Point, run: Json) -> Json:
         "unit": point.scenario.unit,
         "rounds": run["rounds"],
         "model": run["model"]["kind"],
-        "epsilon": point.scenario.epsilon if point.scenario.private else None,
+        "epsilon": point.scenario.epsilon if point.scenario.is_private else None,
         "noise_multiplier": run["privacy"].get("noise_multiplier"),
         **{name: _find(run, path) for name, path in MEASURES.items()},
     }
@@ -83,18 +83,18 @@ def _points(lines: Sequence[Json]) -> list[Json]:
 
 
 def _point(group: Sequence[Json]) -> Json:
-    """Mean and spread of some runs."""
+    """Mean and standard deviation of some runs."""
     first = group[0]
-    kept = ("unit", "rounds", "model", "epsilon", "noise_multiplier")
+    shared = ("unit", "rounds", "model", "epsilon", "noise_multiplier")
     return {
         "settings": {name: value for name, value in first["settings"].items() if name != SEED},
-        **{name: first[name] for name in kept},
+        **{name: first[name] for name in shared},
         "seeds": len(group),
-        **{name: _spread([line[name] for line in group]) for name in MEASURES},
+        **{name: _statistics([line[name] for line in group]) for name in MEASURES},
     }
 
 
-def _spread(values: Sequence[float | None]) -> Json | None:
+def _statistics(values: Sequence[float | None]) -> Json | None:
     """Mean, standard deviation (of a sample; null for a single one) and range."""
     known = [value for value in values if value is not None]
     if not known:

@@ -1,13 +1,14 @@
-"""Sealed blobs open for the right key and context only, and tell nothing by their length."""
+"""Sealed blobs open for the right key and context only; keys and signatures follow standards."""
 
 import hashlib
+from collections.abc import Callable
 
 import pytest
 
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import PrivacyError, SettingError
 
-CONTEXT = crypto.bind("user 7", "head", 3)
+CONTEXT = crypto.encode_context("user 7", "head", 3)
 CHEAP = 14
 PHRASE = "quiet as a mouse"
 
@@ -27,9 +28,9 @@ def test_what_was_sealed_comes_back(key: bytes, plaintext: bytes) -> None:
 def test_every_flipped_bit_is_noticed(key: bytes) -> None:
     blob = crypto.seal(key, b"mine", context=CONTEXT)
 
-    for place in range(len(blob)):
+    for index in range(len(blob)):
         flipped = bytearray(blob)
-        flipped[place] ^= 1 << place % 8
+        flipped[index] ^= 1 << index % 8
         with pytest.raises(PrivacyError):
             crypto.open_sealed(key, bytes(flipped), context=CONTEXT)
     assert crypto.open_sealed(key, blob, context=CONTEXT) == b"mine"
@@ -53,9 +54,9 @@ def test_another_key_does_not_open(key: bytes) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        crypto.bind("user 8", "head", 3),
-        crypto.bind("user 7", "head", 2),
-        crypto.bind("user 7head", "", 3),
+        crypto.encode_context("user 8", "head", 3),
+        crypto.encode_context("user 7", "head", 2),
+        crypto.encode_context("user 7head", "", 3),
         b"",
     ],
 )
@@ -67,9 +68,9 @@ def test_another_context_does_not_open(key: bytes, other: bytes) -> None:
 
 
 def test_parts_of_a_binding_cannot_slide() -> None:
-    assert crypto.bind("ab", "c") != crypto.bind("a", "bc")
-    assert crypto.bind("a") != crypto.bind("a", "")
-    assert crypto.bind("a", 1) == crypto.bind("a", 1)
+    assert crypto.encode_context("ab", "c") != crypto.encode_context("a", "bc")
+    assert crypto.encode_context("a") != crypto.encode_context("a", "")
+    assert crypto.encode_context("a", 1) == crypto.encode_context("a", 1)
 
 
 def test_nothing_repeats(key: bytes) -> None:
@@ -83,7 +84,7 @@ def test_lengths_within_a_class_tell_nothing(key: bytes) -> None:
 
     assert lengths == {512}
     assert len(crypto.seal(key, b"x" * 480, context=b"")) == 1024
-    assert len(crypto.seal(key, b"", context=b"", size=4096)) == 4096
+    assert len(crypto.seal(key, b"", context=b"", min_size=4096)) == 4096
 
 
 def test_plaintext_does_not_shine_through(key: bytes) -> None:
@@ -93,7 +94,7 @@ def test_plaintext_does_not_shine_through(key: bytes) -> None:
 @pytest.mark.parametrize("size", [0, -512, 256, 700, 1 << 31])
 def test_odd_sizes_are_refused(key: bytes, size: int) -> None:
     with pytest.raises(SettingError, match="power of two"):
-        crypto.seal(key, b"", context=b"", size=size)
+        crypto.seal(key, b"", context=b"", min_size=size)
 
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
@@ -167,10 +168,10 @@ def test_a_wrapped_key_opens_for_its_passphrase_and_context_only(key: bytes) -> 
         crypto.unwrap_key(wrapped, PHRASE, context=b"bob")
 
 
-@pytest.mark.parametrize("place", [0, 1, 16, 17, 100, -1])
-def test_an_altered_wrapping_does_not_open(key: bytes, place: int) -> None:
+@pytest.mark.parametrize("index", [0, 1, 16, 17, 100, -1])
+def test_an_altered_wrapping_does_not_open(key: bytes, index: int) -> None:
     wrapped = bytearray(crypto.wrap_key(key, PHRASE, context=b"", log2_cost=CHEAP))
-    wrapped[place] ^= 1
+    wrapped[index] ^= 1
 
     with pytest.raises(PrivacyError):
         crypto.unwrap_key(bytes(wrapped), PHRASE, context=b"")
@@ -181,6 +182,84 @@ def test_rubbish_is_no_wrapped_key(wrapped: bytes) -> None:
     # A cost of 255 must be refused before scrypt asks for the memory.
     with pytest.raises(PrivacyError, match="not a wrapped key"):
         crypto.unwrap_key(wrapped, PHRASE, context=b"")
+
+
+# --- signatures, agreement and key streams ----------------------------------------------------
+
+# RFC 8032, section 7.1, test 2.
+PRIVATE = bytes.fromhex("4ccd089b28ff96da9db6c346ec114e0f5b8a319f35aba624da8cf6ed4fb8a6fb")
+PUBLIC = bytes.fromhex("3d4017c3e843895a92b70aa74d1b7ebc9c982ccf2ec4968cc0cd55f12af4660c")
+SIGNATURE = bytes.fromhex(
+    "92a009a9f0d4cab8720e820b5f642540a2b27b5416503f8fb3762223ebdb69da"
+    "085ac1e43e15996e458f3613d0f11d8c387b2eaeb4302aeeb00d291612bb0c00"
+)
+ALICE = bytes(range(32))
+"""Any 32 bytes are a private key."""
+
+
+def test_signatures_are_the_standards() -> None:
+    assert crypto.identity_public_key(PRIVATE) == PUBLIC
+    assert crypto.sign_message(PRIVATE, b"\x72") == SIGNATURE
+    assert crypto.verify_signature(PUBLIC, SIGNATURE, b"\x72")
+
+
+@pytest.mark.parametrize(
+    ("public", "signature", "message"),
+    [
+        (PUBLIC, SIGNATURE, b"\x73"),
+        (PUBLIC, SIGNATURE[:-1], b"\x72"),
+        (PUBLIC, bytes(64), b"\x72"),
+        (PUBLIC[:-1], SIGNATURE, b"\x72"),
+        (crypto.identity_public_key(ALICE), SIGNATURE, b"\x72"),
+    ],
+)
+def test_what_is_not_signed_does_not_verify(
+    public: bytes, signature: bytes, message: bytes
+) -> None:
+    assert not crypto.verify_signature(public, signature, message)
+
+
+def test_two_parties_agree_for_one_purpose() -> None:
+    other = crypto.new_key()
+    publics = crypto.agreement_public_key(ALICE), crypto.agreement_public_key(other)
+    secret = crypto.derive_shared_secret(ALICE, publics[1], context=b"one")
+
+    assert len(secret) == 32
+    assert secret == crypto.derive_shared_secret(other, publics[0], context=b"one")
+    assert secret != crypto.derive_shared_secret(other, publics[0], context=b"other")
+    assert secret != crypto.derive_shared_secret(crypto.new_key(), publics[0], context=b"one")
+
+
+@pytest.mark.parametrize("public", [bytes(32), b"\x01" + bytes(31), b"", bytes(31)])
+def test_a_key_that_gives_no_secret_is_refused(public: bytes) -> None:
+    with pytest.raises(PrivacyError, match="agreement key"):
+        crypto.derive_shared_secret(ALICE, public, context=b"")
+
+
+def test_the_key_stream_is_the_standards() -> None:
+    """RFC 8439, appendix A.1, test vector 1: zero key, zero nonce, block 0."""
+    start = bytes.fromhex("76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7")
+
+    assert crypto.expand_keystream(bytes(32), 32) == start
+    assert crypto.expand_keystream(bytes(32), 1000)[:32] == start
+    assert crypto.expand_keystream(bytes(32), 0) == b""
+
+
+@pytest.mark.parametrize("length", [0, 31, 33])
+def test_secure_sums_refuse_keys_of_other_lengths(length: int) -> None:
+    key = bytes(length)
+    uses: list[Callable[[], object]] = [
+        lambda: crypto.sign_message(key, b""),
+        lambda: crypto.identity_public_key(key),
+        lambda: crypto.agreement_public_key(key),
+        lambda: crypto.derive_shared_secret(key, crypto.agreement_public_key(ALICE), context=b""),
+        lambda: crypto.expand_keystream(key, 1),
+    ]
+    for use in uses:
+        with pytest.raises(SettingError, match="must have 32"):
+            use()
+    with pytest.raises(SettingError, match="length"):
+        crypto.expand_keystream(bytes(32), -1)
 
 
 LOW_ORDER = (
@@ -196,11 +275,14 @@ LOW_ORDER = (
 
 @pytest.mark.parametrize("public", LOW_ORDER)
 def test_a_key_of_low_order_gives_no_secret(public: bytes) -> None:
-    assert not crypto.gives_secret(public)
+    assert not crypto.is_valid_agreement_key(public)
     with pytest.raises(PrivacyError, match="no agreement key"):
-        crypto.agree(crypto.new_key(), public, context=b"")
+        crypto.derive_shared_secret(crypto.new_key(), public, context=b"")
 
 
 def test_other_keys_give_secrets() -> None:
-    assert all(crypto.gives_secret(crypto.agreement_public(crypto.new_key())) for _ in range(50))
-    assert not crypto.gives_secret(b"short")
+    assert all(
+        crypto.is_valid_agreement_key(crypto.agreement_public_key(crypto.new_key()))
+        for _ in range(50)
+    )
+    assert not crypto.is_valid_agreement_key(b"short")

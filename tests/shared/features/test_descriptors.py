@@ -11,7 +11,7 @@ from sottovoce.shared.audio import Signal
 from sottovoce.shared.errors import AudioError
 from sottovoce.shared.features import descriptors
 from sottovoce.shared.features.descriptors import Descriptors
-from sottovoce.shared.features.logmel import LogMel
+from sottovoce.shared.features.log_mel import LogMel
 
 
 def voice(hertz: float, *, level: float = 0.1, seconds: float = 1.0) -> Signal:
@@ -43,13 +43,13 @@ HARD = [
 def test_silence_clicks_and_scraps_give_finite_numbers(samples: Tensor) -> None:
     signal = Signal(samples, 16_000)
 
-    described = descriptors.describe(signal)
+    described = descriptors.compute_descriptors(signal)
     numbers = Descriptors()(signal)
     spectrogram = LogMel()(signal)
 
     assert described.frames.shape == (len(described.voiced), len(descriptors.FRAME_NAMES))
     assert described.frames.isfinite().all()
-    assert numbers.shape == (len(descriptors.NAMES),)
+    assert numbers.shape == (len(descriptors.FUNCTIONAL_NAMES),)
     assert numbers.dtype == torch.float32
     assert numbers.isfinite().all()
     assert spectrogram.shape[1] == 64
@@ -59,17 +59,17 @@ def test_silence_clicks_and_scraps_give_finite_numbers(samples: Tensor) -> None:
 def test_every_name_is_there_once_and_in_the_table() -> None:
     table = str(descriptors.__doc__)
 
-    assert len(set(descriptors.NAMES)) == len(descriptors.NAMES) == 476
+    assert len(set(descriptors.FUNCTIONAL_NAMES)) == len(descriptors.FUNCTIONAL_NAMES) == 476
     for name in descriptors.FRAME_NAMES:
         family = re.sub(r"_\d+$", "_1 ", name)
         assert f"\n{family}" in table, name
-    for name in descriptors.NAMES[-8:]:
+    for name in descriptors.FUNCTIONAL_NAMES[-8:]:
         assert f"\n{name} " in table, name
 
 
 def test_names_say_what_the_numbers_are() -> None:
     low, high = (
-        dict(zip(descriptors.NAMES, Descriptors()(voice(hertz)).tolist(), strict=True))
+        dict(zip(descriptors.FUNCTIONAL_NAMES, Descriptors()(voice(hertz)).tolist(), strict=True))
         for hertz in (110.0, 220.0)
     )
 
@@ -85,7 +85,9 @@ def test_the_level_moves_only_what_is_a_level() -> None:
 
     moved = {
         name
-        for name, change in zip(descriptors.NAMES, (loud - soft).abs().tolist(), strict=True)
+        for name, change in zip(
+            descriptors.FUNCTIONAL_NAMES, (loud - soft).abs().tolist(), strict=True
+        )
         if change > 0.1
     }
     assert {"level_mean", "level_p50"} <= moved

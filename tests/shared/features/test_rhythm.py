@@ -10,7 +10,9 @@ from sottovoce.shared.features import rhythm
 
 
 def measured(levels: Tensor, voiced: Tensor) -> dict[str, float]:
-    return dict(zip(rhythm.NAMES, rhythm.measure(levels, voiced).tolist(), strict=True))
+    return dict(
+        zip(rhythm.RHYTHM_NAMES, rhythm.measure_rhythm(levels, voiced).tolist(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("rate", [2.0, 3.0, 5.0])
@@ -43,6 +45,6 @@ def test_pauses_are_long_and_deep() -> None:
 @pytest.mark.parametrize("frames", [1, 2, 6, 7])
 def test_a_few_frames_are_enough(frames: int) -> None:
     for voiced in (True, False):
-        values = rhythm.measure(torch.zeros(frames), torch.full((frames,), voiced))
-        assert values.shape == (len(rhythm.NAMES),)
+        values = rhythm.measure_rhythm(torch.zeros(frames), torch.full((frames,), voiced))
+        assert values.shape == (len(rhythm.RHYTHM_NAMES),)
         assert values.isfinite().all()

@@ -3,7 +3,14 @@ import torch
 from torch import Tensor, nn
 
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.models import ModelSpec, Network, build, cross_entropy, flatten, load_flat
+from sottovoce.shared.models import (
+    ModelSpec,
+    Network,
+    build_network,
+    cross_entropy,
+    flatten_parameters,
+    load_parameters,
+)
 
 INPUTS, CLASSES = 6, 3
 HEADS = [(kind, pooling) for kind in ("linear", "mlp") for pooling in ("mean-std", "attentive")]
@@ -16,7 +23,7 @@ def network(kind: str, pooling: str = "none", dropout: float = 0.0) -> Network:
     spec = ModelSpec(
         kind=kind, pooling=pooling, inputs=INPUTS, classes=CLASSES, hidden=8, dropout=dropout
     )
-    model = build(spec, 0)
+    model = build_network(spec, 0)
     nn.init.normal_(model.head.weight, generator=torch.Generator().manual_seed(1))
     return model
 
@@ -89,10 +96,10 @@ def test_no_model_normalises_over_a_batch() -> None:
 
 def test_dropout_repeats_with_its_generator_and_differs_between_utterances() -> None:
     model = network("mlp", dropout=0.5)
-    first = model.keep(100, torch.Generator().manual_seed(1))
+    first = model.draw_dropout_mask(100, torch.Generator().manual_seed(1))
 
-    assert torch.equal(first, model.keep(100, torch.Generator().manual_seed(1)))
-    assert not torch.equal(first, model.keep(100, torch.Generator().manual_seed(2)))
+    assert torch.equal(first, model.draw_dropout_mask(100, torch.Generator().manual_seed(1)))
+    assert not torch.equal(first, model.draw_dropout_mask(100, torch.Generator().manual_seed(2)))
     assert not torch.equal(first[0], first[1])
     assert set(first.unique().tolist()) == {0.0, 2.0}
     assert first.mean().item() == pytest.approx(1, abs=0.2)
@@ -104,14 +111,14 @@ def test_without_a_mask_nothing_is_dropped() -> None:
 
     assert torch.equal(model(features, ones), model(features, ones))
     assert torch.equal(model(features, ones), network("mlp")(features, ones))
-    mask = model.keep(4, torch.Generator().manual_seed(0))
+    mask = model.draw_dropout_mask(4, torch.Generator().manual_seed(0))
     assert not torch.equal(model(features, ones, mask), model(features, ones))
-    undropped = network("mlp").keep(4, torch.Generator())
+    undropped = network("mlp").draw_dropout_mask(4, torch.Generator())
     assert torch.equal(model(features, ones, undropped), model(features, ones))
 
 
 def test_a_linear_model_starts_without_an_opinion() -> None:
-    model = build(ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES), 3)
+    model = build_network(ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES), 3)
 
     assert model(torch.randn(2, INPUTS), torch.ones(2, dtype=torch.int64)).count_nonzero() == 0
 
@@ -138,7 +145,7 @@ def test_every_model_learns_a_small_set_by_heart(kind: str, pooling: str) -> Non
 
 def test_the_bias_weighs_its_own_constant_input() -> None:
     spec = ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES, bias_feature=0.25)
-    model = build(spec, 0)
+    model = build_network(spec, 0)
     nn.init.constant_(model.head.bias, 8.0)
 
     logits = model(torch.randn(2, INPUTS), torch.ones(2, dtype=torch.int64))
@@ -148,7 +155,7 @@ def test_the_bias_weighs_its_own_constant_input() -> None:
 
 def test_weights_of_one_model_do_what_they_did_in_another() -> None:
     model, features = network("tcn"), padded(torch.tensor([9]), 9)
-    other = build(ModelSpec(kind="tcn", inputs=INPUTS, classes=CLASSES, hidden=8), 99)
-    load_flat(other, flatten(model))
+    other = build_network(ModelSpec(kind="tcn", inputs=INPUTS, classes=CLASSES, hidden=8), 99)
+    load_parameters(other, flatten_parameters(model))
 
     assert torch.equal(other(features, torch.tensor([9])), model(features, torch.tensor([9])))

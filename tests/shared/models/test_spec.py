@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import ModelError, SettingError
-from sottovoce.shared.models import ModelSpec, build, flatten
-from sottovoce.shared.models.flat import count
+from sottovoce.shared.models import ModelSpec, build_network, flatten_parameters
+from sottovoce.shared.models.parameters import count_parameters
 
 GOOD: dict[str, Any] = {"kind": "mlp", "inputs": 5, "classes": 3, "hidden": 4, "dropout": 0.1}
 
@@ -66,20 +66,24 @@ def test_a_spec_says_whether_it_reads_frames(kind: str, pooling: str, frames: bo
     spec = ModelSpec(kind=kind, pooling=pooling, inputs=5, classes=3)
 
     assert spec.reads_frames is frames
-    assert build(spec, 0).axes == (3 if frames else 2)
+    assert build_network(spec, 0).axes == (3 if frames else 2)
 
 
 def test_the_seed_says_every_weight_and_the_global_generator_rests() -> None:
     spec = ModelSpec(kind="bilstm-attention", inputs=5, classes=3, hidden=4)
     before = torch.get_rng_state()
-    first = flatten(build(spec, 1))
+    first = flatten_parameters(build_network(spec, 1))
 
     assert torch.equal(torch.get_rng_state(), before)
     torch.rand(3)
-    assert torch.equal(flatten(build(spec, 1)), first)
-    assert not torch.equal(flatten(build(spec, 2)), first)
+    assert torch.equal(flatten_parameters(build_network(spec, 1)), first)
+    assert not torch.equal(flatten_parameters(build_network(spec, 2)), first)
 
 
 @pytest.mark.parametrize("kind", ["cnn-attention", "tcn", "bilstm-attention"])
 def test_whole_models_are_small(kind: str) -> None:
-    assert 80_000 < count(build(ModelSpec(kind=kind, inputs=64, classes=8), 0)) < 180_000
+    assert (
+        80_000
+        < count_parameters(build_network(ModelSpec(kind=kind, inputs=64, classes=8), 0))
+        < 180_000
+    )

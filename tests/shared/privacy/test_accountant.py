@@ -12,13 +12,13 @@ from scipy.stats import norm
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import (
-    GRAIN,
-    Kind,
+    DISCRETISATION_SLACK,
     Mechanism,
-    NoisedBy,
+    NoiseSource,
+    PrivacyUnit,
     Release,
-    Unit,
-    UserNoise,
+    ReleaseKind,
+    SumMechanism,
 )
 
 DELTA = 1e-5
@@ -28,7 +28,7 @@ QUICK = settings(max_examples=15, deadline=None)
 def gaussian(noise: float, *, rate: float = 1.0, steps: int = 1) -> Release:
     """A protected release."""
     return Release(
-        kind=Kind.GRADIENT,
+        kind=ReleaseKind.GRADIENT,
         mechanism=Mechanism.GAUSSIAN,
         run="r",
         round=1,
@@ -39,8 +39,8 @@ def gaussian(noise: float, *, rate: float = 1.0, steps: int = 1) -> Release:
     )
 
 
-OPEN = Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
-SEALED = Release(kind=Kind.SEALED_HEAD, mechanism=Mechanism.ENCRYPTION, run="r", round=1)
+OPEN = Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
+SEALED = Release(kind=ReleaseKind.SEALED_HEAD, mechanism=Mechanism.ENCRYPTION, run="r", round=1)
 
 
 def closed_form(mu: float, delta: float) -> float:
@@ -65,7 +65,7 @@ def test_one_gaussian_costs_its_closed_form_and_never_less(
 ) -> None:
     exact = closed_form(1 / noise, delta)
 
-    spent = accountant.epsilon([gaussian(noise)], delta, fast=fast)
+    spent = accountant.compute_epsilon([gaussian(noise)], delta, fast=fast)
 
     assert exact - 1e-7 <= spent <= exact * (1.01 if fast else 1.001) + (1e-3 if fast else 2e-4)
 
@@ -78,16 +78,16 @@ def test_discretising_one_gaussian_adds_less_than_rounding_allows(
     """Calibration takes the closed form where this much does not matter."""
     noise = 1 / accountant.gaussian_mu(epsilon, delta)
 
-    closed = accountant.epsilon([gaussian(noise)], delta)
-    spent = accountant._summed([gaussian(noise)], accountant.Unit.UTTERANCE)
-    discretised = accountant._composed(spent, delta, accountant._INTERVAL)
+    closed = accountant.compute_epsilon([gaussian(noise)], delta)
+    spent = accountant._compose([gaussian(noise)], accountant.PrivacyUnit.UTTERANCE)
+    discretised = accountant._composed_epsilon(spent, delta, accountant._DISCRETISATION_INTERVAL)
 
     assert closed >= epsilon - 1e-9
-    assert epsilon - 1e-9 <= discretised <= closed + accountant.ROUNDING / 2
+    assert epsilon - 1e-9 <= discretised <= closed + accountant.MAX_DISCRETISATION_ERROR / 2
 
 
 def test_the_closed_form_is_told_from_a_hundredth_less_noise() -> None:
-    assert accountant.epsilon([gaussian(2.97)], DELTA) > closed_form(1 / 3.0, DELTA) * 1.005
+    assert accountant.compute_epsilon([gaussian(2.97)], DELTA) > closed_form(1 / 3.0, DELTA) * 1.005
 
 
 @QUICK
@@ -95,14 +95,16 @@ def test_the_closed_form_is_told_from_a_hundredth_less_noise() -> None:
 def test_gaussians_compose_as_one(noises: list[float]) -> None:
     mu = math.sqrt(sum(noise**-2 for noise in noises))
 
-    spent = accountant.epsilon(map(gaussian, noises), DELTA, fast=True)
+    spent = accountant.compute_epsilon(map(gaussian, noises), DELTA, fast=True)
 
     assert closed_form(mu, DELTA) - 1e-6 <= spent <= closed_form(mu, DELTA) * 1.02 + 1e-3
 
 
 def test_a_sampled_step_costs_less_than_a_whole_one_and_more_than_its_delta() -> None:
-    whole = accountant.epsilon([gaussian(1.0)], DELTA)
-    sampled = [accountant.epsilon([gaussian(1.0, rate=q)], DELTA) for q in (0.01, 0.1, 0.5, 0.999)]
+    whole = accountant.compute_epsilon([gaussian(1.0)], DELTA)
+    sampled = [
+        accountant.compute_epsilon([gaussian(1.0, rate=q)], DELTA) for q in (0.01, 0.1, 0.5, 0.999)
+    ]
     assert sampled == sorted(sampled)
     assert sampled[0] > 0
     assert sampled[-1] <= whole
@@ -112,7 +114,7 @@ def test_a_sampled_step_costs_less_than_a_whole_one_and_more_than_its_delta() ->
 def test_renyi_takes_over_where_it_is_hopeless_and_never_understates() -> None:
     for noise in (0.05, 0.02, 1e-3):
         exact = closed_form_large(1 / noise)
-        assert exact <= accountant.epsilon([gaussian(noise)], DELTA) <= exact * 1.25
+        assert exact <= accountant.compute_epsilon([gaussian(noise)], DELTA) <= exact * 1.25
 
 
 def closed_form_large(mu: float) -> float:
@@ -139,21 +141,21 @@ RELEASES = st.builds(
 def test_order_does_not_show(releases: list[Release], random: "object") -> None:
     mixed = list(releases)
     random.shuffle(mixed)  # type: ignore[attr-defined]
-    spent = accountant.epsilon(releases, DELTA, fast=True)
-    assert accountant.epsilon(mixed, DELTA, fast=True) == spent
+    spent = accountant.compute_epsilon(releases, DELTA, fast=True)
+    assert accountant.compute_epsilon(mixed, DELTA, fast=True) == spent
 
 
 @QUICK
 @given(st.lists(RELEASES, max_size=3), RELEASES)
 def test_a_further_release_never_lowers_it(releases: list[Release], further: Release) -> None:
-    before = accountant.epsilon(releases, DELTA, fast=True)
-    assert accountant.epsilon([*releases, further], DELTA, fast=True) > before
+    before = accountant.compute_epsilon(releases, DELTA, fast=True)
+    assert accountant.compute_epsilon([*releases, further], DELTA, fast=True) > before
 
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])
 def test_steps_are_repeated_releases(rate: float) -> None:
-    together = accountant.epsilon([gaussian(2.0, rate=rate, steps=6)], DELTA)
-    alone = accountant.epsilon([gaussian(2.0, rate=rate)] * 6, DELTA)
+    together = accountant.compute_epsilon([gaussian(2.0, rate=rate, steps=6)], DELTA)
+    alone = accountant.compute_epsilon([gaussian(2.0, rate=rate)] * 6, DELTA)
     assert together == alone
 
 
@@ -161,7 +163,7 @@ def test_less_noise_less_delta_and_more_sampling_cost_more() -> None:
     usual = gaussian(2.0, rate=0.2, steps=5)
 
     def cost(release: Release, delta: float = DELTA) -> float:
-        return accountant.epsilon([release], delta)
+        return accountant.compute_epsilon([release], delta)
 
     assert cost(replace(usual, noise_multiplier=1.9)) > cost(usual)
     assert cost(replace(usual, sample_rate=0.25)) > cost(usual)
@@ -173,23 +175,23 @@ def test_less_noise_less_delta_and_more_sampling_cost_more() -> None:
 
 
 def test_nothing_and_ciphertext_cost_nothing() -> None:
-    assert accountant.epsilon([], DELTA) == 0.0
-    assert accountant.epsilon([SEALED, SEALED], DELTA) == 0.0
-    alone = accountant.epsilon([gaussian(2.0)], DELTA)
-    assert accountant.epsilon([SEALED, gaussian(2.0)], DELTA) == alone
+    assert accountant.compute_epsilon([], DELTA) == 0.0
+    assert accountant.compute_epsilon([SEALED, SEALED], DELTA) == 0.0
+    alone = accountant.compute_epsilon([gaussian(2.0)], DELTA)
+    assert accountant.compute_epsilon([SEALED, gaussian(2.0)], DELTA) == alone
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_one_unprotected_release_makes_it_infinite(place: int) -> None:
     releases = [gaussian(50.0), SEALED]
     releases.insert(place, OPEN)
-    assert accountant.epsilon(releases, DELTA) == math.inf
+    assert accountant.compute_epsilon(releases, DELTA) == math.inf
 
 
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
 def test_a_delta_that_is_none_is_refused(delta: float) -> None:
     with pytest.raises(SettingError, match="delta"):
-        accountant.epsilon([gaussian(1.0)], delta)
+        accountant.compute_epsilon([gaussian(1.0)], delta)
 
 
 # --- from a budget to the noise ---------------------------------------------------------------
@@ -202,23 +204,25 @@ def test_calibration_never_errs_on_the_weak_side(budget: float, rate: float, ste
     def plan(noise: float) -> list[Release]:
         return [gaussian(10.0), gaussian(noise, rate=rate, steps=steps)]
 
-    noise = accountant.calibrate(plan, budget, DELTA)
+    noise = accountant.calibrate_noise_multiplier(plan, budget, DELTA)
 
-    assert accountant.epsilon(plan(noise), DELTA) <= budget
-    assert accountant.epsilon(plan(noise * 0.998), DELTA) > budget, "and wastes hardly any"
+    assert accountant.compute_epsilon(plan(noise), DELTA) <= budget
+    assert accountant.compute_epsilon(plan(noise * 0.998), DELTA) > budget, "and wastes hardly any"
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
 def test_a_budget_that_is_none_is_refused(budget: float) -> None:
     with pytest.raises(SettingError, match="epsilon"):
-        accountant.calibrate(lambda noise: [gaussian(noise)], budget, DELTA)
+        accountant.calibrate_noise_multiplier(lambda noise: [gaussian(noise)], budget, DELTA)
 
 
 def test_a_plan_that_spends_it_all_elsewhere_is_refused() -> None:
     with pytest.raises(SettingError, match=r"0\.1 at delta 1e-05 is too small"):
-        accountant.calibrate(lambda noise: [gaussian(1.0), gaussian(noise)], 0.1, DELTA)
+        accountant.calibrate_noise_multiplier(
+            lambda noise: [gaussian(1.0), gaussian(noise)], 0.1, DELTA
+        )
     with pytest.raises(SettingError, match="too small"):
-        accountant.calibrate(lambda noise: [OPEN, gaussian(noise)], 8.0, DELTA)
+        accountant.calibrate_noise_multiplier(lambda noise: [OPEN, gaussian(noise)], 8.0, DELTA)
 
 
 @pytest.mark.parametrize("budget", [0.1, 1.0, 8.0])
@@ -233,20 +237,20 @@ def hidden(
     noise: float, *, rate: float = 1.0, discrete: bool = False, fine: bool = False
 ) -> Release:
     """A release that hides its user in a sum, and an utterance only with the user."""
-    user = UserNoise(
+    user = SumMechanism(
         noise_multiplier=noise,
         clip_norm=1.0,
-        noised_by=NoisedBy.SHARES if discrete else NoisedBy.SERVER,
+        noised_by=NoiseSource.DISTRIBUTED if discrete else NoiseSource.SERVER,
         sample_rate=rate,
         discrete=discrete,
-        fine=fine,
+        near_gaussian=fine,
     )
     return replace(gaussian(1.0), noise_multiplier=0.0, sensitivity=0.0, user=user)
 
 
 @pytest.mark.parametrize("noise", [0.7, 2.0, 9.0])
 def test_a_user_costs_what_the_noise_on_the_sum_says(noise: float) -> None:
-    priced = accountant.epsilon([hidden(noise)] * 4, DELTA, unit=Unit.USER)
+    priced = accountant.compute_epsilon([hidden(noise)] * 4, DELTA, unit=PrivacyUnit.USER)
 
     assert (
         closed_form(2 / noise, DELTA)
@@ -257,84 +261,100 @@ def test_a_user_costs_what_the_noise_on_the_sum_says(noise: float) -> None:
 
 @pytest.mark.parametrize("noise", [0.7, 2.0, 9.0])
 def test_an_utterance_in_a_secure_sum_costs_what_replacing_the_user_costs(noise: float) -> None:
-    priced = accountant.epsilon([hidden(noise, discrete=True, fine=True)], DELTA)
+    priced = accountant.compute_epsilon([hidden(noise, discrete=True, fine=True)], DELTA)
 
     assert priced == pytest.approx(closed_form(2 / noise, DELTA), rel=1e-3)
-    assert priced > accountant.epsilon([hidden(noise)], DELTA, unit=Unit.USER)
+    assert priced > accountant.compute_epsilon([hidden(noise)], DELTA, unit=PrivacyUnit.USER)
 
 
 @pytest.mark.parametrize("noise", [2.0, 1e9])
 def test_what_a_server_says_it_will_add_hides_no_utterance_from_it(noise: float) -> None:
-    assert accountant.epsilon([hidden(noise)], DELTA) == math.inf
+    assert accountant.compute_epsilon([hidden(noise)], DELTA) == math.inf
 
 
 def test_sampling_users_amplifies_for_users() -> None:
     always, sometimes = hidden(2.0), hidden(2.0, rate=0.1)
 
-    assert accountant.epsilon([sometimes], DELTA, unit=Unit.USER) < accountant.epsilon(
-        [always], DELTA, unit=Unit.USER
-    )
+    assert accountant.compute_epsilon(
+        [sometimes], DELTA, unit=PrivacyUnit.USER
+    ) < accountant.compute_epsilon([always], DELTA, unit=PrivacyUnit.USER)
 
 
 def test_what_hides_utterances_alone_costs_a_user_everything() -> None:
-    assert accountant.epsilon([gaussian(1e6)], DELTA, unit=Unit.USER) == math.inf
-    assert accountant.epsilon([hidden(1e6), gaussian(1e6)], DELTA, unit=Unit.USER) == math.inf
+    assert accountant.compute_epsilon([gaussian(1e6)], DELTA, unit=PrivacyUnit.USER) == math.inf
+    assert (
+        accountant.compute_epsilon([hidden(1e6), gaussian(1e6)], DELTA, unit=PrivacyUnit.USER)
+        == math.inf
+    )
 
 
 def test_a_release_may_hide_both_each_by_its_own_noise() -> None:
     both = replace(hidden(3.0), noise_multiplier=5.0, sensitivity=1.0)
 
-    assert accountant.epsilon([both], DELTA) == accountant.epsilon([gaussian(5.0)], DELTA)
-    assert accountant.epsilon([both], DELTA, unit=Unit.USER) == accountant.epsilon(
-        [hidden(3.0)], DELTA, unit=Unit.USER
+    assert accountant.compute_epsilon([both], DELTA) == accountant.compute_epsilon(
+        [gaussian(5.0)], DELTA
     )
+    assert accountant.compute_epsilon(
+        [both], DELTA, unit=PrivacyUnit.USER
+    ) == accountant.compute_epsilon([hidden(3.0)], DELTA, unit=PrivacyUnit.USER)
 
 
 @pytest.mark.parametrize("steps", [1, 16])
 def test_discrete_noise_is_priced_by_its_renyi_divergence(steps: int) -> None:
-    exact = accountant.epsilon([hidden(2.0)] * steps, DELTA, unit=Unit.USER)
-    renyi = accountant.epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=Unit.USER)
+    exact = accountant.compute_epsilon([hidden(2.0)] * steps, DELTA, unit=PrivacyUnit.USER)
+    renyi = accountant.compute_epsilon(
+        [hidden(2.0, discrete=True)] * steps, DELTA, unit=PrivacyUnit.USER
+    )
 
     assert exact < renyi < exact * 1.2, "an upper bound, and no absurd one"
 
 
-@pytest.mark.parametrize("unit", Unit)
+@pytest.mark.parametrize("unit", PrivacyUnit)
 @pytest.mark.parametrize("steps", [1, 16])
-def test_fine_discrete_noise_costs_a_gaussian_and_its_grains(unit: Unit, steps: int) -> None:
-    noise = {Unit.USER: 2.0, Unit.UTTERANCE: 1.0}[unit]  # another update: twice as far
-    exact = accountant.epsilon([hidden(noise)] * steps, DELTA, unit=Unit.USER)
-    fine = accountant.epsilon([hidden(2.0, discrete=True, fine=True)] * steps, DELTA, unit=unit)
-    renyi = accountant.epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=unit)
+def test_fine_discrete_noise_costs_a_gaussian_and_its_grains(unit: PrivacyUnit, steps: int) -> None:
+    noise = {PrivacyUnit.USER: 2.0, PrivacyUnit.UTTERANCE: 1.0}[
+        unit
+    ]  # another update: twice as far
+    exact = accountant.compute_epsilon([hidden(noise)] * steps, DELTA, unit=PrivacyUnit.USER)
+    fine = accountant.compute_epsilon(
+        [hidden(2.0, discrete=True, fine=True)] * steps, DELTA, unit=unit
+    )
+    renyi = accountant.compute_epsilon([hidden(2.0, discrete=True)] * steps, DELTA, unit=unit)
 
-    assert exact + steps * GRAIN < fine < exact + 2 * steps * GRAIN
+    assert exact + steps * DISCRETISATION_SLACK < fine < exact + 2 * steps * DISCRETISATION_SLACK
     assert fine < renyi
 
 
 def test_noise_that_is_not_known_to_be_fine_spoils_the_curve_of_all() -> None:
     fine, coarse = hidden(2.0, discrete=True, fine=True), hidden(2.0, discrete=True)
 
-    mixed = accountant.epsilon([fine, coarse], DELTA, unit=Unit.USER)
-    assert mixed >= accountant.epsilon([coarse, coarse], DELTA, unit=Unit.USER)
+    mixed = accountant.compute_epsilon([fine, coarse], DELTA, unit=PrivacyUnit.USER)
+    assert mixed >= accountant.compute_epsilon([coarse, coarse], DELTA, unit=PrivacyUnit.USER)
 
 
 def test_calibration_leaves_room_for_grains() -> None:
     def plan(noise: float) -> list[Release]:
         return [hidden(noise, discrete=True, fine=True)] * 40
 
-    noise = accountant.calibrate(plan, 2.0, DELTA, unit=Unit.USER)
+    noise = accountant.calibrate_noise_multiplier(plan, 2.0, DELTA, unit=PrivacyUnit.USER)
 
-    assert accountant.epsilon(plan(noise), DELTA, unit=Unit.USER) <= 2.0
+    assert accountant.compute_epsilon(plan(noise), DELTA, unit=PrivacyUnit.USER) <= 2.0
     without = [hidden(noise)] * 40
-    assert accountant.epsilon(without, DELTA, unit=Unit.USER) <= 2.0 - 40 * GRAIN
+    assert (
+        accountant.compute_epsilon(without, DELTA, unit=PrivacyUnit.USER)
+        <= 2.0 - 40 * DISCRETISATION_SLACK
+    )
     with pytest.raises(SettingError, match="too small"):
-        accountant.calibrate(plan, 39 * GRAIN, DELTA, unit=Unit.USER)
+        accountant.calibrate_noise_multiplier(
+            plan, 39 * DISCRETISATION_SLACK, DELTA, unit=PrivacyUnit.USER
+        )
 
 
-@pytest.mark.parametrize("unit", Unit)
-def test_calibration_keeps_the_budget_of_either_unit(unit: Unit) -> None:
+@pytest.mark.parametrize("unit", PrivacyUnit)
+def test_calibration_keeps_the_budget_of_either_unit(unit: PrivacyUnit) -> None:
     def plan(noise: float) -> list[Release]:
         return [replace(hidden(noise), noise_multiplier=noise, sensitivity=1.0)] * 3
 
-    noise = accountant.calibrate(plan, 2.0, DELTA, unit=unit)
+    noise = accountant.calibrate_noise_multiplier(plan, 2.0, DELTA, unit=unit)
 
-    assert accountant.epsilon(plan(noise), DELTA, unit=unit) <= 2.0
+    assert accountant.compute_epsilon(plan(noise), DELTA, unit=unit) <= 2.0

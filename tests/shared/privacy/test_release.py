@@ -8,10 +8,16 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import LedgerError, SettingError
-from sottovoce.shared.privacy.release import Kind, Mechanism, NoisedBy, Release, UserNoise
+from sottovoce.shared.privacy.release import (
+    Mechanism,
+    NoiseSource,
+    Release,
+    ReleaseKind,
+    SumMechanism,
+)
 
 GOOD = Release(
-    kind=Kind.GRADIENT,
+    kind=ReleaseKind.GRADIENT,
     mechanism=Mechanism.GAUSSIAN,
     run="r",
     round=3,
@@ -85,23 +91,27 @@ def test_a_record_of_noise_that_is_none_is_refused(value: float) -> None:
 
 # --- what hides a whole user ------------------------------------------------------------------
 
-HIDDEN = UserNoise(noise_multiplier=2.0, clip_norm=1.0, noised_by=NoisedBy.SERVER)
+HIDDEN = SumMechanism(noise_multiplier=2.0, clip_norm=1.0, noised_by=NoiseSource.SERVER)
 
 
-@pytest.mark.parametrize("noised_by", NoisedBy)
-@pytest.mark.parametrize("fine", [False, True])
-def test_the_noise_that_hides_a_user_survives_json(noised_by: NoisedBy, fine: bool) -> None:
-    record = replace(GOOD, user=replace(HIDDEN, noised_by=noised_by, discrete=True, fine=fine))
+@pytest.mark.parametrize("noised_by", NoiseSource)
+@pytest.mark.parametrize("near_gaussian", [False, True])
+def test_the_noise_that_hides_a_user_survives_json(
+    noised_by: NoiseSource, near_gaussian: bool
+) -> None:
+    user = replace(HIDDEN, noised_by=noised_by, discrete=True, near_gaussian=near_gaussian)
+    record = replace(GOOD, user=user)
     written = record.to_dict()
 
     assert Release.from_dict(json.loads(json.dumps(written))) == record
-    assert ("fine" in written["user"]) is fine, "old readers need not know what is not there"
+    assert ("fine" in written["user"]) is near_gaussian, "as every ledger's lines have it"
+    assert "near_gaussian" not in written["user"]
 
 
 @pytest.mark.parametrize("change", [{"discrete": False}, {"sample_rate": 0.5}])
-def test_only_discrete_noise_in_sums_of_everybody_is_fine(change: dict[str, Any]) -> None:
-    with pytest.raises(SettingError, match="fine says how discrete noise is priced"):
-        replace(HIDDEN, **({"discrete": True, "fine": True} | change))
+def test_only_discrete_noise_in_sums_of_everybody_is_near_gaussian(change: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match="near_gaussian is for discrete noise"):
+        replace(HIDDEN, **({"discrete": True, "near_gaussian": True} | change))
 
 
 def test_records_from_before_there_was_a_second_unit_are_read() -> None:

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.bands import Bands
+from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import (
-    Kind,
     Mechanism,
-    NoisedBy,
+    NoiseSource,
+    PrivacyUnit,
     Release,
-    Unit,
-    UserNoise,
+    ReleaseKind,
+    SumMechanism,
 )
 
 DELTA = 1e-5
@@ -76,17 +76,17 @@ def closed_form(mu: float) -> float:
 def losses(rate: float, noise: float, added: bool) -> Array:
     """Chances of one step's privacy loss on the grid, rounded down; middle cell: loss 0."""
     edges = np.linspace(-14 * noise, 1 + 14 * noise, 40_001)
-    spread = noise * math.sqrt(2)
-    without = np.array([math.erf(x / spread) / 2 for x in edges])
-    moved = np.array([math.erf((x - 1) / spread) / 2 for x in edges])
+    scale = noise * math.sqrt(2)
+    without = np.array([math.erf(x / scale) / 2 for x in edges])
+    moved = np.array([math.erf((x - 1) / scale) / 2 for x in edges])
     mixed = (1 - rate) * without + rate * moved
     # The loss grows with x, so in every cell it is least at one of its edges.
     ratio = np.log(1 - rate + rate * np.exp((2 * edges - 1) / (2 * noise**2)))
     chances = np.diff(without if added else mixed)
     low = -ratio[1:] if added else ratio[:-1]
-    place = np.floor(low / GRID).astype(int) + CELLS // 2
-    kept = (place >= 0) & (place < CELLS)
-    return np.bincount(place[kept], weights=chances[kept], minlength=CELLS)
+    index = np.floor(low / GRID).astype(int) + CELLS // 2
+    within = (index >= 0) & (index < CELLS)
+    return np.bincount(index[within], weights=chances[within], minlength=CELLS)
 
 
 def below(steps: Sequence[Step]) -> float:
@@ -114,30 +114,34 @@ def _composed(steps: tuple[Step, ...], added: bool) -> float:
     return least(holds)
 
 
-def steps_of(releases: Sequence[Release], unit: Unit) -> list[Step] | None:
+def steps_of(releases: Sequence[Release], unit: PrivacyUnit) -> list[Step] | None:
     """Who is hidden by what, read from the releases anew; None where somebody is not."""
     steps = []
-    hanging: dict[tuple[str, UserNoise], list[int]] = {}
+    correlated: dict[tuple[str, SumMechanism], list[int]] = {}
     for one in releases:
         if one.mechanism is Mechanism.ENCRYPTION:
             continue
         user = one.user
-        if one.mechanism is Mechanism.NONE or (unit is Unit.USER and user is None):
+        if one.mechanism is Mechanism.NONE or (unit is PrivacyUnit.USER and user is None):
             return None
-        if user is not None and user.bands and (unit is Unit.USER or not one.noise_multiplier):
-            hanging.setdefault((one.run, user), []).append(one.round)
-        elif unit is Unit.USER and user is not None:
+        if (
+            user is not None
+            and user.bands
+            and (unit is PrivacyUnit.USER or not one.noise_multiplier)
+        ):
+            correlated.setdefault((one.run, user), []).append(one.round)
+        elif unit is PrivacyUnit.USER and user is not None:
             steps.append((user.sample_rate, user.noise_multiplier, 1))
         elif one.noise_multiplier:
             steps.append((one.sample_rate, one.noise_multiplier, one.steps))
         else:
             steps.append((1.0, (user.noise_multiplier if user else 0.0) / 2, 1))
-    further = 2 if unit is Unit.UTTERANCE else 1
-    return steps + [(1.0, 1 / (mu(*one) * further), 1) for one in hanging.items()]
+    further = 2 if unit is PrivacyUnit.UTTERANCE else 1
+    return steps + [(1.0, 1 / (mu(*one) * further), 1) for one in correlated.items()]
 
 
-def mu(whose: tuple[str, UserNoise], rounds: Sequence[int]) -> float:
-    """Of one run's rounds under noise that hangs together: C written out, one way for all."""
+def mu(whose: tuple[str, SumMechanism], rounds: Sequence[int]) -> float:
+    """Of one run's rounds under correlated noise: C written out, one direction for all."""
     user = whose[1]
     column = user.bands.coefficients if user.bands else ()
     moved = np.zeros(max(rounds) + len(column))
@@ -151,17 +155,17 @@ def mu(whose: tuple[str, UserNoise], rounds: Sequence[int]) -> float:
 
 IN_A_SUM = partial(
     st.builds,
-    UserNoise,
+    SumMechanism,
     noise_multiplier=st.sampled_from([3.0, 6.0]),
     clip_norm=st.just(1.0),
-    noised_by=st.sampled_from(NoisedBy),
+    noised_by=st.sampled_from(NoiseSource),
 )
 USERS = IN_A_SUM(sample_rate=st.sampled_from([0.2, 1.0]), discrete=st.booleans()) | IN_A_SUM(
-    discrete=st.just(True), fine=st.just(True)
+    discrete=st.just(True), near_gaussian=st.just(True)
 )
 GAUSSIAN = st.builds(
     Release,
-    kind=st.sampled_from([Kind.CENTRE, Kind.LABEL_COUNTS, Kind.GRADIENT]),
+    kind=st.sampled_from([ReleaseKind.CENTRE, ReleaseKind.LABEL_COUNTS, ReleaseKind.GRADIENT]),
     mechanism=st.just(Mechanism.GAUSSIAN),
     run=st.sampled_from(["r", "s"]),
     round=st.integers(0, 3),
@@ -171,23 +175,25 @@ GAUSSIAN = st.builds(
     sensitivity=st.just(1.0),
     user=st.none() | USERS,
 )
-IN_TURNS = st.builds(
+BANDED = st.builds(
     Release,
-    kind=st.just(Kind.GRADIENT),
+    kind=st.just(ReleaseKind.GRADIENT),
     mechanism=st.just(Mechanism.GAUSSIAN),
     run=st.sampled_from(["r", "s"]),
-    round=st.integers(1, 8),  # apart or too near: whatever a ledger may hold
+    round=st.integers(1, 8),  # separated or too near: whatever a ledger may hold
     user=st.builds(
-        UserNoise,
+        SumMechanism,
         noise_multiplier=st.sampled_from([3.0, 6.0]),
         clip_norm=st.just(1.0),
-        noised_by=st.just(NoisedBy.SERVER),
-        bands=st.sampled_from([Bands.square_root(bands=n, spacing=4) for n in (1, 2, 4)]),
+        noised_by=st.just(NoiseSource.SERVER),
+        bands=st.sampled_from(
+            [BandedNoise.from_square_root(bands=n, min_separation=4) for n in (1, 2, 4)]
+        ),
     ),
 )
 IN_SUMS = st.builds(
     Release,
-    kind=st.just(Kind.GRADIENT),
+    kind=st.just(ReleaseKind.GRADIENT),
     mechanism=st.just(Mechanism.GAUSSIAN),
     run=st.just("r"),
     round=st.integers(1, 3),
@@ -195,15 +201,15 @@ IN_SUMS = st.builds(
 )
 SEALED = st.builds(
     Release,
-    kind=st.just(Kind.SEALED_HEAD),
+    kind=st.just(ReleaseKind.SEALED_HEAD),
     mechanism=st.just(Mechanism.ENCRYPTION),
     run=st.just("r"),
     round=st.just(3),
 )
 OPEN = replace(
-    Release(kind=Kind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1), sensitivity=1.0
+    Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1), sensitivity=1.0
 )
-SCHEDULES = st.lists(st.tuples(GAUSSIAN | IN_SUMS | IN_TURNS | SEALED, st.booleans()), max_size=4)
+SCHEDULES = st.lists(st.tuples(GAUSSIAN | IN_SUMS | BANDED | SEALED, st.booleans()), max_size=4)
 """Releases, and whether the power is cut while the next one is written."""
 
 
@@ -211,7 +217,7 @@ def book(path: Path, schedule: Sequence[tuple[Release, bool]]) -> list[Ledger]:
     """Book a schedule; the ledger as it is read after each entry."""
     read = [Ledger(path)]
     for number, (release, cut) in enumerate(schedule):
-        Ledger(path).book(f"{number}", release, ())
+        Ledger(path).book_release(f"{number}", release, ())
         if cut:
             line = path.read_bytes().splitlines(keepends=True)[-1]
             with path.open("ab") as file:
@@ -221,18 +227,18 @@ def book(path: Path, schedule: Sequence[tuple[Release, bool]]) -> list[Ledger]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(schedule=SCHEDULES, unit=st.sampled_from(Unit))
+@given(schedule=SCHEDULES, unit=st.sampled_from(PrivacyUnit))
 def test_a_ledger_never_says_less_than_another_route_finds(
-    schedule: list[tuple[Release, bool]], unit: Unit
+    schedule: list[tuple[Release, bool]], unit: PrivacyUnit
 ) -> None:
     with TemporaryDirectory() as folder:
         read = book(Path(folder) / "ledger.jsonl", schedule)
-    spent = [ledger.epsilon(DELTA, unit) for ledger in read]
+    spent = [ledger.epsilon_spent(DELTA, unit) for ledger in read]
 
     assert spent == sorted(spent), "a further release never lowers it"
-    told, whole = Counter(read[-1].releases), Counter(release for release, _ in schedule)
-    assert not whole - told, "everything is told"
-    torn = sum(release.kind is Kind.TORN for release in read[-1].releases)
+    booked, whole = Counter(read[-1].releases), Counter(release for release, _ in schedule)
+    assert not whole - booked, "everything is booked"
+    torn = sum(release.kind is ReleaseKind.TORN for release in read[-1].releases)
     assert torn == sum(cut for _, cut in schedule), "and every torn line is charged"
     steps = steps_of(read[-1].releases, unit)
     # Rounded to 12 digits, which the accountant makes up for, see its own tests.
@@ -240,15 +246,15 @@ def test_a_ledger_never_says_less_than_another_route_finds(
 
 
 @settings(max_examples=25, deadline=None)
-@given(schedule=SCHEDULES, place=st.integers(0, 4), unit=st.sampled_from(Unit))
+@given(schedule=SCHEDULES, index=st.integers(0, 4), unit=st.sampled_from(PrivacyUnit))
 def test_one_unprotected_release_costs_everything(
-    schedule: list[tuple[Release, bool]], place: int, unit: Unit
+    schedule: list[tuple[Release, bool]], index: int, unit: PrivacyUnit
 ) -> None:
-    schedule.insert(place, (OPEN, False))
+    schedule.insert(index, (OPEN, False))
     with TemporaryDirectory() as folder:
         ledger = book(Path(folder) / "ledger.jsonl", schedule)[-1]
 
-    assert ledger.epsilon(DELTA, unit) == math.inf
+    assert ledger.epsilon_spent(DELTA, unit) == math.inf
 
 
 # --- and the other route is sharp enough to find something ----------------------------------------
@@ -266,7 +272,7 @@ def test_one_unprotected_release_costs_everything(
 def test_the_other_route_is_close(steps: list[Step]) -> None:
     releases = [
         Release(
-            kind=Kind.GRADIENT,
+            kind=ReleaseKind.GRADIENT,
             mechanism=Mechanism.GAUSSIAN,
             run="r",
             round=1,
@@ -277,8 +283,10 @@ def test_the_other_route_is_close(steps: list[Step]) -> None:
         )
         for rate, noise, count in steps
     ]
-    told = accountant.epsilon(releases, DELTA)
+    reported = accountant.compute_epsilon(releases, DELTA)
 
-    assert 0.97 * told <= below(steps) <= told
+    assert 0.97 * reported <= below(steps) <= reported
     less = [replace(one, noise_multiplier=one.noise_multiplier * 1.1) for one in releases]
-    assert accountant.epsilon(less, DELTA) < below(steps), "a tenth too little noise would be found"
+    assert accountant.compute_epsilon(less, DELTA) < below(steps), (
+        "a tenth too little noise would be found"
+    )

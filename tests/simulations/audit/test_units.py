@@ -6,96 +6,129 @@ from typing import Any
 import pytest
 import torch
 
-from sottovoce.server import sums
-from sottovoce.server.round import Aggregation
-from sottovoce.shared.plan import UserPromise
+from sottovoce.server.aggregation import private_sums
+from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.release import NoisedBy, Unit, UserNoise
-from sottovoce.simulations.audit import attributes, canary, gender, inversion, membership
-from sottovoce.simulations.audit.sight import OPENLY, SUM, last_noise, sees, update_noise, witnessed
-from sottovoce.simulations.audit.subject import Course, live
+from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
+from sottovoce.shared.protocol.training_plan import UserLevelPrivacy
+from sottovoce.simulations.audit import (
+    canary,
+    gender_inference,
+    gradient_inversion,
+    membership_inference,
+    speaker_identification,
+)
+from sottovoce.simulations.audit.adversary_view import (
+    ALL_MESSAGES,
+    NOISED_SUMS,
+    observe,
+    statistics_sum_noise,
+    threat_model,
+    update_sum_noise,
+)
+from sottovoce.simulations.audit.device_under_test import Transcript, run_trial
 
 DELTA = 1e-3
 
 
 @pytest.fixture
-def hidden(course: Any) -> Any:
-    """Makes a course whose sums hide users at so much epsilon."""
+def hidden(make_transcript: Any) -> Any:
+    """Makes a transcript whose sums hide users at so much epsilon."""
 
-    def make(epsilon: float) -> Course:
+    def make(epsilon: float) -> Transcript:
         precision = accountant.gaussian_mu(epsilon, DELTA) ** 2
 
-        def noise(norm: float, share: float) -> UserNoise:
+        def noise(norm: float, share: float) -> SumMechanism:
             multiplier = float((share * precision) ** -0.5)
-            return UserNoise(noise_multiplier=multiplier, clip_norm=norm, noised_by=NoisedBy.SERVER)
+            return SumMechanism(
+                noise_multiplier=multiplier, clip_norm=norm, noised_by=NoiseSource.SERVER
+            )
 
-        asked: Course = course(None)
-        rounds = asked.plan.rounds
-        user = UserPromise(
+        plain: Transcript = make_transcript(None)
+        rounds = plain.plan.rounds
+        user = UserLevelPrivacy(
             counts=noise(20.0, 0.1),
             centre=noise(1.5, 0.1),
             update=noise(0.5, 0.7 / rounds),
             calibration=noise(0.4, 0.1),
         )
-        return replace(asked, plan=replace(asked.plan, user=user), devices=20)
+        return replace(plain, plan=replace(plain.plan, user=user), devices=20)
 
     return make
 
 
-def test_the_courses_cost_what_they_promise(hidden: Any) -> None:
-    releases = hidden(8.0).plan.releases()
+def test_the_transcripts_cost_what_they_promise(hidden: Any) -> None:
+    releases = hidden(8.0).plan.all_releases()
 
-    assert accountant.epsilon(releases, DELTA, unit=Unit.USER) == pytest.approx(8.0, abs=1e-3)
+    assert accountant.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) == pytest.approx(
+        8.0, abs=1e-3
+    )
 
 
-def test_only_sums_are_seen_where_users_are_hidden(hidden: Any, course: Any, people: Any) -> None:
-    own, asked = people(1)["u00"].examples, hidden(8.0)
-    seen = live(asked, own, 0)
+def test_only_sums_are_seen_where_users_are_hidden(
+    hidden: Any, make_transcript: Any, people: Any
+) -> None:
+    own, sums = people(1)["u00"].examples, hidden(8.0)
+    seen = run_trial(sums, own, 0)
 
-    assert sees(asked.plan) == SUM
-    assert sees(course(8.0).plan) == OPENLY
-    assert witnessed(course(8.0), seen, 0) is seen
-    sight = witnessed(asked, seen, 0)
-    noise = (sight.updates - seen.updates).std()
-    assert float(noise) == pytest.approx(update_noise(asked), rel=0.3)
-    told = [witnessed(asked, seen, number).answer - seen.answer for number in range(30)]
-    assert float(torch.stack(told).std()) == pytest.approx(last_noise(asked), rel=0.2)
-    assert last_noise(asked) == pytest.approx(sums.calibration_spread(asked.plan, 20))
+    assert threat_model(sums.plan) == NOISED_SUMS
+    assert threat_model(make_transcript(8.0).plan) == ALL_MESSAGES
+    assert observe(make_transcript(8.0), seen, 0) is seen
+    observation = observe(sums, seen, 0)
+    noise = (observation.updates - seen.updates).std()
+    assert float(noise) == pytest.approx(update_sum_noise(sums), rel=0.3)
+    noises = [
+        observe(sums, seen, number).head_statistics - seen.head_statistics for number in range(30)
+    ]
+    assert float(torch.stack(noises).std()) == pytest.approx(statistics_sum_noise(sums), rel=0.2)
+    assert statistics_sum_noise(sums) == pytest.approx(
+        private_sums.head_statistics_noise_std(sums.plan, 20)
+    )
 
 
 @pytest.mark.parametrize("epsilon", [1.0, 8.0])
 def test_a_whole_user_stays_below_the_claim(hidden: Any, people: Any, epsilon: float) -> None:
     own = people(1)["u00"].examples
 
-    found = canary.scores(hidden(epsilon), own, lives=60, seed=0, whole=True)
+    found = canary.collect_statistics(hidden(epsilon), own, trials=60, seed=0, user_level=True)
 
-    bound = canary.judged(*found, delta=DELTA, confidence=0.95)
+    bound = canary.bound_epsilon(*found, delta=DELTA, confidence=0.95)
     assert bound.epsilon <= epsilon
     assert bound.epsilon_gaussian <= epsilon
 
 
-def test_a_user_in_a_sum_without_noise_is_seen(course: Any, people: Any) -> None:
+def test_a_user_in_a_sum_without_noise_is_seen(make_transcript: Any, people: Any) -> None:
     own = people(1)["u00"].examples
 
-    found = canary.scores(course(None), own, lives=40, seed=0, whole=True)
+    found = canary.collect_statistics(
+        make_transcript(None), own, trials=40, seed=0, user_level=True
+    )
 
-    bound = canary.judged(*found, delta=DELTA, confidence=0.95)
+    bound = canary.bound_epsilon(*found, delta=DELTA, confidence=0.95)
     assert bound.epsilon == bound.ceiling
 
 
 def test_a_promise_to_users_hides_gender_name_membership_and_features(
     hidden: Any, people: Any
 ) -> None:
-    asked, users = hidden(0.2), people(12, 8, apart=3.0)
-    strangers = people(10, 8, seed=9, apart=3.0)
+    sums, users = hidden(0.2), people(12, 8, gender_gap=3.0)
+    public = people(10, 8, seed=9, gender_gap=3.0)
     everybody = [one.examples for one in users.values()]
 
-    lives = gender.lives_of(asked, users, strangers, (2,), repeats=2, seed=0)
+    sent = gender_inference.simulate_trials(sums, users, public, (2,), trials=2, seed=0)
 
-    assert gender.judged([gender.told(lives, 2)["everything"]]).uar < 0.7
-    assert attributes.speaker(asked, users, (2,), repeats=4, seed=0)[2]["everything"] < 0.4
-    assert abs(inversion.inverted(asked, everybody, batch=1, seed=0)) < 0.35
-    found = membership.users(
-        asked, everybody[:6], Aggregation(learning_rate=5.0), shadows=10, lives=14, seed=0
+    assert (
+        gender_inference.score_guesses([gender_inference.guess_genders(sent, 2)["everything"]]).uar
+        < 0.7
+    )
+    assert (
+        speaker_identification.identify_speakers(sums, users, (2,), repeats=4, seed=0)[2][
+            "everything"
+        ]
+        < 0.4
+    )
+    assert abs(gradient_inversion.invert_gradients(sums, everybody, batch=1, seed=0)) < 0.35
+    found = membership_inference.attack_users(
+        sums, everybody[:6], AggregationSettings(learning_rate=5.0), shadows=10, trials=14, seed=0
     )
     assert found.auc == pytest.approx(0.5, abs=0.2)

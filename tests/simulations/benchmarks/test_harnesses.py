@@ -6,8 +6,8 @@ import sys
 import pytest
 
 from sottovoce.shared.errors import EngineError
-from sottovoce.simulations.benchmarks import ray
-from sottovoce.simulations.benchmarks.apart import printed
+from sottovoce.simulations.benchmarks import ray_engine
+from sottovoce.simulations.benchmarks.subprocesses import capture_stdout
 
 _BUSY = """
 import sys, time
@@ -27,22 +27,22 @@ def test_cpu_of_a_childs_child_counts_also_once_it_is_gone() -> None:
         stdout=subprocess.PIPE,
         text=True,
     ) as child:
-        before = ray.family_cpu_s({})
+        before = ray_engine.process_tree_cpu_s({})
         assert child.stdout
         assert child.stdout.readline() == "done\n"
-        there = ray.family_cpu_s(known)
+        there = ray_engine.process_tree_cpu_s(known)
         child.communicate("")
 
     assert len(known) >= 2
     assert 0.3 <= there - before < 3
-    assert ray.family_cpu_s(known) >= there
+    assert ray_engine.process_tree_cpu_s(known) >= there
 
 
 def test_what_a_harness_lacks_is_one_line() -> None:
     broken = [sys.executable, "-c", "raise OSError('no index')"]
     with pytest.raises(EngineError, match="pfl cannot be installed: OSError: no index"):
-        printed(broken, 30, "pfl cannot be installed")
+        capture_stdout(broken, 30, "pfl cannot be installed")
 
     slow = [sys.executable, "-c", "import time; time.sleep(60)"]
     with pytest.raises(EngineError, match=r"pfl failed: it took over 0\.5 s"):
-        printed(slow, 0.5, "pfl failed")
+        capture_stdout(slow, 0.5, "pfl failed")

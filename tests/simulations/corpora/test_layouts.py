@@ -60,10 +60,10 @@ def test_cremad(cremad: Path) -> None:
     assert (odd.speaker, odd.intensity, odd.age) == ("cremad_1040", "unspecified", None)
 
 
-@pytest.mark.parametrize("place", [".", "extra", "processedResults", "AudioWAV/.."])
-def test_cremad_votes_lie_beside_the_clips(cremad: Path, place: str) -> None:
-    (cremad / place).mkdir(exist_ok=True)
-    (cremad / place / "summaryTable.csv").write_text(
+@pytest.mark.parametrize("folder", [".", "extra", "processedResults", "AudioWAV/.."])
+def test_cremad_votes_lie_beside_the_clips(cremad: Path, folder: str) -> None:
+    (cremad / folder).mkdir(exist_ok=True)
+    (cremad / folder / "summaryTable.csv").write_text(
         '"","FileName","VoiceVote","MultiModalVote"\n"1","1001_DFA_ANG_XX","N","A:D"\n'
         '"2","1040_ITH_SAD_XX","N","S"\n'
     )
@@ -115,8 +115,8 @@ def test_savee(tmp_path: Path, wav: WriteWav, names: tuple[str, str]) -> None:
 
     corpus = open_corpus("savee", tmp_path)
 
-    told = {(c.speaker, c.emotion, c.gender) for c in corpus.clips}
-    assert told == {("savee_DC", "angry", "male"), ("savee_KL", "surprised", "male")}
+    known = {(c.speaker, c.emotion, c.gender) for c in corpus.clips}
+    assert known == {("savee_DC", "angry", "male"), ("savee_KL", "surprised", "male")}
     assert found(corpus) == {"recordings whose name is no part of the layout": 1}
 
 

@@ -51,7 +51,7 @@ def test_a_manifest_becomes_clips_with_everything_it_says(pair: Path) -> None:
         None,
         None,
     )
-    assert corpus.mapping_lines() == ["happy <- Freude", "angry <- colère"]
+    assert corpus.format_mapping() == ["happy <- Freude", "angry <- colère"]
     assert corpus.emotions == ("happy", "angry")
     assert not corpus.findings
 
@@ -59,10 +59,10 @@ def test_a_manifest_becomes_clips_with_everything_it_says(pair: Path) -> None:
 def test_a_clip_is_heard_at_16_khz_whatever_its_rate(pair: Path) -> None:
     corpus = open_with(pair, HEAD + "a/1.wav,A,sad\na/2.wav,B,sad\n")
 
-    shapes = [clip.signal().samples.shape for clip in corpus.clips]
+    shapes = [clip.load_signal().samples.shape for clip in corpus.clips]
 
     assert shapes == [(1, 4_800), (1, 4_800)]
-    assert {clip.signal().rate for clip in corpus.clips} == {16_000}
+    assert {clip.load_signal().rate for clip in corpus.clips} == {16_000}
 
 
 def test_a_clip_survives_the_way_to_a_worker(pair: Path) -> None:

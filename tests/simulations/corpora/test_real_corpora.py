@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sottovoce.simulations import protocols
-from sottovoce.simulations.corpora import check, open_corpus
+from sottovoce.simulations.corpora import inspect_corpus, open_corpus, speaker_splits
 
 pytestmark = pytest.mark.corpora
 TORN = "sets of identical recordings with contradictory labels or speakers"
@@ -38,11 +37,11 @@ def test_cremad_has_three_contradictory_pairs(corpora_dir: Path) -> None:
 def test_cremad4_keeps_4799_votes_the_silent_one_among_them(corpora_dir: Path) -> None:
     corpus = open_corpus("cremad", corpora_dir / "cremad")
 
-    settled = protocols.protocol("cremad4-5fold", corpus)
+    settled = speaker_splits.apply_protocol("cremad4-5fold", corpus)
 
-    kept = {Path(clip.clip_id).stem for clip in settled.corpus.clips}
-    assert len(kept) == 4_799
-    assert "1076_MTI_SAD_XX" in kept
+    names = {Path(clip.clip_id).stem for clip in settled.corpus.clips}
+    assert len(names) == 4_799
+    assert "1076_MTI_SAD_XX" in names
     assert settled.corpus.emotions == ("neutral", "happy", "sad", "angry")
     assert [len(fold.test) for fold in settled.folds] == [19, 18, 18, 18, 18]
     assert settled.folds[0].test[-1] == "cremad_1019"
@@ -53,14 +52,16 @@ def test_listening_finds_the_silent_clip(corpora_dir: Path) -> None:
     mute = tuple(clip for clip in corpus.clips if clip.speaker == "cremad_1076")
     one = type(corpus)(name="cremad", clips=mute, mapping=corpus.mapping, clips_found=len(mute))
 
-    (silent,) = [note for note in check(one).findings if note.what == "silent clips"]
+    (silent,) = [note for note in inspect_corpus(one).findings if note.what == "silent clips"]
 
     assert silent.examples == ("audio/1076_MTI_SAD_XX.opus",)
 
 
 def test_the_published_folds_of_the_others(corpora_dir: Path) -> None:
-    ravdess = protocols.protocol("default", open_corpus("ravdess", corpora_dir / "ravdess"))
-    emodb = protocols.protocol("default", open_corpus("emodb", corpora_dir / "emodb"))
+    ravdess = speaker_splits.apply_protocol(
+        "default", open_corpus("ravdess", corpora_dir / "ravdess")
+    )
+    emodb = speaker_splits.apply_protocol("default", open_corpus("emodb", corpora_dir / "emodb"))
 
     assert (ravdess.name, emodb.name) == ("ravdess8-6fold", "emodb7-loso")
     assert ravdess.folds[1].test == tuple(f"ravdess_{n:02d}" for n in (5, 6, 7, 8))

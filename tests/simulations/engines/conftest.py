@@ -1,4 +1,4 @@
-"""A world small enough to look at: random vectors for voices, four devices, a linear model."""
+"""A small federation: random vectors for voices, four devices, a linear model."""
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping
@@ -20,23 +20,27 @@ from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
 from sottovoce.client.app import app as product_client
-from sottovoce.client.device import Device
-from sottovoce.client.owner import Clips, Facts
-from sottovoce.server import checkpoint
+from sottovoce.client.device.device import Device
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.server.app import app as product_server
-from sottovoce.server.job import Job
-from sottovoce.server.round import Aggregation
-from sottovoce.shared.examples import Examples
-from sottovoce.shared.front import Front
-from sottovoce.shared.models.flat import flatten
-from sottovoce.shared.models.spec import ModelSpec, build
-from sottovoce.shared.normaliser import CentreRelease, NormaliserRelease, unknown
-from sottovoce.shared.plan import Plan
-from sottovoce.shared.privacy.ledger import Budget
-from sottovoce.shared.privacy.release import Unit
-from sottovoce.shared.training import LocalTraining, UtteranceNoise
-from sottovoce.simulations.devices.homes import Home, home
-from sottovoce.simulations.devices.shelf import ShelfHost
+from sottovoce.server.federation import checkpoint
+from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.parameters import flatten_parameters
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy.ledger import PrivacyBudget
+from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.normalisation import (
+    CentreRelease,
+    NormaliserRelease,
+    default_statistics,
+)
+from sottovoce.simulations.devices.backends import DeviceBackend, open_backend
+from sottovoce.simulations.devices.device_pool import DevicePoolHost
 from sottovoce.simulations.engines import local
 
 LABELS = ("angry", "happy", "sad")
@@ -49,40 +53,40 @@ Tamper = Callable[[str, list[Message]], list[Message]]
 
 
 @dataclass(frozen=True)
-class World:
+class Federation:
     """A prepared job and its devices."""
 
     folder: Path
-    shelved: bool = False
+    in_database: bool = False
 
     @property
-    def home(self) -> Home:
+    def backend(self) -> DeviceBackend:
         """Where the devices are."""
-        return home(self.folder, "local" if self.shelved else "ray")
+        return open_backend(self.folder, "local" if self.in_database else "ray")
 
     @property
     def config(self) -> dict[str, str]:
         """The run's configuration."""
-        return {"job": str(self.folder / "server"), **self.home.config}
+        return {"job": str(self.folder / "server"), **self.backend.engine_config}
 
     def device(self, user: str) -> Device:
         """A user's device as it lies on disk."""
-        return self.home.device(USERS.index(user))
+        return self.backend.open_device(USERS.index(user))
 
     def ledgers(self) -> dict[str, bytes]:
         """Every user's ledger, byte for byte; empty where nothing was booked."""
-        return {user: self.device(user).ledger.lines for user in USERS}
+        return {user: self.device(user).ledger.raw_bytes for user in USERS}
 
     def released(self) -> Tensor:
         """The released weights, shape (params,)."""
-        return checkpoint.released(self.folder / "server")[0]["weights"]
+        return checkpoint.load_released_model(self.folder / "server")[0]["weights"]
 
     def run(self, *, tamper: Tamper | None = None, **options: Any) -> None:
         """Run both apps on the local engine.
 
         Args:
             tamper: What becomes of an exchange's replies, by its type.
-            options: As ``local.run`` takes them.
+            options: As ``local.run_server_and_client`` takes them.
         """
         server = ServerApp()
 
@@ -93,10 +97,12 @@ class World:
             product_server(grid, context)
 
         settings: dict[str, Any] = {"devices": len(USERS), "config": self.config} | options
-        if self.shelved:
-            host = partial(ShelfHost, Path(self.config["shelf"]), Path(self.config["job"]))
+        if self.in_database:
+            host = partial(
+                DevicePoolHost, Path(self.config["device_database"]), Path(self.config["job"])
+            )
             settings.setdefault("host", partial(host, shared=settings.get("workers", 1) > 1))
-        local.run(server, settings.pop("client", product_client), **settings)
+        local.run_server_and_client(server, settings.pop("client", product_client), **settings)
 
 
 def _tamper(grid: Grid, tamper: Tamper) -> None:
@@ -106,18 +112,18 @@ def _tamper(grid: Grid, tamper: Tamper) -> None:
     def send_and_tamper(
         messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:
-        given = list(messages)
-        return tamper(given[0].metadata.message_type, list(send(given, timeout=timeout)))
+        sent = list(messages)
+        return tamper(sent[0].metadata.message_type, list(send(sent, timeout=timeout)))
 
     grid.send_and_receive = send_and_tamper  # type: ignore[method-assign]
 
 
-MakeWorld = Callable[..., World]
+MakeFederation = Callable[..., Federation]
 
 
 @pytest.fixture(scope="session")
-def make_world_at() -> MakeWorld:
-    """Makes worlds in a given folder, alike but for what is asked for."""
+def make_federation_at() -> MakeFederation:
+    """Makes federations in a folder, the same but for what is asked for."""
 
     def make(
         folder: Path,
@@ -125,29 +131,29 @@ def make_world_at() -> MakeWorld:
         epsilon: float | Mapping[str, float] = 20.0,
         seed: int | None = 7,
         users: tuple[str, ...] = USERS,
-        shelved: bool = False,
-        unit: Unit | None = None,
+        in_database: bool = False,
+        unit: PrivacyUnit | None = None,
         **changes: Any,
-    ) -> World:
-        world, job = World(folder, shelved), make_job(devices=len(users), **changes)
-        usual = Unit.USER if job.plan.unit == "user" else Unit.UTTERANCE
-        devices = world.home
-        for place, user in enumerate(users):
+    ) -> Federation:
+        federation, job = Federation(folder, in_database), make_job(devices=len(users), **changes)
+        usual = PrivacyUnit.USER if job.plan.privacy_unit == "user" else PrivacyUnit.UTTERANCE
+        devices = federation.backend
+        for index, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)
-            budget = Budget(epsilon=own, delta=DELTA, unit=unit or usual)
-            devices.put(place, *owned(user, budget, seed))
-        devices.commit()
+            budget = PrivacyBudget(epsilon=own, delta=DELTA, unit=unit or usual)
+            devices.create_device(index, *owned(user, budget, seed))
+        devices.commit_changes()
         devices.close()
         job.save(folder / "server")
-        return world
+        return federation
 
     return make
 
 
 @pytest.fixture
-def make_world(make_world_at: MakeWorld, tmp_path: Path) -> MakeWorld:
-    """Makes worlds by name, alike but for what is asked for."""
-    return lambda name, **changes: make_world_at(tmp_path / name, **changes)
+def make_federation(make_federation_at: MakeFederation, tmp_path: Path) -> MakeFederation:
+    """Makes federations by name, the same but for what is asked for."""
+    return lambda name, **changes: make_federation_at(tmp_path / name, **changes)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -155,26 +161,26 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", 'slow: takes a minute or more; leave out by -m "not slow"')
 
 
-def plan(front: Front, *, rounds: int = 3) -> Plan:
+def plan(projection: PublicProjection, *, rounds: int = 3) -> Plan:
     """A private plan; three rounds cost an epsilon of 8.4 at delta 1e-5."""
     return Plan(
         run="tiny",
         labels=LABELS,
         extractor="random",
-        front=front.digest(),
+        projection_hash=projection.content_hash(),
         model=ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS)),
         rounds=rounds,
         training=LocalTraining(steps=2, sample_rate=0.5, learning_rate=0.5, denominator=1.0),
-        mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=1.0),
-        centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
-        normaliser=NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=4.0),
+        mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0),
+        centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
+        normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
         count_noise=4.0,
     )
 
 
 @pytest.fixture(name="make_job")
 def _make_job() -> Callable[..., Job]:
-    """Makes jobs, alike but for what is asked for."""
+    """Makes jobs, the same but for what is asked for."""
     return make_job
 
 
@@ -182,36 +188,38 @@ def make_job(*, rounds: int = 3, **changes: Any) -> Job:
     """A job over random vectors."""
     generator = torch.Generator().manual_seed(1)
     matrix = torch.randn(FEATURES, INPUTS, generator=generator)
-    front = Front(mean=torch.zeros(FEATURES), matrix=matrix, length=1.0)
-    agreed = plan(front, rounds=rounds)
+    projection = PublicProjection(mean=torch.zeros(FEATURES), matrix=matrix, row_norm=1.0)
+    agreed = plan(projection, rounds=rounds)
     settings = {
         "plan": agreed,
-        "aggregation": Aggregation(update_norm=100.0),
-        "weights": flatten(build(agreed.model, seed=0)),
-        "front": front,
-        "population": unknown(INPUTS),
+        "aggregation": AggregationSettings(max_update_norm=100.0),
+        "weights": flatten_parameters(build_network(agreed.model, seed=0)),
+        "projection": projection,
+        "speaker_statistics": default_statistics(INPUTS),
         "timeout_s": 30.0,
     }
     return Job(**settings | changes)
 
 
-def owned(user: str, budget: Budget, seed: int | None) -> tuple[Facts, Clips]:
+def owned(
+    user: str, budget: PrivacyBudget, seed: int | None
+) -> tuple[DeviceProfile, LabelledFeatures]:
     """A user with a dozen random vectors; the last one only receives."""
     contributes = user != USERS[-1]
     generator = torch.Generator().manual_seed(USERS.index(user))
     labels = torch.arange(CLIPS) % len(LABELS)
-    features = torch.randn(CLIPS, FEATURES, generator=generator)
-    features[:, 0] += labels  # something to learn
+    vectors = torch.randn(CLIPS, FEATURES, generator=generator)
+    vectors[:, 0] += labels  # something to learn
     everyone = torch.ones(CLIPS, dtype=torch.bool)
-    clips = Clips(
+    features = LabelledFeatures(
         examples=Examples(
-            features=features, frames=torch.ones(CLIPS, dtype=torch.int64), labels=labels
+            features=vectors, frames=torch.ones(CLIPS, dtype=torch.int64), labels=labels
         ),
-        enrols=everyone,
-        calibrates=everyone & (not contributes),
-        trains=everyone & contributes,
+        for_enrolment=everyone,
+        for_head=everyone & (not contributes),
+        for_training=everyone & contributes,
     )
-    facts = Facts(
+    profile = DeviceProfile(
         user=user, budgets=(budget,), contributes=contributes, labels=LABELS, simulated_seed=seed
     )
-    return facts, clips
+    return profile, features

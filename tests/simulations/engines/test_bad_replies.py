@@ -12,21 +12,21 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from sottovoce.client.app import app as product
-from sottovoce.server.heads import HeadStore
-from sottovoce.shared import wire
+from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.shared.errors import EngineError, MessageError
+from sottovoce.shared.protocol import messages
 from sottovoce.simulations.engines import local
-from sottovoce.simulations.engines.hosts import Nodes
+from sottovoce.simulations.engines.device_host import SimulatedNodes
 
 PARAMS = 15
-SIZES = {wire.ENROL: 3 + 4, wire.TRAIN: PARAMS, wire.PERSONAL: 0}
+SIZES = {messages.ENROL: 3 + 4, messages.TRAIN: PARAMS, messages.FINAL_MODEL: 0}
 ADA, DAN, EVERYONE = 100, 103, 0
-Spoil = Callable[[wire.Reply], RecordDict]
+Spoil = Callable[[messages.Reply], RecordDict]
 
 
 def _with(value: torch.Tensor) -> Spoil:
     """A reply with another update."""
-    return lambda reply: replace(reply, value=value).record()
+    return lambda reply: replace(reply, value=value).to_record()
 
 
 def _nan() -> torch.Tensor:
@@ -39,8 +39,8 @@ def _nan() -> torch.Tensor:
 def _with_facts(**facts: Any) -> Spoil:
     """A reply with other facts."""
 
-    def spoil(reply: wire.Reply) -> RecordDict:
-        record = reply.record()
+    def spoil(reply: messages.Reply) -> RecordDict:
+        record = reply.to_record()
         record["sottovoce"] = ConfigRecord(dict(record.config_records["sottovoce"]) | facts)
         return record
 
@@ -50,8 +50,8 @@ def _with_facts(**facts: Any) -> Spoil:
 def _with_array(data: bytes, kind: str = "numpy.ndarray") -> Spoil:
     """A reply whose array is not what it says."""
 
-    def spoil(reply: wire.Reply) -> RecordDict:
-        record = reply.record()
+    def spoil(reply: messages.Reply) -> RecordDict:
+        record = reply.to_record()
         array = Array(dtype="float32", shape=(PARAMS,), stype=kind, data=data)
         record["release"] = ArrayRecord({"value": array})
         return record
@@ -86,7 +86,7 @@ SPOILT: dict[str, Spoil] = {
     "an unknown user": _with_facts(user="mallory"),
     "no version": _with_facts(version="first"),
     "no facts": lambda _reply: RecordDict(),
-    "no array": lambda reply: replace(reply, value=None).record(),
+    "no array": lambda reply: replace(reply, value=None).to_record(),
     "bytes that are no array": _with_array(b"nothing of the kind"),
     "no bytes": _with_array(b""),
     "a tensor of another library": _with_array(_claims("15"), kind="torch.Tensor"),
@@ -97,21 +97,21 @@ SPOILT: dict[str, Spoil] = {
 
 
 @pytest.fixture(scope="module")
-def without_ada(make_world_at: Any, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
+def without_ada(make_federation_at: Any, tmp_path_factory: pytest.TempPathFactory) -> torch.Tensor:
     """The model where one device's updates never arrive, shape (params,)."""
-    world = make_world_at(tmp_path_factory.mktemp("without"), rounds=2)
-    world.run(tamper=_without_ada)
-    weights: torch.Tensor = world.released()
+    federation = make_federation_at(tmp_path_factory.mktemp("without"), rounds=2)
+    federation.run(tamper=_without_ada)
+    weights: torch.Tensor = federation.released()
     return weights
 
 
 @pytest.mark.parametrize("name", SPOILT)
 def test_a_spoilt_update_counts_as_none(
-    make_world: Any, without_ada: torch.Tensor, name: str
+    make_federation: Any, without_ada: torch.Tensor, name: str
 ) -> None:
-    spoilt = make_world("spoilt", rounds=2)
+    spoilt = make_federation("spoilt", rounds=2)
 
-    spoilt.run(tamper=_spoiling(SPOILT[name], wire.TRAIN))
+    spoilt.run(tamper=_spoiling(SPOILT[name], messages.TRAIN))
 
     assert torch.equal(without_ada, spoilt.released())
 
@@ -119,43 +119,45 @@ def test_a_spoilt_update_counts_as_none(
 @pytest.mark.parametrize(
     "name", ["too short", "a NaN", "another schema", "no facts", "no array", "no honest counts"]
 )
-def test_a_spoilt_enrolment_leaves_the_device_out(make_world: Any, name: str) -> None:
-    world = make_world("a", rounds=1)
+def test_a_spoilt_enrolment_leaves_the_device_out(make_federation: Any, name: str) -> None:
+    federation = make_federation("a", rounds=1)
 
-    world.run(tamper=_spoiling(SPOILT[name], wire.ENROL))
+    federation.run(tamper=_spoiling(SPOILT[name], messages.ENROL))
 
-    assert world.ledgers()["ada"].count(b"\n") == 2  # it enrolled, and was never asked to train
-    assert world.ledgers()["ben"].count(b"\n") == 5
+    assert (
+        federation.ledgers()["ada"].count(b"\n") == 2
+    )  # it enrolled, and was never asked to train
+    assert federation.ledgers()["ben"].count(b"\n") == 5
 
 
-def test_a_good_update_would_have_counted(make_world: Any, without_ada: torch.Tensor) -> None:
+def test_a_good_update_would_have_counted(make_federation: Any, without_ada: torch.Tensor) -> None:
     """The tests above can fail: an update within all bounds moves the model."""
-    moved = make_world("moved", rounds=2)
+    moved = make_federation("moved", rounds=2)
 
-    moved.run(tamper=_spoiling(_with(torch.ones(PARAMS)), wire.TRAIN))
+    moved.run(tamper=_spoiling(_with(torch.ones(PARAMS)), messages.TRAIN))
 
     assert not torch.equal(without_ada, moved.released())
 
 
-def test_when_all_updates_are_spoilt_the_round_misses_its_quorum(make_world: Any) -> None:
-    tamper = _spoiling(SPOILT["a NaN"], wire.TRAIN, node=EVERYONE)
+def test_when_all_updates_are_spoilt_the_round_misses_its_quorum(make_federation: Any) -> None:
+    tamper = _spoiling(SPOILT["a NaN"], messages.TRAIN, node=EVERYONE)
 
     with pytest.raises(EngineError, match="round 1: 0 of 3 devices"):
-        make_world("a").run(tamper=tamper)
+        make_federation("a").run(tamper=tamper)
 
 
 def test_two_devices_of_one_user_count_once(
-    make_world: Any, caplog: pytest.LogCaptureFixture
+    make_federation: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="sottovoce.server")
-    world = make_world("a", rounds=1, users=("ada", "ben", "cleo", "ben"))
+    federation = make_federation("a", rounds=1, users=("ada", "ben", "cleo", "ben"))
 
-    world.run()
+    federation.run()
 
     assert "a second device answers for ben" in caplog.text
-    assert world.ledgers()["ada"].count(b"\n") == 5
-    assert world.ledgers()["ben"].count(b"\n") == 5
-    assert world.ledgers()["dan"].count(b"\n") == 2  # the folder of the second device of ben
+    assert federation.ledgers()["ada"].count(b"\n") == 5
+    assert federation.ledgers()["ben"].count(b"\n") == 5
+    assert federation.ledgers()["dan"].count(b"\n") == 2  # the folder of the second device of ben
 
 
 @pytest.mark.parametrize(
@@ -163,14 +165,14 @@ def test_two_devices_of_one_user_count_once(
     [{"head": b"plain words"}, {"head": b"x" * 100_000}, {"version": -1}, {"version": 2**62}],
     ids=str,
 )
-def test_a_spoilt_head_is_not_kept_and_harms_no_one(make_world: Any, facts: Any) -> None:
-    world = make_world("a", rounds=1)
+def test_a_spoilt_head_is_not_kept_and_harms_no_one(make_federation: Any, facts: Any) -> None:
+    federation = make_federation("a", rounds=1)
 
-    world.run(tamper=_spoiling(_with_facts(**facts), wire.PERSONAL, node=DAN))
+    federation.run(tamper=_spoiling(_with_facts(**facts), messages.FINAL_MODEL, node=DAN))
 
-    kept = HeadStore(world.folder / "server" / "heads.sqlite").users()
-    assert set(kept) - {"dan"} == {"ada", "ben", "cleo"}  # a version that is only odd may be kept
-    assert world.released().isfinite().all()
+    stored = HeadStore(federation.folder / "server" / "heads.sqlite").list_users()
+    assert set(stored) - {"dan"} == {"ada", "ben", "cleo"}  # a version that is only odd may be kept
+    assert federation.released().isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -186,27 +188,27 @@ def test_a_spoilt_head_is_not_kept_and_harms_no_one(make_world: Any, facts: Any)
     ],
     ids=["nothing", "schema", "plan", "plan of another kind", "round", "far round", "denominator"],
 )
-def test_a_device_refuses_a_bad_request_and_books_nothing(make_world: Any, spoil: Any) -> None:
-    world = make_world("a", rounds=1)
-    world.run()
-    before = world.ledgers()
-    request = wire.TrainRequest(
-        plan="0" * 64,
+def test_a_device_refuses_a_bad_request_and_books_nothing(make_federation: Any, spoil: Any) -> None:
+    federation = make_federation("a", rounds=1)
+    federation.run()
+    before = federation.ledgers()
+    request = messages.TrainRequest(
+        plan_hash="0" * 64,
         round=1,
         weights=torch.zeros(PARAMS),
         class_weights=torch.ones(3),
         centre=torch.zeros(4),
         denominator=1.0,
     )
-    local._identify()
-    context = Nodes(devices=4, config=world.config).context(0)
+    local._set_task_identity()
+    context = SimulatedNodes(devices=4, config=federation.config).node_context(0)
 
-    answer = product(Message(spoil(request.record()), 100, wire.TRAIN), context)
+    answer = product(Message(spoil(request.to_record()), 100, messages.TRAIN), context)
 
-    reply = wire.Reply.read(answer.content, size=PARAMS)
-    assert reply.status is wire.Status.REFUSED
+    reply = messages.Reply.from_record(answer.content, size=PARAMS)
+    assert reply.status is messages.Status.REFUSED
     assert reply.reason == MessageError.__name__  # its text might name what the user said
-    assert world.ledgers() == before
+    assert federation.ledgers() == before
 
 
 def _changed(record: RecordDict, **facts: Any) -> RecordDict:
@@ -221,7 +223,7 @@ def _spoiling(spoil: Spoil, kind: str, *, node: int = ADA) -> Any:
     def tamper(found: str, replies: list[Message]) -> list[Message]:
         for reply in replies:
             if found == kind and node in (reply.metadata.src_node_id, EVERYONE):
-                reply.content = spoil(wire.Reply.read(reply.content, size=SIZES[kind]))
+                reply.content = spoil(messages.Reply.from_record(reply.content, size=SIZES[kind]))
         return replies
 
     return tamper
@@ -229,4 +231,6 @@ def _spoiling(spoil: Spoil, kind: str, *, node: int = ADA) -> Any:
 
 def _without_ada(kind: str, replies: list[Message]) -> list[Message]:
     """Loses one node's updates on the way back."""
-    return [reply for reply in replies if kind != wire.TRAIN or reply.metadata.src_node_id != ADA]
+    return [
+        reply for reply in replies if kind != messages.TRAIN or reply.metadata.src_node_id != ADA
+    ]

@@ -12,23 +12,23 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sottovoce.client.app import app as product
-from sottovoce.server import checkpoint
-from sottovoce.server.job import Job
-from sottovoce.shared import wire
-from sottovoce.shared.calibration import WIDTH, CalibrationRelease
+from sottovoce.server.federation import checkpoint
+from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE, CalibrationRelease
 from sottovoce.shared.errors import EngineError, SettingError
-from sottovoce.shared.normaliser import EXACT_CENTRE, EXACT_MEAN
-from sottovoce.shared.privacy.release import Kind
-from sottovoce.shared.training import NoPrivacy
-from sottovoce.simulations.engines import hosts
+from sottovoce.shared.privacy.release import ReleaseKind
+from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol.local_training import NoPrivacy
+from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN
+from sottovoce.simulations.engines import device_host
 
 USERS = ("ada", "ben", "cleo", "dan")
 INPUTS, CLASSES, SPOKEN = 4, 3, 20
 
 
-def _asking(world: Any, *, groups: int = 0, private: bool = True) -> Job:
-    """The world's job, with public speakers and a plan that asks its users."""
-    folder = world.folder / "server"
+def _asking(federation: Any, *, groups: int = 0, private: bool = True) -> Job:
+    """The federation's job, with public speakers and a plan that asks its users."""
+    folder = federation.folder / "server"
     generator = torch.Generator().manual_seed(3)
     public = {
         "features": torch.randn(4 * SPOKEN, INPUTS, generator=generator),
@@ -36,10 +36,10 @@ def _asking(world: Any, *, groups: int = 0, private: bool = True) -> Job:
         "labels": torch.arange(4 * SPOKEN) % CLASSES,
         "speakers": torch.arange(4 * SPOKEN) // SPOKEN,
     }
-    save_file(public, world.folder / "held_out.safetensors")
+    save_file(public, federation.folder / "held_out.safetensors")
     job = Job.load(folder)
     noise = 3.0 if private else 0.0
-    asked = CalibrationRelease(noise_multiplier=noise, taken_back=0.5 if private else 0.0)
+    asked = CalibrationRelease(noise_multiplier=noise, subtracted_share=0.5 if private else 0.0)
     changes: dict[str, Any] = {"calibration": asked}
     if not private:
         changes |= {"mechanism": NoPrivacy(), "count_noise": 0.0}
@@ -48,84 +48,95 @@ def _asking(world: Any, *, groups: int = 0, private: bool = True) -> Job:
     job = replace(
         job,
         plan=plan,
-        groups=groups,
-        held_out=world.folder / "held_out.safetensors",
+        calibration_groups=groups,
+        held_out_path=federation.folder / "held_out.safetensors",
         simulated_seed=7,
     )
     job.save(folder)
     return job
 
 
-def _told(world: Any) -> int:
+def _told(federation: Any) -> int:
     """How many answers ada's device booked."""
-    releases = world.device("ada").ledger.releases
-    return sum(one.kind is Kind.HEAD_STATISTICS for one in releases)
+    releases = federation.device("ada").ledger.releases
+    return sum(one.kind is ReleaseKind.HEAD_STATISTICS for one in releases)
 
 
-def test_heads_and_sets_start_where_users_said(make_world: Any) -> None:
-    world = make_world("one", epsilon=50.0)
-    job = _asking(world)
+def test_heads_and_sets_start_where_users_said(make_federation: Any) -> None:
+    federation = make_federation("one", epsilon=50.0)
+    job = _asking(federation)
 
-    world.run()
+    federation.run()
 
-    weights, prior = checkpoint.released(world.folder / "server")
-    public = job.prior_of(weights["weights"])
-    assert _told(world) == 1
+    weights, prior = checkpoint.load_released_model(federation.folder / "server")
+    public = job.estimate_head_prior(weights["weights"])
+    assert _told(federation) == 1
     assert prior.mean.log_temperature != public.mean.log_temperature
     assert prior.scores is not None
     assert public.scores is not None
     assert prior.scores.atoms != public.scores.atoms
 
 
-def test_without_public_speakers_nothing_is_asked(make_world: Any) -> None:
-    world = make_world("one", epsilon=50.0)
-    job = _asking(world)
-    replace(job, held_out=None).save(world.folder / "server")
+def test_without_public_speakers_nothing_is_asked(make_federation: Any) -> None:
+    federation = make_federation("one", epsilon=50.0)
+    job = _asking(federation)
+    replace(job, held_out_path=None).save(federation.folder / "server")
 
-    world.run()
+    federation.run()
 
-    assert _told(world) == 0
-    assert checkpoint.released(world.folder / "server")[1].scores is None
+    assert _told(federation) == 0
+    assert checkpoint.load_released_model(federation.folder / "server")[1].scores is None
 
 
-def test_a_run_cut_off_at_the_answers_goes_on_with_the_same_ones(make_world: Any) -> None:
-    whole, broken = make_world("whole", epsilon=50.0), make_world("broken", epsilon=50.0)
-    for world in (whole, broken):
-        _asking(world)
+def test_a_run_cut_off_at_the_answers_goes_on_with_the_same_ones(make_federation: Any) -> None:
+    whole, broken = make_federation("whole", epsilon=50.0), make_federation("broken", epsilon=50.0)
+    for federation in (whole, broken):
+        _asking(federation)
     whole.run()
 
     def deaf(kind: str, replies: list[Message]) -> list[Message]:
-        return [] if kind == wire.CALIBRATE else replies
+        return [] if kind == messages.HEAD_STATISTICS else replies
 
     with pytest.raises(EngineError, match="--resume"):
         broken.run(tamper=deaf)
     broken.run()
 
     assert torch.equal(whole.released(), broken.released())
-    priors = [checkpoint.released(one.folder / "server")[1].as_dict() for one in (whole, broken)]
+    priors = [
+        checkpoint.load_released_model(one.folder / "server")[1].as_dict()
+        for one in (whole, broken)
+    ]
     assert priors[0] == priors[1]
     assert _told(broken) == 1
 
 
 @pytest.mark.parametrize("value", [3e38, -3e38, 1e6])
-def test_an_answer_longer_than_any_honest_one_counts_as_none(make_world: Any, value: float) -> None:
+def test_an_answer_longer_than_any_honest_one_counts_as_none(
+    make_federation: Any, value: float
+) -> None:
     def without_ada(kind: str, replies: list[Message]) -> list[Message]:
-        return [one for one in replies if kind != wire.CALIBRATE or one.metadata.src_node_id != 100]
+        return [
+            one
+            for one in replies
+            if kind != messages.HEAD_STATISTICS or one.metadata.src_node_id != 100
+        ]
 
     def lying(kind: str, replies: list[Message]) -> list[Message]:
         for one in replies:
-            if kind == wire.CALIBRATE and one.metadata.src_node_id == 100:
-                told = wire.Reply.read(one.content, size=WIDTH)
-                one.content = replace(told, value=torch.full((WIDTH,), value)).record()
+            if kind == messages.HEAD_STATISTICS and one.metadata.src_node_id == 100:
+                reply = messages.Reply.from_record(one.content, size=STATISTICS_SIZE)
+                one.content = replace(
+                    reply, value=torch.full((STATISTICS_SIZE,), value)
+                ).to_record()
         return replies
 
-    worlds = {"lost": without_ada, "lie": lying}
+    federations = {"lost": without_ada, "lie": lying}
     priors = []
-    for name, tamper in worlds.items():
-        world = make_world(name, epsilon=50.0)
-        _asking(world)
-        world.run(tamper=tamper)
-        priors.append(checkpoint.released(world.folder / "server")[1].as_dict())
+    for name, tamper in federations.items():
+        federation = make_federation(name, epsilon=50.0)
+        _asking(federation)
+        federation.run(tamper=tamper)
+        priors.append(checkpoint.load_released_model(federation.folder / "server")[1].as_dict())
 
     assert priors[0] == priors[1]
 
@@ -140,44 +151,44 @@ class _Listening(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         user = USERS[int(context.node_config["partition-id"])]
-        if message.metadata.message_type == wire.TRAIN:
-            self.trained.append((user, wire.TrainRequest.read(message.content).round))
-        if message.metadata.message_type == wire.CALIBRATE:
-            weights = wire.CalibrateRequest.read(message.content).weights
+        if message.metadata.message_type == messages.TRAIN:
+            self.trained.append((user, messages.TrainRequest.from_record(message.content).round))
+        if message.metadata.message_type == messages.HEAD_STATISTICS:
+            weights = messages.HeadStatisticsRequest.from_record(message.content).weights
             self.judged.append((user, weights, self._teachers()))
-        return hosts.call(product, message, context)
+        return device_host.call_client(product, message, context)
 
     def _teachers(self) -> set[str]:
         """Who trained the newest model: all since the last time that a first round began."""
         rounds = [number for _, number in self.trained]
         begun = max(
-            place
-            for place, number in enumerate(rounds)
-            if number == 1 and (place == 0 or rounds[place - 1] != 1)
+            index
+            for index, number in enumerate(rounds)
+            if number == 1 and (index == 0 or rounds[index - 1] != 1)
         )
         return {user for user, _ in self.trained[begun:]}
 
 
-def test_in_groups_nobody_is_judged_by_a_model_that_heard_them(make_world: Any) -> None:
-    world, heard = make_world("one"), _Listening()
-    job = _asking(world, groups=3, private=False)
+def test_in_groups_nobody_is_judged_by_a_model_that_heard_them(make_federation: Any) -> None:
+    federation, listener = make_federation("one"), _Listening()
+    job = _asking(federation, groups=3, private=False)
     for user in USERS:  # nothing is promised, so no budget may stand in the way
-        facts = world.device(user).folder / "device.json"
+        facts = federation.device(user).folder / "device.json"
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"budgets": []}))
 
-    world.run(client=heard)
+    federation.run(client=listener)
 
-    final, contributing = world.released(), set(USERS[:3])
-    assert [user for user, _, _ in heard.judged] == sorted(contributing)
-    for user, weights, teachers in heard.judged:
+    final, contributing = federation.released(), set(USERS[:3])
+    assert [user for user, _, _ in listener.judged] == sorted(contributing)
+    for user, weights, teachers in listener.judged:
         assert teachers == contributing - {user}
         assert not torch.equal(weights, final)
-    rounds = [number for user, number in heard.trained if user == "ada"]
+    rounds = [number for user, number in listener.trained if user == "ada"]
     assert rounds == [*range(1, job.plan.rounds + 1)] * 3  # the final model, and two without others
 
 
-def test_groups_are_refused_where_something_is_promised(make_world: Any) -> None:
+def test_groups_are_refused_where_something_is_promised(make_federation: Any) -> None:
     with pytest.raises(SettingError, match="groups"):
-        _asking(make_world("one"), groups=2)
+        _asking(make_federation("one"), groups=2)
     with pytest.raises(SettingError, match="groups"):
-        _asking(make_world("other"), groups=-1)
+        _asking(make_federation("other"), groups=-1)

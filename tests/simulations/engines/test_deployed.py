@@ -11,32 +11,36 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import EngineError, SettingError
-from sottovoce.simulations.engines import deployed, flower
+from sottovoce.simulations.engines import deployed, flower_processes
 
 HOUSE = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.slow
 def test_the_bundle_runs_on_a_superlink_and_three_supernodes(
-    make_world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-    world = make_world("a", rounds=2, seed=None, users=("ada", "ben", "dan"), timeout_s=500.0)
-    devices = sorted((world.folder / "devices").iterdir())
+    federation = make_federation(
+        "a", rounds=2, seed=None, users=("ada", "ben", "dan"), timeout_s=500.0
+    )
+    devices = sorted((federation.folder / "devices").iterdir())
     said: list[str] = []
 
     deployed.run_apps(
-        config={"job": world.config["job"], "devices": ""},
+        config={"job": federation.config["job"], "devices": ""},
         devices=devices,
         app=HOUSE,
         home=tmp_path / "flower",
         timeout_s=600.0,
-        tell=said.append,
+        on_message=said.append,
     )
 
     assert said[-1].endswith("finished:completed")
-    assert world.released().isfinite().all()
-    kinds = [[r.kind.value for r in world.device(user).ledger.releases] for user in ("ada", "cleo")]
+    assert federation.released().isfinite().all()
+    kinds = [
+        [r.kind.value for r in federation.device(user).ledger.releases] for user in ("ada", "cleo")
+    ]
     assert kinds[0] == [
         "label-counts",
         "centre",
@@ -52,20 +56,25 @@ def test_the_bundle_runs_on_a_superlink_and_three_supernodes(
 
 
 def test_the_bundle_holds_what_a_device_needs_and_nothing_else(tmp_path: Path) -> None:
-    bundle = flower.build_bundle(HOUSE, tmp_path)
+    bundle = flower_processes.build_fab(HOUSE, tmp_path)
 
     with zipfile.ZipFile(bundle) as file:
         names = set(file.namelist())
         code = b"".join(file.read(name) for name in names)
     rooms = {name.split("/")[0] for name in names if "/" in name}
     assert rooms == {"sottovoce", "client", "server", "shared", ".info"}
-    assert {"client/app.py", "server/app.py", "shared/wire.py", "sottovoce/__init__.py"} <= names
+    assert {
+        "client/app.py",
+        "server/app.py",
+        "shared/protocol/messages.py",
+        "sottovoce/__init__.py",
+    } <= names
     assert str(Path.home()).encode() not in code
     assert bundle.stat().st_size < 2**20
 
 
 @pytest.mark.parametrize(
-    "stranger", ["simulations/world.py", "tests/conftest.py", "client/key", "job.json"]
+    "stranger", ["simulations/runs/fold.py", "tests/conftest.py", "client/key", "job.json"]
 )
 def test_a_bundle_with_a_stranger_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stranger: str
@@ -76,21 +85,21 @@ def test_a_bundle_with_a_stranger_is_refused(
             file.writestr(stranger, "")
         return ""
 
-    monkeypatch.setattr(flower, "command", build)
+    monkeypatch.setattr(flower_processes, "run_command", build)
 
     with pytest.raises(EngineError, match=f"holds {stranger}.*fab-include"):
-        flower.build_bundle(tmp_path, tmp_path)
+        flower_processes.build_fab(tmp_path, tmp_path)
 
 
 @pytest.fixture
-def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> deployed.Fleet:
+def fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> deployed.LoopbackDeployment:
     """A fleet whose programs are Python itself."""
-    monkeypatch.setattr(deployed, "program", lambda _name: sys.executable)
-    return deployed.Fleet(tmp_path)
+    monkeypatch.setattr(deployed, "program_path", lambda _name: sys.executable)
+    return deployed.LoopbackDeployment(tmp_path)
 
 
 def test_processes_and_their_children_end_with_the_context(
-    fleet: deployed.Fleet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fleet: deployed.LoopbackDeployment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaf = (
         "import signal, subprocess, sys, time, pathlib\n"
@@ -115,12 +124,12 @@ def test_processes_and_their_children_end_with_the_context(
     assert _gone(int((tmp_path / "child").read_text()))
 
 
-def test_a_process_that_dies_is_named_with_what_it_said(fleet: deployed.Fleet) -> None:
+def test_a_process_that_dies_is_named_with_what_it_said(fleet: deployed.LoopbackDeployment) -> None:
     with fleet:
         fleet._start("node-2", "flower-supernode", "-c", "raise OSError('no such device')")
         fleet._processes["node-2"].wait()
         with pytest.raises(EngineError, match=r"node-2 ended with status 1.*no such device"):
-            fleet._need_alive()
+            fleet._require_alive()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +140,10 @@ def test_a_process_that_dies_is_named_with_what_it_said(fleet: deployed.Fleet) -
     ],
 )
 def test_a_run_that_does_not_end_well_raises(
-    fleet: deployed.Fleet, monkeypatch: pytest.MonkeyPatch, states: list[str], message: str
+    fleet: deployed.LoopbackDeployment,
+    monkeypatch: pytest.MonkeyPatch,
+    states: list[str],
+    message: str,
 ) -> None:
     answers = iter(states)
 
@@ -139,21 +151,21 @@ def test_a_run_that_does_not_end_well_raises(
         entry = {"status": next(answers), "status-details": "the quorum"}
         return "a warning first\n" + json.dumps({"success": True, "runs": [entry]})
 
-    monkeypatch.setattr(deployed, "command", listing)
+    monkeypatch.setattr(deployed, "run_command", listing)
     monkeypatch.setattr(deployed, "_POLL_S", 0.01)
 
     with pytest.raises(EngineError, match=message):
-        fleet.wait("7", 0.2, lambda _line: None)
+        fleet.wait_for_run("7", 0.2, lambda _line: None)
 
 
 def test_a_run_of_another_bundle_is_refused(
-    fleet: deployed.Fleet, monkeypatch: pytest.MonkeyPatch
+    fleet: deployed.LoopbackDeployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer = {"success": True, "run-id": "7", "fab-filename": "other.fab"}
-    monkeypatch.setattr(deployed, "command", lambda *_: json.dumps(answer))
+    monkeypatch.setattr(deployed, "run_command", lambda *_: json.dumps(answer))
 
     with pytest.raises(EngineError, match=r"sent other\.fab, not the checked own\.fab"):
-        fleet.submit({}, Path("own.fab"))
+        fleet.submit_run({}, Path("own.fab"))
 
 
 def test_a_path_that_the_command_line_cannot_take_is_refused(tmp_path: Path) -> None:
@@ -168,24 +180,28 @@ def test_a_path_that_the_command_line_cannot_take_is_refused(tmp_path: Path) -> 
 
 
 def test_a_command_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flower, "program", lambda _name: sys.executable)
+    monkeypatch.setattr(flower_processes, "program_path", lambda _name: sys.executable)
 
     with pytest.raises(EngineError, match=r"flwr -c failed: .*too bad"):
-        flower.command(["flwr", "-c", "raise SystemExit('too bad')"], tmp_path, tmp_path)
-    monkeypatch.setattr(flower, "_COMMAND_S", 0.2)
+        flower_processes.run_command(
+            ["flwr", "-c", "raise SystemExit('too bad')"], tmp_path, tmp_path
+        )
+    monkeypatch.setattr(flower_processes, "_COMMAND_S", 0.2)
     with pytest.raises(EngineError, match=r"took over 0\.2 s"):
-        flower.command(["flwr", "-c", "import time; time.sleep(9)"], tmp_path, tmp_path)
+        flower_processes.run_command(
+            ["flwr", "-c", "import time; time.sleep(9)"], tmp_path, tmp_path
+        )
 
 
 def test_without_flower_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
 
     with pytest.raises(SettingError, match="make setup"):
-        flower.program("flwr")
+        flower_processes.program_path("flwr")
 
 
 def test_no_process_reports_home(tmp_path: Path) -> None:
-    around = flower.surroundings(tmp_path)
+    around = flower_processes.process_environment(tmp_path)
 
     assert around["FLWR_TELEMETRY_ENABLED"] == "0"
     assert around["FLWR_DISABLE_UPDATE_CHECK"] == "1"

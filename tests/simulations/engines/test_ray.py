@@ -21,8 +21,8 @@ from flwr.supercore import telemetry
 from sottovoce.client.app import app as product_client
 from sottovoce.server.app import app as product_server
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
-from sottovoce.simulations.engines import engine, local
-from sottovoce.simulations.engines.hosts import Nodes, never
+from sottovoce.simulations.engines import load_engine, local
+from sottovoce.simulations.engines.device_host import SimulatedNodes, never_lost
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -30,15 +30,18 @@ pytestmark = pytest.mark.skipif(
 
 _ON_RAY = """
 import sys
-from sottovoce.simulations.engines import engine
-engine("ray")(devices=4, config={"job": sys.argv[1], "devices": sys.argv[2]}, workers=2)
+from sottovoce.simulations.engines import load_engine
+load_engine("ray")(devices=4, config={"job": sys.argv[1], "devices": sys.argv[2]}, workers=2)
 print("done")
 """
 
 
-def test_ray_and_local_agree_to_the_last_bit(make_world: Any) -> None:
+def test_ray_and_local_agree_to_the_last_bit(make_federation: Any) -> None:
     """In a process of its own, since Ray leaves threads and children to the interpreter's end."""
-    here, there = make_world("here"), make_world("there", timeout_s=200.0)  # Ray is slow to start
+    here, there = (
+        make_federation("here"),
+        make_federation("there", timeout_s=200.0),
+    )  # Ray is slow to start
     here.run()
 
     done = subprocess.run(
@@ -102,9 +105,9 @@ class _Grid(local.LocalGrid):
     """Four nodes in this process, or none that answers."""
 
     def __init__(self, *, reply: Callable[[Message], list[Message]] | None = None) -> None:
-        local._identify()
-        nodes = Nodes(devices=4, config={})
-        super().__init__(ClientApp(), nodes, workers=1, host=None, lost=never)
+        local._set_task_identity()
+        nodes = SimulatedNodes(devices=4, config={})
+        super().__init__(ClientApp(), nodes, workers=1, host=None, is_lost=never_lost)
         self._reply = reply or (lambda _message: [])
 
     def push_messages(self, messages: Any) -> list[str]:
@@ -115,8 +118,8 @@ class _Grid(local.LocalGrid):
         return [message.metadata.message_id for message in sent]
 
     def pull_messages(self, message_ids: Any) -> list[Message]:
-        given, self.waiting = self.waiting, []
-        return given
+        replies, self.waiting = self.waiting, []
+        return replies
 
 
 def test_the_servers_own_error_comes_out(on: Any, tmp_path: Any) -> None:
@@ -139,46 +142,46 @@ def test_any_other_error_of_the_server_is_an_engine_error(
             on(_runtime(_Grid())).run_apps(devices=4, config={}, workers=1)
 
 
-def test_when_the_runtime_fails_the_server_stops_waiting(on: Any, make_world: Any) -> None:
-    world = make_world("a")
+def test_when_the_runtime_fails_the_server_stops_waiting(on: Any, make_federation: Any) -> None:
+    federation = make_federation("a")
     crash = RuntimeError("Ending simulation.")
     crash.__cause__ = OSError("no shared memory")
     ray = on(_runtime(_Grid(), fails=crash))
     started = time.monotonic()
 
     with pytest.raises(EngineError, match=r"ray engine failed \(OSError: no shared memory\)"):
-        ray.run_apps(devices=4, config=world.config, workers=1)
+        ray.run_apps(devices=4, config=federation.config, workers=1)
 
     assert time.monotonic() - started < 10  # the job waits 30 s for replies
 
 
-def test_a_dead_worker_ends_the_run(on: Any, make_world: Any) -> None:
+def test_a_dead_worker_ends_the_run(on: Any, make_federation: Any) -> None:
     def died(message: Message) -> list[Message]:
         return [Message(Error(code=0, reason="ActorDiedError"), reply_to=message)]
 
     ray = on(_runtime(_Grid(reply=died)))
 
     with pytest.raises(EngineError, match=r"worker of the ray engine died \(ActorDiedError\)"):
-        ray.run_apps(devices=4, config=make_world("a").config, workers=1)
+        ray.run_apps(devices=4, config=make_federation("a").config, workers=1)
 
 
-def test_the_configuration_reaches_the_client(make_world: Any) -> None:
+def test_the_configuration_reaches_the_client(make_federation: Any) -> None:
     from sottovoce.simulations.engines import ray
 
-    world, context = make_world("a"), Nodes(devices=4, config={}).context(0)
+    federation, context = make_federation("a"), SimulatedNodes(devices=4, config={}).node_context(0)
     seen = []
 
     def spy(message: Message, context: Context) -> Message:
         seen.append(dict(context.run_config))
         return message
 
-    local._identify()
+    local._set_task_identity()
     message = Message(RecordDict(), 100, "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sottovoce.client.app.app", spy)
-        ray._Client(world.config)(message=message, context=context)
+        ray._ConfiguredClient(federation.config)(message=message, context=context)
 
-    assert seen == [world.config]
+    assert seen == [federation.config]
     assert context.run_config == {}  # Flower refuses a context whose configuration changed
 
 
@@ -228,7 +231,7 @@ def test_without_ray_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "sottovoce.simulations.engines.ray", None)
 
     with pytest.raises(SettingError, match="pip install"):
-        engine("ray")
+        load_engine("ray")
 
 
 def test_the_apps_are_the_products_own() -> None:

@@ -19,9 +19,10 @@ from typing import Any, Self
 
 import pytest
 
-from sottovoce import cli
+from sottovoce.cli import main, simulate
 from sottovoce.shared.errors import EngineError, SettingError
-from sottovoce.simulations import engines, pipeline
+from sottovoce.simulations import engines
+from sottovoce.simulations.runs import simulation
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -33,19 +34,19 @@ _TRACED = """
 import os, sys
 from pathlib import Path
 import ray
-from sottovoce import cli
-from sottovoce.simulations.engines import ray as on_ray
+from sottovoce.cli.main import main
+from sottovoce.simulations.engines import ray as ray_engine
 
 SEEN = Path(sys.argv[1])
 
-class Traced(on_ray._Client):
+class Traced(ray_engine._ConfiguredClient):
     def __call__(self, message, context):
         node = ray.get_runtime_context().get_node_id()
         (SEEN / f"{node}-{os.getpid()}").touch()
         return super().__call__(message, context)
 
-on_ray._Client = Traced
-sys.exit(cli.main(sys.argv[2:]))
+ray_engine._ConfiguredClient = Traced
+sys.exit(main(sys.argv[2:]))
 """
 """The command, whose workers leave a file for the node and the process that they are."""
 
@@ -127,7 +128,7 @@ def test_both_nodes_work_and_kills_of_node_and_driver_change_no_bit(
 ) -> None:
     scenario = make_scenario(tmp_path / "long.toml", tiny_run.users, tiny_run.public, rounds=30)
     whole, killed, seen = tmp_path / "whole", tmp_path / "killed", tmp_path / "seen"
-    assert cli.main(["simulate", str(scenario), "--out", str(whole), "--quiet"]) == 0
+    assert main.main(["simulate", str(scenario), "--out", str(whole), "--quiet"]) == 0
     words = [str(seen), "simulate", str(scenario), "--out", str(killed), "--engine", "ray"]
     words += ["--address", cluster.address]
 
@@ -147,7 +148,7 @@ def test_both_nodes_work_and_kills_of_node_and_driver_change_no_bit(
     assert any("nodes 1, workers 1" in line for line in lines)  # though the other died just now
 
     words = ["simulate", str(scenario), "--out", str(killed), "--resume"]
-    assert cli.main([*words, "--engine", "local", "--quiet"]) == 0
+    assert main.main([*words, "--engine", "local", "--quiet"]) == 0
     assert _content(killed) == _content(whole)
     assert cluster.address not in (killed / "config.toml").read_text()
     assert not list(killed.rglob(".shared-*"))  # what the nodes wrote to be found
@@ -158,10 +159,10 @@ def test_a_sweep_on_a_cluster_is_the_sweep_here(
 ) -> None:
     scenario = make_scenario(tmp_path / "short.toml", tiny_run.users, tiny_run.public, rounds=2)
     words = ["sweep", str(scenario), "--seeds", "0,1", "--quiet", "--out"]
-    assert cli.main([*words, str(tmp_path / "here")]) == 0
+    assert main.main([*words, str(tmp_path / "here")]) == 0
 
     there = [str(tmp_path / "there"), "--engine", "ray", "--address", cluster.address]
-    assert cli.main([*words, *there]) == 0
+    assert main.main([*words, *there]) == 0
 
     runs = sorted(path.name for path in (tmp_path / "here" / "runs").iterdir())
     assert len(runs) == 2
@@ -178,7 +179,7 @@ def test_a_sweep_refuses_an_address_without_the_ray_engine(
     scenario = make_scenario(tmp_path / "short.toml", tiny_run.users, tiny_run.public, rounds=2)
     words = ["sweep", str(scenario), "--seeds", "0,1", "--out", str(tmp_path / "out")]
 
-    assert cli.main([*words, "--address", "auto"]) == 2
+    assert main.main([*words, "--address", "auto"]) == 2
     assert "address is 'auto' and engine is 'local'" in capsys.readouterr().err
 
 
@@ -221,14 +222,14 @@ def test_an_address_without_the_ray_engine_is_a_usage_error(
 ) -> None:
     words = ["simulate", str(tiny_run.scenario), "--out", str(tmp_path / "out"), *engine]
 
-    assert cli.main([*words, "--address", "auto"]) == 2
+    assert main.main([*words, "--address", "auto"]) == 2
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert "address is 'auto' and engine is 'local'" in last
     assert "--engine ray" in last
     assert not (tmp_path / "out").exists()
     with pytest.raises(SettingError, match="only the ray engine"):
-        engines.engine("local", address="auto")
+        engines.load_engine("local", address="auto")
 
 
 @pytest.mark.parametrize(
@@ -236,7 +237,7 @@ def test_an_address_without_the_ray_engine_is_a_usage_error(
 )
 def test_an_address_of_no_cluster_is_a_usage_error(tmp_path: Path, address: str) -> None:
     with pytest.raises(SettingError, match="HOST:PORT"):
-        engines.reach(address, workers=1, folder=tmp_path / "out")
+        engines.check_cluster(address, workers=1, folder=tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
 
@@ -247,15 +248,15 @@ def test_a_cluster_that_does_not_answer_is_named_soon(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from sottovoce.simulations.engines import cluster
+    from sottovoce.simulations.engines import ray_cluster
 
-    monkeypatch.setattr(cluster, "_ANSWER_S", 1.0)
+    monkeypatch.setattr(ray_cluster, "_CONNECT_TIMEOUT_S", 1.0)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
         words = ["simulate", str(tiny_run.scenario), "--engine", "ray", "--address", address]
         started = time.monotonic()
-        status = cli.main([*words, "--out", str(tmp_path / "out")])
+        status = main.main([*words, "--out", str(tmp_path / "out")])
 
     last = capsys.readouterr().err.splitlines()[-1]
     assert status == 1
@@ -298,14 +299,14 @@ class _Ray(SimpleNamespace):
 @pytest.fixture
 def try_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Tries whether a run can be run on a made-up cluster."""
-    from sottovoce.simulations.engines import cluster
+    from sottovoce.simulations.engines import ray_cluster
 
-    monkeypatch.setattr(cluster, "_answering", lambda address: address)
+    monkeypatch.setattr(ray_cluster, "_resolve_address", lambda address: address)
 
     def try_(made_up: _Ray, folder: Path, workers: int = 2) -> None:
-        monkeypatch.setattr(cluster, "ray", made_up)
-        with cluster.joined("far:1", workers=workers, folder=folder) as nodes:
-            assert [(node.name, node.room) for node in nodes] == [("far (10.0.0.2)", 2)]
+        monkeypatch.setattr(ray_cluster, "ray", made_up)
+        with ray_cluster.connect_cluster("far:1", workers=workers, folder=folder) as nodes:
+            assert [(node.name, node.worker_capacity) for node in nodes] == [("far (10.0.0.2)", 2)]
 
     return try_
 
@@ -327,17 +328,17 @@ def test_a_node_that_sees_old_files_is_refused(
     try_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As some network file systems show a replaced file for a while."""
-    from sottovoce.simulations.engines import node
+    from sottovoce.simulations.engines import ray_node
 
-    look, first = node.look, []
+    look, first = ray_node.probe_node, []
 
     def stale(folder: str, token: str, key: str) -> Any:
         first.append((Path(folder) / token).read_text())
         answer = look(folder, token, key)
-        node.put(Path(folder) / f"{token}-{key}", first[0])
+        ray_node.replace_text(Path(folder) / f"{token}-{key}", first[0])
         return answer
 
-    monkeypatch.setattr(node, "look", stale)
+    monkeypatch.setattr(ray_node, "probe_node", stale)
 
     with pytest.raises(EngineError, match=r"it sees other files.*sees changes of at once"):
         try_on(_Ray(), tmp_path)
@@ -354,10 +355,13 @@ def test_more_workers_than_cpus_are_a_usage_error(try_on: Any, tmp_path: Path) -
 def test_a_node_with_other_code_is_refused(
     try_on: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sottovoce.simulations.engines import node
+    from sottovoce.simulations.engines import ray_node
 
-    answers = [node.code(), node.code() | {"torch": "1.0"}]  # here, and before that there
-    monkeypatch.setattr(node, "code", answers.pop)
+    answers = [
+        ray_node.code_versions(),
+        ray_node.code_versions() | {"torch": "1.0"},
+    ]  # here, and before that there
+    monkeypatch.setattr(ray_node, "code_versions", answers.pop)
 
     with pytest.raises(EngineError, match=r"another torch \(1\.0; here it is .*install the same"):
         try_on(_Ray(), tmp_path)
@@ -367,26 +371,26 @@ def test_what_runs_is_told_by_the_code_of_devices(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sottovoce import client
-    from sottovoce.simulations.engines import node
+    from sottovoce.simulations.engines import ray_node
 
-    before = node.code()
+    before = ray_node.code_versions()
     copied = Path(shutil.copytree(next(iter(client.__path__)), tmp_path / "client"))
     monkeypatch.setattr(client, "__path__", [str(copied)])
-    assert node.code() == before  # wherever it lies
+    assert ray_node.code_versions() == before  # wherever it lies
 
     (copied / "trainer.py").write_text("")
-    assert node.code()["sottovoce"] != before["sottovoce"]
+    assert ray_node.code_versions()["sottovoce"] != before["sottovoce"]
 
 
 def test_the_address_is_no_setting_of_a_run() -> None:
     """A run on a cluster has the name of the run that it would have been here."""
     words = ["simulate", "demo", "--engine", "ray"]
     plain, there = (
-        cli._scenario(cli._parser().parse_args([*words, *more]))
+        simulate.build_scenario(main.build_parser().parse_args([*words, *more]))
         for more in ([], ["--address", "auto"])
     )
 
-    assert pipeline.identity(plain.to_toml()) == pipeline.identity(there.to_toml())
+    assert simulation.hash_settings(plain.to_toml()) == simulation.hash_settings(there.to_toml())
     assert plain == there
 
 
@@ -394,11 +398,11 @@ def test_the_pieces_of_ray_and_flower_are_where_they_were() -> None:
     from flwr.server.superlink.fleet.vce.backend import raybackend
     from ray._private import services
 
-    from sottovoce.simulations.engines import cluster
+    from sottovoce.simulations.engines import ray_cluster
 
     assert callable(services.canonicalize_bootstrap_address_or_die)
     before = raybackend.RayBackend
-    with cluster.spread(3):
+    with ray_cluster.spread_workers(3):
         assert issubclass(raybackend.RayBackend, before)
         assert raybackend.RayBackend is not before
     assert raybackend.RayBackend is before

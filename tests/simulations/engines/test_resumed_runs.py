@@ -8,9 +8,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from sottovoce.client.app import app as product
-from sottovoce.server import files
-from sottovoce.shared import records, wire
+from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.protocol import flower_records, messages
 
 
 class Killed(BaseException):
@@ -30,8 +30,8 @@ def kill_at(exchange: int) -> Any:
 
 
 @pytest.mark.parametrize("exchange", [1, 2, 3, 4, 5])
-def test_a_killed_run_goes_on_to_the_same_end(make_world: Any, exchange: int) -> None:
-    whole, killed = make_world("whole"), make_world("killed")
+def test_a_killed_run_goes_on_to_the_same_end(make_federation: Any, exchange: int) -> None:
+    whole, killed = make_federation("whole"), make_federation("killed")
     whole.run()
     with pytest.raises(Killed):
         killed.run(tamper=kill_at(exchange))  # enrol, three rounds, personal
@@ -42,8 +42,8 @@ def test_a_killed_run_goes_on_to_the_same_end(make_world: Any, exchange: int) ->
     assert whole.ledgers() == killed.ledgers()
 
 
-def test_a_run_killed_twice_still_books_everything_once(make_world: Any) -> None:
-    whole, killed = make_world("whole"), make_world("killed")
+def test_a_run_killed_twice_still_books_everything_once(make_federation: Any) -> None:
+    whole, killed = make_federation("whole"), make_federation("killed")
     whole.run()
     for exchange in (2, 3):
         with pytest.raises(Killed):
@@ -54,8 +54,8 @@ def test_a_run_killed_twice_still_books_everything_once(make_world: Any) -> None
     assert whole.ledgers() == killed.ledgers()
 
 
-def test_a_device_that_lost_its_outbox_makes_the_same_release_again(make_world: Any) -> None:
-    whole, killed = make_world("whole"), make_world("killed")
+def test_a_device_that_lost_its_outbox_makes_the_same_release_again(make_federation: Any) -> None:
+    whole, killed = make_federation("whole"), make_federation("killed")
     whole.run()
     with pytest.raises(Killed):
         killed.run(tamper=kill_at(3))
@@ -76,57 +76,57 @@ class Real(ClientApp):
         self.devices = devices
 
     def __call__(self, message: Message, context: Context) -> Message:
-        place = context.node_config["partition-id"]
-        context.node_config["device"] = f"{self.devices}/{place:06d}"
+        index = context.node_config["partition-id"]
+        context.node_config["device"] = f"{self.devices}/{index:06d}"
         return product(message, context)
 
 
-def test_a_real_device_answers_again_from_its_outbox(make_world: Any) -> None:
-    world = make_world("a", seed=None)
-    client = Real(world.config["devices"])
+def test_a_real_device_answers_again_from_its_outbox(make_federation: Any) -> None:
+    federation = make_federation("a", seed=None)
+    client = Real(federation.config["devices"])
     before: list[torch.Tensor] = []
     with pytest.raises(Killed):
-        world.run(client=client, tamper=_remember(before, kill_at(2)))
-    booked = world.ledgers()
+        federation.run(client=client, tamper=_remember(before, kill_at(2)))
+    booked = federation.ledgers()
     after: list[torch.Tensor] = []
 
-    world.run(client=client, tamper=_remember(after, lambda _kind, replies: replies))
+    federation.run(client=client, tamper=_remember(after, lambda _kind, replies: replies))
 
-    assert all(world.ledgers()[user].startswith(booked[user]) for user in booked)
-    assert len(world.device("ada").ledger.releases) == 7
+    assert all(federation.ledgers()[user].startswith(booked[user]) for user in booked)
+    assert len(federation.device("ada").ledger.releases) == 7
     assert torch.equal(before[0], after[0])  # the first round's update, not a fresh draw
 
 
-def test_a_real_device_without_its_outbox_pays_again(make_world: Any) -> None:
-    world = make_world("a", seed=None)
-    client = Real(world.config["devices"])
+def test_a_real_device_without_its_outbox_pays_again(make_federation: Any) -> None:
+    federation = make_federation("a", seed=None)
+    client = Real(federation.config["devices"])
     with pytest.raises(Killed):
-        world.run(client=client, tamper=kill_at(2))
-    for path in (world.folder / "devices").glob("*/vault/*outbox-gradient*"):
+        federation.run(client=client, tamper=kill_at(2))
+    for path in (federation.folder / "devices").glob("*/vault/*outbox-gradient*"):
         path.unlink()
 
-    world.run(client=client)
+    federation.run(client=client)
 
-    assert len(world.device("ada").ledger.releases) == 8
+    assert len(federation.device("ada").ledger.releases) == 8
 
 
-def test_a_damaged_checkpoint_is_refused(make_world: Any) -> None:
-    world = make_world("a")
+def test_a_damaged_checkpoint_is_refused(make_federation: Any) -> None:
+    federation = make_federation("a")
     with pytest.raises(Killed):
-        world.run(tamper=kill_at(3))
-    path = world.folder / "server" / files.STATE
+        federation.run(tamper=kill_at(3))
+    path = federation.folder / "server" / atomic_files.STATE_FILE
     path.write_bytes(path.read_bytes()[:-4])
 
     with pytest.raises(ModelError, match=r"damaged.*remove .*state"):
-        world.run()
+        federation.run()
 
 
 def _remember(values: list[torch.Tensor], inner: Any) -> Any:
     """Keeps the updates of the first node before they go on."""
 
     def tamper(kind: str, replies: list[Message]) -> list[Message]:
-        if kind == wire.TRAIN:
-            values.append(records.tensor(replies[0].content, "release", "value", 1))
+        if kind == messages.TRAIN:
+            values.append(flower_records.read_tensor(replies[0].content, "release", "value", 1))
         return list(inner(kind, replies))
 
     return tamper

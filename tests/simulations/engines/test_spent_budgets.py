@@ -7,109 +7,113 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
-from sottovoce.server.job import Job
-from sottovoce.shared import wire
+from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.protocol import messages
 
 DELTA = 1e-5
-Price = Callable[[int], float]
+Cost = Callable[[int], float]
 
 
 @pytest.fixture
-def price(make_world: Any) -> Price:
+def cost(make_federation: Any) -> Cost:
     """What the first releases of the tiny plan cost together."""
-    plan = Job.load(make_world("priced").folder / "server").plan
+    plan = Job.load(make_federation("costs").folder / "server").plan
     kinds = [plan.counts_release(), plan.centre_release(), plan.normaliser_release()]
     releases = [*kinds, *(plan.gradient_release(number) for number in (1, 2, 3))]
 
     def of_first(count: int) -> float:
-        return accountant.epsilon([release for release in releases[:count] if release], DELTA)
+        return accountant.compute_epsilon(
+            [release for release in releases[:count] if release], DELTA
+        )
 
     return of_first
 
 
 def test_one_spent_device_only_receives_from_then_on(
-    make_world: Any, price: Price, caplog: pytest.LogCaptureFixture
+    make_federation: Any, cost: Cost, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="sottovoce.server")
-    world = make_world("a", epsilon={"ada": price(5) + 1e-3})
-    heard: list[wire.Reply] = []
+    federation = make_federation("a", epsilon={"ada": cost(5) + 1e-3})
+    replies_of_ada: list[messages.Reply] = []
 
-    world.run(tamper=_hear("ada", heard))
+    federation.run(tamper=_collect("ada", replies_of_ada))
 
-    assert [reply.status for reply in heard] == ["ok", "ok", "receives"]
-    assert heard[-1].value is None
-    assert heard[-1].reason == "its budget is spent"
-    assert _lines(world, "ada") == 6
-    assert _lines(world, "ben") == 7
-    assert world.device("ada").ledger.epsilon(DELTA) <= price(5) + 1e-3
-    assert world.device("ada").vault.has("normaliser")  # it got the final model all the same
+    assert [reply.status for reply in replies_of_ada] == ["ok", "ok", "receives"]
+    assert replies_of_ada[-1].value is None
+    assert replies_of_ada[-1].reason == "its budget is spent"
+    assert _lines(federation, "ada") == 6
+    assert _lines(federation, "ben") == 7
+    assert federation.device("ada").ledger.epsilon_spent(DELTA) <= cost(5) + 1e-3
+    assert federation.device("ada").vault.has_blob(
+        "normaliser"
+    )  # it got the final model all the same
     assert "ada takes no part" in caplog.text
 
 
-def test_when_all_are_spent_the_round_misses_its_quorum(make_world: Any, price: Price) -> None:
-    world = make_world("a", epsilon=price(5) + 1e-3)
+def test_when_all_are_spent_the_round_misses_its_quorum(make_federation: Any, cost: Cost) -> None:
+    federation = make_federation("a", epsilon=cost(5) + 1e-3)
 
     with pytest.raises(EngineError, match=r"round 3: 0 of 3 .*its budget is spent"):
-        world.run()
+        federation.run()
 
     for user in ("ada", "ben", "cleo"):
-        assert _lines(world, user) == 5
-        assert world.device(user).ledger.epsilon(DELTA) <= price(5) + 1e-3
+        assert _lines(federation, user) == 5
+        assert federation.device(user).ledger.epsilon_spent(DELTA) <= cost(5) + 1e-3
 
 
-def test_a_budget_that_is_exactly_enough_is_enough(make_world: Any, price: Price) -> None:
-    world = make_world("a", epsilon=price(6))
+def test_a_budget_that_is_exactly_enough_is_enough(make_federation: Any, cost: Cost) -> None:
+    federation = make_federation("a", epsilon=cost(6))
 
-    world.run()
+    federation.run()
 
-    assert _lines(world, "ada") == 7
+    assert _lines(federation, "ada") == 7
 
 
-def test_a_budget_too_small_to_enrol(make_world: Any, price: Price) -> None:
-    world = make_world("a", epsilon=price(1) / 2)
+def test_a_budget_too_small_to_enrol(make_federation: Any, cost: Cost) -> None:
+    federation = make_federation("a", epsilon=cost(1) / 2)
 
     with pytest.raises(EngineError, match=r"no device contributes.*budget is"):
-        world.run()
+        federation.run()
 
-    assert world.ledgers() == dict.fromkeys(world.ledgers(), b"")
+    assert federation.ledgers() == dict.fromkeys(federation.ledgers(), b"")
 
 
 def test_nothing_is_computed_that_is_not_booked(
-    make_world: Any, price: Price, monkeypatch: pytest.MonkeyPatch
+    make_federation: Any, cost: Cost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The ledger's line is on disk before the trainer is called; a refusal never calls it."""
-    from sottovoce.client import participant
+    from sottovoce.client.federation import training_round
 
-    world = make_world("a", epsilon={"ada": price(4) + 1e-3})
+    federation = make_federation("a", epsilon={"ada": cost(4) + 1e-3})
     booked = []
-    train = participant.local_update
+    train = training_round.compute_local_update
 
     def spy(*arguments: Any, **more: Any) -> Any:
-        paths = (world.folder / "devices").glob("*/ledger.jsonl")
+        paths = (federation.folder / "devices").glob("*/ledger.jsonl")
         booked.append(sum(Ledger(path).path.read_bytes().count(b"round-") for path in paths))
         return train(*arguments, **more)
 
-    monkeypatch.setattr(participant, "local_update", spy)
-    world.run()
+    monkeypatch.setattr(training_round, "compute_local_update", spy)
+    federation.run()
 
     assert booked == list(range(1, 8))  # three updates, then twice two: ada was never called
 
 
-def _lines(world: Any, user: str) -> int:
+def _lines(federation: Any, user: str) -> int:
     """How many releases a ledger holds."""
-    return len(world.device(user).ledger.releases)
+    return len(federation.device(user).ledger.releases)
 
 
-def _hear(user: str, heard: list[wire.Reply]) -> Any:
+def _collect(user: str, collected: list[messages.Reply]) -> Any:
     """Keeps a user's replies to training."""
 
     def tamper(kind: str, replies: list[Message]) -> list[Message]:
-        if kind == wire.TRAIN:
-            read = [wire.Reply.read(reply.content, size=15) for reply in replies]
-            heard.extend(reply for reply in read if reply.user == user)
+        if kind == messages.TRAIN:
+            read = [messages.Reply.from_record(reply.content, size=15) for reply in replies]
+            collected.extend(reply for reply in read if reply.user == user)
         return replies
 
     return tamper

@@ -35,46 +35,53 @@ from flwr.common.serde import message_from_proto, message_to_proto, recorddict_t
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sottovoce.client import calibrator, receiver
 from sottovoce.client.app import app as product_client
-from sottovoce.client.device import Device
-from sottovoce.client.owner import Clips, Facts
+from sottovoce.client.device.device import Device
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.federation import final_model
+from sottovoce.client.personalisation import head_calibrator
+from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER
+from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.server.app import app as product_server
-from sottovoce.server.heads import HeadStore
-from sottovoce.server.job import Job
-from sottovoce.server.round import Aggregation
-from sottovoce.server.sums import LEDGER, OWNER
-from sottovoce.shared import crypto, errors, records, wire
-from sottovoce.shared.calibration import LEVELS, WIDTH, CalibrationRelease, Question
+from sottovoce.server.federation.training_job import Job
+from sottovoce.server.personalisation.head_store import HeadStore
+from sottovoce.shared import crypto, errors
+from sottovoce.shared.calibration.head_statistics import (
+    SCORE_QUANTILES,
+    STATISTICS_SIZE,
+    CalibrationQuery,
+    CalibrationRelease,
+)
 from sottovoce.shared.errors import PrivacyError
-from sottovoce.shared.examples import Examples
-from sottovoce.shared.front import Front
-from sottovoce.shared.models.flat import count, flatten
-from sottovoce.shared.models.spec import ModelSpec, build
-from sottovoce.shared.normaliser import (
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.parameters import count_parameters, flatten_parameters
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy.banded_noise import BandedNoise
+from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
+from sottovoce.shared.privacy.release import NoiseSource, Release, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.user_level import (
+    ENROLMENT_SUM,
+    HEAD_STATISTICS_SUM,
+    AdaptiveClipping,
+    SecureSumConfigs,
+    UserLevelPrivacy,
+    secure_sum_kind,
+)
+from sottovoce.shared.protocol import flower_records, messages
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.secure_aggregation import messages as secagg_messages
+from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+from sottovoce.shared.speaker.normalisation import (
     EXACT_CENTRE,
     EXACT_MEAN,
     CentreRelease,
     NormaliserRelease,
-    unknown,
+    default_statistics,
 )
-from sottovoce.shared.plan import Plan
-from sottovoce.shared.privacy.bands import Bands
-from sottovoce.shared.privacy.ledger import Budget, Ledger
-from sottovoce.shared.privacy.release import Kind, NoisedBy, Release, UserNoise
-from sottovoce.shared.privacy.users import (
-    CALIBRATION,
-    ENROLMENT,
-    AdaptiveClip,
-    SecureSums,
-    UserPromise,
-    sum_kind,
-)
-from sottovoce.shared.secagg import messages
-from sottovoce.shared.secagg.arrangement import settings_for
-from sottovoce.shared.training import LocalTraining, NoPrivacy, UtteranceNoise
-from sottovoce.simulations.engines import hosts, local
-from sottovoce.simulations.engines.hosts import Nodes
+from sottovoce.simulations.engines import device_host, local
+from sottovoce.simulations.engines.device_host import SimulatedNodes
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS, CLIPS, ROUNDS, SEALED = 6, 4, 12, 2, 2048
@@ -82,17 +89,17 @@ USERS = tuple(f"u{number}" for number in range(6))
 """Names of one length, so that messages can be compared; the last one only receives."""
 
 SECRET = "ada said this in anger"
-FRONT = Front(
+PROJECTION = PublicProjection(
     mean=torch.zeros(FEATURES),
     matrix=torch.randn(FEATURES, INPUTS, generator=torch.Generator().manual_seed(1)),
-    length=1.0,
+    row_norm=1.0,
 )
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS))
 NONE = Plan(
     run="tiny",
     labels=LABELS,
     extractor="random",
-    front=FRONT.digest(),
+    projection_hash=PROJECTION.content_hash(),
     model=MODEL,
     rounds=ROUNDS,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
@@ -100,28 +107,28 @@ NONE = Plan(
     centre=EXACT_CENTRE,
     normaliser=EXACT_MEAN,
     count_noise=0.0,
-    calibration=CalibrationRelease(noise_multiplier=0.0, taken_back=0.4),
+    calibration=CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.4),
 )
 UTTERANCE = replace(
     NONE,
-    mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=1.0),
-    centre=CentreRelease(radius=1.5, noise_multiplier=4.0),
-    normaliser=NormaliserRelease(radius=0.8, count_weight=0.24, noise_multiplier=4.0),
+    mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0),
+    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
+    normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
     count_noise=4.0,
-    calibration=CalibrationRelease(noise_multiplier=4.0, taken_back=0.4),
+    calibration=CalibrationRelease(noise_multiplier=4.0, subtracted_share=0.4),
 )
 
 
-def _user(noised_by: NoisedBy, secure: SecureSums | None = None) -> UserPromise:
+def _user(noised_by: NoiseSource, secure: SecureSumConfigs | None = None) -> UserLevelPrivacy:
     """A promise to users by one kind of noise."""
 
-    def noise(bound: float) -> UserNoise:
-        discrete = noised_by is NoisedBy.SHARES
-        return UserNoise(
+    def noise(bound: float) -> SumMechanism:
+        discrete = noised_by is NoiseSource.DISTRIBUTED
+        return SumMechanism(
             noise_multiplier=1.0, clip_norm=bound, noised_by=noised_by, discrete=discrete
         )
 
-    return UserPromise(
+    return UserLevelPrivacy(
         counts=noise(5.0),
         centre=noise(1.5),
         update=noise(0.5),
@@ -130,72 +137,80 @@ def _user(noised_by: NoisedBy, secure: SecureSums | None = None) -> UserPromise:
     )
 
 
-def _secure() -> SecureSums:
+def _secure() -> SecureSumConfigs:
     """Sums over the five who contribute."""
     devices = len(USERS) - 1
     arranged: dict[str, Any] = {"dropout": 0.2, "corruption": 0.0}
     first, root = len(LABELS) + INPUTS, math.sqrt(2)
-    return SecureSums(
-        enrolment=settings_for(devices, first, root, noise_multiplier=1 / root, **arranged),
-        update=settings_for(devices, count(build(MODEL, 0)), 0.5, noise_multiplier=1.0, **arranged),
+    return SecureSumConfigs(
+        enrolment=select_parameters(devices, first, root, noise_multiplier=1 / root, **arranged),
+        update=select_parameters(
+            devices,
+            count_parameters(build_network(MODEL, 0)),
+            0.5,
+            noise_multiplier=1.0,
+            **arranged,
+        ),
         dishonest=0,
-        calibration=settings_for(devices, WIDTH, 0.4, noise_multiplier=1.0, **arranged),
+        calibration=select_parameters(
+            devices, STATISTICS_SIZE, 0.4, noise_multiplier=1.0, **arranged
+        ),
     )
 
 
-def _learning(clip: AdaptiveClip) -> UserPromise:
+def _learning(clip: AdaptiveClipping) -> UserLevelPrivacy:
     """A promise to users whose clip norm is learned: one more number rides along."""
-    usual = _user(NoisedBy.SERVER)
-    return replace(usual, update=replace(usual.update, clip_norm=clip.bound), adaptive=clip)
+    usual = _user(NoiseSource.SERVER)
+    return replace(usual, update=replace(usual.update, clip_norm=clip.norm_bound), adaptive=clip)
 
 
-def _turns(bands: Bands) -> UserPromise:
-    """A promise to users who take turns."""
-    usual = _user(NoisedBy.SERVER)
+def _banded(bands: BandedNoise) -> UserLevelPrivacy:
+    """A promise to users in participation groups."""
+    usual = _user(NoiseSource.SERVER)
     return replace(usual, update=replace(usual.update, bands=bands))
 
 
 PLANS = {
     "none": NONE,
     "utterance": UTTERANCE,
-    "user": replace(NONE, user=_user(NoisedBy.SERVER)),
+    "user": replace(NONE, user=_user(NoiseSource.SERVER)),
     "both": replace(
         UTTERANCE,
-        mechanism=UtteranceNoise(clip_norm=1.0, noise_multiplier=1.0, sum_norm=0.5),
-        user=_user(NoisedBy.DEVICES),
+        mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0, sum_norm=0.5),
+        user=_user(NoiseSource.DEVICES),
     ),
-    "secure": replace(NONE, user=_user(NoisedBy.SHARES, _secure())),
-    "learned": replace(NONE, user=_learning(AdaptiveClip(start=0.5))),
-    "turns": replace(NONE, user=_turns(Bands.square_root(bands=2, spacing=2))),
+    "secure": replace(NONE, user=_user(NoiseSource.DISTRIBUTED, _secure())),
+    "learned": replace(NONE, user=_learning(AdaptiveClipping(start=0.5))),
+    "banded": replace(NONE, user=_banded(BandedNoise.from_square_root(bands=2, min_separation=2))),
 }
 UNITS = tuple(PLANS)
 
 
-# --- a world ----------------------------------------------------------------------------------
+# --- a federation ----------------------------------------------------------------------------
 
 
-Change = Callable[[Clips], Clips]
+Change = Callable[[LabelledFeatures], LabelledFeatures]
 
 
-def _clips(place: int) -> Clips:
+def _clips(index: int) -> LabelledFeatures:
     """A dozen random vectors; who only receives has one labelled clip for a head."""
-    contributes = place < len(USERS) - 1
-    generator = torch.Generator().manual_seed(place)
+    contributes = index < len(USERS) - 1
+    generator = torch.Generator().manual_seed(index)
     everyone = torch.ones(CLIPS, dtype=torch.bool)
     examples = Examples(
         features=torch.randn(CLIPS, FEATURES, generator=generator),
         frames=torch.ones(CLIPS, dtype=torch.int64),
         labels=torch.arange(CLIPS) % len(LABELS),
     )
-    return Clips(
+    return LabelledFeatures(
         examples=examples,
-        enrols=everyone,
-        calibrates=(torch.arange(CLIPS) == 0) & (not contributes),
-        trains=everyone & contributes,
+        for_enrolment=everyone,
+        for_head=(torch.arange(CLIPS) == 0) & (not contributes),
+        for_training=everyone & contributes,
     )
 
 
-def _world(
+def _federation(
     folder: Path,
     plan: Plan,
     *,
@@ -204,26 +219,28 @@ def _world(
 ) -> dict[str, Device]:
     """A job and its devices; ``change`` changes what a user has, ``facts`` what they decided."""
     devices = {}
-    for place, user in enumerate(USERS):
-        clips = (change or {}).get(user, lambda clips: clips)(_clips(place))
-        usual = Facts(
+    for index, user in enumerate(USERS):
+        clips = (change or {}).get(user, lambda clips: clips)(_clips(index))
+        usual = DeviceProfile(
             user=user, budgets=(), contributes=user != USERS[-1], labels=LABELS, simulated_seed=7
         )
         known = replace(usual, **(facts or {}).get(user, {}))
-        devices[user] = Device.create(folder / "devices" / f"{place:06d}", known, clips)
-    identities = {user: crypto.identity_public(one.identity) for user, one in devices.items()}
+        devices[user] = Device.create(folder / "devices" / f"{index:06d}", known, clips)
+    identities = {
+        user: crypto.identity_public_key(one.identity_key) for user, one in devices.items()
+    }
     for one in devices.values():
-        one.pin({user: identities[user] for user in USERS[:-1]})
+        one.pin_roster({user: identities[user] for user in USERS[:-1]})
     job = Job(
         plan=plan,
-        aggregation=Aggregation(),
-        weights=flatten(build(MODEL, 0)),
-        front=FRONT,
-        population=unknown(INPUTS),
+        aggregation=AggregationSettings(),
+        weights=flatten_parameters(build_network(MODEL, 0)),
+        projection=PROJECTION,
+        speaker_statistics=default_statistics(INPUTS),
         devices=len(USERS),
         timeout_s=30.0,
         simulated_seed=7,
-        held_out=_held_out(folder),
+        held_out_path=_held_out(folder),
     )
     job.save(folder / "server")
     return devices
@@ -243,7 +260,7 @@ def _held_out(folder: Path) -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heard:
+class Exchange:
     """One exchange, as whoever listens sees it.
 
     Attributes:
@@ -263,10 +280,10 @@ Leak = Callable[[Message], Message]
 
 
 @dataclass
-class Tapped:
-    """What a tap has heard, and what nobody could account for."""
+class TapRecord:
+    """The exchanges that a tap saw, and what nobody could account for."""
 
-    heard: list[Heard] = field(default_factory=list)
+    exchanges: list[Exchange] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     sent: bytes = b""
 
@@ -277,32 +294,34 @@ class Tap(ClientApp):
     def __init__(self, folder: Path, plan: Plan, leak: Leak = lambda reply: reply) -> None:
         super().__init__()
         self.folder, self.plan, self.leak = folder, plan, leak
-        self.told = Tapped()
+        self.record = TapRecord()
 
     def __call__(self, message: Message, context: Context) -> Message:
         request = message_from_proto(message_to_proto(message))
-        self.told.faults += _faults(_told(request), _may_ask(request, self.plan, self.folder))
-        reply = self.leak(hosts.call(product_client, message, context))
+        self.record.faults += _faults(_fields(request), _may_ask(request, self.plan, self.folder))
+        reply = self.leak(device_host.call_client(product_client, message, context))
         proto = message_to_proto(reply)
-        self.told.sent += proto.SerializeToString()
-        place = int(context.node_config["partition-id"])
-        device = Device(self.folder / "devices" / f"{place:06d}", read_only=True)
-        told = _told(message_from_proto(proto))
-        self.told.faults += _faults(told, _may_say(request, told, self.plan, device))
-        self.told.heard.append(_heard(request, reply, device.facts.user))
+        self.record.sent += proto.SerializeToString()
+        index = int(context.node_config["partition-id"])
+        device = Device(self.folder / "devices" / f"{index:06d}", read_only=True)
+        fields = _fields(message_from_proto(proto))
+        self.record.faults += _faults(fields, _may_say(request, fields, self.plan, device))
+        self.record.exchanges.append(_exchange(request, reply, device.profile.user))
         return reply
 
 
-def _run(folder: Path, plan: Plan, *, leak: Leak = lambda reply: reply, **world: Any) -> Tapped:
+def _run(
+    folder: Path, plan: Plan, *, leak: Leak = lambda reply: reply, **federation: Any
+) -> TapRecord:
     """A whole run, listened to."""
-    _world(folder, plan, **world)
+    _federation(folder, plan, **federation)
     tap = Tap(folder, plan, leak)
     config = {"job": str(folder / "server"), "devices": str(folder / "devices")}
-    local.run(product_server, tap, devices=len(USERS), config=config)
-    return tap.told
+    local.run_server_and_client(product_server, tap, devices=len(USERS), config=config)
+    return tap.record
 
 
-def _heard(request: Message, reply: Message, user: str) -> Heard:
+def _exchange(request: Message, reply: Message, user: str) -> Exchange:
     """What of an exchange must not depend on anybody's data."""
     kind, step = request.metadata.message_type, request.content.config_records.get("sum")
     size, said = 0, ()
@@ -310,22 +329,22 @@ def _heard(request: Message, reply: Message, user: str) -> Heard:
         size = len(recorddict_to_proto(reply.content).SerializeToString())
         facts = reply.content.config_records["sottovoce"]
         said = tuple(facts.get(name) for name in ("status", "reason", "version"))
-    return Heard(kind=f"{kind} {step['step'] if step else ''}", user=user, size=size, said=said)
+    return Exchange(kind=f"{kind} {step['step'] if step else ''}", user=user, size=size, said=said)
 
 
 # --- what is in a message ---------------------------------------------------------------------
 
 
-def _told(message: Message) -> dict[str, Any]:
+def _fields(message: Message) -> dict[str, Any]:
     """Everything that a message says, by its path; arrays whole, headers included."""
     metadata = message_to_proto(message).metadata
-    told = {f"metadata/{one.name}": value for one, value in metadata.ListFields()}
+    fields = {f"metadata/{one.name}": value for one, value in metadata.ListFields()}
     if message.has_error():
-        return told | {"error/code": message.error.code, "error/reason": message.error.reason}
+        return fields | {"error/code": message.error.code, "error/reason": message.error.reason}
     for group, record in message.content.items():
-        told[group] = type(record).__name__
-        told |= {f"{group}/{name}": _plain(value) for name, value in record.items()}
-    return told
+        fields[group] = type(record).__name__
+        fields |= {f"{group}/{name}": _plain(value) for name, value in record.items()}
+    return fields
 
 
 def _plain(value: Any) -> Any:
@@ -338,11 +357,11 @@ def _plain(value: Any) -> Any:
 Rule = Callable[[Any], bool]
 
 
-def _faults(told: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
+def _faults(fields: Mapping[str, Any], rules: Mapping[str, Rule]) -> list[str]:
     """Fields that no rule knows, or whose rule does not hold."""
     return [
         f"{path} is {str(value)[:80]!r}: {'not as booked' if path in rules else 'unaccounted for'}"
-        for path, value in told.items()
+        for path, value in fields.items()
         if path not in rules or not rules[path](value)
     ]
 
@@ -374,11 +393,11 @@ UNOPENED = {f"this device cannot answer ({kind}); its own log says why" for kind
 
 
 def _may_say(
-    request: Message, told: Mapping[str, Any], plan: Plan, device: Device
+    request: Message, fields: Mapping[str, Any], plan: Plan, device: Device
 ) -> dict[str, Rule]:
     """What each field of a device's reply must be, now that it leaves."""
     asked, envelope = request.metadata, message_to_proto(request).metadata
-    ended = told["metadata/created_at"] + told["metadata/ttl"]
+    ended = fields["metadata/created_at"] + fields["metadata/ttl"]
     rules: dict[str, Rule] = {
         # Public constants: they follow from the request and from who answers.
         "metadata/run_id": _is(asked.run_id),
@@ -387,28 +406,30 @@ def _may_say(
         "metadata/reply_to_message_id": _is(asked.message_id),
         "metadata/group_id": _is(asked.group_id),
         "metadata/message_type": _is(asked.message_type),
-        "metadata/src_task_id": _is(envelope.dst_task_id or local.SERVER),
+        "metadata/src_task_id": _is(envelope.dst_task_id or local.SERVER_NODE_ID),
         "metadata/dst_task_id": _is(envelope.src_task_id),
         # When it was made (timing is not protected), and no more room than that.
         "metadata/created_at": lambda at: 0 <= at - asked.created_at < 60,
         "metadata/ttl": lambda _: abs(ended - asked.created_at - asked.ttl) < 1e-3,
         # What Flower makes of an exception: a number, and a kind.
-        "error/code": _is(hosts.APP_FAILED),
+        "error/code": _is(device_host.APP_ERROR_CODE),
         "error/reason": UNOPENED.__contains__,
     }
-    if "error/code" in told:
+    if "error/code" in fields:
         return rules
-    status = told.get("sottovoce/status")
-    good = status == wire.Status.OK
-    enrols = asked.message_type == wire.ENROL  # who only receives has an identity too
-    said = good or (enrols and status == wire.Status.RECEIVES and not told["sottovoce/reason"])
-    personal = good and asked.message_type == wire.PERSONAL
+    status = fields.get("sottovoce/status")
+    good = status == messages.Status.OK
+    enrols = asked.message_type == messages.ENROL  # who only receives has an identity too
+    said = good or (
+        enrols and status == messages.Status.RECEIVE_ONLY and not fields["sottovoce/reason"]
+    )
+    personal = good and asked.message_type == messages.FINAL_MODEL
     return rules | {
         "sottovoce": _is("ConfigRecord"),
-        "sottovoce/schema": _is(records.SCHEMA),
-        "sottovoce/user": _is(device.facts.user),  # the pseudonym
-        # Status and kind of a refusal: not data, as worlds that differ in data show below.
-        "sottovoce/status": lambda status: status in set(map(str, wire.Status)),
+        "sottovoce/schema": _is(flower_records.SCHEMA),
+        "sottovoce/user": _is(device.profile.user),  # the pseudonym
+        # Status and kind of a refusal: not data, as federations that differ in data show below.
+        "sottovoce/status": lambda status: status in set(map(str, messages.Status)),
         "sottovoce/reason": _reason(status),
         # Ciphertext of a public length, that only the user's key opens; heads are counted.
         "sottovoce/version": _is(_heads(device) if personal else 0),
@@ -420,12 +441,12 @@ def _may_say(
 
 def _reason(status: object) -> Rule:
     """Why nothing was given."""
-    spent = status == wire.Status.RECEIVES
+    spent = status == messages.Status.RECEIVE_ONLY
     allowed = {"", "its budget is spent"} if spent else {""}
-    return (KINDS if status == wire.Status.REFUSED else allowed).__contains__
+    return (KINDS if status == messages.Status.REFUSED else allowed).__contains__
 
 
-def _book(path: Path) -> dict[str, Release]:
+def _ledger_lines(path: Path) -> dict[str, Release]:
     """A ledger's lines as they lie on disk, by name."""
     lines = map(json.loads, path.read_bytes().splitlines() if path.exists() else ())
     return {line["id"]: Release.from_dict(line["release"]) for line in lines if "id" in line}
@@ -433,10 +454,10 @@ def _book(path: Path) -> dict[str, Release]:
 
 def _head(plan: Plan, device: Device, request: Message) -> Rule:
     """The head that is booked, sealed under the user's key."""
-    weights = wire.PersonalRequest.read(request.content).weights
+    weights = messages.FinalModelRequest.from_record(request.content).weights
     version = _heads(device)
-    binding = calibrator._binding(plan.model_hash(weights), version)
-    booked = f"{plan.run}/head-{version}" in _book(device.ledger.path)
+    binding = head_calibrator._binding(plan.hash_model(weights), version)
+    booked = f"{plan.run}/head-{version}" in _ledger_lines(device.ledger.path)
 
     def opens(blob: Any) -> bool:
         try:
@@ -450,8 +471,8 @@ def _head(plan: Plan, device: Device, request: Message) -> Rule:
 
 def _heads(device: Device) -> int:
     """How many heads are booked, after those that the user's earlier devices let out."""
-    book = _book(device.ledger.path)
-    heads = [name for name, one in book.items() if one.kind is Kind.SEALED_HEAD]
+    lines = _ledger_lines(device.ledger.path)
+    heads = [name for name, one in lines.items() if one.kind is ReleaseKind.SEALED_HEAD]
     earlier = min((int(name.rpartition("-")[2]) for name in heads), default=1) - 1
     return earlier + len(heads)
 
@@ -461,16 +482,16 @@ def _released(request: Message, plan: Plan, device: Device) -> dict[str, Rule]:
     parts: list[Tensor | None] = []
     secure = plan.user is not None and plan.user.secure is not None
     kind = request.metadata.message_type
-    if kind == wire.ENROL and secure:
+    if kind == messages.ENROL and secure:
         parts = [torch.zeros(0)]
-    elif kind == wire.ENROL:
+    elif kind == messages.ENROL:
         parts = [_made(device, plan.counts_release()), _made(device, plan.centre_release())]
-    elif kind == wire.TRAIN:
-        number = wire.TrainRequest.read(request.content).round
+    elif kind == messages.TRAIN:
+        number = messages.TrainRequest.from_record(request.content).round
         parts = [_made(device, plan.gradient_release(number))]
         if not _holds(device, plan.normaliser_release()):  # it shapes what is sent
             parts = [None]
-    elif kind == wire.CALIBRATE:
+    elif kind == messages.HEAD_STATISTICS:
         parts = [_made(device, plan.calibration_release())]
         if not _holds(device, plan.normaliser_release()):
             parts = [None]
@@ -483,47 +504,47 @@ def _released(request: Message, plan: Plan, device: Device) -> dict[str, Rule]:
 
 def _holds(device: Device, release: Release | None) -> bool:
     """Whether a release is in the ledger on disk."""
-    return release is None or release in _book(device.ledger.path).values()
+    return release is None or release in _ledger_lines(device.ledger.path).values()
 
 
 def _made(device: Device, release: Release | None) -> Tensor | None:
     """What the device keeps as the value of a booked release; None where none is booked."""
     slot = f"outbox-{release.kind.value}" if release else ""
-    if not release or not device.vault.has(slot):
+    if not release or not device.vault.has_blob(slot):
         return None
-    kept = device.vault.get_tensors(slot)
-    stamp = bytes(kept["stamp"].tolist())
-    named = [name for name, one in _book(device.ledger.path).items() if one == release]
+    stored = device.vault.get_tensors(slot)
+    stamp = bytes(stored["stamp"].tolist())
+    named = [name for name, one in _ledger_lines(device.ledger.path).items() if one == release]
     found = any(hashlib.sha256(name.encode()).digest() == stamp for name in named)
-    return kept["value"] if found else None
+    return stored["value"] if found else None
 
 
 def _body(request: Message, plan: Plan, device: Device) -> Rule:
     """What a device says in a secure sum, and its identity's public half before."""
     secure = plan.user.secure if plan.user else None
-    if secure is None or request.metadata.message_type == wire.PERSONAL:
+    if secure is None or request.metadata.message_type == messages.FINAL_MODEL:
         return _is(b"")
-    if request.metadata.message_type == wire.ENROL:
-        return _is(crypto.identity_public(device.identity))
+    if request.metadata.message_type == messages.ENROL:
+        return _is(crypto.identity_public_key(device.identity_key))
     asked = request.content.config_records["sum"]
     step, name = str(asked["step"]), str(asked["name"])
-    settings = secure.of(sum_kind(plan.digest(), name))
+    settings = secure.config_for(secure_sum_kind(plan.content_hash(), name))
     readers: dict[str, Rule] = {
-        "advertise": lambda body: _advertised(body, device.facts.user, name),
-        "share": lambda body: _parcels(body, device.facts.user),
+        "advertise": lambda body: _advertised(body, device.profile.user, name),
+        "share": lambda body: _encrypted_shares(body, device.profile.user),
         "mask": lambda body: (
             _exact(
                 body,
-                lambda data: messages.Masked.from_bytes(
+                lambda data: secagg_messages.MaskedUpdate.from_bytes(
                     data, parameters=settings.parameters, bits=settings.bits
                 ),
             )
             and _mask_booked(plan, name, device)
         ),
-        "agree": lambda body: _exact(body, messages.Agreement.from_bytes),
+        "agree": lambda body: _exact(body, secagg_messages.ConsistencySignature.from_bytes),
         "unmask": lambda body: (
-            _exact(body, messages.Unmasking.from_bytes)
-            and set(messages.Unmasking.from_bytes(body).shares) <= set(USERS[:-1])
+            _exact(body, secagg_messages.UnmaskShares.from_bytes)
+            and set(secagg_messages.UnmaskShares.from_bytes(body).shares) <= set(USERS[:-1])
         ),
     }
     return readers[step]
@@ -540,26 +561,26 @@ def _exact(body: bytes, read: Callable[[bytes], Any]) -> bool:
 
 def _advertised(body: bytes, user: str, name: str) -> bool:
     """Fresh public keys, a commitment and a signature, under public names."""
-    if not _exact(body, messages.Advertisement.from_bytes):
+    if not _exact(body, secagg_messages.KeyAdvertisement.from_bytes):
         return False
-    read = messages.Advertisement.from_bytes(body)
-    return (read.user, read.round) == (user, name)
+    read = secagg_messages.KeyAdvertisement.from_bytes(body)
+    return (read.user, read.round_name) == (user, name)
 
 
-def _parcels(body: bytes, user: str) -> bool:
+def _encrypted_shares(body: bytes, user: str) -> bool:
     """Sealed shares for the neighbours, and what fixes them."""
-    if not _exact(body, messages.Parcels.from_bytes):
+    if not _exact(body, secagg_messages.EncryptedSharesBatch.from_bytes):
         return False
-    parcels = messages.Parcels.from_bytes(body).parcels
-    return all(one.sender == user and one.receiver in USERS[:-1] for one in parcels)
+    batch = secagg_messages.EncryptedSharesBatch.from_bytes(body).encrypted_shares
+    return all(one.sender == user and one.receiver in USERS[:-1] for one in batch)
 
 
 def _mask_booked(plan: Plan, name: str, device: Device) -> bool:
     """Whether what a masked vector holds is in the ledger."""
-    kind = sum_kind(plan.digest(), name)
-    if kind == ENROLMENT:
+    kind = secure_sum_kind(plan.content_hash(), name)
+    if kind == ENROLMENT_SUM:
         return all(_holds(device, one) for one in (plan.counts_release(), plan.centre_release()))
-    if kind == CALIBRATION:
+    if kind == HEAD_STATISTICS_SUM:
         return _holds(device, plan.calibration_release())
     return _holds(device, plan.gradient_release(int(kind.removeprefix("round-"))))
 
@@ -584,22 +605,29 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
     }
     rules |= {
         "metadata/message_type": lambda kind: (
-            kind in (wire.ENROL, wire.TRAIN, wire.SUM, wire.CALIBRATE, wire.PERSONAL)
+            kind
+            in (
+                messages.ENROL,
+                messages.TRAIN,
+                messages.SECURE_SUM,
+                messages.HEAD_STATISTICS,
+                messages.FINAL_MODEL,
+            )
         ),
         "sottovoce": _is("ConfigRecord"),
-        "sottovoce/schema": _is(records.SCHEMA),
+        "sottovoce/schema": _is(flower_records.SCHEMA),
     }
-    if kind == wire.ENROL:
+    if kind == messages.ENROL:
         return rules | _public(plan)
-    if kind == wire.SUM:
+    if kind == messages.SECURE_SUM:
         rules |= _asked_sum(request, plan)
-    if kind == wire.PERSONAL:
+    if kind == messages.FINAL_MODEL:
         rules |= _offered(request, folder) | _directions(request, folder)
     number = int(request.content.config_records["sottovoce"].get("round", ROUNDS + 1))
     learned = _learned(plan, folder, number)
-    answered = learned and (kind != wire.PERSONAL or _answered(plan, folder))
+    answered = learned and (kind != messages.FINAL_MODEL or _answered(plan, folder))
     return rules | {
-        "sottovoce/plan": _is(plan.digest()),
+        "sottovoce/plan": _is(plan.content_hash()),
         "sottovoce/round": lambda value: 1 <= value <= ROUNDS,
         # Of public speakers, and of what users answered.
         "sottovoce/prior": lambda prior: answered and set(json.loads(prior)) != set(),
@@ -626,8 +654,8 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
 
 def _directions(request: Message, folder: Path) -> dict[str, Rule]:
     """In what directions heads may bend: what public speakers say under these very weights."""
-    weights = wire.PersonalRequest.read(request.content).weights
-    tensors = Job.load(folder / "server").prior_of(weights).tensors()
+    weights = messages.FinalModelRequest.from_record(request.content).weights
+    tensors = Job.load(folder / "server").estimate_head_prior(weights).basis_tensors()
     assert tensors, "these runs have public speakers"
     return {
         "basis": _is("ArrayRecord"),
@@ -637,28 +665,28 @@ def _directions(request: Message, folder: Path) -> dict[str, Rule]:
 
 def _offered(request: Message, folder: Path) -> dict[str, Rule]:
     """The ciphertext that was put for this very user, where there is one, and nothing else."""
-    user = USERS[request.metadata.dst_node_id - hosts.FIRST_NODE]
-    store = Job.load(folder / "server").heads or folder / "server" / "heads.sqlite"
-    kept = HeadStore(store).get(user)
-    if kept is None:
+    user = USERS[request.metadata.dst_node_id - device_host.FIRST_NODE_ID]
+    store = Job.load(folder / "server").head_store_path or folder / "server" / "heads.sqlite"
+    stored = HeadStore(store).get(user)
+    if stored is None:
         return {}
     return {
-        "sottovoce/kept": _is(kept.blob),
-        "sottovoce/kept_version": _is(kept.version),
-        "sottovoce/kept_model": _is(kept.model_hash),
+        "sottovoce/kept": _is(stored.blob),
+        "sottovoce/kept_version": _is(stored.version),
+        "sottovoce/kept_model": _is(stored.model_hash),
     }
 
 
 def _public(plan: Plan) -> dict[str, Rule]:
     """Plan, front and population, which rest on nothing private."""
-    population = unknown(INPUTS)
+    population = default_statistics(INPUTS)
     names = type(population).__dataclass_fields__
     return {
         "sottovoce/plan": _is(plan.to_json()),
-        "sottovoce/length": _is(FRONT.length),
+        "sottovoce/length": _is(PROJECTION.row_norm),
         "front": _is("ArrayRecord"),
-        "front/mean": _array(FRONT.mean),
-        "front/matrix": _array(FRONT.matrix),
+        "front/mean": _array(PROJECTION.mean),
+        "front/matrix": _array(PROJECTION.matrix),
         "population": _is("ArrayRecord"),
         **{f"population/{name}": _array(getattr(population, name)) for name in names},
     }
@@ -667,17 +695,17 @@ def _public(plan: Plan) -> dict[str, Rule]:
 def _asked_sum(request: Message, plan: Plan) -> dict[str, Rule]:
     """A secure sum's step: public names, and what other devices said, which was looked at there."""
     readers: dict[str, Callable[[bytes], Any]] = {
-        "advertise": messages.AdvertiseRequest.from_bytes,
-        "share": messages.ShareRequest.from_bytes,
-        "mask": messages.Parcels.from_bytes,
-        "agree": messages.Survivors.from_bytes,
-        "unmask": messages.UnmaskRequest.from_bytes,
+        "advertise": secagg_messages.AdvertiseRequest.from_bytes,
+        "share": secagg_messages.ShareRequest.from_bytes,
+        "mask": secagg_messages.EncryptedSharesBatch.from_bytes,
+        "agree": secagg_messages.Survivors.from_bytes,
+        "unmask": secagg_messages.UnmaskRequest.from_bytes,
     }
     step = request.content.config_records["sum"]["step"]
     return {
         "sum": _is("ConfigRecord"),
-        "sum/plan": _is(plan.digest()),
-        "sum/name": lambda name: str(name).startswith(plan.digest()[:32]),
+        "sum/plan": _is(plan.content_hash()),
+        "sum/name": lambda name: str(name).startswith(plan.content_hash()[:32]),
         "sum/step": readers.__contains__,
         "sum/body": lambda body: _exact(body, readers[str(step)]),
     }
@@ -685,7 +713,9 @@ def _asked_sum(request: Message, plan: Plan) -> dict[str, Rule]:
 
 def _learned(plan: Plan, folder: Path, number: int) -> bool:
     """Whether all that a round's request rests on was booked: by the server, or by the devices."""
-    first = plan.bands.block if plan.bands else int  # turns are paid for by their first round
+    first = (
+        plan.banded_noise.block_start if plan.banded_noise else int
+    )  # a block of rounds is paid for by its first
     wanted = {plan.counts_release(), *(plan.gradient_release(first(n)) for n in range(1, number))}
     return _booked(plan, folder, wanted | {one for one in [plan.centre_release()] if one})
 
@@ -698,12 +728,12 @@ def _answered(plan: Plan, folder: Path) -> bool:
 def _booked(plan: Plan, folder: Path, wanted: set[Release]) -> bool:
     """Whether releases are in the server's ledger, or in those of all devices that take part."""
     if plan.user:
-        sums = Ledger(folder / "server" / LEDGER, owner=OWNER, read_only=True)
+        sums = Ledger(folder / "server" / LEDGER_FILE, owner=LEDGER_OWNER, read_only=True)
         return wanted <= set(sums.releases)
-    places = [folder / "devices" / f"{place:06d}" for place in range(len(USERS) - 1)]
-    books = [set(_book(place / "ledger.jsonl").values()) for place in places]
-    joined = [book for book in books if plan.counts_release() in book]
-    return bool(joined) and all(wanted <= book for book in joined)
+    folders = [folder / "devices" / f"{index:06d}" for index in range(len(USERS) - 1)]
+    ledgers = [set(_ledger_lines(one / "ledger.jsonl").values()) for one in folders]
+    enrolled = [lines for lines in ledgers if plan.counts_release() in lines]
+    return bool(enrolled) and all(wanted <= lines for lines in enrolled)
 
 
 # --- the contract -----------------------------------------------------------------------------
@@ -711,29 +741,29 @@ def _booked(plan: Plan, folder: Path, wanted: set[Release]) -> bool:
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_every_field_of_a_run_is_public_sealed_or_booked(tmp_path: Path, unit: str) -> None:
-    told = _run(tmp_path, PLANS[unit])
+    record = _run(tmp_path, PLANS[unit])
 
-    assert told.faults == []
-    steps = [f"{wire.SUM} {step}" for step in wire.STEPS] * (2 + ROUNDS)
-    plain = [*[f"{wire.TRAIN} "] * ROUNDS, f"{wire.CALIBRATE} "]
+    assert record.faults == []
+    steps = [f"{messages.SECURE_SUM} {step}" for step in messages.SECURE_SUM_STEPS] * (2 + ROUNDS)
+    plain = [*[f"{messages.TRAIN} "] * ROUNDS, f"{messages.HEAD_STATISTICS} "]
     rounds = steps if unit == "secure" else plain
     for user in USERS:
-        given = [rounds[0], rounds[-1]] if unit == "turns" else rounds  # one turn, and calibration
-        gives = given if user != USERS[-1] else []
-        kinds = [one.kind for one in told.heard if one.user == user]
-        assert kinds == [f"{wire.ENROL} ", *gives, f"{wire.PERSONAL} "]
+        own = [rounds[0], rounds[-1]] if unit == "banded" else rounds  # one round, and calibration
+        sent = own if user != USERS[-1] else []
+        kinds = [one.kind for one in record.exchanges if one.user == user]
+        assert kinds == [f"{messages.ENROL} ", *sent, f"{messages.FINAL_MODEL} "]
 
 
 def _without(*chosen: int) -> Change:
     """Without some clips."""
-    keep = torch.tensor([place not in chosen for place in range(CLIPS)])
+    mask = torch.tensor([index not in chosen for index in range(CLIPS)])
 
-    def change(clips: Clips) -> Clips:
-        return Clips(
-            examples=clips.examples.take(keep),
-            enrols=clips.enrols[keep],
-            calibrates=clips.calibrates[keep],
-            trains=clips.trains[keep],
+    def change(clips: LabelledFeatures) -> LabelledFeatures:
+        return LabelledFeatures(
+            examples=clips.examples.select(mask),
+            for_enrolment=clips.for_enrolment[mask],
+            for_head=clips.for_head[mask],
+            for_training=clips.for_training[mask],
         )
 
     return change
@@ -742,7 +772,7 @@ def _without(*chosen: int) -> Change:
 def _with_first(value: float) -> Change:
     """The first clip's features are all this number."""
 
-    def change(clips: Clips) -> Clips:
+    def change(clips: LabelledFeatures) -> LabelledFeatures:
         features = clips.examples.features.clone()
         features[0] = value
         return replace(clips, examples=replace(clips.examples, features=features))
@@ -759,9 +789,9 @@ NEIGHBOURS: dict[str, Change] = {
 }
 
 
-def _seen(told: Tapped, user: str) -> list[tuple[str, int, tuple[Any, ...]]]:
+def _seen(record: TapRecord, user: str) -> list[tuple[str, int, tuple[Any, ...]]]:
     """What a listener sees of one user without reading values."""
-    return [(one.kind, one.size, one.said) for one in told.heard if one.user == user]
+    return [(one.kind, one.size, one.said) for one in record.exchanges if one.user == user]
 
 
 @pytest.mark.parametrize("unit", UNITS)
@@ -783,36 +813,38 @@ def test_what_comes_back_does_not_tell_who_labelled_clips(tmp_path: Path, how: s
     """A second run, to which the server brings the heads of a first."""
     first, plan = tmp_path / "first", replace(UTTERANCE, run="second")
     _run(first, UTTERANCE)
-    told = {}
+    records = {}
     for name, change in {"usual": lambda clips: clips, **NEIGHBOURS}.items():
         folder = tmp_path / name.replace(" ", "-")
-        _world(folder, plan, change={USERS[0]: change, USERS[-1]: change})
-        for place in range(len(USERS)):
-            _inherit(first / "devices" / f"{place:06d}", folder / "devices" / f"{place:06d}", how)
+        _federation(folder, plan, change={USERS[0]: change, USERS[-1]: change})
+        for index in range(len(USERS)):
+            _inherit(first / "devices" / f"{index:06d}", folder / "devices" / f"{index:06d}", how)
         shutil.copy(first / "server" / "heads.sqlite", folder / "server" / "heads.sqlite")
         tap = Tap(folder, plan)
         config = {"job": str(folder / "server"), "devices": str(folder / "devices")}
-        local.run(product_server, tap, devices=len(USERS), config=config)
-        told[name] = tap.told
+        local.run_server_and_client(product_server, tap, devices=len(USERS), config=config)
+        records[name] = tap.record
 
-    versions = {one.said[2] for one in told["usual"].heard if one.kind == f"{wire.PERSONAL} "}
+    versions = {
+        one.said[2] for one in records["usual"].exchanges if one.kind == f"{messages.FINAL_MODEL} "
+    }
     assert versions == {1 if how == "another key" else 2}
-    for name, here in told.items():
+    for name, here in records.items():
         assert here.faults == [], name
         for user in USERS:
-            assert _seen(here, user) == _seen(told["usual"], user), name
+            assert _seen(here, user) == _seen(records["usual"], user), name
 
 
 def _inherit(old: Path, new: Path, how: str) -> None:
     """Give a new device what the old one leaves it: the key, or the head too, or nothing."""
     if how == "another key":
         return
-    fresh, held = Device(new), Device(new).clips()
+    fresh, held = Device(new), Device(new).load_features()
     before = Device(old)
-    roster = fresh.roster
+    roster = fresh.pinned_roster
     shutil.rmtree(new)
-    again = Device.create(new, fresh.facts, held, key=before.vault._key)
-    again.pin(roster)
+    again = Device.create(new, fresh.profile, held, key=before.vault._key)
+    again.pin_roster(roster)
     if how == "lived on":
         for name in ("head", "head-scores"):
             again.vault.put(name, before.vault.get(name))
@@ -823,7 +855,7 @@ def test_a_size_that_tells_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
         raise LookupError
 
     usual = _run(tmp_path / "usual", UTTERANCE)
-    monkeypatch.setattr(receiver, "personalise", labelled)
+    monkeypatch.setattr(final_model, "finalise_model", labelled)
     other = _run(tmp_path / "other", UTTERANCE)
 
     assert _seen(other, USERS[0])[:-1] == _seen(usual, USERS[0])[:-1]
@@ -835,7 +867,7 @@ def test_a_size_that_tells_would_be_seen(tmp_path: Path, monkeypatch: pytest.Mon
 
 REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
     "a spent budget": (
-        {"budgets": (Budget(epsilon=1e-3, delta=1e-5),)},
+        {"budgets": (PrivacyBudget(epsilon=1e-3, delta=1e-5),)},
         ("receives", "its budget is spent"),
     ),
     "a label of the user's own": (
@@ -850,44 +882,44 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 def test_a_refusal_says_its_kind_and_no_more(tmp_path: Path, unit: str, why: str) -> None:
     facts, words = REFUSALS[why]
 
-    told = _run(tmp_path, PLANS[unit], facts={"u0": facts})
+    record = _run(tmp_path, PLANS[unit], facts={"u0": facts})
 
-    assert told.faults == []
-    assert words in {one.said[:2] for one in told.heard if one.user == "u0"}
-    assert SECRET.encode() not in told.sent
+    assert record.faults == []
+    assert words in {one.said[:2] for one in record.exchanges if one.user == "u0"}
+    assert SECRET.encode() not in record.sent
 
 
 @pytest.mark.parametrize(
-    "place",
+    "name",
     [
-        "enrolment.enrol",
-        "participant.train",
-        "calibration.calibrate",
-        "receiver.personalise",
+        "enrolment.enrol_device",
+        "training_round.train_round",
+        "statistics_round.release_head_statistics",
+        "final_model.finalise_model",
         "Device",
     ],
 )
 @pytest.mark.parametrize("error", [PrivacyError, ValueError, KeyError])
 def test_no_error_carries_its_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, error: type[Exception]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception]
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error(SECRET)
 
-    monkeypatch.setattr(f"sottovoce.client.app.{place}", fail)
-    _world(tmp_path, UTTERANCE)
+    monkeypatch.setattr(f"sottovoce.client.app.{name}", fail)
+    _federation(tmp_path, UTTERANCE)
     tap = Tap(tmp_path, UTTERANCE)
     config = {"job": str(tmp_path / "server"), "devices": str(tmp_path / "devices")}
     with suppress(errors.EngineError):  # too few devices answer
-        local.run(product_server, tap, devices=len(USERS), config=config)
+        local.run_server_and_client(product_server, tap, devices=len(USERS), config=config)
 
-    assert tap.told.faults == []
-    assert tap.told.heard
-    assert SECRET.encode() not in tap.told.sent
+    assert tap.record.faults == []
+    assert tap.record.exchanges
+    assert SECRET.encode() not in tap.record.sent
 
 
 def test_a_damaged_device_does_not_tell_what_it_holds(tmp_path: Path) -> None:
-    devices = _world(tmp_path, UTTERANCE)
+    devices = _federation(tmp_path, UTTERANCE)
     devices["u0"].ledger.path.write_text(SECRET + "\n")
     tap = Tap(tmp_path, UTTERANCE)
     message = _first_message(tmp_path)
@@ -901,37 +933,39 @@ def test_a_damaged_device_does_not_tell_what_it_holds(tmp_path: Path) -> None:
 
 def _first_message(folder: Path) -> Message:
     """An enrolment as the server asks for it."""
-    local._identify()
+    local._set_task_identity()
     job = Job.load(folder / "server")
-    request = wire.EnrolRequest(plan=job.plan, front=job.front, population=job.population)
-    return Message(request.record(), 100, wire.ENROL)
+    request = messages.EnrolRequest(
+        plan=job.plan, projection=job.projection, speaker_statistics=job.speaker_statistics
+    )
+    return Message(request.to_record(), 100, messages.ENROL)
 
 
-def _context(tap: Tap, place: int) -> Context:
-    """A node of the world."""
-    nodes = Nodes(devices=len(USERS), config={"devices": str(tap.folder / "devices")})
-    return nodes.context(place)
+def _context(tap: Tap, index: int) -> Context:
+    """A node of the federation."""
+    nodes = SimulatedNodes(devices=len(USERS), config={"devices": str(tap.folder / "devices")})
+    return nodes.node_context(index)
 
 
 # --- it can fail ------------------------------------------------------------------------------
 
 
-def _into(group: str, **told: Any) -> Leak:
+def _into(group: str, **values: Any) -> Leak:
     """Something more, or something else, among the facts of a group."""
 
     def leak(reply: Message) -> Message:
         if group in reply.content:
-            reply.content[group].update(told)
+            reply.content[group].update(values)
         return reply
 
     return leak
 
 
-def _beside(name: str, record: Any) -> Leak:
+def _beside(name: str, group: Any) -> Leak:
     """A record beside the others."""
 
     def leak(reply: Message) -> Message:
-        reply.content[name] = record
+        reply.content[name] = group
         return reply
 
     return leak
@@ -969,9 +1003,9 @@ def _metadata(name: str, value: Any) -> Leak:
 
 def _error(reply: Message) -> Message:
     """An error with its text."""
-    told = Message(RecordDict(), 1, "train")
-    told.__dict__.update(reply.__dict__ | {"_content": None, "_error": Error(2, SECRET)})
-    return told
+    message = Message(RecordDict(), 1, "train")
+    message.__dict__.update(reply.__dict__ | {"_content": None, "_error": Error(2, SECRET)})
+    return message
 
 
 LEAKS: dict[str, tuple[Leak, str]] = {
@@ -1009,9 +1043,9 @@ LEAKS: dict[str, tuple[Leak, str]] = {
 def test_a_planted_leak_is_found(tmp_path: Path, name: str) -> None:
     leak, path = LEAKS[name]
 
-    told = _told_of_first_messages(tmp_path, UTTERANCE, leak)
+    record = _record_of_first_messages(tmp_path, UTTERANCE, leak)
 
-    assert any(fault.startswith(f"{path} is") for fault in told.faults), told.faults
+    assert any(fault.startswith(f"{path} is") for fault in record.faults), record.faults
 
 
 @pytest.mark.parametrize("name", ["another value", "a word in the body", "a metric"])
@@ -1019,41 +1053,45 @@ def test_a_planted_leak_is_found_where_sums_are_secure(tmp_path: Path, name: str
     leak, path = LEAKS[name]
     if name == "another value":
         leak = _value(lambda _value: torch.ones(3))
-    told = _told_of_first_messages(tmp_path, PLANS["secure"], leak)
+    record = _record_of_first_messages(tmp_path, PLANS["secure"], leak)
 
-    assert any(fault.startswith(f"{path} is") for fault in told.faults), told.faults
+    assert any(fault.startswith(f"{path} is") for fault in record.faults), record.faults
 
 
-def _told_of_first_messages(folder: Path, plan: Plan, leak: Leak) -> Tapped:
+def _record_of_first_messages(folder: Path, plan: Plan, leak: Leak) -> TapRecord:
     """Enrolment, a round and the end, asked of one device without a server."""
-    _world(folder, plan)
+    _federation(folder, plan)
     tap = Tap(folder, plan, leak)
-    digest, weights = plan.digest(), flatten(build(MODEL, 0))
-    prior = Job.load(folder / "server").prior_of(weights)
+    digest, weights = plan.content_hash(), flatten_parameters(build_network(MODEL, 0))
+    prior = Job.load(folder / "server").estimate_head_prior(weights)
     centre = torch.zeros(INPUTS)
-    train = wire.TrainRequest(
-        plan=digest,
+    train = messages.TrainRequest(
+        plan_hash=digest,
         round=1,
         weights=weights,
         class_weights=torch.ones(len(LABELS)),
         centre=centre,
         denominator=6.0,
     )
-    asked = Question(
+    asked = CalibrationQuery(
         log_temperature=0.0,
-        bend=0.5,
-        edges=torch.tensor(LEVELS),
-        shares=torch.full((len(LEVELS) + 1,), 1 / (len(LEVELS) + 1)),
+        curvature=0.5,
+        edges=torch.tensor(SCORE_QUANTILES),
+        shares=torch.full((len(SCORE_QUANTILES) + 1,), 1 / (len(SCORE_QUANTILES) + 1)),
     )
-    calibrate = wire.CalibrateRequest(plan=digest, weights=weights, centre=centre, question=asked)
-    personal = wire.PersonalRequest(plan=digest, weights=weights, centre=centre, prior=prior)
+    calibrate = messages.HeadStatisticsRequest(
+        plan_hash=digest, weights=weights, centre=centre, query=asked
+    )
+    personal = messages.FinalModelRequest(
+        plan_hash=digest, weights=weights, centre=centre, prior=prior
+    )
     tap(_first_message(folder), _context(tap, 0))
-    tap(Message(train.record(), 100, wire.TRAIN), _context(tap, 0))
-    tap(Message(calibrate.record(), 100, wire.CALIBRATE), _context(tap, 0))
-    tap(Message(personal.record(), 100, wire.PERSONAL), _context(tap, 0))
+    tap(Message(train.to_record(), 100, messages.TRAIN), _context(tap, 0))
+    tap(Message(calibrate.to_record(), 100, messages.HEAD_STATISTICS), _context(tap, 0))
+    tap(Message(personal.to_record(), 100, messages.FINAL_MODEL), _context(tap, 0))
     # The server's side is made up here: it has booked nothing.
-    tap.told.faults = [one for one in tap.told.faults if not one.startswith(_FROM_SERVER)]
-    return tap.told
+    tap.record.faults = [one for one in tap.record.faults if not one.startswith(_FROM_SERVER)]
+    return tap.record
 
 
 _FROM_SERVER = (
@@ -1068,32 +1106,40 @@ _FROM_SERVER = (
 
 def test_without_a_leak_the_same_messages_have_no_fault(tmp_path: Path) -> None:
     for name in ("utterance", "user", "both"):
-        told = _told_of_first_messages(tmp_path / name, PLANS[name], lambda reply: reply)
-        assert told.faults == []
+        record = _record_of_first_messages(tmp_path / name, PLANS[name], lambda reply: reply)
+        assert record.faults == []
 
 
 @pytest.mark.parametrize("unit", ["utterance", "user", "secure"])
 @pytest.mark.parametrize(
     "kind",
-    [Kind.LABEL_COUNTS, Kind.CENTRE, Kind.NORMALISER, Kind.GRADIENT, Kind.HEAD_STATISTICS],
+    [
+        ReleaseKind.LABEL_COUNTS,
+        ReleaseKind.CENTRE,
+        ReleaseKind.NORMALISER,
+        ReleaseKind.GRADIENT,
+        ReleaseKind.HEAD_STATISTICS,
+    ],
 )
 def test_a_release_that_is_not_on_disk_when_it_leaves_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, kind: Kind
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit: str, kind: ReleaseKind
 ) -> None:
     """The device thinks that it booked, and nothing was written: as if it came after the reply."""
     append = Ledger._append
 
     def late(self: Ledger, name: str, release: Release) -> None:
         if release.kind is kind and self.path.parent.name.isdigit():
-            self._ids.add(name)
+            self._names[name] = None
         else:
             append(self, name, release)
 
     monkeypatch.setattr(Ledger, "_append", late)
     plan = PLANS[unit]
-    if kind is Kind.NORMALISER and plan.normaliser_release() is None:
+    if kind is ReleaseKind.NORMALISER and plan.normaliser_release() is None:
         pytest.skip("no normaliser is released where only users are hidden")
 
-    told = _run(tmp_path, plan)
+    record = _run(tmp_path, plan)
 
-    assert any(fault.startswith(("release/value is", "sottovoce/body is")) for fault in told.faults)
+    assert any(
+        fault.startswith(("release/value is", "sottovoce/body is")) for fault in record.faults
+    )

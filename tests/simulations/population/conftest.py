@@ -1,14 +1,14 @@
-"""Small crowds that run in seconds."""
+"""Small populations that run in seconds."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sottovoce.simulations import reading
-from sottovoce.simulations.population.run import world_of
-from sottovoce.simulations.population.world import CrowdWorld
-from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.population.fold import PopulationFoldRun
+from sottovoce.simulations.population.run import prepare_fold_run
+from sottovoce.simulations.scenario import loading
+from sottovoce.simulations.scenario.scenario import Scenario
 
 SCENARIO = """
 corpus = "synthetic"
@@ -18,7 +18,7 @@ unit = "{unit}"
 epsilon = 8.0
 user_delta = 1e-4
 rounds = {rounds}
-head_clips = 3
+labelled_clips_per_user = 3
 workers = {workers}
 
 [population]
@@ -34,31 +34,31 @@ data = "speakers=6,clips=12,seed=90210"
 [recipe]
 model = "linear"
 
-[recipe.front]
+[recipe.projection]
 dims = 8
 """
 
 Read = Callable[..., Scenario]
-MakeWorld = Callable[..., CrowdWorld]
+MakeFoldRun = Callable[..., PopulationFoldRun]
 
 
 @pytest.fixture(scope="session")
-def read_crowd() -> Read:
-    """A settled scenario over a crowd of 500, 20 a round."""
+def read_scenario() -> Read:
+    """A settled scenario over a population of 500, 20 a round."""
 
     def read(*, unit: str = "user", rounds: int = 4, workers: int = 1, more: str = "") -> Scenario:
         text = SCENARIO.format(unit=unit, rounds=rounds, workers=workers, more=more)
-        return reading.read(text, source="test")
+        return loading.parse_scenario(text, source="test")
 
     return read
 
 
 @pytest.fixture(scope="session")
-def make_crowd_world(read_crowd: Read) -> MakeWorld:
-    """The world of such a scenario, not yet run."""
+def make_fold_run(read_scenario: Read) -> MakeFoldRun:
+    """The fold of such a scenario, not yet run."""
 
-    def make(out: Path, **settings: object) -> CrowdWorld:
-        scenario = read_crowd(**settings)
-        return world_of(scenario, out, lambda _line: None, lambda *_: None)[1]
+    def make(out: Path, **settings: object) -> PopulationFoldRun:
+        scenario = read_scenario(**settings)
+        return prepare_fold_run(scenario, out, lambda _line: None, lambda *_: None)[1]
 
     return make

@@ -1,4 +1,4 @@
-"""Whole runs over a crowd of 500: repeatable, resumable, accounted for, nothing a user on disk."""
+"""Whole runs over a population of 500: repeatable, resumable, accounted for, no file a user."""
 
 import json
 import os
@@ -13,25 +13,27 @@ from typing import Any
 import pytest
 import torch
 
-from sottovoce import cli
-from sottovoce.server import checkpoint
+from sottovoce.cli import main, simulate
+from sottovoce.server.federation import checkpoint
 from sottovoce.shared.errors import SettingError
-from sottovoce.simulations import reading
-from sottovoce.simulations.population.run import growth
-from sottovoce.simulations.population.world import CrowdWorld
-from sottovoce.simulations.recount import recount
-from sottovoce.simulations.runfile import read_privacy, read_run
-from sottovoce.simulations.scenario import Scenario
+from sottovoce.simulations.population.fold import PopulationFoldRun
+from sottovoce.simulations.population.run import memory_growth_mb
+from sottovoce.simulations.results.schema import read_privacy, read_run
+from sottovoce.simulations.scenario import loading
+from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.verification.recompute import verify_run
 
 USERS, HELD_OUT, ROUNDS = 500, 6, 4
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, read_crowd: Any) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, read_scenario: Any) -> Path:
     """One private run, started as a user starts it."""
-    home = tmp_path_factory.mktemp("crowd")
-    (home / "crowd.toml").write_text(read_crowd().to_toml())
-    status = cli.main(["simulate", str(home / "crowd.toml"), "--out", str(home / "r"), "--quiet"])
+    home = tmp_path_factory.mktemp("population")
+    (home / "population.toml").write_text(read_scenario().to_toml())
+    status = main.main(
+        ["simulate", str(home / "population.toml"), "--out", str(home / "r"), "--quiet"]
+    )
     assert status == 0
     return home / "r"
 
@@ -42,16 +44,18 @@ def _rows(database: Path) -> list[tuple[int, int, bytes]]:
         return opened.execute("SELECT user, n, line FROM lines ORDER BY user, n").fetchall()
 
 
-def _result(world: CrowdWorld) -> tuple[dict[str, Any], list[Any], bytes, list[dict[str, Any]]]:
+def _result(
+    fold_run: PopulationFoldRun,
+) -> tuple[dict[str, Any], list[Any], bytes, list[dict[str, Any]]]:
     """All that a run came to, but for times and memory."""
-    weights = checkpoint.released(world.folder / "server")[0]
-    kept = world.folder.parent.parent / "ledgers" / "held-out.server.jsonl"
-    sums = kept.read_bytes() if kept.exists() else b""
+    weights = checkpoint.load_released_model(fold_run.folder / "server")[0]
+    archive = fold_run.folder.parent.parent / "ledgers" / "held-out.server.jsonl"
+    sums = archive.read_bytes() if archive.exists() else b""
     rounds = [
         {key: row[key] for key in row if key not in ("rss_mb", "seconds", "process")}
-        for row in world.rounds()
+        for row in fold_run.round_outcomes()
     ]
-    return weights, _rows(world.database), sums, rounds
+    return weights, _rows(fold_run.database), sums, rounds
 
 
 def _same(one: Any, other: Any) -> None:
@@ -90,73 +94,75 @@ def test_nothing_on_disk_goes_by_user(finished: Path) -> None:
 def test_everyone_pays_for_the_whole_run_in_one_line(finished: Path) -> None:
     """Those whom the founding cohort missed as well: who was in it is a secret."""
     privacy = read_privacy(finished)
-    (account,) = privacy["worlds"][0]["clients"].values()
+    (account,) = privacy["folds"][0]["clients"].values()
     asked = {user for user, _, _ in _rows(finished / "ledgers" / "population.sqlite")}
     contributors = {user for user in asked if user < USERS}
 
-    assert account["alike"] == len(contributors)
+    assert account["devices_with_equal_ledgers"] == len(contributors)
     assert read_run(finished)["population"]["asked"] == len(contributors)
     gradient = [one for one in account["releases"] if one["kind"] == "gradient"]
     assert [(one["steps"], one["sample_rate"]) for one in gradient] == [(ROUNDS, 0.04)]
-    server = privacy["worlds"][0]["server"]
+    server = privacy["folds"][0]["server"]
     assert account["epsilon"] == pytest.approx(server["epsilon"])
     assert account["epsilon"] <= 8.0
 
 
-def test_the_books_agree_and_a_changed_line_shows(finished: Path, tmp_path: Path) -> None:
-    assert recount(finished).agrees
+def test_the_ledgers_agree_and_a_changed_line_shows(finished: Path, tmp_path: Path) -> None:
+    assert verify_run(finished).is_consistent
     shutil.copytree(finished, tmp_path / "r")
     with sqlite3.connect(tmp_path / "r" / "ledgers" / "population.sqlite") as database:
         database.execute("DROP TRIGGER lines_remain")
         last = database.execute("SELECT MAX(user) FROM lines WHERE user < 500").fetchone()[0]
         database.execute("DELETE FROM lines WHERE user = ? AND n = 2", (last,))
-    found = recount(tmp_path / "r")
+    found = verify_run(tmp_path / "r")
 
-    assert not found.agrees
-    assert "lines were dropped" in "\n".join(found.lines())
+    assert not found.is_consistent
+    assert "lines were dropped" in "\n".join(found.report_lines())
 
 
-def test_a_crowd_that_is_larger_than_told_shows(finished: Path, tmp_path: Path) -> None:
+def test_a_population_that_is_larger_than_it_says_shows(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "r")
     privacy = json.loads((tmp_path / "r" / "privacy.json").read_text())
-    for account in privacy["worlds"][0]["clients"].values():
-        account["alike"] -= 1
+    for account in privacy["folds"][0]["clients"].values():
+        account["devices_with_equal_ledgers"] -= 1
     (tmp_path / "r" / "privacy.json").write_text(json.dumps(privacy))
-    assert "devices are said to be like" in "\n".join(recount(tmp_path / "r").lines())
+    assert "devices are said to have the ledger of" in "\n".join(
+        verify_run(tmp_path / "r").report_lines()
+    )
 
 
 def _all_but_the_servers(folder: Path, privacy: dict[str, Any]) -> None:
     """No device is accounted for, and their ledgers are gone."""
-    privacy["worlds"][0]["clients"] = {}
+    privacy["folds"][0]["clients"] = {}
     (folder / "ledgers" / "population.sqlite").unlink()
 
 
-def _no_crowd(_folder: Path, privacy: dict[str, Any]) -> None:
-    """What says that there was a crowd is gone."""
-    del privacy["worlds"][0]["registered"]
+def _no_population(_folder: Path, privacy: dict[str, Any]) -> None:
+    """What says that there was a population is gone."""
+    del privacy["folds"][0]["registered"]
 
 
 def _fewer_users(_folder: Path, privacy: dict[str, Any]) -> None:
     """There were fewer users than registered."""
-    privacy["worlds"][0]["registered"] = USERS - 1
+    privacy["folds"][0]["registered"] = USERS - 1
 
 
 def _nobody(_folder: Path, privacy: dict[str, Any]) -> None:
-    """An account of somebody who is not in the crowd."""
-    (account,) = privacy["worlds"][0]["clients"].values()
-    privacy["worlds"][0]["clients"] = {"ada": account}
+    """An account of somebody who is not in the population."""
+    (account,) = privacy["folds"][0]["clients"].values()
+    privacy["folds"][0]["clients"] = {"ada": account}
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (_all_but_the_servers, "privacy.json tells of 0 devices with a ledger, run.json of"),
-        (_no_crowd, "do not all tell of a population"),
-        (_fewer_users, "users registered, run.json of"),
-        (_nobody, "ada is no name in a crowd"),
+        (_all_but_the_servers, "privacy.json counts 0 devices with a ledger, run.json"),
+        (_no_population, "do not all have a population"),
+        (_fewer_users, "users registered, run.json"),
+        (_nobody, "ada is no name in a population"),
     ],
 )
-def test_a_crowd_that_is_not_accounted_for_shows(
+def test_a_population_that_is_not_accounted_for_shows(
     finished: Path, tmp_path: Path, change: Any, words: str
 ) -> None:
     folder = tmp_path / "r"
@@ -165,78 +171,80 @@ def test_a_crowd_that_is_not_accounted_for_shows(
     change(folder, privacy)
     (folder / "privacy.json").write_text(json.dumps(privacy))
 
-    found = recount(folder)
-    assert not found.agrees
-    assert words in "\n".join(found.lines())
+    found = verify_run(folder)
+    assert not found.is_consistent
+    assert words in "\n".join(found.report_lines())
 
 
 def test_an_audit_says_what_it_attacks_instead(
     finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["audit", str(finished), "--quiet"]) == 2
+    assert main.main(["audit", str(finished), "--quiet"]) == 2
     assert "run the same unit and recipe without a population" in capsys.readouterr().err
 
 
 def test_a_run_goes_on_only_with_its_own_scenario(
-    finished: Path, read_crowd: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    finished: Path, read_scenario: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "other.toml").write_text(read_crowd(more="hours = 12.0").to_toml())
+    (tmp_path / "other.toml").write_text(
+        read_scenario(more="available_hours_per_day = 12.0").to_toml()
+    )
     words = ["simulate", str(tmp_path / "other.toml"), "--out", str(finished), "--resume"]
-    assert cli.main([*words, "--quiet"]) == 2
+    assert main.main([*words, "--quiet"]) == 2
     assert "another scenario" in capsys.readouterr().err
 
 
-def test_the_number_of_workers_changes_nothing(make_crowd_world: Any, tmp_path: Path) -> None:
+def test_the_number_of_workers_changes_nothing(make_fold_run: Any, tmp_path: Path) -> None:
     results = []
     for workers in (1, 2, 4):
-        world = make_crowd_world(tmp_path / str(workers), rounds=2, workers=workers)
-        world.run()
-        results.append(_result(world))
+        fold_run = make_fold_run(tmp_path / str(workers), rounds=2, workers=workers)
+        fold_run.run()
+        results.append(_result(fold_run))
     for other in results[1:]:
         _same(results[0], other)
 
 
 @pytest.mark.parametrize("unit", ["user", "none"])
 def test_killed_and_resumed_it_is_the_same_run(
-    make_crowd_world: Any, tmp_path: Path, unit: str
+    make_fold_run: Any, tmp_path: Path, unit: str
 ) -> None:
     """Kill -9 at any moment: whatever the disk holds then, the end is the same, bit for bit."""
-    straight, began = make_crowd_world(tmp_path / "straight", unit=unit), time.monotonic()
+    straight, began = make_fold_run(tmp_path / "straight", unit=unit), time.monotonic()
     straight.run()
     whole = time.monotonic() - began
-    world = make_crowd_world(tmp_path / "killed", unit=unit)
+    fold_run = make_fold_run(tmp_path / "killed", unit=unit)
     kills = 0
     for share in (0.05, 0.15, 0.3, 0.45, 0.6):
-        kills += _killed_after(world, share * whole)
-    world = make_crowd_world(tmp_path / "killed", unit=unit)
-    world.run()
+        kills += _killed_after(fold_run, share * whole)
+    fold_run = make_fold_run(tmp_path / "killed", unit=unit)
+    fold_run.run()
 
     assert kills >= 2, "a run that nothing interrupted shows nothing"
-    _same(_result(straight), _result(world))
+    _same(_result(straight), _result(fold_run))
 
 
-def _killed_after(world: CrowdWorld, seconds: float) -> bool:
-    """Run a world in a child that is killed; whether it was still at it."""
+def _killed_after(fold_run: PopulationFoldRun, seconds: float) -> bool:
+    """Run a fold in a child that is killed; whether it was still at it."""
     child = os.fork()
     if child == 0:  # pragma: no cover  (it is killed)
         torch.set_num_threads(1)
-        world.run()
+        fold_run.run()
         os._exit(0)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
-def test_a_run_without_a_promise_promises_nothing(make_crowd_world: Any, tmp_path: Path) -> None:
-    world = make_crowd_world(tmp_path / "open", unit="none", rounds=2)
-    world.run()
+def test_a_run_without_a_promise_promises_nothing(make_fold_run: Any, tmp_path: Path) -> None:
+    fold_run = make_fold_run(tmp_path / "open", unit="none", rounds=2)
+    fold_run.run()
 
-    assert world.sums() is None
-    assert len(world.kinds) > 1, "devices differ by how many rounds they joined"
+    assert fold_run.server_ledger() is None
+    assert len(fold_run.ledger_groups) > 1, "devices differ by how many rounds they joined"
     assert all(
         release.mechanism.value in ("none", "encryption")
-        for kind in world.kinds
-        for release in kind.ledger.releases
+        for group in fold_run.ledger_groups
+        for release in group.ledger.releases
     )
 
 
@@ -251,25 +259,27 @@ def test_a_run_without_a_promise_promises_nothing(make_crowd_world: Any, tmp_pat
         ({"corpus": "ravdess"}, "it must be synthetic"),
     ],
 )
-def test_what_a_crowd_cannot_keep_is_refused(
-    read_crowd: Any, change: dict[str, Any], says: str
+def test_what_cannot_be_simulated_over_a_population_is_refused(
+    read_scenario: Any, change: dict[str, Any], says: str
 ) -> None:
-    usual: Scenario = read_crowd()
+    usual: Scenario = read_scenario()
     with pytest.raises(SettingError, match=says):
         replace(usual, **change)
 
 
-def test_two_rates_are_refused(read_crowd: Any) -> None:
-    usual: Scenario = read_crowd()
-    user = replace(usual.recipe.user, cohort_rate=0.5)
-    with pytest.raises(SettingError, match=r"cohort_rate is 0.5; .* here 0.04: leave it out"):
+def test_two_rates_are_refused(read_scenario: Any) -> None:
+    usual: Scenario = read_scenario()
+    user = replace(usual.recipe.user, user_sampling_rate=0.5)
+    with pytest.raises(
+        SettingError, match=r"user_sampling_rate is 0.5; .* here 0.04: leave it out"
+    ):
         replace(usual, recipe=replace(usual.recipe, user=user))
 
 
-def test_a_table_that_lacks_users_is_refused(read_crowd: Any) -> None:
-    text = read_crowd().to_toml().replace("users = 500\n", "")
+def test_a_table_that_lacks_users_is_refused(read_scenario: Any) -> None:
+    text = read_scenario().to_toml().replace("users = 500\n", "")
     with pytest.raises(SettingError, match="population lacks users"):
-        reading.read(text, source="x")
+        loading.parse_scenario(text, source="x")
 
 
 def test_a_scenario_without_a_population_is_written_as_ever() -> None:
@@ -277,9 +287,9 @@ def test_a_scenario_without_a_population_is_written_as_ever() -> None:
     assert "population" not in Scenario(corpus="synthetic").to_toml()
 
 
-def test_the_settled_scenario_repeats_the_run(read_crowd: Any) -> None:
-    usual = read_crowd(more="hours = 7.5")
-    assert reading.read(usual.to_toml(), source="x") == usual
+def test_the_settled_scenario_repeats_the_run(read_scenario: Any) -> None:
+    usual = read_scenario(more="available_hours_per_day = 7.5")
+    assert loading.parse_scenario(usual.to_toml(), source="x") == usual
 
 
 def test_growth_is_counted_after_the_third_round_of_one_process() -> None:
@@ -287,17 +297,20 @@ def test_growth_is_counted_after_the_third_round_of_one_process() -> None:
         return {"round": number, "rss_mb": mb, "process": process}
 
     rows = [row(0, 100), row(1, 300), row(2, 350), row(3, 360), row(4, 361), row(5, 363)]
-    assert growth(rows) == pytest.approx(1.5)
-    assert growth([*rows[:4], row(4, 90, 2), row(5, 92, 2)]) == pytest.approx(2.0)
-    assert growth(rows[:4]) is None
+    assert memory_growth_mb(rows) == pytest.approx(1.5)
+    assert memory_growth_mb([*rows[:4], row(4, 90, 2), row(5, 92, 2)]) == pytest.approx(2.0)
+    assert memory_growth_mb(rows[:4]) is None
 
 
-def test_the_command_line_makes_a_crowd_of_a_corpus_of_voices() -> None:
+def test_the_command_line_makes_a_population_of_a_corpus_of_voices() -> None:
     words = ["simulate", "--corpus", "synthetic", "--unit", "user", "--users", "1000"]
-    parser = cli._parser()
-    made = cli._scenario(parser.parse_args([*words, "--cohort", "10", "--delta", "1e-5"]))
+    parser = main.build_parser()
+    delta = ["--user-delta", "1e-5"]
+    made = simulate.build_scenario(parser.parse_args([*words, "--cohort", "10", *delta]))
     assert (made.population.users, made.population.cohort, made.user_delta) == (1000, 10, 1e-5)
     with pytest.raises(SettingError, match="both --users and --cohort"):
-        cli._scenario(parser.parse_args([*words, "--delta", "1e-5"]))
-    shelf = cli._scenario(parser.parse_args(["simulate", "crowd", "--cohort", "500"]))
-    assert (shelf.population.users, shelf.population.cohort) == (1_000_000, 500)
+        simulate.build_scenario(parser.parse_args([*words, *delta]))
+    preset = simulate.build_scenario(
+        parser.parse_args(["simulate", "population", "--cohort", "500"])
+    )
+    assert (preset.population.users, preset.population.cohort) == (1_000_000, 500)

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sottovoce.simulations import record
-from sottovoce.simulations.record import Scored
+from sottovoce.simulations.results import run_record
+from sottovoce.simulations.results.run_record import Predictions
+from sottovoce.simulations.results.schema import SCHEMA_VERSION
 
 EMOTIONS = ("angry", "calm", "disgust", "fearful", "happy", "neutral", "sad", "surprised")
 FOLDS, ROUNDS = 6, 20
 Json = dict[str, Any]
 
 
-def predictions(speakers: list[str], clips: int, genders: bool) -> Scored:
+def predictions(speakers: list[str], clips: int, genders: bool) -> Predictions:
     """Predictions that look like a good recogniser's: over-confident, better for some."""
     rng = np.random.default_rng(11)
     size, classes = len(speakers) * clips, len(EMOTIONS)
@@ -29,7 +30,7 @@ def predictions(speakers: list[str], clips: int, genders: bool) -> Scored:
     logits[:, 1] += 0.8 * (labels == 5)
     sharp, soft = (np.exp(scale * logits) for scale in (4.5, 2.4))
     known = genders and len(speakers) > 1
-    return Scored(
+    return Predictions(
         emotions=EMOTIONS,
         clips=[f"{speakers[w]}/{i}.wav" for i, w in enumerate(who)],
         speakers=[speakers[w] for w in who],
@@ -69,18 +70,18 @@ def account(client: str, epsilon: float | None, rng: np.random.Generator) -> Jso
     }
 
 
-def ledgers(scored: Scored, unit: str, epsilon: float | None) -> Json:
+def ledgers(scored: Predictions, unit: str, epsilon: float | None) -> Json:
     """privacy.json: in every fold the speakers that it does not test keep a ledger each."""
     rng = np.random.default_rng(5)
     tested = dict(zip(scored.speakers, scored.folds, strict=True))
-    worlds: list[Json] = []
+    folds: list[Json] = []
     for fold in sorted(set(scored.folds)):
         trained = [name for name in tested if tested[name] != fold] or list(tested)
         clients = {} if unit == "none" else {n: account(n, epsilon, rng) for n in trained}
-        worlds.append({"name": fold, "clients": clients})
+        folds.append({"name": fold, "clients": clients})
     statement = "What a device sends is (8, 1e-05)-differentially private for one utterance."
     return {
-        "schema": 1,
+        "schema": SCHEMA_VERSION,
         "unit": unit,
         "epsilon": epsilon,
         "delta": None if epsilon is None else 1e-5,
@@ -101,7 +102,7 @@ def ledgers(scored: Scored, unit: str, epsilon: float | None) -> Json:
             "What the user's own screen shows.",
             "A person over many recordings.",
         ],
-        "worlds": worlds,
+        "folds": folds,
         "recompute": "sottovoce audit runs/ravdess --ledgers",
     }
 
@@ -119,13 +120,13 @@ def make_run(
     names = [f"ravdess_{n:02d}" for n in range(1, 25)] if speakers is None else speakers
     scored = predictions(names, clips, genders=full)
     privacy = ledgers(scored, unit, epsilon)
-    accuracy = record.accuracy(scored, seed=1, curve=curve(scored) if full else ())
-    calibration = record.calibration(scored)
+    accuracy = run_record.accuracy_section(scored, seed=1, curve=curve(scored) if full else ())
+    calibration = run_record.calibration_section(scored)
     if not full:
         del accuracy["uar_interval"], calibration["reliability"]
         del calibration["reliability_by_emotion"]
     uar = accuracy["uar"]
-    run = record.assemble(
+    run = run_record.assemble_run_record(
         corpus={"name": "ravdess", "clips": len(scored.clips), "speakers": len(names)}
         | {"emotions": list(EMOTIONS)},
         protocol={"name": "ravdess8-6fold", "folds": FOLDS, "enrolment": "all"},
@@ -138,8 +139,8 @@ def make_run(
         | {"public_corpora": ["cremad"] if full else []},
         accuracy=accuracy,
         calibration=calibration,
-        fairness=record.fairness(scored),
-        privacy=record.privacy_section(privacy, audit=0.62 if full and epsilon else None),
+        fairness=run_record.fairness_section(scored),
+        privacy=run_record.privacy_section(privacy, audit=0.62 if full and epsilon else None),
         timing={"wall_s": 171.3, "rounds_per_s": 2.31, "client_rounds_per_s": 46.2}
         | {"feature_s": 64.0, "peak_rss_mb": 811.0},
         baselines={
@@ -151,15 +152,15 @@ def make_run(
         else None,
         exclusions={"silent": 1, "labels contradict each other": 6} if full else None,
     )
-    record.write_json(folder / "run.json", run)
-    record.write_json(folder / "privacy.json", privacy)
+    run_record.write_json(folder / "run.json", run)
+    run_record.write_json(folder / "privacy.json", privacy)
     return run, privacy
 
 
-def curve(scored: Scored) -> list[Json]:
+def curve(scored: Predictions) -> list[Json]:
     """A learning curve that starts warm and saturates."""
     rng = np.random.default_rng(2)
-    return record.learning_curve(
+    return run_record.learning_curve(
         {
             fold: [
                 (r, float(0.73 - 0.3 * math.exp(-r / 5) + rng.normal(0, 0.008) + 0.02 * (i - 2.5)))

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
-from sottovoce.simulations.reports import ledgers, pages, render
-from sottovoce.simulations.runfile import validate_privacy
+from sottovoce.simulations.reports import ledger_tables, pages, render_pages
+from sottovoce.simulations.results.schema import validate_privacy
 
 Json = dict[str, Any]
 Make = Callable[..., tuple[Json, Json]]
@@ -67,7 +67,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, s
         if key not in from_folder:
             folder = tmp_path_factory.mktemp("run")
             make(folder, **kind)
-            from_folder[key] = {path.name: path.read_text("utf-8") for path in render(folder)}
+            from_folder[key] = {path.name: path.read_text("utf-8") for path in render_pages(folder)}
         return from_folder[key]
 
     return draw
@@ -78,8 +78,8 @@ KINDS: dict[str, Json] = {
     "bare": {"clips": 16, "full": False, "unit": "none", "epsilon": None},
     "user": {"clips": 16, "unit": "user"},
     "evil": {"clips": 24, "speakers": EVIL},
-    "alone": {"clips": 16, "speakers": ["s1"]},
-    "crowd": {"clips": 8, "speakers": [f"s{n}" for n in range(130)], "full": False},
+    "one speaker": {"clips": 16, "speakers": ["s1"]},
+    "many": {"clips": 8, "speakers": [f"s{n}" for n in range(130)], "full": False},
 }
 
 
@@ -137,9 +137,9 @@ def test_names_are_data(make: Make, drawn: Callable[..., dict[str, str]]) -> Non
 
 def test_the_same_json_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
     make(tmp_path, **KINDS["full"])
-    first = [path.read_bytes() for path in render(tmp_path)]
+    first = [path.read_bytes() for path in render_pages(tmp_path)]
 
-    assert [path.read_bytes() for path in render(tmp_path)] == first
+    assert [path.read_bytes() for path in render_pages(tmp_path)] == first
 
 
 def test_every_ledger_stands_on_the_page(
@@ -148,50 +148,50 @@ def test_every_ledger_stands_on_the_page(
     _, privacy = make(tmp_path, **KINDS["full"])
     page = drawn(make, **KINDS["full"])["privacy.html"]
 
-    for world in privacy["worlds"]:
-        assert all(one["ledger_sha256"] in page for one in world["clients"].values())
+    for fold in privacy["folds"]:
+        assert all(one["ledger_sha256"] in page for one in fold["clients"].values())
     assert privacy["recompute"] in page
 
 
 def test_checks_pass_on_a_true_record_and_name_a_false_one(make: Make, tmp_path: Path) -> None:
     run, privacy = make(tmp_path, **KINDS["full"])
-    account = next(iter(privacy["worlds"][0]["clients"].values()))
-    assert all(good for good, _ in ledgers.checks(privacy))
+    account = next(iter(privacy["folds"][0]["clients"].values()))
+    assert all(good for good, _ in ledger_tables.check_claims(privacy))
 
     account["epsilon"] = 8.4
-    failed = [line for good, line in ledgers.checks(privacy) if not good]
+    failed = [line for good, line in ledger_tables.check_claims(privacy) if not good]
     assert len(failed) == 2
-    assert "Not so: No client passed its budget" in pages.record(run, privacy)
+    assert "Not so: No client passed its budget" in pages.render_privacy_record(run, privacy)
 
     account["epsilon"] = None
-    assert len([line for good, line in ledgers.checks(privacy) if not good]) == 2
+    assert len([line for good, line in ledger_tables.check_claims(privacy) if not good]) == 2
 
 
 def test_a_falling_ledger_and_a_larger_delta_are_named(make: Make, tmp_path: Path) -> None:
     _, privacy = make(tmp_path, **KINDS["full"])
-    account = next(iter(privacy["worlds"][0]["clients"].values()))
+    account = next(iter(privacy["folds"][0]["clients"].values()))
     account["releases"][3]["epsilon_after"] = 99.0
     account["delta"] = 1e-3
 
-    assert [good for good, _ in ledgers.checks(privacy)] == [True, False, True, False]
+    assert [good for good, _ in ledger_tables.check_claims(privacy)] == [True, False, True, False]
 
 
 def test_a_servers_ledger_is_drawn(make: Make, tmp_path: Path) -> None:
     run, privacy = make(tmp_path, **KINDS["user"])
-    for world in privacy["worlds"]:
-        world["server"] = next(iter(world["clients"].values()))
-        world["clients"] = {}
+    for fold in privacy["folds"]:
+        fold["server"] = next(iter(fold["clients"].values()))
+        fold["clients"] = {}
 
-    assert "the server" in pages.record(run, privacy)
-    assert "Budget spent" in pages.report(run, privacy)
+    assert "the server" in pages.render_privacy_record(run, privacy)
+    assert "Budget spent" in pages.render_report(run, privacy)
 
 
-@pytest.mark.parametrize(("bands", "says"), [(3, "together over 3 rounds"), (1, "independent")])
-def test_turns_are_named_with_their_noise(
+@pytest.mark.parametrize(("bands", "says"), [(3, "correlated across 3 rounds"), (1, "independent")])
+def test_separated_rounds_are_named_with_their_noise(
     make: Make, tmp_path: Path, bands: int, says: str
 ) -> None:
     run, privacy = make(tmp_path, **KINDS["user"])
-    assert "Rounds of one user" not in pages.record(run, privacy)
+    assert "Rounds of one user" not in pages.render_privacy_record(run, privacy)
     privacy["participation"] = {
         "rounds": 12,
         "spacing": 4,
@@ -199,25 +199,25 @@ def test_turns_are_named_with_their_noise(
         "bands": bands,
         "coefficients": [1.0, 0.5, 0.375][:bands],
     }
-    page = pages.record(run, validate_privacy(privacy))
+    page = pages.render_privacy_record(run, validate_privacy(privacy))
 
-    assert "at most 3 of 12, at least 4 apart" in page
+    assert "at most 3 of 12, at least 4 from one to the next" in page
     assert says in page
 
 
 def test_very_many_ledgers_are_cut_and_counted(make: Make, tmp_path: Path) -> None:
     run, privacy = make(tmp_path, **KINDS["full"])
-    one = next(iter(privacy["worlds"][0]["clients"].values()))
-    privacy["worlds"] = [{"name": "w", "clients": {f"c{n}": one for n in range(2_100)}}]
+    one = next(iter(privacy["folds"][0]["clients"].values()))
+    privacy["folds"] = [{"name": "w", "clients": {f"c{n}": one for n in range(2_100)}}]
 
-    assert "100 more are in privacy.json" in pages.record(run, privacy)
+    assert "100 more are in privacy.json" in pages.render_privacy_record(run, privacy)
 
 
 def test_sets_and_intervals_stand_on_the_page_where_they_were_measured(
     make: Make, tmp_path: Path
 ) -> None:
     run, _ = make(tmp_path, clips=16)
-    page = render(tmp_path)[0].read_text("utf-8")
+    page = render_pages(tmp_path)[0].read_text("utf-8")
     low, high = run["calibration"]["intervals"]["nll"]["difference"]
     covered = run["calibration"]["sets"]["covered"]
 
@@ -227,7 +227,7 @@ def test_sets_and_intervals_stand_on_the_page_where_they_were_measured(
     for name in ("sets", "intervals", "per_speaker"):  # as earlier releases wrote it
         del run["calibration"][name]
     (tmp_path / "run.json").write_text(json.dumps(run))
-    assert "Sets hold the truth" not in render(tmp_path)[0].read_text("utf-8")
+    assert "Sets hold the truth" not in render_pages(tmp_path)[0].read_text("utf-8")
 
 
 def test_a_class_absent_and_a_fold_unmeasured_draw(make: Make, tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_a_class_absent_and_a_fold_unmeasured_draw(make: Make, tmp_path: Path) -
     run["accuracy"]["by_round"][0]["uar"] = None
     run["accuracy"]["per_speaker"]["ravdess_01"]["uar"] = None
 
-    Outline(pages.report(run, privacy))
+    Outline(pages.render_report(run, privacy))
 
 
 @pytest.mark.parametrize("name", ["run.json", "privacy.json"])
@@ -248,22 +248,22 @@ def test_missing_corrupt_and_newer_files_are_named(name: str, make: Make, tmp_pa
 
     path.write_text(json.dumps(content | {"schema": 99}))
     with pytest.raises(MessageError, match=f"{name}.*newer"):
-        render(tmp_path)
+        render_pages(tmp_path)
     path.write_text("{")
     with pytest.raises(MessageError, match=f"{name}.*damaged"):
-        render(tmp_path)
+        render_pages(tmp_path)
     path.unlink()
     with pytest.raises(SettingError, match=name):
-        render(tmp_path)
+        render_pages(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 
 def test_a_folder_that_is_none_is_named(tmp_path: Path) -> None:
     with pytest.raises(SottovoceError, match="nowhere"):
-        render(tmp_path / "nowhere")
+        render_pages(tmp_path / "nowhere")
 
 
 def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "sottovoce.simulations.reports.pages", None)
     with pytest.raises(SettingError, match="simulation"):
-        render(tmp_path)
+        render_pages(tmp_path)

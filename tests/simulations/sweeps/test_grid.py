@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.simulations.sweeps.grid import Axis, Sweep, axes_of
+from sottovoce.simulations.sweeps.grid import Axis, Sweep, parse_axes
 
 BASE = {"corpus": "synthetic", "data": "speakers=4,clips=8", "public": [{"name": "synthetic"}]}
 
@@ -18,7 +18,7 @@ def _sweep(**axes: tuple[Any, ...]) -> Sweep:
 
 
 def test_every_combination_is_a_run_and_all_of_a_seed_come_first() -> None:
-    points = _sweep(epsilon=(2, 8), seed=(0, 1), recipe__clip_norm=(0.5, 0.7)).points()
+    points = _sweep(epsilon=(2, 8), seed=(0, 1), recipe__clip_norm=(0.5, 0.7)).expand_runs()
 
     assert [point.settings["seed"] for point in points] == [0] * 4 + [1] * 4
     assert len({point.name for point in points}) == 8
@@ -29,14 +29,14 @@ def test_every_combination_is_a_run_and_all_of_a_seed_come_first() -> None:
 
 
 def test_units_bring_their_own_recipes() -> None:
-    utterance, user = _sweep(unit=("utterance", "user")).points()
+    utterance, user = _sweep(unit=("utterance", "user")).expand_runs()
 
     assert (utterance.scenario.rounds, user.scenario.rounds) == (16, 10)
     assert utterance.scenario.recipe.aggregation != user.scenario.recipe.aggregation
 
 
 def test_without_a_promise_epsilon_means_nothing_and_is_run_once() -> None:
-    points = _sweep(epsilon=(2, 4, 8), unit=("utterance", "none")).points()
+    points = _sweep(epsilon=(2, 4, 8), unit=("utterance", "none")).expand_runs()
 
     assert len(points) == 4
     assert [p.settings["epsilon"] for p in points if p.scenario.unit == "none"] == [None]
@@ -57,7 +57,7 @@ def test_a_run_that_cannot_be_is_named_before_any_is_run(
     axes: dict[str, tuple[Any, ...]], words: list[str]
 ) -> None:
     with pytest.raises(SettingError) as refused:
-        _sweep(**axes).points()
+        _sweep(**axes).expand_runs()
 
     assert not [word for word in words if word not in str(refused.value)], refused.value
 
@@ -81,7 +81,9 @@ def test_a_sweep_has_axes_each_once_and_not_too_many_runs() -> None:
 
 
 def test_a_files_table_names_settings_with_dots() -> None:
-    axes = axes_of({"epsilon": [1, 2], "recipe": {"clip_norm": [0.5], "user": {"quantile": [0.4]}}})
+    axes = parse_axes(
+        {"epsilon": [1, 2], "recipe": {"clip_norm": [0.5], "user": {"quantile": [0.4]}}}
+    )
 
     assert {axis.setting: axis.values for axis in axes} == {
         "epsilon": (1, 2),
@@ -89,4 +91,4 @@ def test_a_files_table_names_settings_with_dots() -> None:
         "recipe.user.quantile": (0.4,),
     }
     with pytest.raises(SettingError, match="list"):
-        axes_of({"epsilon": 8})
+        parse_axes({"epsilon": 8})

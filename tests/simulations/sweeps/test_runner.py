@@ -1,8 +1,8 @@
 """A sweep from wav files to its page: what it keeps, what it goes on with, what it says."""
 
 import json
-import re
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from sottovoce import cli
+from sottovoce.cli import main
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations.sweeps import page, runner
 from sottovoce.simulations.sweeps.grid import Axis, Sweep
 
 HEARS_CTRL_C = """
 import signal, sys
-from sottovoce.cli import main
+from sottovoce.cli.main import main
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.exit(main(sys.argv[1:]))
 """
@@ -37,8 +37,8 @@ def plan(tiny_run: Any) -> Sweep:
             "encoder": "descriptors",
             "protocol": "holdout",
             "rounds": 2,
-            "head_clips": 2,
-            "recipe": {"front": {"dims": 8}},
+            "labelled_clips_per_user": 2,
+            "recipe": {"projection": {"dims": 8}},
         },
         axes=(
             Axis(setting="epsilon", values=(4, 8)),
@@ -52,32 +52,34 @@ def plan(tiny_run: Any) -> Sweep:
 def swept(plan: Sweep, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished sweep."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    runner.sweep(plan, out)
+    runner.run_sweep(plan, out)
     return out
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _without_timing(folder: Path) -> dict[str, Any]:
     """sweep.json but for its timing."""
-    told: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
-    del told["timing"]
-    for line in [*told["runs"], *told["points"]]:
+    summary: dict[str, Any] = json.loads((folder / "sweep.json").read_text())
+    del summary["timing"]
+    for line in [*summary["runs"], *summary["points"]]:
         del line["wall_s"]
-    return told
+    return summary
 
 
-def test_a_sweep_tells_every_run_and_means_over_seeds(swept: Path, plan: Sweep) -> None:
-    told = json.loads((swept / "sweep.json").read_text())
+def test_a_sweep_holds_every_run_and_means_over_seeds(swept: Path, plan: Sweep) -> None:
+    summary = json.loads((swept / "sweep.json").read_text())
 
-    assert [line["name"] for line in told["runs"]] == [point.name for point in plan.points()]
-    for line in told["runs"]:
+    assert [line["name"] for line in summary["runs"]] == [
+        point.name for point in plan.expand_runs()
+    ]
+    for line in summary["runs"]:
         run = json.loads((swept / line["folder"] / "run.json").read_text())
         assert line["uar"] == run["accuracy"]["uar"]
         assert (line["epsilon_spent_utterance"] is None) == (line["unit"] == "none")
-    assert len(told["points"]) == 3
-    for point in told["points"]:
+    assert len(summary["points"]) == 3
+    for point in summary["points"]:
         seeds = [
             line["uar"]
-            for line in told["runs"]
+            for line in summary["runs"]
             if {**line["settings"], "seed": 0} == {**point["settings"], "seed": 0}
         ]
         assert point["seeds"] == len(seeds) == 2
@@ -98,68 +100,68 @@ def test_the_page_is_one_file_that_loads_nothing(swept: Path) -> None:
     assert "no promise" in html
     for word in ("<script", "http:", "https:", "@import", "src="):
         assert word not in html.replace("http-equiv", "").replace("http://www.w3.org", "")
-    again = page.page(json.loads((swept / "sweep.json").read_text()))
+    again = page.render_page(json.loads((swept / "sweep.json").read_text()))
     assert _to_a_thousandth(again) == _to_a_thousandth(html)
 
 
 def test_names_from_a_corpus_cannot_write_into_the_page(swept: Path) -> None:
-    told = json.loads((swept / "sweep.json").read_text())
-    told["corpus"]["name"] = told["runs"][0]["name"] = "<script>alert(1)</script>"
+    summary = json.loads((swept / "sweep.json").read_text())
+    summary["corpus"]["name"] = summary["runs"][0]["name"] = "<script>alert(1)</script>"
 
-    assert "<script>" not in page.page(told)
+    assert "<script>" not in page.render_page(summary)
 
 
 def test_without_a_number_that_varies_there_is_a_table_and_no_curve(swept: Path) -> None:
-    told = json.loads((swept / "sweep.json").read_text())
-    told["axes"]["epsilon"] = [4]
+    summary = json.loads((swept / "sweep.json").read_text())
+    summary["axes"]["epsilon"] = [4]
 
-    html = page.page(told)
+    html = page.render_page(summary)
 
     assert "<svg" not in html
     assert html.count("<table>") == 2
 
 
 def test_workers_change_nothing(swept: Path, plan: Sweep, tmp_path: Path) -> None:
-    runner.sweep(plan, tmp_path / "out", workers=2)
+    runner.run_sweep(plan, tmp_path / "out", workers=2)
 
-    assert _told(tmp_path / "out") == _told(swept)
+    assert _without_timing(tmp_path / "out") == _without_timing(swept)
 
 
 def test_finished_runs_are_kept_and_settings_can_be_added(
     swept: Path, plan: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in swept.glob("runs/*/run.json")}
-    said: list[str] = []
+    messages: list[str] = []
     wider = Sweep(base=plan.base, axes=(*plan.axes[:2], Axis(setting="seed", values=(0, 1, 2))))
 
-    told = runner.sweep(wider, swept, resume=True, tell=said.append)
+    summary = runner.run_sweep(wider, swept, resume=True, on_message=messages.append)
 
-    assert said[0] == "6 of 9 runs were finished before"
-    assert told["timing"]["computed"] == 3
+    assert messages[0] == "6 of 9 runs were finished before"
+    assert summary["timing"]["computed"] == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
     monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("nothing is left to run"))
-    runner.sweep(plan, swept, resume=True)
-    assert _told(swept)["axes"]["seed"] == [0, 1]
+    runner.run_sweep(plan, swept, resume=True)
+    assert _without_timing(swept)["axes"]["seed"] == [0, 1]
 
 
 def test_a_folder_that_is_taken_is_refused(swept: Path, plan: Sweep, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="--resume"):
-        runner.sweep(plan, swept)
+        runner.run_sweep(plan, swept)
     (tmp_path / "other").write_text("mine")
     with pytest.raises(SettingError, match="holds no sweep"):
-        runner.sweep(plan, tmp_path, resume=True)
+        runner.run_sweep(plan, tmp_path, resume=True)
     with pytest.raises(SettingError, match="is a file"):
-        runner.sweep(plan, tmp_path / "other")
+        runner.run_sweep(plan, tmp_path / "other")
 
 
 def test_a_damaged_run_is_made_again(swept: Path, plan: Sweep) -> None:
-    good = _told(swept)
-    first = swept / "runs" / plan.points()[0].name
+    good = _without_timing(swept)
+    first = swept / "runs" / plan.expand_runs()[0].name
     (first / "run.json").write_text("{}")
 
-    runner.sweep(plan, swept, resume=True)
+    runner.run_sweep(plan, swept, resume=True)
 
-    assert _told(swept) == good
+    assert _without_timing(swept) == good
 
 
 def test_a_run_that_fails_is_named(
@@ -170,8 +172,8 @@ def test_a_run_that_fails_is_named(
 
     monkeypatch.setattr(runner, "simulate", fail)
 
-    with pytest.raises(EngineError, match=f"the run {plan.points()[0].name}: no power"):
-        runner.sweep(plan, tmp_path / "out")
+    with pytest.raises(EngineError, match=f"the run {plan.expand_runs()[0].name}: no power"):
+        runner.run_sweep(plan, tmp_path / "out")
 
 
 # --- killed and interrupted -------------------------------------------------------------------
@@ -211,6 +213,6 @@ def test_stopped_at_any_time_it_goes_on_to_the_same_sweep(
         last = err.strip().splitlines()[-1]
         assert last.endswith(f"sottovoce {' '.join(command)} --resume")
 
-    assert cli.main([*command, "--resume", "--quiet"]) == 0
+    assert main.main([*command, "--resume", "--quiet"]) == 0
 
-    assert _told(tmp_path / "out")["runs"] == _told(swept)["runs"]
+    assert _without_timing(tmp_path / "out")["runs"] == _without_timing(swept)["runs"]

@@ -1,0 +1,1 @@
+"""A device on disk: its profile, its sealed vault, its ledger and its randomness."""

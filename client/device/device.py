@@ -1,0 +1,499 @@
+"""A user's device on disk: whose it is, its vault, its ledger, and its sources of randomness.
+
+A device is a folder::
+
+    device.json    schema, user, budgets, what the owner allows, and a seed if it is simulated
+    vault/         features, normaliser, head, outbox, the ledger's anchor: sealed
+    ledger.jsonl   every release, for the device's whole life
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
+from sottovoce.client.device.vault import Vault, write_file
+from sottovoce.client.device.vault_anchor import VaultAnchor
+from sottovoce.shared import crypto, seeding
+from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
+from sottovoce.shared.memo import LastValueCache
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.privacy.gaussian_noise import (
+    GaussianSampler,
+    SeededGaussianSampler,
+    SystemGaussianSampler,
+)
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.privacy.poisson_sampling import PoissonSampler, SystemPoissonSampler
+from sottovoce.shared.privacy.release import Release
+from sottovoce.shared.secure_aggregation.discrete_gaussian import (
+    RandomWords,
+    SeededRandomWords,
+    SystemRandomWords,
+)
+from sottovoce.shared.speaker import normalisation
+
+_SCHEMA: Final = 2
+_PROFILE: Final = "device.json"
+_IDENTITY: Final = "identity"
+_ROSTER: Final = "roster"
+_ANSWERED: Final = "answered"
+_LEDGER: Final = "ledger.jsonl"
+
+
+class Device:
+    """One user's device: profile, vault, ledger and randomness.
+
+    Args:
+        folder: An existing device, made by :meth:`create`.
+        read_only: Whether it is only looked at: nothing is booked or written.
+        vault: Its vault, opened; None opens it, which a passphrase forbids.
+
+    Attributes:
+        training_cache: The training examples as the newest round read them, for the next one.
+
+    Raises:
+        SettingError: No device there.
+        PrivacyError: A damaged one.
+        LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
+    """
+
+    def __init__(
+        self, folder: Path, *, read_only: bool = False, vault: Vault | None = None
+    ) -> None:
+        self.folder = folder
+        self.training_cache = LastValueCache[Examples]()
+        self.profile = _read_profile(folder / _PROFILE)
+        self.vault = vault or Vault.open(folder / "vault")
+        self.ledger = Ledger(
+            folder / _LEDGER,
+            owner=self.profile.user,
+            anchor_store=VaultAnchor(self.vault, required=True),
+            read_only=read_only,
+        )
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path,
+        profile: DeviceProfile,
+        features: LabelledFeatures,
+        *,
+        key: bytes | None = None,
+        passphrase: str | None = None,
+    ) -> "Device":
+        """Make a device and seal its clips.
+
+        Args:
+            folder: Made if missing.
+            profile: What the owner decided.
+            features: The user's recordings as features.
+            key: The key of the user's other or earlier device, see ``vault.unwrap_key``, so that
+                the head that the server keeps opens here; without one a new key is drawn.
+            passphrase: Seals the vault's key on the disk; without one it lies in a file.
+
+        Raises:
+            PrivacyError: There is one already, or the disk refuses.
+            SettingError: A short passphrase.
+        """
+        vault = Vault.create(folder / "vault", user=profile.user, key=key, passphrase=passphrase)
+        vault.put_tensors("clips", features.to_tensors())
+        if profile.simulated_seed is None:  # a simulation must repeat, ledgers included
+            Ledger.create(folder / _LEDGER, profile.user)
+        anchor_store = VaultAnchor(vault, required=False)
+        Ledger(
+            folder / _LEDGER, owner=profile.user, anchor_store=anchor_store
+        )  # and its first anchor
+        # Written last: a device is there once its profile is.
+        _write_profile(folder / _PROFILE, profile)
+        return cls(folder, vault=vault)
+
+    @classmethod
+    def retire(cls, folder: Path, *, vault: Vault | None = None) -> Path | None:
+        """End a device's training for good, where its ledger is refused: it only receives models.
+
+        What it has spent is unknown, so all counts as spent. Heads and predictions go on.
+
+        Args:
+            folder: The device's.
+            vault: As in the constructor.
+
+        Returns:
+            Where the refused ledger was set aside, None where there was none.
+
+        Guarantees:
+            - No budget ever pays for a release of this device again: its new ledger begins with one
+              of infinite epsilon, and the device is marked as one that does not contribute, first.
+            - A crash in between leaves a device that is refused, or one that is retired.
+
+        Raises:
+            SettingError: No device there, or one whose ledger is in order.
+            PrivacyError: Its profile or its vault is damaged, or the disk refuses.
+        """
+        profile = _read_profile(folder / _PROFILE)
+        vault = vault or Vault.open(folder / "vault")
+        try:
+            cls(folder, read_only=True, vault=vault)
+        except LedgerError:
+            pass
+        else:
+            raise SettingError(
+                f"the ledger of {folder} is in order, so there is nothing to recover from; a "
+                'device that shall give nothing more says "contributes": false in device.json'
+            )
+        _write_profile(folder / _PROFILE, replace(profile, contributes=False))
+        anchor_store = VaultAnchor(vault, required=False)
+        with_opening = profile.simulated_seed is None
+        return Ledger.replace_with_spent(
+            folder / _LEDGER, profile.user, anchor_store, with_opening=with_opening
+        )
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether a folder holds a device."""
+        return (folder / _PROFILE).is_file()
+
+    def load_features(self) -> LabelledFeatures:
+        """Read the device's recordings as features."""
+        return LabelledFeatures.from_tensors(self.vault.get_tensors("clips"))
+
+    def book_and_release(
+        self,
+        name: str,
+        request_digest: str,
+        release: Release,
+        compute: Callable[["Randomness"], Tensor],
+    ) -> Tensor:
+        """Book a release, make it, keep it, and give it out.
+
+        Args:
+            name: What it is within its run, such as ``round-3``.
+            request_digest: SHA-256 of the request that it answers.
+            release: What the ledger says of it.
+            compute: Computes it, noise included.
+
+        Returns:
+            The released vector.
+
+        Guarantees:
+            - The record is on disk, and the ledger's anchor written, before ``compute`` is called.
+            - The same request again gets the same bytes and costs nothing more: from the outbox,
+              or, if the device died in between and is simulated, from the same seed. A real device
+              that died in between books a second release, with fresh noise.
+            - Another request of the same name is another release, with its own noise.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked or computed.
+        """
+        ledger_key = _ledger_key(name, request_digest, release)
+        slot = f"outbox-{release.kind.value}"  # the newest of each kind is enough
+        if self.ledger.is_booked(ledger_key):
+            stored = self._read_outbox(slot, ledger_key)
+            if stored is not None:
+                return stored
+        return self._store_released(
+            slot, ledger_key, compute(self.book_release(name, request_digest, release))
+        )
+
+    def find_released(self, prepared: "PreparedRelease") -> Tensor | None:
+        """Find what was released for this very request, if the outbox still holds it."""
+        ledger_key = _ledger_key(prepared.name, prepared.request_digest, prepared.release)
+        return self._read_outbox(f"outbox-{prepared.release.kind.value}", ledger_key)
+
+    def has_booked(self, prepared: "PreparedRelease") -> bool:
+        """Whether a release for this very request was booked."""
+        return self.ledger.is_booked(
+            _ledger_key(prepared.name, prepared.request_digest, prepared.release)
+        )
+
+    def _store_released(self, slot: str, ledger_key: str, value: Tensor) -> Tensor:
+        """Keep what leaves, so that the same request gets the same bytes."""
+        stamp = torch.frombuffer(bytearray(_stamp(ledger_key)), dtype=torch.uint8)
+        # Lost in a power cut, it costs a second booking; never a release that was not booked.
+        self.vault.put_tensors(slot, {"value": value, "stamp": stamp}, durable=False)
+        return value
+
+    def book_release(self, name: str, request_digest: str, release: Release) -> "Randomness":
+        """Book a release that is about to be made; arguments as for :meth:`book_and_release`.
+
+        Returns:
+            Where its noise comes from.
+
+        Guarantees:
+            - The record is on disk, and the ledger's anchor written, before this returns.
+            - Booked again under the same name, a simulated device pays once and repeats its noise;
+              a real one pays again.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+        """
+        self._require_contributing()
+        ledger_key = _ledger_key(name, request_digest, release)
+        if not self.ledger.is_booked(ledger_key):
+            self.ledger.book_release(ledger_key, release, self.profile.budgets)
+        elif self.profile.simulated_seed is None:
+            self.ledger.book_release(
+                f"{ledger_key}/{secrets.token_hex(8)}", release, self.profile.budgets
+            )
+        self.ledger.sync_anchor()  # where the anchor could not be written when this was booked
+        return Randomness(self.profile, self._purpose(name, ledger_key))
+
+    def _purpose(self, name: str, ledger_key: str) -> str:
+        """Seed purpose of a simulated device's draws for a release.
+
+        Its name alone: neither the run's name nor the request decides them, so a run whose settings
+        are spelled in another way repeats them. A second release of that name, for another request
+        or in another run, has draws of its own.
+        """
+        if self.profile.simulated_seed is None:
+            return name
+        same = [one for one in self.ledger.release_names if one.split("/")[-2:-1] == [name]]
+        earlier = same.index(ledger_key)
+        return f"{name}/{earlier}" if earlier else name
+
+    def _require_contributing(self) -> None:
+        """Refuse new releases of a device that only receives models."""
+        if not self.profile.contributes:
+            raise BudgetSpent(
+                "this device only receives models: its owner has ended its training, or has "
+                "retired it because its ledger was refused"
+            )
+
+    def book_in_advance(self, name: str, request_digest: str, release: Release) -> None:
+        """Book what covers later answers, once; arguments as for :meth:`book_and_release`.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nothing was booked.
+        """
+        self._require_contributing()
+        ledger_key = _ledger_key(name, request_digest, release)
+        if not self.ledger.is_booked(ledger_key):
+            self.ledger.book_release(ledger_key, release, self.profile.budgets)
+        self.ledger.sync_anchor()
+
+    def require_booked(self, name: str, request_digest: str, release: Release) -> None:
+        """Refuse to go on with what :meth:`book_in_advance` has not booked.
+
+        Raises:
+            BudgetSpent: Nothing was paid, as where enrolment was refused.
+        """
+        if not self.ledger.is_booked(_ledger_key(name, request_digest, release)):
+            raise BudgetSpent(
+                f"{release.run}: its {name} was never paid for; the device gives nothing to this "
+                "run until an enrolment fits its budget"
+            )
+
+    @property
+    def isolate_examples(self) -> bool:
+        """Whether each utterance is computed by itself, so that none rounds another's last bits.
+
+        A simulation's server sends nothing that could make use of them.
+        """
+        return self.profile.simulated_seed is None
+
+    def answer_once(self, prepared: "PreparedRelease") -> Tensor:
+        """Make what was paid for in advance, once.
+
+        Guarantees:
+            - One request of each name is answered. The same again gets the same bytes, or, where
+              they were lost, an answer made anew: the noise that hides it is the server's.
+
+        Raises:
+            PrivacyError: Another request of that name was answered already.
+        """
+        self._require_contributing()
+        ledger_key = _ledger_key(prepared.name, prepared.request_digest, prepared.release)
+        slot = f"outbox-{prepared.release.kind.value}"
+        stored = self._read_outbox(slot, ledger_key)
+        if stored is not None:
+            return stored
+        key = f"{prepared.release.run}/{prepared.name}"
+        answered = json.loads(self.vault.get(_ANSWERED)) if self.vault.has_blob(_ANSWERED) else {}
+        if answered.setdefault(key, prepared.request_digest) != prepared.request_digest:
+            raise PrivacyError(
+                f"{prepared.name} was answered already, for another request; what was paid for "
+                "covers one answer to each round"
+            )
+        durable = self.profile.simulated_seed is None
+        self.vault.put(_ANSWERED, json.dumps(answered).encode(), durable=durable)
+        return self._store_released(
+            slot, ledger_key, prepared.compute(Randomness(self.profile, prepared.name))
+        )
+
+    @property
+    def identity_key(self) -> bytes:
+        """Private identity key of the user (Ed25519), 32 bytes; made when first asked for."""
+        if not self.vault.has_blob(_IDENTITY):
+            self.vault.put(_IDENTITY, self._draw_identity_key())
+        return self.vault.get(_IDENTITY)
+
+    def pin_roster(self, roster: Mapping[str, bytes]) -> None:
+        """Keep whom this device makes secure sums with.
+
+        Args:
+            roster: From users' names to their public identity keys, 32 bytes each. Where it comes
+                from decides what it is worth: a server that wrote it can be everybody.
+        """
+        named = {user: key.hex() for user, key in sorted(roster.items())}
+        self.vault.put(_ROSTER, json.dumps(named).encode())
+
+    @property
+    def pinned_roster(self) -> dict[str, bytes]:
+        """Whom this device makes secure sums with; see :meth:`pin_roster`.
+
+        Raises:
+            PrivacyError: Nobody was pinned.
+        """
+        if not self.vault.has_blob(_ROSTER):
+            raise PrivacyError(
+                "no roster is pinned on this device, so it cannot tell users from a server that "
+                "plays them; pin one before it takes part in secure sums"
+            )
+        named = json.loads(self.vault.get(_ROSTER))
+        return {user: bytes.fromhex(key) for user, key in named.items()}
+
+    def _draw_identity_key(self) -> bytes:
+        """A fresh key; a simulated one is the same in every run."""
+        seed = self.profile.simulated_seed
+        if seed is None:
+            return crypto.new_key()
+        return seeding.numpy_rng(seed, "identity", self.profile.user).bytes(crypto.KEY_BYTES)
+
+    def _read_outbox(self, slot: str, ledger_key: str) -> Tensor | None:
+        """Read what was released under this name, if it is still there."""
+        if not self.vault.has_blob(slot):
+            return None
+        try:
+            stored = self.vault.get_tensors(slot)
+        except PrivacyError:  # cut off by a power cut: as good as lost
+            return None
+        if bytes(stored["stamp"].tolist()) != _stamp(ledger_key):
+            return None
+        return stored["value"]
+
+
+def load_enrolment_features(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
+    """Read the features that enrol a user, and whether they are known to be neutral.
+
+    Args:
+        folder: An existing device; its ledger is not touched.
+        vault: The device's.
+
+    Returns:
+        Shape (utterances, features), one row an utterance; of frames, their mean.
+    """
+    tensors = vault.get_tensors("clips")
+    features, frames = tensors["features"][tensors["enrols"]], tensors["frames"][tensors["enrols"]]
+    rows = normalisation.average_frames(features.float(), frames)
+    return rows, _read_profile(folder / _PROFILE).neutral_enrolment
+
+
+def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
+    """Read the clips that a head is fitted on, as a device was set up with them.
+
+    Args:
+        folder: An existing device; its ledger is not touched.
+        vault: The device's.
+        labels: A model's emotions, in the order of its classes; clips of others are left out.
+    """
+    clips, own = (
+        LabelledFeatures.from_tensors(vault.get_tensors("clips")),
+        _read_profile(folder / _PROFILE).labels,
+    )
+    numbered = clips.with_label_order(own, labels).examples
+    return numbered.select(clips.for_head & (numbered.labels != UNKNOWN_LABEL))
+
+
+class Randomness:
+    """Generators for one release: repeatable in a simulation, secret on a device."""
+
+    def __init__(self, profile: DeviceProfile, name: str) -> None:
+        self._profile = profile
+        self._name = name
+
+    @property
+    def noise_source(self) -> GaussianSampler:
+        """Source of Gaussian privacy noise."""
+        seed = self._profile.simulated_seed
+        if seed is None:
+            return SystemGaussianSampler()
+        return SeededGaussianSampler(
+            seeding.torch_rng(seed, "noise", self._profile.user, self._name)
+        )
+
+    @property
+    def random_words(self) -> RandomWords:
+        """Source of the random words that discrete noise is made of."""
+        seed = self._profile.simulated_seed
+        if seed is None:
+            return SystemRandomWords()
+        return SeededRandomWords(seeding.numpy_rng(seed, "words", self._profile.user, self._name))
+
+    @property
+    def torch_generator(self) -> torch.Generator:
+        """Generator of dropout masks, and of a simulation's batches."""
+        seed = self._profile.simulated_seed
+        if seed is None:
+            return torch.Generator().manual_seed(secrets.randbits(63))
+        return seeding.torch_rng(seed, "training", self._profile.user, self._name)
+
+    @property
+    def poisson_sampler(self) -> PoissonSampler | None:
+        """Sampler of who joins a step; None leaves it to the generator, in a simulation."""
+        return SystemPoissonSampler() if self._profile.simulated_seed is None else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PreparedRelease:
+    """A release that is not booked yet.
+
+    Attributes:
+        name: What it is within its run, such as ``round-3``.
+        request_digest: SHA-256 of the request that it answers.
+        release: What the ledger will say of it.
+        compute: Computes it.
+    """
+
+    name: str
+    request_digest: str
+    release: Release
+    compute: Callable[[Randomness], Tensor]
+
+
+def _ledger_key(name: str, request_digest: str, release: Release) -> str:
+    """Name under which the ledger knows a release."""
+    return f"{release.run}/{name}/{request_digest[:32]}"
+
+
+def _stamp(ledger_key: str) -> bytes:
+    """SHA-256 of a release's name."""
+    return hashlib.sha256(ledger_key.encode()).digest()
+
+
+def _write_profile(path: Path, profile: DeviceProfile) -> None:
+    """Write the owner's decisions to ``device.json``."""
+    record = {"schema": _SCHEMA, **profile.to_dict()}
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def _read_profile(path: Path) -> DeviceProfile:
+    """Read the owner's decisions from ``device.json``."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text())
+        if (schema := record.pop("schema")) != _SCHEMA:
+            raise PrivacyError(
+                f"{path} has schema {schema}, this version reads {_SCHEMA}; update the app, or "
+                "make the device anew"
+            )
+        return DeviceProfile.from_dict(record)
+    except FileNotFoundError:
+        raise SettingError(f"{path.parent} holds no device; make one first") from None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PrivacyError(f"{path} is damaged ({error}); restore it from a backup") from error

@@ -1,0 +1,119 @@
+"""The decisions of a device's owner, and the owner's recordings as features."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.privacy.ledger import PrivacyBudget
+
+UNKNOWN_LABEL: Final = -1
+"""Label of a clip that its user has not labelled."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeviceProfile:
+    """Decisions of a device's owner.
+
+    Attributes:
+        user: The user's pseudonym.
+        budgets: What the device may spend in its life, one for each unit that is promised anything;
+            none at all allows unprotected releases.
+        contributes: Whether the device takes part in training; if not, it only receives models.
+        neutral_enrolment: Whether the clips that enrol the user are known to be neutral.
+        labels: Names of the labels that the clips carry.
+        simulated_seed: Seed of a simulated device, whose noise can be repeated and protects
+            nobody; None on a real one.
+    """
+
+    user: str
+    budgets: tuple[PrivacyBudget, ...]
+    contributes: bool = True
+    neutral_enrolment: bool = False
+    labels: tuple[str, ...]
+    simulated_seed: int | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Convert to a JSON object, for ``device.json``."""
+        return {
+            "user": self.user,
+            "budgets": [asdict(budget) for budget in self.budgets],
+            "contributes": self.contributes,
+            "neutral_enrolment": self.neutral_enrolment,
+            "labels": list(self.labels),
+            "simulated_seed": self.simulated_seed,
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> "DeviceProfile":
+        """Read what :meth:`to_dict` gave; the caller turns what is raised into its own error."""
+        known = dict(record)
+        labels, budgets = tuple(known.pop("labels")), _read_budgets(known)
+        return cls(**known, budgets=budgets, labels=labels)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LabelledFeatures:
+    """Features of the device's own recordings, and what each is used for.
+
+    Attributes:
+        examples: Features, frames and labels; a label of -1 is unknown.
+        for_enrolment: Which clips the user's normaliser is learned from, shape (utterances,), bool.
+        for_head: Which labelled clips the user's head is fitted on, shape (utterances,), bool.
+        for_training: Which labelled clips training uses, shape (utterances,), bool.
+    """
+
+    examples: Examples
+    for_enrolment: Tensor
+    for_head: Tensor
+    for_training: Tensor
+
+    def with_label_order(
+        self, own_labels: Sequence[str], labels: Sequence[str]
+    ) -> "LabelledFeatures":
+        """Renumber the labels in another order; ``UNKNOWN_LABEL`` where that has no such label.
+
+        Args:
+            own_labels: Names of the labels that the clips carry.
+            labels: The others', in their order.
+        """
+        order = [labels.index(name) if name in labels else UNKNOWN_LABEL for name in own_labels]
+        numbers = torch.tensor([*order, UNKNOWN_LABEL])[self.examples.labels]  # unknown is the last
+        return replace(self, examples=replace(self.examples, labels=numbers))
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Convert to named tensors; half precision is plenty for log-mel and halves the disk."""
+        features = self.examples.features
+        return {
+            "features": features.half() if features.dim() == 3 else features,
+            "frames": self.examples.frames,
+            "labels": self.examples.labels,
+            "enrols": self.for_enrolment,
+            "calibrates": self.for_head,
+            "trains": self.for_training,
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "LabelledFeatures":
+        """Read what :meth:`to_tensors` gave."""
+        examples = Examples(
+            features=tensors["features"].float(), frames=tensors["frames"], labels=tensors["labels"]
+        )
+        return cls(
+            examples=examples,
+            for_enrolment=tensors["enrols"],
+            for_head=tensors["calibrates"],
+            for_training=tensors["trains"],
+        )
+
+
+def _read_budgets(record: dict[str, Any]) -> tuple[PrivacyBudget, ...]:
+    """Take the budgets out of a record; the first devices had one, for utterances, or null."""
+    if "budget" in record:
+        budget = record.pop("budget")
+        return (PrivacyBudget(**budget),) if budget else ()
+    budgets = record.pop("budgets")
+    return tuple(PrivacyBudget.from_dict(budget) for budget in budgets)

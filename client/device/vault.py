@@ -1,0 +1,424 @@
+"""The device's own store: one user's features, normaliser, head and outbox, sealed on the disk.
+
+A vault is a folder (mode 0700)::
+
+    vault.json       schema, the user's name, and how the key is kept
+    key | key.wrapped  the key itself (mode 0600), or the key under the user's passphrase
+    NAME.sealed      one sealed blob for each name
+    NAME.lock        empty: whoever changes such a blob step by step holds it meanwhile
+
+A key file protects against whoever gets the blobs (a backup, a synced folder, another account) but
+not against whoever gets the whole folder. Only a passphrase does that; or an app keeps the key in
+the system's keystore and makes :class:`Vault` with it.
+
+Not promised: that a blob is the newest one. Whoever can write to the disk can put an older copy of
+a whole vault back.
+"""
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from sottovoce.shared import crypto
+from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.privacy import hash_chain
+
+_SCHEMA: Final = 1
+_FACTS: Final = "vault.json"
+_KEY: Final = "key"
+_WRAPPED: Final = "key.wrapped"
+_SUFFIX: Final = ".sealed"
+_LOCK: Final = ".lock"
+PASSPHRASE_VARIABLE: Final = "SOTTOVOCE_PASSPHRASE"  # noqa: S105 (the name of one)
+"""The variable of the environment that programs of this house take a passphrase from."""
+
+_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class Vault:
+    """Named sealed blobs of one user.
+
+    Every blob is bound to the user and to its name: a blob of another user, or one renamed, does
+    not open. Writes are atomic: after a crash a name holds its old bytes or its new ones. Several
+    threads or processes may read and write; the last write of a name wins, unless they hold the
+    name meanwhile (:meth:`lock_blob`).
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "vault"
+        >>> Vault.create(folder, user="ada").put("note", b"mine")
+        >>> Vault.open(folder).get("note")
+        b'mine'
+    """
+
+    def __init__(self, folder: Path, key: bytes, *, user: str) -> None:
+        """A vault whose key the caller keeps.
+
+        Args:
+            folder: An existing folder.
+            key: 32 bytes.
+            user: Whose vault it is; part of what every blob is bound to.
+
+        Raises:
+            SettingError: No folder, a key of another length, or no user.
+        """
+        if not folder.is_dir():
+            raise SettingError(f"{folder} is not a folder; make the vault with Vault.create")
+        if len(key) != crypto.KEY_BYTES:
+            raise SettingError(f"the key has {len(key)} bytes; it must have {crypto.KEY_BYTES}")
+        if not user:
+            raise SettingError("user is empty; a vault belongs to somebody")
+        self.folder: Final = folder
+        self.user: Final = user
+        self._key: Final = key
+
+    def __repr__(self) -> str:
+        return f"Vault({str(self.folder)!r}, user={self.user!r})"
+
+    @classmethod
+    def create(
+        cls, folder: Path, *, user: str, passphrase: str | None = None, key: bytes | None = None
+    ) -> Self:
+        """Make a new vault.
+
+        Args:
+            folder: Made if missing; must hold no vault.
+            user: Whose vault it is.
+            passphrase: Seals the key on the disk; without one the key lies in a file (mode 0600).
+            key: A key recovered from another device; without one a new key is drawn.
+
+        Raises:
+            PrivacyError: The folder holds a vault or sealed blobs already, or cannot be written.
+            SettingError: A short passphrase, a key of another length, or no user.
+        """
+        if cls.exists(folder) or any(folder.glob(f"*{_SUFFIX}")):
+            raise PrivacyError(f"{folder} holds a vault already; open it, or choose another folder")
+        _make_private(folder)
+        vault = cls(folder, crypto.new_key() if key is None else key, user=user)
+        if passphrase is None:
+            write_file(folder / _KEY, vault._key)
+        else:
+            write_file(folder / _WRAPPED, vault.wrap_key(passphrase))
+        # Written last: a vault is there once its facts are.
+        facts = {"schema": _SCHEMA, "user": user, "key": "file" if passphrase is None else "phrase"}
+        write_file(folder / _FACTS, json.dumps(facts).encode())
+        return vault
+
+    @classmethod
+    def open(cls, folder: Path, *, passphrase: str | None = None) -> Self:
+        """Open a vault that :meth:`create` made.
+
+        Args:
+            folder: The vault's folder.
+            passphrase: Needed where the vault was made with one.
+
+        Raises:
+            PrivacyError: No vault, a damaged one, a wrong or missing passphrase, or a key file
+                that others may read.
+        """
+        facts = _facts(folder)
+        user = str(facts["user"])
+        if facts["key"] == "file":
+            return cls(folder, _key_file(folder / _KEY), user=user)
+        if passphrase is None:
+            raise PrivacyError(
+                f"the vault in {folder} is kept under a passphrase; give it, or set "
+                f"{PASSPHRASE_VARIABLE}"
+            )
+        wrapped = _read(folder / _WRAPPED)
+        return cls(folder, unwrap_key(wrapped, passphrase, user=user), user=user)
+
+    @staticmethod
+    def exists(folder: Path) -> bool:
+        """Whether the folder holds a vault."""
+        return (folder / _FACTS).is_file()
+
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Seal bytes under a name, in place of what was there.
+
+        Args:
+            name: 1 to 64 of a-z, 0-9, '.', '_' and '-'; starts with a letter or digit.
+            data: Any bytes, less than a GiB.
+            durable: Whether they must survive a power cut once this returns; a crash of the
+                program alone loses nothing either way.
+
+        Raises:
+            SettingError: An unusable name, or too many bytes.
+            PrivacyError: The disk cannot be written; the old bytes stay.
+        """
+        path = self._path(name)
+        write_file(
+            path, crypto.seal(self._key, data, context=self._context("blob", name)), durable=durable
+        )
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Seal a few bytes in the place of others, without waiting for the disk.
+
+        For what changes often: the blob is one sector, written over the old one in one call.
+
+        Args:
+            name: As in :meth:`put`.
+            data: At most 479 bytes, so that the blob is a sector of 512.
+
+        Guarantees:
+            - After a crash of the program the new bytes are there.
+            - After a power cut the old bytes or the new ones are there, never a mixture: a disk
+              writes a sector whole. The first bytes under a name are durable.
+
+        Raises:
+            SettingError: An unusable name, or too many bytes.
+            PrivacyError: The disk cannot be written.
+        """
+        path = self._path(name)
+        blob = crypto.seal(self._key, data, context=self._context("blob", name))
+        if len(blob) != crypto.MIN_SEALED_BYTES:
+            raise SettingError(f"{name!r} is {len(data)} bytes, too many for one sector; use put")
+        if not path.exists():
+            write_file(path, blob)
+            return
+        try:
+            _write_over(path, blob)
+        except OSError as error:
+            raise _unwritable(path, error) from error
+
+    def get(self, name: str) -> bytes:
+        """Open the bytes under a name.
+
+        Raises:
+            SettingError: An unusable name.
+            PrivacyError: No such name, a damaged blob, or one of another user, name or key.
+        """
+        blob = _read(self._path(name))
+        try:
+            return crypto.open_sealed(self._key, blob, context=self._context("blob", name))
+        except PrivacyError as error:
+            raise PrivacyError(
+                f"{name!r} in the vault of {self.user!r} ({self.folder}): {error}"
+            ) from error
+
+    @contextmanager
+    def lock_blob(self, name: str) -> Iterator[None]:
+        """Hold a name while what lies under it is read, used and written back.
+
+        Guarantees:
+            - Of several threads or processes one goes on and the others wait until it is done, or
+              dead, where the system has ``flock``. Whoever holds a name must not ask for it again.
+
+        Raises:
+            SettingError: An unusable name.
+            PrivacyError: The disk refuses.
+        """
+        path = self._path(name).with_suffix(_LOCK)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(hash_chain.open_exclusive(path, os.O_CREAT | os.O_RDWR))
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            yield
+
+    def put_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
+    ) -> None:
+        """Seal named tensors as safetensors; errors as in :meth:`put`."""
+        ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+        self.put(name, safetensors.torch.save(ready), durable=durable)
+
+    def get_tensors(self, name: str) -> dict[str, Tensor]:
+        """Open the tensors under a name; errors as in :meth:`get`, also where there are none."""
+        data = self.get(name)
+        try:
+            return safetensors.torch.load(data)
+        except SafetensorError as error:
+            raise PrivacyError(f"{name!r} in the vault holds no tensors ({error})") from error
+
+    def has_blob(self, name: str) -> bool:
+        """Whether there is a blob under a name; it may still not open."""
+        return self._path(name).is_file()
+
+    def list_names(self) -> list[str]:
+        """List all names of blobs, in order."""
+        return sorted(path.name.removesuffix(_SUFFIX) for path in self.folder.glob(f"*{_SUFFIX}"))
+
+    def delete(self, name: str) -> None:
+        """Remove a name; nothing happens where there is none.
+
+        Flash storage may keep the ciphertext for a while; :meth:`erase` removes the key too.
+        """
+        self._path(name).unlink(missing_ok=True)
+        _sync(self.folder)
+
+    def erase(self) -> None:
+        """Forget everything: first the key, without which the rest is noise, then the rest."""
+        for path in (self.folder / _KEY, self.folder / _WRAPPED, self.folder / _FACTS):
+            path.unlink(missing_ok=True)
+        _sync(self.folder)
+        for pattern in (f"*{_SUFFIX}", f"*{_LOCK}", ".*.tmp"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        _sync(self.folder)
+
+    def seal(self, data: bytes, *binding: str | int, size: int = crypto.MIN_SEALED_BYTES) -> bytes:
+        """Seal bytes that are kept elsewhere, bound to the user and to ``binding``.
+
+        Args:
+            data: What to hide.
+            binding: What the blob belongs to: purpose, model, version.
+            size: Least length of the blob, a power of two.
+        """
+        return crypto.seal(self._key, data, context=self._context("out", *binding), min_size=size)
+
+    def unseal(self, blob: bytes, *binding: str | int) -> bytes:
+        """Open what :meth:`seal` made; ``PrivacyError`` where anything does not match."""
+        return crypto.open_sealed(self._key, blob, context=self._context("out", *binding))
+
+    def wrap_key(self, passphrase: str) -> bytes:
+        """Wrap the vault's key under a passphrase, for a second device: see :func:`unwrap_key`."""
+        return crypto.wrap_key(self._key, passphrase, context=_key_context(self.user))
+
+    def _context(self, *parts: str | int) -> bytes:
+        """Associated data: this house, the user, the parts."""
+        return crypto.encode_context("sottovoce vault", self.user, *parts)
+
+    def _path(self, name: str) -> Path:
+        """Path of a name's blob."""
+        if not _NAME.fullmatch(name):
+            raise SettingError(
+                f"name is {name!r}; it must be 1 to 64 of a-z, 0-9, '.', '_' and '-', and start"
+                " with a letter or digit"
+            )
+        return self.folder / f"{name}{_SUFFIX}"
+
+
+def open_from_environment(folder: Path) -> Vault | None:
+    """Open a vault under a passphrase, if there is one and the environment holds the passphrase.
+
+    Raises:
+        PrivacyError: The passphrase is wrong, or the vault damaged.
+    """
+    phrase = os.environ.get(PASSPHRASE_VARIABLE)
+    return Vault.open(folder, passphrase=phrase) if phrase and Vault.exists(folder) else None
+
+
+def unwrap_key(wrapped: bytes, passphrase: str, *, user: str) -> bytes:
+    """Unwrap the key that :meth:`Vault.wrap_key` wrapped, for :meth:`Vault.create`.
+
+    Raises:
+        PrivacyError: A wrong passphrase, another user, or damaged bytes.
+    """
+    return crypto.unwrap_key(wrapped, passphrase, context=_key_context(user))
+
+
+def _key_context(user: str) -> bytes:
+    """Context that a wrapped key is bound to."""
+    return crypto.encode_context("sottovoce vault key", user)
+
+
+def _facts(folder: Path) -> dict[str, object]:
+    """Read the vault's facts, and check them."""
+    if not Vault.exists(folder):
+        raise PrivacyError(f"{folder} holds no vault; make one with Vault.create")
+    try:
+        facts = json.loads(_read(folder / _FACTS))
+        usable = facts["schema"] == _SCHEMA and facts["key"] in ("file", "phrase")
+        usable = usable and isinstance(facts["user"], str)
+    except (ValueError, KeyError, TypeError):
+        usable = False
+    if not usable:
+        raise PrivacyError(f"{folder / _FACTS} is damaged or of a newer release; restore the vault")
+    return dict(facts)
+
+
+def _key_file(path: Path) -> bytes:
+    """Read a key from a file that only its owner may read."""
+    key = _read(path)
+    mode = path.stat().st_mode & 0o777
+    if os.name == "posix" and mode & 0o077:
+        raise PrivacyError(f"{path} may be read by others (mode {mode:o}); chmod 600 it, or erase")
+    if len(key) != crypto.KEY_BYTES:
+        raise PrivacyError(
+            f"{path} holds {len(key)} bytes, not a key of {crypto.KEY_BYTES}; restore it: without"
+            " the key the vault cannot be opened"
+        )
+    return key
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder that only its owner may enter."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise PrivacyError(f"no vault can be made in {folder}: {error}") from error
+
+
+def _read(path: Path) -> bytes:
+    """A file of the vault."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise PrivacyError(f"the vault in {path.parent} holds no {path.name}") from None
+    except OSError as error:
+        raise PrivacyError(f"{path} cannot be read: {error}") from error
+
+
+def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file (mode 0600): old or new after a crash, never a mixture.
+
+    Raises:
+        PrivacyError: The disk refuses; the old file stays.
+    """
+    temporary = None
+    try:
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
+        )
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        Path(temporary).replace(path)
+        if durable:
+            _sync(path.parent)
+    except OSError as error:
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise _unwritable(path, error) from error
+
+
+def _write_over(path: Path, data: bytes) -> None:
+    """Write over an existing file's first bytes, in one call."""
+    handle = os.open(path, os.O_WRONLY)
+    try:
+        if os.write(handle, data) != len(data):
+            raise OSError(28, "no space left on device")
+    finally:
+        os.close(handle)
+
+
+def _unwritable(path: Path, error: OSError) -> PrivacyError:
+    """Error of a disk that refuses."""
+    return PrivacyError(
+        f"{path} cannot be written ({error.strerror or error}); free some space on the device, "
+        "or check its permissions, and try again: what was kept before is kept still"
+    )
+
+
+def _sync(folder: Path) -> None:
+    """Make renames and removals in a folder last; Windows has no such call and needs none."""
+    if os.name != "posix":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,1 @@
+"""A device's part in a run: enrolment, rounds, secure sums, statistics, the final model."""

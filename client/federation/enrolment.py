@@ -1,0 +1,170 @@
+"""Joining a run on a device: store what rounds read, and release the first sums."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.device import Device
+from sottovoce.client.device.profile import LabelledFeatures
+from sottovoce.client.federation import secure_sums
+from sottovoce.client.personalisation import feedback
+from sottovoce.shared.errors import MessageError
+from sottovoce.shared.memo import LastValueCache
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.privacy import clipping
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker import normalisation
+from sottovoce.shared.speaker.normalisation import SpeakerStatistics
+
+
+def enrol_device(
+    device: Device,
+    plan: Plan,
+    projection: PublicProjection,
+    speaker_statistics: SpeakerStatistics,
+    *,
+    requests_sums: bool = True,
+) -> Tensor | None:
+    """Join a run: learn the user's normaliser, prepare what training and prediction read.
+
+    Args:
+        device: The user's device.
+        plan: The run's public facts; kept for its rounds.
+        projection: The public projection.
+        speaker_statistics: Public statistics of speakers.
+        requests_sums: Whether the server asks for label counts and centre; a run that is under
+            way knows them already.
+
+    Returns:
+        Noised label counts (classes,) and share of the centre (inputs,) as one float32 vector,
+        nothing of them where they leave in a secure sum or are not asked for, or None where the
+        device only receives models.
+
+    Guarantees:
+        - Where users are sampled, all sums of the plan are booked before the first answer, those
+          that the device is not asked for included.
+
+    Raises:
+        BudgetSpent: The run's first releases would pass the device's budget.
+        MessageError: The plan lacks a label that the device's clips carry.
+    """
+    clips, rows = store_projected_features(device, plan, projection, speaker_statistics)
+    if not device.profile.contributes:
+        return None
+    if plan.user and plan.user.secure:
+        secure_sums.store_enrolment(
+            device, plan, _label_counts(plan, clips), rows[clips.for_training]
+        )
+        return torch.zeros(0)
+    schedule = plan.all_rounds_release()
+    if schedule:
+        device.book_in_advance("schedule", plan.content_hash(), schedule)
+    if not requests_sums:
+        _book_enrolment(device, plan)
+        return torch.zeros(0)
+    counts = _released_counts(device, plan, _label_counts(plan, clips))
+    return torch.cat([counts, _centre_share(device, plan, rows[clips.for_training])])
+
+
+def store_projected_features(
+    device: Device, plan: Plan, projection: PublicProjection, speaker_statistics: SpeakerStatistics
+) -> tuple[LabelledFeatures, Tensor]:
+    """Store what rounds and predictions read; nothing is released.
+
+    Arguments as for :func:`enrol_device`.
+
+    Returns:
+        The clips with labels in the plan's order, and their projected rows, shape
+        (utterances, inputs).
+    """
+    clips = _relabel(device, plan)
+    projected = _project_features(
+        projection, clips.examples.features, isolate_examples=device.isolate_examples
+    )
+    rows = normalisation.average_frames(projected, clips.examples.frames)
+    device.vault.put("plan", plan.to_json().encode())
+    device.vault.put_tensors("population", speaker_statistics.to_tensors())
+    tensors = {"enrolled": rows[clips.for_enrolment], "length": torch.tensor(projection.row_norm)}
+    subsets = {
+        "training": (clips.examples.select(clips.for_training), projected[clips.for_training]),
+        "calibration": (clips.examples.select(clips.for_head), projected[clips.for_head]),
+    }
+    for name, (part, inputs) in subsets.items():
+        parts = {"projected": inputs, "frames": part.frames, "labels": part.labels}
+        tensors |= {f"{name}.{key}": value for key, value in parts.items()}
+    device.vault.put_tensors("projected", tensors)
+    if len(feedback.load_examples(device.vault, plan.extractor, plan.labels, len(projection.mean))):
+        feedback.store_projection(device.vault, projection)
+    device.training_cache = LastValueCache()
+    return clips, rows
+
+
+def _project_features(
+    projection: PublicProjection, features: Tensor, *, isolate_examples: bool
+) -> Tensor:
+    """Project features; with ``isolate_examples``, each utterance's as if there were no other."""
+    if not isolate_examples or len(features) == 0:
+        return projection.project_features(features)
+    return torch.cat([projection.project_features(one[None]) for one in features])
+
+
+def _book_enrolment(device: Device, plan: Plan) -> None:
+    """Book the sums of enrolment where others than this device may have been asked for them.
+
+    Who was is the server's secret: whoever does not know must take it to be anybody.
+    """
+    if not plan.samples_users:
+        return
+    for name, release in (
+        ("label-counts", plan.counts_release()),
+        ("centre", plan.centre_release()),
+    ):
+        if release:
+            device.book_in_advance(name, plan.content_hash(), release)
+
+
+def _relabel(device: Device, plan: Plan) -> LabelledFeatures:
+    """Read the device's clips, with labels in the plan's order."""
+    clips = device.load_features()
+    missing = [label for label in device.profile.labels if label not in plan.labels]
+    if missing:
+        raise MessageError(f"the plan has no class for {', '.join(missing)}, which this user gave")
+    return clips.with_label_order(device.profile.labels, plan.labels)
+
+
+def _label_counts(plan: Plan, labelled: LabelledFeatures) -> Tensor:
+    """Count the training clips of each class, clipped, shape (classes,), float64."""
+    labels = labelled.examples.labels[labelled.for_training]
+    counts = torch.bincount(labels, minlength=len(plan.labels)).double()
+    return clipping.clip_to_norm(counts, plan.user.counts.clip_norm) if plan.user else counts
+
+
+def _released_counts(device: Device, plan: Plan, counts: Tensor) -> Tensor:
+    """Release the label counts, noised, shape (classes,), float32."""
+    return device.book_and_release(
+        "label-counts",
+        plan.content_hash(),
+        plan.counts_release(),
+        lambda random: (
+            counts + random.noise_source.sample_noise((len(counts),), plan.count_noise)
+        ).float(),
+    )
+
+
+def _centre_share(device: Device, plan: Plan, rows: Tensor) -> Tensor:
+    """Release the device's share of the population's centre, noised, (inputs,), float32."""
+    settings, release = plan.centre, plan.centre_release()
+    if settings is None or release is None:
+        return torch.zeros(rows.shape[1])
+    max_norm = plan.user.centre.clip_norm if plan.user and plan.user.centre else math.inf
+    if plan.privacy_unit == "user":
+        rows = secure_sums.mean_row(rows)
+    return device.book_and_release(
+        "centre",
+        plan.content_hash(),
+        release,
+        lambda random: normalisation.release_sum(
+            rows, settings, random.noise_source, max_norm=max_norm
+        ),
+    )

@@ -1,0 +1,163 @@
+"""Taking the final model on a device: the user's mean, and the user's head."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.device import Device
+from sottovoce.client.federation import training_round
+from sottovoce.client.personalisation import feedback
+from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
+from sottovoce.shared import calibration
+from sottovoce.shared.calibration import HeadPrior, SealedHead, UnverifiedHead
+from sottovoce.shared.errors import MessageError, ModelError, SottovoceError
+from sottovoce.shared.models.examples import Examples, concatenate_examples
+from sottovoce.shared.models.network import Network
+from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker import normalisation
+from sottovoce.shared.speaker.neutral_direction import validate_direction
+
+LOG = logging.getLogger("sottovoce.client")
+
+
+def finalise_model(
+    device: Device,
+    *,
+    plan_hash: str,
+    weights: Tensor,
+    centre: Tensor,
+    prior: HeadPrior,
+    neutral_direction: Tensor | None = None,
+    offered_head: UnverifiedHead | None = None,
+) -> SealedHead:
+    """Take the final model; learn the user's normaliser and head.
+
+    Args:
+        device: The user's device, enrolled.
+        plan_hash: SHA-256 of the plan it enrolled for.
+        weights: The final model, shape (params,), float32.
+        centre: Where this population's voices lie, shape (inputs,), float32.
+        prior: Where heads start from.
+        neutral_direction: Direction in which the model finds neutral speech, a unit vector, shape
+            (inputs,); None where it cannot say.
+        offered_head: What the server says is the user's newest head; nothing in it is trusted.
+
+    Returns:
+        The head sealed for the server.
+
+    Guarantees:
+        - An offered head that does not open under the user's key for the model and version that it
+          is said to have, or that is older than what this device knows, is refused with a warning,
+          and what is here stays. One of another model is never applied: a fit starts from it.
+        - The version that leaves counts models, whatever the user labelled or forgot, and when.
+        - A head comes whatever the user has: without labelled clips it is the prior's mean, which
+          nobody can tell from another by its ciphertext.
+        - A clip that is no number to the model, or far too large a one, is left out, and a fit
+          that fails leaves the prior's mean: a refusal would tell that there is such a clip.
+
+    Raises:
+        MessageError: A centre or a direction that does not fit.
+    """
+    agreed = training_round.agreed_plan(device, plan_hash)
+    model = training_round.model_with_weights(agreed, weights).eval()
+    training_round.check_centre(agreed, centre)
+    projected = device.vault.get_tensors("projected")
+    try:
+        validate_direction(neutral_direction, agreed.model.inputs)
+    except ModelError as error:
+        raise MessageError(f"{error}: nothing was learned") from error
+    own = _speaker_mean(device, agreed, projected["enrolled"], centre, neutral_direction)
+    # Bound to its projection: behind another one the same numbers would mean nothing.
+    projection_hash = torch.frombuffer(bytearray.fromhex(agreed.projection_hash), dtype=torch.uint8)
+    device.vault.put_tensors("normaliser", {"mean": own, "front": projection_hash})
+    calibrator = HeadCalibrator(
+        device.vault, model_hash=agreed.hash_model(weights), prior=prior, labels=agreed.labels
+    )
+    with feedback.lock_labels(device.vault):  # nothing is labelled or forgotten meanwhile
+        has_restored = (
+            _restore_offered(calibrator, offered_head, device.profile.user)
+            if offered_head
+            else False
+        )
+        if has_restored or not calibrator.is_fitted:
+            enrolled = training_round.prepare_examples(projected, "calibration", own)
+            labelled_since = feedback.prepare_examples(device.vault, agreed, own)
+            labelled = (
+                concatenate_examples([enrolled, labelled_since])
+                if len(labelled_since)
+                else enrolled
+            )
+            _fit(calibrator, _head_inputs(model, labelled, prior))
+        elif not calibrator.is_model_counted:
+            calibrator.advance_version()
+        _book_head(device, agreed, calibrator.head_version)
+        return calibrator.seal_head()
+
+
+def _restore_offered(calibrator: HeadCalibrator, offered_head: UnverifiedHead, user: str) -> bool:
+    """Restore the head that the server offers where it is newer than this one; refuse all else.
+
+    Returns:
+        Whether a head from elsewhere came, which the clips that lie here know nothing of yet.
+    """
+    try:
+        if offered_head.version != calibrator.head_version or calibrator.is_empty:
+            calibrator.restore_head(offered_head.to_sealed_head())
+            return calibrator.is_restored
+    except SottovoceError as error:
+        LOG.warning("%s refuses the head that the server says is theirs: %s", user, error)
+    return False
+
+
+def _fit(calibrator: HeadCalibrator, head_inputs: tuple[Tensor, Tensor, Tensor | None]) -> None:
+    """Fit the head on logits, labels and coordinates; where that cannot be done, on nothing.
+
+    Whether it can must not show, and depends on the clips: a server can send a model and a prior
+    between which just some clips make a fit fail.
+    """
+    quietly = calibrator.is_model_counted
+    try:
+        calibrator.fit_head(*head_inputs, keep_version=quietly)
+    except (ModelError, RuntimeError, ArithmeticError, ValueError) as error:
+        LOG.warning("the head is not fitted: %s", error)
+        logits, labels, coordinates = head_inputs
+        no_coordinates = None if coordinates is None else coordinates[:0]
+        calibrator.fit_head(logits[:0], labels[:0], no_coordinates, keep_version=quietly)
+
+
+def _head_inputs(
+    model: Network, examples: Examples, prior: HeadPrior
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Compute logits, labels and coordinates of the utterances that a head can be fitted on."""
+    logits, coordinates = prior.logits_and_coordinates(model, examples.features, examples.frames)
+    return calibration.select_usable(logits, examples.labels, coordinates)
+
+
+def _book_head(device: Device, plan: Plan, version: int) -> None:
+    """Book the sealed head: ciphertext costs nothing, but the ledger names all that left."""
+    name = f"{plan.run}/head-{version}"
+    if not device.ledger.is_booked(name):
+        release = Release(
+            kind=ReleaseKind.SEALED_HEAD,
+            mechanism=Mechanism.ENCRYPTION,
+            run=plan.run,
+            round=plan.rounds,
+        )
+        device.ledger.book_release(name, release, device.profile.budgets)
+
+
+def _speaker_mean(
+    device: Device, plan: Plan, rows: Tensor, centre: Tensor, direction: Tensor | None
+) -> Tensor:
+    """Estimate the user's mean for prediction, shape (inputs,): it never leaves the device."""
+    if plan.centre is None:  # a model that reads voices as they are
+        return centre
+    own = (rows - centre)[rows.isfinite().all(1)]
+    return centre + normalisation.estimate_mean(
+        own,
+        training_round.load_speaker_statistics(device),
+        is_neutral=device.profile.neutral_enrolment,
+        direction=direction,
+    )

@@ -1,0 +1,68 @@
+"""This device's own contribution to the shared model, and the model without part of it.
+
+Clips that a model was trained on look too easy to it. With plain averaging the final weights are
+the start plus every device's updates in its share, so a device that remembers its own can subtract
+them. They are the updates that left: noised and booked where utterances are hidden.
+"""
+
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.device import Device
+from sottovoce.shared.calibration import head_statistics
+from sottovoce.shared.protocol.training_plan import Plan
+
+_NAME: Final = "given"
+
+
+def record_update(
+    device: Device,
+    plan: Plan,
+    round_number: int,
+    sent_update: Tensor,
+    *,
+    clip_norm: float,
+    update_scale: float,
+) -> None:
+    """Remember how far one round's update moved the weights, sealed.
+
+    Args:
+        device: The user's device.
+        plan: The run's public facts; where it asks for no head statistics nothing is kept.
+        round_number: The round, from 1; each counts once.
+        sent_update: The update as it leaves, noise included.
+        clip_norm: The round's clip norm, where the plan learns it.
+        update_scale: What one unit of the update moves the shared weights by.
+    """
+    if plan.calibration is None or not plan.calibration.subtracted_share:
+        return
+    update = sent_update.double()
+    if plan.user and plan.user.adaptive:
+        update, _ = plan.user.adaptive.unpack_mean(update, clip_norm)
+    contribution, last = _stored_contribution(device, plan, len(update))
+    if round_number > last:
+        stamp = torch.frombuffer(bytearray.fromhex(plan.content_hash()), dtype=torch.uint8)
+        tensors = {"sum": contribution + update_scale * update, "round": torch.tensor(round_number)}
+        device.vault.put_tensors(_NAME, {**tensors, "plan": stamp}, durable=False)
+
+
+def subtract_contribution(device: Device, plan: Plan, weights: Tensor) -> Tensor:
+    """Subtract the plan's share of this device's contribution, (params,), float32."""
+    if plan.calibration is None:
+        return weights
+    contribution, _ = _stored_contribution(device, plan, len(weights))
+    return head_statistics.subtract_own_contribution(
+        weights, contribution, plan.calibration.subtracted_share
+    )
+
+
+def _stored_contribution(device: Device, plan: Plan, params: int) -> tuple[Tensor, int]:
+    """Read the summed updates of this plan, shape (params,), and the last round among them."""
+    if device.vault.has_blob(_NAME):
+        tensors = device.vault.get_tensors(_NAME)
+        same = bytes(tensors["plan"].tolist()).hex() == plan.content_hash()
+        if same and len(tensors["sum"]) == params:
+            return tensors["sum"], int(tensors["round"])
+    return torch.zeros(params, dtype=torch.float64), 0

@@ -1,0 +1,1 @@
+"""What a device learns from its user: the speaker mean, the calibration head, feedback."""

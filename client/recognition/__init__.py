@@ -1,0 +1,1 @@
+"""From a recording to a prediction, or to an abstention that says why."""

@@ -1,0 +1,432 @@
+"""The recogniser on a device: a signal in, a prediction out, and nothing leaves.
+
+signal -> quality gate -> features -> projection -> less the user's mean -> shared model -> the
+user's head -> probabilities. A recording that the gate refuses gets no answer; a model that is not
+sure enough says so. Without a device, or with one that knows nothing of this model, the
+population's centre and prior stand in for the user.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.vault import Vault
+from sottovoce.client.personalisation import example_store, feedback, speaker_adapter
+from sottovoce.client.personalisation.feedback import FeedbackStore
+from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
+from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
+from sottovoce.client.recognition.prediction import Prediction
+from sottovoce.shared import audio, calibration, validation
+from sottovoce.shared.audio import Signal, quality
+from sottovoce.shared.audio.quality import QualityFlag, QualityReport
+from sottovoce.shared.calibration import CalibrationHead, conformal
+from sottovoce.shared.calibration.head import is_same_head
+from sottovoce.shared.errors import AudioError, ModelError, SettingError
+from sottovoce.shared.features import registry
+from sottovoce.shared.features.registry import Extractor
+from sottovoce.shared.models.examples import MAX_FRAMES, stack_utterances
+from sottovoce.shared.models.model_package import ModelPackage
+from sottovoce.shared.models.network import Network
+
+_TWICE_CHANCE = 2.0
+_EVEN_ODDS = 0.5
+_ADVICE = {
+    QualityFlag.SILENT: "check that the microphone is on and speak again",
+    QualityFlag.TOO_SHORT: f"record at least {quality.MIN_DURATION_S:g} s of speech",
+    QualityFlag.CLIPPED: "hold the microphone further away, or lower its gain",
+    QualityFlag.NOISY: "record where it is quieter",
+    QualityFlag.QUIET: "speak closer to the microphone",
+}
+"""Advice against each flaw, the worst flaw first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Personalisation:
+    """Mean, head and scores that make a prediction a user's own.
+
+    Attributes:
+        mean: Subtracted from projected features, shape (inputs,), float32.
+        head: Applied to the logits.
+        has_own_mean: Whether the mean is this user's; if not, it is the population's.
+        has_own_head: Whether the head is this user's and this model's; if not, it is the prior's
+            mean.
+        nonconformity_scores: Of the user's labelled clips, shape (clips,), float64; None has none.
+            They move the threshold of prediction sets.
+    """
+
+    mean: Tensor
+    head: CalibrationHead
+    has_own_mean: bool
+    has_own_head: bool
+    nonconformity_scores: Tensor | None = None
+
+
+class Recogniser:
+    """Recognises emotions for one user, or for anybody.
+
+    Args:
+        package: The model.
+        personalisation: The user's; None stands for anybody.
+        min_confidence: Below it the recogniser abstains; None takes twice chance, at most 0.5. An
+            app that bears a risk r of a wrong answer takes 1 - r: it holds as far as confidences
+            are calibrated.
+        coverage: How often a prediction's set shall hold the true emotion, in (0, 1).
+        device: The user's device folder, which keeps what is learned; None learns nothing.
+        vault: The device's, opened; None opens it, which a passphrase forbids.
+
+    Raises:
+        SettingError: A confidence outside [0, 1], or a coverage outside (0, 1).
+        ModelError: Weights that are not the model's, or an extractor that this release has not.
+    """
+
+    def __init__(
+        self,
+        package: ModelPackage,
+        personalisation: Personalisation | None = None,
+        *,
+        min_confidence: float | None = None,
+        coverage: float = conformal.DEFAULT_COVERAGE,
+        device: Path | None = None,
+        vault: Vault | None = None,
+    ) -> None:
+        if min_confidence is None:
+            min_confidence = min(_TWICE_CHANCE / len(package.labels), _EVEN_ODDS)
+        validation.require_non_negative(min_confidence=min_confidence)
+        if min_confidence > 1:
+            raise SettingError(f"min_confidence is {min_confidence}; it must be at most 1")
+        self.package = package
+        self.personalisation = personalisation or default_personalisation(package)
+        validation.require_between(0, 1, coverage=coverage)
+        self._min_confidence = min_confidence
+        self._coverage = coverage
+        self._threshold = _set_threshold(package, self.personalisation, coverage)
+        self._extractor: Extractor = _extractor(package)
+        self._network: Network = package.build_network()
+        self._device = device
+        self._vault = vault
+
+    @classmethod
+    def open(
+        cls,
+        model: Path,
+        device: Path | None = None,
+        *,
+        min_confidence: float | None = None,
+        coverage: float = conformal.DEFAULT_COVERAGE,
+        vault: Vault | None = None,
+    ) -> Self:
+        """Open a model folder and, if there is one, the user's device folder.
+
+        Args:
+            model: What a run wrote as ``model/``.
+            device: A folder that ``Device.create`` made. Only its vault is read, and written to
+                where the head must be fitted again (:meth:`FeedbackStore.refit_if_stale`); its
+                ledger is not touched, because nothing leaves.
+            min_confidence: As in the constructor.
+            coverage: Likewise.
+            vault: Likewise.
+
+        Raises:
+            ModelError: The model is missing or damaged.
+            SettingError: There is no such device.
+            PrivacyError: The vault is damaged, or its key is not its owner's alone.
+        """
+        package = ModelPackage.load(model)
+        limits: dict[str, Any] = {"min_confidence": min_confidence, "coverage": coverage}
+        if device is None:
+            return cls(package, **limits)
+        vault = example_store.open_vault(device, vault)
+        personalisation = load_personalisation(package, device, vault=vault)
+        if FeedbackStore(device, package, vault=vault).refit_if_stale(personalisation.mean):
+            personalisation = load_personalisation(package, device, vault=vault)
+        return cls(package, personalisation, device=device, vault=vault, **limits)
+
+    def predict(self, signal: Signal) -> Prediction:
+        """Recognise the emotion of one recording.
+
+        Args:
+            signal: Any length, any rate.
+
+        Returns:
+            An emotion, or an abstention: silence, too short, samples or features that are no
+            numbers, or a confidence below the limit.
+
+        Raises:
+            ModelError: The extractor's features are not what the model reads.
+        """
+        if not bool(signal.samples.isfinite().all()):
+            step = "export the recording again as 16-bit PCM"
+            return self._abstain("the recording holds NaN or infinite samples", ("broken",), step)
+        measured = quality.measure_quality(signal)
+        if not measured.is_usable:
+            reason = f"the recording is {measured.flag_summary}"
+            return self._abstain(reason, _flag_names(measured), _advice_for(measured))
+        features = self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
+        if not bool(features.isfinite().all()):
+            reason = f"{self._extractor.name} gave values that are not finite"
+            return self._abstain(reason, _flag_names(measured), "record again")
+        return self._decide(self.predict_probabilities(features), measured)
+
+    def learn_voice(self, signal: Signal) -> str:
+        """Learn the user's voice from one recording, whatever its emotion; nothing leaves.
+
+        What is kept is its features, sealed in the device's vault, not its sound. Predictions
+        from here on take it into account.
+
+        Args:
+            signal: The user speaking, and nobody else.
+
+        Returns:
+            The recording's name, for :meth:`forget_recording`.
+
+        Raises:
+            SettingError: There is no device, or a model that subtracts no user's mean.
+            AudioError: A recording that the quality gate refuses: nothing is learned from silence.
+            ModelError: Features that are not what the model reads.
+            PrivacyError: The vault cannot be read or written.
+        """
+        own = SpeakerAdapter(self._folder(), self.package, vault=self._vault)
+        name = own.add(self._features(signal))
+        self._refresh()
+        return name
+
+    def label_recording(self, signal: Signal, emotion: str) -> str:
+        """Store the user's label of a recording; the head is fitted on it at once.
+
+        Label random moments, right answers as well as wrong ones: a head that gets wrong ones alone
+        learns that the model is wrong. What is kept is the recording's features, sealed
+        in the device's vault; nothing leaves but the head, sealed, when a run next asks for it.
+
+        Args:
+            signal: The user speaking, and nobody else.
+            emotion: One of the model's labels.
+
+        Returns:
+            The recording's name, for :meth:`forget_recording`.
+
+        Raises:
+            SettingError: There is no device, an emotion that the model does not know, or a model
+                that reads frames.
+            AudioError: A recording that the quality gate refuses: nothing is learned from silence.
+            ModelError: Features that are not what the model reads, or a head that cannot be fitted
+                on them.
+            PrivacyError: The vault cannot be read or written.
+        """
+        own = FeedbackStore(self._folder(), self.package, vault=self._vault)
+        name = own.add_label(self._features(signal), emotion, self.personalisation.mean)
+        self._refresh()
+        return name
+
+    def forget_recording(self, name: str) -> None:
+        """Forget a recording, its label too: afterwards nothing of it is left.
+
+        It may be of another model; the head is fitted again for this one. It may be repeated:
+        killed on the way, a second call finishes the first, even where it then finds no recording.
+
+        Raises:
+            SettingError: There is no device, or it keeps no recording of that name.
+            PrivacyError: The vault cannot be read or written.
+        """
+        folder, vault = self._folder(), self._vault
+        labelled = feedback.list_recordings(folder, vault=vault)
+        learned = speaker_adapter.list_utterances(folder, vault=vault)
+        if name in learned:
+            speaker_adapter.forget_utterance(folder, name, vault=vault)
+            self._refresh()
+        FeedbackStore(folder, self.package, vault=vault).forget_recording(
+            name, self.personalisation.mean
+        )
+        self._refresh()
+        if name not in (*learned, *labelled):
+            known = ", ".join(dict.fromkeys((*learned, *labelled))) or "none"
+            raise SettingError(f"{folder} keeps no recording {name!r}; it keeps {known}")
+
+    def _folder(self) -> Path:
+        """Device folder that stores what is learned."""
+        if self._device is None:
+            raise SettingError("there is no device to keep what is learned; open one with device=")
+        return self._device
+
+    def _refresh(self) -> None:
+        """Load again what the device knows of its user."""
+        self.personalisation = load_personalisation(self.package, self._folder(), vault=self._vault)
+        self._threshold = _set_threshold(self.package, self.personalisation, self._coverage)
+
+    def _features(self, signal: Signal) -> Tensor:
+        """Extract the features of a recording, if something can be learned from it."""
+        if not bool(signal.samples.isfinite().all()):
+            raise AudioError("the recording holds NaN or infinite samples; nothing was learned")
+        measured = quality.measure_quality(signal)
+        if not measured.is_usable:
+            raise AudioError(
+                f"the recording is {measured.flag_summary}; nothing was learned from it"
+            )
+        return self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
+
+    def predict_probabilities(self, features: Tensor) -> Tensor:
+        """Predict each emotion's probability, (classes,), float64, from a recording's features.
+
+        Args:
+            features: Shape (features,) or (frames, features), as the model's extractor gives them.
+
+        Raises:
+            ModelError: Features of another width.
+        """
+        one = stack_utterances([features], [0], max_frames=MAX_FRAMES)
+        logits, coordinates = self.package.logits_and_coordinates(
+            one.features, one.frames, self.personalisation.mean, network=self._network
+        )
+        return torch.softmax(
+            calibration.calibrate_logits(self.personalisation.head, logits, coordinates)[
+                0
+            ].double(),
+            0,
+        )
+
+    def _decide(self, probabilities: Tensor, measured: QualityReport) -> Prediction:
+        """Decide on an answer, or abstain where the model is not sure enough."""
+        best = int(probabilities.argmax())
+        confidence = float(probabilities[best])
+        if not confidence >= 0:  # NaN: weights or a head that no check could foresee
+            return self._abstain(
+                "the model gave no numbers", _flag_names(measured), "get the model again"
+            )
+        inside = (
+            []
+            if self._threshold is None
+            else conformal.prediction_set_members(probabilities, self._threshold)
+        )
+        sure = confidence >= self._min_confidence
+        reason = "" if sure else f"confidence {confidence:.0%} is below {self._min_confidence:.0%}"
+        return self._prediction(
+            emotion=self.package.labels[best] if sure else None,
+            probabilities=dict(zip(self.package.labels, probabilities.tolist(), strict=True)),
+            confidence=confidence,
+            emotions=tuple(self.package.labels[index] for index in inside),
+            reason=reason,
+            quality_words=_flag_names(measured),
+            next_step=_advice_for(measured) or ("" if sure else self._advise()),
+        )
+
+    def _abstain(self, reason: str, quality_words: tuple[str, ...], step: str) -> Prediction:
+        """Abstain without any guess."""
+        return self._prediction(
+            emotion=None,
+            probabilities={},
+            confidence=0.0,
+            emotions=(),
+            reason=reason,
+            quality_words=quality_words,
+            next_step=step,
+        )
+
+    def _prediction(
+        self,
+        *,
+        emotion: str | None,
+        probabilities: dict[str, float],
+        confidence: float,
+        emotions: tuple[str, ...],
+        reason: str,
+        quality_words: tuple[str, ...],
+        next_step: str,
+    ) -> Prediction:
+        """Make a prediction of this model for this user."""
+        return Prediction(
+            emotion=emotion,
+            probabilities=probabilities,
+            confidence=confidence,
+            prediction_set=emotions,
+            coverage=self._coverage if emotions else None,
+            abstained=emotion is None,
+            reason=reason,
+            quality=quality_words,
+            next_step=next_step,
+            model_hash=self.package.model_hash,
+            uses_own_normaliser=self.personalisation.has_own_mean,
+            uses_own_head=self.personalisation.has_own_head,
+            uses_own_threshold=bool(emotions)
+            and self.personalisation.nonconformity_scores is not None,
+        )
+
+    def _advise(self) -> str:
+        """Advise what makes a model surer of clear recordings."""
+        if self.package.subtracts_user_mean and not self.personalisation.has_own_mean:
+            return "enrol this user's voice with a few clips"
+        if not self.personalisation.has_own_head:
+            return "label a few clips, so that the device can fit this user's head"
+        return "ask the speaker, or record a longer utterance"
+
+
+def _extractor(package: ModelPackage) -> Extractor:
+    """Create the extractor of the features that the model reads."""
+    try:
+        return registry.create_extractor(package.extractor)
+    except SettingError as error:
+        raise ModelError(
+            f"the model reads features that this release cannot compute ({error}); install the "
+            "release that trained it, or copy the model folder again"
+        ) from error
+
+
+def default_personalisation(package: ModelPackage) -> Personalisation:
+    """Population's centre and the prior's mean head, for a user of whom nothing is known."""
+    return Personalisation(
+        mean=package.centre, head=package.prior.mean, has_own_mean=False, has_own_head=False
+    )
+
+
+def load_personalisation(
+    package: ModelPackage, device: Path, *, vault: Vault | None = None
+) -> Personalisation:
+    """Load what a device's vault knows of its user under this model.
+
+    A mean learned behind another projection, and a head fitted for another model, would be wrong
+    here: centre and prior stand in for them.
+
+    Args:
+        package: The model.
+        device: The user's device folder.
+        vault: The device's, opened; None opens it, which a passphrase forbids.
+
+    Raises:
+        SettingError: There is no device in the folder.
+        PrivacyError: The vault, or what it holds, is damaged.
+    """
+    vault = example_store.open_vault(device, vault)
+    mean = SpeakerAdapter(device, package, vault=vault).speaker_mean()
+    calibrator = HeadCalibrator(vault, model_hash=package.model_hash, prior=package.prior)
+    head, scores = calibrator.current_head(), calibrator.nonconformity_scores()
+    return Personalisation(
+        mean=package.centre if mean is None else mean,
+        head=head,
+        has_own_mean=mean is not None,
+        has_own_head=not is_same_head(head, package.prior.mean),
+        nonconformity_scores=scores if len(scores) else None,
+    )
+
+
+def _set_threshold(
+    package: ModelPackage, personalisation: Personalisation, coverage: float
+) -> float | None:
+    """Largest nonconformity score in a set; None where nobody's scores are known."""
+    if package.prior.scores is None:
+        return None
+    return conformal.find_threshold(
+        package.prior.scores, personalisation.nonconformity_scores, coverage=coverage
+    )
+
+
+def _flag_names(measured: QualityReport) -> tuple[str, ...]:
+    """Name the flags in plain words."""
+    return tuple(
+        str(flag.name).lower().replace("_", " ") for flag in QualityFlag if flag in measured.flags
+    )
+
+
+def _advice_for(measured: QualityReport) -> str:
+    """Advise against the worst flaw; "" where there is none."""
+    return next((step for flag, step in _ADVICE.items() if flag in measured.flags), "")

@@ -1,0 +1,104 @@
+"""The sums that a real server released, stored so that each is released once.
+
+A server that was interrupted asks for nothing that it has: drawn anew, a sum would be a second
+release, which a budget that was made for one does not hold. Devices, too, answer a round once, for
+one request; other label counts or another centre would make it another.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from sottovoce.server.aggregation.server_anchor import ServerAnchor
+from sottovoce.shared.atomic_files import file_lock, replace_file
+from sottovoce.shared.errors import PrivacyError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ReleasedSum:
+    """A noised sum, and how many devices are in it.
+
+    Attributes:
+        total: Shape (n,), float64.
+        devices: How many devices' parts were added up.
+        users: Whose they are, where that was agreed on before; empty elsewhere.
+    """
+
+    total: Tensor
+    devices: int
+    users: tuple[str, ...] = ()
+
+
+class ReleasedSumStore:
+    """Sums that a real server released, by name; of rounds the newest.
+
+    Guarantees:
+        - A sum is released only once it is on disk, synced, and the anchor says so.
+        - Of two servers that make the same sum, only the first releases it, where the system has
+          ``flock``.
+
+    Args:
+        folder: The job's.
+        plan_digest: SHA-256 of the plan.
+        anchor: Where it is noted that a sum was released.
+    """
+
+    def __init__(self, folder: Path, *, plan_digest: str, anchor: ServerAnchor) -> None:
+        self._folder = folder
+        self._plan = plan_digest
+        self._anchor = anchor
+
+    def get(self, name: str) -> ReleasedSum | None:
+        """Read what was released under this name; None where nothing usable is stored."""
+        try:
+            with safe_open(self._path(name), framework="pt") as file:
+                words = dict(file.metadata() or {})
+                total: Tensor = file.get_tensor("sum")
+            devices, users = int(words["devices"]), tuple(json.loads(words["users"]))
+        except (SafetensorError, OSError, KeyError, ValueError):
+            return None
+        whose = (words.get("plan"), words.get("name"))
+        good = whose == (self._plan, name) and bool(torch.isfinite(total).all())
+        return ReleasedSum(total=total, devices=devices, users=users) if good else None
+
+    def was_released(self, booking: str) -> bool:
+        """Whether what was booked under this name was released, stored still or not."""
+        return booking in self._anchor.released_bookings
+
+    def put(self, name: str, bookings: Sequence[str], value: ReleasedSum) -> None:
+        """Store what is about to be released.
+
+        Args:
+            name: The sum's.
+            bookings: What paid for it, in the ledger's words.
+            value: The sum.
+
+        Raises:
+            PrivacyError: Another server has released it meanwhile, or the disk refuses.
+        """
+        with file_lock(self._folder / "sums.lock"):
+            if self.get(name) is not None:
+                raise PrivacyError(
+                    f"another server has released {name} of this run; end one of the two, and run "
+                    "again with --resume"
+                )
+            words = {
+                "plan": self._plan,
+                "name": name,
+                "devices": str(value.devices),
+                "users": json.dumps(value.users),
+            }
+            replace_file(self._path(name), save({"sum": value.total.contiguous()}, words))
+            for one in bookings:
+                self._anchor.record_release(one)
+
+    def _path(self, name: str) -> Path:
+        """File of a sum; rounds replace each other, since older ones are in the checkpoint."""
+        kind = "round" if name.startswith("round-") else name
+        return self._folder / f"{kind}.safetensors"

@@ -1,0 +1,118 @@
+"""A secure sum from its first message to the unmasking, over whatever carries the messages."""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from sottovoce.server.aggregation.secagg_server import ServerRound, UnmaskedSum
+from sottovoce.shared.errors import AggregationError, EngineError
+from sottovoce.shared.privacy.user_level import secure_sum_name
+from sottovoce.shared.protocol import messages
+from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
+
+LOG = logging.getLogger("sottovoce.server")
+
+SendStep = Callable[[str, Mapping[str, bytes]], Mapping[str, bytes]]
+"""Carries one step's requests, by user, and brings the answers that came."""
+
+
+def run_secure_sum(
+    settings: SecureAggregationConfig, name: str, roster: Mapping[str, bytes], send_step: SendStep
+) -> UnmaskedSum:
+    """Make a secure sum.
+
+    Args:
+        settings: What all devices agreed to.
+        name: Unique over all runs.
+        roster: Who is invited: from users' names to their public identity keys.
+        send_step: Carries the messages.
+
+    Raises:
+        AggregationError: Below quorum or threshold, or somebody tampered: nothing is opened.
+    """
+    server = ServerRound(settings=settings, round_name=name, roster=roster)
+    requests: Mapping[str, bytes] = server.request_keys()
+    then = {
+        "advertise": server.broadcast_keys,
+        "share": server.route_shares,
+        "mask": server.announce_survivors,
+        "agree": server.route_signatures,
+    }
+    for step, following in then.items():
+        requests = following(send_step(step, requests))
+    return server.unmask_sum(send_step("unmask", requests))
+
+
+SendRequests = Callable[[Mapping[str, messages.SecureSumRequest]], Mapping[str, bytes]]
+"""Carries requests to users, and brings the answers that came."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecureSumExchange:
+    """Secure sums of one run, over its message channel.
+
+    Attributes:
+        plan_digest: SHA-256 of the run's plan.
+        roster: From users' names to their public identity keys.
+        send: Carries the messages.
+        is_simulated: Whether sums keep their names when they are begun again, so that a simulation
+            repeats; a real server never uses a name twice.
+    """
+
+    plan_digest: str
+    roster: Mapping[str, bytes]
+    send: SendRequests
+    is_simulated: bool
+
+    def compute_sum(
+        self,
+        kind: str,
+        settings: SecureAggregationConfig,
+        users: Iterable[str],
+        request: messages.TrainRequest | messages.HeadStatisticsRequest | None = None,
+    ) -> UnmaskedSum:
+        """Compute one secure sum over these users.
+
+        Args:
+            kind: ``enrolment``, ``head-statistics`` or ``round-N``.
+            settings: The plan's, of that sum.
+            users: Who is invited.
+            request: The request whose answers are summed, where there is one.
+
+        Raises:
+            EngineError: It stays closed.
+        """
+        name = secure_sum_name(
+            self.plan_digest, kind, "" if self.is_simulated else secrets.token_hex(8)
+        )
+
+        def send_step(step: str, requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            carried = request if step == "mask" else None
+            train = carried if isinstance(carried, messages.TrainRequest) else None
+            calibrate = carried if isinstance(carried, messages.HeadStatisticsRequest) else None
+            return self.send(
+                {
+                    user: messages.SecureSumRequest(
+                        plan_hash=self.plan_digest,
+                        name=name,
+                        step=step,
+                        body=body,
+                        train_request=train,
+                        statistics_request=calibrate,
+                    )
+                    for user, body in requests.items()
+                }
+            )
+
+        try:
+            unmasked = run_secure_sum(
+                settings, name, {user: self.roster[user] for user in users}, send_step
+            )
+        except AggregationError as error:
+            raise EngineError(
+                f"{kind}: {error}. The rounds before are kept: run again with --resume"
+            ) from error
+        for user, fault in unmasked.faults.items():
+            LOG.warning("%s takes no part in %s: %s", user, kind, fault)
+        return unmasked

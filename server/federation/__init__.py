@@ -1,0 +1,1 @@
+"""A run on the server: job, participants, cohorts, messages, checkpoints."""

@@ -1,0 +1,61 @@
+"""Participants of a run, and the sums that enrolment released of them together."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Participant:
+    """A device of this run, by the user's pseudonym and Flower's node."""
+
+    user: str
+    node: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EnrolmentSummary:
+    """Summary of enrolment; every figure is a sum of booked releases.
+
+    Attributes:
+        contributors: Devices that train.
+        receivers: Devices that only take the model.
+        label_counts: Noised label counts of all contributing devices, shape (classes,), float64.
+        feature_sum: Noised sum of their projected rows, shape (inputs,), float64.
+        devices_aggregated: Number of devices aggregated in ``label_counts`` and ``feature_sum``,
+            above 0; in a run that goes on, as many as there were when it began.
+        rows_per_device: How many rows one device put into it; 0 for all of its utterances.
+    """
+
+    contributors: list[Participant]
+    receivers: list[Participant]
+    label_counts: Tensor
+    feature_sum: Tensor
+    devices_aggregated: int
+    rows_per_device: int = 0
+
+    def exclude_participants(self, participants: Sequence[Participant]) -> "EnrolmentSummary":
+        """Leave out some contributing devices, whose part of the sums is taken to be the mean."""
+        left = [one for one in self.contributors if one not in participants]
+        share = len(left) / len(self.contributors)
+        return replace(
+            self,
+            contributors=left,
+            label_counts=self.label_counts * share,
+            feature_sum=self.feature_sum * share,
+            devices_aggregated=len(left),
+        )
+
+    @property
+    def utterances_per_device(self) -> float:
+        """Mean number of utterances on a device, at least 1."""
+        return max(float(self.label_counts.sum()) / self.devices_aggregated, 1.0)
+
+    @property
+    def centre(self) -> Tensor:
+        """Mean of these voices' projected rows, shape (inputs,), float32."""
+        return (
+            self.feature_sum
+            / ((self.rows_per_device or self.utterances_per_device) * self.devices_aggregated)
+        ).float()

@@ -1,0 +1,364 @@
+"""A training run over a large population: too many devices to ask, count or list them all.
+
+Where ``coordinator.TrainingCoordinator`` asks every device to enrol first, here a device is asked
+when it is first sampled. An initial cohort sends label counts and centre; whoever is sampled later
+enrols in that round, and sends nothing but updates. Replies are added to a running sum as they
+come, in the order of nodes, so memory goes neither with the population nor with the cohort.
+
+Sums are divided by the *expected* size of the cohort: who was sampled is secret, and those who are
+asleep, drop out or come too late add zeros, as the accounting of a sampled sum allows.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Final
+
+from flwr.app import RecordDict
+from flwr.serverapp import Grid
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sottovoce.server.aggregation.server_optimizer import (
+    ServerState,
+    apply_update,
+    compute_learning_rate,
+    initial_state,
+)
+from sottovoce.server.aggregation.streaming_sums import ClippedAccumulator, StreamingAggregator
+from sottovoce.server.federation import checkpoint
+from sottovoce.server.federation.cohort_sampling import CohortSampler, split_into_batches
+from sottovoce.server.federation.coordinator import LOG, TrainingCoordinator
+from sottovoce.server.federation.membership import MembershipStore, RoundOutcome
+from sottovoce.server.federation.participants import Participant
+from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.errors import EngineError, ModelError, SettingError
+from sottovoce.shared.privacy.release import SumMechanism
+from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol.training_plan import Plan
+
+INITIAL_ROUND: Final = 0
+"""The round of the initial cohort."""
+
+FINAL_MODEL_GROUP: Final = "personal"
+"""Group of the messages that distribute the model."""
+
+MEMBERSHIP_FILE: Final = "members.sqlite"
+_SUPPORTED_NOISE_FIELDS: Final = frozenset(
+    {"noise_multiplier", "clip_norm", "noised_by", "sample_rate", "sums"}
+)
+"""Fields of a sum's noise that ``StreamingAggregator`` makes."""
+
+_INITIAL_COHORT_FILE: Final = "founded.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class InitialCohortSummary:
+    """Summary of the initial cohort; every figure is a sum of booked releases.
+
+    Attributes:
+        label_counts: Noised label counts, shape (classes,), float64.
+        centre: Mean of these voices' projected rows, shape (inputs,), float32.
+        utterances_per_device: Mean number of utterances on a device, at least 1.
+    """
+
+    label_counts: Tensor
+    centre: Tensor
+    utterances_per_device: float
+
+
+class SampledTrainingCoordinator(TrainingCoordinator):
+    """One run over a sampled population.
+
+    Args:
+        job: What the operator wants; its ``cohort_sampler`` says how rounds are drawn.
+        folder: Where checkpoints, heads, members and the ledger of sums are stored.
+        grid: Flower's way to the devices.
+
+    Guarantees:
+        - Nothing held in memory goes with the number of devices; what is held at once of a round
+          is one batch of replies and one sum.
+        - The same seed gives the same run, whoever runs the devices and in how many processes.
+
+    Raises:
+        SettingError: A plan that cannot be kept over a sampled population.
+    """
+
+    def __init__(self, job: Job, folder: Path, grid: Grid) -> None:
+        super().__init__(job, folder, grid)
+        self._sampler = _validated_sampler(job)
+        self._streaming_aggregator = StreamingAggregator(
+            job.plan, folder, budgets=job.budgets, seed=job.simulated_seed
+        )
+        self.aggregator = self._streaming_aggregator  # one ledger, one writer
+        self._membership = MembershipStore(folder / MEMBERSHIP_FILE)
+        self._outcome = RoundOutcome()
+        found = grid.get_node_ids()
+        self._all_nodes: Sequence[int] = found if isinstance(found, Sequence) else list(found)
+        if len(self._all_nodes) < self._sampler.users:
+            raise EngineError(
+                f"the grid has {len(self._all_nodes)} devices, cohorts are to be sampled from "
+                f"{self._sampler.users}; start the missing ones, or lower the job's users"
+            )
+
+    def run(self) -> ServerState:
+        """Run everything, from the last checkpoint on; as ``TrainingCoordinator.run``."""
+        summary = self._summarise_initial_cohort()
+        state = checkpoint.load_state(self.folder, self.job.plan.content_hash())
+        if state is None:
+            state = initial_state(self.job.weights, self.job.plan.initial_clip_norm)
+        while state.round < self.job.plan.rounds:
+            state = self._train_sampled_round(state, summary)
+            checkpoint.save_state(self.folder, state, self.job.plan.content_hash())
+            LOG.info("round %d of %d", state.round, self.job.plan.rounds)
+        self._release_and_distribute(state, summary)
+        return state
+
+    @property
+    def _user_noises(self) -> tuple[SumMechanism | None, SumMechanism | None, SumMechanism | None]:
+        """Noise that hides a user in counts, centre and updates."""
+        user = self.job.plan.user
+        return (user.counts, user.centre, user.update) if user else (None, None, None)
+
+    def _summarise_initial_cohort(self) -> InitialCohortSummary:
+        """Summarise the initial cohort, once: saved, so that a resumed run asks nobody again."""
+        path = self.folder / _INITIAL_COHORT_FILE
+        if path.exists():
+            return _load_summary(path, self.job.plan)
+        plan, classes = self.job.plan, len(self.job.plan.labels)
+        counts = ClippedAccumulator(classes, self._user_noises[0])
+        centre = ClippedAccumulator(self.job.projection.output_size, self._user_noises[1])
+        request = self._enrolment_request(report_statistics=True)
+        for nodes in self._sample_cohort(INITIAL_ROUND):
+            for reply in self._enrol_newcomers(
+                INITIAL_ROUND, nodes, request, size=classes + self.job.projection.output_size
+            ):
+                counts.add(reply[:classes])
+                centre.add(reply[classes:])
+        self._require_quorum(INITIAL_ROUND, counts.user_count)
+        noised = self._streaming_aggregator.release_sum(
+            "label-counts", plan.counts_release(), counts
+        )
+        sums, release = centre.total, plan.centre_release()
+        if release:
+            sums = self._streaming_aggregator.release_sum("centre", release, centre)
+        devices = self._sum_divisor(counts.user_count)
+        utterances_per_device = max(float(noised.sum()) / devices, 1.0)
+        rows = 1.0 if plan.privacy_unit == "user" else utterances_per_device
+        summary = InitialCohortSummary(
+            label_counts=noised,
+            centre=(sums / (rows * devices)).float(),
+            utterances_per_device=utterances_per_device,
+        )
+        _save_summary(path, summary, plan)
+        return summary
+
+    def _train_sampled_round(
+        self, state: ServerState, summary: InitialCohortSummary
+    ) -> ServerState:
+        """Train one round on a sampled cohort."""
+        plan, number = self.job.plan, state.round + 1
+        denominator = max(summary.utterances_per_device * plan.training.sample_rate, 1.0)
+        request = messages.TrainRequest(
+            plan_hash=plan.content_hash(),
+            round=number,
+            weights=state.weights,
+            class_weights=self.job.compute_class_weights(summary.label_counts),
+            centre=summary.centre,
+            denominator=denominator,
+        )
+        rate = compute_learning_rate(
+            self.job.aggregation,
+            plan,
+            number,
+            devices=self._sampler.expected_size,
+            denominator=denominator,
+        )
+        released = self._streaming_aggregator.get_released_round(number)
+        if released is not None:  # before this server was interrupted: once is all
+            mean = released.total / self._sum_divisor(released.devices)
+            return apply_update(state, mean.float(), self.job.aggregation, rate=rate)
+        record, joining = request.to_record(), self._enrolment_request(report_statistics=False)
+        updates = ClippedAccumulator(len(request.weights), self._user_noises[2])
+        for nodes in self._sample_cohort(number):
+            self._enrol_newcomers(number, nodes, joining, size=0)
+            contents = {node: record for node in nodes if node in self._users_by_node}
+            for device, reply in self.request(contents, messages.TRAIN, size=len(request.weights)):
+                norm = (
+                    self._validated_update_norm(reply, request) if device.node in contents else None
+                )
+                if norm is not None and reply.value is not None:
+                    updates.add(reply.value, known_norm=norm)
+        self._require_quorum(number, updates.user_count)
+        summed = self._streaming_aggregator.release_sum(
+            f"round-{number}", plan.gradient_release(number), updates
+        )
+        mean = summed / self._sum_divisor(updates.user_count)
+        return apply_update(state, mean.float(), self.job.aggregation, rate=rate)
+
+    def _sample_cohort(self, number: int) -> Iterator[list[int]]:
+        """Sample the nodes of a round's cohort, a batch at a time."""
+        self._message_group, self._outcome = str(number), RoundOutcome()
+        rng = self._sampler.make_rng(number, self.job.simulated_seed)
+        for indices in split_into_batches(self._sampler.sample(rng)):
+            self._outcome.sampled += len(indices)
+            yield [self._all_nodes[index] for index in indices]
+
+    def _enrol_newcomers(
+        self, number: int, nodes: Sequence[int], request: RecordDict, *, size: int
+    ) -> list[Tensor]:
+        """Ask those who are no members yet to enrol in a round; the values that they sent.
+
+        Afterwards ``_users_by_node`` holds the members among these nodes, and nobody else.
+        """
+        self._users_by_node = self._membership.users_by_node(nodes)
+        fresh = [node for node in nodes if node not in self._users_by_node]
+        # Those who joined in a try of this round that was cut short are newcomers still.
+        self._outcome.newcomers += len(fresh) + self._membership.count_joined(nodes, number)
+        if number == INITIAL_ROUND:  # and send their sums again
+            fresh = list(nodes)
+        replies = self.request(dict.fromkeys(fresh, request), messages.ENROL, size=size)
+        enrolled = {
+            device.node: (device, reply)
+            for device, reply in replies
+            if reply.status is messages.Status.OK and self._validate_enrolment(reply)
+        }
+        self._outcome.refused += len(replies) - len(enrolled)
+        known = dict(self._users_by_node)
+        new = {node: device.user for node, (device, _) in enrolled.items() if node not in known}
+        self._users_by_node = known | self._membership.add_members(new, number)
+        self._outcome.refused += len(enrolled.keys() - self._users_by_node.keys())
+        return [
+            reply.value
+            for node, (_, reply) in enrolled.items()
+            if node in self._users_by_node and reply.value is not None
+        ]
+
+    def _enrolment_request(self, *, report_statistics: bool) -> RecordDict:
+        """Build the request to enrol."""
+        return messages.EnrolRequest(
+            plan=self.job.plan,
+            projection=self.job.projection,
+            speaker_statistics=self.job.speaker_statistics,
+            report_statistics=report_statistics,
+        ).to_record()
+
+    def _sum_divisor(self, used: int) -> float:
+        """Divisor of a sum: those expected, where who came is a secret."""
+        return self._sampler.expected_size if self.job.plan.user else float(max(used, 1))
+
+    def _require_quorum(self, number: int, used: int) -> None:
+        """Save a round's outcome, and require a quorum.
+
+        Raises:
+            EngineError: Too few sent something.
+        """
+        self._outcome.used = used
+        self._membership.save_outcome(number, self._outcome)
+        if not used >= self.job.quorum * self._sampler.expected_size:
+            what = f"round {number}" if number else "the initial cohort"
+            expected = self._sampler.expected_size
+            raise EngineError(
+                f"{what}: {used} devices sent something, {expected:g} were expected "
+                f"and the quorum is {self.job.quorum:g} of them. The rounds before are kept: lower "
+                "the quorum, or draw larger cohorts, and run again"
+            )
+
+    def _validated_update_norm(
+        self, reply: messages.Reply, request: messages.TrainRequest
+    ) -> float | None:
+        """Validate an update as every run does, and count what is refused."""
+        norm = super()._validated_update_norm(reply, request)
+        self._outcome.refused += norm is None
+        return norm
+
+    def _note_failure(self, node: int, reason: str | None) -> None:  # noqa: ARG002  (it is usual)
+        """Count those from whom nothing came: of a large population, many are asleep."""
+        self._outcome.unresponsive += 1
+
+    def _release_and_distribute(self, state: ServerState, summary: InitialCohortSummary) -> None:
+        """Save the model; send it to those who only receive it, and store their sealed heads."""
+        prior = self.job.estimate_head_prior(state.released_weights)
+        request = self._save_final_model(state.released_weights, summary.centre, prior)
+        joining = self._enrolment_request(report_statistics=False)
+        self._message_group, self._outcome = FINAL_MODEL_GROUP, RoundOutcome()
+        for indices in split_into_batches(range(self._sampler.users, len(self._all_nodes))):
+            nodes = [self._all_nodes[index] for index in indices]
+            self._users_by_node = {}
+            replies = self.request(dict.fromkeys(nodes, joining), messages.ENROL, size=0)
+            taking = _model_receivers(replies)
+            self._users_by_node = {device.node: device.user for device in taking}
+            self._send_final_model(request, taking)
+
+
+def _model_receivers(replies: Sequence[tuple[Participant, messages.Reply]]) -> list[Participant]:
+    """Select the devices that can receive a model."""
+    return [device for device, reply in replies if reply.status is not messages.Status.REFUSED]
+
+
+def _validated_sampler(job: Job) -> CohortSampler:
+    """Sampler of a job's cohorts, if the plan can be kept with it.
+
+    Raises:
+        SettingError: It cannot.
+    """
+    plan, sampler = job.plan, job.cohort_sampler
+    if sampler is None:
+        raise SettingError("the job has no cohort_sampler; prepare it with one")
+    if plan.utterance_level or (plan.user and (plan.user.secure or plan.user.adaptive)):
+        raise SettingError(
+            "over a sampled population a run hides users by noise that the server adds, within a "
+            "fixed bound, or nothing: unit user without secure and without adaptive, or unit none"
+        )
+    if plan.user and (unknown := _unsupported_fields(plan.user.update)):
+        raise SettingError(
+            f"the plan asks for noise with {', '.join(unknown)}, which is not made over a sampled "
+            "population: noise is drawn anew in each round; leave that out"
+        )
+    if plan.calibration:
+        raise SettingError(
+            "the plan asks devices for head statistics after the last round; over a sampled "
+            "population nobody is asked again: leave calibration out"
+        )
+    if plan.user and plan.user.update.sample_rate != sampler.user_sampling_rate:
+        raise SettingError(
+            f"the plan accounts for rounds sampled with rate {plan.user.update.sample_rate:g}, "
+            f"cohorts are sampled with {sampler.user_sampling_rate:g}; they must be the same"
+        )
+    return sampler
+
+
+def _unsupported_fields(noise: SumMechanism) -> list[str]:
+    """Name what noise has beyond what ``StreamingAggregator`` makes: refused, never left out."""
+    named = (field.name for field in fields(noise) if field.name not in _SUPPORTED_NOISE_FIELDS)
+    return [name for name in named if getattr(noise, name)]
+
+
+def _save_summary(path: Path, summary: InitialCohortSummary, plan: Plan) -> None:
+    """Save the initial cohort's summary."""
+    words = {"plan": plan.content_hash(), "usual": json.dumps(summary.utterances_per_device)}
+    tensors = {"counts": summary.label_counts.contiguous(), "centre": summary.centre.contiguous()}
+    checkpoint.replace_file(path, save(tensors, words))
+
+
+def _load_summary(path: Path, plan: Plan) -> InitialCohortSummary:
+    """Load the initial cohort's summary.
+
+    Raises:
+        ModelError: It is damaged, or another plan's.
+    """
+    way_out = f"remove {path.parent} to begin this run anew"
+    try:
+        tensors, words = load_file(path), checkpoint.read_metadata(path)
+        summary = InitialCohortSummary(
+            label_counts=tensors["counts"],
+            centre=tensors["centre"],
+            utterances_per_device=float(words["usual"]),
+        )
+    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        raise ModelError(f"{path} is damaged ({error}); {way_out}") from error
+    if words.get("plan") != plan.content_hash():
+        raise ModelError(f"{path} belongs to another plan; {way_out}")
+    return summary

@@ -1,0 +1,1 @@
+"""What the server does for calibration heads: it keeps them sealed, and fits their prior."""

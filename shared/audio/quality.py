@@ -1,0 +1,158 @@
+"""Is a recording fit to be listened to? Measured before anything is computed from it."""
+
+import enum
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.errors import AudioError
+
+MIN_DURATION_S = 0.25
+SILENT_DBFS = -70.0
+QUIET_DBFS = -55.0
+FULL_SCALE = 0.98
+CLIPPED_FRACTION = 1e-3
+NOISY_DB = 10.0
+
+_FRAME_S = 0.020
+
+
+class QualityFlag(enum.Flag):
+    """What is wrong with a recording; any of them may stand together."""
+
+    SILENT = enum.auto()
+    TOO_SHORT = enum.auto()
+    CLIPPED = enum.auto()
+    NOISY = enum.auto()
+    QUIET = enum.auto()
+
+
+UNUSABLE = QualityFlag.SILENT | QualityFlag.TOO_SHORT
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QualityReport:
+    """What the gate measured, and its verdict.
+
+    Attributes:
+        flags: What is wrong; none of them where nothing is.
+        duration_s: Length.
+        level_dbfs: Root mean square without the constant part, in dB re full scale, -120 or above.
+        peak: Largest absolute sample, full scale is 1.
+        clipped_fraction: Fraction of samples at full scale (``FULL_SCALE`` and above).
+        snr_db: Estimated signal-to-noise ratio: the 95th minus the 10th percentile of the levels
+            of 20 ms frames. Low for steady sounds of any kind, speech or not.
+    """
+
+    flags: QualityFlag
+    duration_s: float
+    level_dbfs: float
+    peak: float
+    clipped_fraction: float
+    snr_db: float
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether there is something to listen to; where not, fall back and never guess."""
+        return not self.flags & UNUSABLE
+
+    @property
+    def flag_summary(self) -> str:
+        """The flags in words with their figures and limits, ready for a report; "" if none."""
+        words = {
+            QualityFlag.SILENT: (
+                f"silent ({self.level_dbfs:.0f} dBFS, no frame above {SILENT_DBFS:g})"
+            ),
+            QualityFlag.TOO_SHORT: f"too short ({self.duration_s:.3f} s, need {MIN_DURATION_S:g})",
+            QualityFlag.CLIPPED: (
+                f"clipped ({self.clipped_fraction:.2%} at full scale, {CLIPPED_FRACTION:.1%} may)"
+            ),
+            QualityFlag.NOISY: f"noisy ({self.snr_db:.0f} dB, want {NOISY_DB:g})",
+            QualityFlag.QUIET: f"quiet ({self.level_dbfs:.0f} dBFS, want {QUIET_DBFS:g})",
+        }
+        return ", ".join(text for flag, text in words.items() if flag in self.flags)
+
+    def to_json(self) -> dict[str, float]:
+        """Fields as numbers, for JSON."""
+        return asdict(self) | {"flags": self.flags.value}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, float]) -> "QualityReport":
+        """The reverse of ``to_json``."""
+        flags = QualityFlag(int(fields["flags"]))
+        return cls(**{**{name: float(v) for name, v in fields.items()}, "flags": flags})  # type: ignore[arg-type]
+
+
+def measure_quality(signal: Signal) -> QualityReport:
+    """Measure a signal and say whether it can be used.
+
+    Limits: silent below -70 dBFS in its loudest 20 ms; too short below 0.25 s; clipped with more
+    than 0.1 % of samples at full scale; noisy below an estimated 10 dB; quiet below -55 dBFS.
+    Only silence and shortness make a recording unusable: whispered, distant and overdriven
+    speech is still speech.
+
+    Args:
+        signal: Any signal, any rate.
+
+    Returns:
+        The figures and flags; all figures finite.
+    """
+    samples = signal.samples[0].double()
+    levels = _frame_levels(samples - samples.mean(), max(1, round(_FRAME_S * signal.rate)))
+    peak = float(samples.abs().amax())
+    measured = QualityReport(
+        flags=QualityFlag(0),
+        duration_s=signal.duration_s,
+        level_dbfs=_decibel(float((samples - samples.mean()).square().mean())),
+        peak=peak,
+        clipped_fraction=float((samples.abs() >= FULL_SCALE).double().mean()),
+        snr_db=float(torch.quantile(levels, 0.95) - torch.quantile(levels, 0.10)),
+    )
+    return _flagged(measured, loudest=float(levels.max()))
+
+
+def require_usable(signal: Signal) -> QualityReport:
+    """Pass the gate or be refused.
+
+    Raises:
+        AudioError: The signal is silent or too short; the message says which, with the figures.
+    """
+    quality = measure_quality(signal)
+    if not quality.is_usable:
+        raise AudioError(
+            f"the recording is {quality.flag_summary}; record it again, or leave it out"
+        )
+    return quality
+
+
+def _flagged(measured: QualityReport, *, loudest: float) -> QualityReport:
+    """The same figures with the flags they call for."""
+    silent = loudest < SILENT_DBFS
+    marks = {
+        QualityFlag.SILENT: silent,
+        QualityFlag.TOO_SHORT: measured.duration_s < MIN_DURATION_S,
+        QualityFlag.CLIPPED: measured.clipped_fraction > CLIPPED_FRACTION,
+        QualityFlag.NOISY: not silent and measured.snr_db < NOISY_DB,
+        QualityFlag.QUIET: not silent and measured.level_dbfs < QUIET_DBFS,
+    }
+    flags = QualityFlag(0)
+    for flag, raised in marks.items():
+        flags |= flag if raised else QualityFlag(0)
+    figures = asdict(measured) | {"flags": flags}
+    return QualityReport(**figures)
+
+
+def _frame_levels(samples: Tensor, length: int) -> Tensor:
+    """Level of each half-overlapping frame in dBFS, shape (frames,)."""
+    short = max(0, length - len(samples))
+    frames = torch.nn.functional.pad(samples, (0, short)).unfold(0, length, max(1, length // 2))
+    return 10 * torch.log10(frames.square().mean(1) + 1e-12)
+
+
+def _decibel(power: float) -> float:
+    """Power in dB, -120 or above."""
+    return 10 * math.log10(power + 1e-12)

@@ -1,0 +1,48 @@
+"""Log-mel spectrograms for models that learn their own features."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sottovoce.shared import audio
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.features import spectral
+from sottovoce.shared.features.fingerprint import compute_fingerprint
+
+BANDS = 64
+HOP = 320
+"""Samples between frames: 20 ms, 50 frames a second."""
+
+_MIN_STD = 1e-3
+
+
+@dataclass(frozen=True, slots=True)
+class LogMel:
+    """``log-mel``: 64 mel bands, 50 frames a second, each band at mean 0 and variance 1.
+
+    Silence before and behind the speech is cut off first, so that it does not set the mean.
+    Mean and variance are the utterance's own: no other recording is read. A band that never
+    moves is 0 throughout.
+    """
+
+    name: str = "log-mel"
+    is_framewise: bool = True
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the values."""
+        return compute_fingerprint(
+            self.name, module=__name__, settings={"bands": BANDS, "hop": HOP}
+        )
+
+    def __call__(self, signal: Signal) -> Tensor:
+        """The spectrogram of one signal at 16 kHz, shape (frames, 64), float32, finite.
+
+        Raises:
+            AudioError: The signal has another rate.
+        """
+        audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
+        samples = spectral.trim_silence(signal.samples[0])
+        bands = spectral.log_mel_energies(spectral.power_spectra(samples, hop=HOP), bands=BANDS)
+        std = bands.std(0, correction=0).clamp_min(_MIN_STD)
+        return (bands - bands.mean(0)) / std

@@ -1,0 +1,226 @@
+"""torchaudio's wav2vec 2.0, HuBERT and WavLM encoders: by name, or from a file of one's own.
+
+``wav2vec2-base``, ``hubert-base``, ... download their weights when they are first used (torchaudio
+keeps them). ``pipeline:/folder/file.pt`` reads a model that ``save_pipeline`` wrote. Either
+takes ``@layer``, as in ``hubert-base@6``; layers count from 1.
+
+Baevski et al. 2020 (arXiv:2006.11477), Hsu et al. 2021 (arXiv:2106.07447), Chen et al. 2022
+(arXiv:2110.13900), Conneau et al. 2020 (arXiv:2006.13979).
+"""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+
+import torch
+import torchaudio
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sottovoce.shared import audio
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.errors import FeatureError, ModelError, SettingError
+from sottovoce.shared.features.fingerprint import compute_fingerprint
+
+PIPELINES: Mapping[str, str] = {
+    "wav2vec2-base": "WAV2VEC2_BASE",
+    "wav2vec2-large": "WAV2VEC2_LARGE",
+    "wav2vec2-large-lv60k": "WAV2VEC2_LARGE_LV60K",
+    "wav2vec2-xlsr53": "WAV2VEC2_XLSR53",
+    "wav2vec2-xlsr-300m": "WAV2VEC2_XLSR_300M",
+    "hubert-base": "HUBERT_BASE",
+    "hubert-large": "HUBERT_LARGE",
+    "wavlm-base": "WAVLM_BASE",
+    "wavlm-base-plus": "WAVLM_BASE_PLUS",
+    "wavlm-large": "WAVLM_LARGE",
+}
+"""Our names of torchaudio's pipelines."""
+
+FILE_PREFIX = "pipeline:"
+_BUILDERS = {
+    "wav2vec2": torchaudio.models.wav2vec2_model,  # HuBERT is the same network
+    "wavlm": torchaudio.models.wavlm_model,
+}
+_MIN_SAMPLES = 1_600  # samples; the stem of convolutions needs 400 for one frame, 720 for two
+_MAX_PART_S = 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PretrainedEncoder:
+    """A pretrained speech encoder, loaded and frozen.
+
+    Attributes:
+        model: A torchaudio Wav2Vec2Model (the class of all three), in evaluation mode.
+        rate: Samples a second that it reads.
+        layers: Transformer layers it has.
+        sha256: Hash of its weights.
+    """
+
+    model: nn.Module
+    rate: int
+    layers: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineStatistics:
+    """Mean and standard deviation (n - 1) over time of one layer of a pipeline.
+
+    Attributes:
+        name: As it was asked for.
+        source: Name of the pipeline, or ``pipeline:`` and a path.
+        layer: Layer from 1, or 0 for the one two thirds of the way up: the last ones turn
+            towards words.
+    """
+
+    name: str
+    source: str
+    layer: int = 0
+    is_framewise: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layer < 0:
+            raise SettingError(f"layer of {self.name} is {self.layer}; layers count from 1")
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of all that decides the values; loads the weights to hash them.
+
+        Raises:
+            FeatureError: The weights cannot be downloaded, or are not there.
+        """
+        settings = {"source": self.source, "layer": self._depth()}
+        weights = load_pipeline(self.source).sha256
+        return compute_fingerprint(self.name, module=__name__, settings=settings, weights=weights)
+
+    def __call__(self, signal: Signal) -> Tensor:
+        """The statistics of one signal, shape (2 x width of the layer,), float32.
+
+        Signals beyond 30 s are encoded in equal parts; below 0.1 s they are padded with silence.
+
+        Raises:
+            AudioError: The signal has another rate than the model.
+            FeatureError: The weights cannot be downloaded, or are not there.
+        """
+        loaded = load_pipeline(self.source)
+        audio.require_sample_rate(signal, loaded.rate, reader=self.name)
+        depth = self._depth()
+        samples = F.pad(signal.samples, (0, max(0, _MIN_SAMPLES - signal.samples.shape[1])))
+        with torch.no_grad():
+            hidden = torch.cat(
+                [_layer(loaded.model, part, depth) for part in _parts(samples, loaded.rate)]
+            )
+        return torch.cat([hidden.mean(0), hidden.std(0)])
+
+    def _depth(self) -> int:
+        """The layer that is read."""
+        layers = load_pipeline(self.source).layers
+        if self.layer > layers:
+            raise SettingError(f"layer of {self.name} is {self.layer}; it has layers 1 to {layers}")
+        return self.layer or max(1, round(2 * layers / 3))
+
+
+def parse_name(name: str) -> PipelineStatistics:
+    """The extractor that a name asks for: ``hubert-base``, ``hubert-base@6``, ``pipeline:f.pt``.
+
+    Raises:
+        SettingError: The pipeline is not known, or the layer is not a whole number from 1.
+    """
+    source, mark, layer = name.partition("@")
+    if not source.startswith(FILE_PREFIX) and source not in PIPELINES:
+        raise SettingError(f"pipeline is {source!r}; it must be one of {', '.join(PIPELINES)}")
+    if mark and not (layer.isascii() and layer.isdigit() and int(layer) > 0):
+        raise SettingError(f"layer in {name!r} is {layer!r}; write a whole number from 1 behind @")
+    return PipelineStatistics(name=name, source=source, layer=int(layer) if mark else 0)
+
+
+@cache
+def load_pipeline(source: str) -> PretrainedEncoder:
+    """The model of a pipeline's name or file; loaded once a process.
+
+    Raises:
+        FeatureError: The weights cannot be downloaded, or the file is not there.
+        ModelError: The file is damaged or holds something else.
+    """
+    if source.startswith(FILE_PREFIX):
+        return _from_file(Path(source.removeprefix(FILE_PREFIX)))
+    pipeline = getattr(torchaudio.pipelines, PIPELINES[source])
+    try:
+        model = pipeline.get_model()
+    except (URLError, OSError, RuntimeError) as error:
+        raise FeatureError(
+            f"the weights of {source} cannot be had ({error}); they are downloaded on first use: "
+            f"connect to a network once, or put the file into {torch.hub.get_dir()}/checkpoints"
+        ) from error
+    return _loaded(model, rate=int(pipeline.sample_rate))
+
+
+def save_pipeline(
+    path: str | Path, *, kind: str, settings: Mapping[str, Any], model: nn.Module, rate: int
+) -> None:
+    """Write a model that ``pipeline:path`` reads.
+
+    Args:
+        path: Where to.
+        kind: ``wav2vec2`` (HuBERT, too) or ``wavlm``.
+        settings: Arguments of ``torchaudio.models.wav2vec2_model`` or ``wavlm_model``.
+        model: What that function made of them, trained.
+        rate: Samples a second that it reads.
+
+    Raises:
+        SettingError: The kind is not known.
+    """
+    if kind not in _BUILDERS:
+        raise SettingError(f"kind is {kind!r}; it must be one of {', '.join(_BUILDERS)}")
+    state = model.state_dict()
+    torch.save({"kind": kind, "settings": dict(settings), "rate": rate, "state": state}, path)
+
+
+def _from_file(path: Path) -> PretrainedEncoder:
+    """Read what ``save_pipeline`` wrote; nothing in the file is run."""
+    if not path.is_file():
+        raise FeatureError(f"{path} is not a file; pipeline: needs one that save_pipeline wrote")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        model = _BUILDERS[stored["kind"]](**stored["settings"])
+        model.load_state_dict(stored["state"])
+        rate = int(stored["rate"])
+    except (
+        pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OSError,
+        RuntimeError, TypeError, ValueError,
+    ) as error:  # fmt: skip
+        raise ModelError(
+            f"{path} is damaged or not a pipeline ({error}); write it with save_pipeline"
+        ) from error
+    return _loaded(model, rate=rate)
+
+
+def _loaded(model: nn.Module, *, rate: int) -> PretrainedEncoder:
+    """Freeze, hash and count the layers of a model."""
+    model.eval().requires_grad_(requires_grad=False)
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
+        digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy())
+    # A large pipeline comes wrapped in a module that normalises the waveform first.
+    network: Any = getattr(model, "model", model)
+    layers = len(network.encoder.transformer.layers)
+    return PretrainedEncoder(model=model, rate=rate, layers=layers, sha256=digest.hexdigest())
+
+
+def _layer(model: Any, samples: Tensor, depth: int) -> Tensor:  # noqa: ANN401
+    """Output of one layer, (1, samples) -> (frames, width)."""
+    outputs, _ = model.extract_features(samples, num_layers=depth)
+    hidden: Tensor = outputs[-1][0]
+    return hidden
+
+
+def _parts(samples: Tensor, rate: int) -> tuple[Tensor, ...]:
+    """Equal parts of at most 30 s."""
+    count = -(-samples.shape[1] // (_MAX_PART_S * rate))
+    return torch.split(samples, -(-samples.shape[1] // count), dim=1)

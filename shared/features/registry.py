@@ -1,0 +1,72 @@
+"""Extractors by name.
+
+========================= ================== ====================================================
+name                      gives              what it is
+========================= ================== ====================================================
+whisper-tiny-en           (1536,)            mean and std of encoder layers 2 and 3; no download
+whisper-tiny-en-frames    (frames, 768)      the same layers, 10 frames a second
+descriptors               (476,)             statistics of the descriptor set
+log-mel                   (frames, 64)       normalised spectrogram, 50 frames a second
+wav2vec2-base, ...        (2 x width,)       torchaudio's pipelines; weights are downloaded
+pipeline:/folder/file.pt  (2 x width,)       the same from a file
+first+second              (sum of widths,)   vectors of several, side by side
+========================= ================== ====================================================
+"""
+
+from collections.abc import Callable
+
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.features import pretrained
+from sottovoce.shared.features.descriptors import Descriptors
+from sottovoce.shared.features.extractor import Extractor, Fusion
+from sottovoce.shared.features.log_mel import LogMel
+from sottovoce.shared.features.whisper import WhisperFrames, WhisperStatistics
+
+__all__ = ["DEFAULT_EXTRACTOR", "Extractor", "create_extractor", "extractor_names"]
+
+DEFAULT_EXTRACTOR = "whisper-tiny-en"
+
+_BUILT_IN: dict[str, Callable[[], Extractor]] = {
+    "whisper-tiny-en": WhisperStatistics,
+    "whisper-tiny-en-frames": WhisperFrames,
+    "descriptors": Descriptors,
+    "log-mel": LogMel,
+}
+
+
+def extractor_names() -> tuple[str, ...]:
+    """All names that stand for themselves; ``pipeline:`` paths and ``+`` come on top."""
+    return (*_BUILT_IN, *pretrained.PIPELINES)
+
+
+def create_extractor(name: str) -> Extractor:
+    """The extractor of a name. Weights are read when it is first used, not here.
+
+    Args:
+        name: As in the table of this module; parts joined by ``+`` must give vectors. A path
+            behind ``pipeline:`` may not hold a ``+`` or ``@``.
+
+    Returns:
+        The extractor; cheap to make, equal settings give equal fingerprints.
+
+    Raises:
+        SettingError: The name, or a part of it, is not known or cannot be joined.
+
+    >>> create_extractor("whisper-tiny-en+descriptors").is_framewise
+    False
+    """
+    parts = [_create_single(part) for part in name.split("+")]
+    return parts[0] if len(parts) == 1 else Fusion(parts)
+
+
+def _create_single(name: str) -> Extractor:
+    """The extractor of a name without ``+``."""
+    if name in _BUILT_IN:
+        return _BUILT_IN[name]()
+    source = name.partition("@")[0]
+    if source in pretrained.PIPELINES or source.startswith(pretrained.FILE_PREFIX):
+        return pretrained.parse_name(name)
+    raise SettingError(
+        f"extractor is {name!r}; it must be one of {', '.join(extractor_names())}, "
+        f"{pretrained.FILE_PREFIX}FILE, or several joined by +"
+    )

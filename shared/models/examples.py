@@ -1,0 +1,87 @@
+"""Utterances ready for a model: features, how many frames are real, and labels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.errors import FeatureError
+
+MAX_FRAMES = 200
+"""Most frames of an utterance that a model with frames reads: 4 s of log-mel at 50 Hz."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Examples:
+    """Labelled utterances.
+
+    Attributes:
+        features: Shape (utterances, features), or (utterances, frames, features) padded with 0
+            behind each utterance's last frame, float32.
+        frames: Real frames of each utterance, shape (utterances,), int64; 1 where features are
+            one vector.
+        labels: Class of each utterance, shape (utterances,), int64.
+    """
+
+    features: Tensor
+    frames: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def select(self, index: Tensor | slice) -> "Examples":
+        """The utterances at ``index``, shape (chosen,), int64 or bool; views, if it is a slice."""
+        return Examples(
+            features=self.features[index], frames=self.frames[index], labels=self.labels[index]
+        )
+
+
+def stack_utterances(
+    features: Sequence[Tensor], labels: Sequence[int], *, max_frames: int = 0
+) -> Examples:
+    """Put utterances together.
+
+    Args:
+        features: One tensor an utterance, all (features,) or all (frames, features).
+        labels: One class an utterance.
+        max_frames: Most frames to keep of an utterance; 0 keeps all.
+
+    Raises:
+        FeatureError: No utterances, or tensors that do not fit each other.
+    """
+    if not features or len(features) != len(labels):
+        raise FeatureError(f"{len(features)} features for {len(labels)} labels; need one each, >0")
+    dims = {tensor.dim() for tensor in features}
+    widths = {tensor.shape[-1] for tensor in features}
+    if len(widths) != 1 or dims not in ({1}, {2}):
+        raise FeatureError(f"features of {dims} axes and widths {widths} cannot be put together")
+    classes = torch.tensor(labels, dtype=torch.int64)
+    if dims == {1}:
+        ones = torch.ones(len(features), dtype=torch.int64)
+        return Examples(features=torch.stack(list(features)).float(), frames=ones, labels=classes)
+    cut = [tensor[:max_frames] if max_frames else tensor for tensor in features]
+    frames = torch.tensor([len(tensor) for tensor in cut], dtype=torch.int64)
+    padded = torch.nn.utils.rnn.pad_sequence(cut, batch_first=True).float()
+    return Examples(features=padded, frames=frames, labels=classes)
+
+
+def concatenate_examples(parts: Sequence[Examples]) -> Examples:
+    """Examples one behind the other, padded to the longest.
+
+    Args:
+        parts: At least one, all of vectors or all of frames, equally wide.
+    """
+    longest = max(part.features.shape[1] for part in parts)
+    features = [
+        torch.nn.functional.pad(part.features, (0, 0, 0, longest - part.features.shape[1]))
+        if part.features.dim() == 3
+        else part.features
+        for part in parts
+    ]
+    return Examples(
+        features=torch.cat(features),
+        frames=torch.cat([part.frames for part in parts]),
+        labels=torch.cat([part.labels for part in parts]),
+    )

@@ -1,0 +1,98 @@
+"""A fixed, public projection from features to the few inputs that the model reads.
+
+It is fitted on public corpora only and sent to every device, so it costs no privacy.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import validation
+from sottovoce.shared.errors import ModelError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PublicProjection:
+    """An affine map, then (after the user's mean was subtracted) an optional common row norm.
+
+    Attributes:
+        mean: What is subtracted first, shape (features,), float32.
+        matrix: Shape (features, inputs), float32.
+        row_norm: What every row is scaled to once normalised, which bounds what one utterance can
+            do to a gradient; 0 leaves rows as they are.
+    """
+
+    mean: Tensor
+    matrix: Tensor
+    row_norm: float = 0.0
+
+    def __post_init__(self) -> None:
+        fits = self.mean.dim() == 1 and self.matrix.dim() == 2
+        if not fits or self.matrix.shape[0] != self.mean.shape[0]:
+            raise ModelError(
+                f"a projection of mean {tuple(self.mean.shape)} and matrix "
+                f"{tuple(self.matrix.shape)} does not fit together; needed: (features,) and "
+                "(features, inputs)"
+            )
+        validation.require_non_negative(row_norm=self.row_norm)
+        if not (self.mean.isfinite().all() and self.matrix.isfinite().all()):
+            raise ModelError("the projection holds a NaN or an infinity; fit it again")
+
+    @property
+    def output_size(self) -> int:
+        """How many numbers come out."""
+        return int(self.matrix.shape[1])
+
+    def project_features(self, features: Tensor) -> Tensor:
+        """Shape (..., features) to (..., inputs), float32, not yet normalised.
+
+        Raises:
+            ModelError: Features of another width.
+        """
+        if features.shape[-1] != self.mean.shape[0]:
+            raise ModelError(
+                f"features are {features.shape[-1]} wide and this model reads "
+                f"{self.mean.shape[0]}: they come from another extractor"
+            )
+        projected: Tensor = (features - self.mean) @ self.matrix
+        return projected
+
+    def content_hash(self) -> str:
+        """SHA-256 over everything that defines the projection."""
+        sha = hashlib.sha256(repr(float(self.row_norm)).encode())
+        for tensor in (self.mean, self.matrix):
+            sha.update(str(tuple(tensor.shape)).encode())
+            sha.update(tensor.contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def normalise_and_mask(
+    projected: Tensor, mean: Tensor, frames: Tensor, *, row_norm: float
+) -> Tensor:
+    """Subtract a mean, scale every row to one norm where asked for, and zero the padding.
+
+    Args:
+        projected: What :meth:`PublicProjection.project_features` gave, shape (utterances, inputs)
+            or (utterances, frames, inputs).
+        mean: The user's, shape (inputs,), or anything that broadcasts.
+        frames: Real frames of each utterance, shape (utterances,), int64.
+        row_norm: What rows are scaled to, 0 for not at all; a row of zeros stays zeros.
+
+    Returns:
+        The shape of ``projected``: what the model reads; zeros behind the last frame.
+    """
+    centred = projected - mean
+    if row_norm:
+        norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
+        centred = centred * (row_norm / norm.clamp(min=1e-12))
+    if centred.dim() == 3:
+        steps = torch.arange(centred.shape[1])[None, :, None]
+        centred = centred * (steps < frames[:, None, None])
+    return centred
+
+
+def identity_projection(width: int) -> PublicProjection:
+    """The projection that changes nothing, for end-to-end models."""
+    return PublicProjection(mean=torch.zeros(width), matrix=torch.eye(width))

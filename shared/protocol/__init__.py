@@ -1,0 +1,1 @@
+"""What server and devices agree on, and the messages between them."""

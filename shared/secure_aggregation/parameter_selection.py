@@ -1,0 +1,218 @@
+"""How many neighbours and shares are needed, from how many devices may drop out or lie."""
+
+import math
+from typing import NamedTuple
+
+from sottovoce.shared import validation
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.secure_aggregation import noise_accounting
+from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
+
+SECURITY_BITS = 60.0
+"""Chance 2^-60 that the graph fails to hide. Whoever may try a million graphs (a server with lying
+devices can, see ``neighbour_graph``) still faces 2^-40."""
+
+CORRECTNESS_BITS = 20.0
+"""One honest round in a million is lost to an unlucky graph; nothing is revealed by it."""
+
+
+class GraphParameters(NamedTuple):
+    """What :func:`select_graph_parameters` chose.
+
+    Attributes:
+        degree: Neighbours of each device, even, or all others.
+        threshold: Neighbours whose shares open a secret.
+        corrupt_neighbours: Most lying neighbours one device is taken to have.
+        quorum: Fewest devices that may be summed.
+    """
+
+    degree: int
+    threshold: int
+    corrupt_neighbours: int
+    quorum: int
+
+
+def select_graph_parameters(
+    devices: int,
+    *,
+    dropout: float,
+    corruption: float,
+    security_bits: float = SECURITY_BITS,
+    correctness_bits: float = CORRECTNESS_BITS,
+) -> GraphParameters:
+    """The sparsest graph that hides every honest device and survives the dropouts.
+
+    Args:
+        devices: How many are invited, at least 3.
+        dropout: Most of them, as a share in [0, 1), that drop out over all stages; which ones is
+            taken to be independent of the graph.
+        corruption: Most of them, as a share in [0, 1), that side with the server.
+        security_bits: -log2 of the chance that the graph hides somebody badly.
+        correctness_bits: -log2 of the chance that dropouts within bounds end the round.
+
+    Returns:
+        Degree, threshold, most liars among one device's neighbours, and quorum.
+
+    Raises:
+        SettingError: Numbers out of range, or no graph, not even the complete one, will do.
+
+    Guarantees:
+        With k neighbours, threshold t and X liars among the neighbours of one device
+        (hypergeometric, since the graph is drawn at random: Bell et al. 2020, section 3), and by
+        a union bound over all devices:
+
+        - 2 t > k + X for every device, but for a chance of 2^-security_bits. The server would
+          need 2 t shares to learn both secrets of a device, every honest neighbour gives one and
+          every liar two: it gets at most k + X. So no device is unmasked, whatever the server
+          claims about survivors (Bonawitz et al. 2017, section 6.2). It follows that X < t.
+        - Liars and random dropouts do not cut the graph, but for a chance of 2^-security_bits: the
+          server learns one sum over all honest survivors and no partial one. (A ring with k/2
+          neighbours to each side is cut only by k/2 lost devices in a row.)
+        - At least t neighbours of every device stay, but for a chance of 2^-correctness_bits.
+
+        A server that *chooses* who is lost, knowing the graph, can cut a sparse one. Then every
+        part still holds at least ``threshold + 1 - liars`` honest devices, because each of them
+        insists on ``threshold`` surviving neighbours. In a complete graph there is no cut.
+    """
+    _check_rates(devices, dropout, corruption)
+    lost, lying = _share_of(devices, dropout), _share_of(devices, corruption)
+    for degree in [*range(2, devices - 1, 2), devices - 1]:
+        # Fewer devices in the graph make the same liars weigh more, until it is complete.
+        found = _least_threshold(degree, max(devices - lost, degree + 1), lying, security_bits)
+        if found is None:
+            continue
+        threshold, liars = found
+        complete = degree >= devices - 1
+        cut = -math.inf if complete else _log2_cut(degree, devices - lost, lying + lost)
+        stuck = _log2_tail(devices, lost, degree, degree - threshold + 1)
+        if cut <= -security_bits and stuck <= -correctness_bits:
+            return GraphParameters(degree, threshold, liars, max(devices - lost, threshold + 1))
+    raise SettingError(
+        f"no graph over {devices} devices bears a dropout of {dropout} and a corruption of"
+        f" {corruption}: twice the dropout and the corruption must stay well below 1 together;"
+        " lower one of them, or invite more devices"
+    )
+
+
+def select_parameters(
+    devices: int,
+    parameters: int,
+    clip_norm: float,
+    *,
+    dropout: float,
+    corruption: float,
+    noise_multiplier: float = 0.0,
+    bits: int = 32,
+) -> SecureAggregationConfig:
+    """Settings with the sparsest graph, a fine granularity and the least noise that do.
+
+    Args:
+        devices: How many are invited, at least 3.
+        parameters: Length of an update.
+        clip_norm: L2 bound on an update, in its units, above 0.
+        dropout: Most devices that may drop out, as a share in [0, 1).
+        corruption: Most devices that side with the server and may add no noise, likewise.
+        noise_multiplier: Wanted of the sum when that many are lost, over what one device can
+            add; see ``noise_accounting.effective_multiplier`` for how to account for it. 0 adds no
+            noise.
+        bits: Sums are taken modulo 2^bits.
+
+    Raises:
+        SettingError: Out of range, or more than a graph or the ring can bear.
+
+    Example:
+        >>> chosen = select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+        >>> chosen.degree, chosen.threshold, chosen.quorum
+        (14, 9, 21)
+    """
+    validation.require_positive(clip_norm=clip_norm)
+    validation.require_non_negative(noise_multiplier=noise_multiplier)
+    graph = select_graph_parameters(devices, dropout=dropout, corruption=corruption)
+    dishonest = _share_of(devices, corruption)
+    contributors = noise_accounting.honest_contributors(graph.quorum, dishonest)
+    # How many clip norms must fit half the ring: n updates, and 12 deviations of their noise.
+    clip_norms = devices + 12 * noise_multiplier * math.sqrt(devices / contributors)
+    steps = (2 ** (bits - 1) - 1) / (1.01 * clip_norms) - 2
+    validation.require_at_least(1, steps_within_the_clip_norm=steps)
+    plain = SecureAggregationConfig(
+        devices=devices,
+        parameters=parameters,
+        degree=graph.degree,
+        threshold=graph.threshold,
+        quorum=graph.quorum,
+        clip_norm=clip_norm,
+        granularity=clip_norm / steps,
+        bits=bits,
+    )
+    return noise_accounting.with_noise(plain, noise_multiplier, contributors=contributors)
+
+
+def is_secure(settings: SecureAggregationConfig, dishonest: int) -> bool:
+    """Whether a sum's graph keeps what :func:`select_graph_parameters` promises, whoever chose it.
+
+    Args:
+        settings: The sum's; down to its quorum, devices may be lost.
+        dishonest: Most devices that side with the server.
+    """
+    degree, lost = settings.degree, settings.devices - settings.quorum
+    there = max(settings.quorum, degree + 1)  # as in the selection: fewer devices weigh liars more
+    unmasked = _log2_tail(there, dishonest, degree, 2 * settings.threshold - degree)
+    complete = degree >= settings.devices - 1
+    cut = -math.inf if complete else _log2_cut(degree, settings.quorum, dishonest + lost)
+    return max(unmasked, cut) <= -SECURITY_BITS
+
+
+def _check_rates(devices: int, dropout: float, corruption: float) -> None:
+    """Refuse what is no number of devices or no share of them."""
+    validation.require_at_least(3, devices=devices)
+    for name, value in (("dropout", dropout), ("corruption", corruption)):
+        if not 0 <= value < 1:
+            raise SettingError(f"{name} is {value}; it must be at least 0 and below 1")
+
+
+def _share_of(devices: int, share: float) -> int:
+    """Whole devices of a share, rounded up; the float's own error is not rounded up."""
+    return math.ceil(devices * share - 1e-9)
+
+
+def _least_threshold(
+    degree: int, devices: int, corrupted: int, bits: float
+) -> tuple[int, int] | None:
+    """The least t with 2 t > k + X but for the chance, and the largest such X; or nothing."""
+    for threshold in range(degree // 2 + 1, degree + 1):
+        if _log2_tail(devices, corrupted, degree, 2 * threshold - degree) <= -bits:
+            return threshold, min(2 * threshold - degree - 1, corrupted)
+    return None
+
+
+def _log2_tail(devices: int, marked: int, drawn: int, least: int) -> float:
+    """log2 of devices x P(at least ``least`` of ``drawn`` others are among the marked)."""
+    others = devices - 1
+    marked = min(marked, others)
+    low, high = max(least, 0, drawn - (others - marked)), min(marked, drawn)
+    logs = [
+        _log_choose(marked, hits) + _log_choose(others - marked, drawn - hits)
+        for hits in range(low, high + 1)
+    ]
+    if not logs:
+        return -math.inf
+    top = max(logs)
+    total = top + math.log(math.fsum(math.exp(log - top) for log in logs))
+    return (total - _log_choose(others, drawn) + math.log(devices)) / math.log(2)
+
+
+def _log2_cut(degree: int, devices: int, lost: int) -> float:
+    """log2 of devices x P(a given run of k/2 devices is lost), which bounds P(cut)."""
+    run, lost = degree // 2, min(lost, devices)
+    if lost < run:
+        return -math.inf
+    return (
+        math.log(devices) + _log_choose(devices - run, lost - run) - _log_choose(devices, lost)
+    ) / math.log(2)
+
+
+def _log_choose(total: int, chosen: int) -> float:
+    """Natural logarithm of the binomial coefficient; minus infinity where it is 0."""
+    if not 0 <= chosen <= total:
+        return -math.inf
+    return math.lgamma(total + 1) - math.lgamma(chosen + 1) - math.lgamma(total - chosen + 1)

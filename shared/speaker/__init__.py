@@ -1,0 +1,1 @@
+"""A speaker's statistics: estimated, shrunk to the population's, removed from features."""

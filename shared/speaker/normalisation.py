@@ -1,0 +1,281 @@
+"""A speaker's mean: estimated on the user's device, and subtracted there.
+
+At prediction the user's own statistics are used as they are: they never leave the device. In
+training they shape the gradients that do leave, and removing one utterance would move every other
+utterance's features; per-utterance clipping then bounds nothing. So the mean that training uses is
+itself one release: a clipped, noised sum with its count, booked once and reused for good.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import validation
+from sottovoce.shared.errors import ModelError
+from sottovoce.shared.privacy import clipping
+from sottovoce.shared.privacy.gaussian_noise import GaussianSampler
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SpeakerStatistics:
+    """How speakers differ, in projected space, from public corpora; shapes (inputs,), float32.
+
+    Attributes:
+        between: Variance of speakers' means around the population's.
+        within: Variance of one speaker's utterances around that speaker's mean.
+        neutral_offset: Mean of neutral utterances minus the speaker's mean over all emotions.
+        neutral_within: Variance of one speaker's neutral utterances around their mean.
+        offset_variance: Variance of the neutral offset from speaker to speaker.
+    """
+
+    between: Tensor
+    within: Tensor
+    neutral_offset: Tensor
+    neutral_within: Tensor
+    offset_variance: Tensor
+
+    def __post_init__(self) -> None:
+        shapes = {tuple(getattr(self, name).shape) for name in self.__dataclass_fields__}
+        if len(shapes) != 1 or len(next(iter(shapes))) != 1:
+            raise ModelError(f"speaker statistics of shapes {shapes}; all must be (inputs,)")
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The statistics by name, for a file or a message."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SpeakerStatistics":
+        """The statistics that :meth:`to_tensors` gave; other tensors beside them are ignored.
+
+        Earlier releases wrote ``offset_variance`` as ``offset_spread``; devices and finished runs
+        still hold it.
+
+        Raises:
+            KeyError: One of them is missing.
+            ModelError: Shapes that do not fit each other.
+        """
+        if "offset_variance" not in tensors:
+            tensors = {**tensors, "offset_variance": tensors["offset_spread"]}
+        return cls(**{name: tensors[name] for name in cls.__dataclass_fields__})
+
+
+def default_statistics(inputs: int) -> SpeakerStatistics:
+    """Statistics without a public corpus: speakers differ as much as utterances do."""
+    ones, zeros = torch.ones(inputs), torch.zeros(inputs)
+    return SpeakerStatistics(
+        between=ones, within=ones, neutral_offset=zeros, neutral_within=ones, offset_variance=zeros
+    )
+
+
+def average_frames(projected: Tensor, frames: Tensor) -> Tensor:
+    """One row an utterance: the mean over its real frames.
+
+    Args:
+        projected: Shape (utterances, inputs) or (utterances, frames, inputs), padding arbitrary.
+        frames: Real frames of each utterance, shape (utterances,), int64.
+
+    Returns:
+        Shape (utterances, inputs).
+    """
+    if projected.dim() == 2:
+        return projected
+    steps = torch.arange(projected.shape[1])[None, :, None]
+    real = steps < frames[:, None, None]
+    return (projected * real).sum(1) / frames[:, None].clamp(min=1)
+
+
+def expected_neutral_offset(
+    speaker_statistics: SpeakerStatistics, direction: Tensor | None
+) -> Tensor:
+    """Expected offset of neutral speech from the speaker's mean, shape (inputs,).
+
+    Args:
+        speaker_statistics: Public statistics.
+        direction: Unit vector from ``neutral_direction.estimate_direction``; None where the shared
+            model knows none.
+    """
+    if direction is None:
+        return _PUBLIC_ONLY_WEIGHT * speaker_statistics.neutral_offset
+    return _PUBLIC_WEIGHT * speaker_statistics.neutral_offset + _DIRECTION_WEIGHT * direction
+
+
+def estimate_mean(
+    rows: Tensor,
+    speaker_statistics: SpeakerStatistics,
+    *,
+    is_neutral: bool,
+    direction: Tensor | None = None,
+) -> Tensor:
+    """The user's mean from unlabelled clips, or from clips known to be neutral, for prediction.
+
+    Unlabelled clips of all kinds: their mean as it is. Neutral clips: the best linear unbiased
+    prediction (Henderson 1975) per input, which is their mean, less the expected offset of neutral
+    speech, shrunk to the population's centre by the error variance of so few clips.
+
+    Args:
+        rows: Shape (utterances, inputs), with the population's centre subtracted.
+        speaker_statistics: Public statistics.
+        is_neutral: Whether the clips are neutral enrolment clips.
+        direction: Of neutral speech, as in :func:`expected_neutral_offset`.
+
+    Returns:
+        Shape (inputs,); zeros, the population's centre, when there are no clips.
+    """
+    if not len(rows):
+        return torch.zeros_like(speaker_statistics.between)
+    if not is_neutral:
+        return rows.mean(0)
+    error_variance = (
+        speaker_statistics.neutral_within / len(rows) + speaker_statistics.offset_variance
+    )
+    centred_mean = rows.mean(0) - expected_neutral_offset(speaker_statistics, direction)
+    return _shrinkage_factor(speaker_statistics.between, error_variance) * centred_mean
+
+
+def _shrinkage_factor(between: Tensor, error_variance: Tensor) -> Tensor:
+    """Weight of an estimate with this error variance, shape (inputs,)."""
+    return between / (between + error_variance).clamp(min=1e-12)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NormaliserRelease:
+    """Settings of the noised mean that training uses.
+
+    Attributes:
+        clip_norm: L2 bound R on one utterance's row, in projected units, from 1e-12 to 1e12;
+            infinite only without noise.
+        count_weight: What one utterance adds to the count coordinate, c, from 1e-12 to 1e12.
+        noise_multiplier: Standard deviation of the noise over the sensitivity, 0 for no privacy.
+    """
+
+    clip_norm: float
+    count_weight: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        validation.require_norm(count_weight=self.count_weight)
+        validation.require_non_negative(noise_multiplier=self.noise_multiplier)
+        if self.noise_multiplier or self.clip_norm != math.inf:
+            validation.require_norm(clip_norm=self.clip_norm)
+
+    @property
+    def sensitivity(self) -> float:
+        """L2 bound on what one utterance adds: its clipped row and its count together."""
+        return math.hypot(self.clip_norm, self.count_weight)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CentreRelease:
+    """Settings of the noised sum from which the server learns this population's centre.
+
+    Public corpora were recorded elsewhere; their mean is not these users' mean. Summed over many
+    devices, a little noise on each is enough.
+
+    Attributes:
+        clip_norm: L2 bound on one utterance's row, in projected units, from 1e-12 to 1e12;
+            infinite only without noise.
+        noise_multiplier: Standard deviation of the noise over ``clip_norm``, 0 for no privacy.
+    """
+
+    clip_norm: float
+    noise_multiplier: float
+
+    def __post_init__(self) -> None:
+        validation.require_non_negative(noise_multiplier=self.noise_multiplier)
+        if self.noise_multiplier or self.clip_norm != math.inf:
+            validation.require_norm(clip_norm=self.clip_norm)
+
+
+def release_sum(
+    rows: Tensor, settings: CentreRelease, noise: GaussianSampler, *, max_norm: float = math.inf
+) -> Tensor:
+    """A device's share of the population's centre, as one Gaussian release.
+
+    Args:
+        rows: Shape (utterances, inputs).
+        settings: Clip and noise.
+        noise: Where the noise comes from.
+        max_norm: L2 bound on the sum before noise, which is all that one user adds.
+
+    Returns:
+        Shape (inputs,), float32.
+
+    Guarantees:
+        - Before noise, adding or removing one utterance moves it by at most
+          ``settings.clip_norm`` in L2, and the whole user by at most ``max_norm``.
+        - A row with a NaN or an infinity counts as zeros; no utterances give noise alone.
+    """
+    exact = clipping.clip_to_norm(_clipped_sum(rows, settings.clip_norm), max_norm)
+    noise_std = settings.clip_norm * settings.noise_multiplier if settings.noise_multiplier else 0.0
+    return (exact + noise.sample_noise(tuple(exact.shape), noise_std)).float()
+
+
+def _clipped_sum(rows: Tensor, clip_norm: float) -> Tensor:
+    """Sum of rows, each at most ``clip_norm`` long, broken ones left out; (inputs,), float64."""
+    finite = torch.where(rows.isfinite().all(1, keepdim=True), rows, 0.0).double()
+    norms = torch.linalg.vector_norm(finite, dim=1, keepdim=True)
+    # A norm can be infinite only beyond float32, which rows cannot hold; 0 stays 0.
+    total: Tensor = (finite * (clip_norm / norms.clamp(min=1e-12)).clamp(max=1.0)).sum(0)
+    return total
+
+
+_PUBLIC_ONLY_WEIGHT = 0.5
+"""Share of the public corpora's neutral offset that is expected of another corpus's speakers:
+chosen on training speakers of RAVDESS and CREMA-D, where all of it helps the one and hurts the
+other."""
+
+_PUBLIC_WEIGHT = 0.25
+"""The same where the shared model gives a direction too."""
+
+_DIRECTION_WEIGHT = 0.16
+"""Offset of neutral speech along the model's direction, in units of the root mean square distance
+of utterances from their speaker's mean; both were chosen on training speakers, docs/recipes.md."""
+
+_MIN_COUNT = 8.0
+"""A noised count below this is taken for this: the noise would be larger than the count."""
+
+EXACT_CENTRE = CentreRelease(clip_norm=math.inf, noise_multiplier=0.0)
+"""The exact centre, without a bound and without noise: no epsilon covers it."""
+
+EXACT_MEAN = NormaliserRelease(clip_norm=math.inf, count_weight=1.0, noise_multiplier=0.0)
+"""The exact mean, without a bound and without noise: no epsilon covers it."""
+
+
+def release_mean(
+    rows: Tensor,
+    settings: NormaliserRelease,
+    speaker_statistics: SpeakerStatistics,
+    noise: GaussianSampler,
+) -> Tensor:
+    """The user's mean as one Gaussian release, for training.
+
+    Args:
+        rows: Shape (utterances, inputs), with the population's centre subtracted.
+        settings: Clip, count weight and noise.
+        speaker_statistics: Public statistics, for shrinkage.
+        noise: Where the noise comes from.
+
+    Returns:
+        Shape (inputs,), float32.
+
+    Guarantees:
+        - Before noise, adding or removing one utterance moves the (inputs + 1) released numbers
+          by at most ``settings.sensitivity`` in L2. All else is post-processing.
+        - A row with a NaN or an infinity counts as zeros.
+        - No utterances: noise alone.
+    """
+    count = torch.full((1,), settings.count_weight * len(rows), dtype=torch.float64)
+    exact = torch.cat([_clipped_sum(rows, settings.clip_norm), count])
+    noise_std = (
+        settings.sensitivity * settings.noise_multiplier if settings.noise_multiplier else 0.0
+    )
+    noised = exact + noise.sample_noise(tuple(exact.shape), noise_std)
+    if not noise_std:
+        return (exact[:-1] / max(len(rows), 1)).float()
+    utterances = (noised[-1] / settings.count_weight).clamp(min=_MIN_COUNT)
+    between = speaker_statistics.between.double()
+    error_variance = (noise_std / utterances) ** 2 + speaker_statistics.within.double() / utterances
+    return (_shrinkage_factor(between, error_variance) * noised[:-1] / utterances).float()

@@ -1,0 +1,71 @@
+"""Checks of settings, written so that NaN fails them."""
+
+import math
+from collections.abc import Collection
+from typing import Final
+
+from sottovoce.shared.errors import SettingError
+
+MIN_NORM: Final = 1e-12
+MAX_NORM: Final = 1e12
+"""Between them a bound, and what is scaled down onto it, are far from where floats end. A server
+chooses bounds: with one at the end of floats it could have devices break it."""
+
+
+def require_positive(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is finite and above 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise SettingError(f"{name} is {value}; it must be a finite number above 0")
+
+
+def require_non_negative(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is finite and at least 0."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= 0):
+            raise SettingError(f"{name} is {value}; it must be a finite number, 0 or above")
+
+
+def require_at_least(limit: float, **values: float) -> None:
+    """Raise ``SettingError`` unless every value is finite and at least ``limit``."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value >= limit):
+            raise SettingError(f"{name} is {value}; it must be at least {limit}")
+
+
+def require_norm(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a bound on a norm that floats can represent."""
+    for name, value in values.items():
+        if not MIN_NORM <= value <= MAX_NORM:
+            raise SettingError(
+                f"{name} is {value}; it must be from {MIN_NORM:g} to {MAX_NORM:g}, or rounding "
+                "would break the bound: choose one in between, or other units"
+            )
+
+
+def require_whole_number(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a whole number, 0 or above."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise SettingError(f"{name} is {value!r}; it must be a whole number, 0 or above")
+
+
+def require_between(low: float, high: float, **values: float) -> None:
+    """Raise ``SettingError`` unless every value lies strictly between ``low`` and ``high``."""
+    for name, value in values.items():
+        if not low < value < high:
+            raise SettingError(f"{name} is {value}; it must lie between {low} and {high}, both out")
+
+
+def require_rate(**values: float) -> None:
+    """Raise ``SettingError`` unless every value is a sampling rate in (0, 1]."""
+    for name, value in values.items():
+        if not 0 < value <= 1:
+            raise SettingError(f"{name} is {value}; it must be above 0 and at most 1")
+
+
+def require_one_of(options: Collection[str], **values: str) -> None:
+    """Raise ``SettingError`` unless every value is one of ``options``."""
+    for name, value in values.items():
+        if value not in options:
+            raise SettingError(f"{name} is {value!r}; it must be one of {', '.join(options)}")

@@ -1,0 +1,143 @@
+"""What an attacker sees of one device, by what the run protects: the attacks' raw material.
+
+Under ``none`` and ``utterance`` whatever a device sends lies open to the server. Under ``user`` and
+``both`` the promise to a user is about sums: the attacker sees each sum, noised, and is taken to
+know every other user's clips, so that it takes their part off and is left with one user's part and
+all of the noise. That is what secure aggregation leaves visible; a server that adds the noise
+itself, without it, sees every single update.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from sottovoce.server.aggregation import private_sums
+from sottovoce.shared import seeding
+from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
+from sottovoce.shared.privacy.release import SumMechanism
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.simulations.audit.device_under_test import Observation, Transcript
+
+ALL_MESSAGES, NOISED_SUMS = (
+    "everything that a device sends",
+    "the noised sums, and all other users' clips",
+)
+
+
+def observe(transcript: Transcript, observation: Observation, seed: int) -> Observation:
+    """What the adversary observes of a trial.
+
+    Args:
+        transcript: What the server asked; its plan says what is protected.
+        observation: What the device sent.
+        seed: Decides the noise of the sums.
+    """
+    return _OBSERVERS[transcript.plan.privacy_unit](transcript, observation, seed)
+
+
+def threat_model(plan: Plan) -> str:
+    """The same in words."""
+    return NOISED_SUMS if plan.user else ALL_MESSAGES
+
+
+def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:
+    """An observation as named vectors, one dimension each, float64.
+
+    Args:
+        observation: What was seen of a trial.
+        rounds: How many rounds were seen, from the first on.
+
+    Returns:
+        ``first message``: label counts and share of the centre; ``updates``: their mean; ``last
+        message``: head statistics, once all rounds are over and where they were asked for.
+    """
+    found = {
+        "first message": observation.enrolment.double(),
+        "updates": observation.updates[:rounds].double().mean(0),
+    }
+    if rounds == len(observation.updates) and len(observation.head_statistics):
+        found["last message"] = observation.head_statistics.double()
+    return found
+
+
+def _observe_messages(transcript: Transcript, observation: Observation, seed: int) -> Observation:  # noqa: ARG001  (one shape for all)
+    """Everything that the device sends."""
+    return observation
+
+
+def _observe_sums(transcript: Transcript, observation: Observation, seed: int) -> Observation:
+    """What is left of a sum once all others' parts are known and taken off."""
+    draws = SeededGaussianSampler(seeding.torch_rng(seed, "audit", "sums"))
+    classes = len(transcript.plan.labels)
+    counts, centre = observation.enrolment[:classes], observation.enrolment[classes:]
+    noises = (
+        *enrolment_sum_noise(transcript),
+        update_sum_noise(transcript),
+        statistics_sum_noise(transcript),
+    )
+    noised = [
+        part.double() + draws.sample_noise(tuple(part.shape), noise)
+        for part, noise in zip(
+            (counts, centre, observation.updates, observation.head_statistics), noises, strict=True
+        )
+    ]
+    return Observation(
+        enrolment=torch.cat(noised[:2]).float(),
+        updates=noised[2].float(),
+        head_statistics=noised[3].float(),
+    )
+
+
+def enrolment_sum_noise(transcript: Transcript) -> tuple[float, float]:
+    """Noise of the sums of counts and of centres beside one device's own, standard deviations."""
+    plan = transcript.plan
+    if plan.user is None:
+        return 0.0, 0.0
+    own = (
+        plan.centre.clip_norm * plan.centre.noise_multiplier
+        if plan.centre and plan.utterance_level
+        else 0.0
+    )
+    return (
+        _remaining_noise(plan.user.counts, plan.count_noise, transcript.devices),
+        _remaining_noise(plan.user.centre, own, transcript.devices),
+    )
+
+
+def _remaining_noise(user: SumMechanism | None, own: float, devices: int) -> float:
+    """All noise in a sum, less one device's."""
+    if user is None:
+        return 0.0
+    whole = max(user.noise_multiplier * user.clip_norm, own * math.sqrt(devices))
+    return math.sqrt(whole**2 - own**2)
+
+
+def update_sum_noise(transcript: Transcript) -> float:
+    """The same for the sum of one round's updates, in weights."""
+    plan, denominator = transcript.plan, transcript.denominator
+    if plan.user is None:
+        return 0.0
+    whole = private_sums.noise_std(plan, devices=transcript.devices, denominator=denominator)
+    own = private_sums.noise_std(replace(plan, user=None), devices=1, denominator=denominator)
+    return math.sqrt(max(0.0, whole**2 - own**2))
+
+
+def statistics_sum_noise(transcript: Transcript) -> float:
+    """The same for the sum of head statistics, in each number."""
+    plan = transcript.plan
+    if plan.user is None or plan.calibration is None:
+        return 0.0
+    whole = private_sums.head_statistics_noise_std(plan, transcript.devices)
+    own = private_sums.head_statistics_noise_std(replace(plan, user=None), 1)
+    return math.sqrt(max(0.0, whole**2 - own**2))
+
+
+_OBSERVERS: Mapping[str, Callable[[Transcript, Observation, int], Observation]] = {
+    "none": _observe_messages,
+    "utterance": _observe_messages,
+    "user": _observe_sums,
+    "both": _observe_sums,
+}

@@ -1,0 +1,249 @@
+"""What there is to attack: a run's first fold, made again from its settled scenario.
+
+The attacker is the server. It knows the plan, the models it sent and all that is public; the
+harness also knows the users' clips, to run trials with and without what the attacker looks for.
+"""
+
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sottovoce.server.aggregation.server_optimizer import compute_class_weights
+from sottovoce.server.federation import checkpoint
+from sottovoce.server.federation.training_job import Job
+from sottovoce.server.personalisation import prior_calibration
+from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.protocol.local_training import NoPrivacy
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN
+from sottovoce.simulations.audit.device_under_test import StatisticsRequest, Transcript
+from sottovoce.simulations.corpora.corpus import Clip
+from sottovoce.simulations.corpora.speaker_splits import Fold
+from sottovoce.simulations.data.fold_inputs import FoldInputs
+from sottovoce.simulations.data.loading import (
+    OnProgress,
+    PublicCorpus,
+    cache_folder,
+    load_corpus,
+    load_public_corpora,
+)
+from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
+from sottovoce.simulations.results.path_names import folder_name
+from sottovoce.simulations.scenario.loading import load_scenario
+from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, FROZEN_ENCODER_MODELS, Scenario
+
+OnMessage = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SpeakerExamples:
+    """Somebody whose device may be looked at.
+
+    Attributes:
+        examples: Utterances as raw features.
+        gender: As the corpus has it; empty where it has none.
+    """
+
+    examples: Examples
+    gender: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class AuditedFold:
+    """A fold to attack.
+
+    Attributes:
+        scenario: The settled scenario.
+        name: Name of the fold.
+        transcript: What the server asked of every device.
+        users: Those who trained, by name.
+        public_speakers: Public speakers, by name, on whom an attacker may train.
+    """
+
+    scenario: Scenario
+    name: str
+    transcript: Transcript
+    users: Mapping[str, SpeakerExamples]
+    public_speakers: Mapping[str, SpeakerExamples]
+
+    def without_noise(self) -> "AuditedFold":
+        """The same recipe with its privacy switched off: nothing is clipped, noised or promised."""
+        transcript = self.transcript
+        plan = replace(
+            transcript.plan,
+            mechanism=NoPrivacy(),
+            centre=transcript.plan.centre and EXACT_CENTRE,
+            normaliser=transcript.plan.normaliser and EXACT_MEAN,
+            count_noise=0.0,
+            user=None,
+            calibration=transcript.plan.calibration
+            and replace(transcript.plan.calibration, noise_multiplier=0.0),
+        )
+        return replace(self, transcript=replace(transcript, plan=plan))
+
+
+def open_first_fold(
+    run_folder: Path,
+    on_message: OnMessage = lambda _line: None,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> AuditedFold:
+    """Make a run's first fold again; arguments and errors as for :func:`open_audited_folds`."""
+    return open_audited_folds(run_folder, on_message, on_progress, max_folds=1)[0]
+
+
+def open_audited_folds(
+    run_folder: Path,
+    on_message: OnMessage = lambda _line: None,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+    *,
+    max_folds: int | None = None,
+) -> list[AuditedFold]:
+    """Make a run's folds again, in their order.
+
+    Args:
+        run_folder: What ``simulate --out`` made, with its checkpoints.
+        on_message: Takes a line about what was found.
+        on_progress: Takes (what, done, total).
+        max_folds: How many, from the first on; None makes all.
+
+    Raises:
+        SettingError: No run there, or one that this version cannot attack.
+        ModelError: The models that the server sent are gone.
+        SottovoceError: Corpora that are not where they were, and the like.
+    """
+    scenario = _scenario(run_folder)
+    _check(scenario)
+    with FeatureCache(cache_folder()) as cache:
+        corpus = load_corpus(scenario, cache, on_message, on_progress)
+    public = load_public_corpora(scenario, corpus, on_message, on_progress)
+    cases = []
+    with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
+        fold_inputs = build_fold_inputs(scenario, corpus, public, Path(folder), on_message)
+        plan = build_plan(scenario, fold_inputs, "audit")
+        public_speakers = _public_speakers(fold_inputs, public)
+        for fold in corpus.protocol.folds[:max_folds]:
+            users = {
+                name: _speaker_examples(fold_inputs, fold_inputs.clips[name]) for name in fold.train
+            }
+            transcript = _transcript(
+                scenario, plan, fold_inputs, users, _server_folder(run_folder, fold)
+            )
+            cases.append(
+                AuditedFold(
+                    scenario=scenario,
+                    name=fold.name,
+                    transcript=transcript,
+                    users=users,
+                    public_speakers=public_speakers,
+                )
+            )
+    return cases
+
+
+def _scenario(run_folder: Path) -> Scenario:
+    """The settled scenario of a run."""
+    path = run_folder / "config.toml"
+    if not path.is_file():
+        raise SettingError(f"there is no {path}; name the folder that --out made")
+    return load_scenario(str(path))
+
+
+def _check(scenario: Scenario) -> None:
+    """Refuse what cannot be attacked yet, before anything is computed."""
+    recipe = scenario.recipe
+    if recipe.user.min_separation > 1:
+        raise SettingError(
+            f"recipe.user.min_separation is {recipe.user.min_separation}; this version attacks "
+            "runs in which every user trains in every round"
+        )
+    if recipe.model not in FROZEN_ENCODER_MODELS or recipe.pooling != "none":
+        raise SettingError(
+            f"the run's model is {recipe.model} with pooling {recipe.pooling}, which reads frames; "
+            f"this version attacks {' and '.join(FROZEN_ENCODER_MODELS)} on one vector an utterance"
+        )
+
+
+def _server_folder(run_folder: Path, fold: Fold) -> Path:
+    """Where the fold's server stored its models."""
+    return run_folder / "checkpoints" / folder_name(fold.name) / "server"
+
+
+def _transcript(
+    scenario: Scenario,
+    plan: Plan,
+    fold_inputs: FoldInputs,
+    users: Mapping[str, SpeakerExamples],
+    server: Path,
+) -> Transcript:
+    """What the server asked, from its stored models."""
+    sent = [weights for _, weights in checkpoint.iter_round_weights(server)]
+    if len(sent) < plan.rounds or sent[0].shape != fold_inputs.initial_weights.shape:
+        raise ModelError(
+            f"{server} holds {len(sent)} of the {plan.rounds} models of this run; the audit needs "
+            "them all: simulate config.toml again into a new folder"
+        )
+    tensors, _ = checkpoint.load_released_model(server)
+    labels = torch.cat([person.examples.labels for person in users.values()])
+    counts = torch.bincount(labels, minlength=len(plan.labels)).double()
+    return Transcript(
+        plan=plan,
+        projection=fold_inputs.projection,
+        speaker_statistics=fold_inputs.speaker_statistics,
+        centre=tensors["centre"],
+        class_weights=compute_class_weights(counts, CLASS_EXPONENTS[scenario.recipe.class_weights]),
+        weights=[fold_inputs.initial_weights, *sent[: plan.rounds - 1]],
+        denominator=max(len(labels) / len(users) * plan.training.sample_rate, 1.0),
+        devices=len(users),
+        statistics_request=_statistics_request(scenario, plan, fold_inputs, tensors["weights"]),
+    )
+
+
+def _statistics_request(
+    scenario: Scenario, plan: Plan, fold_inputs: FoldInputs, weights: Tensor
+) -> StatisticsRequest | None:
+    """What the server asked after the last round, as it asks it; None where it asked nothing."""
+    if plan.calibration is None:
+        return None
+    job = Job(
+        plan=plan,
+        aggregation=scenario.recipe.aggregation,
+        weights=fold_inputs.initial_weights,
+        projection=fold_inputs.projection,
+        speaker_statistics=fold_inputs.speaker_statistics,
+        devices=1,
+        held_out_path=fold_inputs.held_out_file,
+    )
+    speakers = job.public_speaker_logits(weights)
+    query = prior_calibration.build_query(
+        job.estimate_head_prior(weights), speakers, subtract_public_shares=plan.user is not None
+    )
+    return StatisticsRequest(weights=weights, query=query)
+
+
+def _speaker_examples(fold_inputs: FoldInputs, clips: tuple[Clip, ...]) -> SpeakerExamples:
+    """A user of the run."""
+    return SpeakerExamples(examples=fold_inputs.build_examples(clips), gender=clips[0].gender or "")
+
+
+def _public_speakers(
+    fold_inputs: FoldInputs, public: list[PublicCorpus]
+) -> dict[str, SpeakerExamples]:
+    """Public speakers with the emotions that the run knows, and a known gender."""
+    found: dict[str, SpeakerExamples] = {}
+    for number, (clips, features) in enumerate(public):
+        spoken: dict[str, list[Clip]] = {}
+        for clip in clips:
+            if clip.clip_id in features and clip.emotion in fold_inputs.labels and clip.gender:
+                spoken.setdefault(clip.speaker, []).append(clip)
+        for speaker, own in spoken.items():
+            examples = replace(fold_inputs, features=features).build_examples(own)
+            found[f"{number}/{speaker}"] = SpeakerExamples(
+                examples=examples, gender=own[0].gender or ""
+            )
+    return found

@@ -1,0 +1,288 @@
+"""A device under attack: the product's own code on a device that lives in memory.
+
+An audit needs thousands of trials. They run ``client.federation`` and the trainer, with their real
+clipping and noise; only disk, encryption and ledger are left out, which change no byte of
+what is sent. A test compares it with a device on disk, byte by byte.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.federation import enrolment, statistics_round, training_round
+from sottovoce.shared.calibration.head_statistics import CalibrationQuery, CalibrationRelease
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.privacy.release import Release
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
+from sottovoce.shared.protocol.messages import HeadStatisticsRequest
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.normalisation import (
+    CentreRelease,
+    NormaliserRelease,
+    SpeakerStatistics,
+)
+
+_Noised = TypeVar(
+    "_Noised", ExampleLevelMechanism, NormaliserRelease, CentreRelease, CalibrationRelease
+)
+
+_RESIDUAL_NOISE = 1e-9
+"""Share of the noise that is left where an attacker computes what would be sent without it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class StatisticsRequest:
+    """What a server asks of a device's clips after the last round.
+
+    Attributes:
+        weights: The model that scores them, shape (params,), float32. No round said that
+            the device's own updates moved it (``update_scale`` is 0), so nothing is subtracted.
+        query: What each of them answers.
+    """
+
+    weights: Tensor
+    query: CalibrationQuery
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Transcript:
+    """What a server asks of a device in a run.
+
+    Attributes:
+        plan: The plan.
+        projection: The public projection.
+        speaker_statistics: How public speakers differ.
+        centre: Where the population's voices lie, shape (inputs,), float32.
+        class_weights: Shape (classes,), float32.
+        weights: The shared model before every round, each shape (params,), float32.
+        denominator: Public number of utterances of a step.
+        devices: How many devices a sum runs over.
+        statistics_request: What is asked after the last round; None asks nothing.
+    """
+
+    plan: Plan
+    projection: PublicProjection
+    speaker_statistics: SpeakerStatistics
+    centre: Tensor
+    class_weights: Tensor
+    weights: Sequence[Tensor]
+    denominator: float
+    devices: int = 1
+    statistics_request: StatisticsRequest | None = None
+
+    def with_constant_model(self, rounds: int | None = None) -> "Transcript":
+        """The transcript of a server that sends the first model in every round, which it may."""
+        first = self.weights[0]
+        return replace(
+            self,
+            weights=[first] * (rounds or len(self.weights)),
+            statistics_request=self.statistics_request
+            and replace(self.statistics_request, weights=first),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Observation:
+    """What the server saw of one device.
+
+    Attributes:
+        enrolment: Label counts and share of the centre, shape (classes + inputs,).
+        updates: One a round, shape (rounds, params).
+        head_statistics: Its head statistics, shape (WIDTH,); none where nothing was asked.
+    """
+
+    enrolment: Tensor
+    updates: Tensor
+    head_statistics: Tensor
+
+
+class _Vault:
+    """A device's vault without the disk."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, bytes] = {}
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+
+    def has_blob(self, name: str) -> bool:
+        """Whether a blob is stored."""
+        return name in self._blobs or name in self._tensors
+
+    def put(self, name: str, value: bytes) -> None:
+        """Store bytes."""
+        self._blobs[name] = value
+
+    def get(self, name: str) -> bytes:
+        """Read what was stored."""
+        return self._blobs[name]
+
+    def put_tensors(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        durable: bool = True,  # noqa: ARG002  (there is no disk)
+    ) -> None:
+        """Store tensors."""
+        self._tensors[name] = dict(tensors)
+
+    def get_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read what was stored."""
+        return dict(self._tensors[name])
+
+
+class DeviceUnderTest:
+    """A device in memory; its noise comes from a seed, as on every simulated device.
+
+    Args:
+        examples: Its utterances as raw features.
+        labels: Names of the classes.
+        seed: Decides its noise.
+    """
+
+    def __init__(self, examples: Examples, labels: tuple[str, ...], seed: int) -> None:
+        self.profile = DeviceProfile(user="subject", budgets=(), labels=labels, simulated_seed=seed)
+        self.vault = _Vault()
+        self._examples = examples
+        self._sent: dict[str, Tensor] = {}
+
+    @property
+    def isolate_examples(self) -> bool:
+        """As on every simulated device."""
+        return False
+
+    def load_features(self) -> LabelledFeatures:
+        """All of its utterances enrol and train."""
+        everyone = torch.ones(len(self._examples), dtype=torch.bool)
+        return LabelledFeatures(
+            examples=self._examples,
+            for_enrolment=everyone,
+            for_head=~everyone,
+            for_training=everyone,
+        )
+
+    def book_and_release(
+        self,
+        name: str,
+        request_digest: str,
+        release: Release,
+        compute: Callable[[Randomness], Tensor],
+    ) -> Tensor:
+        """Release as ``Device.book_and_release`` does, but without a ledger."""
+        booked = f"{release.run}/{name}/{request_digest[:32]}"
+        if booked not in self._sent:
+            self._sent[booked] = compute(Randomness(self.profile, name))
+        return self._sent[booked]
+
+    def enrol(self, transcript: Transcript) -> Tensor:
+        """Its first message, shape (classes + inputs,)."""
+        value = enrolment.enrol_device(
+            self._device, transcript.plan, transcript.projection, transcript.speaker_statistics
+        )
+        return cast(Tensor, value)
+
+    def train(self, transcript: Transcript, number: int) -> Tensor:
+        """Its message of one round, from 1, shape (params,)."""
+        return training_round.train_round(
+            self._device,
+            plan_hash=transcript.plan.content_hash(),
+            round_number=number,
+            weights=transcript.weights[number - 1],
+            class_weights=transcript.class_weights,
+            centre=transcript.centre,
+            denominator=transcript.denominator,
+        )
+
+    def release_statistics(self, transcript: Transcript) -> Tensor:
+        """Its message after the last round, shape (WIDTH,); nothing where nothing is asked."""
+        request = _request(transcript)
+        return (
+            torch.zeros(0)
+            if request is None
+            else statistics_round.release_head_statistics(self._device, request)
+        )
+
+    def sample_statistics(self, transcript: Transcript, seeds: Sequence[int]) -> Iterator[Tensor]:
+        """The same, as if its noise came from each of these seeds; it has enrolled."""
+        request = _request(transcript)
+        if request is None:
+            return
+        prepared: PreparedRelease = statistics_round.prepare_head_statistics(self._device, request)
+        for seed in seeds:
+            yield prepared.compute(
+                Randomness(replace(self.profile, simulated_seed=seed), prepared.name)
+            )
+
+    @property
+    def _device(self) -> Device:
+        """What the participant takes it for: it asks for nothing that is not here."""
+        return cast(Device, self)
+
+
+def run_trial(transcript: Transcript, examples: Examples, seed: int) -> Observation:
+    """Run one trial: all that a device sends, as the server sees it.
+
+    Args:
+        transcript: What is asked; as many rounds as it has weights.
+        examples: The device's utterances as raw features.
+        seed: Decides all of its noise.
+    """
+    subject = DeviceUnderTest(examples, transcript.plan.labels, seed)
+    enrolment = subject.enrol(transcript)
+    rounds = range(1, len(transcript.weights) + 1)
+    updates = [subject.train(transcript, number) for number in rounds]
+    return Observation(
+        enrolment=enrolment,
+        updates=torch.stack(updates),
+        head_statistics=subject.release_statistics(transcript),
+    )
+
+
+def _request(transcript: Transcript) -> HeadStatisticsRequest | None:
+    """What is asked after the last round, as it travels."""
+    if transcript.statistics_request is None or transcript.plan.calibration is None:
+        return None
+    return HeadStatisticsRequest(
+        plan_hash=transcript.plan.content_hash(),
+        weights=transcript.statistics_request.weights,
+        centre=transcript.centre,
+        query=transcript.statistics_request.query,
+    )
+
+
+def nearly_noiseless(transcript: Transcript) -> Transcript:
+    """The same transcript with next to no noise: what an attacker computes for itself."""
+    plan = transcript.plan
+    if not isinstance(plan.mechanism, ExampleLevelMechanism):
+        return transcript
+    changes: dict[str, object] = {
+        "mechanism": _with_residual_noise(plan.mechanism),
+        "count_noise": plan.count_noise * _RESIDUAL_NOISE,
+    }
+    for name in ("centre", "normaliser", "calibration"):
+        part = getattr(plan, name)
+        changes[name] = part and _with_residual_noise(part)
+    return replace(transcript, plan=replace(plan, **changes))  # type: ignore[arg-type]
+
+
+def _with_residual_noise(part: _Noised) -> _Noised:
+    """The same settings with less noise."""
+    return replace(part, noise_multiplier=part.noise_multiplier * _RESIDUAL_NOISE)
+
+
+def with_exact_normaliser(transcript: Transcript) -> Transcript:
+    """Training with the user's exact mean subtracted, which is neither clipped, noised nor booked.
+
+    Everything else keeps its noise. The accountant would count the mean as free, which the audit
+    shows to be false.
+    """
+    settings = transcript.plan.normaliser
+    if settings is None or not transcript.plan.utterance_level:
+        return transcript
+    mean = replace(settings, clip_norm=1e6, noise_multiplier=1e-12)
+    return replace(transcript, plan=replace(transcript.plan, normaliser=mean))

@@ -1,0 +1,70 @@
+"""Kernel ridge regression that scores every user with a model fitted on the others."""
+
+import numpy as np
+
+from sottovoce.simulations.audit.epsilon_bounds import Floats
+
+Indices = np.ndarray[tuple[int, ...], np.dtype[np.int_]]
+_PENALTIES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 1e2, 1e3, 1e4)
+
+
+def leave_one_out_scores(averages: Floats, trials: Floats, signs: Floats) -> Floats:
+    """Each user's scores from a classifier fitted on everybody else.
+
+    It is fitted on the other users, and on public speakers too where that helps with those users.
+
+    Args:
+        averages: What people send on average, users first, (people, numbers).
+        trials: Users' single trials, (users, trials, numbers).
+        signs: What is looked for, +1 or -1, (people,).
+
+    Returns:
+        Above 0 for +1, (users, trials).
+    """
+    gram, cross = averages @ averages.T, trials @ averages.T
+    users, people = len(trials), np.arange(len(averages))
+    scores = np.zeros(trials.shape[:2])
+    for user in range(users):
+        candidates = [people[people < users]] + ([people] if len(people) > users else [])
+        fitted = [_fit(gram, cross, signs, rest[rest != user]) for rest in candidates]
+        _, weights, offset = min(fitted, key=lambda one: one[0])
+        scores[user] = cross[user] @ weights + offset
+    return scores
+
+
+def _fit(gram: Floats, cross: Floats, signs: Floats, rest: Indices) -> tuple[float, Floats, float]:
+    """Kernel ridge regression on the people of ``rest``: its error, weights of all, and offset.
+
+    Users and public speakers have an offset each, so that each corpus is centred on its own mean,
+    and on nobody who is left out: a mean over all would reveal the one whom the others lack. The
+    penalty is the one of least error on single trials of the users in ``rest``, each left out of
+    the fit that scores them.
+    """
+    users = int((rest < len(cross)).sum())  # they come first, in rest too
+    both = np.stack([rest < len(cross), rest >= len(cross)], 1).astype(np.float64)
+    groups = both[:, : 1 + (users < len(rest))]
+    aim = signs[rest] - groups @ (groups.T @ signs[rest] / groups.sum(0))
+    kernel = gram[np.ix_(rest, rest)]
+    size = float(np.trace(kernel)) / len(rest) + 1e-12
+    views = cross[np.ix_(rest[:users], np.arange(cross.shape[1]), rest)]
+    best, chosen, offset = np.inf, np.zeros(len(signs)), 0.0
+    for penalty in _PENALTIES:
+        inverse = _bordered(kernel + penalty * size * np.eye(len(rest)), groups)
+        solved = inverse[:, : len(rest)] @ aim
+        factors = (solved / np.diag(inverse))[:users]
+        without = solved[:, None] - inverse[:, :users] * factors[None, :]
+        guesses = (views @ without[: len(rest)].T[:, :, None])[..., 0] + without[len(rest)][:, None]
+        error = float(np.square(guesses - aim[:users, None]).mean())
+        if error < best:
+            best, offset = error, float(solved[len(rest)])
+            chosen = np.zeros(len(signs))
+            chosen[rest] = solved[: len(rest)]
+    return best, chosen, offset
+
+
+def _bordered(kernel: Floats, groups: Floats) -> Floats:
+    """The inverse of a kernel with an offset for each group."""
+    corner = np.zeros((groups.shape[1], groups.shape[1]))
+    whole = np.block([[kernel, groups], [groups.T, corner]])
+    inverse: Floats = np.linalg.inv(whole)
+    return inverse

@@ -1,0 +1,289 @@
+"""Membership inference by likelihood ratios: was an utterance on the device, did a user train?
+
+LiRA (Carlini et al. 2022): the attacker runs many trials itself, with and without each target, fits
+a normal distribution to what it sees either way, and scores what it attacks by their ratio. Its
+shadow trials have the same noise as what it attacks.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sottovoce.server.aggregation import private_sums
+from sottovoce.server.aggregation.server_optimizer import (
+    AggregationSettings,
+    apply_update,
+    compute_learning_rate,
+    initial_state,
+)
+from sottovoce.shared import seeding
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.losses import cross_entropy
+from sottovoce.shared.models.parameters import load_parameters
+from sottovoce.shared.models.projection import normalise_and_mask
+from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
+from sottovoce.simulations.audit.adversary_view import enrolment_sum_noise, update_sum_noise
+from sottovoce.simulations.audit.device_under_test import (
+    DeviceUnderTest,
+    Transcript,
+    nearly_noiseless,
+    run_trial,
+)
+from sottovoce.simulations.audit.epsilon_bounds import Floats
+from sottovoce.simulations.audit.one_run import (
+    decode_inclusion,
+    sum_updates,
+    update_noise_std,
+    without_normaliser,
+)
+
+MembershipMask = NDArray[np.bool_]
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MembershipMetrics:
+    """How well members were distinguished from others.
+
+    Attributes:
+        auc: Chance that a member scores above another, ½ for a blind attacker.
+        tpr: Share of members found where 1 % of the others are taken for members.
+        guesses: How many targets were scored.
+    """
+
+    auc: float
+    tpr: float
+    guesses: int
+
+
+def score_attack(scores: Floats, is_member: MembershipMask) -> MembershipMetrics:
+    """Score an attack.
+
+    Args:
+        scores: Higher for members, any shape.
+        is_member: Who was one, the same shape.
+    """
+    flat, truth = scores.ravel(), is_member.ravel()
+    members, others = np.sort(flat[truth]), np.sort(flat[~truth])
+    below = np.searchsorted(others, members, "left") + np.searchsorted(others, members, "right")
+    auc = float(below.mean()) / 2 / max(len(others), 1) if len(members) else 0.5
+    cut = others[-max(1, int(0.01 * len(others)))] if len(others) else 0.0
+    return MembershipMetrics(auc=auc, tpr=float((members > cut).mean()), guesses=len(flat))
+
+
+def log_likelihood_ratio(
+    shadow_statistics: Floats, is_member: MembershipMask, statistics: Floats
+) -> Floats:
+    """Log-likelihood ratio of membership.
+
+    Args:
+        shadow_statistics: The attacker's own statistics, shape (shadows, targets).
+        is_member: Which targets were in, shape (shadows, targets); each in and out at least once.
+        statistics: Statistics to score, shape (trials, targets).
+
+    Returns:
+        Shape (trials, targets); means for each target, one variance for all, as few shadows allow.
+    """
+    means = [_mean(shadow_statistics, chosen) for chosen in (is_member, ~is_member)]
+    left = np.where(is_member, shadow_statistics - means[0], shadow_statistics - means[1])
+    std = max(float(left.std()), 1e-9 * (float(np.abs(shadow_statistics).max()) + 1e-300))
+    distances = [np.square((statistics - mean) / std) for mean in means]
+    result: Floats = (distances[1] - distances[0]) / 2
+    return result
+
+
+def _mean(statistics: Floats, chosen: MembershipMask) -> Floats:
+    """Mean over the chosen trials, for every target; the overall mean where none was chosen."""
+    number = chosen.sum(0)
+    usual = statistics.mean(0)
+    found: Floats = np.where(
+        number > 0, (statistics * chosen).sum(0) / np.maximum(number, 1), usual
+    )
+    return found
+
+
+def draw_membership(trials: int, targets: int, seed: int, *names: str) -> MembershipMask:
+    """Draw by fair coins who is in which trial, shape (trials, targets)."""
+    draws = seeding.numpy_rng(seed, "audit", "members", *names)
+    chosen: MembershipMask = draws.random((trials, targets)) < 0.5
+    return chosen
+
+
+def attack_utterances(
+    transcript: Transcript,
+    devices: Sequence[Examples],
+    *,
+    shadows: int,
+    trials: int,
+    seed: int,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> MembershipMetrics:
+    """Tell which utterances were on a device, from all its updates.
+
+    Args:
+        transcript: What the server asks; its first model is sent in every round.
+        devices: Utterances that may be on each device, as raw features.
+        shadows: Trials that the attacker runs itself.
+        trials: Trials that it scores.
+        seed: Decides who is in, and all noise.
+        on_progress: Takes (what, done, total).
+    """
+    transcript = without_normaliser(transcript.with_constant_model())
+    scores, truth = [], []
+    for index, examples in enumerate(devices):
+        inside = draw_membership(shadows + trials, len(examples), seed, "utterances", str(index))
+        read = _reader(transcript, examples)
+        found = []
+        for number, chosen in enumerate(inside):
+            own = seeding.derive_seed(seed, "audit", "member life", index, number)
+            found.append(read(examples.select(torch.from_numpy(chosen)), own))
+            done = index * len(inside) + number + 1
+            on_progress("trials of the members' devices", done, len(devices) * len(inside))
+        seen = np.stack(found)
+        scores.append(
+            log_likelihood_ratio(seen[:shadows], inside[:shadows], seen[shadows:]).ravel()
+        )
+        truth.append(inside[shadows:].ravel())
+    return score_attack(np.concatenate(scores), np.concatenate(truth))
+
+
+def _reader(transcript: Transcript, examples: Examples) -> Callable[[Examples, int], Floats]:
+    """Returns what runs a trial and scores each utterance's membership, shape (utterances,)."""
+    quiet = nearly_noiseless(transcript.with_constant_model(1))
+    whole = sum_updates(transcript, run_trial(quiet, examples, 0))
+    everyone = torch.arange(len(examples))
+    each = torch.stack(
+        [
+            whole - sum_updates(transcript, run_trial(quiet, examples.select(everyone != left), 0))
+            for left in range(len(examples))
+        ]
+    )
+    rest = whole - each.sum(0)
+
+    def read(examples: Examples, seed: int) -> Floats:
+        total = sum_updates(transcript, run_trial(transcript, examples, seed)) - rest
+        found: Floats = decode_inclusion(
+            each, total, noise_std=update_noise_std(transcript)
+        ).numpy()
+        return found
+
+    return read
+
+
+def attack_users(
+    transcript: Transcript,
+    people: Sequence[Examples],
+    aggregation: AggregationSettings,
+    *,
+    shadows: int,
+    trials: int,
+    seed: int,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> MembershipMetrics:
+    """Tell which users trained, from the released model alone.
+
+    Args:
+        transcript: What the server asks; only where it starts counts, models follow from the users.
+        people: Utterances of each user who may take part, as raw features.
+        aggregation: How the server makes a model of updates.
+        shadows: Trainings that the attacker does itself.
+        trials: Trainings that it scores.
+        seed: Decides who is in, and all noise.
+        on_progress: Takes (what, done, total).
+    """
+    inside = draw_membership(shadows + trials, len(people), seed, "users")
+    found = []
+    for number, chosen in enumerate(inside):
+        own = seeding.derive_seed(seed, "audit", "federation", number)
+        here = [one for one, is_in in zip(people, chosen, strict=True) if is_in] or [people[0]]
+        model = train_model(transcript, here, aggregation, own)
+        found.append([_fit(transcript, model, one) for one in people])
+        on_progress("trainings with half of the users", number + 1, len(inside))
+    seen = np.array(found)
+    return score_attack(
+        log_likelihood_ratio(seen[:shadows], inside[:shadows], seen[shadows:]), inside[shadows:]
+    )
+
+
+def train_model(
+    transcript: Transcript, people: Sequence[Examples], aggregation: AggregationSettings, seed: int
+) -> Tensor:
+    """Train a model with these users, as the server does, shape (params,)."""
+    labels = transcript.plan.labels
+    devices = [
+        DeviceUnderTest(one, labels, seeding.derive_seed(seed, "user", index))
+        for index, one in enumerate(people)
+    ]
+    transcript = replace(transcript, devices=len(devices))
+    draws = SeededGaussianSampler(seeding.torch_rng(seed, "sums"))
+    enrolled = torch.stack([device.enrol(transcript) for device in devices]).double().sum(0)
+    parts = zip(
+        (enrolled[: len(labels)], enrolled[len(labels) :]),
+        _enrolment_server_noise(transcript),
+        strict=True,
+    )
+    counts, rows = (part + draws.sample_noise(tuple(part.shape), noise) for part, noise in parts)
+    usual = max(float(counts.sum()) / len(devices), 1.0)
+    each = (
+        1.0 if transcript.plan.privacy_unit == "user" else usual
+    )  # a user's mean row, or all rows
+    centre = (rows / (each * len(devices))).float()
+    if transcript.plan.centre is None:
+        centre = torch.zeros_like(transcript.centre)
+    transcript = replace(transcript, centre=centre, denominator=usual)
+    state = initial_state(transcript.weights[0])
+    for number in range(1, transcript.plan.rounds + 1):
+        request = replace(transcript, weights=[state.weights] * number)
+        total = torch.stack([device.train(request, number) for device in devices]).double().sum(0)
+        mean = (
+            total + draws.sample_noise(tuple(total.shape), _update_server_noise(transcript))
+        ) / len(devices)
+        rate = compute_learning_rate(
+            aggregation, transcript.plan, number, devices=len(devices), denominator=usual
+        )
+        state = apply_update(state, mean.float(), aggregation, rate=rate)
+    return state.released_weights
+
+
+def _enrolment_server_noise(transcript: Transcript) -> tuple[float, float]:
+    """What the server adds to the sums of counts and of centres: all but the devices' own noise."""
+    plan, left = transcript.plan, transcript.devices - 1
+    own = (
+        plan.centre.clip_norm * plan.centre.noise_multiplier
+        if plan.centre and plan.utterance_level
+        else 0.0
+    )
+    counts, centre = enrolment_sum_noise(transcript)
+    return _subtract_noise(counts, plan.count_noise, left), _subtract_noise(centre, own, left)
+
+
+def _update_server_noise(transcript: Transcript) -> float:
+    """The same for a round's updates."""
+    own = replace(transcript.plan, user=None)
+    one = private_sums.noise_std(own, devices=1, denominator=transcript.denominator)
+    return _subtract_noise(update_sum_noise(transcript), one, transcript.devices - 1)
+
+
+def _subtract_noise(noise: float, own: float, others: int) -> float:
+    """A standard deviation without the noise of so many devices."""
+    return math.sqrt(max(0.0, noise**2 - others * own**2))
+
+
+def _fit(transcript: Transcript, weights: Tensor, examples: Examples) -> float:
+    """How well a model fits a user: minus the mean loss of their utterances, in nats."""
+    model = build_network(transcript.plan.model, seed=0).eval()
+    load_parameters(model, weights)
+    rows = transcript.projection.project_features(examples.features)
+    inputs = normalise_and_mask(
+        rows, rows.mean(0), examples.frames, row_norm=transcript.projection.row_norm
+    )
+    with torch.no_grad():
+        logits = model(inputs, examples.frames)
+    losses = cross_entropy(logits, examples.labels, torch.ones(len(transcript.plan.labels)))
+    return -float(losses.mean())

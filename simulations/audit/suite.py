@@ -1,0 +1,450 @@
+"""All attacks on a run, once as it was made and once with its privacy switched off."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from sottovoce.shared import validation
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.models.examples import Examples
+from sottovoce.simulations.audit import (
+    canary,
+    gender_inference,
+    gradient_inversion,
+    membership_inference,
+    one_run,
+    speaker_identification,
+)
+from sottovoce.simulations.audit.adversary_view import threat_model
+from sottovoce.simulations.audit.audited_fold import AuditedFold, open_audited_folds
+from sottovoce.simulations.audit.device_under_test import Transcript, with_exact_normaliser
+from sottovoce.simulations.reports import render_pages
+from sottovoce.simulations.results.schema import (
+    SCHEMA_VERSION,
+    Json,
+    read_run,
+    to_plain_json,
+    validate_audit,
+    write_json,
+)
+
+OnMessage = Callable[[str], None]
+OnProgress = Callable[[str, int, int], None]
+
+CONFIDENCE = 0.95
+ASSUMPTION_FREE_ATTACKS = ("many_run", "first_message", "last_message", "one_run", "many_run_user")
+"""Attacks that bound epsilon without any assumption; they share the doubt between them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuditSettings:
+    """How much is tried.
+
+    Attributes:
+        trials: Trials with, and as many without, the canary; at least 20.
+        noiseless_trials: The same without noise, and for the attack on an exact normaliser.
+        first_message_trials: Trials that end with the first message.
+        noiseless_first_message_trials: The same without noise.
+        last_message_trials: Trials of which only the last message is used.
+        canaries: Canaries of the one-run audit.
+        max_rounds: Most rounds of a trial with canaries or members.
+        attacked_devices: How many users' utterances are looked for.
+        shadow_trials: The attacker's own trials of each.
+        membership_trials: Trials that it scores.
+        shadow_trainings: The attacker's own trainings with half of the users.
+        scored_trainings: Trainings that it scores.
+        attribute_trials: Trials of each user whose gender or name is looked for.
+        user_level_attribute_trials: The same where only noised sums are seen, which say little
+            each.
+        user_level_gender_trials: The same for gender: the noise is nearly all in the sums.
+        sums_per_trial: How often each such trial goes into sums with fresh noise.
+        max_public_speakers: Public speakers that the attacker trains on.
+        max_gender_folds: Folds whose users' gender is looked for.
+    """
+
+    trials: int = 400
+    noiseless_trials: int = 150
+    first_message_trials: int = 10_000
+    noiseless_first_message_trials: int = 150_000
+    last_message_trials: int = 10_000
+    canaries: int = 512
+    max_rounds: int = 10_000
+    attacked_devices: int = 2
+    shadow_trials: int = 32
+    membership_trials: int = 16
+    shadow_trainings: int = 16
+    scored_trainings: int = 12
+    attribute_trials: int = 3
+    user_level_attribute_trials: int = 12
+    user_level_gender_trials: int = 4
+    sums_per_trial: int = 30
+    max_public_speakers: int = 40
+    max_gender_folds: int = 10
+
+    def __post_init__(self) -> None:
+        validation.require_at_least(20, trials=self.trials)
+
+
+def _noiseless_settings(settings: AuditSettings) -> AuditSettings:
+    """Without noise few trials suffice; the first message alone needs very many."""
+    return replace(
+        settings,
+        trials=min(settings.trials, settings.noiseless_trials),
+        first_message_trials=settings.noiseless_first_message_trials,
+    )
+
+
+_LARGE_MODEL = 20_000
+"""Number of weights from which a trial takes seconds."""
+
+
+def _large_model_settings(settings: AuditSettings) -> AuditSettings:
+    """The same for large models, whose trials take long."""
+    return replace(
+        settings,
+        trials=min(settings.trials, 60),
+        noiseless_trials=60,
+        canaries=64,
+        max_rounds=4,
+        attacked_devices=1,
+        shadow_trainings=8,
+        scored_trainings=6,
+        attribute_trials=1,
+        user_level_attribute_trials=1,
+        user_level_gender_trials=1,
+        max_public_speakers=20,
+        max_gender_folds=1,
+    )
+
+
+def audit_run(
+    run_folder: Path,
+    *,
+    seed: int = 0,
+    settings: AuditSettings = AuditSettings(),
+    on_message: OnMessage = lambda _line: None,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> Json:
+    """Attack a run and keep what came of it.
+
+    Writes ``audit.json``, adds the lower bound to ``run.json`` and renders the pages again.
+
+    Args:
+        run_folder: What ``simulate --out`` made.
+        seed: Decides canaries, membership and noise; the same seed gives the same figures.
+        settings: How much is tried; the more trials, the tighter the bounds.
+        on_message: Takes a line about what was found.
+        on_progress: Takes (what, done, total).
+
+    Returns:
+        Content of audit.json.
+
+    Raises:
+        SettingError: No run there, or one that cannot be attacked.
+        SottovoceError: Corpora or models that are gone; each with its way out.
+    """
+    torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
+    validation.require_non_negative(seed=seed)
+    run = read_run(run_folder)
+    if "population" in run:
+        raise SettingError(
+            f"{run_folder} is a run over a population; audits attack runs over a corpus's "
+            "speakers: run the same unit and recipe without a population, and audit that"
+        )
+    cases = open_audited_folds(
+        run_folder, on_message, on_progress, max_folds=settings.max_gender_folds
+    )
+    found = audit_folds(cases, settings, seed=seed, on_progress=on_progress)
+    content = validate_audit(to_plain_json(found))
+    write_json(run_folder / "audit.json", content)
+    run["privacy"]["audit"] = {"epsilon_lower": content["epsilon_lower"]}
+    write_json(run_folder / "run.json", run)
+    render_pages(run_folder)
+    return content
+
+
+def audit_folds(
+    audited_folds: Sequence[AuditedFold],
+    settings: AuditSettings,
+    *,
+    seed: int,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> Json:
+    """Content of audit.json, from a run's folds; all but gender is looked for in the first."""
+    case, size = audited_folds[0], _settings_for_model(audited_folds[0], settings)
+    scenario, transcript = case.scenario, case.transcript
+    attacks = {
+        way: _run_attacks(one, one_size, seed, on_progress)
+        for way, one, one_size in _variants(case, size)
+    }
+    content = {
+        "schema": SCHEMA_VERSION,
+        "unit": scenario.unit,
+        "delta": scenario.user_delta if scenario.unit == "user" else scenario.delta,
+        "seed": seed,
+        "confidence": CONFIDENCE,
+        "fold": case.name,
+        "users": len(case.users),
+        "rounds": len(transcript.weights),
+        "threat_model": threat_model(transcript.plan),
+        **_verdict(attacks["as_run"], scenario.epsilon if scenario.is_private else None),
+        "attacks": {
+            way: found | _inferred_genders(audited_folds, way, size, seed)
+            for way, found in attacks.items()
+        },
+    }
+    if scenario.hides_utterances and transcript.plan.normaliser:
+        content["exact_normaliser_attack"] = _exact_normaliser_attack(case, size, seed, on_progress)
+    return content
+
+
+def _settings_for_model(case: AuditedFold, settings: AuditSettings) -> AuditSettings:
+    """What is tried on a model of this size."""
+    return (
+        settings
+        if len(case.transcript.weights[0]) < _LARGE_MODEL
+        else _large_model_settings(settings)
+    )
+
+
+def _variants(
+    case: AuditedFold, settings: AuditSettings
+) -> Iterator[tuple[str, AuditedFold, AuditSettings]]:
+    """As it was run, and with its privacy switched off where it has any."""
+    private = case.scenario.is_private
+    yield "as_run", case, settings if private else _noiseless_settings(settings)
+    if private:
+        yield "noise_off", case.without_noise(), _noiseless_settings(settings)
+
+
+def repeat_gender_inference(
+    run_folder: Path,
+    audit: Json,
+    *,
+    settings: AuditSettings = AuditSettings(),
+    on_message: OnMessage = lambda _line: None,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> Json:
+    """An audit whose gender inference on the run as it was is made anew; all else stays.
+
+    Args:
+        run_folder: The run that was attacked.
+        audit: Content of its audit.json; its seed is used again.
+        settings: How much is tried.
+        on_message: Takes a line about what was found.
+        on_progress: Takes (what, done, total).
+
+    Raises:
+        SettingError: No run there.
+        SottovoceError: Corpora or models that are gone; each with its way out.
+    """
+    torch.set_num_threads(1)
+    cases = open_audited_folds(
+        run_folder, on_message, on_progress, max_folds=settings.max_gender_folds
+    )
+    size, seed = _settings_for_model(cases[0], settings), int(audit["seed"])
+    attacks = audit["attacks"] | {
+        "as_run": audit["attacks"]["as_run"] | _inferred_genders(cases, "as_run", size, seed)
+    }
+    return validate_audit(to_plain_json({**audit, "attacks": attacks}))
+
+
+def _verdict(found: Json, claim: float | None) -> Json:
+    """The best lower bounds, and whether the claim holds against those that suppose nothing."""
+    shown = {name: found[name] for name in ASSUMPTION_FREE_ATTACKS if name in found}
+    lower = max(bound["epsilon"] for bound in shown.values())
+    gaussian = max(bound.get("epsilon_gaussian", 0.0) for bound in shown.values())
+    return {
+        "epsilon": claim,
+        "epsilon_lower": lower,
+        "epsilon_lower_gaussian": gaussian,
+        "holds": claim is None or lower <= claim,
+    }
+
+
+def _split_confidence(share: int) -> float:
+    """Confidence of one of several bounds that hold together at ``CONFIDENCE``."""
+    return 1 - (1 - CONFIDENCE) / share
+
+
+def _run_attacks(
+    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
+) -> Json:
+    """Every attack on one case."""
+    return {
+        **_epsilon_bounds(case, settings, seed, on_progress),
+        "membership": _membership(case, settings, seed, on_progress),
+        **_identified_speakers(case, settings, seed),
+        "inversion": _inverted_gradients(case, seed),
+    }
+
+
+def _epsilon_bounds(
+    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
+) -> Json:
+    """Lower bounds on every epsilon that the plan promises; on an utterance's where on none."""
+    unit, transcript = case.transcript.plan.privacy_unit, _first_rounds(case.transcript, settings)
+    found: Json = {}
+    if unit != "user":
+        found |= _utterance_bounds(case, transcript, settings, seed, on_progress)
+    if unit in ("user", "both"):
+        how = {
+            "delta": case.scenario.user_delta,
+            "confidence": _split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
+        }
+        statistics = canary.collect_statistics(
+            transcript,
+            _first_examples(case),
+            trials=settings.trials,
+            seed=seed,
+            user_level=True,
+            on_progress=on_progress,
+        )
+        found["many_run_user"] = asdict(canary.bound_epsilon(statistics[0], statistics[1], **how))
+    return found
+
+
+def _utterance_bounds(
+    case: AuditedFold,
+    transcript: Transcript,
+    settings: AuditSettings,
+    seed: int,
+    on_progress: OnProgress,
+) -> Json:
+    """Four ways to bound an utterance's epsilon; the server sees all that the device sends."""
+    own = _first_examples(case)
+    how = {
+        "delta": case.scenario.delta,
+        "confidence": _split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
+    }
+    statistics = canary.collect_statistics(
+        transcript, own, trials=settings.trials, seed=seed, on_progress=on_progress
+    )
+    first = canary.bound_first_message(
+        transcript, trials=settings.first_message_trials, seed=seed, **how
+    )
+    last = canary.bound_last_message(
+        transcript, trials=settings.last_message_trials, seed=seed, **how
+    )
+    one = one_run.audit_one_run(transcript, own, canaries=settings.canaries, seed=seed, **how)
+    return {
+        "many_run": asdict(canary.bound_epsilon(statistics[0], statistics[1], **how)),
+        "first_message": asdict(first),
+        **({"last_message": asdict(last)} if last else {}),
+        "one_run": asdict(one),
+    }
+
+
+def _exact_normaliser_attack(
+    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
+) -> Json:
+    """Lower bound where training uses the user's exact mean, which no ledger booked."""
+    transcript = with_exact_normaliser(_first_rounds(case.transcript, settings))
+    statistics = canary.collect_statistics(
+        transcript,
+        _first_examples(case),
+        trials=settings.noiseless_trials,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    how = {"delta": case.scenario.delta, "confidence": CONFIDENCE}
+    return asdict(canary.bound_epsilon(statistics[0], statistics[1], **how))
+
+
+def _membership(
+    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
+) -> Json:
+    """Membership of utterances on devices, and of users in trainings."""
+    people = [person.examples for person in case.users.values()]
+    found: Json = {}
+    if case.transcript.plan.privacy_unit != "user":
+        utterances = membership_inference.attack_utterances(
+            _first_rounds(case.transcript, settings),
+            people[: settings.attacked_devices],
+            shadows=settings.shadow_trials,
+            trials=settings.membership_trials,
+            seed=seed,
+            on_progress=on_progress,
+        )
+        found["utterance"] = asdict(utterances)
+    users = membership_inference.attack_users(
+        case.transcript,
+        people,
+        case.scenario.recipe.aggregation,
+        shadows=settings.shadow_trainings,
+        trials=settings.scored_trainings,
+        seed=seed,
+        on_progress=on_progress,
+    )
+    return found | {"user": asdict(users)}
+
+
+def _identified_speakers(case: AuditedFold, settings: AuditSettings, seed: int) -> Json:
+    """Who is named behind a device."""
+    rounds = _observed_rounds(len(case.transcript.weights))
+    repeats = (
+        settings.user_level_attribute_trials
+        if case.transcript.plan.user
+        else settings.attribute_trials
+    )
+    named = speaker_identification.identify_speakers(
+        case.transcript, case.users, rounds, repeats=repeats, seed=seed
+    )
+    return {"speaker": _by_round(named)}
+
+
+def _inferred_genders(
+    audited_folds: Sequence[AuditedFold], way: str, settings: AuditSettings, seed: int
+) -> Json:
+    """Gender over all folds, where the corpus knows two of their users."""
+    chosen = [
+        one for case in audited_folds for name, one, _ in _variants(case, settings) if name == way
+    ]
+    return gender_inference.infer_genders(
+        chosen,
+        _observed_rounds(len(audited_folds[0].transcript.weights)),
+        trials=settings.user_level_gender_trials
+        if chosen[0].transcript.plan.user
+        else settings.attribute_trials,
+        sums_per_trial=settings.sums_per_trial,
+        max_public_speakers=settings.max_public_speakers,
+        seed=seed,
+    )
+
+
+def _observed_rounds(rounds: int) -> list[int]:
+    """After how many rounds the attacker looks: the first, ten, all."""
+    return sorted({1, min(10, rounds), rounds})
+
+
+def _by_round(found: dict[int, dict[str, float]]) -> Json:
+    """Rounds as JSON's keys."""
+    return {str(number): value for number, value in found.items()}
+
+
+def _inverted_gradients(case: AuditedFold, seed: int) -> Json:
+    """Cosine between features and what is read off an update, by batch."""
+    people = [person.examples for person in case.users.values()]
+    linear = case.transcript.plan.model.kind == "linear"
+    batches = (1, gradient_inversion.SMALL_BATCH) if linear else (1,)
+    return {
+        str(batch): gradient_inversion.invert_gradients(
+            case.transcript, people, batch=batch, seed=seed, rounds=rounds
+        )
+        for rounds in (min(16, len(case.transcript.weights)),)
+        for batch in batches
+    }
+
+
+def _first_examples(case: AuditedFold) -> Examples:
+    """The utterances of the device that is looked at."""
+    for person in case.users.values():
+        return person.examples
+    raise SettingError(f"{case.name} has no user who trained; nothing can be attacked")
+
+
+def _first_rounds(transcript: Transcript, settings: AuditSettings) -> Transcript:
+    """The first rounds of a transcript."""
+    return replace(transcript, weights=list(transcript.weights)[: settings.max_rounds])

@@ -1,0 +1,198 @@
+"""What is measured: each bench is made once and then called many times."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault_anchor import VaultAnchor
+from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
+from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.shared import calibration
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.calibration import adapter_basis
+from sottovoce.shared.features.registry import create_extractor
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.parameters import flatten_parameters
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.gaussian_noise import (
+    GaussianSampler,
+    SeededGaussianSampler,
+    SystemGaussianSampler,
+)
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.simulations.benchmarks.secure_sums import list_secure_sum_benchmarks
+
+Benchmark = Callable[[], object]
+PYTORCH_STEP, NON_PRIVATE_STEP = "step of PyTorch: ", "step without privacy: "
+SIMULATED_PRIVATE_STEP, DEVICE_PRIVATE_STEP = "step private, simulated: ", "step private: "
+"""What names of steps start with. A simulation's noise is seeded; a device's comes from the
+operating system's entropy, eight draws a weight, and costs as much as the gradients."""
+UTTERANCES, FRAMES, MEL_BANDS, CLASSES = 60, 150, 64, 8
+_MODELS = {
+    "linear 128": ModelSpec(kind="linear", inputs=128, classes=CLASSES),
+    "mlp 128": ModelSpec(kind="mlp", inputs=128, classes=CLASSES, hidden=128),
+    "cnn-attention": ModelSpec(kind="cnn-attention", inputs=MEL_BANDS, classes=CLASSES),
+    "tcn": ModelSpec(kind="tcn", inputs=MEL_BANDS, classes=CLASSES),
+    "bilstm-attention": ModelSpec(kind="bilstm-attention", inputs=MEL_BANDS, classes=CLASSES),
+}
+
+
+def list_benchmarks(folder: Path) -> Iterator[tuple[str, Benchmark]]:
+    """Name and work of every bench, in the order in which they are shown."""
+    yield from _steps()
+    yield from _extractors()
+    yield "ledger: one release booked and synced", _book_release(folder)
+    yield "ledger: the same, and anchored in a vault", _book_release(folder, anchored=True)
+    yield "accountant: 18 releases, discretisation 1e-4", _compute_epsilon
+    yield "head: fitted on 50 labelled clips", _head()
+    yield "head: the same, with the scores of sets, and kept in a vault", _sealed_head(folder)
+    yield "head: sealed for the server", _calibrator(folder).seal_head
+    yield from list_secure_sum_benchmarks()
+
+
+def _steps() -> Iterator[tuple[str, Benchmark]]:
+    """One local step over all of a user's clips: plain, private in a simulation and on a device.
+
+    The limit is what anyone would write: forward, backward and ``torch.optim.SGD``. A device's step
+    is a round's whole training, checks included.
+    """
+    private = ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=2.5)
+    seeded = SeededGaussianSampler(torch.Generator().manual_seed(4))
+    for name, spec in _MODELS.items():
+        examples = _examples(spec)
+        yield f"{PYTORCH_STEP}{name}", _plain_step(spec, examples)
+        yield f"{NON_PRIVATE_STEP}{name}", _step(spec, examples, NoPrivacy(), seeded)
+        yield f"{SIMULATED_PRIVATE_STEP}{name}", _step(spec, examples, private, seeded)
+        yield (
+            f"{DEVICE_PRIVATE_STEP}{name}",
+            _step(spec, examples, private, SystemGaussianSampler()),
+        )
+
+
+def _examples(spec: ModelSpec) -> Examples:
+    """One user's clips, of noise."""
+    random = torch.Generator().manual_seed(0)
+    shape = (UTTERANCES, FRAMES, MEL_BANDS) if spec.reads_frames else (UTTERANCES, spec.inputs)
+    return Examples(
+        features=torch.randn(shape, generator=random),
+        frames=torch.full((UTTERANCES,), FRAMES if spec.reads_frames else 1),
+        labels=torch.randint(CLASSES, (UTTERANCES,), generator=random),
+    )
+
+
+def _plain_step(spec: ModelSpec, examples: Examples) -> Benchmark:
+    """One step of one model, and nothing of ours."""
+    model = build_network(spec, 0)
+    descent = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        descent.zero_grad()
+        F.cross_entropy(model(examples.features, examples.frames), examples.labels).backward()  # type: ignore[no-untyped-call]
+        descent.step()
+
+    return step
+
+
+def _step(
+    spec: ModelSpec,
+    examples: Examples,
+    mechanism: NoPrivacy | ExampleLevelMechanism,
+    noise: GaussianSampler,
+) -> Benchmark:
+    """One step of one model."""
+    model, weights = build_network(spec, 0), torch.ones(spec.classes)
+    start = flatten_parameters(model)
+    training = LocalTraining(
+        steps=1, sample_rate=1.0, learning_rate=0.1, denominator=float(len(examples))
+    )
+    random = torch.Generator().manual_seed(1)
+    return lambda: compute_local_update(
+        model, examples, weights, training, mechanism, noise, random, start
+    )
+
+
+def _extractors() -> Iterator[tuple[str, Benchmark]]:
+    """One second of noise through each extractor that needs no download."""
+    second = torch.randn(1, 16_000, generator=torch.Generator().manual_seed(2)) * 0.1
+    signal = Signal(second, 16_000)
+    for name in ("log-mel", "descriptors", "whisper-tiny-en"):
+        chosen = create_extractor(name)
+        yield f"features of 1 s: {name}", lambda chosen=chosen: chosen(signal)  # type: ignore[misc]
+
+
+def _book_release(folder: Path, *, anchored: bool = False) -> Benchmark:
+    """Book a release in a ledger that grows."""
+    home = Path(tempfile.mkdtemp(dir=folder))
+    store = None
+    if anchored:
+        store = VaultAnchor(Vault.create(home / "vault", user="bench"), required=False)
+    ledger = Ledger(home / "ledger.jsonl", owner="bench", anchor_store=store)
+    release = Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="bench", round=1)
+    return lambda: ledger.book_release(f"bench/{len(ledger.releases)}", release, ())
+
+
+_NOISE_STEPS = iter(range(1, 1_000_000))
+
+
+def _compute_epsilon() -> float:
+    """Compute an epsilon that was never computed before, so that no cache helps."""
+    noise = 2.5 + next(_NOISE_STEPS) * 1e-6
+    release = Release(
+        kind=ReleaseKind.GRADIENT,
+        mechanism=Mechanism.GAUSSIAN,
+        run="bench",
+        round=1,
+        noise_multiplier=noise,
+        sensitivity=0.5,
+    )
+    return accountant.compute_epsilon([release] * 18, 1e-5)
+
+
+def measure_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of what goes over the wire for one user's head."""
+    return {"head on the wire, sealed": len(_calibrator(folder).seal_head().blob)}
+
+
+def _head() -> Benchmark:
+    """Fit one user's head."""
+    logits, labels, coordinates = _labelled()
+    return lambda: calibration.fit_head_only(logits, labels, _prior(), coordinates)
+
+
+@cache
+def _prior() -> calibration.HeadPrior:
+    """The head prior, with all directions of its adapters."""
+    voices = torch.randn(400, 128, generator=torch.Generator().manual_seed(5))
+    return calibration.HeadPrior(
+        mean=calibration.identity_head(CLASSES), basis=adapter_basis.fit_basis(voices, CLASSES)
+    )
+
+
+def _labelled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    """Logits, labels and coordinates of 50 clips."""
+    random = torch.Generator().manual_seed(3)
+    logits = 3 * torch.randn(50, CLASSES, generator=random)
+    labels = torch.randint(CLASSES, (50,), generator=random)
+    return logits, labels, _prior().project_vectors(torch.randn(50, 128, generator=random))
+
+
+def _sealed_head(folder: Path) -> Benchmark:
+    """All that a device does with 50 labelled clips."""
+    calibrator, labelled = _calibrator(folder), _labelled()
+    return lambda: calibrator.fit_head(*labelled)
+
+
+def _calibrator(folder: Path) -> HeadCalibrator:
+    """A device's calibrator that has fitted a head."""
+    vault = Vault.create(Path(tempfile.mkdtemp(dir=folder)) / "vault", user="bench")
+    calibrator = HeadCalibrator(vault, model_hash="0" * 64, prior=_prior())
+    calibrator.fit_head(*_labelled())
+    return calibrator

@@ -1,0 +1,166 @@
+"""Which recordings lie in a folder, which are there in name only, and which are the same."""
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from sottovoce.shared.errors import AudioError, CorpusError
+from sottovoce.simulations.corpora.corpus import Clip, Finding, make_finding
+from sottovoce.simulations.corpora.layouts import Layout
+
+# Lossless first: of two files of one recording, the first kind found is kept.
+AUDIO_SUFFIXES = (".wav", ".flac", ".aiff", ".aif", ".opus", ".ogg", ".mp3")
+_POINTER = b"version https://git-lfs"
+
+
+def find_clips(folder: Path, layout: Layout) -> tuple[list[Clip], list[Finding]]:
+    """The clips of a public layout below ``folder``, and what else lay there."""
+    found: dict[str, Clip] = {}
+    unknown, again = [], []
+    for path in _recordings(folder):
+        parsed = layout.parse_path(path, folder)
+        if parsed is None:
+            unknown.append(str(path))
+        elif parsed[0] in found:
+            again.append(str(path))
+        else:
+            found[parsed[0]] = parsed[1]
+    if not found:
+        raise CorpusError(
+            f"{folder} holds no file like {layout.pattern} and no manifest.csv; "
+            f"{layout.title} comes from {layout.source_url}"
+        )
+    notes = [
+        make_finding("recordings whose name is no part of the layout", unknown, "left out"),
+        make_finding("further files of a recording already met", again, "left out"),
+    ]
+    return list(found.values()), [note for note in notes if note.count]
+
+
+def _recordings(folder: Path) -> list[PurePosixPath]:
+    """Relative paths of all sound files below ``folder``, lossless kinds first, then by name."""
+    below = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+    # macOS archives carry "._name.wav" beside "name.wav": metadata, no sound.
+    paths = [path.relative_to(folder) for path in below if not path.name.startswith("._")]
+    posix = [PurePosixPath(path.as_posix()) for path in paths]
+    return sorted(posix, key=lambda path: (AUDIO_SUFFIXES.index(path.suffix.lower()), str(path)))
+
+
+def keep_existing(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
+    """The clips whose file is there and holds something, and an account of the others."""
+    lost: dict[str, list[str]] = {
+        "files that are missing": [],
+        "files of zero bytes": [],
+        "Git LFS pointers instead of recordings (run: git lfs pull)": [],
+    }
+    missing, empty, pointers = lost.values()
+    present = []
+    for clip in clips:
+        size = _size(clip.path)
+        if size < 0:
+            missing.append(clip.clip_id)
+        elif size == 0:
+            empty.append(clip.clip_id)
+        elif size < 200 and _is_pointer(clip):
+            pointers.append(clip.clip_id)
+        else:
+            present.append(clip)
+    return present, [make_finding(what, ids, "left out") for what, ids in lost.items() if ids]
+
+
+def is_existing_file(path: Path) -> bool:
+    """Whether a path leads to a file; no path is too odd to ask about."""
+    return _size(path) >= 0
+
+
+def _size(path: Path | None) -> int:
+    """A file's size in bytes, or -1 where there is no file that can be asked."""
+    try:
+        return path.stat().st_size if path and path.is_file() else -1
+    except (OSError, ValueError):  # a name too long, or with a zero byte in it
+        return -1
+
+
+def _is_pointer(clip: Clip) -> bool:
+    """Whether a small file is Git LFS's note of where the recording is."""
+    return clip.path is not None and clip.path.read_bytes().startswith(_POINTER)
+
+
+def merge_duplicate_rows(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
+    """One clip per file: rows that agree are joined, rows that contradict each other dropped."""
+    groups = _group(clips, lambda clip: clip.clip_id)
+    agree = {name: len({(c.speaker, c.emotion) for c in group}) == 1 for name, group in groups}
+    repeats = [name for name, group in groups if agree[name] and len(group) > 1]
+    clashes = [name for name, _ in groups if not agree[name]]
+    notes = [
+        make_finding("files listed more than once", repeats, "counted once"),
+        make_finding("files listed under two speakers or emotions", clashes, "left out"),
+    ]
+    unique = [group[0] for name, group in groups if agree[name]]
+    return unique, [note for note in notes if note.count]
+
+
+def separate_contradictions(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip], list[Finding]]:
+    """Part clips from those whose recording also stands under another emotion or speaker.
+
+    Identical recordings that agree are kept: they are one speaker's, so they never lie on both
+    sides of a fold. Recordings that contradict each other would teach or score a coin toss, or
+    put one voice on both sides of a fold; none of them is used.
+
+    Args:
+        clips: Clips whose files are there.
+
+    Returns:
+        The clips to use, the clips set aside, and an account of both kinds of twins.
+    """
+    twins = [group for group in group_identical(clips) if len(group) > 1]
+    torn = [group for group in twins if len({(c.speaker, c.emotion) for c in group}) > 1]
+    away = {clip.clip_id for group in torn for clip in group}
+    same = [_joined(group) for group in twins if group not in torn]
+    notes = [
+        make_finding(
+            "sets of identical recordings with contradictory labels or speakers",
+            [_joined(group) for group in torn],
+            f"{len(away)} clips set aside",
+        ),
+        make_finding("sets of identical recordings with one label", same, "kept"),
+    ]
+    agreed = [clip for clip in clips if clip.clip_id not in away]
+    aside = [clip for clip in clips if clip.clip_id in away]
+    return agreed, aside, [note for note in notes if note.count]
+
+
+def group_identical(clips: Iterable[Clip]) -> list[list[Clip]]:
+    """Clips grouped by recording: by the original's digest where known, else by file bytes."""
+    known: list[Clip] = []
+    unknown: list[Clip] = []
+    for clip in clips:
+        (known if clip.source_sha256 else unknown).append(clip)
+    # Files of different sizes differ: only those that share one are read.
+    sizes = _group(unknown, lambda clip: _size(clip.path))
+    digested = [replace(c, source_sha256=_digest(c)) for _, g in sizes if len(g) > 1 for c in g]
+    alone = [group for _, group in sizes if len(group) == 1]
+    groups = _group([*known, *digested], lambda clip: clip.source_sha256)
+    return alone + [group for _, group in groups]
+
+
+def _digest(clip: Clip) -> str:
+    """A clip's digest, or, where its file cannot be read, a name that no other clip has."""
+    try:
+        return clip.content_key()
+    except AudioError:
+        return clip.clip_id
+
+
+def _group(clips: Iterable[Clip], key: Callable[[Clip], Hashable]) -> list[tuple[str, list[Clip]]]:
+    """Clips with the same key, in order of first appearance."""
+    groups: dict[Hashable, list[Clip]] = defaultdict(list)
+    for clip in clips:
+        groups[key(clip)].append(clip)
+    return [(str(name), group) for name, group in groups.items()]
+
+
+def _joined(group: Sequence[Clip]) -> str:
+    """A set of identical recordings as one line."""
+    return " = ".join(f"{Path(clip.clip_id).stem} {clip.label}" for clip in group)

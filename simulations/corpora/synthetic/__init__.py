@@ -1,0 +1,1 @@
+"""Embedded voices for the demo, the tests and populations of any size."""

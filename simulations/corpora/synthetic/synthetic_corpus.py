@@ -1,0 +1,142 @@
+"""The embedded corpus: seeded voices, rendered on demand and never stored.
+
+Every clip is decided by (seed, speaker, utterance), so that populations of any size need no disk
+and any worker can make any clip.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sottovoce.shared import audio, seeding, validation
+from sottovoce.shared.errors import SettingError
+from sottovoce.simulations.corpora.corpus import Clip, Corpus
+from sottovoce.simulations.corpora.synthetic import source_filter, speakers
+
+EMOTIONS = tuple(speakers.PROFILES)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticOptions:
+    """What the embedded corpus holds.
+
+    Attributes:
+        speakers: How many people, at least 1; women and men alternate.
+        clips: Utterances of each, at least 1; emotions alternate.
+        seed: Decides who they are and how they speak.
+    """
+
+    speakers: int = 24
+    clips: int = 30
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        validation.require_at_least(1, speakers=self.speakers, clips=self.clips)
+        validation.require_non_negative(seed=self.seed)
+
+
+def parse_options(text: str) -> SyntheticOptions:
+    """Options from ``speakers=24,clips=30,seed=7``; what is not named keeps its default.
+
+    Raises:
+        SettingError: An unknown name, or a value that is not a whole number in its range.
+    """
+    values: dict[str, int] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (part.strip() for part in item.partition("="))
+        if name not in SyntheticOptions.__slots__ or not value.isdigit():
+            raise SettingError(
+                f"synthetic option {item!r} is not understood; write speakers=24,clips=30,seed=7"
+            )
+        values[name] = int(value)
+    return SyntheticOptions(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SyntheticUtterance:
+    """All that decides one synthetic utterance; small, and can be sent to a worker.
+
+    Attributes:
+        seed: The population's.
+        speaker: Index within the population.
+        utterance: Index among the speaker's utterances.
+        emotion: One of ``EMOTIONS``.
+        statement: What is said, as in ``source_filter.STATEMENTS``.
+    """
+
+    seed: int
+    speaker: int
+    utterance: int
+    emotion: str
+    statement: str
+
+    def render(self) -> audio.Signal:
+        """The utterance, mono at 16 kHz; the same on every call."""
+        person = speakers.make_speaker(self.seed, self.speaker)
+        rng = seeding.numpy_rng(self.seed, "synthetic utterance", self.speaker, self.utterance)
+        manner = speakers.draw_style(person, self.emotion, rng)
+        samples = source_filter.synthesise_utterance(person, manner, self.statement, rng)
+        return audio.Signal(samples=torch.from_numpy(samples)[None], rate=source_filter.SAMPLE_RATE)
+
+    def content_key(self) -> str:
+        """SHA-256 of the settings and of the code that renders them, as 64 hex digits."""
+        return hashlib.sha256(f"{_code_digest()} {self!r}".encode()).hexdigest()
+
+
+@cache
+def _code_digest() -> str:
+    """SHA-256 of the code that makes the sound: another code makes another recording."""
+    sources = [Path(str(module.__file__)) for module in (speakers, source_filter)]
+    text = b"".join(path.read_bytes() for path in (*sources, Path(__file__)))
+    return hashlib.sha256(text + np.__version__.encode()).hexdigest()
+
+
+def open_synthetic(text: str = "") -> Corpus:
+    """The embedded corpus.
+
+    Args:
+        text: Options as ``parse`` reads them.
+    """
+    options = parse_options(text)
+    clips = [clip for index in range(options.speakers) for clip in _clips(options, index)]
+    return Corpus(
+        name="synthetic",
+        clips=tuple(clips),
+        mapping={clip.label: clip.emotion for clip in clips},
+        clips_found=len(clips),
+    )
+
+
+def _clips(options: SyntheticOptions, index: int) -> list[Clip]:
+    """One speaker's clips."""
+    person = speakers.make_speaker(options.seed, index)
+    name = f"voice_{index:04d}"
+    specs = [_spec(options.seed, index, utterance) for utterance in range(options.clips)]
+    return [
+        Clip(
+            clip_id=f"{name}/{spec.utterance:03d}_{spec.emotion}",
+            speaker=name,
+            emotion=spec.emotion,
+            label=spec.emotion,
+            voice=spec,
+            gender=person.gender,
+            age=person.age,
+            language=person.accent,
+            statement=spec.statement,
+        )
+        for spec in specs
+    ]
+
+
+def _spec(seed: int, speaker: int, utterance: int) -> SyntheticUtterance:
+    """Emotions alternate, and so do statements within each emotion."""
+    turn, which = divmod(utterance, len(EMOTIONS))
+    statement = source_filter.STATEMENTS[(turn + which + speaker) % len(source_filter.STATEMENTS)]
+    emotion = EMOTIONS[which]
+    return SyntheticUtterance(
+        seed=seed, speaker=speaker, utterance=utterance, emotion=emotion, statement=statement
+    )

@@ -1,0 +1,1 @@
+"""From corpora to what the folds of a run share: features, and what pretraining gives."""

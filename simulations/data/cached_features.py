@@ -1,0 +1,62 @@
+"""Features that were all computed before, straight from the cache.
+
+Apart from ``feature_extraction``, whose source is part of the cache's key: an edit there would
+have every feature computed anew. What lies here decides no value.
+"""
+
+import json
+import time
+from collections.abc import Sequence
+
+from sottovoce.shared.features import registry
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.simulations.data import feature_extraction
+from sottovoce.simulations.data.feature_extraction import FeatureTable, Recording
+
+
+def load_cached_features(
+    recordings: Sequence[Recording], extractor: str, cache: FeatureCache
+) -> FeatureTable | None:
+    """The table that ``extract_features`` would give, where nothing is left to be computed.
+
+    Args:
+        recordings: With names that are unique.
+        extractor: Name, as ``registry.create_extractor`` takes it.
+        cache: Where features are kept.
+
+    Returns:
+        None where a recording is missing from the cache, or its entry is damaged.
+    """
+    started = time.monotonic()
+    fingerprint = feature_extraction._fingerprint(registry.create_extractor(extractor))
+    contents, unreadable = feature_extraction._content_keys(recordings)
+    wanted = {contents[one.clip_id]: one for one in recordings if one.clip_id in contents}
+    entries = feature_extraction._cached_entries(wanted, fingerprint, cache)
+    names = {recording.clip_id for recording in recordings}
+    if len(entries) < len(wanted) or len(names) < len(recordings):
+        return None
+    return feature_extraction._build_table(
+        recordings,
+        contents,
+        entries,
+        unreadable,
+        extractor=extractor,
+        fingerprint=fingerprint,
+        computed=0,
+        corrupt=0,
+        started=started,
+    )
+
+
+def fingerprint_features(
+    recordings: Sequence[Recording], extractor: str
+) -> tuple[dict[str, str], str]:
+    """What decides the features of recordings, without reading any.
+
+    Returns:
+        Content keys by clip, of all whose bytes can be read, and a hash of all that decides their
+        features and which of them are left out.
+    """
+    contents, unreadable = feature_extraction._content_keys(recordings)
+    fingerprint = feature_extraction._fingerprint(registry.create_extractor(extractor))
+    return contents, json.dumps([fingerprint, contents, unreadable], sort_keys=True)

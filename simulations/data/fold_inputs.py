@@ -1,0 +1,224 @@
+"""What all folds of a run share: clips, features, and what pretraining gives."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from sottovoce.server.federation.checkpoint import replace_file
+from sottovoce.server.planning import public_pretraining
+from sottovoce.server.planning.public_pretraining import PublicSpeech
+from sottovoce.shared import seeding
+from sottovoce.shared.errors import CorpusError
+from sottovoce.shared.models.examples import MAX_FRAMES, Examples, stack_utterances
+from sottovoce.shared.models.parameters import flatten_parameters
+from sottovoce.shared.models.projection import PublicProjection, identity_projection
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.speaker import normalisation
+from sottovoce.shared.speaker.normalisation import SpeakerStatistics
+from sottovoce.simulations.corpora.corpus import Clip
+from sottovoce.simulations.scenario.scenario import Recipe
+
+_HELD_OUT_EVERY = 5
+HELD_OUT_FILE = "held_out.safetensors"
+"""File of the public speakers that the warm start has not seen."""
+
+SIMILAR_EMOTIONS: Mapping[str, Mapping[str, float]] = {
+    "calm": {"neutral": 0.7, "sad": 0.3},
+    "surprised": {"happy": 0.5, "fearful": 0.5},
+    "bored": {"neutral": 0.5, "sad": 0.5},
+    "excited": {"happy": 1.0},
+    "frustrated": {"angry": 0.7, "sad": 0.3},
+    "contempt": {"disgust": 0.7, "angry": 0.3},
+}
+"""Where a class starts that no public corpus has: near what it sounds like (our choice)."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoldInputs:
+    """Everything a fold is made of.
+
+    Attributes:
+        labels: Emotions in the order of the classes.
+        features: Tensor of each usable clip, by name.
+        clips: Usable clips of each speaker.
+        projection: The public projection.
+        speaker_statistics: How public speakers differ.
+        model_spec: The shared model.
+        initial_weights: Where training starts, shape (params,), float32.
+        held_out_file: File of public speakers for the heads' prior; None without.
+    """
+
+    labels: tuple[str, ...]
+    features: Mapping[str, Tensor]
+    clips: Mapping[str, tuple[Clip, ...]]
+    projection: PublicProjection
+    speaker_statistics: SpeakerStatistics
+    model_spec: ModelSpec
+    initial_weights: Tensor
+    held_out_file: Path | None
+
+    def build_examples(self, clips: Sequence[Clip], *, labelled: bool = True) -> Examples:
+        """Clips as examples; unlabelled ones carry -1."""
+        index = {label: number for number, label in enumerate(self.labels)}
+        labels = [index[clip.emotion] if labelled else -1 for clip in clips]
+        return stack_utterances(
+            [self.features[clip.clip_id] for clip in clips], labels, max_frames=MAX_FRAMES
+        )
+
+
+def pretrain(
+    *,
+    labels: tuple[str, ...],
+    features: Mapping[str, Tensor],
+    clips: Mapping[str, tuple[Clip, ...]],
+    speech: PublicSpeech | None,
+    neutral: Tensor,
+    spec: ModelSpec,
+    recipe: Recipe,
+    user_mean: bool,
+    use_warm_start: bool,
+    seed: int,
+    folder: Path,
+) -> FoldInputs:
+    """Learn from public speech what the run starts from.
+
+    Args:
+        labels: The run's classes.
+        features: Tensor of each usable clip.
+        clips: Usable clips of each speaker.
+        speech: Public speech; None leaves features as they are, for end-to-end models.
+        neutral: Which public utterances are neutral, shape (utterances,), bool.
+        spec: The shared model; its inputs are settled here.
+        recipe: How the projection and the warm start are made.
+        user_mean: Whether speakers' means are subtracted.
+        use_warm_start: Whether the public emotions are fit to start from.
+        seed: The run's seed.
+        folder: Where the held-out public speakers are written.
+    """
+    width = next(iter(features.values())).shape[-1]
+    if speech is None:
+        projection = identity_projection(width)
+        statistics = normalisation.default_statistics(width)
+    else:
+        _check_same_width(width, speech)
+        projection, statistics = _fit_public_statistics(speech, neutral, recipe)
+    spec = replace(spec, inputs=projection.output_size)
+    model = build_network(spec, seeding.derive_seed(seed, "model"))
+    weights, held_out = flatten_parameters(model), None
+    if speech is not None and use_warm_start:
+        ready = public_pretraining.normalise_public_speech(projection, speech, user_mean=user_mean)
+        held_out_mask = speech.speakers % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
+        if recipe.warm_start:
+            weights = public_pretraining.pretrain_weights(
+                model,
+                ready.select(~held_out_mask),
+                weight_decay=recipe.pretraining_weight_decay,
+                similar_classes=_similar_classes(labels),
+            )
+        held_out = _save_held_out(ready, speech.speakers, held_out_mask, folder)
+    return FoldInputs(
+        labels=labels,
+        features=features,
+        clips=clips,
+        projection=projection,
+        speaker_statistics=statistics,
+        model_spec=spec,
+        initial_weights=weights,
+        held_out_file=held_out,
+    )
+
+
+def _fit_public_statistics(
+    speech: PublicSpeech, neutral: Tensor, recipe: Recipe
+) -> tuple[PublicProjection, SpeakerStatistics]:
+    """Projection and speaker statistics from public speech."""
+    examples = speech.examples
+    rows = normalisation.average_frames(examples.features, examples.frames)
+    projection = public_pretraining.fit_projection(
+        rows, speech.speakers, speech.emotions, recipe.projection
+    )
+    projected = normalisation.average_frames(
+        projection.project_features(examples.features), examples.frames
+    )
+    return projection, public_pretraining.estimate_speaker_statistics(
+        projected, speech.speakers, neutral
+    )
+
+
+def _save_held_out(
+    ready: Examples, speakers: Tensor, held_out: Tensor, folder: Path
+) -> Path | None:
+    """Write the public speakers that the warm start has not seen, for the heads' prior."""
+    chosen = held_out & (ready.labels >= 0)
+    if not bool(chosen.any()):
+        return None
+    part = ready.select(chosen)
+    tensors = {"features": part.features, "frames": part.frames, "labels": part.labels}
+    tensors["speakers"] = speakers[chosen]
+    path = folder / HELD_OUT_FILE
+    replace_file(path, save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+    return path
+
+
+def _similar_classes(labels: tuple[str, ...]) -> dict[int, dict[int, float]]:
+    """``SIMILAR_EMOTIONS`` by indices of the run's classes."""
+    index = {label: number for number, label in enumerate(labels)}
+    return {
+        index[label]: {index[other]: share for other, share in mixture.items() if other in index}
+        for label, mixture in SIMILAR_EMOTIONS.items()
+        if label in index
+    }
+
+
+def _check_same_width(width: int, speech: PublicSpeech) -> None:
+    """Public and private features come from one extractor."""
+    other = speech.examples.features.shape[-1]
+    if other != width:
+        raise CorpusError(f"public features are {other} wide, the users' {width}; use one encoder")
+
+
+def merge_public_corpora(
+    labels: tuple[str, ...], corpora: Sequence[tuple[Sequence[Clip], Mapping[str, Tensor]]]
+) -> tuple[PublicSpeech, Tensor]:
+    """Put public corpora together.
+
+    Args:
+        labels: The run's classes; other emotions get -1.
+        corpora: For each corpus its clips and their features.
+
+    Returns:
+        The speech, and which utterances are neutral, shape (utterances,), bool.
+    """
+    index = {label: number for number, label in enumerate(labels)}
+    tensors: list[Tensor] = []
+    classes: list[int] = []
+    emotions: dict[str, int] = {}
+    spoken_emotions: list[int] = []
+    speakers: list[int] = []
+    neutral: list[bool] = []
+    known: dict[tuple[int, str], int] = {}
+    for number, (clips, features) in enumerate(corpora):
+        for clip in clips:
+            if clip.clip_id in features:
+                tensors.append(features[clip.clip_id])
+                spoken_emotions.append(emotions.setdefault(clip.emotion, len(emotions)))
+                classes.append(index.get(_nearest_emotion(clip.emotion, labels), -1))
+                speakers.append(known.setdefault((number, clip.speaker), len(known)))
+                neutral.append(clip.emotion == "neutral")
+    if not tensors:
+        raise CorpusError("the public corpora have no usable clip; name another one")
+    speech = PublicSpeech(
+        examples=stack_utterances(tensors, classes, max_frames=MAX_FRAMES),
+        emotions=torch.tensor(spoken_emotions, dtype=torch.int64),
+        speakers=torch.tensor(speakers, dtype=torch.int64),
+    )
+    return speech, torch.tensor(neutral)
+
+
+def _nearest_emotion(emotion: str, labels: tuple[str, ...]) -> str:
+    """Calm speech stands for neutral where the run does not tell them apart."""
+    return "neutral" if emotion == "calm" and "calm" not in labels else emotion

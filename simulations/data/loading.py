@@ -1,0 +1,244 @@
+"""What a run loads: the users' corpus behind its protocol, public corpora, and their features.
+
+Whatever cannot be used is refused with its way out, or left out, counted and reported.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from torch import Tensor
+
+from sottovoce.shared.errors import CorpusError, SettingError
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.features.registry import create_extractor
+from sottovoce.simulations.corpora.catalogue import open_corpus
+from sottovoce.simulations.corpora.corpus import Clip, Corpus
+from sottovoce.simulations.corpora.speaker_splits import (
+    NEUTRAL,
+    EvaluationProtocol,
+    apply_protocol,
+    check_classes,
+)
+from sottovoce.simulations.data.cached_features import fingerprint_features, load_cached_features
+from sottovoce.simulations.data.feature_extraction import Exclusion, FeatureTable, extract_features
+from sottovoce.simulations.scenario.scenario import FROZEN_ENCODER_MODELS, Scenario
+
+DEFAULT_PUBLIC_CORPUS = ("synthetic", "speakers=40,clips=20,seed=90210")
+"""Voices that the projection is fitted on where no corpus is declared public: synthetic."""
+
+PublicCorpus = tuple[Sequence[Clip], "PublicFeatures"]
+"""A public corpus's clips and features."""
+
+OnMessage = Callable[[str], None]
+OnProgress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedCorpus:
+    """A corpus behind its protocol, its features, and what was left out."""
+
+    protocol: EvaluationProtocol
+    feature_table: FeatureTable
+    exclusion_counts: Mapping[str, int]
+
+
+class PublicFeatures(Mapping[str, Tensor]):
+    """Features of a public corpus by clip, read when first asked for.
+
+    A run whose pretraining result is cached needs none.
+
+    Args:
+        fingerprint: All that decides them.
+        read: Reads them, and what is to be said of clips that were left out.
+    """
+
+    def __init__(self, fingerprint: str, read: Callable[[], FeatureTable]) -> None:
+        self.fingerprint = fingerprint
+        self._read = read
+        self._table: FeatureTable | None = None
+
+    @property
+    def feature_table(self) -> FeatureTable:
+        """All of them."""
+        if self._table is None:
+            self._table = self._read()
+        return self._table
+
+    def __getitem__(self, clip: str) -> Tensor:
+        return self.feature_table.features[clip]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.feature_table.features)
+
+    def __len__(self) -> int:
+        return len(self.feature_table.features)
+
+
+def cache_folder() -> Path:
+    """Where features are kept between runs: ``$SOTTOVOCE_CACHE``, or the user's cache folder."""
+    named = os.environ.get("SOTTOVOCE_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
+
+
+def check_encoder(scenario: Scenario) -> None:
+    """Refuse features that the model cannot read, before any is computed.
+
+    Raises:
+        SettingError: The encoder is unknown, or gives frames where the model reads vectors, or the
+            other way round.
+    """
+    recipe, chosen = scenario.recipe, create_extractor(scenario.encoder)
+    frames = recipe.model not in FROZEN_ENCODER_MODELS or recipe.pooling != "none"
+    if chosen.is_framewise != frames:
+        gives, reads = ("frames", "one vector") if chosen.is_framewise else ("one vector", "frames")
+        raise SettingError(
+            f"encoder {scenario.encoder} gives {gives} and model {recipe.model} with pooling "
+            f"{recipe.pooling} reads {reads} an utterance; leave --encoder or --model out, or set "
+            "recipe.pooling in a scenario file"
+        )
+
+
+def load_corpus(
+    scenario: Scenario, cache: FeatureCache, on_message: OnMessage, on_progress: OnProgress
+) -> LoadedCorpus:
+    """Open the users' corpus, split its speakers, compute features."""
+    corpus = open_corpus(scenario.corpus, scenario.data)
+    for line in corpus.format_mapping():
+        on_message(f"label {line}")
+    for found in corpus.findings:
+        on_message(f"found: {found}")
+    chosen = apply_protocol(scenario.protocol or "default", corpus)
+    for found in chosen.findings:
+        on_message(f"{chosen.name}: {found}")
+    table = _load_features(chosen.corpus, scenario, cache, on_message, on_progress)
+    chosen = _without_unusable_clips(chosen, table)
+    if scenario.neutral_clips and NEUTRAL not in chosen.corpus.emotions:
+        raise SettingError(
+            f"enrolment is {scenario.enrolment} and corpus {corpus.name} has no neutral clip; it "
+            "must be none or all"
+        )
+    exclusions = dict(Counter(_fault_kind(entry) for entry in table.excluded)) | {
+        found.what: found.count for found in corpus.findings if "left out" in found.action
+    }
+    return LoadedCorpus(protocol=chosen, feature_table=table, exclusion_counts=exclusions)
+
+
+def _without_unusable_clips(chosen: EvaluationProtocol, table: FeatureTable) -> EvaluationProtocol:
+    """The protocol without the clips that have no features.
+
+    Raises:
+        CorpusError: A speaker has none left, or a fold has no clip of a class to train on.
+    """
+    usable = tuple(clip for clip in chosen.corpus.clips if clip.clip_id in table.features)
+    if len(usable) == len(chosen.corpus.clips):
+        return chosen
+    speakers = {clip.speaker for clip in usable}
+    silent = [name for name in chosen.corpus.speakers if name not in speakers]
+    if silent:
+        raise CorpusError(
+            f"no clip of {', '.join(silent[:5])} can be used; remove them from the corpus"
+        )
+    corpus = replace(chosen.corpus, clips=usable)
+    if len(corpus.emotions) < 2:
+        raise CorpusError(
+            f"corpus {corpus.name} has usable clips of one class only, {corpus.emotions[0]}; "
+            "recognition needs at least 2"
+        )
+    check_classes(corpus, chosen.folds)
+    return replace(chosen, corpus=corpus)
+
+
+_FAULT_KINDS = (
+    "cannot be read as audio",
+    "cannot be read",
+    "holds no samples",
+    "holds NaN or infinite samples",
+    "is longer than",
+    "peaks at",
+    "values that are not finite",
+    "silent",
+    "too short",
+)
+
+
+def _fault_kind(entry: Exclusion) -> str:
+    """The kind of fault, to count by; the full reason names the file."""
+    return next((fault for fault in _FAULT_KINDS if fault in entry.reason), "cannot be used")
+
+
+def _load_features(
+    corpus: Corpus,
+    scenario: Scenario,
+    cache: FeatureCache,
+    on_message: OnMessage,
+    on_progress: OnProgress,
+) -> FeatureTable:
+    """Features of a corpus, with an account of what was left out."""
+    before = cache.corrupt_count
+    table = load_cached_features(corpus.clips, scenario.encoder, cache)
+    damaged = cache.corrupt_count - before
+    if table is None:
+        table = extract_features(
+            corpus.clips,
+            scenario.encoder,
+            cache,
+            workers=max(scenario.workers, os.cpu_count() or 1),
+            on_progress=lambda done, total: on_progress(f"features of {corpus.name}", done, total),
+        )
+    for line in exclusion_messages(table):
+        on_message(line)
+    if damaged:
+        on_message(f"{damaged} damaged cache entries were computed again")
+    return table
+
+
+def exclusion_messages(table: FeatureTable) -> tuple[str, ...]:
+    """What to say of the clips that cannot be used."""
+    return tuple(f"left out: {entry.clip_id}: {entry.reason}" for entry in table.excluded)
+
+
+def load_public_corpora(
+    scenario: Scenario, loaded_corpus: LoadedCorpus, on_message: OnMessage, on_progress: OnProgress
+) -> list[PublicCorpus]:
+    """Open the public corpora; none for models that need none. Features come when asked for."""
+    if scenario.recipe.model not in FROZEN_ENCODER_MODELS:
+        return []
+    if not scenario.public:
+        on_message("no corpus is declared public: the projection is fitted on synthetic voices")
+    corpora: list[PublicCorpus] = []
+    for name, data in scenario.public or (DEFAULT_PUBLIC_CORPUS,):
+        corpus = open_corpus(name, data)
+        contents, fingerprint = fingerprint_features(corpus.clips, scenario.encoder)
+        _check_disjoint(name, loaded_corpus.feature_table, contents)
+        read = partial(_read_public, corpus, scenario, on_message, on_progress)
+        corpora.append((corpus.clips, PublicFeatures(fingerprint, read)))
+    return corpora
+
+
+def _read_public(
+    corpus: Corpus, scenario: Scenario, on_message: OnMessage, on_progress: OnProgress
+) -> FeatureTable:
+    """Features of a public corpus, by a cache opened for them."""
+    with FeatureCache(cache_folder()) as cache:
+        return _load_features(corpus, scenario, cache, on_message, on_progress)
+
+
+def _check_disjoint(name: str, users: FeatureTable, public: Mapping[str, str]) -> None:
+    """Refuse a public corpus that holds a user's recording, under whatever name.
+
+    Raises:
+        CorpusError: It holds some: what is learned from it would be no public fact.
+    """
+    own = {users.content_keys[clip]: clip for clip in users.features}
+    shared = [own[content] for content in public.values() if content in own]
+    if shared:
+        raise CorpusError(
+            f"{len(shared)} recordings of the users' corpus are in the public corpus {name} too "
+            f"({', '.join(shared[:3])}); no recording can be both: leave them out of one"
+        )

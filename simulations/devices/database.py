@@ -1,0 +1,264 @@
+"""One database for many simulated devices: every ledger, anchor and persistent vault blob.
+
+A device may be made anew for each message; what may not be forgotten in between lies here. What a
+slice of messages books is staged in memory and written in one synced transaction by
+:meth:`DeviceDatabase.commit`, which the engine calls before any reply of the slice leaves.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from sottovoce.shared.errors import LedgerError, PrivacyError
+from sottovoce.shared.privacy.hash_chain import Anchor
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.simulations.results.schema import Json
+
+_LOCK_TIMEOUT_S: Final = 60.0
+_MAX_STAGED_BYTES: Final = 2**26
+"""Bytes of recordings that are staged before they are written."""
+_TABLES: Final = """
+CREATE TABLE IF NOT EXISTS lines (
+    user INTEGER NOT NULL, n INTEGER NOT NULL, line BLOB NOT NULL, PRIMARY KEY (user, n)
+) STRICT, WITHOUT ROWID;
+CREATE TRIGGER IF NOT EXISTS lines_stay BEFORE UPDATE ON lines
+    BEGIN SELECT RAISE(ABORT, 'a ledger is only appended to'); END;
+CREATE TRIGGER IF NOT EXISTS lines_remain BEFORE DELETE ON lines
+    BEGIN SELECT RAISE(ABORT, 'a ledger is only appended to'); END;
+CREATE TABLE IF NOT EXISTS anchors (
+    user INTEGER PRIMARY KEY, releases INTEGER NOT NULL, head TEXT NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS kept (
+    user INTEGER NOT NULL, name TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (user, name)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS owners (
+    user INTEGER PRIMARY KEY, facts TEXT NOT NULL, clips BLOB NOT NULL
+) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT;
+"""
+
+
+class DeviceDatabase:
+    """The database, and what this process has staged for it.
+
+    Args:
+        path: The file; made if missing.
+        read_only: Whether it is only looked at.
+
+    Guarantees:
+        - When :meth:`commit` returns, all that was staged is on disk and synced; when it raises,
+          nothing of it is. A crash leaves all of a slice's lines or none.
+        - A line is written once: another line of the same number is refused, and so is a change.
+        - What is staged is seen by this process at once, by others once it is committed.
+
+    Raises:
+        PrivacyError: It cannot be used.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path: Final = path
+        self._lines: dict[int, list[tuple[int, bytes]]] = {}
+        self._anchors: dict[int, Anchor] = {}
+        self._vault_entries: dict[tuple[int, str], bytes] = {}
+        self._profiles: list[tuple[int, str, bytes]] = []
+        with self._convert_errors():
+            if read_only:
+                self._database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
+                return
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+            self._database = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = FULL")
+            self._database.executescript(_TABLES)
+
+    def close(self) -> None:
+        """Let go of the file; what was staged is forgotten."""
+        self._discard_staged()
+        self._database.close()
+
+    def merge_journal(self) -> None:
+        """Leave one file behind, once nobody else has it open."""
+        with self._convert_errors():
+            self._database.execute("PRAGMA journal_mode = DELETE")
+
+    def ledger_lines(self, user: int) -> list[bytes]:
+        """A user's ledger, first line to last."""
+        rows = self._read("SELECT line FROM lines WHERE user = ? ORDER BY n", user)
+        return [bytes(row[0]) for row in rows] + [line for _, line in self._lines.get(user, [])]
+
+    def stage_line(self, user: int, number: int, line: bytes) -> None:
+        """Stage a user's line of this number, from 0."""
+        self._lines.setdefault(user, []).append((number, line))
+
+    def ledger_anchor(self, user: int) -> Anchor | None:
+        """How far a user's ledger had come; None before its first line."""
+        if user in self._anchors:
+            return self._anchors[user]
+        rows = self._read("SELECT releases, head FROM anchors WHERE user = ?", user)
+        return Anchor(releases=rows[0][0], head=rows[0][1]) if rows else None
+
+    def stage_anchor(self, user: int, anchor: Anchor) -> None:
+        """Stage an anchor."""
+        self._anchors[user] = anchor
+
+    def vault_entries(self, user: int) -> dict[str, bytes]:
+        """The stored vault blobs of a user's device, by name."""
+        rows = self._read("SELECT name, value FROM kept WHERE user = ?", user)
+        values = {name: bytes(value) for name, value in rows}
+        return values | {
+            name: value for (own, name), value in self._vault_entries.items() if own == user
+        }
+
+    def committed_vault_entry(self, user: int, name: str) -> bytes | None:
+        """One stored vault blob of a user's device, once it is on disk."""
+        rows = self._read("SELECT value FROM kept WHERE user = ? AND name = ?", user, name)
+        return bytes(rows[0][0]) if rows else None
+
+    def stage_vault_entry(self, user: int, name: str, value: bytes) -> None:
+        """Stage a vault blob of a user's device."""
+        self._vault_entries[user, name] = value
+
+    def stage_device(self, user: int, profile: Mapping[str, object], features: bytes) -> None:
+        """Stage who owns a device, and its recordings as features; many are committed at once."""
+        self._profiles.append((user, json.dumps(profile, sort_keys=True), features))
+        if sum(len(entry[2]) for entry in self._profiles) > _MAX_STAGED_BYTES:
+            self.commit()
+
+    def device_profile(self, user: int) -> Json | None:
+        """Who owns a device, once it is on disk; None where there is none."""
+        rows = self._read("SELECT facts FROM owners WHERE user = ?", user)
+        return json.loads(rows[0][0]) if rows else None
+
+    def device_features(self, user: int) -> bytes:
+        """The recordings of a device, as features."""
+        return bytes(self._read("SELECT clips FROM owners WHERE user = ?", user)[0][0])
+
+    def commit(self) -> None:
+        """Bring what was staged to the disk, all of it or nothing.
+
+        Raises:
+            PrivacyError: It cannot be written; what was staged is forgotten.
+        """
+        profiles = self._profiles
+        lines = [(user, *line) for user, own in sorted(self._lines.items()) for line in own]
+        anchors = [(user, one.releases, one.head) for user, one in sorted(self._anchors.items())]
+        blobs = [(*key, value) for key, value in sorted(self._vault_entries.items())]
+        self._discard_staged()
+        if not (lines or anchors or blobs or profiles):
+            return
+        with self._transaction() as database:
+            database.executemany("INSERT INTO owners VALUES (?, ?, ?)", profiles)
+            database.executemany("INSERT INTO lines VALUES (?, ?, ?)", lines)
+            database.executemany("INSERT OR REPLACE INTO anchors VALUES (?, ?, ?)", anchors)
+            database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", blobs)
+
+    def write_round_notes(self, name: str, notes: Mapping[str, object]) -> None:
+        """Keep what is known of a round, in place of what was."""
+        with self._transaction() as database:
+            row = (name, json.dumps(notes, sort_keys=True))
+            database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", row)
+
+    def round_notes(self) -> dict[str, Json]:
+        """What :meth:`write_round_notes` kept."""
+        with self._convert_errors():
+            rows = self._database.execute("SELECT name, facts FROM rounds").fetchall()
+        return {name: json.loads(facts) for name, facts in rows}
+
+    def iterate_users(self) -> Iterator[int]:
+        """Everyone who has a ledger, rising; nobody is held in memory."""
+        last = -1
+        while rows := self._read("SELECT MIN(user) FROM lines WHERE user > ?", last):
+            if rows[0][0] is None:
+                return
+            last = int(rows[0][0])
+            yield last
+
+    def _read(self, query: str, *about: int | str) -> list[tuple[Any, ...]]:
+        """Rows about one user."""
+        with self._convert_errors():
+            return self._database.execute(query, about).fetchall()
+
+    def _discard_staged(self) -> None:
+        """Drop what was staged."""
+        self._lines, self._anchors, self._vault_entries = {}, {}, {}
+        self._profiles = []
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """All of it or nothing, synced."""
+        with self._convert_errors():
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+            except BaseException:
+                self._database.execute("ROLLBACK")
+                raise
+            self._database.execute("COMMIT")
+
+    @contextmanager
+    def _convert_errors(self) -> Iterator[None]:
+        """Errors of the database as our own."""
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise PrivacyError(
+                f"the devices' database {self.path} cannot be used ({error}); free some space "
+                "or restore the file: nothing leaves a device before its ledger is written"
+            ) from error
+
+
+class DatabaseAnchor:
+    """A ledger's anchor in the database (see ``shared.privacy.hash_chain.AnchorStore``).
+
+    It shows lines that were dropped at a ledger's end. Whoever can change the database can change
+    both; a simulated population has nobody to protect from that.
+    """
+
+    def __init__(self, database: DeviceDatabase, user: int) -> None:
+        self._database, self._user = database, user
+
+    def read(self) -> Anchor | None:
+        """See ``AnchorStore.read``."""
+        found = self._database.ledger_anchor(self._user)
+        if found is None and self._database.ledger_lines(self._user):
+            raise LedgerError(
+                f"the anchor of user {self._user} is gone; restore {self._database.path.name}"
+            )
+        return found
+
+    def write(self, anchor: Anchor) -> None:
+        """See ``AnchorStore.write``; on disk with the line that it anchors, or not at all."""
+        self._database.stage_anchor(self._user, anchor)
+
+
+class DatabaseLedger(Ledger):
+    """One user's ledger in the database: the same lines, the same chain, the same accounting.
+
+    Args:
+        database: Where it is.
+        user: Whose it is, by index.
+        owner: Whose it is, by name.
+
+    Guarantees:
+        - As ``Ledger``, but that a line is on disk when :meth:`DeviceDatabase.commit` returns,
+          which is before a reply leaves and not before its release is computed.
+    """
+
+    def __init__(
+        self, database: DeviceDatabase, user: int, *, owner: str, read_only: bool = False
+    ) -> None:
+        self._database, self._user = database, user
+        anchor_store = DatabaseAnchor(database, user)
+        super().__init__(database.path, owner=owner, anchor_store=anchor_store, read_only=read_only)
+
+    def _load(self) -> bytes:
+        """See ``Ledger``; a transaction leaves no torn lines."""
+        return b"".join(self._database.ledger_lines(self._user))
+
+    def _write_line(self, line: bytes) -> None:
+        """See ``Ledger``."""
+        self._database.stage_line(self._user, len(self.releases), line)

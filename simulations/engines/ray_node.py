@@ -1,0 +1,45 @@
+"""What a node of a Ray cluster finds where it is; imports little, for each node does it first."""
+
+import hashlib
+from importlib import metadata
+from pathlib import Path
+from typing import Final
+
+_LIBRARIES: Final = ("torch", "flwr", "opacus", "numpy")
+
+
+def probe_node(folder: str, token: str, node_id: str) -> tuple[str, dict[str, str]]:
+    """Copy a file of the driver's; what was wrong, and what code runs here.
+
+    Args:
+        folder: The folder that all nodes share.
+        token: The file in it that the driver wrote.
+        node_id: What the copy's name ends in.
+    """
+    shared = Path(folder)
+    try:
+        replace_text(shared / f"{token}-{node_id}", (shared / token).read_text())
+    except OSError as error:
+        return error.strerror or str(error), {}
+    return "", code_versions()
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file as devices do: beside it, and then in its place."""
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def code_versions() -> dict[str, str]:
+    """What must be the same wherever a device is run: the code of devices, and its libraries."""
+    from sottovoce import client, shared
+
+    digest = hashlib.sha256()
+    for room in (shared, client):
+        for root in map(Path, room.__path__):
+            for path in sorted(root.rglob("*.py")):
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+                digest.update(path.read_bytes() + b"\0")
+    found = {name: metadata.version(name) for name in _LIBRARIES}
+    return {"sottovoce": digest.hexdigest()[:12], **found}

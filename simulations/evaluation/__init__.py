@@ -1,0 +1,1 @@
+"""Predictions of test users, and every figure computed from them."""

@@ -1,0 +1,218 @@
+"""Other enrolments replayed on finished models: their effect on test speakers.
+
+A run folder keeps model, projection and public statistics of every fold, and the cache keeps
+features. So any enrolment can be tried on test speakers without training again, with the code that
+devices run.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sottovoce.server.federation import checkpoint
+from sottovoce.shared import calibration
+from sottovoce.shared.calibration import HeadPrior
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.models.network import Network
+from sottovoce.shared.models.parameters import load_parameters
+from sottovoce.shared.models.projection import PublicProjection, normalise_and_mask
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.speaker import neutral_direction, normalisation, unlabelled_adaptation
+from sottovoce.shared.speaker.normalisation import SpeakerStatistics
+from sottovoce.shared.speaker.unlabelled_adaptation import MeanPosterior
+from sottovoce.simulations.corpora.catalogue import open_corpus
+from sottovoce.simulations.corpora.corpus import Clip
+from sottovoce.simulations.corpora.speaker_splits import EvaluationProtocol, Fold, apply_protocol
+from sottovoce.simulations.data.feature_extraction import extract_features
+from sottovoce.simulations.data.loading import cache_folder
+from sottovoce.simulations.evaluation import personalisation
+from sottovoce.simulations.results.path_names import folder_name
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoldModel:
+    """One fold's finished model.
+
+    Attributes:
+        labels: Emotions in the order of the classes.
+        network: The shared model, ready to predict.
+        projection: The public projection.
+        centre: Mean of the training users' projected rows, shape (inputs,).
+        speaker_statistics: How public speakers differ.
+        prior: Where heads start.
+        neutral_direction: Direction of neutral speech, shape (inputs,); None where the model has
+            none.
+    """
+
+    labels: tuple[str, ...]
+    network: Network
+    projection: PublicProjection
+    centre: Tensor
+    speaker_statistics: SpeakerStatistics
+    prior: HeadPrior
+    neutral_direction: Tensor | None
+
+    def predict_logits(self, rows: Tensor, mean: Tensor) -> Tensor:
+        """Logits (utterances, classes), float64, of centred rows less a speaker mean."""
+        return self.logits_and_coordinates(rows, mean)[0]
+
+    def logits_and_coordinates(self, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same, and coordinates in the prior's basis, where it has one."""
+        single = torch.ones(len(rows), dtype=torch.int64)
+        inputs = normalise_and_mask(rows, mean, single, row_norm=self.projection.row_norm)
+        logits, coordinates = self.prior.logits_and_coordinates(self.network, inputs, single)
+        return logits.double(), coordinates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class EvaluatedSpeaker:
+    """A test speaker under one fold's model.
+
+    Attributes:
+        clips: All clips.
+        labels: Shape (clips,), int64.
+        features: Projected rows less the centre, shape (clips, inputs).
+        fold: Name of the fold.
+        model: Its model.
+    """
+
+    clips: tuple[Clip, ...]
+    labels: Tensor
+    features: Tensor
+    fold: str
+    model: FoldModel
+
+    @property
+    def name(self) -> str:
+        """Who."""
+        return self.clips[0].speaker
+
+    def neutral_mean(self, indices: Sequence[int]) -> Tensor:
+        """The mean from clips known to be neutral, shape (inputs,); zeros without any."""
+        rows, model = self.features[list(indices)], self.model
+        return normalisation.estimate_mean(
+            rows, model.speaker_statistics, is_neutral=True, direction=model.neutral_direction
+        )
+
+    def plain_mean(self, indices: Sequence[int]) -> Tensor:
+        """The plain mean of unlabelled clips, shape (inputs,)."""
+        return normalisation.estimate_mean(
+            self.features[list(indices)], self.model.speaker_statistics, is_neutral=False
+        )
+
+    def unlabelled_mean(
+        self, indices: Sequence[int], neutral_indices: Sequence[int] = ()
+    ) -> Tensor:
+        """The mean from unlabelled clips of any class mix, and some known to be neutral."""
+        model = self.model
+        posterior = unlabelled_adaptation.initial_posterior(
+            self.features[list(neutral_indices)], model.speaker_statistics, model.neutral_direction
+        )
+        logits = model.predict_logits(self.features[list(indices)], posterior.mean)
+        neutral = torch.softmax(logits, 1)[:, neutral_direction.neutral_mask(model.labels)].sum(1)
+        return self._estimate_mean(indices, neutral, posterior)
+
+    def oracle_unlabelled_mean(self, indices: Sequence[int]) -> Tensor:
+        """The same with known neutral clips: what is lost then is not in estimating the mix."""
+        neutral = neutral_direction.neutral_mask(
+            [self.clips[index].emotion for index in indices]
+        ).double()
+        posterior = unlabelled_adaptation.initial_posterior(
+            self.features[[]], self.model.speaker_statistics
+        )
+        return self._estimate_mean(indices, neutral, posterior)
+
+    def _estimate_mean(
+        self, indices: Sequence[int], neutral: Tensor, posterior: MeanPosterior
+    ) -> Tensor:
+        """The mean, from each clip's probability of being neutral."""
+        return unlabelled_adaptation.adapt_mean(
+            self.features[list(indices)],
+            neutral,
+            posterior,
+            self.model.speaker_statistics,
+            uniform_share=unlabelled_adaptation.uniform_neutral_share(self.model.labels),
+            direction=self.model.neutral_direction,
+        )
+
+    def predict_probabilities(
+        self, scored: Sequence[int], mean: Tensor, labelled: Sequence[int] = ()
+    ) -> Tensor:
+        """Probabilities under a mean and a head fitted on labelled clips, (scored, classes).
+
+        Without labelled clips the head is the prior's mean.
+        """
+        own, model = list(labelled), self.model
+        logits, coordinates = model.logits_and_coordinates(self.features, mean)
+        chosen = [
+            None if coordinates is None else coordinates[part] for part in (own, list(scored))
+        ]
+        head = calibration.fit_head_only(logits[own], self.labels[own], model.prior, chosen[0])
+        return torch.softmax(calibration.calibrate_logits(head, logits[list(scored)], chosen[1]), 1)
+
+
+def load_protocol(run: Path, corpora: Path) -> EvaluationProtocol:
+    """The protocol of a finished run; errors as in ``personalisation.load_speakers``."""
+    config = personalisation.read_config(run)
+    return apply_protocol(
+        config["protocol"], open_corpus(config["corpus"], corpora / config["corpus"])
+    )
+
+
+def load_speakers(run: Path, corpora: Path) -> Iterator[EvaluatedSpeaker]:
+    """All test speakers of a finished run.
+
+    Args:
+        run: The run folder.
+        corpora: The folder in which the corpora lie under their names.
+
+    Raises:
+        ModelError: What the run kept is damaged.
+        CorpusError: The corpus is not there.
+    """
+    tested, encoder = load_protocol(run, corpora), str(personalisation.read_config(run)["encoder"])
+    with FeatureCache(cache_folder()) as cache:
+        table = extract_features(tested.corpus.clips, encoder, cache)
+    by_speaker = tested.corpus.clips_by_speaker()
+    for fold in tested.folds:
+        model = _load_model(run, fold)
+        for name in fold.test:
+            clips = tuple(clip for clip in by_speaker[name] if clip.clip_id in table.features)
+            rows = torch.stack([table.features[clip.clip_id] for clip in clips])
+            yield EvaluatedSpeaker(
+                clips=clips,
+                labels=torch.tensor([model.labels.index(clip.emotion) for clip in clips]),
+                features=model.projection.project_features(rows) - model.centre,
+                fold=fold.name,
+                model=model,
+            )
+
+
+def _load_model(run: Path, fold: Fold) -> FoldModel:
+    """The model that a fold released."""
+    folder = run / "checkpoints" / folder_name(fold.name)
+    # Read by hand: the plan of an older release has another schema, but the same model.
+    job: dict[str, Any] = json.loads((folder / "server" / "job.json").read_text())
+    plan = json.loads(job["plan"])
+    public = load_file(folder / "server" / "public.safetensors")
+    released = checkpoint.load_released_model(folder / "server")[0]
+    network = build_network(ModelSpec.from_dict(plan["model"]), seed=0).eval()
+    load_parameters(network, released["weights"])
+    labels = tuple(plan["labels"])
+    return FoldModel(
+        labels=labels,
+        network=network,
+        projection=PublicProjection(
+            mean=public["mean"], matrix=public["matrix"], row_norm=float(job["length"])
+        ),
+        centre=released["centre"],
+        speaker_statistics=SpeakerStatistics.from_tensors(public),
+        prior=personalisation.load_head_prior(run, folder, len(labels))[0],
+        neutral_direction=released.get("neutral"),
+    )

@@ -1,0 +1,87 @@
+"""The result of a fold: scores of its test clips, and the head hashes of its ledgers."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from sottovoce.server.federation import checkpoint
+from sottovoce.shared.errors import ModelError
+from sottovoce.simulations.evaluation.predictions import Predictions
+from sottovoce.simulations.results.schema import Json
+
+SCORE_COLUMNS = ("before", "after", "labels", "labelled")
+SET_COLUMNS = ("covered", "sizes")
+"""Where there are sets; runs of earlier releases have none."""
+
+COORDINATES_COLUMN = "coordinates"
+"""Coordinates of clips in the basis of the heads, where there is one."""
+
+_FACTS, _SCORES = "outcome.json", "outcome.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FoldResult:
+    """The result of a fold.
+
+    Attributes:
+        predictions: Scores of all test clips but neutral enrolment ones, without heads.
+        personalised: Scores before and after heads, without the labelled enrolment clips; None
+            without heads.
+        learning_curve: (round, UAR) after each round.
+    """
+
+    predictions: Predictions
+    personalised: Predictions | None
+    learning_curve: list[tuple[int, float]]
+
+    @property
+    def final_uar(self) -> float:
+        """UAR on the fold's test users, for display only."""
+        return self.learning_curve[-1][1] if self.learning_curve else math.nan
+
+
+def write_result(folder: Path, facts: Json, scores: Mapping[str, Tensor]) -> None:
+    """Write a fold's scores; the facts last: a result is there once its facts are."""
+    checkpoint.replace_file(folder / _SCORES, save(dict(scores)))
+    checkpoint.replace_file(folder / _FACTS, json.dumps(facts).encode())
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a fold has ended."""
+    return (folder / _FACTS).is_file()
+
+
+def read_result(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
+    """What :func:`write_result` wrote.
+
+    Args:
+        folder: The fold's.
+
+    Returns:
+        Facts (``clips``, ``curve``, heads of ``ledgers``) and scores by column.
+
+    Raises:
+        ModelError: The files are damaged, or belong to other clips.
+    """
+    try:
+        facts = json.loads((folder / _FACTS).read_text())
+        tensors = load_file(folder / _SCORES)
+        more = [name for name in (*SET_COLUMNS, COORDINATES_COLUMN) if name in tensors]
+        scores = {name: tensors[name].numpy() for name in (*SCORE_COLUMNS, *more)}
+        if {len(column) for column in scores.values()} != {len(facts["clips"])}:
+            raise ValueError("columns of different lengths")
+        facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]
+        facts["ledgers"] = dict(facts["ledgers"])
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise ModelError(
+            f"the scores in {folder} are damaged ({error}); remove "
+            "that folder and go on with --resume: this fold is trained again"
+        ) from error
+    return facts, scores

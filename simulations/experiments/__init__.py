@@ -1,0 +1,1 @@
+"""Experiments behind docs/results: one module a page, run by ``sottovoce reproduce NAME``."""

@@ -1,0 +1,226 @@
+"""Accuracy and calibration of the claimed protocols: docs/results/accuracy.md.
+
+    sottovoce reproduce accuracy --corpora ../shared/corpora --runs runs/results
+
+A run that is there already is not run again; one that was interrupted goes on. Lines without runs
+stay as they were.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sottovoce.simulations.experiments.commands import run_command
+
+PUBLIC: Mapping[str, tuple[str, ...]] = {
+    "ravdess8-6fold": ("cremad",),
+    "cremad4-5fold": ("ravdess",),
+    "emodb7-loso": ("cremad", "ravdess"),
+}
+ENROLMENTS = ("all", "neutral:5", "none")
+UNITS = ("utterance", "none")
+DEFAULT_EPSILON = 8.0
+USER_LEVEL_RUNS = (("utterance", 4.0), ("user", 8.0), ("user", 4.0), ("both", 8.0), ("both", 4.0))
+END_TO_END = ("cnn-attention", "tcn", "bilstm-attention")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResultLine:
+    """One line of the table: a scenario and its seeds."""
+
+    protocol: str
+    unit: str
+    enrolment: str
+    seeds: tuple[int, ...]
+    epsilon: float = DEFAULT_EPSILON
+    secure: bool = False
+    model: str = ""
+    baselines: str = ""
+
+    @property
+    def corpus_name(self) -> str:
+        """The users' corpus."""
+        return "".join(filter(str.isalpha, self.protocol.split("-")[0]))
+
+    def run_name(self, seed: int) -> str:
+        """Folder of one seed's run."""
+        epsilon = "" if self.epsilon == DEFAULT_EPSILON else f"eps{self.epsilon:g}"
+        enrolment = self.enrolment.replace(":", "")
+        unit = f"{self.unit}-secure" if self.secure else self.unit
+        parts = (self.protocol, self.model, unit, epsilon, enrolment, str(seed))
+        return "-".join(part for part in parts if part)
+
+    def build_command(self, seed: int, corpora: str) -> list[str]:
+        """The command of one seed's run, without where it goes."""
+        words = ["sottovoce", "simulate", "--corpus", self.corpus_name]
+        words += ["--data", f"{corpora}/{self.corpus_name}", "--protocol", self.protocol]
+        if not self.model:
+            for public in PUBLIC[self.protocol]:
+                words += ["--public", f"{public}={corpora}/{public}"]
+        words += ["--unit", self.unit, *(["--secure-aggregation"] if self.secure else [])]
+        words += [] if self.epsilon == DEFAULT_EPSILON else ["--epsilon", f"{self.epsilon:g}"]
+        words += ["--enrolment", self.enrolment, "--seed", str(seed)]
+        words += ["--model", self.model] if self.model else []
+        return words + (["--baselines", self.baselines] if self.baselines else [])
+
+
+def list_result_lines() -> Iterator[ResultLine]:
+    """All lines, the quick ones first."""
+    for protocol in PUBLIC:
+        for unit in UNITS:
+            for enrolment in ENROLMENTS:
+                seeds = (0, 1, 2) if enrolment == "all" else (0,)
+                central = "central" if (unit, enrolment) == ("none", "all") else ""
+                yield ResultLine(
+                    protocol=protocol,
+                    unit=unit,
+                    enrolment=enrolment,
+                    seeds=seeds,
+                    baselines=central,
+                )
+    seeds = (0, 1, 2)
+    for protocol in ("cremad4-5fold", "ravdess8-6fold"):
+        for unit, epsilon in USER_LEVEL_RUNS:
+            yield ResultLine(
+                protocol=protocol, unit=unit, enrolment="all", seeds=seeds, epsilon=epsilon
+            )
+        yield ResultLine(protocol=protocol, unit="user", secure=True, enrolment="all", seeds=seeds)
+    for model in END_TO_END:
+        yield ResultLine(
+            protocol="ravdess8-6fold", unit="none", enrolment="all", seeds=(0,), model=model
+        )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then write the table."""
+    parser = argparse.ArgumentParser(
+        prog="sottovoce reproduce accuracy", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument("--corpora", default="../shared/corpora", help="folder of the corpora")
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
+    parser.add_argument("--out", type=Path, default=Path("docs/results"))
+    parser.add_argument("--only", default="", help="run only lines whose name contains this")
+    parser.add_argument("--table", action="store_true", help="write the table, run nothing")
+    arguments = parser.parse_args(argv)
+    failed = 0
+    for line_spec in () if arguments.table else list_result_lines():
+        for seed in line_spec.seeds:
+            if arguments.only in line_spec.run_name(seed):
+                failed += _run(line_spec, seed, arguments)
+    _write(arguments)
+    return 1 if failed else 0
+
+
+def _run(line_spec: ResultLine, seed: int, arguments: argparse.Namespace) -> int:
+    """One run, unless it is there."""
+    out = arguments.runs / line_spec.run_name(seed)
+    if (out / "run.json").is_file():
+        return 0
+    words = line_spec.build_command(seed, arguments.corpora)
+    print(" ".join(words), flush=True)
+    resume = ["--resume"] if (out / "config.toml").is_file() else []
+    return int(run_command([*words, "--out", str(out), "--quiet", *resume]) != 0)
+
+
+def _write(arguments: argparse.Namespace) -> None:
+    """The JSON and the page."""
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    path = arguments.out / "accuracy.json"
+    written = json.loads(path.read_text()) if path.exists() else []
+    known = {line["command"]: line for line in written}
+    found = [
+        _line(line_spec, arguments) or known.get(_command(line_spec, line_spec.seeds[0]))
+        for line_spec in list_result_lines()
+    ]
+    lines = [line for line in found if line]
+    path.write_text(json.dumps(lines, indent=1) + "\n")
+    (arguments.out / "accuracy.md").write_text(_page(lines))
+
+
+def _line(line_spec: ResultLine, arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """One line of the table from its runs."""
+    runs = [
+        json.loads(path.read_text())
+        for seed in line_spec.seeds
+        if (path := arguments.runs / line_spec.run_name(seed) / "run.json").is_file()
+    ]
+    if not runs:
+        return None
+    uars = [run["accuracy"]["uar"] for run in runs]
+
+    def mean(*keys: str) -> float:
+        values = []
+        for run in runs:
+            found: Any = run
+            for key in keys:
+                found = found[key]
+            values.append(found)
+        return statistics.fmean(values)
+
+    central = [run["baselines"]["central"]["uar"] for run in runs if run.get("baselines")]
+    return {
+        "protocol": line_spec.protocol,
+        "model": runs[0]["model"]["kind"],
+        "unit": line_spec.unit,
+        "secure": line_spec.secure,
+        "epsilon": runs[0]["privacy"]["epsilon"],
+        "delta": runs[0]["privacy"]["delta"],
+        "enrolment": line_spec.enrolment,
+        "seeds": list(line_spec.seeds[: len(runs)]),
+        "uar": statistics.fmean(uars),
+        "uar_sd": statistics.stdev(uars) if len(uars) > 1 else None,
+        "uar_per_seed": uars,
+        "uar_central": statistics.fmean(central) if central else None,
+        "worst_speaker": mean("fairness", "speaker", "worst"),
+        "labelled_clips_per_user": runs[0]["calibration"]["labelled_clips_per_user"],
+        "ece": [mean("calibration", "before", "ece"), mean("calibration", "after", "ece")],
+        "nll": [mean("calibration", "before", "nll"), mean("calibration", "after", "nll")],
+        "uar_heads": [mean("calibration", "uar", "before"), mean("calibration", "uar", "after")],
+        "wall_s": mean("timing", "wall_s"),
+        "command": _command(line_spec, line_spec.seeds[0]),
+    }
+
+
+def _command(line_spec: ResultLine, seed: int) -> str:
+    """The command of one seed's run, as the page gives it."""
+    return " ".join(line_spec.build_command(seed, "../shared/corpora"))
+
+
+def _page(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The table for people."""
+    head = (
+        "# Accuracy and calibration\n\n"
+        "Every line is the mean over its seeds of runs made by the command behind it; all are made "
+        "by\n`sottovoce reproduce accuracy`. UAR is pooled over folds, on speakers that training "
+        "never saw, without\nany label of theirs; ± is the standard deviation over seeds. Heads "
+        "are fitted on 5 labelled clips a user,\nwhich are not scored in the columns *before → "
+        "after*. Epsilon is for one utterance added or removed at\ndelta 1e-5 and holds against "
+        "the server, or for everything that one user has at delta 1e-3 and holds\nagainst those "
+        "who see the models, or for both, over a device's whole part in the run.\n\nRuns keep the "
+        "heads of the version that made them, and a later version draws other noise from the same\n"
+        "seed; [heads](heads.md) has today's heads on the same runs. The three "
+        "end-to-end lines are of an\nearlier version.\n\n"
+        "| protocol | model | hides one | epsilon | enrolment | seeds | UAR | central | "
+        f"ECE before → after | NLL | UAR with heads |\n|{'---|' * 11}\n"
+    )
+    rows = []
+    for line in lines:
+        unit = {"none": "–", "both": "utterance and user"}.get(line["unit"], line["unit"])
+        unit += ", secure sums" if line["secure"] else ""
+        epsilon = f"{line['epsilon']:g}" if line["epsilon"] else "no privacy"
+        deviation = f" ± {line['uar_sd']:.3f}" if line["uar_sd"] is not None else ""
+        central = f"{line['uar_central']:.3f}" if line["uar_central"] else ""
+        pairs = [f"{line[key][0]:.3f} → {line[key][1]:.3f}" for key in ("ece", "nll", "uar_heads")]
+        rows.append(
+            f"| {line['protocol']} | {line['model']} | {unit} | "
+            f"{epsilon} | {line['enrolment']} | "
+            f"{len(line['seeds'])} | {line['uar']:.3f}{deviation} | {central} | "
+            + " | ".join(pairs)
+            + " |\n"
+        )
+    commands = "".join(f"{line['command']}\n" for line in lines)
+    return f"{head}{''.join(rows)}\n## Commands\n\n```\n{commands}```\n"

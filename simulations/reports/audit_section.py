@@ -1,0 +1,78 @@
+"""The audit's section of privacy.html: what attacks on a run reached."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from sottovoce.simulations.reports.wording import format_number, format_percent
+
+Json = Mapping[str, Any]
+
+ATTACK_COLUMNS: Mapping[str, str] = {"as_run": "this run", "noise_off": "its privacy switched off"}
+_BOUNDS = {
+    "many_run": "one utterance, many trials",
+    "first_message": "one utterance, first message alone",
+    "last_message": "one utterance, last message alone",
+    "one_run": "one utterance, one trial with many canaries",
+    "many_run_user": "one user, many trials",
+}
+
+
+def build_audit_context(audit: Json) -> dict[str, Any]:
+    """What the template needs: heads of both tables and their rows."""
+    found = audit["attacks"]
+    return {
+        "attack_columns": [ATTACK_COLUMNS[name] for name in found],
+        "bound_rows": list(_bounds(audit)),
+        "attack_rows": list(_joined(found)),
+    }
+
+
+def _bounds(audit: Json) -> Iterator[list[str]]:
+    """Lower bounds on epsilon: what was attacked, how, how often, what it showed."""
+    for column, found in audit["attacks"].items():
+        for name, words in _BOUNDS.items():
+            if name in found:
+                bound = found[name]
+                yield [ATTACK_COLUMNS[column], words, _trials(bound), *_shown(bound)]
+    bound = audit.get("exact_normaliser_attack")
+    if bound:
+        words = "one utterance, if training used the exact mean of a user and booked nothing for it"
+        yield ["exact normaliser", words, _trials(bound), *_shown(bound)]
+
+
+def _trials(bound: Json) -> str:
+    """How often it was tried."""
+    return f"{format_number(bound['trials'])} trials" if "trials" in bound else "1 trial"
+
+
+def _shown(bound: Json) -> list[str]:
+    """The bound that supposes nothing, and the one for Gaussian mechanisms."""
+    return [format_number(bound["epsilon"]), format_number(bound.get("epsilon_gaussian"))]
+
+
+def _joined(found: Json) -> Iterator[list[str]]:
+    """One row an attack, one column for each way of running it."""
+    columns = [dict(_rates(one)) for one in found.values()]
+    for name in dict.fromkeys(name for column in columns for name in column):
+        yield [name, *(column.get(name, "–") for column in columns)]
+
+
+def _rates(found: Json) -> Iterator[tuple[str, str]]:
+    """Every rate of one column, by its name."""
+    for whose, member in found["membership"].items():
+        yield f"was this {whose} in it: AUC (½: blind)", format_number(member["auc"])
+        yield (
+            f"was this {whose} in it: found at 1\u202f% false alarms",
+            format_percent(member["tpr"]),
+        )
+    for kind, words in (("gender", "gender: UAR (½: blind)"), ("speaker", "name of the user")):
+        for rounds, parts in found.get(kind, {}).items():
+            for part, share in parts.items():
+                yield f"{words}, {_rounds_seen(rounds)}, {part}", format_number(share)
+    for batch, cosine in found["inversion"].items():
+        yield f"features from a batch of {batch}: cosine (0: blind)", format_number(cosine)
+
+
+def _rounds_seen(rounds: str) -> str:
+    """Rounds in words."""
+    return "1 round seen" if rounds == "1" else f"{rounds} rounds seen"

@@ -1,0 +1,148 @@
+"""The ledgers of a run for people: rows of tables, and checks that anybody can repeat."""
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import median
+from typing import Any
+
+from sottovoce.simulations.reports.wording import format_number
+
+Json = Mapping[str, Any]
+
+MAX_ROWS = 2_000  # a page of all the clients of a large population would not open
+_OPEN_ROWS = 200
+_TOLERANCE = 1e-6
+# Epsilon after a release may come from a faster, coarser accountant: some 4 % high.
+_COARSE_TOLERANCE = 0.06
+
+SERVER_NAME = "the server"
+
+
+def fold_accounts(fold: Json) -> dict[str, Json]:
+    """Every ledger of one fold, the server's included."""
+    server = fold.get("server")
+    return {**fold["clients"], **({SERVER_NAME: server} if server else {})}
+
+
+def fold_rows(folds: Sequence[Json]) -> list[list[str]]:
+    """Least, median and most epsilon of each fold's clients."""
+    rows = []
+    for fold in folds:
+        spent = [a["epsilon"] for a in fold_accounts(fold).values() if a["epsilon"] is not None]
+        if spent:
+            ends = [format_number(value) for value in (min(spent), median(spent), max(spent))]
+            rows.append([fold["name"], format_number(len(spent)), *ends])
+    return rows
+
+
+def release_rows(folds: Sequence[Json]) -> list[list[str]]:
+    """Releases by kind: how many, and the range of their settings."""
+    kinds: dict[str, list[Json]] = {}
+    for fold in folds:
+        for owner, account in fold_accounts(fold).items():
+            for release in account["releases"]:
+                kind = f"sum of {release['kind']}s" if owner == SERVER_NAME else release["kind"]
+                kinds.setdefault(kind.replace("ss", "s"), []).append(release)
+    settings = ("noise_multiplier", "clip_norm", "sample_rate", "steps")
+    return [
+        [
+            kind,
+            format_number(len(found)),
+            *(_range(release[key] for release in found) for key in settings),
+        ]
+        for kind, found in sorted(kinds.items())
+    ]
+
+
+def build_tables(folds: Sequence[Json]) -> list[dict[str, Any]]:
+    """One table a fold; in a very large one only the ledgers that spent most are listed."""
+    size = sum(len(fold_accounts(fold)) for fold in folds)
+    return [
+        {
+            "name": fold["name"],
+            "open": index == 0 or size <= _OPEN_ROWS,
+            "rows": [_row(client, account) for client, account in _listed(fold)],
+            "left": max(0, len(fold_accounts(fold)) - MAX_ROWS),
+        }
+        for index, fold in enumerate(folds)
+    ]
+
+
+def check_claims(privacy: Json) -> list[tuple[bool, str]]:
+    """What the file claims, checked against itself; empty where nothing was promised."""
+    accounts = [a for fold in privacy["folds"] for a in fold_accounts(fold).values()]
+    if privacy["epsilon"] is None or not accounts:
+        return []
+    size = f"{len(accounts):,} ledgers" if len(accounts) > 1 else "1 ledger"
+    return [
+        (all(_within(account) for account in accounts), f"No client passed its budget ({size})."),
+        (all(_rising(account) for account in accounts), "In no ledger does ε fall."),
+        (
+            all(_last(account) for account in accounts),
+            "Every client's ε agrees with that booked at its ledger's last release.",
+        ),
+        (
+            all(_at_most(account["delta"], account["budget"]["delta"]) for account in accounts),
+            "No client's δ is above its budget's.",
+        ),
+    ]
+
+
+def _row(client: str, account: Json) -> dict[str, Any]:
+    """One ledger's line."""
+    limit, spent = account["budget"]["epsilon"], account["epsilon"]
+    kinds = Counter(release["kind"] for release in account["releases"])
+    used = round(100 * min(1.0, spent / limit), 1) if limit and spent is not None else None
+    return {
+        "client": client,
+        "epsilon": format_number(spent, 4),
+        "limit": format_number(limit),
+        "remaining": format_number(account["remaining"], 2),
+        "delta": format_number(account["delta"]),
+        "rounds": format_number(account["rounds"]),
+        "releases": ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items())),
+        "hash": account["ledger_sha256"],
+        "used": used,
+    }
+
+
+def _listed(fold: Json) -> list[tuple[str, Json]]:
+    """The ledgers a table lists, in the file's order unless there are too many."""
+    accounts = list(fold_accounts(fold).items())
+    if len(accounts) <= MAX_ROWS:
+        return accounts
+    return sorted(accounts, key=lambda one: -(one[1]["epsilon"] or 0))[:MAX_ROWS]
+
+
+def _range(values: Iterable[float | None]) -> str:
+    """One number, or the least and the most."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    low, high = format_number(min(known)), format_number(max(known))
+    return low if low == high else f"{low} to {high}"
+
+
+def _at_most(value: float | None, limit: float | None) -> bool:
+    """Not above the limit; where there is a limit, null passes nothing."""
+    return limit is None or (value is not None and value <= limit * (1 + _TOLERANCE))
+
+
+def _within(account: Json) -> bool:
+    """Spent no more than allowed."""
+    return _at_most(account["epsilon"], account["budget"]["epsilon"])
+
+
+def _rising(account: Json) -> bool:
+    """Epsilon after each release is at least that before it."""
+    after = [r["epsilon_after"] for r in account["releases"] if r["epsilon_after"] is not None]
+    return all(two >= one - _TOLERANCE for one, two in itertools.pairwise(after))
+
+
+def _last(account: Json) -> bool:
+    """The account's epsilon is that after its last release, computed at least as finely."""
+    after = [release["epsilon_after"] for release in account["releases"]]
+    if not after or after[-1] is None or account["epsilon"] is None:
+        return not after and not account["epsilon"]
+    return bool(abs(after[-1] - account["epsilon"]) <= _COARSE_TOLERANCE * max(after[-1], 1.0))

@@ -1,0 +1,78 @@
+"""The model card that travels with the weights: what the model is for, and what it is not for.
+
+Sections follow Mitchell et al., Model Cards for Model Reporting (2019).
+"""
+
+import re
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from sottovoce.simulations.reports import wording
+from sottovoce.simulations.reports.pages import TEMPLATE_FOLDER, known_groups
+from sottovoce.simulations.results.schema import Json, validate_run
+
+LICENCES = {
+    "ravdess": "CC BY-NC-SA 4.0: no commercial use",
+    "cremad": "ODbL 1.0, contents DbCL 1.0",
+    "emodb": "free for research; cite it",
+    "synthetic": "made by this software; Apache-2.0",
+}
+_UNRECORDED = "not recorded; ask whoever owns the recordings"
+_MARKS = re.compile(r"([\\`*_{}\[\]<>|#~])")
+
+
+def render_card(run: Json) -> str:
+    """Write MODEL_CARD.md for the model of a run.
+
+    Args:
+        run: Content of run.json. Where it says nothing of a licence, the corpora that this
+            software knows are named with theirs; for others the card says that it is unknown.
+
+    Returns:
+        Markdown with tables; names from the data are escaped.
+
+    Raises:
+        MessageError: Not a run of this schema.
+    """
+    checked = validate_run(run)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE_FOLDER),
+        autoescape=False,  # noqa: S701  (Markdown; names pass through "name", which escapes)
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters.update(
+        percent=wording.format_percent, number=wording.format_number, name=_name
+    )
+    return environment.get_template("card.md.j2").render(run=checked, **_context(checked))
+
+
+def _context(run: Json) -> dict[str, Any]:
+    """What the template needs besides the run."""
+    own = {run["corpus"]["name"]: run["corpus"].get("licence")}
+    trained = [run["corpus"]["name"], *run["model"]["public_corpora"]]
+    privacy = run["privacy"]
+    return {
+        "licences": [
+            (name, own.get(name) or LICENCES.get(name, _UNRECORDED))
+            for name in dict.fromkeys(trained)
+        ],
+        "promised": privacy["unit"] != "none" and privacy["epsilon"] is not None,
+        "promise": wording.summarise_promise(privacy),
+        "plain": wording.explain_promise(privacy),
+        "terms": [
+            (name, privacy[name.lower()])
+            for name in ("Neighbouring", "Sampling", "Accountant")
+            if privacy.get(name.lower())
+        ],
+        "chance": 1 / len(run["corpus"]["emotions"]),
+        "groups": known_groups(run["fairness"]),
+    }
+
+
+def _name(text: object) -> str:
+    """A name from the data as one line of Markdown that means nothing but itself."""
+    return _MARKS.sub(r"\\\1", " ".join(str(text).split())).replace("&", "&amp;")

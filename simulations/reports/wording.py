@@ -1,0 +1,135 @@
+"""The meaning of a privacy guarantee, for people who do not know differential privacy."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sottovoce.shared.errors import SettingError
+
+_WHO = {
+    "utterance": "Whoever sees everything that a device sends, the server included,",
+    "user": "Whoever sees every model that was released",
+    "both": "Whoever sees everything that a device sends, the server included,",
+}
+_DOUBT = {
+    "utterance": "and doubts whether one given recording was used, can become",
+    "user": "and doubts whether one given person's recordings were used, can become",
+    "both": "and doubts whether one given recording was used, can become",
+}
+_BUT = "starting from even odds, but for a chance of"
+_NO_PROMISE = (
+    "This run made no privacy promise: epsilon is unbounded, and what devices sent may reveal "
+    "their recordings. It shows what the task allows without privacy. Do not deploy it."
+)
+
+
+def format_percent(share: float | None, digits: int = 1) -> str:
+    r"""A share as a percentage, kept on one line; a dash where nothing was measured.
+
+    Example:
+        >>> format_percent(0.7312), format_percent(None)
+        ('73.1\u202f%', '–')
+    """
+    return "–" if share is None else f"{100 * share:.{digits}f}\u202f%"
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """A number with so many significant digits, whole numbers in full; a dash for None.
+
+    Example:
+        >>> format_number(7.9164), format_number(120_000), format_number(1e-05), format_number(None)
+        ('7.92', '120,000', '1e-5', '–')
+    """
+    if value is None:
+        return "–"
+    if float(value).is_integer() and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:.{digits}g}".replace("e-0", "e-")
+
+
+def format_signed(value: float) -> str:
+    """A change with its sign and three significant digits.
+
+    Example:
+        >>> format_signed(-0.01234), format_signed(0.5)
+        ('-0.0123', '+0.5')
+    """
+    return f"{value:+.3g}".replace("e-0", "e-")
+
+
+def format_chance(delta: float | None) -> str:
+    """A small chance as people say it.
+
+    Example:
+        >>> format_chance(1e-5), format_chance(0)
+        ('1 in 100,000', 'none')
+    """
+    if delta is None:
+        return "–"
+    return f"1 in {round(1 / delta):,}" if delta > 0 else "none"
+
+
+def attacker_certainty(epsilon: float) -> str:
+    r"""How sure an attacker at even odds can become under epsilon, at worst.
+
+    From the odds ratio e^epsilon (Kasiviswanathan & Smith, On the 'Semantics' of Differential
+    Privacy, 2014).
+
+    Example:
+        >>> attacker_certainty(1.0), attacker_certainty(8.0)
+        ('73.1\u202f%', '99.97\u202f%')
+    """
+    sure = 1 / (1 + math.exp(-epsilon))
+    if sure >= 0.9999:
+        return "more than 99.99\u202f%"
+    return format_percent(sure, 1 if sure < 0.999 else 2)
+
+
+def promise_strength(epsilon: float | None) -> str:
+    """One word for a promise, after the tiers of Ponomareva et al., How to DP-fy ML (2023)."""
+    if epsilon is None:
+        return "none"
+    if not epsilon >= 0:
+        raise SettingError(f"epsilon is {epsilon}; it must be 0 or above")
+    return "strong" if epsilon <= 1 else "moderate" if epsilon <= 10 else "weak"
+
+
+def summarise_promise(privacy: Mapping[str, Any]) -> str:
+    """The promise in one line, for a heading."""
+    if privacy["unit"] == "none" or privacy["epsilon"] is None:
+        return "no guarantee"
+    unit = {"both": "utterance and user"}.get(privacy["unit"], privacy["unit"])
+    return (
+        f"ε = {format_number(privacy['epsilon'])} per {unit}, δ = {format_number(privacy['delta'])}"
+    )
+
+
+def explain_promise(privacy: Mapping[str, Any]) -> list[str]:
+    """The promise in plain sentences.
+
+    Args:
+        privacy: Content of privacy.json, or the section "privacy" of run.json.
+    """
+    epsilon, unit = privacy["epsilon"], privacy["unit"]
+    if unit == "none" or epsilon is None:
+        return [_NO_PROMISE]
+    sure, chance = attacker_certainty(epsilon), format_chance(privacy["delta"])
+    sentences = [f"{_WHO[unit]} {_DOUBT[unit]} at most {sure} sure of it, {_BUT} {chance}."]
+    user = privacy.get("user") or {}
+    if unit == "both" and user.get("epsilon") is not None:
+        sure, chance = attacker_certainty(user["epsilon"]), format_chance(user["delta"])
+        sentences.append(
+            f"{_WHO['user']} {_DOUBT['user']} at most {sure} sure of it, {_BUT} {chance}."
+        )
+    sentences.append(
+        f"As a worst-case bound, ε = {format_number(epsilon)} is {promise_strength(epsilon)}: "
+        "smaller is stronger, and below 1 is strong. It holds against any attack, also one not yet "
+        "invented."
+    )
+    if unit != "user":
+        who = "" if unit == "utterance" else " against those who see what a device sends"
+        sentences.append(
+            "It is made for one recording. A person is known by many, and what all recordings of "
+            f"one person have in common is protected far less, or not at all{who}."
+        )
+    return sentences

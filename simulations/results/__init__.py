@@ -1,0 +1,1 @@
+"""A run's records: their schemas, run.json and privacy.json."""

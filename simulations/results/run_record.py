@@ -1,0 +1,287 @@
+"""From scored predictions to the sections of run.json.
+
+A run hands over :class:`Predictions` tables; everything here is a pure function of them.
+Accuracy and fairness are those of the table's ``after`` column: the run puts the shared
+model's probabilities there, without any label of the user, and the users' heads only for
+calibration. Keys follow the run folder's schema (:mod:`sottovoce.simulations.results.schema`).
+"""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from sottovoce.shared import seeding
+from sottovoce.simulations.evaluation import bootstrap, calibration, metrics
+from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
+from sottovoce.simulations.evaluation.predictions import (
+    AGE_BANDS,
+    UNKNOWN,
+    Predictions,
+    age_band,
+    concatenate_predictions,
+    natural_sort_key,
+)
+from sottovoce.simulations.results.schema import (
+    SCHEMA_VERSION,
+    Json,
+    to_plain_json,
+    validate_privacy,
+    validate_run,
+    write_json,
+)
+
+__all__ = [
+    "Predictions",
+    "accuracy_section",
+    "assemble_run_record",
+    "calibration_section",
+    "concatenate_predictions",
+    "fairness_section",
+    "learning_curve",
+    "privacy_section",
+    "validate_privacy",
+    "validate_run",
+    "write_json",
+]
+
+_COVERAGES = np.arange(1, 21) / 20
+
+
+def accuracy_section(scored: Predictions, *, seed: int, curve: Sequence[Json] = ()) -> Json:
+    """The section "accuracy".
+
+    Args:
+        scored: Predictions of all folds.
+        seed: The run's seed; the interval over speakers is drawn from it.
+        curve: What :func:`learning_curve` gave; empty where nothing was scored during training.
+    """
+    speakers = scored.confusion_by_group(scored.speakers)
+    total = np.sum(list(speakers.values()), axis=0)
+    draws = seeding.numpy_rng(seed, "record", "uar interval")
+    sure = bootstrap.uar_interval(np.stack(list(speakers.values())), draws)
+    raw = scored.confusion_without_heads()
+    return {
+        "uar": metrics.uar(total),
+        "uar_interval": [sure.low, sure.high],
+        "wa": metrics.weighted_accuracy(total),
+        "macro_f1": metrics.macro_f1(total),
+        "per_emotion": dict(
+            zip(scored.emotions, metrics.class_recalls(total).tolist(), strict=True)
+        ),
+        "confusion": total.tolist(),
+        "per_fold": [
+            {
+                "fold": fold,
+                "uar": metrics.uar(matrix),
+                "wa": metrics.weighted_accuracy(matrix),
+                "macro_f1": metrics.macro_f1(matrix),
+                "n": int(matrix.sum()),
+            }
+            for fold, matrix in scored.confusion_by_group(scored.folds).items()
+        ],
+        "per_speaker": {name: _rate(matrix) for name, matrix in speakers.items()},
+        "by_round": list(curve),
+        "before_heads": {"uar": metrics.uar(raw), "wa": metrics.weighted_accuracy(raw)},
+    }
+
+
+def learning_curve(folds: Mapping[str, Sequence[tuple[int, float]]]) -> list[Json]:
+    """Accuracy by round: per fold and their mean.
+
+    Args:
+        folds: For every fold its (round, UAR) points; folds may have been scored in other rounds.
+    """
+    points = {fold: dict(folds[fold]) for fold in sorted(folds, key=natural_sort_key)}
+    curve: list[Json] = []
+    for number in sorted({number for scored in points.values() for number in scored}):
+        here = {fold: scored[number] for fold, scored in points.items() if number in scored}
+        curve.append({"round": number, "uar": float(np.mean([*here.values()])), "per_fold": here})
+    return curve
+
+
+def calibration_section(scored: Predictions, *, seed: int = 0) -> Json:
+    """The section "calibration": errors before and after heads, their bins, and abstention.
+
+    Args:
+        scored: Predictions of all folds.
+        seed: The run's; intervals over users are drawn from it.
+    """
+    sets = calibration.evaluate_prediction_sets(scored, seed=seed)
+    curve = metrics.risk_coverage_curve(scored.after, scored.labels)
+    return {
+        "before": _errors(scored.before, scored.labels),
+        "after": _errors(scored.after, scored.labels),
+        "abstention": {
+            "coverage": _COVERAGES.tolist(),
+            "selective_accuracy": [curve.accuracy_at(float(share)) for share in _COVERAGES],
+            "aurc": curve.aurc,
+            "aurc_before": metrics.risk_coverage_curve(scored.before, scored.labels).aurc,
+        },
+        "reliability": {
+            "before": _bins(scored.before, scored.labels),
+            "after": _bins(scored.after, scored.labels),
+        },
+        "reliability_by_emotion": {
+            name: {"before": before, "after": after}
+            for name, before, after in zip(
+                scored.emotions,
+                *(_bins_by_class(rows, scored.labels) for rows in (scored.before, scored.after)),
+                strict=True,
+            )
+        },
+        "intervals": calibration.bootstrap_intervals(scored, seed=seed),
+        "per_speaker": calibration.metrics_by_speaker(scored),
+        **({"sets": sets} if sets else {}),
+    }
+
+
+def fairness_section(scored: Predictions) -> Json:
+    """The section "fairness": UAR by group, its gap between known groups, and over speakers."""
+    speakers = {
+        name: metrics.uar(m) for name, m in scored.confusion_by_group(scored.speakers).items()
+    }
+    rates = list(speakers.values())
+    worst = min(speakers, key=lambda name: speakers[name])
+    return {
+        "gender": _groups(scored, scored.genders),
+        "age": _groups(scored, [age_band(age) for age in scored.ages], order=AGE_BANDS),
+        "language": _groups(scored, scored.languages),
+        "speaker": {
+            "worst": speakers[worst],
+            "worst_speaker": worst,
+            "p10": metrics.percentile(rates, 10),
+            "median": metrics.percentile(rates, 50),
+            "gini": metrics.gini_coefficient(rates),
+        },
+    }
+
+
+def privacy_section(privacy: Mapping[str, Any], *, audit: float | None = None) -> Json:
+    """The section "privacy", from what privacy.json holds, so that the two cannot disagree.
+
+    A client that took part in several folds has one ledger in each. Each fold is an experiment of
+    its own; the client's line is that of the fold that spent most.
+
+    Args:
+        privacy: Content of privacy.json.
+        audit: Lower bound on epsilon that an audit measured; None when there was none.
+    """
+    spent: dict[str, Json] = {}
+    for fold in privacy["folds"]:
+        for client, account in fold["clients"].items():
+            if client not in spent or (account["epsilon"] or 0) > (spent[client]["epsilon"] or 0):
+                spent[client] = {key: account[key] for key in ("epsilon", "remaining", "rounds")}
+    accounts = [account for fold in privacy["folds"] for account in fold["clients"].values()]
+    servers = [fold["server"] for fold in privacy["folds"] if fold.get("server")]
+    promised = ("unit", "epsilon", "delta", "neighbouring", "sampling", "accountant")
+    section = {key: privacy[key] for key in (*promised, "noise_multiplier", "clip_norm")}
+    section["releases"] = sum(len(account["releases"]) for account in accounts + servers)
+    epsilons = [line["epsilon"] for line in spent.values() if line["epsilon"] is not None]
+    if servers:
+        terms = privacy.get("user") or privacy
+        worst = max(server["epsilon"] for server in servers)
+        section["user"] = {"epsilon": worst, "delta": terms["delta"]}
+    if epsilons:
+        here = section.setdefault("user" if privacy["unit"] == "user" else "utterance", {})
+        if privacy["unit"] == "user":
+            here.setdefault("epsilon", max(epsilons))
+        here.update(
+            epsilon_max=max(epsilons),
+            epsilon_median=median(epsilons),
+            per_client={name: spent[name] for name in sorted(spent, key=natural_sort_key)},
+        )
+    if audit is not None:
+        section["audit"] = {"epsilon_lower": audit}
+    return section
+
+
+def assemble_run_record(
+    *,
+    corpus: Json,
+    protocol: Json,
+    seed: int,
+    engine: str,
+    unit: str,
+    clients: int,
+    rounds: int,
+    model: Json,
+    accuracy: Json,
+    calibration: Json,
+    fairness: Json,
+    privacy: Json,
+    timing: Json,
+    baselines: Json | None = None,
+    exclusions: Mapping[str, int] | None = None,
+) -> Json:
+    """Put run.json together, in the schema's order, and check it.
+
+    Raises:
+        MessageError: A section that breaks the schema.
+    """
+    run: Json = {
+        "schema": SCHEMA_VERSION,
+        "corpus": corpus,
+        "protocol": protocol,
+        "seed": seed,
+        "engine": engine,
+        "unit": unit,
+        "clients": clients,
+        "rounds": rounds,
+        "model": model,
+        "accuracy": accuracy,
+        **({"baselines": baselines} if baselines else {}),
+        "calibration": calibration,
+        "fairness": fairness,
+        "privacy": privacy,
+        "timing": timing,
+        **({"exclusions": dict(exclusions)} if exclusions else {}),
+    }
+    return validate_run(to_plain_json(run))
+
+
+def _rate(matrix: CountArray) -> Json:
+    """UAR and size of one speaker or group."""
+    return {"uar": metrics.uar(matrix), "n": int(matrix.sum())}
+
+
+def _errors(probabilities: FloatArray, labels: CountArray) -> Json:
+    """Calibration errors of one set of probabilities."""
+    return {
+        "ece": metrics.ece(probabilities, labels),
+        "classwise_ece": metrics.classwise_ece(probabilities, labels),
+        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "brier": metrics.brier_score(probabilities, labels),
+    }
+
+
+def _bins(probabilities: FloatArray, labels: CountArray) -> list[Json]:
+    """The reliability diagram's points."""
+    return _points(metrics.reliability_bins(probabilities, labels))
+
+
+def _bins_by_class(probabilities: FloatArray, labels: CountArray) -> list[list[Json]]:
+    """The same for each class's probability."""
+    return [_points(bins) for bins in metrics.classwise_reliability_bins(probabilities, labels)]
+
+
+def _points(bins: metrics.ReliabilityBins) -> list[Json]:
+    """Bins as plain numbers."""
+    return [
+        {"count": count, "confidence": sure / count, "accuracy": right / count}
+        for count, sure, right in zip(bins.count, bins.confidence, bins.correct, strict=True)
+    ]
+
+
+def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] = ()) -> Json:
+    """UAR by group; the gap is between known groups, null where there are fewer than two."""
+    names = [name or UNKNOWN for name in names] or [UNKNOWN] * len(scored.clips)
+    speakers: dict[str, set[str]] = {}
+    for name, speaker in zip(names, scored.speakers, strict=True):
+        speakers.setdefault(name, set()).add(speaker)
+    found = scored.confusion_by_group(names)
+    listed = [name for name in order if name in found] or list(found)
+    groups = {name: {**_rate(found[name]), "speakers": len(speakers[name])} for name in listed}
+    known = [group["uar"] for name, group in groups.items() if name != UNKNOWN]
+    return {"groups": groups, "gap": metrics.best_worst_gap(known) if len(known) > 1 else None}

@@ -1,0 +1,1 @@
+"""A simulated run, from a scenario to its folder."""

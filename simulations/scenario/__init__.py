@@ -1,0 +1,1 @@
+"""A scenario: everything that decides a simulated run."""

@@ -1,0 +1,1 @@
+"""A second opinion on every claim of a finished run."""

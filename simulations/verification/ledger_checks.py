@@ -1,0 +1,285 @@
+"""Accounts of ``privacy.json`` compared with their ledgers: every difference is named.
+
+What an account should list is written down anew here, not asked of ``privacy_record``, which wrote
+it: a fault there would otherwise agree with itself.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeGuard
+
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
+from sottovoce.simulations.results.schema import Json
+
+PLD_TOLERANCE = 1e-6
+"""Most that the same accountant may differ from itself: ``privacy.json`` keeps ten digits."""
+
+PRV_TOLERANCE = 0.05
+"""Most that two accountants may differ; each errs on the high side by its own discretisation."""
+
+_CONSEQUENCES: Final[Mapping[str, str]] = {
+    "kind": "readers see another release than was booked",
+    "mechanism": "readers see a protection that was not booked",
+    "round": "readers see another round than was booked",
+    "noise_multiplier": "readers see noise that was not booked",
+    "sample_rate": "readers see a sampling that was not booked",
+    "steps": "readers see more or fewer steps than were booked",
+    "clip_norm": "readers see a bound that was not booked",
+    "noised_by": "readers trust somebody else than who was booked for the noise",
+    "bands": "readers see noise correlated otherwise than was booked",
+    "spacing": "readers see a separation of rounds that was not booked",
+}
+"""Every key of a listed release but its epsilon, and what it means where it is not the ledger's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AccountedLedger:
+    """A ledger, and what ``privacy.json`` says of it.
+
+    Attributes:
+        path: The ledger's file.
+        fold: Which fold.
+        client: Whose.
+        account: What ``privacy.json`` lists.
+        unit: Whose presence the account's epsilon is about.
+        guarantee: What that unit is promised.
+        user_guarantee: What a user is promised besides; None where the account is the user's, or
+            nothing is.
+        run_suffix: How the name ends of the run that the ledger's releases are booked for.
+        tuning: How many runs are charged for, and what they are said to cost together; None where
+            the account's unit is charged for one.
+        is_private: Whether anything is promised at all.
+    """
+
+    path: Path
+    fold: str
+    client: str
+    account: Json
+    unit: PrivacyUnit
+    guarantee: Json
+    user_guarantee: Json | None
+    run_suffix: str
+    tuning: tuple[int, float | None] | None
+    is_private: bool
+
+
+def ledger_mismatches(
+    ledger: Ledger, accounted: AccountedLedger, pld: float, prv: float
+) -> Iterator[str]:
+    """What does not agree, in words with both numbers.
+
+    Args:
+        ledger: Its chain holds.
+        accounted: What is said of it.
+        pld: What it costs by dp-accounting, at the account's delta.
+        prv: By Opacus, likewise.
+    """
+    account = accounted.account
+    if ledger.head_hash != account["ledger_sha256"]:
+        yield (
+            f"the ledger's head is {ledger.head_hash[:12]}, privacy.json has "
+            f"{str(account['ledger_sha256'])[:12]}: it is not the ledger that was accounted for"
+        )
+    stray = next(
+        (one.run for one in ledger.releases if one.run.split("/")[-1] != accounted.run_suffix), None
+    )
+    if stray is not None:
+        yield (
+            f"the ledger books a release of {stray}, not of {accounted.run_suffix}: it is another "
+            "fold's, and what was released here is unaccounted for"
+        )
+    if len(account["releases"]) != len(ledger.releases):
+        yield (
+            f"the ledger holds {len(ledger.releases)} releases, privacy.json lists "
+            f"{len(account['releases'])}: some were left out, or put in"
+        )
+    else:
+        yield from _check_releases(ledger.releases, accounted)
+    rounds = sum(release.kind is ReleaseKind.GRADIENT for release in ledger.releases)
+    if account["rounds"] != rounds:
+        yield f"privacy.json says rounds {account['rounds']}, the ledger books {rounds} gradients"
+    yield from _check_budget(account, accounted.guarantee)
+    if accounted.is_private:
+        yield from _check_epsilon(account, accounted.guarantee, pld, prv)
+        yield from _check_guarantees(ledger.releases, accounted)
+    else:
+        yield from _check_unprotected(ledger, account)
+
+
+def _check_unprotected(ledger: Ledger, account: Json) -> Iterator[str]:
+    """Where nothing was promised, nothing may look protected."""
+    if account["epsilon"] is not None:
+        yield f"privacy.json claims epsilon {account['epsilon']} in a run that protects nothing"
+    if all(release.mechanism is not Mechanism.NONE for release in ledger.releases):
+        yield "the ledger books no unprotected release in a run that protects nothing"
+
+
+def _check_epsilon(account: Json, terms: Json, pld: float, prv: float) -> Iterator[str]:
+    """Claims against what both accountants say; written so that NaN and infinity disagree."""
+    claimed, promised = account["epsilon"], terms["epsilon"]
+    if claimed is None or not abs(claimed - pld) <= PLD_TOLERANCE:
+        yield f"privacy.json says epsilon {claimed}, the ledger costs {pld:.6f} by PLD"
+    if claimed is None or not abs(claimed - prv) <= PRV_TOLERANCE:
+        yield f"privacy.json says epsilon {claimed}, the ledger costs {prv:.4f} by PRV"
+    if promised is None or not pld <= promised + PLD_TOLERANCE:
+        yield f"epsilon {pld:.6f} was spent where {promised} was promised"
+    if terms["delta"] is None or not account["delta"] <= terms["delta"]:
+        yield f"delta {account['delta']} was spent where {terms['delta']} was promised"
+    last = account["releases"][-1]["epsilon_after"] if account["releases"] else 0.0
+    if last is None or not last >= pld - PLD_TOLERANCE:
+        yield (
+            f"privacy.json lists epsilon_after {last} for the last release, the ledger costs "
+            f"{pld:.6f}: readers see that less was spent"
+        )
+
+
+def _check_budget(account: Json, terms: Json) -> Iterator[str]:
+    """An account's budget is the promise; what remains is budget less epsilon."""
+    budget, spent = account["budget"], account["epsilon"]
+    names = ("epsilon",) if terms["delta"] is None else ("epsilon", "delta")
+    for name in names:  # where nothing is promised, a delta says only at what was counted
+        if budget[name] != terms[name]:
+            yield (
+                f"privacy.json says budget.{name} {budget[name]}, it promises {terms[name]}: "
+                "the account is compared with another promise"
+            )
+    left = None if None in (budget["epsilon"], spent) else max(budget["epsilon"] - spent, 0.0)
+    remaining = account["remaining"]
+    if (remaining is None) != (left is None) or (
+        left is not None and not abs(remaining - left) <= PLD_TOLERANCE
+    ):
+        yield (
+            f"privacy.json says remaining {remaining}, its own budget less its own "
+            f"epsilon leave {left}: readers see another remainder than there is"
+        )
+
+
+def _check_releases(releases: tuple[Release, ...], accounted: AccountedLedger) -> Iterator[str]:
+    """Every listed release against its line; the first of each kind of difference is shown."""
+    lines = [_expected_line(release, accounted.unit) for release in releases]
+    for key, meaning in _CONSEQUENCES.items():
+        wrong = [
+            (index, listed.get(key), line[key])
+            for index, (listed, line) in enumerate(
+                zip(accounted.account["releases"], lines, strict=True)
+            )
+            if not is_close(listed.get(key), line[key])
+        ]
+        if wrong:
+            index, there, here = wrong[0]
+            more = f", and {len(wrong) - 1} more releases differ in it" if wrong[1:] else ""
+            yield (
+                f"privacy.json lists {key} {there} for release {index + 1} "
+                f"({releases[index].kind.value}, round {releases[index].round}), the ledger's line "
+                f"has {here}{more}: {meaning}"
+            )
+
+
+def _expected_line(release: Release, unit: PrivacyUnit) -> Json:
+    """What an account in this unit must list of a release."""
+    line: Json = {
+        "kind": release.kind.value,
+        "mechanism": release.mechanism.value,
+        "round": release.round,
+    }
+    user = release.user
+    if unit is PrivacyUnit.UTTERANCE or user is None:
+        return line | {
+            "noise_multiplier": release.noise_multiplier,
+            "sample_rate": release.sample_rate,
+            "steps": release.steps,
+            "clip_norm": release.sensitivity,
+            "noised_by": None,
+            "bands": None,
+            "spacing": None,
+        }
+    return line | {
+        "noise_multiplier": user.noise_multiplier,
+        "sample_rate": user.sample_rate,
+        "steps": user.sums,
+        "clip_norm": user.clip_norm,
+        "noised_by": user.noised_by.value,
+        "bands": user.bands.band_count if user.bands else None,
+        "spacing": user.bands.min_separation if user.bands else None,
+    }
+
+
+def _check_guarantees(releases: tuple[Release, ...], accounted: AccountedLedger) -> Iterator[str]:
+    """A round's noise and bound are those of the promise; the user's promise holds as well."""
+    rounds = [
+        _expected_line(one, accounted.unit) for one in releases if one.kind is ReleaseKind.GRADIENT
+    ]
+    for key in ("noise_multiplier", "clip_norm"):
+        other = next(
+            (line[key] for line in rounds if not is_close(accounted.guarantee[key], line[key])),
+            None,
+        )
+        if other is not None:
+            yield (
+                f"privacy.json promises {key} {accounted.guarantee[key]} in a round, the ledger "
+                f"books {other}: {_CONSEQUENCES[key]}"
+            )
+    participation = accounted.guarantee.get("participation") or {}
+    columns = {one.user.bands.coefficients for one in releases if one.user and one.user.bands}
+    for column in columns:
+        if not is_close(participation.get("coefficients"), list(column)):
+            yield (
+                "privacy.json says that noise is correlated by "
+                f"{participation.get('coefficients')}, the ledger books {list(column)}: "
+                f"{_CONSEQUENCES['bands']}"
+            )
+    if accounted.tuning:
+        yield from _check_tuning(
+            releases, accounted.unit, accounted.guarantee["delta"], *accounted.tuning
+        )
+    user = accounted.user_guarantee
+    if user is None or user["epsilon"] is None or user["delta"] is None:
+        return
+    spent = accountant.compute_epsilon(releases, user["delta"], unit=PrivacyUnit.USER)
+    if not spent <= user["epsilon"] + PLD_TOLERANCE:
+        yield (
+            f"the ledger costs the user epsilon {spent:.6f} where {user['epsilon']} was promised: "
+            "what hides the utterances does not hide the user as it says"
+        )
+
+
+def _check_tuning(
+    releases: tuple[Release, ...],
+    unit: PrivacyUnit,
+    delta: float | None,
+    runs: int,
+    claimed: float | None,
+) -> Iterator[str]:
+    """What all runs that settings were chosen by cost is no less than so many of this ledger."""
+    if delta is None:
+        return
+    every = [replace(one, run=f"{one.run}/{n}") for n in range(runs) for one in releases]
+    spent = accountant.compute_epsilon(every, delta, unit=unit)
+    if claimed is None or not claimed >= spent - PLD_TOLERANCE:
+        yield (
+            f"privacy.json says that {runs} runs cost one {unit.value} epsilon {claimed}, so many "
+            f"of this ledger cost {spent:.6f}: choosing settings is charged too little"
+        )
+
+
+def is_close(one: object, other: object) -> bool:
+    """Whether two values of JSON are the same, but for digits that it does not keep.
+
+    NaN is like nothing; a truth value is no number.
+    """
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(is_close, one, other))
+    if _number(one) and _number(other):
+        return math.isclose(
+            one, other, rel_tol=PLD_TOLERANCE, abs_tol=PLD_TOLERANCE * PLD_TOLERANCE
+        )
+    return type(one) is type(other) and one == other
+
+
+def _number(value: object) -> TypeGuard[float]:
+    """A number, and not a truth value."""
+    return isinstance(value, int | float) and not isinstance(value, bool)

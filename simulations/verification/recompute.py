@@ -1,0 +1,289 @@
+"""Every epsilon of a run, computed again from its ledgers by two accountants that share no code.
+
+An auditor's view: nothing that the run says of itself is taken for granted. The ledgers' chains are
+verified, and each epsilon computed by dp-accounting's privacy-loss distributions, as the devices
+did, and by Opacus (``second_accountant``), which they never asked. Each account in
+``privacy.json`` is compared with its ledger line by line (``ledger_checks``), and the run's files
+with each other, so that nobody is left out and no promise changed (``consistency_checks``).
+Nothing in the run folder is changed.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sottovoce.server.aggregation.private_sums import LEDGER_OWNER
+from sottovoce.shared.errors import LedgerError, SottovoceError
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.simulations.population import ledger_groups
+from sottovoce.simulations.results.path_names import file_name, folder_name
+from sottovoce.simulations.results.schema import Json, read_privacy
+from sottovoce.simulations.verification import consistency_checks, ledger_checks
+from sottovoce.simulations.verification.ledger_checks import (
+    PLD_TOLERANCE,
+    PRV_TOLERANCE,
+    AccountedLedger,
+)
+from sottovoce.simulations.verification.second_accountant import PRV_ERROR, opacus_epsilon
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerCheck:
+    """One client's ledger, computed again.
+
+    Attributes:
+        fold: Which fold.
+        client: Whose.
+        release_count: How many releases the ledger holds.
+        claimed_epsilon: Epsilon in ``privacy.json``; None where it claims none.
+        pld_epsilon: By dp-accounting; infinite where a release was unprotected, NaN where the
+            ledger cannot be trusted.
+        prv_epsilon: By Opacus, likewise.
+        mismatches: What is wrong; empty where all agrees.
+    """
+
+    fold: str
+    client: str
+    release_count: int
+    claimed_epsilon: float | None
+    pld_epsilon: float
+    prv_epsilon: float
+    mismatches: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunVerification:
+    """A whole run, computed again.
+
+    Attributes:
+        unit: What the run says it protects.
+        promised_epsilon: Epsilon that it promised; None where it promised nothing.
+        delta: Of that promise.
+        ledger_checks: One of every client in every fold.
+        inconsistencies: What is wrong beside single clients.
+    """
+
+    unit: str
+    promised_epsilon: float | None
+    delta: float | None
+    ledger_checks: tuple[LedgerCheck, ...]
+    inconsistencies: tuple[str, ...]
+
+    @property
+    def is_consistent(self) -> bool:
+        """Whether all ledgers, both accountants and the run's files say the same."""
+        return not self.inconsistencies and not any(
+            count.mismatches for count in self.ledger_checks
+        )
+
+    def report_lines(self) -> list[str]:
+        """The verification for people: what was computed, what disagrees, the verdict last."""
+        wrong = [
+            f"{c.fold} {c.client}: {fault}" for c in self.ledger_checks for fault in c.mismatches
+        ]
+        faulty = len({(c.fold, c.client) for c in self.ledger_checks if c.mismatches})
+        found = [*self.inconsistencies, *wrong]
+        verdict = "all ledgers agree with privacy.json"
+        if found:
+            verdict = (
+                f"DISAGREES: {faulty} of {len(self.ledger_checks)} ledgers, and "
+                f"{len(self.inconsistencies)} times beside them, see above"
+            )
+        return [*self._heading(), *found, verdict]
+
+    def to_dict(self) -> Json:
+        """The verification for a program; infinity and NaN become null."""
+        return {
+            "agrees": self.is_consistent,
+            "unit": self.unit,
+            "epsilon": self.promised_epsilon,
+            "delta": self.delta,
+            "tolerance": {"pld": PLD_TOLERANCE, "prv": PRV_TOLERANCE},
+            "faults": list(self.inconsistencies),
+            "clients": [
+                {
+                    "fold": count.fold,
+                    "client": count.client,
+                    "releases": count.release_count,
+                    "claimed": count.claimed_epsilon,
+                    "pld": _finite(count.pld_epsilon),
+                    "prv": _finite(count.prv_epsilon),
+                    "faults": list(count.mismatches),
+                }
+                for count in self.ledger_checks
+            ],
+        }
+
+    def _heading(self) -> list[str]:
+        """How much was counted, and by whom."""
+        folds = len({count.fold for count in self.ledger_checks})
+        releases = sum(count.release_count for count in self.ledger_checks)
+        first = (
+            f"{len(self.ledger_checks)} ledgers of {folds} folds, {releases} releases, chains read"
+        )
+        if self.unit == "none":
+            return [first, "unit none: every release should be booked as unprotected"]
+        known = [
+            count
+            for count in self.ledger_checks
+            if math.isfinite(count.pld_epsilon + count.prv_epsilon)
+        ]
+        if not known:
+            return [first, "no ledger could be counted"]
+        pld, prv = (
+            _span([getattr(count, name) for count in known])
+            for name in ("pld_epsilon", "prv_epsilon")
+        )
+        most = max(abs(count.pld_epsilon - count.prv_epsilon) for count in known)
+        return [
+            first,
+            f"{accountant.ACCOUNTANT_NAME}: epsilon {pld}",
+            f"PRV (Opacus, error {PRV_ERROR:g}): epsilon {prv}",
+            f"the two differ by at most {most:.4f}; {PRV_TOLERANCE:g} is allowed",
+        ]
+
+
+def verify_run(run_folder: Path) -> RunVerification:
+    """Compute a run's privacy again.
+
+    Args:
+        run_folder: What ``simulate --out`` made.
+
+    Returns:
+        The verification; ``is_consistent`` says whether the run's own account holds.
+
+    Raises:
+        SettingError: The folder holds no run.
+        MessageError: Its ``privacy.json`` is damaged or of another release.
+    """
+    privacy = read_privacy(run_folder)
+    accounted = list(_accounted_ledgers(run_folder / "ledgers", privacy))
+    database = run_folder / "ledgers" / ledger_groups.DATABASE_NAME
+    synthetic = any("registered" in fold for fold in privacy["folds"][:1])
+    return RunVerification(
+        unit=privacy["unit"],
+        promised_epsilon=privacy["epsilon"],
+        delta=privacy["delta"],
+        ledger_checks=tuple(_check_ledger(one) for one in accounted),
+        inconsistencies=(
+            *consistency_checks.inconsistencies(run_folder, privacy),
+            *_unaccounted_ledgers(run_folder / "ledgers", {one.path for one in accounted}),
+            *(
+                ledger_groups.group_mismatches(database, privacy)
+                if synthetic and database.exists()
+                else ()
+            ),
+        ),
+    )
+
+
+def _accounted_ledgers(ledgers: Path, privacy: Json) -> Iterator[AccountedLedger]:
+    """Every ledger that ``privacy.json`` accounts for: users', and the servers' of their sums."""
+    protects, user = privacy["unit"] != "none", privacy.get("user")
+    first = PrivacyUnit.USER if privacy["unit"] == "user" else PrivacyUnit.UTTERANCE
+    for record in privacy["folds"]:
+        fold = str(record["name"])
+        folder = ledgers / folder_name(fold)
+        database = ledgers / ledger_groups.DATABASE_NAME if "registered" in record else None
+        run = "population" if database else fold
+        for client, account in record["clients"].items():
+            yield AccountedLedger(
+                path=database or folder / f"{file_name(client)}.jsonl",
+                fold=fold,
+                client=client,
+                account=account,
+                unit=first,
+                guarantee=privacy,
+                user_guarantee=user,
+                run_suffix=run,
+                tuning=_tuning_charge(privacy, first),
+                is_private=protects,
+            )
+        if record.get("server"):
+            yield AccountedLedger(
+                path=folder.with_name(f"{folder.name}.server.jsonl"),
+                fold=fold,
+                client=LEDGER_OWNER,
+                account=record["server"],
+                unit=PrivacyUnit.USER,
+                guarantee=user or privacy,
+                user_guarantee=None,
+                run_suffix=run,
+                tuning=_tuning_charge(privacy, PrivacyUnit.USER),
+                is_private=protects,
+            )
+
+
+def _tuning_charge(privacy: Json, unit: PrivacyUnit) -> tuple[int, float | None] | None:
+    """How many runs this unit is charged for, and their epsilon; None where it is one run."""
+    tuned = privacy.get("tuned")
+    return (tuned["runs"], tuned.get(unit.value)) if tuned else None
+
+
+def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
+    """One ledger: read, verify, compute, compare."""
+    fold, client, account = accounted.fold, accounted.client, accounted.account
+    try:
+        ledger = _open_ledger(accounted.path, client)
+    except SottovoceError as error:
+        return LedgerCheck(
+            fold=fold,
+            client=client,
+            release_count=0,
+            claimed_epsilon=account["epsilon"],
+            pld_epsilon=math.nan,
+            prv_epsilon=math.nan,
+            mismatches=(str(error),),
+        )
+    delta = float(account["delta"])
+    pld = accountant.compute_epsilon(ledger.releases, delta, unit=accounted.unit)
+    prv = opacus_epsilon(ledger.releases, delta, unit=accounted.unit)
+    return LedgerCheck(
+        fold=fold,
+        client=client,
+        release_count=len(ledger.releases),
+        claimed_epsilon=account["epsilon"],
+        pld_epsilon=pld,
+        prv_epsilon=prv,
+        mismatches=tuple(ledger_checks.ledger_mismatches(ledger, accounted, pld, prv)),
+    )
+
+
+def _open_ledger(path: Path, client: str) -> Ledger:
+    """A client's own ledger whose chain holds; a torn one is refused here and left as it is."""
+    if path.name == ledger_groups.DATABASE_NAME:
+        return ledger_groups.find_ledger(path, client)
+    try:
+        whole = path.read_bytes().endswith(b"\n")
+    except OSError as error:
+        reason = error.strerror or error
+        raise LedgerError(f"its ledger {path.name} cannot be read: {reason}") from error
+    if not whole:
+        raise LedgerError(f"its ledger {path.name} ends in a torn line; it was cut off")
+    return Ledger(path, owner=client, read_only=True)
+
+
+def _unaccounted_ledgers(ledgers: Path, known: Collection[Path]) -> Iterator[str]:
+    """Ledgers of nobody: releases that no line of ``privacy.json`` accounts for."""
+    for path in sorted(
+        [
+            *ledgers.glob("*/*.jsonl"),
+            *ledgers.glob("*.jsonl"),
+            ledgers / ledger_groups.DATABASE_NAME,
+        ]
+    ):
+        if path not in known and path.exists():
+            yield f"{path.parent.name}/{path.name} is a ledger that privacy.json does not mention"
+
+
+def _span(values: list[float]) -> str:
+    """Smallest and largest."""
+    return f"{min(values):.4f} to {max(values):.4f}"
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can hold."""
+    return value if math.isfinite(value) else None

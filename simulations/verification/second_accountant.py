@@ -1,0 +1,143 @@
+"""The second opinion: epsilon by Opacus' accountants, which no device ever asked.
+
+Numerical composition of privacy random variables (Gopi et al. 2021,
+https://arxiv.org/abs/2106.02848). It shares no code with ``shared.privacy.accountant``;
+``recompute`` compares the two.
+"""
+
+import math
+import warnings
+from collections.abc import Iterable
+from functools import lru_cache
+
+import numpy as np
+
+from sottovoce.shared.privacy.release import (
+    DISCRETISATION_SLACK,
+    Mechanism,
+    NoiseSource,
+    PrivacyUnit,
+    Release,
+    ReleaseKind,
+)
+
+PRV_ERROR = 0.005
+"""How loose the upper bound may be."""
+
+History = tuple[tuple[float, float, int], ...]
+"""(noise multiplier, sampling rate, steps) of every kind of step."""
+
+
+def opacus_epsilon(
+    releases: tuple[Release, ...], delta: float, *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
+) -> float:
+    """Epsilon by Opacus' accountants: an upper bound.
+
+    By its PRV accountant, ``PRV_ERROR`` loose or less, and ``DISCRETISATION_SLACK`` for every sum
+    of discrete noise; by its RDP accountant where such noise is not known to be near Gaussian.
+
+    Args:
+        releases: Everything one device, or one server about its users, released, in any order.
+        delta: In (0, 1).
+        unit: Whose presence is hidden.
+
+    Returns:
+        Epsilon; 0 for nothing but ciphertext, infinite where one release was unprotected.
+    """
+    if any(release.mechanism is Mechanism.NONE for release in releases):
+        return math.inf
+    steps: dict[tuple[float, float], int] = {}
+    near_gaussian_sums, coarse = 0, False
+    correlated: dict[tuple[str, float, tuple[float, ...]], list[int]] = {}
+    for release in releases:
+        if release.mechanism is not Mechanism.GAUSSIAN:
+            continue
+        if unit is PrivacyUnit.USER and release.kind is ReleaseKind.NORMALISER:
+            continue  # it leaves only inside updates, which hide the user or cost infinity
+        noise, rate, number = _steps(release, unit)
+        if not noise > 0:
+            return math.inf
+        if release.user and release.user.discrete:
+            coarse = coarse or not release.user.near_gaussian
+            near_gaussian_sums += number if release.user.near_gaussian else 0
+        column = _column(release, unit)
+        if column:
+            correlated.setdefault((release.run, noise, column), []).append(release.round)
+            continue
+        steps[noise, rate] = steps.get((noise, rate), 0) + number
+    for (_, noise, column), rounds in correlated.items():
+        whole = noise * _participation_norm(column, [0]) / _participation_norm(column, rounds)
+        steps[whole, 1.0] = steps.get((whole, 1.0), 0) + 1
+    history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
+    if not history:
+        return 0.0
+    slack = near_gaussian_sums * DISCRETISATION_SLACK
+    compute = _by_renyi if coarse else _by_prv
+    return compute(history, delta * math.exp(-slack)) + slack
+
+
+def _column(release: Release, unit: PrivacyUnit) -> tuple[float, ...]:
+    """The first column of C, where the noise that hides this unit is correlated over rounds."""
+    user = release.user
+    if (
+        user is None
+        or user.bands is None
+        or (unit is PrivacyUnit.UTTERANCE and release.noise_multiplier)
+    ):
+        return ()
+    return user.bands.coefficients
+
+
+def _participation_norm(column: tuple[float, ...], rounds: Iterable[int]) -> float:
+    """How far a user in these rounds moves CG, over the bound on one update.
+
+    C is written out, one column a round, and the user's updates all point one way, which is the
+    worst they can do where C has no negative entry. Nothing is taken for granted about supports.
+    """
+    rounds = list(rounds)
+    size = max(rounds) + len(column)
+    matrix = np.zeros((size, size))
+    for index in range(size):
+        for back, weight in enumerate(column[: size - index]):
+            matrix[index + back, index] = weight
+    updates = np.zeros(size)
+    for number in rounds:
+        updates[number] += 1.0
+    return float(np.linalg.norm(matrix @ updates))
+
+
+def _steps(release: Release, unit: PrivacyUnit) -> tuple[float, float, int]:
+    """(noise multiplier, sampling rate, steps) of one release, written down anew for one unit."""
+    user = release.user
+    if unit is PrivacyUnit.USER:
+        return (user.noise_multiplier, user.sample_rate, user.sums) if user else (0.0, 1.0, 1)
+    if not release.noise_multiplier and user and user.noised_by is NoiseSource.DISTRIBUTED:
+        return user.noise_multiplier / 2, 1.0, user.sums  # what a server adds hides none from it
+    return release.noise_multiplier, release.sample_rate, release.steps
+
+
+@lru_cache(maxsize=1024)
+def _by_prv(history: History, delta: float) -> float:
+    """Opacus' figure for one history; users with the same releases share it."""
+    # The only module but the trainer that uses Opacus.
+    from opacus.accountants import PRVAccountant
+
+    second = PRVAccountant()
+    second.history = list(history)
+    with np.errstate(divide="ignore"), warnings.catch_warnings():
+        # log(1 - rate) is minus infinity at rate 1, which is what the formula wants there.
+        # Opacus also tells, of a bound that only sizes its grid, that it could be tighter.
+        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
+        return float(second.get_epsilon(delta, eps_error=PRV_ERROR))
+
+
+@lru_cache(maxsize=1024)
+def _by_renyi(history: History, delta: float) -> float:
+    """Opacus' figure where all that is known of discrete noise is its Renyi divergence."""
+    from opacus.accountants import RDPAccountant
+
+    second = RDPAccountant()
+    second.history = list(history)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
+        return float(second.get_epsilon(delta))

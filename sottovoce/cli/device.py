@@ -1,0 +1,220 @@
+"""The commands of a user's own device: ``predict`` and ``device``."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sottovoce.cli.options import (
+    Commands,
+    add_command,
+    add_command_group,
+    parse_fraction,
+    print_json,
+)
+from sottovoce.shared.errors import SettingError, SottovoceError
+
+if TYPE_CHECKING:
+    from sottovoce.client.device.vault import Vault
+
+
+def add_device_commands(commands: Commands) -> None:
+    """Add ``predict`` and ``device``."""
+    _add_predict(commands)
+    _add_device(commands)
+
+
+def _add_predict(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "predict",
+        run_predict_command,
+        "Recognise the emotion in recordings.",
+        "sottovoce predict hello.wav --model runs/demo/model",
+    )
+    parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
+    parser.add_argument("--model", type=Path, required=True, help="a model folder")
+    parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
+    parser.add_argument(
+        "--learn",
+        action="store_true",
+        help="learn the user's voice from each file afterwards; stays on the device",
+    )
+    parser.add_argument(
+        "--label",
+        metavar="EMOTION",
+        help="what each file was: the user's head is fitted on it afterwards; stays on the device",
+    )
+    parser.add_argument(
+        "--risk",
+        type=parse_fraction,
+        help="abstain where the chance of a wrong answer is above this",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=parse_fraction,
+        default=0.9,
+        help="how often the set holds the truth (0.9)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, one line a file")
+
+
+def run_predict_command(arguments: argparse.Namespace) -> int:
+    """Predict each file; a bad file fails the command, after the others were done."""
+    import json
+
+    from sottovoce.client.device.vault import open_from_environment
+    from sottovoce.client.recognition.recogniser import Recogniser
+    from sottovoce.shared.audio import load_signal
+
+    if (arguments.learn or arguments.label) and arguments.device is None:
+        option = "--learn" if arguments.learn else "--label"
+        raise SettingError(f"{option} has no device to keep what is learned; add --device")
+    min_confidence = None if arguments.risk is None else 1 - arguments.risk
+    recogniser = Recogniser.open(
+        arguments.model,
+        arguments.device,
+        min_confidence=min_confidence,
+        coverage=arguments.coverage,
+        vault=open_from_environment(arguments.device / "vault") if arguments.device else None,
+    )
+    labels = recogniser.package.labels
+    if arguments.label and arguments.label not in labels:
+        raise SettingError(
+            f"--label is {arguments.label!r}; this model knows {', '.join(labels)}: nothing was "
+            "learned"
+        )
+    failed = 0
+    for path in arguments.files:
+        prediction, learned = None, {}
+        try:
+            signal = load_signal(path)
+            prediction = recogniser.predict(signal)
+            if arguments.learn:
+                learned["learned"] = recogniser.learn_voice(signal)
+            if arguments.label:
+                learned["labelled"] = recogniser.label_recording(signal, arguments.label)
+        except SottovoceError as error:
+            failed += 1
+            print(f"sottovoce: {error}", file=sys.stderr)
+        if prediction is None:
+            continue
+        if arguments.json:
+            print(json.dumps({"file": str(path)} | prediction.to_dict() | learned))
+        else:
+            more = (f"{how} as {name}" for how, name in learned.items())
+            print("; ".join([f"{path}: {prediction}", *more]))
+    return 1 if failed else 0
+
+
+def _add_device(commands: Commands) -> None:
+    example = "sottovoce device privacy DIR"
+    group = add_command_group(commands, "device", "Look after a user's own device.", example)
+    privacy = add_command(
+        group,
+        "privacy",
+        run_device_privacy_command,
+        "Show how much privacy a device has spent, and what is left.",
+        example,
+    )
+    _add_folder(privacy)
+    privacy.add_argument("--json", action="store_true", help="print JSON")
+    forget = add_command(
+        group,
+        "forget",
+        run_device_forget_command,
+        "Forget recordings that the user's voice or head was learned from.",
+        "sottovoce device forget my-device NAME",
+    )
+    _add_folder(forget)
+    forget.add_argument("names", nargs="+", metavar="NAME", help="what predict printed")
+    forget.add_argument(
+        "--model",
+        type=Path,
+        help="for labelled recordings: whose head is fitted again at once, not when next opened",
+    )
+    retire = add_command(
+        group,
+        "retire",
+        run_device_retire_command,
+        "End the training of a device whose ledger is refused: it only receives models, for good.",
+        "sottovoce device retire DIR",
+    )
+    _add_folder(retire)
+
+
+def _add_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
+
+
+def run_device_forget_command(arguments: argparse.Namespace) -> int:
+    """Forget by name; the user's mean and head are then what they would be without them."""
+    from sottovoce.client.device.vault import open_from_environment
+    from sottovoce.client.personalisation.example_store import open_vault
+    from sottovoce.client.recognition.recogniser import Recogniser
+
+    folder, model = arguments.folder, arguments.model
+    vault = open_vault(folder, open_from_environment(folder / "vault"))
+    recogniser = Recogniser.open(model, folder, vault=vault) if model else None
+    before = _learned_names(folder, vault)
+    names = list(dict.fromkeys(arguments.names))
+    unknown = [name for name in names if name not in before]
+    head_removed = False
+    for name in names:
+        if recogniser and name in before:
+            recogniser.forget_recording(name)
+        elif not recogniser:
+            head_removed |= _forget_without_model(folder, vault, name)
+    left = _learned_names(folder, vault)
+    print(f"forgotten: {len(names) - len(unknown)}; still kept: {len(left)}")
+    if head_removed:
+        print("the user's head is let go: the next predict fits it again, on what is still kept")
+    if unknown:  # said last: a command that was cut short is finished by being repeated
+        known = ", ".join(sorted(left)) or "none"
+        raise SettingError(f"{folder} keeps no recording {', '.join(unknown)}; it keeps {known}")
+    return 0
+
+
+def _learned_names(folder: Path, vault: "Vault") -> set[str]:
+    """Names of all recordings that something was learned from."""
+    from sottovoce.client.personalisation import feedback, speaker_adapter
+
+    return {
+        *speaker_adapter.list_utterances(folder, vault=vault),
+        *feedback.list_recordings(folder, vault=vault),
+    }
+
+
+def _forget_without_model(folder: Path, vault: "Vault", name: str) -> bool:
+    """Forget one recording; whether the head, which no model can fit again now, was let go."""
+    from sottovoce.client.personalisation import feedback, speaker_adapter
+
+    if name in speaker_adapter.list_utterances(folder, vault=vault):
+        speaker_adapter.forget_utterance(folder, name, vault=vault)
+    return feedback.forget_recording(folder, name, vault=vault)
+
+
+def run_device_retire_command(arguments: argparse.Namespace) -> int:
+    """Put a spent ledger in place of the refused one."""
+    from sottovoce.client.device.device import Device
+    from sottovoce.client.device.vault import open_from_environment
+
+    folder = arguments.folder
+    aside = Device.retire(folder, vault=open_from_environment(folder / "vault"))
+    where = f"; the refused ledger is kept as {aside}" if aside else ""
+    print(f"retired: the device gives nothing more and goes on receiving models{where}")
+    return 0
+
+
+def run_device_privacy_command(arguments: argparse.Namespace) -> int:
+    """Verify the ledger and show its epsilon."""
+    from sottovoce.client.device.privacy_report import build_report
+    from sottovoce.client.device.vault import open_from_environment
+
+    folder = arguments.folder
+    report = build_report(folder, vault=open_from_environment(folder / "vault"))
+    if arguments.json:
+        print_json(report.to_dict())
+    else:
+        print("\n".join(report.format_lines()))
+    return 0

@@ -1,0 +1,81 @@
+"""Entry point of ``sottovoce``: parses the words, runs the command, and turns errors into a status.
+
+Exit status 0 on success, 2 on a usage error, 1 on a failure whose last line says what was wrong and
+the way out, 130 on Ctrl-C.
+"""
+
+import argparse
+import errno
+import shlex
+import sys
+from collections.abc import Sequence
+
+from sottovoce import __version__
+from sottovoce.cli import corpora, device, reproduce, simulate, sweep, verify
+from sottovoce.shared.errors import SettingError, SottovoceError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    if not hasattr(arguments, "run"):
+        arguments.parser.print_help()
+        return 2
+    try:
+        status: int = arguments.run(arguments)
+    except SettingError as error:
+        print(f"sottovoce: {error}", file=sys.stderr)
+        return 2
+    except SottovoceError as error:
+        print(f"sottovoce: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"sottovoce: {_explain_os_error(error)}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\nsottovoce: stopped{_resume_hint(arguments, argv)}", file=sys.stderr)
+        return 130
+    return status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser with all commands."""
+    parser = argparse.ArgumentParser(
+        prog="sottovoce",
+        description="Federated, differentially private speech emotion recognition.",
+    )
+    parser.add_argument("--version", action="version", version=f"sottovoce {__version__}")
+    parser.set_defaults(parser=parser)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for add in (
+        simulate.add_simulate_command,
+        sweep.add_sweep_command,
+        corpora.add_corpora_command,
+        verify.add_run_commands,
+        device.add_device_commands,
+        reproduce.add_reproduce_command,
+    ):
+        add(commands)
+    return parser
+
+
+def _resume_hint(arguments: argparse.Namespace, argv: Sequence[str] | None) -> str:
+    """How to go on with what was interrupted, where that can be."""
+    if not hasattr(arguments, "resume"):
+        return ""
+    words = [shlex.quote(word) for word in (sys.argv[1:] if argv is None else argv)]
+    again = " ".join(word for word in words if word != "--resume")
+    return f"; what was finished is kept, go on with: sottovoce {again} --resume"
+
+
+def _explain_os_error(error: OSError) -> str:
+    """What the system would not do, where, and the way out."""
+    where = f"{error.filename}: " if error.filename else ""
+    ways_out = {
+        errno.ENOSPC: "free some space; an interrupted run goes on with --resume",
+        errno.EDQUOT: "free some of your quota; an interrupted run goes on with --resume",
+        errno.EROFS: "choose a folder on a disk that can be written",
+        errno.EACCES: "check its permissions, or choose another path",
+    }
+    way_out = ways_out.get(error.errno or 0, "check the path and run again")
+    return f"{where}{error.strerror or error}; {way_out}"

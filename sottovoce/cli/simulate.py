@@ -1,0 +1,147 @@
+"""The command ``sottovoce simulate``: one run from a scenario."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sottovoce.cli.options import (
+    Commands,
+    add_command,
+    add_scenario_options,
+    parse_public_corpus,
+    print_json,
+)
+from sottovoce.shared.errors import SettingError
+
+if TYPE_CHECKING:
+    from sottovoce.simulations.scenario.population import PopulationSettings
+    from sottovoce.simulations.scenario.scenario import Scenario
+
+_SETTINGS = (
+    "corpus",
+    "data",
+    "protocol",
+    "unit",
+    "epsilon",
+    "delta",
+    "user_delta",
+    "secure",
+    "tuning_runs",
+    "rounds",
+    "engine",
+    "workers",
+    "encoder",
+    "enrolment",
+    "labelled_clips_per_user",
+    "seed",
+)
+"""Settings of a scenario whose option sets them as it stands."""
+
+
+def add_simulate_command(commands: Commands) -> None:
+    """Add ``simulate``."""
+    parser = add_command(
+        commands,
+        "simulate",
+        run_simulate_command,
+        "Run a federated simulation and write its report.",
+        "sottovoce simulate --corpus ravdess --data ravdess --public cremad=cremad --epsilon 8",
+    )
+    add = parser.add_argument
+    add("scenario", nargs="?", help="a .toml file, or the name of a scenario such as demo")
+    add_scenario_options(parser)
+    add("--users", type=int, help="with synthetic: a population of so many users; see --cohort")
+    add("--cohort", type=int, help="how many of the population a round samples, on average")
+    add("--unit", help="what is protected: utterance (default), user, both or none")
+    add("--epsilon", type=float, help="privacy budget of every device (default 8)")
+    add("--tuning-runs", type=int, help="runs that settings were chosen by; all are charged for")
+    add("--rounds", type=int, help="rounds of training (default: the recipe's)")
+    add("--workers", type=int, help="processes that run clients (default 1)")
+    add("--encoder", help="feature extractor (default: the model's usual one)")
+    add("--model", help="linear, mlp, cnn-attention, tcn or bilstm-attention")
+    add("--enrolment", help="what a test user's normaliser knows: none, neutral:K, all (default)")
+    add("--baselines", help="compare with: central,local_only,federated_no_privacy")
+    add("--seed", type=int, help="decides every draw (default 0)")
+    add("--out", type=Path, help="the run folder (default: runs/CORPUS-SEED)")
+    add("--resume", action="store_true", help="go on with an interrupted run")
+    add("--quiet", action="store_true", help="print the summary only")
+    add("--json", action="store_true", help="print run.json instead of the summary")
+
+
+def run_simulate_command(arguments: argparse.Namespace) -> int:
+    """Build the scenario, run it, print its summary."""
+    from sottovoce.cli.progress_bar import ProgressConsole
+    from sottovoce.cli.summary import format_summary
+    from sottovoce.simulations.runs import simulation
+
+    scenario = build_scenario(arguments)
+    name = Path(arguments.scenario).stem if arguments.scenario else scenario.corpus
+    out = arguments.out or Path("runs") / f"{name}-{scenario.seed}"
+    with ProgressConsole(quiet=arguments.quiet or arguments.json) as console:
+        run = simulation.simulate(
+            scenario,
+            out,
+            resume=arguments.resume,
+            address=arguments.address,
+            on_message=console.print_message,
+            on_progress=console.update_progress,
+            on_status=console.show_status,
+        )
+    print_json(run) if arguments.json else print(format_summary(run, out))
+    return 0
+
+
+def build_scenario(arguments: argparse.Namespace) -> "Scenario":
+    """The scenario that file and options together mean.
+
+    Raises:
+        SettingError: There is no such scenario, or a setting makes no sense.
+    """
+    from sottovoce.simulations.scenario.loading import load_scenario
+    from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+
+    settings = _settings_of(arguments)
+    if arguments.scenario is None:
+        if "corpus" not in settings:
+            raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
+        population = _build_population(arguments, None)
+        return fill_defaults(Scenario(**settings, population=population), model=arguments.model)
+    found = load_scenario(arguments.scenario)
+    if arguments.users or arguments.cohort:
+        settings["population"] = _build_population(arguments, found.population)
+    changed = replace(found, **settings)
+    if arguments.model or changed.unit != found.unit:
+        # Encoder and rounds follow the model and the unit, unless they were asked for.
+        encoder = changed.encoder if arguments.encoder else ""
+        rounds = changed.rounds if arguments.rounds else 0
+        return fill_defaults(
+            replace(changed, encoder=encoder, rounds=rounds), model=arguments.model
+        )
+    return changed
+
+
+def _settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Settings of a scenario that the options name."""
+    values = {name: getattr(arguments, name) for name in _SETTINGS}
+    settings = {name: value for name, value in values.items() if value is not None}
+    if arguments.public is not None:
+        settings["public"] = tuple(parse_public_corpus(text) for text in arguments.public)
+    if arguments.baselines is not None:
+        settings["baselines"] = tuple(name for name in arguments.baselines.split(",") if name)
+    return settings
+
+
+def _build_population(
+    arguments: argparse.Namespace, known: "PopulationSettings | None"
+) -> "PopulationSettings | None":
+    """The population that the options mean, from the scenario's own if it has one."""
+    from sottovoce.simulations.scenario.population import PopulationSettings
+
+    names = ("users", "cohort")
+    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    if known is not None:
+        return replace(known, **settings)
+    if settings and set(settings) != set(names):
+        raise SettingError("a population needs both --users and --cohort")
+    return PopulationSettings(**settings) if settings else None

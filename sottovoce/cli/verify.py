@@ -1,0 +1,99 @@
+"""The commands on a finished run: ``report``, ``verify`` and ``audit``."""
+
+import argparse
+from pathlib import Path
+
+from sottovoce.cli.options import Commands, add_command, print_json
+
+
+def add_run_commands(commands: Commands) -> None:
+    """Add ``report``, ``verify`` and ``audit``."""
+    _add_report(commands)
+    _add_verify(commands)
+    _add_audit(commands)
+
+
+def _add_report(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "report",
+        run_report_command,
+        "Render a run's pages again from the JSON beside them.",
+        "sottovoce report runs/demo",
+    )
+    _add_run_folder(parser)
+
+
+def run_report_command(arguments: argparse.Namespace) -> int:
+    """Render both pages and print their paths."""
+    from sottovoce.simulations.reports import render_pages
+
+    for path in render_pages(arguments.run_folder):
+        print(path)
+    return 0
+
+
+def _add_verify(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "verify",
+        run_verify_command,
+        "Recompute every epsilon of a run from its ledgers, by two independent accountants.",
+        "sottovoce verify runs/demo",
+    )
+    _add_run_folder(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run_verify_command(arguments: argparse.Namespace) -> int:
+    """Recompute and compare; a run that disagrees with its ledgers is a failure."""
+    from sottovoce.simulations.verification.recompute import verify_run
+
+    recount = verify_run(arguments.run_folder)
+    if arguments.json:
+        print_json(recount.to_dict())
+    else:
+        print("\n".join(recount.report_lines()))
+    return 0 if recount.is_consistent else 1
+
+
+def _add_audit(commands: Commands) -> None:
+    parser = add_command(
+        commands,
+        "audit",
+        run_audit_command,
+        "Attack a run: lower bounds on epsilon, membership, gender, speaker, features.",
+        "sottovoce audit runs/demo",
+    )
+    _add_run_folder(parser)
+    parser.add_argument("--seed", type=int, default=0, help="decides every draw (default 0)")
+    parser.add_argument(
+        "--trials",
+        type=int,
+        default=400,
+        help="trials with and as many without the canary; more are tighter (default 400)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print the table only")
+    parser.add_argument("--json", action="store_true", help="print audit.json")
+
+
+def run_audit_command(arguments: argparse.Namespace) -> int:
+    """Attack; a claim that an attack refutes is a failure."""
+    from sottovoce.cli.progress_bar import ProgressConsole
+    from sottovoce.simulations.audit.suite import AuditSettings, audit_run
+    from sottovoce.simulations.audit.table import format_table
+
+    with ProgressConsole(quiet=arguments.quiet or arguments.json) as console:
+        audit = audit_run(
+            arguments.run_folder,
+            seed=arguments.seed,
+            settings=AuditSettings(trials=arguments.trials),
+            on_message=console.print_message,
+            on_progress=console.update_progress,
+        )
+    print_json(audit) if arguments.json else print("\n".join(format_table(audit)))
+    return 0 if audit["holds"] else 1
+
+
+def _add_run_folder(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_folder", type=Path, metavar="RUN", help="the run's folder")

@@ -1,0 +1,115 @@
+"""The projection: a public, fixed map; equal ones have equal hashes, others do not."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.models.projection import (
+    PublicProjection,
+    identity_projection,
+    normalise_and_mask,
+)
+
+FEATURES, INPUTS = 6, 3
+
+
+def projection(**changes: object) -> PublicProjection:
+    """A projection of random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    usual = PublicProjection(
+        mean=torch.randn(FEATURES, generator=generator),
+        matrix=torch.randn(FEATURES, INPUTS, generator=generator),
+        row_norm=1.0,
+    )
+    return replace(usual, **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [(FEATURES,), (7, FEATURES), (7, 4, FEATURES), (0, FEATURES)])
+def test_the_last_axis_is_projected(shape: tuple[int, ...]) -> None:
+    ours = projection()
+    features = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+    projected = ours.project_features(features)
+
+    assert projected.shape == (*shape[:-1], INPUTS)
+    assert torch.allclose(projected, (features - ours.mean) @ ours.matrix)
+
+
+def test_features_of_another_extractor_are_refused() -> None:
+    with pytest.raises(ModelError, match=f"{FEATURES + 1} wide .* reads {FEATURES}"):
+        projection().project_features(torch.zeros(2, FEATURES + 1))
+
+
+def test_the_hash_covers_every_number() -> None:
+    ours = projection()
+    nudged = ours.matrix.clone()
+    nudged[0, 0] += 1e-6
+    others = [
+        projection(row_norm=2.0),
+        projection(mean=ours.mean + 1e-6),
+        projection(matrix=nudged),
+        PublicProjection(mean=ours.mean, matrix=ours.matrix[:, :2], row_norm=1.0),
+    ]
+    hashes = {ours.content_hash(), *(other.content_hash() for other in others)}
+
+    assert len(hashes) == 5
+    assert projection().content_hash() == ours.content_hash()
+    assert projection(matrix=ours.matrix.T.contiguous().T).content_hash() == ours.content_hash(), (
+        "layout is nothing"
+    )
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_projection_that_is_not_finite_is_refused(value: float) -> None:
+    with pytest.raises(ModelError, match="NaN or an infinity"):
+        projection(mean=torch.full((FEATURES,), value))
+    with pytest.raises(ModelError, match="NaN or an infinity"):
+        projection(matrix=torch.full((FEATURES, INPUTS), value))
+    with pytest.raises(SettingError, match="row_norm"):
+        projection(row_norm=value)
+
+
+@pytest.mark.parametrize(
+    ("mean", "matrix"), [((4,), (5, 3)), ((4, 1), (4, 3)), ((4,), (4,)), ((), (4, 3))]
+)
+def test_parts_that_do_not_fit_are_refused(mean: tuple[int, ...], matrix: tuple[int, ...]) -> None:
+    with pytest.raises(ModelError, match="does not fit"):
+        PublicProjection(mean=torch.zeros(mean), matrix=torch.zeros(matrix))
+
+
+def test_normalised_rows_have_one_norm_and_zeros_stay() -> None:
+    projected = torch.tensor([[3.0, 4.0], [1e-20, 0.0], [1e30, 0.0], [1.0, 1.0]])
+    inputs = normalise_and_mask(
+        projected, torch.ones(2), torch.ones(4, dtype=torch.int64), row_norm=16.0
+    )
+
+    norms = torch.linalg.vector_norm(inputs, dim=1)
+    assert torch.allclose(norms[:2], torch.full((2,), 16.0))
+    assert norms[2] == 0.0, "a row beyond what float32 can measure says nothing"
+    assert norms[3] == 0.0, "a row on the mean has no direction"
+
+
+def test_without_a_row_norm_only_the_mean_is_subtracted() -> None:
+    projected = torch.tensor([[3.0, 4.0]])
+    ones = torch.ones(1, dtype=torch.int64)
+    assert torch.equal(
+        normalise_and_mask(projected, torch.ones(2), ones, row_norm=0.0), projected - 1
+    )
+
+
+def test_padding_stays_zero_behind_a_mean() -> None:
+    projected = torch.ones(2, 5, INPUTS)
+    frames = torch.tensor([5, 2])
+
+    inputs = normalise_and_mask(projected, torch.full((INPUTS,), 9.0), frames, row_norm=1.0)
+
+    assert inputs[1, 2:].count_nonzero() == 0
+    assert inputs[1, :2].count_nonzero() == 2 * INPUTS
+
+
+def test_the_identity_projection_changes_nothing() -> None:
+    features = torch.randn(3, FEATURES)
+    assert torch.equal(identity_projection(FEATURES).project_features(features), features)

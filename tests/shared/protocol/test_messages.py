@@ -1,0 +1,361 @@
+"""Messages: what was sent is what is read, and whatever else comes is a MessageError."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from sottovoce.shared.calibration import AdapterBasis, HeadPrior, identity_head
+from sottovoce.shared.calibration.head_statistics import SCORE_QUANTILES, CalibrationQuery
+from sottovoce.shared.errors import MessageError
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.protocol import flower_records, messages
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.normalisation import (
+    CentreRelease,
+    NormaliserRelease,
+    default_statistics,
+)
+
+FEATURES, INPUTS, PARAMS = 6, 4, 10
+PROJECTION = PublicProjection(
+    mean=torch.zeros(FEATURES), matrix=torch.ones(FEATURES, INPUTS), row_norm=1.0
+)
+PLAN = Plan(
+    run="r",
+    labels=("angry", "sad"),
+    extractor="descriptors",
+    projection_hash=PROJECTION.content_hash(),
+    model=ModelSpec(kind="linear", inputs=INPUTS, classes=2),
+    rounds=2,
+    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+    mechanism=ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=1.5),
+    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
+    normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=3.0),
+    count_noise=10.0,
+)
+ENROL = messages.EnrolRequest(
+    plan=PLAN, projection=PROJECTION, speaker_statistics=default_statistics(INPUTS)
+)
+TRAIN = messages.TrainRequest(
+    plan_hash=PLAN.content_hash(),
+    round=2,
+    weights=torch.randn(PARAMS),
+    class_weights=torch.ones(2),
+    centre=torch.zeros(INPUTS),
+    denominator=7.5,
+)
+FINAL = messages.FinalModelRequest(
+    plan_hash=PLAN.content_hash(),
+    weights=torch.randn(PARAMS),
+    centre=torch.zeros(INPUTS),
+    prior=HeadPrior(
+        mean=identity_head(2), basis=AdapterBasis(centre=torch.zeros(3), matrix=torch.randn(2, 3))
+    ),
+)
+DIRECTED = replace(FINAL, neutral_direction=torch.eye(INPUTS)[0])
+STATISTICS = messages.HeadStatisticsRequest(
+    plan_hash=PLAN.content_hash(),
+    weights=torch.randn(PARAMS),
+    centre=torch.zeros(INPUTS),
+    query=CalibrationQuery(
+        log_temperature=-0.2,
+        curvature=0.7,
+        edges=torch.linspace(0.1, 0.9, len(SCORE_QUANTILES)),
+        shares=torch.full((len(SCORE_QUANTILES) + 1,), 1 / (len(SCORE_QUANTILES) + 1)),
+    ),
+)
+REPLY = messages.Reply(user="ada", status=messages.Status.OK, value=torch.arange(5.0))
+
+Read = Callable[[RecordDict], Any]
+
+
+def _read_reply(content: RecordDict) -> messages.Reply:
+    return messages.Reply.from_record(content, size=5)
+
+
+MESSAGES: list[tuple[Any, Read]] = [
+    (ENROL, messages.EnrolRequest.from_record),
+    (TRAIN, messages.TrainRequest.from_record),
+    (STATISTICS, messages.HeadStatisticsRequest.from_record),
+    (FINAL, messages.FinalModelRequest.from_record),
+    (REPLY, _read_reply),
+]
+
+
+def test_an_enrolment_is_read_as_it_was_sent() -> None:
+    again = messages.EnrolRequest.from_record(ENROL.to_record())
+    assert again.plan == PLAN
+    assert again.projection.content_hash() == PROJECTION.content_hash()
+    assert torch.equal(again.speaker_statistics.between, ENROL.speaker_statistics.between)
+
+
+def test_whether_counts_are_asked_for_is_read_as_it_was_sent() -> None:
+    assert messages.EnrolRequest.from_record(ENROL.to_record()).report_statistics
+    late = replace(ENROL, report_statistics=False).to_record()
+    assert not messages.EnrolRequest.from_record(late).report_statistics
+
+    late.config_records["sottovoce"]["tells"] = "no"
+    with pytest.raises(MessageError, match="tells is 'no'"):
+        messages.EnrolRequest.from_record(late)
+
+
+def test_a_round_is_read_as_it_was_sent() -> None:
+    again = messages.TrainRequest.from_record(TRAIN.to_record())
+    assert (again.plan_hash, again.round, again.denominator) == (TRAIN.plan_hash, 2, 7.5)
+    for name in ("weights", "class_weights", "centre"):
+        assert torch.equal(getattr(again, name), getattr(TRAIN, name))
+
+
+def test_a_query_is_read_as_it_was_sent() -> None:
+    again = messages.HeadStatisticsRequest.from_record(STATISTICS.to_record())
+    asked = again.query
+    assert (asked.log_temperature, asked.curvature) == (-0.2, 0.7)
+    assert torch.equal(asked.edges, STATISTICS.query.edges)
+    assert torch.equal(asked.shares, STATISTICS.query.shares)
+    assert torch.equal(again.weights, STATISTICS.weights)
+
+
+@pytest.mark.parametrize("what", ["train_request", "statistics_request"])
+def test_a_secure_sum_carries_what_it_sums_at_one_step_only(what: str) -> None:
+    carried = {"train_request": TRAIN, "statistics_request": STATISTICS}[what]
+    names: dict[str, Any] = {"plan_hash": PLAN.content_hash(), "name": "x", "body": b""}
+    masked = messages.SecureSumRequest(**names, step="mask", **{what: carried})
+    other = messages.SecureSumRequest(**names, step="share", **{what: carried})
+
+    again = messages.SecureSumRequest.from_record(masked.to_record())
+
+    assert (again.train_request is None, again.statistics_request is None) == (
+        what != "train_request",
+        what == "train_request",
+    )
+    nothing = messages.SecureSumRequest.from_record(other.to_record())
+    assert (nothing.train_request, nothing.statistics_request) == (None, None)
+
+
+def test_a_model_is_read_as_it_was_sent() -> None:
+    again = messages.FinalModelRequest.from_record(FINAL.to_record())
+    assert torch.equal(again.weights, FINAL.weights)
+    assert again.prior.as_dict() == FINAL.prior.as_dict()
+    assert again.prior.basis is not None
+    assert FINAL.prior.basis is not None
+    assert again.prior.basis.tag == FINAL.prior.basis.tag
+    plain = replace(FINAL, prior=HeadPrior(mean=identity_head(2)))
+    assert messages.FinalModelRequest.from_record(plain.to_record()).prior.basis is None
+    assert again.neutral_direction is None
+    direction = messages.FinalModelRequest.from_record(DIRECTED.to_record()).neutral_direction
+    assert direction is not None
+    assert torch.equal(direction, torch.eye(INPUTS)[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [(torch.full((INPUTS,), float("nan")), "NaN"), (torch.eye(INPUTS), "2 axes")],
+)
+def test_a_direction_that_cannot_be_is_refused(wrong: torch.Tensor, complaint: str) -> None:
+    with pytest.raises(MessageError, match=rf"model/neutral.*{complaint}"):
+        messages.FinalModelRequest.from_record(replace(FINAL, neutral_direction=wrong).to_record())
+
+
+def test_a_basis_that_cannot_be_is_refused() -> None:
+    content = FINAL.to_record()
+    del content.array_records["basis"]["matrix"]
+
+    with pytest.raises(MessageError, match="lacks the array basis/matrix"):
+        messages.FinalModelRequest.from_record(content)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        REPLY,
+        messages.Reply(user="ada", status=messages.Status.RECEIVE_ONLY, reason="spent"),
+        messages.Reply(user="ada", status=messages.Status.REFUSED, reason="PrivacyError"),
+        messages.Reply(user="zoë " * 20, status=messages.Status.REFUSED),
+    ],
+)
+def test_a_reply_is_read_as_it_was_sent(reply: messages.Reply) -> None:
+    again = messages.Reply.from_record(reply.to_record(), size=5)
+    assert (again.user, again.status, again.reason) == (reply.user, reply.status, reply.reason)
+    assert (again.value is None) == (reply.value is None)
+
+
+def test_a_sealed_head_travels() -> None:
+    reply = messages.Reply(user="ada", status=messages.Status.OK, head=b"\x00\xff" * 9, version=3)
+    again = messages.Reply.from_record(reply.to_record(), size=0)
+    assert (again.head, again.version, again.value) == (reply.head, 3, None)
+
+
+def test_a_reply_has_room_for_nothing_but_facts_and_one_release() -> None:
+    """No loss, no accuracy, no example count; ``test_wire_of_a_run`` looks into what travels."""
+    content = REPLY.to_record()
+    facts = content.config_records["sottovoce"]
+    assert set(facts) == {"schema", "user", "status", "reason", "head", "version", "body"}
+    assert {group: list(arrays) for group, arrays in content.array_records.items()} == {
+        "release": ["value"]
+    }
+    assert not content.metric_records
+
+
+# --- rubbish ----------------------------------------------------------------------------------
+
+
+def _spoil_facts(content: RecordDict, name: str, value: Any) -> RecordDict:
+    content.config_records["sottovoce"][name] = value
+    return content
+
+
+@pytest.mark.parametrize(("message", "read"), MESSAGES)
+def test_a_message_of_somebody_else_is_refused(message: Any, read: Read) -> None:
+    with pytest.raises(MessageError, match="not one of ours"):
+        read(RecordDict())
+    with pytest.raises(MessageError, match="schema"):
+        read(RecordDict({"sottovoce": ConfigRecord({})}))
+    with pytest.raises(MessageError, match="schema 2"):
+        read(_spoil_facts(message.to_record(), "schema", flower_records.SCHEMA + 1))
+
+
+@pytest.mark.parametrize(("message", "read"), MESSAGES)
+def test_every_fact_is_needed(message: Any, read: Read) -> None:
+    for name in set(message.to_record().config_records["sottovoce"]) - {"reason"}:
+        content = message.to_record()
+        del content.config_records["sottovoce"][name]
+        with pytest.raises(MessageError):
+            read(content)
+
+
+@pytest.mark.parametrize(("message", "read"), MESSAGES)
+def test_every_array_is_needed_whole(message: Any, read: Read) -> None:
+    for group, arrays in message.to_record().array_records.items():
+        for name in arrays:
+            good = message.to_record().array_records[group][name].numpy()
+            for bad in (
+                None,
+                good.astype(np.float64),
+                good.astype(np.int32),
+                good[None],
+                np.full_like(good, np.nan),
+                np.full_like(good, np.inf),
+            ):
+                content = message.to_record()
+                del content.array_records[group][name]
+                if bad is not None:
+                    content.array_records[group][name] = Array(bad)
+                with pytest.raises(MessageError, match=rf"{group}/{name}"):
+                    read(content)
+
+
+@pytest.mark.parametrize(
+    "bytes_", [b"", b"junk", b"\x93NUMPY", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', "]
+)
+def test_bytes_that_are_no_array_are_refused(bytes_: bytes) -> None:
+    content = REPLY.to_record()
+    spoilt = Array(dtype="float32", shape=(5,), stype="numpy.ndarray", data=bytes_)
+    content["release"] = ArrayRecord({"value": spoilt})
+    with pytest.raises(MessageError, match="release/value"):
+        _read_reply(content)
+
+
+def test_objects_in_an_array_are_never_unpickled() -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("it was unpickled",))
+
+    spoilt = np.array([Bomb()] * 5, dtype=object)
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, spoilt, allow_pickle=True)
+    content = REPLY.to_record()
+    array = Array(dtype="object", shape=(5,), stype="numpy.ndarray", data=buffer.getvalue())
+    content["release"] = ArrayRecord({"value": array})
+    with pytest.raises(MessageError):
+        _read_reply(content)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("user", ""),
+        ("user", "a" * 129),
+        ("user", 3),
+        ("status", "fine"),
+        ("status", 1),
+        ("head", "text"),
+        ("version", "3"),
+        ("version", 1.5),
+    ],
+)
+def test_a_reply_with_a_foreign_fact_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(MessageError):
+        _read_reply(_spoil_facts(REPLY.to_record(), name, value))
+
+
+@pytest.mark.parametrize("size", [4, 6])
+def test_a_vector_of_another_length_is_refused(size: int) -> None:
+    with pytest.raises(MessageError, match=f"5 numbers where {size}"):
+        messages.Reply.from_record(REPLY.to_record(), size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("round", 0),
+        ("round", -1),
+        ("round", 1.0),
+        ("round", "1"),
+        ("denominator", 0.0),
+        ("denominator", -1.0),
+        ("denominator", float("nan")),
+        ("denominator", float("inf")),
+        ("denominator", 1),
+        ("clip", 0.0),
+        ("clip", 5e-324),
+        ("clip", 9e-13),
+        ("clip", 1.1e12),
+        ("clip", float("nan")),
+        ("clip", float("inf")),
+        ("clip", 1),
+        ("plan", 3),
+    ],
+)
+def test_a_round_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(MessageError):
+        messages.TrainRequest.from_record(_spoil_facts(TRAIN.to_record(), name, value))
+
+
+def test_a_projection_that_the_plan_does_not_name_is_refused() -> None:
+    other = replace(ENROL, projection=replace(PROJECTION, row_norm=2.0))
+    with pytest.raises(MessageError, match="projection"):
+        messages.EnrolRequest.from_record(other.to_record())
+    with pytest.raises(MessageError):
+        messages.EnrolRequest.from_record(_spoil_facts(ENROL.to_record(), "plan", "{}"))
+    with pytest.raises(MessageError):
+        messages.EnrolRequest.from_record(_spoil_facts(ENROL.to_record(), "length", -1.0))
+
+
+def test_parts_of_different_widths_are_a_message_error() -> None:
+    content = ENROL.to_record()
+    content.array_records["population"]["within"] = Array(np.ones(INPUTS + 1, dtype=np.float32))
+    with pytest.raises(MessageError):
+        messages.EnrolRequest.from_record(content)
+
+    content = ENROL.to_record()
+    content.array_records["front"]["mean"] = Array(np.zeros(FEATURES + 1, dtype=np.float32))
+    with pytest.raises(MessageError):
+        messages.EnrolRequest.from_record(content)
+
+
+@pytest.mark.parametrize(
+    "prior", ["", "{", "[]", "3", "null", "{}", json.dumps({"bias": [float("nan")]})]
+)
+def test_a_prior_that_is_none_is_refused(prior: str) -> None:
+    with pytest.raises(MessageError):
+        messages.FinalModelRequest.from_record(_spoil_facts(FINAL.to_record(), "prior", prior))
