@@ -40,8 +40,8 @@ demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded vo
 	@rm -rf runs/demo
 	$(BIN)/sottovoce simulate demo --out runs/demo
 
-test: $(STAMP) ## Run all tests; make test ARGS="-k ledger" runs some
-	$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## Run all tests, on all cores, and print coverage; make test ARGS="-k ledger" runs some
+	$(BIN)/python -m pytest -q --numprocesses=auto --dist=loadfile --cov $(ARGS)
 
 check: lint typecheck ## Check style and types of every room
 

@@ -154,6 +154,25 @@ class CodeBase:
         graph = {file: self.imports_of(file) for file in self.trees}
         return [sorted(group) for group in _components(graph) if len(group) > 1]
 
+    def dialect_fields(self) -> Iterator[str]:
+        """Fields of public classes and parameters of public functions in the dialect."""
+        for one in self.definitions:
+            if not one.is_public:
+                continue
+            names: list[str] = []
+            if isinstance(one.node, ast.ClassDef):
+                names = [
+                    part.target.id
+                    for part in one.node.body
+                    if isinstance(part, ast.AnnAssign) and isinstance(part.target, ast.Name)
+                ]
+            else:
+                arguments = one.node.args
+                names = [part.arg for part in (*arguments.args, *arguments.kwonlyargs)]
+            for name in names:
+                if not name.startswith("_") and DIALECT & set(split_words(name)):
+                    yield f"{one.file}: {one.name}: {name}"
+
     def crowded_folders(self, limit: int = 14) -> list[str]:
         """Folders with more modules than the limit; ``__init__`` and ``__main__`` are none."""
         counts: dict[str, int] = {}
@@ -264,7 +283,7 @@ def main() -> None:
         for one in code.definitions
         if one.is_public and DIALECT & set(one.words)
     )
-    print(f"words of the dialect         {words}")
+    print(f"words of the dialect         {[*words, *code.dialect_fields()]}")
 
 
 if __name__ == "__main__":
