@@ -24,13 +24,11 @@ class ConfidenceInterval:
         estimate: The estimate on all users.
         low: Lower end.
         high: Upper end.
-        nonpositive_share: Share of draws at or below 0; for a difference, a one-sided p-value.
     """
 
     estimate: float
     low: float
     high: float
-    nonpositive_share: float
 
 
 def uar_interval(
@@ -40,7 +38,7 @@ def uar_interval(
     draws: int = DEFAULT_DRAWS,
     level: float = 0.95,
 ) -> ConfidenceInterval:
-    """Interval of the UAR over a new draw of users.
+    """Estimate how far the UAR may lie from the estimate over a new draw of users.
 
     Percentile bootstrap: Efron & Tibshirani, An Introduction to the Bootstrap (1993).
 
@@ -54,50 +52,29 @@ def uar_interval(
         SettingError: A wrong shape, or anything but whole numbers of 0 or above.
     """
     matrices = _stack("users", users)
-    shares = _uars(_cohorts(len(matrices), draws, generator), matrices)
-    return _interval(metrics.uar(matrices.sum(axis=0)), shares, level)
-
-
-def paired_uar_difference(
-    left: NumberArray,
-    right: NumberArray,
-    generator: np.random.Generator,
-    *,
-    draws: int = DEFAULT_DRAWS,
-    level: float = 0.95,
-) -> ConfidenceInterval:
-    """Interval of UAR(left) - UAR(right), drawing the same users on both sides.
-
-    Args:
-        left: One confusion matrix a user, shape (users, classes, classes).
-        right: The same users, in the same order, under the other system.
-        generator: Draws the users.
-        draws: How many cohorts to draw.
-        level: Share of draws inside the interval, in (0, 1).
-
-    Raises:
-        SettingError: Different shapes, or other than the same utterances on both sides.
-    """
-    one, two = _stack("left", left), _stack("right", right)
-    if one.shape != two.shape or not np.array_equal(one.sum(axis=2), two.sum(axis=2)):
-        raise SettingError("left and right count different utterances; score both on the same ones")
-    cohorts = _cohorts(len(one), draws, generator)
-    value = metrics.uar(one.sum(axis=0)) - metrics.uar(two.sum(axis=0))
-    return _interval(value, _uars(cohorts, one) - _uars(cohorts, two), level)
-
-
-def _interval(value: float, drawn: FloatArray, level: float) -> ConfidenceInterval:
-    """Percentiles of what was drawn."""
+    drawn = _uars(draw_cohorts(len(matrices), draws, generator), matrices)
     validation.require_between(0, 1, level=level)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
-    share = float(np.mean(drawn <= 0))
     return ConfidenceInterval(
-        estimate=value, low=float(low), high=float(high), nonpositive_share=share
+        estimate=metrics.uar(matrices.sum(axis=0)), low=float(low), high=float(high)
     )
 
 
-def _cohorts(users: int, draws: int, generator: np.random.Generator) -> CountArray:
-    """How often each user is drawn, shape (draws, users)."""
+def draw_cohorts(users: int, draws: int, generator: np.random.Generator) -> CountArray:
+    """Draw cohorts of as many users as there are, with replacement.
+
+    Args:
+        users: How many users there are, at least 1.
+        draws: How many cohorts to draw, at least 1.
+        generator: Draws the users.
+
+    Returns:
+        How often each user is drawn, shape (draws, users).
+
+    Example:
+        >>> draw_cohorts(3, 2, np.random.default_rng(0)).sum(axis=1).tolist()
+        [3, 3]
+    """
     validation.require_at_least(1, draws=draws)
     return generator.multinomial(users, np.full(users, 1 / users), size=draws)
 

@@ -1,17 +1,16 @@
 """How sure calibration figures are: per user, and with intervals over new draws of users.
 
-Users are drawn, not utterances, as in :mod:`~sottovoce.simulations.evaluation.bootstrap`; before
-and after heads are paired. Bins of confidence are set once, on everybody: drawing users moves what
-lies in them.
+Before and after heads are paired, see :mod:`~sottovoce.simulations.evaluation.bootstrap_side`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from sottovoce.shared import seeding
 from sottovoce.shared.calibration.conformal import DEFAULT_COVERAGE
-from sottovoce.simulations.evaluation import metrics
+from sottovoce.simulations.evaluation import bootstrap, metrics
+from sottovoce.simulations.evaluation.bootstrap_side import BootstrapSide
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 from sottovoce.simulations.evaluation.predictions import Predictions, natural_sort_key
 from sottovoce.simulations.results.schema import Json
@@ -34,7 +33,7 @@ def bootstrap_intervals(scored: Predictions, *, seed: int) -> Json:
     """
     users, whose = np.unique(scored.speakers, return_inverse=True)
     cohorts = _cohorts(len(users), seed)
-    sides = [_BootstrapSide(rows, scored.labels, whose) for rows in (scored.before, scored.after)]
+    sides = [BootstrapSide(rows, scored.labels, whose) for rows in (scored.before, scored.after)]
     found: Json = {}
     for name, measure in _MEASURES.items():
         before, after = (measure(side, cohorts) for side in sides)
@@ -108,8 +107,8 @@ def _rows_by_speaker(scored: Predictions) -> dict[str, CountArray]:
 
 def _cohorts(users: int, seed: int) -> CountArray:
     """How often each user is drawn, shape (draws, users)."""
-    draws = seeding.numpy_rng(seed, "record", "calibration intervals")
-    return draws.multinomial(users, np.full(users, 1 / users), size=BOOTSTRAP_DRAWS)
+    generator = seeding.numpy_rng(seed, "record", "calibration intervals")
+    return bootstrap.draw_cohorts(users, BOOTSTRAP_DRAWS, generator)
 
 
 def _interval_bounds(drawn: FloatArray) -> list[float]:
@@ -118,63 +117,10 @@ def _interval_bounds(drawn: FloatArray) -> list[float]:
     return [float(low), float(high)]
 
 
-class _BootstrapSide:
-    """Sums per user under one column of probabilities."""
-
-    def __init__(self, rows: FloatArray, labels: CountArray, whose: CountArray) -> None:
-        size, classes = rows.shape
-        target = np.eye(classes)[labels]
-        right = (rows.argmax(axis=1) == labels).astype(np.float64)
-        self.clips = np.bincount(whose)
-        true = np.maximum(rows[np.arange(size), labels], metrics.PROBABILITY_FLOOR)
-        self.nll: FloatArray = np.bincount(whose, weights=-np.log(true)).astype(np.float64)
-        squares = np.square(rows - target).sum(axis=1)
-        self.brier: FloatArray = np.bincount(whose, weights=squares).astype(np.float64)
-        self.top = [_gaps(rows.max(axis=1), right, whose)]
-        self.each = [_gaps(rows[:, k], target[:, k], whose) for k in range(classes)]
-        self._rank(rows.max(axis=1), right, whose)
-
-    def _rank(self, confidence: FloatArray, right: FloatArray, whose: CountArray) -> None:
-        """The most confident utterances first; equally confident ones share their accuracy."""
-        order = np.lexsort((whose, -confidence))
-        _, tie, count = np.unique(-confidence, return_inverse=True, return_counts=True)
-        wrong = 1 - (np.bincount(tie, weights=right) / count)[tie]
-        self.ranked, self.wrong = whose[order], wrong[order]
-
-    def aurc(self, cohorts: CountArray) -> FloatArray:
-        """Area under the risk-coverage curve of each cohort, shape (draws,)."""
-        found = []
-        for cohort in cohorts:
-            times = cohort[self.ranked].astype(np.float64)
-            answered = np.cumsum(times)
-            risk = np.cumsum(times * self.wrong) / np.maximum(answered, 1)
-            found.append(float(times @ risk) / float(answered[-1]))
-        return np.array(found)
-
-    def calibration_error(self, gaps: Sequence[FloatArray], cohorts: CountArray) -> FloatArray:
-        """Mean calibration error over tables of gaps, shape (draws,)."""
-        parts = [np.abs(cohorts @ one).sum(axis=1) for one in gaps]
-        mean: FloatArray = np.mean(parts, axis=0)
-        return mean / (cohorts @ self.clips)
-
-    def mean(self, sums: FloatArray, cohorts: CountArray) -> FloatArray:
-        """Mean over each cohort's utterances, shape (draws,)."""
-        return (cohorts @ sums) / (cohorts @ self.clips)
-
-
-def _gaps(confidence: FloatArray, correct: FloatArray, whose: CountArray) -> FloatArray:
-    """Confidence less accuracy, summed by user and bin, shape (users, bins)."""
-    found = np.zeros((int(whose.max()) + 1, metrics.DEFAULT_BINS))
-    np.add.at(
-        found, (whose, metrics.assign_bins(confidence, metrics.DEFAULT_BINS)), confidence - correct
-    )
-    return found
-
-
-_MEASURES: dict[str, Callable[[_BootstrapSide, CountArray], FloatArray]] = {
-    "ece": lambda side, cohorts: side.calibration_error(side.top, cohorts),
-    "classwise_ece": lambda side, cohorts: side.calibration_error(side.each, cohorts),
-    "nll": lambda side, cohorts: side.mean(side.nll, cohorts),
-    "brier": lambda side, cohorts: side.mean(side.brier, cohorts),
-    "aurc": lambda side, cohorts: side.aurc(cohorts),
+_MEASURES: Mapping[str, Callable[[BootstrapSide, CountArray], FloatArray]] = {
+    "ece": BootstrapSide.measure_ece,
+    "classwise_ece": BootstrapSide.measure_classwise_ece,
+    "nll": BootstrapSide.measure_nll,
+    "brier": BootstrapSide.measure_brier,
+    "aurc": BootstrapSide.measure_aurc,
 }

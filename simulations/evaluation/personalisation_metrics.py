@@ -1,12 +1,13 @@
 """Figures on users' own labels: before and after, paired over users."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from sottovoce.shared import seeding
-from sottovoce.simulations.evaluation import bootstrap, metrics
+from sottovoce.simulations.evaluation import bootstrap
+from sottovoce.simulations.evaluation.bootstrap_side import BootstrapSide
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 from sottovoce.simulations.evaluation.personalisation import ScoredDraw
 from sottovoce.simulations.results.schema import Json
@@ -27,15 +28,13 @@ def paired_metrics(scored_draws: Sequence[ScoredDraw], *, seed: int) -> Json:
         By measure ``[before, after, difference, low, high]``: the last two are the 95 % interval of
         the difference over draws of users; for ``worst``, one user, there is none.
     """
-    before, after = _BootstrapSide(scored_draws, "before"), _BootstrapSide(scored_draws, "after")
-    draws = seeding.numpy_rng(seed, "heads", "bootstrap")
-    users = len(before.users)
-    cohorts = draws.multinomial(users, np.full(users, 1 / users), size=bootstrap.DEFAULT_DRAWS)
+    sides = [_make_side(scored_draws, column) for column in ("before", "after")]
+    generator = seeding.numpy_rng(seed, "heads", "bootstrap")
+    cohorts = bootstrap.draw_cohorts(sides[0].user_count, bootstrap.DEFAULT_DRAWS, generator)
     found = {
-        name: _paired_difference(cohorts, measure(before), measure(after))
-        for name, measure in _MEASURES.items()
+        name: _paired_difference(measure, sides, cohorts) for name, measure in _MEASURES.items()
     }
-    worst = [float(side.rates.min()) for side in (before, after)]
+    worst = [float(side.user_uars.min()) for side in sides]
     return found | {"worst": [*worst, worst[1] - worst[0]]}
 
 
@@ -53,8 +52,8 @@ def expected_calibrated_ece(draws: Sequence[ScoredDraw], *, seed: int) -> float:
     random = seeding.numpy_rng(seed, "heads", "calibrated")
     everybody, errors = np.ones((1, len(one_each)), dtype=np.int64), []
     for _ in range(_LABEL_REDRAWS):
-        side = _BootstrapSide([_redraw_labels(one, random) for one in one_each], "after")
-        errors.append(float(_ece(side)(everybody)[0]))
+        side = _make_side([_redraw_labels(one, random) for one in one_each], "after")
+        errors.append(float(side.measure_ece(everybody)[0]))
     return float(np.mean(errors))
 
 
@@ -76,84 +75,35 @@ def format_cell(name: str, values: Sequence[float]) -> str:
     return f"{shown} {'**' + interval + '**' if worse else interval}"
 
 
-class _BootstrapSide:
-    """Sums per user under one column of probabilities."""
-
-    def __init__(self, draws: Sequence[ScoredDraw], column: str) -> None:
-        self.users = sorted({one.speaker.name for one in draws})
-        index = {user: number for number, user in enumerate(self.users)}
-        rows = np.concatenate([getattr(one, column) for one in draws])
-        labels = np.concatenate([one.labels for one in draws])
-        self.whose = np.concatenate([[index[o.speaker.name]] * len(o.labels) for o in draws])
-        self.clips = np.bincount(self.whose)
-        classes = rows.shape[1]
-        guess = rows.argmax(1)
-        self.confusions: CountArray = np.stack(
-            [
-                metrics.confusion_matrix(
-                    labels[self.whose == user], guess[self.whose == user], classes
-                )
-                for user in range(len(self.users))
-            ]
-        )
-        self.rates = np.array([metrics.uar(matrix) for matrix in self.confusions])
-        true = np.maximum(rows[np.arange(len(rows)), labels], metrics.PROBABILITY_FLOOR)
-        self.nll = np.bincount(self.whose, weights=-np.log(true))
-        wrong = np.square(rows - np.eye(classes)[labels]).sum(1)
-        self.brier = np.bincount(self.whose, weights=wrong)
-        self.gaps = self._gaps(rows.max(1), (guess == labels).astype(float))
-
-    def _gaps(self, confidence: FloatArray, right: FloatArray) -> FloatArray:
-        """Confidence less accuracy, summed by user and bin of equal mass, shape (users, bins)."""
-        ordered = np.sort(confidence)
-        edges = ordered[np.arange(1, metrics.DEFAULT_BINS) * len(ordered) // metrics.DEFAULT_BINS]
-        bins = np.searchsorted(edges, confidence, side="right")
-        gaps = np.zeros((len(self.users), metrics.DEFAULT_BINS))
-        np.add.at(gaps, (self.whose, bins), confidence - right)
-        return gaps
-
-
-_Measure = Callable[[CountArray], FloatArray]
-
-
-def _uar(side: _BootstrapSide) -> _Measure:
-    return lambda cohorts: np.array(
-        [metrics.uar(matrix) for matrix in np.tensordot(cohorts, side.confusions, 1)]
-    )
-
-
-def _ece(side: _BootstrapSide) -> _Measure:
-    return lambda cohorts: np.abs(cohorts @ side.gaps).sum(1) / (cohorts @ side.clips)
-
-
-def _nll(side: _BootstrapSide) -> _Measure:
-    return lambda cohorts: (cohorts @ side.nll) / (cohorts @ side.clips)
-
-
-def _brier(side: _BootstrapSide) -> _Measure:
-    return lambda cohorts: (cohorts @ side.brier) / (cohorts @ side.clips)
-
-
-def _p10(side: _BootstrapSide) -> _Measure:
-    return lambda cohorts: np.array(
-        [np.percentile(np.repeat(side.rates, cohort), _WORST_PERCENTILE) for cohort in cohorts]
-    )
-
-
-_MEASURES: dict[str, Callable[[_BootstrapSide], _Measure]] = {
-    "uar": _uar,
-    "ece": _ece,
-    "nll": _nll,
-    "brier": _brier,
-    "p10": _p10,
+_MEASURES: Mapping[str, Callable[[BootstrapSide, CountArray], FloatArray]] = {
+    "uar": BootstrapSide.measure_uar,
+    "ece": BootstrapSide.measure_ece,
+    "nll": BootstrapSide.measure_nll,
+    "brier": BootstrapSide.measure_brier,
+    "p10": lambda side, cohorts: side.measure_user_percentile(cohorts, _WORST_PERCENTILE),
 }
 
 
-def _paired_difference(cohorts: CountArray, before: _Measure, after: _Measure) -> list[float]:
+def _make_side(draws: Sequence[ScoredDraw], column: str) -> BootstrapSide:
+    """One column of all draws' probabilities; a user's draws count together."""
+    index = {user: n for n, user in enumerate(sorted({one.speaker.name for one in draws}))}
+    return BootstrapSide(
+        np.concatenate([getattr(one, column) for one in draws]),
+        np.concatenate([one.labels for one in draws]),
+        np.concatenate([[index[one.speaker.name]] * len(one.labels) for one in draws]),
+    )
+
+
+def _paired_difference(
+    measure: Callable[[BootstrapSide, CountArray], FloatArray],
+    sides: Sequence[BootstrapSide],
+    cohorts: CountArray,
+) -> list[float]:
     """Both values, their difference, and its interval."""
     everybody = np.ones((1, cohorts.shape[1]), dtype=np.int64)
-    values = [float(side(everybody)[0]) for side in (before, after)]
-    low, high = np.quantile(after(cohorts) - before(cohorts), [0.025, 0.975])
+    values = [float(measure(side, everybody)[0]) for side in sides]
+    before, after = (measure(side, cohorts) for side in sides)
+    low, high = np.quantile(after - before, [0.025, 0.975])
     return [*values, values[1] - values[0], float(low), float(high)]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from sottovoce.shared import seeding
 from sottovoce.simulations.evaluation import calibration, metrics
+from sottovoce.simulations.evaluation.bootstrap_side import BootstrapSide, sum_gaps
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 from sottovoce.simulations.evaluation.predictions import Predictions
 
@@ -59,10 +60,10 @@ def drawn_by_hand(scored: Predictions, cohort: CountArray, side: str, name: str)
 def test_a_cohorts_figure_is_that_of_its_users_clips(name: str) -> None:
     scored = table(people=6)
     _, whose = np.unique(scored.speakers, return_inverse=True)
-    side = calibration._BootstrapSide(scored.before, scored.labels, whose)
+    side = BootstrapSide(scored.before, scored.labels, whose)
     cohorts = np.random.default_rng(1).multinomial(6, [1 / 6] * 6, size=5)
 
-    found = calibration._MEASURES[name](side, cohorts)
+    found = getattr(side, f"measure_{name}")(cohorts)
 
     by_hand = [drawn_by_hand(scored, cohort, "before", name) for cohort in cohorts]
     # Clips that are there twice tie with themselves; their order moves an area by little.
@@ -73,10 +74,10 @@ def test_a_cohorts_figure_is_that_of_its_users_clips(name: str) -> None:
 def test_everybody_once_is_the_plain_measure(name: str) -> None:
     scored = table()
     _, whose = np.unique(scored.speakers, return_inverse=True)
-    side = calibration._BootstrapSide(scored.before, scored.labels, whose)
+    side = BootstrapSide(scored.before, scored.labels, whose)
     once = np.ones((1, 30), dtype=np.int64)
 
-    found = calibration._MEASURES[name](side, once)[0]
+    found = getattr(side, f"measure_{name}")(once)[0]
 
     assert found == pytest.approx(PLAIN[name](scored.before, scored.labels))
 
@@ -149,7 +150,7 @@ def test_gaps_of_a_cohort_lie_in_the_bins_of_everybody() -> None:
     rng = seeding.numpy_rng(0, "gaps")
     confidence = rng.random(60)
     whose = np.repeat([0, 1, 2], 20)
-    found = calibration._gaps(confidence, np.ones(60), whose)
+    found = sum_gaps(confidence, np.ones(60), whose)
 
     assert found.shape == (3, metrics.DEFAULT_BINS)
     assert found.sum() == pytest.approx((confidence - 1).sum())
