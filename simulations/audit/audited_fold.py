@@ -88,15 +88,6 @@ class AuditedFold:
         return replace(self, transcript=replace(transcript, plan=plan))
 
 
-def open_first_fold(
-    run_folder: Path,
-    on_message: OnMessage = lambda _line: None,
-    on_progress: OnProgress = lambda _what, _done, _total: None,
-) -> AuditedFold:
-    """Make a run's first fold again; arguments and errors as for :func:`open_audited_folds`."""
-    return open_audited_folds(run_folder, on_message, on_progress, max_folds=1)[0]
-
-
 def open_audited_folds(
     run_folder: Path,
     on_message: OnMessage = lambda _line: None,

@@ -6,7 +6,7 @@ into one more folder, or twice, is read all the same.
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from sottovoce.simulations.corpora import label_map
@@ -33,30 +33,15 @@ class Layout:
     parse_path: PathParser
 
 
-def _clip(
-    path: PurePosixPath,
-    folder: Path,
-    *,
-    speaker: str,
-    label: str,
-    gender: str | None = None,
-    age: int | None = None,
-    language: str,
-    intensity: str | None = None,
-    statement: str | None = None,
-) -> Clip:
-    """A clip of a layout."""
+def _clip(path: PurePosixPath, folder: Path, *, speaker: str, label: str, language: str) -> Clip:
+    """A clip of a layout, without what only some layouts know."""
     return Clip(
         clip_id=str(path),
         path=folder / path,
         speaker=speaker,
         label=label,
         emotion=label_map.harmonise_label(label),
-        gender=gender,
-        age=age,
         language=language,
-        intensity=intensity,
-        statement=statement,
     )
 
 
@@ -80,13 +65,15 @@ def _ravdess(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
     if not match:
         return None
     emotion, intensity, statement, _, actor = match.groups()
-    return path.stem, _clip(
-        path,
-        folder,
-        speaker=f"ravdess_{actor}",
-        label=_RAVDESS_EMOTIONS[int(emotion) - 1],
+    return path.stem, replace(
+        _clip(
+            path,
+            folder,
+            speaker=f"ravdess_{actor}",
+            label=_RAVDESS_EMOTIONS[int(emotion) - 1],
+            language="en",
+        ),
         gender="male" if int(actor) % 2 else "female",
-        language="en",
         intensity="strong" if intensity == "02" else "normal",
         statement=_RAVDESS_TEXT[statement],
     )
@@ -125,12 +112,10 @@ def _cremad(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
         return None
     actor, sentence, emotion, level = match.groups()
     level = "XX" if level == "X" else level
-    return f"{actor}_{sentence}_{emotion}_{level}", _clip(
-        path,
-        folder,
-        speaker=f"cremad_{actor}",
-        label=_CREMAD_EMOTIONS[emotion],
-        language="en",
+    return f"{actor}_{sentence}_{emotion}_{level}", replace(
+        _clip(
+            path, folder, speaker=f"cremad_{actor}", label=_CREMAD_EMOTIONS[emotion], language="en"
+        ),
         intensity=_CREMAD_LEVELS[level],
         statement=_CREMAD_TEXT.get(sentence, sentence),
     )
@@ -167,14 +152,16 @@ def _emodb(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
     if not match or match[1] not in _EMODB_SPEAKERS:
         return None
     gender, age = _EMODB_SPEAKERS[match[1]]
-    return path.stem, _clip(
-        path,
-        folder,
-        speaker=f"emodb_{match[1]}",
-        label=_EMODB_EMOTIONS[match[3]],
+    return path.stem, replace(
+        _clip(
+            path,
+            folder,
+            speaker=f"emodb_{match[1]}",
+            label=_EMODB_EMOTIONS[match[3]],
+            language="de",
+        ),
         gender=gender,
         age=age,
-        language="de",
         statement=match[2],
     )
 
@@ -199,13 +186,11 @@ def _savee(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
     match = _SAVEE.fullmatch(code)
     if not match or speaker not in _SAVEE_SPEAKERS:
         return None
-    return f"{speaker}_{code}", _clip(
-        path,
-        folder,
-        speaker=f"savee_{speaker}",
-        label=_SAVEE_EMOTIONS[match[1]],
+    return f"{speaker}_{code}", replace(
+        _clip(
+            path, folder, speaker=f"savee_{speaker}", label=_SAVEE_EMOTIONS[match[1]], language="en"
+        ),
         gender="male",
-        language="en",
         statement=code,
     )
 
@@ -222,14 +207,16 @@ def _tess(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
         return None
     speaker = "YAF" if match[1].upper() == "YAF" else "OAF"
     word, emotion = match[2].lower(), match[3].lower()
-    return f"{speaker}_{word}_{emotion}", _clip(
-        path,
-        folder,
-        speaker=f"tess_{speaker}",
-        label="pleasant_surprise" if emotion == "ps" else emotion,
+    return f"{speaker}_{word}_{emotion}", replace(
+        _clip(
+            path,
+            folder,
+            speaker=f"tess_{speaker}",
+            label="pleasant_surprise" if emotion == "ps" else emotion,
+            language="en",
+        ),
         gender="female",
         age=_TESS_AGES[speaker],
-        language="en",
         statement=f"Say the word {word}",
     )
 

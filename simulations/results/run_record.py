@@ -14,12 +14,10 @@ import numpy as np
 
 from sottovoce.shared import seeding
 from sottovoce.simulations.evaluation import bootstrap, calibration, metrics
+from sottovoce.simulations.evaluation.fairness import measure_group
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 from sottovoce.simulations.evaluation.predictions import (
-    AGE_BANDS,
-    UNKNOWN,
     Predictions,
-    age_band,
     concatenate_predictions,
     natural_sort_key,
 )
@@ -38,7 +36,6 @@ __all__ = [
     "assemble_run_record",
     "calibration_section",
     "concatenate_predictions",
-    "fairness_section",
     "learning_curve",
     "privacy_section",
     "validate_privacy",
@@ -81,7 +78,7 @@ def accuracy_section(scored: Predictions, *, seed: int, curve: Sequence[Json] = 
             }
             for fold, matrix in scored.confusion_by_group(scored.folds).items()
         ],
-        "per_speaker": {name: _rate(matrix) for name, matrix in speakers.items()},
+        "per_speaker": {name: measure_group(matrix) for name, matrix in speakers.items()},
         "by_round": list(curve),
         "before_heads": {"uar": metrics.uar(raw), "wa": metrics.weighted_accuracy(raw)},
     }
@@ -134,27 +131,6 @@ def calibration_section(scored: Predictions, *, seed: int = 0) -> Json:
         "intervals": calibration.bootstrap_intervals(scored, seed=seed),
         "per_speaker": calibration.metrics_by_speaker(scored),
         **({"sets": sets} if sets else {}),
-    }
-
-
-def fairness_section(scored: Predictions) -> Json:
-    """The section "fairness": UAR by group, its gap between known groups, and over speakers."""
-    speakers = {
-        name: metrics.uar(m) for name, m in scored.confusion_by_group(scored.speakers).items()
-    }
-    rates = list(speakers.values())
-    worst = min(speakers, key=lambda name: speakers[name])
-    return {
-        "gender": _groups(scored, scored.genders),
-        "age": _groups(scored, [age_band(age) for age in scored.ages], order=AGE_BANDS),
-        "language": _groups(scored, scored.languages),
-        "speaker": {
-            "worst": speakers[worst],
-            "worst_speaker": worst,
-            "p10": metrics.percentile(rates, 10),
-            "median": metrics.percentile(rates, 50),
-            "gini": metrics.gini_coefficient(rates),
-        },
     }
 
 
@@ -241,11 +217,6 @@ def assemble_run_record(
     return validate_run(to_plain_json(run))
 
 
-def _rate(matrix: CountArray) -> Json:
-    """UAR and size of one speaker or group."""
-    return {"uar": metrics.uar(matrix), "n": int(matrix.sum())}
-
-
 def _errors(probabilities: FloatArray, labels: CountArray) -> Json:
     """Calibration errors of one set of probabilities."""
     return {
@@ -272,16 +243,3 @@ def _points(bins: metrics.ReliabilityBins) -> list[Json]:
         {"count": count, "confidence": sure / count, "accuracy": right / count}
         for count, sure, right in zip(bins.count, bins.confidence, bins.correct, strict=True)
     ]
-
-
-def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] = ()) -> Json:
-    """UAR by group; the gap is between known groups, null where there are fewer than two."""
-    names = [name or UNKNOWN for name in names] or [UNKNOWN] * len(scored.clips)
-    speakers: dict[str, set[str]] = {}
-    for name, speaker in zip(names, scored.speakers, strict=True):
-        speakers.setdefault(name, set()).add(speaker)
-    found = scored.confusion_by_group(names)
-    listed = [name for name in order if name in found] or list(found)
-    groups = {name: {**_rate(found[name]), "speakers": len(speakers[name])} for name in listed}
-    known = [group["uar"] for name, group in groups.items() if name != UNKNOWN]
-    return {"groups": groups, "gap": metrics.best_worst_gap(known) if len(known) > 1 else None}

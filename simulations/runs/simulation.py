@@ -38,6 +38,7 @@ from sottovoce.simulations.data.loading import (
 )
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
 from sottovoce.simulations.evaluation import baselines, metrics
+from sottovoce.simulations.evaluation.fairness import measure_fairness
 from sottovoce.simulations.evaluation.fold_result import FoldResult
 from sottovoce.simulations.reports import render_pages
 from sottovoce.simulations.results import privacy_record, run_record
@@ -272,7 +273,7 @@ def describe_run(
         },
         accuracy=run_record.accuracy_section(everything, seed=scenario.seed, curve=curve),
         calibration=calibration,
-        fairness=run_record.fairness_section(everything),
+        fairness=measure_fairness(everything),
         privacy=run_record.privacy_section(privacy, audit=audited_epsilon),
         timing=timing,
         baselines=baseline_results,

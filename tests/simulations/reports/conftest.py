@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sottovoce.simulations.evaluation.fairness import measure_fairness
 from sottovoce.simulations.results import run_record
 from sottovoce.simulations.results.run_record import Predictions
 from sottovoce.simulations.results.schema import SCHEMA_VERSION
@@ -139,7 +140,7 @@ def make_run(
         | {"public_corpora": ["cremad"] if full else []},
         accuracy=accuracy,
         calibration=calibration,
-        fairness=run_record.fairness_section(scored),
+        fairness=measure_fairness(scored),
         privacy=run_record.privacy_section(privacy, audit=0.62 if full and epsilon else None),
         timing={"wall_s": 171.3, "rounds_per_s": 2.31, "client_rounds_per_s": 46.2}
         | {"feature_s": 64.0, "peak_rss_mb": 811.0},

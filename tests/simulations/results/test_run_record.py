@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.simulations.evaluation.fairness import measure_fairness
+from sottovoce.simulations.evaluation.predictions import age_band
 from sottovoce.simulations.results import run_record, schema
 from sottovoce.simulations.results.run_record import Predictions
 
@@ -99,7 +101,7 @@ def run(scored: Predictions | None = None, **changes: Any) -> dict[str, Any]:
         "model": {"kind": "mlp", "encoder": "e", "shared_parameters": 9, "public_corpora": []},
         "accuracy": run_record.accuracy_section(scored, seed=1),
         "calibration": run_record.calibration_section(scored),
-        "fairness": run_record.fairness_section(scored),
+        "fairness": measure_fairness(scored),
         "privacy": run_record.privacy_section(privacy()),
         "timing": {"wall_s": 1.5},
     }
@@ -148,11 +150,11 @@ def test_parts_gather_and_unknown_columns_stay_unknown() -> None:
     both = run_record.concatenate_predictions([known, blind])
 
     assert len(both.clips) == 144
-    assert run_record.fairness_section(both)["gender"]["groups"]["unknown"]["n"] == 72 + 24
+    assert measure_fairness(both)["gender"]["groups"]["unknown"]["n"] == 72 + 24
 
 
 def test_groups_report_the_unknown_but_keep_it_out_of_the_gap() -> None:
-    section = run_record.fairness_section(table())
+    section = measure_fairness(table())
     groups = section["gender"]["groups"]
 
     assert set(groups) == {"female", "male", "unknown"}
@@ -161,14 +163,14 @@ def test_groups_report_the_unknown_but_keep_it_out_of_the_gap() -> None:
     )
     assert list(section["age"]["groups"]) == ["under 18", "30-44", "60 and over", "unknown"]
     assert section["language"]["gap"] is None
-    assert run_record.fairness_section(table(genders=()))["gender"]["gap"] is None
+    assert measure_fairness(table(genders=()))["gender"]["gap"] is None
 
 
 def test_ages_fall_into_bands() -> None:
     ages = [17.9, 18, 29.9, 30, 59, 60, 101, None, math.nan, -1]
     bands = ["under 18", "18-29", "18-29", "30-44", "45-59", "60 and over", "60 and over"]
 
-    assert [run_record.age_band(age) for age in ages] == [*bands, "unknown", "unknown", "unknown"]
+    assert [age_band(age) for age in ages] == [*bands, "unknown", "unknown", "unknown"]
 
 
 def test_the_curve_is_the_mean_of_the_folds_scored_in_a_round() -> None:
