@@ -10,6 +10,8 @@ SottovoceError
 │   ├── BudgetSpent     the next release would pass the budget
 │   ├── LedgerError     a ledger that cannot be trusted
 │   └── AggregationError  a secure sum that cannot be made, or that somebody tampers with
+├── StorageError        a file that the disk refuses to take
+│   └── FileChangedError  a file that another program changed since it was read
 ├── MessageError        a message that breaks the schema
 └── EngineError         an engine that failed to run the apps
 
@@ -55,6 +57,14 @@ class LedgerError(PrivacyError):
 
 class AggregationError(PrivacyError):
     """A secure sum that cannot be made, or that somebody tampers with."""
+
+
+class StorageError(SottovoceError):
+    """A file that the disk refuses to take."""
+
+
+class FileChangedError(StorageError):
+    """A file that another program changed since it was read."""
 
 
 class MessageError(SottovoceError):

@@ -18,7 +18,6 @@ a whole vault back.
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,9 +27,8 @@ import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from sottovoce.shared import crypto
-from sottovoce.shared.errors import PrivacyError, SettingError
-from sottovoce.shared.privacy import hash_chain
+from sottovoce.shared import atomic_files, crypto
+from sottovoce.shared.errors import PrivacyError, SettingError, StorageError
 
 _SCHEMA: Final = 1
 _FACTS: Final = "vault.json"
@@ -186,9 +184,9 @@ class Vault:
             write_file(path, blob)
             return
         try:
-            _write_over(path, blob)
-        except OSError as error:
-            raise _unwritable(path, error) from error
+            atomic_files.overwrite_start(path, blob)
+        except StorageError as error:
+            raise PrivacyError(str(error)) from error
 
     def get(self, name: str) -> bytes:
         """Open the bytes under a name.
@@ -220,9 +218,9 @@ class Vault:
         path = self._path(name).with_suffix(_LOCK)
         with ExitStack() as stack:
             try:
-                stack.enter_context(hash_chain.open_exclusive(path, os.O_CREAT | os.O_RDWR))
-            except OSError as error:
-                raise _unwritable(path, error) from error
+                stack.enter_context(atomic_files.lock_file(path))
+            except StorageError as error:
+                raise PrivacyError(str(error)) from error
             yield
 
     def put_tensors(
@@ -254,17 +252,17 @@ class Vault:
         Flash storage may keep the ciphertext for a while; :meth:`erase` removes the key too.
         """
         self._path(name).unlink(missing_ok=True)
-        _sync(self.folder)
+        atomic_files.sync_folder(self.folder)
 
     def erase(self) -> None:
         """Forget everything: first the key, without which the rest is noise, then the rest."""
         for path in (self.folder / _KEY, self.folder / _WRAPPED, self.folder / _FACTS):
             path.unlink(missing_ok=True)
-        _sync(self.folder)
-        for pattern in (f"*{_SUFFIX}", f"*{_LOCK}", ".*.tmp"):
+        atomic_files.sync_folder(self.folder)
+        for pattern in (f"*{_SUFFIX}", f"*{_LOCK}", atomic_files.PARTIAL_FILES):
             for path in self.folder.glob(pattern):
                 path.unlink(missing_ok=True)
-        _sync(self.folder)
+        atomic_files.sync_folder(self.folder)
 
     def seal(self, data: bytes, *binding: str | int, size: int = crypto.MIN_SEALED_BYTES) -> bytes:
         """Seal bytes that are kept elsewhere, bound to the user and to ``binding``.
@@ -376,49 +374,7 @@ def write_file(path: Path, data: bytes, *, durable: bool = True) -> None:
     Raises:
         PrivacyError: The disk refuses; the old file stays.
     """
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(
-            dir=path.parent, prefix=f".{path.name}.", suffix=".tmp"
-        )
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
-        Path(temporary).replace(path)
-        if durable:
-            _sync(path.parent)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise _unwritable(path, error) from error
-
-
-def _write_over(path: Path, data: bytes) -> None:
-    """Write over an existing file's first bytes, in one call."""
-    handle = os.open(path, os.O_WRONLY)
-    try:
-        if os.write(handle, data) != len(data):
-            raise OSError(28, "no space left on device")
-    finally:
-        os.close(handle)
-
-
-def _unwritable(path: Path, error: OSError) -> PrivacyError:
-    """Error of a disk that refuses."""
-    return PrivacyError(
-        f"{path} cannot be written ({error.strerror or error}); free some space on the device, "
-        "or check its permissions, and try again: what was kept before is kept still"
-    )
-
-
-def _sync(folder: Path) -> None:
-    """Make renames and removals in a folder last; Windows has no such call and needs none."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        atomic_files.replace_file(path, data, durable=durable, secret=True)
+    except StorageError as error:
+        raise PrivacyError(str(error)) from error

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.shared.atomic_files import file_lock, replace_file
+from sottovoce.shared.atomic_files import lock_file, replace_file
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.gaussian_noise import GaussianSampler, SystemGaussianSampler
@@ -143,7 +143,7 @@ class StoredCorrelatedNoise:
         Raises:
             PrivacyError: Not that round.
         """
-        with file_lock(self._path.with_suffix(".lock")):
+        with lock_file(self._path.with_suffix(".lock")):
             done, past, _ = self._read()
             if number != done + 1:
                 raise self._lost_noise_error(

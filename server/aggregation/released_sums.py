@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_anchor import ServerAnchor
-from sottovoce.shared.atomic_files import file_lock, replace_file
+from sottovoce.shared.atomic_files import lock_file, replace_file
 from sottovoce.shared.errors import PrivacyError
 
 
@@ -82,7 +82,7 @@ class ReleasedSumStore:
         Raises:
             PrivacyError: Another server has released it meanwhile, or the disk refuses.
         """
-        with file_lock(self._folder / "sums.lock"):
+        with lock_file(self._folder / "sums.lock"):
             if self.get(name) is not None:
                 raise PrivacyError(
                     f"another server has released {name} of this run; end one of the two, and run "

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sottovoce.shared.atomic_files import STATE_FILE, replace_file
-from sottovoce.shared.errors import LedgerError, ModelError, PrivacyError
+from sottovoce.shared.errors import LedgerError, PrivacyError, StorageError
 from sottovoce.shared.privacy.hash_chain import Anchor
 
 ANCHOR_FILE: Final = "anchor.json"
@@ -92,5 +92,5 @@ class ServerAnchor:
         """Write a record in place of the last one."""
         try:
             replace_file(self._path, json.dumps(record, sort_keys=True, indent=1).encode())
-        except ModelError as error:
+        except StorageError as error:
             raise PrivacyError(str(error)) from error

@@ -18,7 +18,6 @@ __all__ = [
     "iter_round_weights",
     "load_released_model",
     "load_state",
-    "replace_file",
     "save_released_model",
     "save_state",
 ]
@@ -38,7 +37,7 @@ def save_state(folder: Path, state: ServerState, plan_digest: str, *, durable: b
             older round is gone on from: what devices booked for this one is theirs still.
 
     Raises:
-        ModelError: The disk refuses.
+        StorageError: The disk refuses.
     """
     words = {"plan": plan_digest, "round": str(state.round)}
     model = {"weights": state.released_weights.contiguous()}

@@ -34,6 +34,7 @@ from sottovoce.server.federation.coordinator import LOG, TrainingCoordinator
 from sottovoce.server.federation.membership import MembershipStore, RoundOutcome
 from sottovoce.server.federation.participants import Participant
 from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
 from sottovoce.shared.privacy.release import SumMechanism
 from sottovoce.shared.protocol import messages
@@ -340,7 +341,7 @@ def _save_summary(path: Path, summary: InitialCohortSummary, plan: Plan) -> None
     """Save the initial cohort's summary."""
     words = {"plan": plan.content_hash(), "usual": json.dumps(summary.utterances_per_device)}
     tensors = {"counts": summary.label_counts.contiguous(), "centre": summary.centre.contiguous()}
-    checkpoint.replace_file(path, save(tensors, words))
+    replace_file(path, save(tensors, words))
 
 
 def _load_summary(path: Path, plan: Plan) -> InitialCohortSummary:

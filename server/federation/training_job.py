@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings, compute_class_weights
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.server.federation.cohort_sampling import CohortSampler
 from sottovoce.server.personalisation.prior_estimation import fit_head_prior
 from sottovoce.shared import validation
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.calibration import HeadPrior, adapter_basis
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.models.parameters import load_parameters

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from sottovoce.shared.atomic_files import replace_file, replace_text
 from sottovoce.shared.calibration import HeadPrior, prior_from_file
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.models.network import Network
@@ -168,9 +169,9 @@ class ModelPackage:
             "model_hash": self.model_hash,
             "sha256": hashlib.sha256(data).hexdigest(),
         }
-        (folder / _WEIGHTS_FILE).write_bytes(data)
+        replace_file(folder / _WEIGHTS_FILE, data)
         text = json.dumps(metadata, indent=1, sort_keys=True)
-        (folder / _METADATA_FILE).write_text(text + "\n")
+        replace_text(folder / _METADATA_FILE, text + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "ModelPackage":

@@ -1,4 +1,4 @@
-"""Hash chain of a ledger: whose it is, where it ends, and how its lines reach the disk.
+"""Hash chain of a ledger: whose it is, and where it ends.
 
 The first line of a chain names a genesis that is derived from the owner, so that two users with
 the same releases have different ledgers. An anchor (how many releases, and the hash of the
@@ -7,12 +7,8 @@ an anchor tells.
 """
 
 import hashlib
-import os
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final, Protocol
 
 from sottovoce.shared import crypto, validation
@@ -90,102 +86,3 @@ class AnchorStore(Protocol):
 def is_sha256_hex(text: object) -> bool:
     """Whether this is a SHA-256 in lower-case hexadecimal digits."""
     return isinstance(text, str) and len(text) == 64 and not set(text) - set("0123456789abcdef")
-
-
-def append_synced(path: Path, data: bytes, *, expected_size: int | None = None) -> None:
-    """Append bytes in one call and sync them, and the folder when the file is new.
-
-    Args:
-        path: The file.
-        data: What is appended.
-        expected_size: How many bytes its writer knows it to have; None appends to whatever is
-            there.
-
-    Guarantees:
-        - Of two writers who know the same bytes one appends and the other is refused: a file that
-          has grown, shrunk or been replaced since it was read is left alone. Writers wait for each
-          other where the system has ``flock``; elsewhere two that write within the same instant
-          leave a broken chain, after which nothing is released.
-
-    Raises:
-        LedgerError: The file is not as its writer knows it; nothing was written.
-        OSError: The disk refuses.
-    """
-    new = not path.exists()
-    with open_exclusive(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND) as handle:
-        _check_known(handle, path, expected_size)
-        whole = os.fstat(handle).st_size
-        try:
-            _write(handle, data)
-        except OSError:
-            # Half a line would spoil the next one. Where this fails too, it is charged as torn.
-            with suppress(OSError):
-                os.truncate(handle, whole)
-            raise
-    if new:
-        sync_folder(path.parent)
-
-
-def replace_synced(path: Path, data: bytes, *, expected_size: int | None = None) -> None:
-    """Replace a file, synced: after a crash it is the old one or the new one.
-
-    Arguments, guarantees and errors as for :func:`append_synced`.
-    """
-    with open_exclusive(path, os.O_WRONLY) if path.exists() else nullcontext() as old:
-        if old is not None:
-            _check_known(old, path, expected_size)
-        fresh = path.with_suffix(".new")
-        with open_exclusive(fresh, os.O_CREAT | os.O_WRONLY | os.O_TRUNC) as handle:
-            _write(handle, data)
-        fresh.replace(path)
-    sync_folder(path.parent)
-
-
-@contextmanager
-def open_exclusive(path: Path, flags: int) -> Iterator[int]:
-    """A file to write (mode 0600) that no other writer writes meanwhile.
-
-    Writers, threads and processes alike, wait for each other where the system has ``flock``.
-    """
-    handle = os.open(path, flags, 0o600)
-    try:
-        if os.name == "posix":
-            import fcntl
-
-            fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed, by a crash too
-        yield handle
-    finally:
-        os.close(handle)
-
-
-def _check_known(handle: int, path: Path, expected_size: int | None) -> None:
-    """Refuse a file that another writer has changed since it was read."""
-    if expected_size is None:
-        return
-    found, there = os.fstat(handle), path.stat()
-    if found.st_size != expected_size or (found.st_ino, found.st_dev) != (
-        there.st_ino,
-        there.st_dev,
-    ):
-        raise LedgerError(
-            f"{path.name} has {there.st_size} bytes and had {expected_size} when it was read: "
-            "another program books on this device. Nothing leaves; ask again once that one is done"
-        )
-
-
-def _write(handle: int, data: bytes) -> None:
-    """Write bytes in one call and sync them."""
-    if os.write(handle, data) != len(data):
-        raise OSError(28, "no space left on device")
-    os.fsync(handle)
-
-
-def sync_folder(path: Path) -> None:
-    """Make new names in a folder last; Windows has no such call and needs none."""
-    if os.name != "posix":
-        return
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

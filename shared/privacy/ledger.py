@@ -18,7 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from sottovoce.shared.errors import BudgetSpent, LedgerError
+from sottovoce.shared import atomic_files
+from sottovoce.shared.errors import BudgetSpent, FileChangedError, LedgerError, StorageError
 from sottovoce.shared.privacy import accountant, hash_chain
 from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor, AnchorStore
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
@@ -119,10 +120,10 @@ class Ledger:
         if path.exists():
             raise LedgerError(f"{path} exists already; a ledger is continued, never begun again")
         try:
-            hash_chain.append_synced(
+            atomic_files.append_to_file(
                 path, _encode_line(hash_chain.opening_record(owner)), expected_size=0
             )
-        except OSError as error:
+        except StorageError as error:
             raise _write_error(path, error) from error
 
     @classmethod
@@ -159,13 +160,15 @@ class Ledger:
             "release": _costliest_release(()).to_dict(),
         }
         line = _encode_line(record)
-        aside = None
+        refused = path.read_bytes() if path.exists() else None
+        aside = None if refused is None else _refused_path(path)
         try:
-            if path.exists():
-                aside = _refused_path(path)
-                hash_chain.append_synced(aside, path.read_bytes())
-            hash_chain.replace_synced(path, start + line)
-        except OSError as error:
+            if refused is not None and aside is not None:
+                atomic_files.append_to_file(aside, refused)
+            # Refused where another program booked meanwhile: what it booked is not set aside yet.
+            size = None if refused is None else len(refused)
+            atomic_files.replace_file(path, start + line, secret=True, expected_size=size)
+        except StorageError as error:
             raise _write_error(path, error) from error
         anchor_store.write(Anchor(releases=1, head=hash_chain.sha256_hex(line)))
         return aside
@@ -277,7 +280,7 @@ class Ledger:
         line = self._next_line(name, release)
         try:
             self._write_line(line)
-        except OSError as error:
+        except StorageError as error:
             raise _write_error(self.path, error) from error
         self._known_size += len(line)
         self._remember(name, release, line)
@@ -287,8 +290,8 @@ class Ledger:
         return self.path.read_bytes() if self.path.exists() else b""
 
     def _write_line(self, line: bytes) -> None:
-        """Write one line behind those that are known; ``OSError`` where the disk refuses."""
-        hash_chain.append_synced(self.path, line, expected_size=self._known_size)
+        """Write one line behind those that are known; ``StorageError`` where the disk refuses."""
+        atomic_files.append_to_file(self.path, line, expected_size=self._known_size)
 
     def _next_line(self, name: str, release: Release) -> bytes:
         """The line that comes next."""
@@ -383,10 +386,12 @@ class Ledger:
         line = self._next_line(name, charged)
         if not self._read_only:
             try:
-                hash_chain.append_synced(self.path.with_suffix(".torn"), torn + b"\n")
+                atomic_files.append_to_file(self.path.with_suffix(".torn"), torn + b"\n")
                 # In one step: a crash must leave the torn line or the charge for it.
-                hash_chain.replace_synced(self.path, whole + line, expected_size=self._known_size)
-            except OSError as error:
+                atomic_files.replace_file(
+                    self.path, whole + line, secret=True, expected_size=self._known_size
+                )
+            except StorageError as error:
                 raise _write_error(self.path, error) from error
             self._known_size = len(whole + line)
         self._remember(name, charged, line)
@@ -426,11 +431,18 @@ def _refused_path(path: Path) -> Path:
     return next(name for name in names if not name.exists())
 
 
-def _write_error(path: Path, error: OSError) -> LedgerError:
-    """What to say of a disk that refuses."""
+def _write_error(path: Path, error: StorageError) -> LedgerError:
+    """What to say of a disk that refuses, or of another program that was quicker."""
+    if isinstance(error, FileChangedError):
+        return LedgerError(
+            f"{path.name} has changed since it was read: another program books on this device. "
+            "Nothing leaves; ask again once that one is done"
+        )
+    cause = error.__cause__
+    reason = (cause.strerror if isinstance(cause, OSError) else None) or error
     return LedgerError(
-        f"the ledger {path.name} cannot be written ({error.strerror}); nothing leaves "
-        "this device until it can"
+        f"the ledger {path.name} cannot be written ({reason}); nothing leaves this device until it "
+        "can"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.simulations.benchmarks.harnesses import compare_harnesses
@@ -72,8 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "engines": on_engines,
     }
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "benchmarks.json").write_text(json.dumps(result, indent=1) + "\n")
-    (arguments.out / "benchmarks.md").write_text(format_page(result))
+    replace_text(arguments.out / "benchmarks.json", json.dumps(result, indent=1) + "\n")
+    replace_text(arguments.out / "benchmarks.md", format_page(result))
     sys.stdout.write(format_page(result))
     return 0
 

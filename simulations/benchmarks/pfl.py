@@ -12,6 +12,7 @@ import venv
 from pathlib import Path
 from typing import Final
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.benchmarks.local_engine import Workload
 from sottovoce.simulations.benchmarks.subprocesses import capture_stdout
 
@@ -68,7 +69,7 @@ def prepare_environment(folder: Path = FOLDER) -> str:
     variables = {"base": str(folder), "platbase": str(folder)}
     own = Path(sysconfig.get_path("purelib", "venv", variables))
     ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
-    (own / "of-sottovoce.pth").write_text("\n".join(ours) + "\n")
+    replace_text(own / "of-sottovoce.pth", "\n".join(ours) + "\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     capture_stdout(
         [*install, _PFL],

@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.server.planning import public_pretraining
 from sottovoce.server.planning.public_pretraining import PublicSpeech
 from sottovoce.shared import seeding
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import CorpusError
 from sottovoce.shared.models.examples import MAX_FRAMES, Examples, stack_utterances
 from sottovoce.shared.models.parameters import flatten_parameters

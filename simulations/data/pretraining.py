@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.server.planning import noise_calibration
 from sottovoce.shared import seeding
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.protocol.training_plan import Plan

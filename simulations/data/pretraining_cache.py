@@ -18,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from sottovoce.server.federation.checkpoint import replace_file
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.atomic_files import replace_file
+from sottovoce.shared.errors import ModelError, StorageError
 from sottovoce.shared.features.fingerprint import hash_sources
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
@@ -100,7 +100,7 @@ def store_result(folder: Path, name: str, result: PretrainingResult) -> None:
     if result.held_out is not None:
         tensors["held_out"] = _bytes_to_tensor(result.held_out)
     data = save({field: tensor.contiguous() for field, tensor in tensors.items()})
-    with suppress(ModelError, OSError):
+    with suppress(StorageError):
         replace_file(_entry_path(folder, name), hashlib.sha256(data).digest() + data, durable=False)
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations.engines.flower_processes import (
     build_fab,
@@ -115,9 +116,10 @@ class LoopbackDeployment:
         )
         operator = self._home / "operator"
         operator.mkdir(parents=True, exist_ok=True)
-        (operator / "config.toml").write_text(
+        replace_text(
+            operator / "config.toml",
             f'[superlink]\ndefault = "loopback"\n\n[superlink.loopback]\n'
-            f'address = "{self._link}"\ninsecure = true\n'
+            f'address = "{self._link}"\ninsecure = true\n',
         )
         end = time.monotonic() + _START_S
         while not _is_healthy(f"http://{self._link}/health"):

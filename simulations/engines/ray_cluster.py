@@ -27,6 +27,7 @@ from flwr.simulation.ray_transport.ray_actor import BasicActorPool, ClientAppAct
 from ray._private import services
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations.engines import ray_node
 
@@ -159,7 +160,7 @@ def _matching_nodes(nodes: Sequence[ClusterNode], folder: Path) -> list[ClusterN
     try:
         for _ in range(2):
             secret = secrets.token_hex()
-            ray_node.replace_text(folder / token, secret)
+            replace_text(folder / token, secret)
             answers = {node: _submit_probe(node, folder, token) for node in alive}
             found = {node: _probe_result(node, answer) for node, answer in answers.items()}
             alive = [node for node in alive if found[node] is not None]

@@ -5,6 +5,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
+from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.errors import StorageError
+
 _LIBRARIES: Final = ("torch", "flwr", "opacus", "numpy")
 
 
@@ -19,16 +22,11 @@ def probe_node(folder: str, token: str, node_id: str) -> tuple[str, dict[str, st
     shared = Path(folder)
     try:
         replace_text(shared / f"{token}-{node_id}", (shared / token).read_text())
+    except StorageError as error:
+        return str(error), {}
     except OSError as error:
         return error.strerror or str(error), {}
     return "", code_versions()
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file as devices do: beside it, and then in its place."""
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def code_versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.server.federation import checkpoint
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import ModelError
 from sottovoce.simulations.evaluation.predictions import Predictions
 from sottovoce.simulations.results.schema import Json
@@ -49,8 +49,8 @@ class FoldResult:
 
 def write_result(folder: Path, facts: Json, scores: Mapping[str, Tensor]) -> None:
     """Write a fold's scores; the facts last: a result is there once its facts are."""
-    checkpoint.replace_file(folder / _SCORES, save(dict(scores)))
-    checkpoint.replace_file(folder / _FACTS, json.dumps(facts).encode())
+    replace_file(folder / _SCORES, save(dict(scores)))
+    replace_file(folder / _FACTS, json.dumps(facts).encode())
 
 
 def has_result(folder: Path) -> bool:

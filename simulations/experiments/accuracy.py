@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.experiments.commands import run_command
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
@@ -137,8 +138,8 @@ def _write(arguments: argparse.Namespace) -> None:
         for line_spec in list_result_lines()
     ]
     lines = [line for line in found if line]
-    path.write_text(json.dumps(lines, indent=1) + "\n")
-    (arguments.out / "accuracy.md").write_text(_page(lines))
+    replace_text(path, json.dumps(lines, indent=1) + "\n")
+    replace_text(arguments.out / "accuracy.md", _page(lines))
 
 
 def _line(line_spec: ResultLine, arguments: argparse.Namespace) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.experiments.commands import run_command
 
 Json = Mapping[str, Any]
@@ -52,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     }
     for name in arguments.gender:
         audits[name] = _repeat_gender_inference(name, audits[name], arguments)
-    path.write_text(json.dumps(audits, indent=1) + "\n")
-    (arguments.out / "audit.md").write_text(format_page(audits))
+    replace_text(path, json.dumps(audits, indent=1) + "\n")
+    replace_text(arguments.out / "audit.md", format_page(audits))
     return 1 if failed else 0
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.server.planning import noise_calibration
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.experiments.commands import run_command
 from sottovoce.simulations.scenario import loading
 
@@ -116,7 +117,7 @@ def _run(
         return 0
     arguments.runs.mkdir(parents=True, exist_ok=True)
     scenario = out.with_suffix(".toml")
-    scenario.write_text(scheme.format_config(epsilon, seed, arguments.corpora))
+    replace_text(scenario, scheme.format_config(epsilon, seed, arguments.corpora))
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     words = ["sottovoce", "simulate", str(scenario), "--out", str(out), "--quiet", *resume]
     print(*words, flush=True)
@@ -138,8 +139,8 @@ def _write(arguments: argparse.Namespace) -> None:
             if seeds:
                 known[scheme.title, epsilon] = _result_line(scheme, epsilon, seeds, uars)
     lines = [known[name] for name in _order() if name in known]
-    path.write_text(json.dumps(lines, indent=1) + "\n")
-    (arguments.out / "banded.md").write_text(_page(lines))
+    replace_text(path, json.dumps(lines, indent=1) + "\n")
+    replace_text(arguments.out / "banded.md", _page(lines))
 
 
 def _order() -> list[tuple[str, float]]:

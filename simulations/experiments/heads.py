@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.evaluation import personalisation, personalisation_metrics
 
 LABELLED = (0, 1, 2, 5, 10, 20)
@@ -75,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{name}, {len(there)} seeds", flush=True)
             found[name] = _over_seeds(there, arguments.corpora)
     found = {name: found[name] for name in (*RUNS, *SEEDED) if name in found}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.out / "heads.md").write_text(format_page(found))
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    replace_text(arguments.out / "heads.md", format_page(found))
     return 0
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.parameters import load_parameters
@@ -109,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments.runs / "choice.json"
     if arguments.choose or not (chosen.exists() or arguments.only or arguments.table):
         found = {CHOSEN_ON: _choice(CHOSEN_ON, arguments)}
-        chosen.write_text(json.dumps(found, indent=1) + "\n")
+        replace_text(chosen, json.dumps(found, indent=1) + "\n")
     if arguments.choose:
         return 0
     failed = 0
@@ -134,8 +135,8 @@ def _write(chosen: Path, arguments: argparse.Namespace) -> None:
         "choice": json.loads(chosen.read_text()) if chosen.is_file() else written["choice"],
         "lines": [known[name] for name in names if name in known],
     }
-    path.write_text(json.dumps(page, indent=1) + "\n")
-    (arguments.out / "losses.md").write_text(_page(page))
+    replace_text(path, json.dumps(page, indent=1) + "\n")
+    replace_text(arguments.out / "losses.md", _page(page))
 
 
 def _choice(protocol: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -240,7 +241,7 @@ def _make(line: LossRun, arguments: argparse.Namespace) -> int:
     if _run(line, arguments):
         return 1
     everybody = personalisation.load_speakers(arguments.runs / line.folder_name, arguments.corpora)
-    path.write_text(json.dumps(_figures_of(everybody)) + "\n")
+    replace_text(path, json.dumps(_figures_of(everybody)) + "\n")
     return 0
 
 
@@ -250,7 +251,7 @@ def _run(line: LossRun, arguments: argparse.Namespace) -> int:
     if (out / "run.json").is_file():
         return 0
     config = arguments.runs / f"{line.folder_name}.toml"
-    config.write_text(line.build_scenario(arguments.corpora).to_toml())
+    replace_text(config, line.build_scenario(arguments.corpora).to_toml())
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     words = ["sottovoce", "simulate", str(config), "--out", str(out), "--quiet", *resume]
     return int(run_command(words) != 0)

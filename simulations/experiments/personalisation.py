@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from sottovoce.shared import seeding
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.corpora.speaker_splits import split_enrolment
 from sottovoce.simulations.evaluation import (
     enrolment_replay,
@@ -71,8 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             known = found[name].get("streams", {})
             found[name] = {**found[name], "streams": {**known, **measured}}
     found = {name: found[name] for name in names if name in found}
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.out / "personal.md").write_text(format_page(found))
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    replace_text(arguments.out / "personal.md", format_page(found))
     return 0
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.experiments.commands import run_command
 
 Json = Mapping[str, Any]
@@ -32,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     path = arguments.out / "population.json"
     if arguments.table:
-        (arguments.out / "population.md").write_text(format_page(json.loads(path.read_text())))
+        replace_text(arguments.out / "population.md", format_page(json.loads(path.read_text())))
         return 0
     if not (arguments.run / "run.json").exists():
         status = run_command([*COMMAND, "--out", str(arguments.run), "--resume"])
         if status:
             return status
     found = summarise_run(json.loads((arguments.run / "run.json").read_text()))
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.out / "population.md").write_text(format_page(found))
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    replace_text(arguments.out / "population.md", format_page(found))
     return 0
 
 

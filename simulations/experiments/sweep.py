@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.experiments.commands import run_command
 
 Json = Mapping[str, Any]
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     path = arguments.out / "sweep.json"
     if arguments.table:
-        (arguments.out / "sweep.md").write_text(format_page(json.loads(path.read_text())))
+        replace_text(arguments.out / "sweep.md", format_page(json.loads(path.read_text())))
         return 0
     if not (arguments.sweep / "sweep.json").exists():
         words = [*build_command(arguments.corpora), "--out", str(arguments.sweep), "--resume"]
@@ -38,8 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if status:
             return status
     found = summarise_sweep(json.loads((arguments.sweep / "sweep.json").read_text()))
-    path.write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.out / "sweep.md").write_text(format_page(found))
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    replace_text(arguments.out / "sweep.md", format_page(found))
     return 0
 
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device
 from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER
-from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.cohort_sampling import CohortSampler
 from sottovoce.server.federation.membership import MembershipStore
 from sottovoce.server.federation.sampled_coordinator import MEMBERSHIP_FILE
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning import noise_calibration
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.protocol.training_plan import Plan
@@ -165,7 +165,7 @@ class PopulationFoldRun(FoldRun):
             sums = Ledger(
                 self.folder / host.SERVER_FOLDER / LEDGER_FILE, owner=LEDGER_OWNER, read_only=True
             )
-            checkpoint.replace_file(self._server_ledger_archive, sums.path.read_bytes())
+            replace_file(self._server_ledger_archive, sums.path.read_bytes())
             facts["sums"] = sums.head_hash
         self._host.database.merge_journal()
         self._host.database.close()

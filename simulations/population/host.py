@@ -9,8 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.simulations.devices.database import DeviceDatabase

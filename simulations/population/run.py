@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.server.planning import noise_calibration
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import SettingError
 from sottovoce.simulations.data import loading
 from sottovoce.simulations.data.fold_inputs import FoldInputs

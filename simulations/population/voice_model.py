@@ -21,8 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.shared import seeding
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import FeatureError, ModelError
 from sottovoce.simulations.corpora.corpus import Clip
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
 from sottovoce.simulations.results.schema import (
@@ -13,7 +14,6 @@ from sottovoce.simulations.results.schema import (
     read_audit,
     read_privacy,
     read_run,
-    write_text,
 )
 
 TEMPLATE_FOLDER = Path(__file__).parent
@@ -52,7 +52,7 @@ def write_pages(folder: Path) -> tuple[Path, Path]:
     written = folder / "report.html", folder / "privacy.html"
     pages = render_report(run, privacy), render_privacy_record(run, privacy, audit)
     for path, page in zip(written, pages, strict=True):
-        write_text(path, page)
+        replace_text(path, page)
     return written
 
 

@@ -6,13 +6,13 @@ could be measured: JSON has no NaN, and an epsilon of null says that there is no
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 
 SCHEMA_VERSION = 2
@@ -273,27 +273,12 @@ def read_privacy(folder: Path) -> Json:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file that is either whole or not there; see :func:`write_text`."""
-    write_text(path, dump_json(content))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 file that is either whole or as it was, whenever the machine stops.
+    """Write a JSON file that is either whole or not there.
 
     Raises:
-        SottovoceError: The disk is full or the folder cannot be written; nothing has changed.
+        StorageError: The disk refuses; nothing has changed.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        reason = error.strerror or error
-        raise SottovoceError(f"cannot write {path}: {reason}; free space or choose --out") from None
+    replace_text(path, dump_json(content))
 
 
 def dump_json(content: Mapping[str, Any]) -> str:

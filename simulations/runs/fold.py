@@ -18,6 +18,7 @@ from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning import noise_calibration
 from sottovoce.shared import calibration, crypto, seeding
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.calibration import conformal
 from sottovoce.shared.errors import EngineError, LedgerError, ModelError
 from sottovoce.shared.models.examples import Examples, concatenate_examples
@@ -271,11 +272,11 @@ class FoldRun:
         facts["ledgers"] = {}
         for user in self.fold.train:
             ledger = self._open_device(user).ledger
-            checkpoint.replace_file(self._ledger_archive(user), ledger.raw_bytes)
+            replace_file(self._ledger_archive(user), ledger.raw_bytes)
             facts["ledgers"][user] = ledger.head_hash
         if self.plan.user:
             sums = Ledger(self.folder / "server" / LEDGER_FILE, owner=LEDGER_OWNER, read_only=True)
-            checkpoint.replace_file(self._server_ledger_archive, sums.path.read_bytes())
+            replace_file(self._server_ledger_archive, sums.path.read_bytes())
             facts["sums"] = sums.head_hash
         fold_result.write_result(self.folder, facts, scores)
         self._backend.delete_devices()

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sottovoce.server.federation.checkpoint import replace_file
 from sottovoce.server.planning import noise_calibration
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.parameters import count_parameters

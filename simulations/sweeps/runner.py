@@ -21,12 +21,12 @@ import tomli_w
 import torch
 
 from sottovoce.shared import validation
-from sottovoce.shared.atomic_files import replace_file
+from sottovoce.shared.atomic_files import replace_file, replace_text
 from sottovoce.shared.errors import EngineError, SettingError, SottovoceError
 from sottovoce.simulations import engines
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
 from sottovoce.simulations.engines.worker_process import initialise_worker
-from sottovoce.simulations.results.schema import Json, read_run, write_json, write_text
+from sottovoce.simulations.results.schema import Json, read_run, write_json
 from sottovoce.simulations.runs.simulation import is_same_scenario, simulate, warm_cache
 from sottovoce.simulations.sweeps.grid import Sweep, SweepRun
 from sottovoce.simulations.sweeps.table import summarise_runs
@@ -90,7 +90,7 @@ def run_sweep(
     # Here, because it brings in Matplotlib.
     from sottovoce.simulations.sweeps.page import render_page
 
-    write_text(out / "sweep.html", render_page(summary))
+    replace_text(out / "sweep.html", render_page(summary))
     return summary
 
 

@@ -1,14 +1,26 @@
-"""A file that is said to last lasts: its bytes are synced, and so is the folder that names it."""
+"""Files are whole after a crash, last after a power cut, and changed by one writer at a time."""
 
+import multiprocessing
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sottovoce.shared.atomic_files import replace_file
+from sottovoce.shared.atomic_files import (
+    PARTIAL_FILES,
+    append_to_file,
+    lock_file,
+    overwrite_start,
+    replace_file,
+    replace_text,
+)
+from sottovoce.shared.errors import FileChangedError, StorageError
+
+posix = pytest.mark.skipif(os.name != "posix", reason="the system has no such call")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="folders are synced where the system can")
+@posix
 @pytest.mark.parametrize("durable", [True, False])
 def test_a_durable_file_is_synced_and_then_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
@@ -18,7 +30,7 @@ def test_a_durable_file_is_synced_and_then_its_name(
     sync, rename = os.fsync, Path.replace
 
     def noted(handle: int) -> None:
-        steps.append("folder" if os.path.sameopenfile(handle, place) else "file")
+        steps.append("folder" if os.path.sameopenfile(handle, folder) else "file")
         sync(handle)
 
     def moved(path: Path, target: Path) -> Path:
@@ -27,11 +39,125 @@ def test_a_durable_file_is_synced_and_then_its_name(
 
     monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "replace", moved)
-    place = os.open(tmp_path, os.O_RDONLY)
+    folder = os.open(tmp_path, os.O_RDONLY)
     try:
-        replace_file(tmp_path / "kept", b"new", durable=durable, secret=True)
+        replace_file(tmp_path / "state", b"new", durable=durable, secret=True)
     finally:
-        os.close(place)
+        os.close(folder)
 
     assert steps == (["file", "rename", "folder"] if durable else ["rename"])
-    assert (tmp_path / "kept").read_bytes() == b"new"
+    assert (tmp_path / "state").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("stop", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_write_that_is_cut_short_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, stop: BaseException
+) -> None:
+    path = tmp_path / "state"
+    replace_file(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if call == "fsync" else Path, call, fail)
+        with pytest.raises((StorageError, KeyboardInterrupt)):
+            replace_file(path, b"new")
+
+    assert path.read_bytes() == b"old"
+    assert not list(tmp_path.glob(PARTIAL_FILES))
+
+
+def test_a_disk_that_refuses_is_named_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+
+    with pytest.raises(StorageError, match=r"state cannot be written .*free some space"):
+        replace_file(tmp_path / "state", b"new")
+
+
+@posix
+def test_a_secret_is_never_readable_by_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes = []
+    sync = os.fsync
+
+    def noted(handle: int) -> None:
+        modes.append(os.fstat(handle).st_mode & 0o077)
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    old = os.umask(0)
+    try:
+        replace_file(tmp_path / "key", b"secret", secret=True)
+        append_to_file(tmp_path / "ledger", b"line\n")
+    finally:
+        os.umask(old)
+
+    assert modes[0] == 0
+    assert (tmp_path / "key").stat().st_mode & 0o077 == 0
+    assert (tmp_path / "ledger").stat().st_mode & 0o077 == 0
+
+
+def test_an_append_that_fails_leaves_no_half_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "ledger"
+    append_to_file(path, b"first\n")
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
+        with pytest.raises(StorageError, match="no space"):
+            append_to_file(path, b"second\n")
+
+    assert path.read_bytes() == b"first\n"
+
+
+@pytest.mark.parametrize("write", [append_to_file, replace_file])
+def test_a_file_that_another_program_changed_is_left_alone(
+    tmp_path: Path, write: Callable[..., None]
+) -> None:
+    path = tmp_path / "ledger"
+    append_to_file(path, b"one\n")
+    append_to_file(path, b"two\n", expected_size=4)
+
+    with pytest.raises(FileChangedError, match="ledger has 8 bytes and had 4"):
+        write(path, b"other\n", expected_size=4)
+
+    assert path.read_bytes() == b"one\ntwo\n"
+    write(path, b"other\n", expected_size=8)
+    assert path.read_bytes().endswith(b"other\n")
+
+
+def _count_up(path: Path, times: int) -> None:
+    for _ in range(times):
+        with lock_file(path.with_suffix(".lock")):
+            replace_text(path, str(int(path.read_text()) + 1), durable=False)
+
+
+@posix
+def test_programs_that_hold_a_lock_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "count"
+    replace_text(path, "0")
+    context = multiprocessing.get_context("fork")
+    racers = [context.Process(target=_count_up, args=(path, 50)) for _ in range(3)]
+    for racer in racers:
+        racer.start()
+    for racer in racers:
+        racer.join()
+
+    assert path.read_text() == "150"
+
+
+def test_a_blob_is_written_over_in_place(tmp_path: Path) -> None:
+    path = tmp_path / "anchor"
+    replace_file(path, b"first.....")
+    inode = path.stat().st_ino
+
+    overwrite_start(path, b"second")
+
+    assert path.read_bytes() == b"second...."
+    assert path.stat().st_ino == inode
+    with pytest.raises(StorageError, match="cannot be written"):
+        overwrite_start(tmp_path / "missing", b"")

@@ -187,7 +187,7 @@ def test_a_ledger_that_cannot_be_written_stops_the_release(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("sottovoce.shared.privacy.hash_chain.os.write", refuse)
+        patch.setattr("sottovoce.shared.atomic_files.os.write", refuse)
         with pytest.raises(LedgerError):
             device.book_and_release("round-1", "a" * 64, release(), maker)
     assert maker.calls == 0

@@ -26,9 +26,10 @@ from sottovoce.client.device.device import Device, Randomness
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import Vault
 from sottovoce.client.device.vault_anchor import VaultAnchor
+from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, SottovoceError
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.privacy import accountant, hash_chain
+from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.hash_chain import Anchor
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
@@ -451,12 +452,17 @@ def unanchored(folder: Path, report: Report) -> None:
 def in_two_steps(folder: Path, report: Report) -> None:
     """Takes a torn line away before its charge is written."""
 
-    def replace_synced(path: Path, data: bytes, *, expected_size: int | None = None) -> None:
+    whole = atomic_files.replace_file
+
+    def replace_file(path: Path, data: bytes, **how: Any) -> None:
+        if how.get("expected_size") is None:  # not the ledger
+            whole(path, data, **how)
+            return
         line = data.rstrip(b"\n").rfind(b"\n") + 1
         os.truncate(path, line)
-        hash_chain.append_synced(path, data[line:])
+        atomic_files.append_to_file(path, data[line:])
 
-    hash_chain.replace_synced = replace_synced
+    atomic_files.replace_file = replace_file
     honest(folder, report)
 
 

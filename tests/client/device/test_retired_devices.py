@@ -14,7 +14,14 @@ from sottovoce.cli import main
 from sottovoce.client.device import device as devices
 from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
+from sottovoce.shared import atomic_files
+from sottovoce.shared.errors import (
+    BudgetSpent,
+    LedgerError,
+    PrivacyError,
+    SettingError,
+    StorageError,
+)
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
@@ -170,8 +177,13 @@ def test_a_crash_between_two_steps_leaves_a_refused_device_or_a_retired_one(
     folder = made(tmp_path / "device", REAL).folder
     cut(Device(folder))
 
-    def crash(*_: Any) -> None:
-        raise OSError(5, "power cut")
+    whole = atomic_files.replace_file
+
+    def crash(*_: Any, **__: Any) -> None:
+        raise StorageError("power cut")
+
+    def crash_at_ledger(path: Path, *data: Any, **how: Any) -> None:
+        (crash if path.suffix == ".jsonl" else whole)(path, *data, **how)
 
     with monkeypatch.context() as patch:
         if broken == "facts":
@@ -179,9 +191,9 @@ def test_a_crash_between_two_steps_leaves_a_refused_device_or_a_retired_one(
         elif broken == "anchor":
             patch.setattr("sottovoce.client.device.vault_anchor.VaultAnchor.write", crash)
         else:
-            name = {"aside": "append_synced", "ledger": "replace_synced"}[broken]
-            patch.setattr(f"sottovoce.shared.privacy.hash_chain.{name}", crash)
-        with pytest.raises((OSError, PrivacyError)):
+            name = {"aside": "append_to_file", "ledger": "replace_file"}[broken]
+            patch.setattr(atomic_files, name, crash_at_ledger)
+        with pytest.raises((StorageError, PrivacyError)):
             Device.retire(folder)
 
     with pytest.raises(LedgerError):

@@ -148,7 +148,7 @@ def test_a_write_that_fails_leaves_the_old_bytes(
         elif call == "replace":
             patch.setattr(Path, "replace", fail)
         else:
-            patch.setattr(vaults.tempfile, "mkstemp", fail)
+            patch.setattr(os, "open", fail)
         with pytest.raises(PrivacyError, match="No space left"):
             vault.put("head", b"new")
 

@@ -11,7 +11,7 @@ import torch
 from sottovoce.server.aggregation.server_optimizer import ServerState
 from sottovoce.server.federation import checkpoint
 from sottovoce.shared.calibration import HeadPrior, identity_head
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.errors import ModelError, StorageError
 
 PLAN = "a" * 64
 
@@ -105,7 +105,7 @@ def test_a_disk_that_refuses_leaves_the_old_file(
 
     with monkeypatch.context() as patch:
         patch.setattr(os if call == "fsync" else Path, call, refuse)
-        with pytest.raises(ModelError, match=r"No space left on device.*--resume"):
+        with pytest.raises(StorageError, match=r"No space left on device.*--resume"):
             checkpoint.save_state(tmp_path, state(2), PLAN)
 
     loaded = checkpoint.load_state(tmp_path, PLAN)

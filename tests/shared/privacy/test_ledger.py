@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SottovoceError
 from sottovoce.shared.privacy import accountant, hash_chain
 from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor
@@ -565,14 +566,14 @@ def test_charging_a_torn_line_drops_nothing_that_was_booked_meanwhile(
     booked_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     booked_path.write_bytes(booked_path.read_bytes() + b'{"torn')
-    charge = hash_chain.replace_synced
+    charge = atomic_files.replace_file
 
-    def late(path: Path, data: bytes, *, expected_size: int | None = None) -> None:
-        monkeypatch.setattr(hash_chain, "replace_synced", charge)
+    def late(path: Path, data: bytes, **how: Any) -> None:
+        monkeypatch.setattr(atomic_files, "replace_file", charge)
         Ledger(booked_path).book_release("round-5", release(5), AMPLE)  # another program is quicker
-        charge(path, data, expected_size=expected_size)
+        charge(path, data, **how)
 
-    monkeypatch.setattr(hash_chain, "replace_synced", late)
+    monkeypatch.setattr(atomic_files, "replace_file", late)
     with pytest.raises(LedgerError, match="another program books"):
         Ledger(booked_path)
 

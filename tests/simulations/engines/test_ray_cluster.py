@@ -20,6 +20,7 @@ from typing import Any, Self
 import pytest
 
 from sottovoce.cli import main, simulate
+from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations import engines
 from sottovoce.simulations.runs import simulation
@@ -335,7 +336,7 @@ def test_a_node_that_sees_old_files_is_refused(
     def stale(folder: str, token: str, key: str) -> Any:
         first.append((Path(folder) / token).read_text())
         answer = look(folder, token, key)
-        ray_node.replace_text(Path(folder) / f"{token}-{key}", first[0])
+        replace_text(Path(folder) / f"{token}-{key}", first[0])
         return answer
 
     monkeypatch.setattr(ray_node, "probe_node", stale)
