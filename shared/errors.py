@@ -3,7 +3,7 @@
 SottovoceError
 ├── SettingError        a setting or an argument that cannot be used (exit status 2)
 ├── CorpusError         a corpus that cannot be used as it is
-│   └── AudioError      one recording that cannot be used
+│   └── AudioError      one recording that cannot be used; its ``kind`` says why
 ├── FeatureError        features that cannot be computed, or a cache that cannot be used
 ├── ModelError          a model, its weights or a checkpoint that is damaged or does not fit
 ├── PrivacyError        a promise that would be broken
@@ -15,8 +15,26 @@ SottovoceError
 ├── MessageError        a message that breaks the schema
 └── EngineError         an engine that failed to run the apps
 
-Messages hold the name, the value, the limit and the way out.
+Messages hold the name, the value, the limit and the way out. They are for people: programs go by
+the class, and of a recording by its :class:`RecordingFault`.
 """
+
+from enum import StrEnum
+
+
+class RecordingFault(StrEnum):
+    """Why a recording cannot be used; reports count recordings by it."""
+
+    UNREADABLE = "cannot be read"
+    NOT_AUDIO = "cannot be read as audio"
+    EMPTY = "holds no samples"
+    NOT_FINITE = "holds NaN or infinite samples"
+    TOO_LONG = "is longer than"
+    TOO_LOUD = "peaks at"
+    SILENT = "silent"
+    TOO_SHORT = "too short"
+    BAD_FEATURES = "values that are not finite"
+    OTHER = "cannot be used"
 
 
 class SottovoceError(Exception):
@@ -32,7 +50,20 @@ class CorpusError(SottovoceError):
 
 
 class AudioError(CorpusError):
-    """One recording that cannot be used."""
+    """One recording that cannot be used.
+
+    Args:
+        message: What is wrong, fit for a user.
+        kind: Why the recording cannot be used, for programs.
+
+    Example:
+        >>> AudioError("a.wav holds no samples", kind=RecordingFault.EMPTY).kind.value
+        'holds no samples'
+    """
+
+    def __init__(self, message: str, *, kind: RecordingFault = RecordingFault.OTHER) -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class FeatureError(SottovoceError):

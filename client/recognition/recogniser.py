@@ -24,7 +24,7 @@ from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityFlag, QualityReport
 from sottovoce.shared.calibration import CalibrationHead, conformal
 from sottovoce.shared.calibration.head import is_same_head
-from sottovoce.shared.errors import AudioError, ModelError, SettingError
+from sottovoce.shared.errors import AudioError, ModelError, RecordingFault, SettingError
 from sottovoce.shared.features import registry
 from sottovoce.shared.features.registry import Extractor
 from sottovoce.shared.models.examples import MAX_FRAMES, stack_utterances
@@ -258,11 +258,15 @@ class Recogniser:
     def _features(self, signal: Signal) -> Tensor:
         """Extract the features of a recording, if something can be learned from it."""
         if not bool(signal.samples.isfinite().all()):
-            raise AudioError("the recording holds NaN or infinite samples; nothing was learned")
-        measured = quality.measure_quality(signal)
-        if not measured.is_usable:
             raise AudioError(
-                f"the recording is {measured.flag_summary}; nothing was learned from it"
+                "the recording holds NaN or infinite samples; nothing was learned",
+                kind=RecordingFault.NOT_FINITE,
+            )
+        measured = quality.measure_quality(signal)
+        if measured.fault:
+            raise AudioError(
+                f"the recording is {measured.flag_summary}; nothing was learned from it",
+                kind=measured.fault,
             )
         return self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.errors import AudioError
+from sottovoce.shared.errors import AudioError, RecordingFault
 
 MIN_DURATION_S = 0.25
 SILENT_DBFS = -70.0
@@ -59,6 +59,13 @@ class QualityReport:
     def is_usable(self) -> bool:
         """Whether there is something to listen to; where not, fall back and never guess."""
         return not self.flags & UNUSABLE
+
+    @property
+    def fault(self) -> RecordingFault | None:
+        """Why the recording cannot be used; None where it can."""
+        if QualityFlag.SILENT in self.flags:
+            return RecordingFault.SILENT
+        return RecordingFault.TOO_SHORT if QualityFlag.TOO_SHORT in self.flags else None
 
     @property
     def flag_summary(self) -> str:
@@ -120,11 +127,18 @@ def require_usable(signal: Signal) -> QualityReport:
 
     Raises:
         AudioError: The signal is silent or too short; the message says which, with the figures.
+
+    Example:
+        >>> require_usable(Signal(torch.zeros(1, 16_000), 16_000))
+        Traceback (most recent call last):
+        ...
+        sottovoce.shared.errors.AudioError: the recording is silent ...
     """
     quality = measure_quality(signal)
-    if not quality.is_usable:
+    if quality.fault:
         raise AudioError(
-            f"the recording is {quality.flag_summary}; record it again, or leave it out"
+            f"the recording is {quality.flag_summary}; record it again, or leave it out",
+            kind=quality.fault,
         )
     return quality
 

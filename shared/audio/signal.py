@@ -11,7 +11,7 @@ import torch
 import torchaudio.functional
 from torch import Tensor
 
-from sottovoce.shared.errors import AudioError
+from sottovoce.shared.errors import AudioError, RecordingFault
 
 SAMPLE_RATE = 16_000
 """Samples a second that every built-in extractor reads."""
@@ -39,9 +39,7 @@ class Signal:
     rate: int
 
     def __post_init__(self) -> None:
-        fault = _fault(self.samples)
-        if fault:
-            raise AudioError(f"the signal {fault}")
+        _require_samples(self.samples, "the signal")
         if not self.rate > 0:
             raise AudioError(f"the signal's rate is {self.rate} Hz; it must be above 0")
 
@@ -81,11 +79,10 @@ def load_signal(
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise AudioError(
             f"{path} cannot be read as audio ({error}); "
-            "convert it to WAV, FLAC or OGG, or leave it out"
+            "convert it to WAV, FLAC or OGG, or leave it out",
+            kind=RecordingFault.NOT_AUDIO,
         ) from error
-    fault = _fault(samples)
-    if fault:
-        raise AudioError(f"{path} {fault}")
+    _require_samples(samples, str(path))
     return resample(Signal(samples, own_rate), rate)
 
 
@@ -150,7 +147,8 @@ def hash_file(path: str | Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise AudioError(
-            f"{path} cannot be read ({error.strerror}); check the path and its permissions"
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions",
+            kind=RecordingFault.UNREADABLE,
         ) from error
 
 
@@ -163,28 +161,36 @@ def _mono(file: soundfile.SoundFile, path: Path, *, longest: int) -> Tensor:
         if read > longest:
             raise AudioError(
                 f"{path} is longer than {longest / file.samplerate:.0f} s; "
-                "cut it into utterances first"
+                "cut it into utterances first",
+                kind=RecordingFault.TOO_LONG,
             )
         blocks.append(block.mean(axis=1, dtype=np.float32))
     joined = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
     return torch.from_numpy(joined)[None]
 
 
-def _fault(samples: Tensor) -> str:
-    """What keeps a tensor from being the samples of a signal, with the way out; "" if nothing."""
+def _require_samples(samples: Tensor, name: str) -> None:
+    """Raise ``AudioError`` unless a tensor holds the samples of a signal; ``name`` has them."""
     if samples.dtype != torch.float32 or samples.dim() != 2 or samples.shape[0] != 1:
-        return f"has {samples.dtype} of shape {tuple(samples.shape)}; need float32 (1, samples)"
+        raise AudioError(
+            f"{name} has {samples.dtype} of shape {tuple(samples.shape)}; need float32 (1, samples)"
+        )
     if samples.shape[1] == 0:
-        return "holds no samples; record it again, or leave it out"
+        raise AudioError(
+            f"{name} holds no samples; record it again, or leave it out", kind=RecordingFault.EMPTY
+        )
     peak = float(samples.abs().amax())
     if not math.isfinite(peak):
-        return "holds NaN or infinite samples; export it again as 16-bit PCM, or leave it out"
-    if peak > MAX_AMPLITUDE:
-        return (
-            f"peaks at {peak:.3g} where full scale is 1 and {MAX_AMPLITUDE:g} the limit; "
-            "divide its samples by full scale (32768 for 16-bit)"
+        raise AudioError(
+            f"{name} holds NaN or infinite samples; export it again as 16-bit PCM, or leave it out",
+            kind=RecordingFault.NOT_FINITE,
         )
-    return ""
+    if peak > MAX_AMPLITUDE:
+        raise AudioError(
+            f"{name} peaks at {peak:.3g} where full scale is 1 and {MAX_AMPLITUDE:g} the limit; "
+            "divide its samples by full scale (32768 for 16-bit)",
+            kind=RecordingFault.TOO_LOUD,
+        )
 
 
 def _by_fourier(samples: Tensor, old: int, new: int) -> Tensor:

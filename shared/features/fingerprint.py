@@ -3,9 +3,9 @@
 import ast
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cache
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 
 import soundfile
@@ -14,20 +14,14 @@ import torchaudio
 
 from sottovoce.shared.errors import FeatureError
 
-_HASHED_MODULES = (
-    "sottovoce.shared.audio",
-    "sottovoce.shared.features.",
-)
-
 
 def compute_fingerprint(
     name: str, *, module: str, settings: Mapping[str, object], weights: str = ""
 ) -> str:
     """Hash everything that decides what an extractor returns.
 
-    The code that counts is the module itself and, through its imports, whatever it uses of
-    ``shared/audio/`` and ``shared/features/``: nobody has to remember to raise a version number,
-    and an edit elsewhere does not empty the cache.
+    The code that counts is that of :func:`hash_sources`: nobody has to remember to raise a version
+    number, and an edit elsewhere does not empty the cache.
 
     Args:
         name: The extractor's name.
@@ -54,50 +48,85 @@ def compute_fingerprint(
 
 @cache
 def hash_sources(module: str) -> dict[str, str]:
-    """SHA-256 of the sources of a module and of the counted modules that it uses, by name."""
+    """Hash the sources of a module and of all modules of its package that it uses.
+
+    Imports are followed wherever they stand, also within functions; those under
+    ``if TYPE_CHECKING:`` are not, for they run no code. Other packages count by their versions.
+
+    Args:
+        module: Import name of a module.
+
+    Returns:
+        SHA-256 by module, 64 hexadecimal digits each.
+
+    Raises:
+        FeatureError: The source code of a module cannot be found.
+
+    Example:
+        >>> sorted(hash_sources("sottovoce.shared.audio.signal"))
+        ['sottovoce.shared.audio.signal', 'sottovoce.shared.errors']
+    """
     found: dict[str, str] = {}
     waiting = [module]
     while waiting:
         name = waiting.pop()
-        if name in found:
-            continue
-        source = _source(name).read_bytes()
-        found[name] = hashlib.sha256(source).hexdigest()
-        waiting += [used for used in _imports(source) if used.startswith(_HASHED_MODULES)]
+        if name not in found:
+            found[name] = hash_source(name)
+            waiting += _imports(ast.parse(_source(name).read_bytes()), module.partition(".")[0])
     return found
 
 
-def _imports(source: bytes) -> list[str]:
-    """Modules that a source imports, at the top or within functions."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(source)):
+def hash_source(module: str) -> str:
+    """Hash the source of one module alone: SHA-256, 64 hexadecimal digits.
+
+    Raises:
+        FeatureError: The source code cannot be found.
+    """
+    return hashlib.sha256(_source(module).read_bytes()).hexdigest()
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    """Modules of a package that a source imports, at the top or within functions."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            continue
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [alias.name for alias in node.names]
+            yield from (name for name in names if name.partition(".")[0] == package)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == package:
             inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names += [node.module, *(name for name in inner if _is_module(name))]
-    return names
-
-
-def _is_module(name: str) -> bool:
-    """Whether a dotted name of this house is a module and not something within one."""
-    if not name.startswith("sottovoce."):
-        return False
-    try:
-        return find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
+            modules = [name for name in inner if _find_source(name)]
+            yield from modules
+            if len(modules) < len(inner):  # else the package only leads to its modules
+                yield str(node.module)
+        else:
+            yield from _imports(node, package)
 
 
 def _source(module: str) -> Path:
     """The file that holds a module's source."""
-    spec = find_spec(module)
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
+    path = _find_source(module)
+    if path is None:
         raise FeatureError(
             f"the source of {module} is not installed, so cached features cannot be told apart; "
             "install sottovoce with its .py files"
         )
-    return Path(spec.origin)
+    return path
+
+
+def _find_source(module: str) -> Path | None:
+    """The same; None where a name is no module. Runs no code of the module's own."""
+    top, *inner = module.split(".")
+    try:
+        package = import_module(top)
+    except ModuleNotFoundError:
+        return None
+    if not inner:
+        own = getattr(package, "__file__", None)
+        return Path(own) if own else None
+    bases = [Path(folder).joinpath(*inner) for folder in getattr(package, "__path__", ())]
+    files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
+    return next((file for file in files if file.is_file()), None)
 
 
 def _versions() -> dict[str, str]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from sottovoce.shared.audio.quality import UNUSABLE, QualityFlag, measure_quality
-from sottovoce.shared.errors import AudioError
+from sottovoce.shared.errors import AudioError, RecordingFault
 from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, count_values, make_finding
 
 _UNREADABLE, _EMPTY, _NOT_FINITE = "unreadable", "zero-length", "not finite"
 _SKIPPED = "left out when features are computed"
-_FAULTS = {"holds no samples": _EMPTY, "holds NaN": _NOT_FINITE}  # how load_signal words them
+_FAULTS = {RecordingFault.EMPTY: _EMPTY, RecordingFault.NOT_FINITE: _NOT_FINITE}
 _FLAGS = {
     QualityFlag.SILENT: "silent",
     QualityFlag.TOO_SHORT: "too short",
@@ -134,8 +134,7 @@ def _inspect_clip(clip: Clip) -> tuple[float, tuple[str, ...]]:
     try:
         signal = clip.load_signal()
     except AudioError as error:
-        known = (kind for words, kind in _FAULTS.items() if words in str(error))
-        return 0.0, (next(known, _UNREADABLE),)
+        return 0.0, (_FAULTS.get(error.kind, _UNREADABLE),)
     flags = measure_quality(signal).flags
     return signal.duration_s, tuple(name for flag, name in _FLAGS.items() if flag in flags)
 

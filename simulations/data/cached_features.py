@@ -59,4 +59,5 @@ def fingerprint_features(
     """
     contents, unreadable = feature_extraction._content_keys(recordings)
     fingerprint = feature_extraction._fingerprint(registry.create_extractor(extractor))
-    return contents, json.dumps([fingerprint, contents, unreadable], sort_keys=True)
+    reasons = {clip: str(error) for clip, error in unreadable.items()}
+    return contents, json.dumps([fingerprint, contents, reasons], sort_keys=True)

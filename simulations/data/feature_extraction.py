@@ -19,10 +19,17 @@ from torch import Tensor
 
 from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityReport
-from sottovoce.shared.errors import AudioError, CorpusError, EngineError, FeatureError, SettingError
+from sottovoce.shared.errors import (
+    AudioError,
+    CorpusError,
+    EngineError,
+    FeatureError,
+    RecordingFault,
+    SettingError,
+)
 from sottovoce.shared.features import registry
 from sottovoce.shared.features.cache import CacheEntry, FeatureCache
-from sottovoce.shared.features.fingerprint import hash_sources
+from sottovoce.shared.features.fingerprint import hash_source, hash_sources
 from sottovoce.shared.features.registry import Extractor
 
 _CHUNK_RECORDINGS = 16
@@ -53,10 +60,12 @@ class Exclusion:
     Attributes:
         clip_id: Which.
         reason: Why, fit for a report.
+        fault: Its kind, to count by.
     """
 
     clip_id: str
     reason: str
+    fault: RecordingFault = RecordingFault.OTHER
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -162,7 +171,7 @@ def _build_table(
     recordings: Sequence[Recording],
     contents: Mapping[str, str],
     entries: Mapping[str, CacheEntry],
-    unreadable: Mapping[str, str],
+    unreadable: Mapping[str, AudioError],
     *,
     extractor: str,
     fingerprint: str,
@@ -176,14 +185,16 @@ def _build_table(
     excluded: list[Exclusion] = []
     for clip_id in (recording.clip_id for recording in recordings):
         if clip_id in unreadable:
-            excluded.append(Exclusion(clip_id=clip_id, reason=unreadable[clip_id]))
+            error = unreadable[clip_id]
+            excluded.append(Exclusion(clip_id=clip_id, reason=str(error), fault=error.kind))
             continue
         entry = entries[contents[clip_id]]
         verdict = json.loads(entry.note)
         if verdict["quality"]:
             qualities[clip_id] = QualityReport.from_json(verdict["quality"])
         if entry.features is None:
-            excluded.append(Exclusion(clip_id=clip_id, reason=verdict["reason"]))
+            fault = RecordingFault(verdict["fault"])
+            excluded.append(Exclusion(clip_id=clip_id, reason=verdict["reason"], fault=fault))
         else:
             found[clip_id] = entry.features
     return FeatureTable(
@@ -212,19 +223,19 @@ def _require_unique(recordings: Sequence[Recording]) -> None:
 
 def _fingerprint(chosen: Extractor) -> str:
     """The extractor's fingerprint, and the code that decides what is excluded."""
-    gate = [chosen.fingerprint, hash_sources(quality.__name__), hash_sources(__name__)[__name__]]
+    gate = [chosen.fingerprint, hash_sources(quality.__name__), hash_source(__name__)]
     return hashlib.sha256(json.dumps(gate, sort_keys=True).encode()).hexdigest()
 
 
-def _content_keys(recordings: Sequence[Recording]) -> tuple[dict[str, str], dict[str, str]]:
-    """Content keys by clip, and reasons of those that have none."""
+def _content_keys(recordings: Sequence[Recording]) -> tuple[dict[str, str], dict[str, AudioError]]:
+    """Content keys by clip, and what is wrong with those that have none."""
     contents: dict[str, str] = {}
-    unreadable: dict[str, str] = {}
+    unreadable: dict[str, AudioError] = {}
     for recording in recordings:
         try:
             contents[recording.clip_id] = recording.content_key()
         except AudioError as error:
-            unreadable[recording.clip_id] = str(error)
+            unreadable[recording.clip_id] = error
     return contents, unreadable
 
 
@@ -315,25 +326,28 @@ def _entry(recording: Recording, chosen: Extractor) -> CacheEntry:
     try:
         recorded = recording.load_signal()
     except AudioError as error:
-        return _excluded_entry(str(error), None)
+        return _excluded_entry(str(error), error.kind, None)
     measured = quality.measure_quality(recorded)
-    if not measured.is_usable:
-        return _excluded_entry(measured.flag_summary, measured)
+    if measured.fault:
+        return _excluded_entry(measured.flag_summary, measured.fault, measured)
     try:
         computed = chosen(recorded)
     except (RuntimeError, ValueError, IndexError) as error:
         raise FeatureError(f"{chosen.name} failed on {recording.clip_id}: {error}") from error
     if not bool(computed.isfinite().all()):
-        return _excluded_entry(f"{chosen.name} gave values that are not finite", measured)
-    return CacheEntry(features=computed, note=_note("", measured))
+        reason = f"{chosen.name} gave values that are not finite"
+        return _excluded_entry(reason, RecordingFault.BAD_FEATURES, measured)
+    return CacheEntry(features=computed, note=_note("", "", measured))
 
 
-def _excluded_entry(reason: str, measured: QualityReport | None) -> CacheEntry:
+def _excluded_entry(
+    reason: str, fault: RecordingFault, measured: QualityReport | None
+) -> CacheEntry:
     """An entry that says why there are no features."""
-    return CacheEntry(features=None, note=_note(reason, measured))
+    return CacheEntry(features=None, note=_note(reason, fault.value, measured))
 
 
-def _note(reason: str, measured: QualityReport | None) -> str:
+def _note(reason: str, fault: str, measured: QualityReport | None) -> str:
     """Verdict and figures as JSON."""
     figures = measured.to_json() if measured else None
-    return json.dumps({"reason": reason, "quality": figures})
+    return json.dumps({"reason": reason, "fault": fault, "quality": figures})

@@ -1,8 +1,11 @@
 """What all folds of a run share: clips, features, and what pretraining gives."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save
@@ -19,8 +22,10 @@ from sottovoce.shared.models.projection import PublicProjection, identity_projec
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
-from sottovoce.simulations.corpora.corpus import Clip
-from sottovoce.simulations.scenario.scenario import Recipe
+
+if TYPE_CHECKING:  # a cached result does not depend on how scenarios and corpora are read
+    from sottovoce.simulations.corpora.corpus import Clip
+    from sottovoce.simulations.scenario.scenario import Recipe
 
 _HELD_OUT_EVERY = 5
 HELD_OUT_FILE = "held_out.safetensors"

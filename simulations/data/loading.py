@@ -24,7 +24,7 @@ from sottovoce.simulations.corpora.speaker_splits import (
     check_classes,
 )
 from sottovoce.simulations.data.cached_features import fingerprint_features, load_cached_features
-from sottovoce.simulations.data.feature_extraction import Exclusion, FeatureTable, extract_features
+from sottovoce.simulations.data.feature_extraction import FeatureTable, extract_features
 from sottovoce.simulations.scenario.scenario import FROZEN_ENCODER_MODELS, Scenario
 
 DEFAULT_PUBLIC_CORPUS = ("synthetic", "speakers=40,clips=20,seed=90210")
@@ -123,7 +123,7 @@ def load_corpus(
             f"enrolment is {scenario.enrolment} and corpus {corpus.name} has no neutral clip; it "
             "must be none or all"
         )
-    exclusions = dict(Counter(_fault_kind(entry) for entry in table.excluded)) | {
+    exclusions = dict(Counter(entry.fault.value for entry in table.excluded)) | {
         found.what: found.count for found in corpus.findings if "left out" in found.action
     }
     return LoadedCorpus(protocol=chosen, feature_table=table, exclusion_counts=exclusions)
@@ -152,24 +152,6 @@ def _without_unusable_clips(chosen: EvaluationProtocol, table: FeatureTable) -> 
         )
     check_classes(corpus, chosen.folds)
     return replace(chosen, corpus=corpus)
-
-
-_FAULT_KINDS = (
-    "cannot be read as audio",
-    "cannot be read",
-    "holds no samples",
-    "holds NaN or infinite samples",
-    "is longer than",
-    "peaks at",
-    "values that are not finite",
-    "silent",
-    "too short",
-)
-
-
-def _fault_kind(entry: Exclusion) -> str:
-    """The kind of fault, to count by; the full reason names the file."""
-    return next((fault for fault in _FAULT_KINDS if fault in entry.reason), "cannot be used")
 
 
 def _load_features(

@@ -95,7 +95,7 @@ def _result_key(
         "features": [features.fingerprint for _, features in public],
         "clips": [[(clip.clip_id, clip.speaker, clip.emotion) for clip in c] for c, _ in public],
     }
-    return pretraining_cache.cache_key(facts)
+    return pretraining_cache.cache_key(facts, learned_by=FoldInputs.__module__, called_by=__name__)
 
 
 def _pretrain_inputs(

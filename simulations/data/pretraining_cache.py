@@ -20,25 +20,9 @@ from torch import Tensor
 
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import ModelError, StorageError
-from sottovoce.shared.features.fingerprint import hash_sources
+from sottovoce.shared.features.fingerprint import hash_source, hash_sources
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
-
-_CODE_MODULES: Final = (
-    "sottovoce.server.planning.public_pretraining",
-    "sottovoce.shared.models.examples",
-    "sottovoce.shared.models.projection",
-    "sottovoce.shared.models.backbones",
-    "sottovoce.shared.models.parameters",
-    "sottovoce.shared.models.layers",
-    "sottovoce.shared.models.network",
-    "sottovoce.shared.models.spec",
-    "sottovoce.shared.speaker.normalisation",
-    "sottovoce.simulations.data.pretraining_cache",
-    "sottovoce.simulations.data.fold_inputs",
-    "sottovoce.simulations.data.pretraining",
-)
-"""Whose code decides what is learned."""
 
 _PROJECTION_FIELDS: Final = ("mean", "matrix")
 _DIGEST_BYTES: Final = 32
@@ -63,18 +47,22 @@ class PretrainingResult:
     exclusion_messages: Sequence[str] = ()
 
 
-def cache_key(facts: Mapping[str, object]) -> str:
-    """The name of what is learned.
+def cache_key(facts: Mapping[str, object], *, learned_by: str, called_by: str) -> str:
+    """Hash all that decides a pretraining result, as the name it is stored under.
 
     Args:
         facts: Everything that decides it but code, libraries and processor; fit for JSON.
+        learned_by: Module that learns it, which counts with all that it imports.
+        called_by: Module that hands the facts over, which counts alone: what it imports is a run's
+            business, and what of that matters here is among the facts.
 
     Returns:
         SHA-256, 64 hexadecimal digits.
     """
+    alone = (called_by, __name__)
     described = {
         "facts": dict(facts),
-        "code": {name: hash_sources(name)[name] for name in _CODE_MODULES},
+        "code": hash_sources(learned_by) | {name: hash_source(name) for name in alone},
         "torch": torch.__version__,
         "processor": torch.backends.cpu.get_cpu_capability(),
     }

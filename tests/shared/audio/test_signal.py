@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import pickle
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.errors import AudioError
+from sottovoce.shared.errors import AudioError, RecordingFault
 
 
 def tone(rate: int, *, hertz: float = 1_000.0, seconds: float = 0.5) -> np.ndarray:
@@ -64,39 +65,44 @@ def test_what_the_new_rate_cannot_hold_is_gone(rate: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "word"),
+    ("name", "content"),
     [
-        ("noise.wav", b"this is not sound", "cannot be read"),
-        ("empty.wav", b"", "cannot be read"),
-        ("headless.raw", b"\0" * 64, "cannot be read"),
-        ("cut.wav", b"RIFF\x24\x00\x00\x00WAVEfmt ", "cannot be read"),
+        ("noise.wav", b"this is not sound"),
+        ("empty.wav", b""),
+        ("headless.raw", b"\0" * 64),
+        ("cut.wav", b"RIFF\x24\x00\x00\x00WAVEfmt "),
     ],
 )
-def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes, word: str) -> None:
+def test_other_files_are_refused(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
     path.write_bytes(content)
 
-    with pytest.raises(AudioError, match=word) as caught:
+    with pytest.raises(AudioError, match="cannot be read") as caught:
         audio.load_signal(path)
     assert str(path) in str(caught.value)
+    assert caught.value.kind is RecordingFault.NOT_AUDIO
 
 
 @pytest.mark.parametrize(
-    ("samples", "word"),
+    ("samples", "word", "kind"),
     [
-        ([], "no samples"),
-        ([0.0, math.nan, 0.0], "NaN"),
-        ([0.0, math.inf], "infinite"),
-        ([0.0, 32_768.0], "divide its samples"),
+        ([], "no samples", RecordingFault.EMPTY),
+        ([0.0, math.nan, 0.0], "NaN", RecordingFault.NOT_FINITE),
+        ([0.0, math.inf], "infinite", RecordingFault.NOT_FINITE),
+        ([0.0, 32_768.0], "divide its samples", RecordingFault.TOO_LOUD),
     ],
 )
-def test_sound_that_is_none_is_refused(tmp_path: Path, samples: list[float], word: str) -> None:
+def test_sound_that_is_none_is_refused(
+    tmp_path: Path, samples: list[float], word: str, kind: RecordingFault
+) -> None:
     values = np.array(samples, dtype=np.float32)
     path = written(tmp_path / "a.wav", values, 16_000, subtype="FLOAT")
 
     with pytest.raises(AudioError, match=word) as caught:
         audio.load_signal(path)
     assert str(path) in str(caught.value)
+    assert caught.value.kind is kind
+    assert pickle.loads(pickle.dumps(caught.value)).kind is kind  # noqa: S301 (our own)
 
 
 def test_missing_files_folders_and_long_files_are_refused(tmp_path: Path) -> None:
@@ -105,8 +111,9 @@ def test_missing_files_folders_and_long_files_are_refused(tmp_path: Path) -> Non
     for missing in (tmp_path, tmp_path / "none.wav"):
         with pytest.raises(AudioError, match="is not a file"):
             audio.load_signal(missing)
-    with pytest.raises(AudioError, match="cut it into utterances"):
+    with pytest.raises(AudioError, match="cut it into utterances") as caught:
         audio.load_signal(path, max_duration_s=0.4)
+    assert caught.value.kind is RecordingFault.TOO_LONG
 
 
 def test_a_truncated_file_never_crashes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Contracts of fingerprints: whatever decides a value is in the hash."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,21 +50,53 @@ def test_every_argument_counts(change: dict[str, object]) -> None:
     assert before != fingerprint.compute_fingerprint(**{**ASKED, **change})  # type: ignore[arg-type]
 
 
-def test_an_edit_of_used_code_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = fingerprint.compute_fingerprint(**ASKED)  # type: ignore[arg-type]
-    real = fingerprint._source
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package whose module ``entry`` uses others, in every way there is."""
+    folder = tmp_path / "voicelab"
+    folder.mkdir()
+    sources = {
+        "__init__": "",
+        "entry": (
+            "from typing import TYPE_CHECKING\n"
+            "import voicelab.plain\n"
+            "from voicelab import named as other\n"
+            "from voicelab.inner import value\n"
+            "if TYPE_CHECKING:\n    from voicelab.hints import Hint\n"
+            "def late():\n    from voicelab.late import later\n"
+        ),
+        "plain": "import voicelab.deep",
+        "inner": "value = 1",
+        **dict.fromkeys(("named", "deep", "late", "hints", "unrelated"), ""),
+    }
+    for name, text in sources.items():
+        (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "voicelab", raising=False)  # of the test before
+    return folder
 
-    def edited(module: str) -> Path:
-        if not module.endswith(".spectral"):
-            return real(module)
-        copy = tmp_path / "spectral.py"
-        copy.write_bytes(real(module).read_bytes() + b"# edited\n")
-        return copy
 
-    monkeypatch.setattr(fingerprint, "_source", edited)
+@pytest.mark.parametrize("module", ["entry", "plain", "named", "inner", "deep", "late"])
+def test_an_edit_of_used_code_counts(package: Path, module: str) -> None:
+    asked = ASKED | {"module": "voicelab.entry"}
+    before = fingerprint.compute_fingerprint(**asked)  # type: ignore[arg-type]
+
+    with (package / f"{module}.py").open("a") as file:
+        file.write("\n# edited")
     fingerprint.hash_sources.cache_clear()
 
-    assert fingerprint.compute_fingerprint(**ASKED) != before  # type: ignore[arg-type]
+    assert fingerprint.compute_fingerprint(**asked) != before  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("module", ["__init__", "hints", "unrelated"])
+def test_an_edit_of_other_code_does_not(package: Path, module: str) -> None:
+    asked = ASKED | {"module": "voicelab.entry"}
+    before = fingerprint.compute_fingerprint(**asked)  # type: ignore[arg-type]
+
+    (package / f"{module}.py").write_text("# edited")
+    fingerprint.hash_sources.cache_clear()
+
+    assert fingerprint.compute_fingerprint(**asked) == before  # type: ignore[arg-type]
 
 
 def test_a_library_version_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from sottovoce.shared.features.cache import FeatureCache
-from sottovoce.simulations.data import loading, pretraining, pretraining_cache
+from sottovoce.shared.features.fingerprint import hash_sources
+from sottovoce.simulations.data import fold_inputs, loading, pretraining, pretraining_cache
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.loading import load_corpus, load_public_corpora
 from sottovoce.simulations.scenario.loading import load_scenario
@@ -113,5 +114,43 @@ def test_a_disk_that_refuses_costs_time_and_no_more(make: Make, tmp_path: Path) 
 
 
 def test_nothing_is_found_under_another_name(tmp_path: Path) -> None:
-    assert pretraining_cache.load_result(tmp_path, pretraining_cache.cache_key({"a": 1})) is None
-    assert pretraining_cache.cache_key({"a": 1}) != pretraining_cache.cache_key({"a": 2})
+    assert pretraining_cache.load_result(tmp_path, _key({"a": 1})) is None
+    assert _key({"a": 1}) != _key({"a": 2})
+
+
+def _key(facts: dict[str, object], learned_by: str = fold_inputs.__name__) -> str:
+    return pretraining_cache.cache_key(facts, learned_by=learned_by, called_by=pretraining.__name__)
+
+
+def test_the_code_that_learns_counts_and_other_code_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "teacher"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "learn.py").write_text("from teacher import steps\n")
+    for name in ("steps", "other"):
+        (package / f"{name}.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def key() -> str:
+        hash_sources.cache_clear()
+        return _key({}, "teacher.learn")
+
+    before = key()
+    (package / "other.py").write_text("# edited")
+    assert key() == before
+    (package / "steps.py").write_text("# edited")
+    assert key() != before
+
+
+def test_what_pretraining_uses_is_found_through_imports() -> None:
+    counted = hash_sources(fold_inputs.__name__).keys()
+
+    assert {
+        "sottovoce.server.planning.public_pretraining",
+        "sottovoce.shared.models.layers",
+        "sottovoce.shared.privacy.clipping",
+        "sottovoce.shared.speaker.normalisation",
+    } <= counted
+    assert not [name for name in counted if ".scenario" in name or ".corpora" in name]
