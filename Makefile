@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml
 	@echo 'installing into $(VENV): 2-3 minutes, 6 GB, once'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --quiet --editable '.[simulation,ray,dev]'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[simulation,ray,dev,docs]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded voices (anew)
@@ -65,8 +65,9 @@ bench: $(STAMP) ## Measure speed and memory; writes docs/results/benchmarks.json
 bench-others: $(STAMP) ## Measure Flower's Ray engine and apple/pfl-research beside the local engine
 	$(BIN)/python -m sottovoce.simulations.benchmarks.harnesses $(ARGS)
 
-docs: $(STAMP) ## Check that documented commands, links and settings are true
-	$(BIN)/python -m pytest -q tests/test_docs.py
+docs: $(STAMP) ## Build the documentation site into site/, strictly and without a network
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet $(ARGS)
+	@echo 'built: site/index.html'
 
 loopback: $(STAMP) ## Run the two apps as separate processes on this machine: SuperLink, 3 SuperNodes
 	$(BIN)/python -m sottovoce.simulations.engines.loopback $(ARGS)
@@ -78,4 +79,4 @@ hooks: $(STAMP) ## Check style and types before every commit
 	$(BIN)/pre-commit install
 
 clean: ## Remove what was built here; .venv, runs and the feature cache stay
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -33,7 +33,7 @@ from sottovoce.shared.errors import ModelError
 
 HEAD_CORRELATION: Final = 0.5
 """Of one user's heads under two models. On RAVDESS their temperatures correlate by 0.74 and their
-biases by 0.56, between an open network and a private linear model (``docs/recipes.md``)."""
+biases by 0.56, between an open network and a private linear model (``docs/research/heads.md``)."""
 
 MAX_TRANSFERABLE_CLASSES: Final = 64
 """A head of more emotions travels alone: what a transfer needs would not fit its sealed length."""

@@ -13,7 +13,7 @@ the fits, beside their prior probabilities (pseudo-Bayesian model averaging, Yao
 Bayesian Analysis 2018). All fits are linear in the logits, so their average is one head again.
 
 Scaling each class by a factor of its own (vector scaling) is no member: it helped nobody. How the
-family and its prior probabilities were chosen: ``docs/recipes.md``.
+family and its prior probabilities were chosen: ``docs/research/heads.md``.
 """
 
 import math

@@ -124,7 +124,7 @@ _HEAD = """\
 # Audit
 
 Attacks on runs over RAVDESS (first fold of `ravdess8-6fold`, 20 users, CREMA-D public), made by
-`sottovoce reproduce audit`. How each attack works: [privacy](../privacy.md#attacks). Figures are of
+`sottovoce reproduce audit`. How each attack works: [privacy](../concepts/attacks.md). Figures are of
 one seed and one fold; those of gender are of all six folds.
 
 """

@@ -248,7 +248,7 @@ def _commands() -> str:
         "is a quarter as large, and with few\nusers that outweighs it. Separated rounds "
         "are for populations that do not fit into one round, or\nwhose devices should work less. "
         "Rounds and noise left in weights were chosen on training folds alone\n"
-        "([how](../recipes.md#how-they-were-chosen)).\n\n## Commands\n\n"
+        "([how](../research/choosing.md)).\n\n## Commands\n\n"
         "`sottovoce reproduce correlated-noise` makes all of it, from scenarios like this one (its "
         f"second line, seed 0):\n\n```toml\n{config}```\n\n"
         "```\nsottovoce simulate separated.toml --out runs/separated\n"

@@ -142,7 +142,7 @@ Made by `sottovoce reproduce heads` from runs that `sottovoce reproduce accuracy
 seed 0, and from those [below](#commands).
 Users who were never trained on label *k* clips, drawn at random 5 times (*k* = 0: once); figures
 are on all their other clips. *Before*: the shared model. *After*: the head that a device fits
-([how](../recipes.md#heads)).
+([how](../concepts/calibration.md)).
 In brackets the 95 % interval of the difference, users drawn 2,000 times in pairs; **bold** where
 it lies on the worse side of 0. p10: UAR of the 10th-percentile user; worst: of the worst one, who
 has few clips. Users keep one clip of every emotion, so few clips of rare emotions are labelled.
@@ -155,7 +155,7 @@ SETS = """
 
 How often the set holds the truth. *users*: the threshold comes from what the run's training users
 released of their clips, noised and booked
-([how](../privacy.md#head-statistics-after-the-last-round)), as models are handed out. *public*:
+([how](../concepts/releases.md#head-statistics)), as models are handed out. *public*:
 from public speakers, another corpus, so nothing is promised; models are handed out so where there
 is no *users* line. *members*: from the same corpus's speakers of the other folds, each scored by a
 model that was not trained on them: what *users* would be without noise; no model is handed out with
@@ -240,7 +240,7 @@ def _chosen() -> str:
     """How the settings were chosen."""
     return (
         "\nHow the settings of heads and sets were chosen, and which of them were seen on test "
-        "speakers: [recipes](../recipes.md#how-they-were-chosen).\n\n"
+        "speakers: [research notes](../research/heads.md).\n\n"
         "## Commands\n\n```\n"
         + "".join(
             "sottovoce simulate --corpus cremad --data ../shared/corpora/cremad --protocol "

@@ -270,7 +270,7 @@ fitted on *k* labelled clips. Both on the same clips: those that neither enrolle
 
 - *k neutral*: the mean comes from *k* clips known to be neutral (at most half of a user's neutral
   clips), the head from *k* **other** clips of any emotion, drawn at random; the model is the one
-  trained for such users, as [chosen on training folds](../recipes.md#how-they-were-chosen).
+  trained for such users, as [chosen on training folds](../research/speaker-mean.md).
 - *k neutral, k labelled*: the same clips, but the labelled ones count for the user's mean too, as
   unlabelled speech of any mix; the model was trained with users' means subtracted, chosen likewise.
 - *all, unlabelled*: the mean comes from all of the user's clips without their labels, the scored

@@ -390,7 +390,7 @@ def _folder(data: str) -> Path:
 
 
 def default_recipe(*, unit: str, model: str | None) -> Recipe:
-    """The usual recipe, from public facts alone; see docs/recipes.md for how it was chosen."""
+    """The usual recipe, from public facts alone; see docs/research/recipes.md."""
     if model is not None and model not in FROZEN_ENCODER_MODELS:
         return replace(END_TO_END_RECIPE, model=model)
     usual = _DEFAULT_RECIPES[unit]

@@ -1,0 +1,333 @@
+"""Fills the reference of the site from the code's own types, while MkDocs builds it.
+
+A page with a line ``<!-- generated: NAME -->`` gets, in that line's place, what ``GENERATORS[NAME]``
+writes: commands from the parser, settings from the dataclasses, schemas from the tables that
+check files. The API has a page for each package, and the changelog and the contributors' guide
+come from the repository's root.
+"""
+
+import argparse
+import dataclasses
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+from sottovoce.cli.main import build_parser
+from sottovoce.simulations.results import schema
+from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("shared", "client", "server", "simulations")
+INTERNAL = ("simulations.benchmarks", "simulations.experiments")
+"""Packages whose modules are programs, not an interface."""
+REPOSITORY_PAGES = ("CHANGELOG.md", "CONTRIBUTING.md")
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "`utterance`": {"unit": "utterance"},
+    "`user`": {"unit": "user"},
+    "`both`": {"unit": "both"},
+    "`none`": {"unit": "none"},
+    "end to end": {"unit": "none", "model": "cnn-attention"},
+}
+"""Headings of the table of usual settings, and what each stands for."""
+_MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
+
+Shape = Any
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Copy the code to where mkdocstrings finds it under the names that it is imported by."""
+    view = ROOT / "build" / "docs" / "sottovoce"
+    shutil.rmtree(view, ignore_errors=True)
+    only_code = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(ROOT / "sottovoce", view, ignore=only_code)
+    for folder in PACKAGES:
+        shutil.copytree(ROOT / folder, view / folder, ignore=only_code)
+    for path in view.rglob("*.py"):  # mkdocstrings shows doctests as code in "Examples:" alone
+        text = path.read_text(encoding="utf-8")
+        path.write_text(re.sub(r"^( +)Example:$", r"\1Examples:", text, flags=re.M), "utf-8")
+    return config
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages and files that lie nowhere else."""
+    for package in list_packages():
+        uri = f"reference/api/{package}.md"
+        files.append(File.generated(config, uri, content=format_package(package)))
+    for name, content in json_schemas().items():
+        uri = f"reference/schemas/{name}.schema.json"
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        files.append(File.generated(config, uri, content=text))
+    for name in REPOSITORY_PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("](docs/", "](../")
+        files.append(File.generated(config, f"project/{name.lower()}", content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Put what is generated in the place of its marker."""
+    del page, config, files
+    return _MARKER.sub(lambda found: GENERATORS[found[1]](), markdown)
+
+
+# Commands
+
+
+def format_commands() -> str:
+    """Every command: what it does, how it is called, its options and an example."""
+    return "\n".join(_format_parser(*pair) for pair in walk_commands(build_parser(), "sottovoce"))
+
+
+def walk_commands(
+    parser: argparse.ArgumentParser, name: str
+) -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """Yield every command that does something, with its parser."""
+    groups = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
+    if not groups:
+        yield name, parser
+    for group in groups:
+        for word, inner in group.choices.items():
+            yield from walk_commands(inner, f"{name} {word}")
+
+
+def _format_parser(name: str, parser: argparse.ArgumentParser) -> str:
+    """One command as a section."""
+    usage = re.sub(r"\s+", " ", parser.format_usage()).removeprefix("usage: ").strip()
+    lines = [f"## {name}", "", parser.description or "", "", "```text", usage, "```", ""]
+    for group in parser._action_groups:
+        actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
+        actions = [a for a in actions if a.dest != "help"]
+        if actions:
+            lines += ["", f"| {group.title} | meaning |", "|---|---|"]
+            lines += [f"| {_option(a)} | {_cell(a.help or '')} |" for a in actions]
+    epilog = (parser.epilog or "").strip()
+    if epilog:
+        title, _, example = epilog.partition("\n")
+        lines += ["", title.capitalize(), "", "```bash", _dedent(example), "```", ""]
+    return "\n".join(lines) + "\n"
+
+
+def _option(action: argparse.Action) -> str:
+    """The words of an option, and what it takes."""
+    words = ", ".join(action.option_strings)
+    if action.nargs == 0:
+        return f"`{words}`"
+    choices = f"{{{','.join(map(str, action.choices))}}}" if action.choices else ""
+    metavar = action.metavar if isinstance(action.metavar, str) else ""
+    takes = metavar or choices or (action.dest.upper() if words else action.dest)
+    return f"`{words} {takes}`" if words else f"`{takes}`"
+
+
+def _dedent(text: str) -> str:
+    return "\n".join(line.strip() for line in text.splitlines())
+
+
+def _cell(text: str) -> str:
+    """A text as a cell of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("%%", "%").replace("%", "%")
+
+
+# Settings
+
+
+def format_settings() -> str:
+    """Every setting of a scenario, table by table, from the dataclasses and their docstrings."""
+    lines: list[str] = []
+    for table, kind in walk_settings(Scenario):
+        lines += [f"## {f'[{table}]' if table else 'The scenario'}", ""]
+        lines += [_summary(kind), "", "| setting | type | default | meaning |", "|---|---|---|---|"]
+        described = describe_fields(kind)
+        for entry in dataclasses.fields(kind):
+            if not _settings_class(_hints(kind)[entry.name]):
+                cells = (f"`{entry.name}`", _type_name(kind, entry), _default(entry))
+                lines.append(f"| {' | '.join(cells)} | {_cell(described.get(entry.name, ''))} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def format_recipes() -> str:
+    """The usual recipe of each privacy unit, one column each."""
+    recipes = {
+        name: dict(_leaves(fill_defaults(Scenario(corpus="synthetic", unit=how["unit"]),
+                                         model=how.get("model"))))
+        for name, how in RECIPES.items()
+    }
+    rows = [name for name in next(iter(recipes.values())) if name.startswith(("recipe.", "rounds"))]
+    lines = [f"| setting | {' | '.join(recipes)} |", "|---|" + "---|" * len(recipes)]
+    for name in rows:
+        cells = " | ".join(f"{recipe[name]}" for recipe in recipes.values())
+        lines.append(f"| `{name.removeprefix('recipe.')}` | {cells} |")
+    return "\n".join(lines) + "\n"
+
+
+def walk_settings(kind: type, table: str = "") -> Iterator[tuple[str, type]]:
+    """Yield the tables of a scenario's file with the dataclass of each."""
+    yield table, kind
+    for name, hint in _hints(kind).items():
+        inner = _settings_class(hint)
+        if inner:
+            yield from walk_settings(inner, f"{table}.{name}" if table else name)
+
+
+def describe_fields(kind: type) -> dict[str, str]:
+    """What the docstring's section "Attributes" says of each field."""
+    section = (kind.__doc__ or "").partition("Attributes:\n")[2].split("\n\n")[0]
+    entries = re.findall(r"^ {8}(\w+): (.*(?:\n {9,}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in entries}
+
+
+def _hints(kind: type) -> dict[str, Any]:
+    """Types of a dataclass's fields."""
+    hints = get_type_hints(kind)
+    return {entry.name: hints[entry.name] for entry in dataclasses.fields(kind)}
+
+
+def _settings_class(hint: object) -> type | None:
+    """The dataclass of settings that a type is, or may be."""
+    for option in (hint, *get_args(hint)):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
+            return option
+    return None
+
+
+def _summary(kind: type) -> str:
+    return " ".join((kind.__doc__ or "").split("\n\n")[0].split())
+
+
+def _type_name(kind: type, entry: dataclasses.Field[Any]) -> str:
+    hint = _hints(kind)[entry.name]
+    plain = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+    if entry.name == "public":
+        return "tables `[[public]]` of `name` and `data`"
+    return plain.get(hint, "list of texts" if "tuple" in str(hint) else str(hint))
+
+
+def _default(entry: dataclasses.Field[Any]) -> str:
+    if entry.default is dataclasses.MISSING:
+        return "required"
+    value = entry.default
+    return "none" if value in ((), "") else f"`{str(value).lower() if value in (True, False) and isinstance(value, bool) else value}`"
+
+
+def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
+    """Settings by their dotted names."""
+    if dataclasses.is_dataclass(value):
+        for entry in dataclasses.fields(value):
+            inner = getattr(value, entry.name)
+            yield from _leaves(inner, f"{name}.{entry.name}" if name else entry.name)
+    else:
+        yield name, value
+
+
+# JSON Schemas
+
+
+def json_schemas() -> dict[str, dict[str, Any]]:
+    """JSON Schemas of the files of a run folder, by the file's stem."""
+    shapes = {"run": schema._RUN, "privacy": schema._PRIVACY, "audit": schema._AUDIT}
+    found = {}
+    for name, shape in shapes.items():
+        body = _json_schema(shape)
+        body["properties"] = {"schema": {"const": schema.SCHEMA_VERSION}} | body["properties"]
+        body["required"] = ["schema", *body["required"]]
+        head = {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "title": f"{name}.json of a Sottovoce run folder",
+        }
+        found[name] = head | body
+    return found
+
+
+def _json_schema(shape: Shape) -> dict[str, Any]:
+    """The JSON Schema of one shape; see ``simulations/results/schema.py``."""
+    if isinstance(shape, str):
+        return dict(_LEAVES[shape])
+    if isinstance(shape, list):
+        return {"type": "array", "items": _json_schema(shape[0])}
+    if "*" in shape:
+        return {"type": "object", "additionalProperties": _json_schema(shape["*"])}
+    inner = {key.removesuffix("?"): _json_schema(value) for key, value in shape.items()}
+    required = [key for key in shape if not key.endswith("?")]
+    return {"type": "object", "properties": inner, "required": required}
+
+
+_LEAVES: Mapping[str, dict[str, Any]] = {
+    "text": {"type": "string"},
+    "whole": {"type": "integer", "minimum": 0},
+    "number": {"type": ["number", "null"]},
+    "share": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
+    "unit": {"enum": list(schema.UNITS)},
+    "any": {},
+}
+
+
+def format_schemas() -> str:
+    """Every schema as a section with a link to its file."""
+    lines = []
+    for name, content in json_schemas().items():
+        text = json.dumps(content, indent=2, ensure_ascii=False)
+        lines += [f"## {name}.json", "", f"[{name}.schema.json](schemas/{name}.schema.json)", ""]
+        lines += [f'??? note "{name}.schema.json"', ""]
+        lines += [f"    {line}" for line in ("```json", *text.splitlines(), "```")]
+        lines.append("")
+    return "\n".join(lines)
+
+
+# API
+
+
+def list_packages() -> list[str]:
+    """Packages with modules of their own, by their dotted names."""
+    names = []
+    for top in PACKAGES:
+        for folder in sorted({path.parent for path in (ROOT / top).rglob("*.py")}):
+            name = folder.relative_to(ROOT).as_posix().replace("/", ".")
+            if list_modules(name) and name not in INTERNAL:
+                names.append(name)
+    return names
+
+
+def list_modules(package: str) -> list[str]:
+    """Public modules of a package, by their dotted names."""
+    paths = sorted((ROOT / package.replace(".", "/")).glob("*.py"))
+    stems = (path.stem for path in paths if not path.stem.startswith("_"))
+    return [f"sottovoce.{package}.{stem}" for stem in stems]
+
+
+def format_package(package: str) -> str:
+    """The page of one package: its modules, each with its public names."""
+    lines = [f"# sottovoce.{package}", "", package_summary(package), ""]
+    for module in list_modules(package):
+        lines += [f"::: {module}", ""]
+    return "\n".join(lines)
+
+
+def package_summary(package: str) -> str:
+    """The first paragraph of a package's docstring."""
+    text = (ROOT / package.replace(".", "/") / "__init__.py").read_text(encoding="utf-8")
+    found = re.match(r'r?"""(.*?)(?:\n\n|""")', text, re.DOTALL)
+    return " ".join(found[1].split()) if found else ""
+
+
+def format_api() -> str:
+    """A table of all packages."""
+    rows = [
+        f"| [`sottovoce.{name}`](api/{name}.md) | {_cell(package_summary(name))} |"
+        for name in list_packages()
+    ]
+    return "\n".join(["| package | what it is |", "|---|---|", *rows]) + "\n"
+
+
+GENERATORS: Mapping[str, Callable[[], str]] = {
+    "api": format_api,
+    "commands": format_commands,
+    "recipes": format_recipes,
+    "schemas": format_schemas,
+    "settings": format_settings,
+}
