@@ -71,6 +71,25 @@ class LabelledFeatures:
     for_head: Tensor
     for_training: Tensor
 
+    @classmethod
+    def without_recordings(cls, *, width: int) -> "LabelledFeatures":
+        """Make the features of a user who has recorded nothing yet.
+
+        Args:
+            width: How many features the model's extractor gives for an utterance, at least 1.
+
+        Returns:
+            No utterances, of that width.
+
+        Example:
+            >>> len(LabelledFeatures.without_recordings(width=1536).examples)
+            0
+        """
+        none = torch.zeros(0, dtype=torch.bool)
+        numbers = torch.zeros(0, dtype=torch.int64)
+        examples = Examples(features=torch.zeros(0, width), frames=numbers, labels=numbers)
+        return cls(examples=examples, for_enrolment=none, for_head=none, for_training=none)
+
     def with_label_order(
         self, own_labels: Sequence[str], labels: Sequence[str]
     ) -> "LabelledFeatures":

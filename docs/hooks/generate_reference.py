@@ -1,9 +1,8 @@
 """Fills the reference of the site from the code's own types, while MkDocs builds it.
 
-A page with a line ``<!-- generated: NAME -->`` gets, in that line's place, what ``GENERATORS[NAME]``
-writes: commands from the parser, settings from the dataclasses, schemas from the tables that
-check files. The API has a page for each package, and the changelog and the contributors' guide
-come from the repository's root.
+A line ``<!-- generated: NAME -->`` of a page is replaced by what ``GENERATORS[NAME]`` returns:
+commands from the parser, settings from the dataclasses, schemas from the tables that check files.
+The API has a page for each package; changelog and contributors' guide come from the root.
 """
 
 import argparse
@@ -99,7 +98,8 @@ def walk_commands(
 def _format_parser(name: str, parser: argparse.ArgumentParser) -> str:
     """One command as a section."""
     usage = re.sub(r"\s+", " ", parser.format_usage()).removeprefix("usage: ").strip()
-    lines = [f"## {name}", "", parser.description or "", "", "```text", usage, "```", ""]
+    lines = [f"## {name}", "", parser.description or "", ""]
+    lines += ["```text", *_wrap_usage(usage), "```", ""]
     for group in parser._action_groups:
         actions = [a for a in group._group_actions if a.help != argparse.SUPPRESS]
         actions = [a for a in actions if a.dest != "help"]
@@ -111,6 +111,16 @@ def _format_parser(name: str, parser: argparse.ArgumentParser) -> str:
         title, _, example = epilog.partition("\n")
         lines += ["", title.capitalize(), "", "```bash", _dedent(example), "```", ""]
     return "\n".join(lines) + "\n"
+
+
+def _wrap_usage(usage: str) -> list[str]:
+    """A usage in lines of at most 80 characters, broken between options."""
+    lines = [""]
+    for part in re.findall(r"\[[^\]]*\]|\S+", usage):
+        if len(lines[-1]) + len(part) > 79:
+            lines.append("   ")
+        lines[-1] += f" {part}" if lines[-1] else part
+    return lines
 
 
 def _option(action: argparse.Action) -> str:
@@ -130,7 +140,7 @@ def _dedent(text: str) -> str:
 
 def _cell(text: str) -> str:
     """A text as a cell of a table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("%%", "%").replace("%", "%")
+    return " ".join(text.split()).replace("|", "\\|").replace("%%", "%")
 
 
 # Settings
@@ -153,17 +163,18 @@ def format_settings() -> str:
 
 def format_recipes() -> str:
     """The usual recipe of each privacy unit, one column each."""
-    recipes = {
-        name: dict(_leaves(fill_defaults(Scenario(corpus="synthetic", unit=how["unit"]),
-                                         model=how.get("model"))))
-        for name, how in RECIPES.items()
-    }
+    recipes = {name: dict(_leaves(_settled(**how))) for name, how in RECIPES.items()}
     rows = [name for name in next(iter(recipes.values())) if name.startswith(("recipe.", "rounds"))]
     lines = [f"| setting | {' | '.join(recipes)} |", "|---|" + "---|" * len(recipes)]
     for name in rows:
         cells = " | ".join(f"{recipe[name]}" for recipe in recipes.values())
         lines.append(f"| `{name.removeprefix('recipe.')}` | {cells} |")
     return "\n".join(lines) + "\n"
+
+
+def _settled(*, unit: str, model: str | None = None) -> Scenario:
+    """The scenario that these two choices alone make."""
+    return fill_defaults(Scenario(corpus="synthetic", unit=unit), model=model)
 
 
 def walk_settings(kind: type, table: str = "") -> Iterator[tuple[str, type]]:
@@ -212,12 +223,14 @@ def _default(entry: dataclasses.Field[Any]) -> str:
     if entry.default is dataclasses.MISSING:
         return "required"
     value = entry.default
-    return "none" if value in ((), "") else f"`{str(value).lower() if value in (True, False) and isinstance(value, bool) else value}`"
+    if value in ((), "", None):
+        return "none"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
-def _leaves(value: Any, name: str = "") -> Iterator[tuple[str, object]]:
+def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
     """Settings by their dotted names."""
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         for entry in dataclasses.fields(value):
             inner = getattr(value, entry.name)
             yield from _leaves(inner, f"{name}.{entry.name}" if name else entry.name)
@@ -302,7 +315,9 @@ def list_modules(package: str) -> list[str]:
 
 def format_package(package: str) -> str:
     """The page of one package: its modules, each with its public names."""
-    lines = [f"# sottovoce.{package}", "", package_summary(package), ""]
+    # Guides and concepts come first in the search.
+    lines = ["---", "search:", "  boost: 0.2", "---", ""]
+    lines += [f"# sottovoce.{package}", "", package_summary(package), ""]
     for module in list_modules(package):
         lines += [f"::: {module}", ""]
     return "\n".join(lines)

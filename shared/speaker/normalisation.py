@@ -232,7 +232,8 @@ _PUBLIC_WEIGHT = 0.25
 
 _DIRECTION_WEIGHT = 0.16
 """Offset of neutral speech along the model's direction, in units of the root mean square distance
-of utterances from their speaker's mean; both were chosen on training speakers, docs/research/speaker-mean.md."""
+of utterances from their speaker's mean; both were chosen on training speakers,
+docs/research/speaker-mean.md."""
 
 _MIN_COUNT = 8.0
 """A noised count below this is taken for this: the noise would be larger than the count."""

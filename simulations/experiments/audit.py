@@ -124,8 +124,8 @@ _HEAD = """\
 # Audit
 
 Attacks on runs over RAVDESS (first fold of `ravdess8-6fold`, 20 users, CREMA-D public), made by
-`sottovoce reproduce audit`. How each attack works: [privacy](../concepts/attacks.md). Figures are of
-one seed and one fold; those of gender are of all six folds.
+`sottovoce reproduce audit`. How each attack works: [attacks](../concepts/attacks.md).
+Figures are of one seed and one fold; those of gender are of all six folds.
 
 """
 _BOUND_HEADS = (

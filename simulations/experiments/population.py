@@ -88,8 +88,8 @@ def _heading(found: Json) -> Iterator[str]:
     yield "# A million users"
     yield ""
     yield f"`{found['command']}`, read by `sottovoce reproduce population`. The run is described in"
-    yield "[populations](../guides/populations.md); its users' voices are drawn in feature space, so its"
-    yield "accuracy says that learning works, not how well it recognises anybody."
+    yield "[populations](../guides/populations.md); its users' voices are drawn in feature space,"
+    yield "so its accuracy says that learning works, not how well it recognises anybody."
     yield ""
 
 
