@@ -51,7 +51,18 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     for path in view.rglob("*.py"):  # mkdocstrings shows doctests as code in "Examples:" alone
         text = path.read_text(encoding="utf-8")
         path.write_text(re.sub(r"^( +)Example:$", r"\1Examples:", text, flags=re.M), "utf-8")
+    _extend_navigation(config.nav)
     return config
+
+
+def _extend_navigation(nav: list[dict[str, Any]]) -> None:
+    """Add the packages below the API's page, grouped by top-level package."""
+    reference = next(entry["Reference"] for entry in nav if "Reference" in entry)
+    api = next(entry for entry in reference if isinstance(entry, dict) and "API" in entry)
+    api["API"] = [api["API"]] if isinstance(api["API"], str) else api["API"][:1]
+    for top in PACKAGES:
+        inner = [name for name in list_packages() if name.split(".")[0] == top]
+        api["API"].append({top: [{name: f"reference/api/{name}.md"} for name in inner]})
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
