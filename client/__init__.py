@@ -1,1 +1,3 @@
 """Code that runs on a user's device: ledger, vault, training, calibration, recognition, app."""
+
+__all__ = ["app", "device", "federation", "personalisation", "recognition", "training"]

@@ -12,3 +12,20 @@ utterances recordings of one speaker (on a device) or of several (a pooled batch
 params     all weights of the shared model as one flat vector
 ========== ==========================================================================
 """
+
+__all__ = [
+    "atomic_files",
+    "audio",
+    "calibration",
+    "crypto",
+    "errors",
+    "features",
+    "memo",
+    "models",
+    "privacy",
+    "protocol",
+    "secure_aggregation",
+    "seeding",
+    "speaker",
+    "validation",
+]

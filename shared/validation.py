@@ -1,7 +1,8 @@
 """Checks of settings, written so that NaN fails them."""
 
+import difflib
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from sottovoce.shared.errors import SettingError
@@ -68,4 +69,23 @@ def require_one_of(options: Collection[str], **values: str) -> None:
     """Raise ``SettingError`` unless every value is one of ``options``."""
     for name, value in values.items():
         if value not in options:
-            raise SettingError(f"{name} is {value!r}; it must be one of {', '.join(options)}")
+            raise SettingError(
+                f"{name} is {value!r}{suggest_name(value, options)}; it must be one of "
+                f"{', '.join(options)}"
+            )
+
+
+def suggest_name(name: str, known: Iterable[str]) -> str:
+    """Ask whether a name near an unknown one was meant; empty where none is near.
+
+    Args:
+        name: The unknown name.
+        known: The names that there are.
+
+    >>> suggest_name("utterence", ("utterance", "user"))
+    ' (did you mean utterance?)'
+    >>> suggest_name("x", ("utterance", "user"))
+    ''
+    """
+    near = difflib.get_close_matches(str(name), list(known), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

@@ -1,14 +1,49 @@
 """Sottovoce: federated, differentially private speech emotion recognition.
 
+Most programs need four names::
+
+    from sottovoce import Device, Recogniser, simulate, verify
+
+They are loaded when they are first used (PEP 562), so ``import sottovoce`` brings in no library.
+
 The rooms ``shared``, ``client``, ``server`` and ``simulations`` lie beside this folder in a
 checkout and in the bundle that Flower ships, and inside it in a wheel. Either way they import
 as ``sottovoce.shared`` and so on.
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+if TYPE_CHECKING:
+    from sottovoce.api import simulate, verify
+    from sottovoce.client.device.device import Device
+    from sottovoce.client.recognition.recogniser import Recogniser
+
+__all__ = ["Device", "Recogniser", "__version__", "simulate", "verify"]
 __version__ = "0.1.0"
+
+_PUBLIC = {
+    "Device": "sottovoce.client.device.device",
+    "Recogniser": "sottovoce.client.recognition.recogniser",
+    "simulate": "sottovoce.api",
+    "verify": "sottovoce.api",
+}
+"""By public name, the module that defines it."""
 
 _house = Path(__file__).resolve().parent.parent
 if (_house / "pyproject.toml").is_file():  # a checkout, or an unpacked app bundle
     __path__.append(str(_house))
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first used."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    # Kept in the module, so that this is called once a name.
+    return globals().setdefault(name, getattr(import_module(_PUBLIC[name]), name))
+
+
+def __dir__() -> list[str]:
+    """The public names, loaded or not."""
+    return sorted({*globals(), *_PUBLIC})

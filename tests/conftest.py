@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import struct
 import warnings
 import wave
@@ -143,6 +144,16 @@ def tiny_run(
     scenario = make_scenario(home / "tiny.toml", users, public)
     assert main.main(["simulate", str(scenario), "--out", str(home / "run"), "--quiet"]) == 0
     return TinyRun(home / "run", scenario, users, public)
+
+
+@pytest.fixture
+def example_folder(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder of an example: a finished run, a scenario, a recording."""
+    shutil.copytree(tiny_run.folder, tmp_path / "runs" / "demo")
+    shutil.copy(tiny_run.scenario, tmp_path / "scenario.toml")
+    shutil.copy(tiny_run.users / "s03_00.wav", tmp_path / "hello.wav")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
 @pytest.fixture(scope="session", autouse=True)

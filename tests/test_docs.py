@@ -28,7 +28,7 @@ from sottovoce.simulations.corpora import TITLES, speaker_splits
 from sottovoce.simulations.scenario import scenario
 
 HOUSE = Path(__file__).resolve().parent.parent
-ROOMS = ("shared", "client", "server", "simulations")
+ROOMS = ("shared", "client", "server", "simulations", "sottovoce")
 PAGES = sorted(
     path.relative_to(HOUSE)
     for path in (*HOUSE.glob("*.md"), *(HOUSE / "docs").rglob("*.md"))
@@ -119,8 +119,8 @@ def checked(command: str) -> None:
         assert not settled.protocol or folds or settled.protocol in speaker_splits.protocol_names()
         assert {settled.corpus, *dict(settled.public)} <= set(TITLES)
         assert set(settled.encoder.split("+")) <= set(registry.extractor_names())
-    if arguments.run is corpora.run_corpora_command and arguments.action == "check":
-        assert arguments.name is None or arguments.name in TITLES
+    if arguments.run is corpora.run_check_command:
+        assert arguments.name in TITLES
     if arguments.run is reproduce.run_reproduce_command:
         module = import_module(reproduce.module_name(arguments.name))
         with pytest.raises(SystemExit) as ended:
@@ -411,14 +411,13 @@ def modules() -> list[str]:
     paths = (path for room in ROOMS for path in sorted((HOUSE / room).rglob("*.py")))
     with_examples = (path for path in paths if ">>> " in path.read_text(encoding="utf-8"))
     names = (path.relative_to(HOUSE).with_suffix("").as_posix() for path in with_examples)
-    return [f"sottovoce.{name.replace('/', '.')}".removesuffix(".__init__") for name in names]
+    dotted = (name.replace("/", ".").removesuffix(".__init__") for name in names)
+    return [f"sottovoce.{name.removeprefix('sottovoce.')}" for name in dotted]
 
 
 @pytest.mark.parametrize("name", modules())
-def test_docstring_examples_work(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.usefixtures("example_folder")
+def test_docstring_examples_work(name: str) -> None:
     module = import_module(name)
 
     failed, tried = doctest.testmod(module, optionflags=doctest.ELLIPSIS)

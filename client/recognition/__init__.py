@@ -1,1 +1,3 @@
 """From a recording to a prediction, or to an abstention that says why."""
+
+__all__ = ["prediction", "recogniser"]

@@ -111,8 +111,8 @@ class Recogniser:
     @classmethod
     def open(
         cls,
-        model: Path,
-        device: Path | None = None,
+        model: str | Path,
+        device: str | Path | None = None,
         *,
         min_confidence: float | None = None,
         coverage: float = conformal.DEFAULT_COVERAGE,
@@ -121,7 +121,7 @@ class Recogniser:
         """Open a model folder and, if there is one, the user's device folder.
 
         Args:
-            model: What a run wrote as ``model/``.
+            model: A run folder, or the ``model/`` in it.
             device: A folder that ``Device.create`` made. Only its vault is read, and written to
                 where the head must be fitted again (:meth:`FeedbackStore.refit_if_stale`); its
                 ledger is not touched, because nothing leaves.
@@ -133,30 +133,38 @@ class Recogniser:
             ModelError: The model is missing or damaged.
             SettingError: There is no such device.
             PrivacyError: The vault is damaged, or its key is not its owner's alone.
+
+        >>> recogniser = Recogniser.open("runs/demo")
+        >>> recogniser.predict("hello.wav").quality
+        ()
         """
-        package = ModelPackage.load(model)
+        package = ModelPackage.load(find_model(model))
         limits: dict[str, Any] = {"min_confidence": min_confidence, "coverage": coverage}
         if device is None:
             return cls(package, **limits)
+        device = Path(device)
         vault = example_store.open_vault(device, vault)
         personalisation = load_personalisation(package, device, vault=vault)
         if FeedbackStore(device, package, vault=vault).refit_if_stale(personalisation.mean):
             personalisation = load_personalisation(package, device, vault=vault)
         return cls(package, personalisation, device=device, vault=vault, **limits)
 
-    def predict(self, signal: Signal) -> Prediction:
+    def predict(self, signal: Signal | str | Path) -> Prediction:
         """Recognise the emotion of one recording.
 
         Args:
-            signal: Any length, any rate.
+            signal: Any length, any rate; a path is read first.
 
         Returns:
             An emotion, or an abstention: silence, too short, samples or features that are no
             numbers, or a confidence below the limit.
 
         Raises:
+            AudioError: The file is missing, or holds no sound that can be read.
             ModelError: The extractor's features are not what the model reads.
         """
+        if not isinstance(signal, Signal):
+            signal = audio.load_signal(Path(signal))
         if not bool(signal.samples.isfinite().all()):
             step = "export the recording again as 16-bit PCM"
             return self._abstain("the recording holds NaN or infinite samples", ("broken",), step)
@@ -363,6 +371,16 @@ class Recogniser:
         if not self.personalisation.has_own_head:
             return "label a few clips, so that the device can fit this user's head"
         return "ask the speaker, or record a longer utterance"
+
+
+def find_model(folder: str | Path) -> Path:
+    """Find the model folder in a run folder; a folder that is none is returned as it is.
+
+    Args:
+        folder: A run folder, or a model folder.
+    """
+    folder = Path(folder)
+    return folder / "model" if (folder / "model" / "model.json").is_file() else folder
 
 
 def _extractor(package: ModelPackage) -> Extractor:

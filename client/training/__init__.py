@@ -6,3 +6,13 @@ of single utterances come from ``per_example_gradients`` (any model we have, lay
 by ``lstm_gradients``) or ``linear_gradients`` (heads on frozen features, in closed form), and
 ``gradient_factors`` sums and measures them.
 """
+
+__all__ = [
+    "dp_sgd",
+    "gradient_factors",
+    "linear_gradients",
+    "local_trainer",
+    "lstm_gradients",
+    "per_example_gradients",
+    "poisson_batch",
+]

@@ -1,1 +1,16 @@
 """What a model may see of a voice: descriptors, frozen encoders, and their cache."""
+
+__all__ = [
+    "cache",
+    "descriptors",
+    "extractor",
+    "fingerprint",
+    "log_mel",
+    "pitch",
+    "pretrained",
+    "registry",
+    "rhythm",
+    "spectral",
+    "whisper",
+    "whisper_weights",
+]

@@ -10,9 +10,11 @@ log-mel                   (frames, 64)       normalised spectrogram, 50 frames a
 wav2vec2-base, ...        (2 x width,)       torchaudio's pipelines; weights are downloaded
 pipeline:/folder/file.pt  (2 x width,)       the same from a file
 first+second              (sum of widths,)   vectors of several, side by side
+your own                  as you like        what :func:`register_extractor` was given
 ========================= ================== ====================================================
 """
 
+import re
 from collections.abc import Callable
 
 from sottovoce.shared.errors import SettingError
@@ -21,8 +23,15 @@ from sottovoce.shared.features.descriptors import Descriptors
 from sottovoce.shared.features.extractor import Extractor, Fusion
 from sottovoce.shared.features.log_mel import LogMel
 from sottovoce.shared.features.whisper import WhisperFrames, WhisperStatistics
+from sottovoce.shared.validation import suggest_name
 
-__all__ = ["DEFAULT_EXTRACTOR", "Extractor", "create_extractor", "extractor_names"]
+__all__ = [
+    "DEFAULT_EXTRACTOR",
+    "Extractor",
+    "create_extractor",
+    "extractor_names",
+    "register_extractor",
+]
 
 DEFAULT_EXTRACTOR = "whisper-tiny-en"
 
@@ -32,11 +41,44 @@ _BUILT_IN: dict[str, Callable[[], Extractor]] = {
     "descriptors": Descriptors,
     "log-mel": LogMel,
 }
+_REGISTERED: dict[str, Callable[[], Extractor]] = {}
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def extractor_names() -> tuple[str, ...]:
     """All names that stand for themselves; ``pipeline:`` paths and ``+`` come on top."""
-    return (*_BUILT_IN, *pretrained.PIPELINES)
+    return (*_BUILT_IN, *_REGISTERED, *pretrained.PIPELINES)
+
+
+def register_extractor(name: str, factory: Callable[[], Extractor]) -> None:
+    """Register an extractor of your own, so that scenarios and models can name it.
+
+    It is known in this process only: import the module that registers it wherever a model that
+    reads its features is trained or used. With several ``workers`` that is every worker process,
+    so train with one.
+
+    Args:
+        name: Lower-case letters, digits, ``.``, ``_`` and ``-``.
+        factory: Makes the extractor; called often, so it must be cheap. Read weights when the
+            extractor is first used.
+
+    Raises:
+        SettingError: A name that is taken, or has other characters.
+
+    >>> from sottovoce.shared.features.descriptors import Descriptors
+    >>> register_extractor("my-descriptors", Descriptors)
+    >>> "my-descriptors" in extractor_names()
+    True
+    """
+    if not _NAME.fullmatch(name):
+        raise SettingError(
+            f"extractor name is {name!r}; it must be of lower-case letters, digits, '.', '_' and "
+            "'-', such as my-encoder"
+        )
+    # The same factory again is no other extractor: a module may be imported twice.
+    if name in extractor_names() and _REGISTERED.get(name) is not factory:
+        raise SettingError(f"there is an extractor {name!r} already; register yours as another")
+    _REGISTERED[name] = factory
 
 
 def create_extractor(name: str) -> Extractor:
@@ -61,12 +103,14 @@ def create_extractor(name: str) -> Extractor:
 
 def _create_single(name: str) -> Extractor:
     """The extractor of a name without ``+``."""
-    if name in _BUILT_IN:
-        return _BUILT_IN[name]()
+    factory = _BUILT_IN.get(name) or _REGISTERED.get(name)
+    if factory:
+        return factory()
     source = name.partition("@")[0]
     if source in pretrained.PIPELINES or source.startswith(pretrained.FILE_PREFIX):
         return pretrained.parse_name(name)
     raise SettingError(
-        f"extractor is {name!r}; it must be one of {', '.join(extractor_names())}, "
+        f"extractor is {name!r}{suggest_name(name, extractor_names())}; it must be one of "
+        f"{', '.join(extractor_names())}, "
         f"{pretrained.FILE_PREFIX}FILE, or several joined by +"
     )

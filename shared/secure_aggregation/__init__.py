@@ -16,3 +16,18 @@ unmask    the neighbours' signatures     of each neighbour one share: of its sel
                                          survives, of its mask key if not, never both
 ========= ============================== =================================================
 """
+
+__all__ = [
+    "config",
+    "discrete_gaussian",
+    "encrypted_shares",
+    "framing",
+    "masking",
+    "messages",
+    "neighbour_graph",
+    "noise_accounting",
+    "parameter_selection",
+    "quantisation",
+    "secret_sharing",
+    "transcript",
+]

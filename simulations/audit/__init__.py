@@ -1,1 +1,17 @@
 """Attacks on a run, by the owner: what an adversary can show against what was promised."""
+
+__all__ = [
+    "adversary_view",
+    "audited_fold",
+    "canary",
+    "device_under_test",
+    "epsilon_bounds",
+    "gender_inference",
+    "gradient_inversion",
+    "kernel_ridge",
+    "membership_inference",
+    "one_run",
+    "speaker_identification",
+    "suite",
+    "table",
+]

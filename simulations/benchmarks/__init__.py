@@ -4,3 +4,14 @@
 so that a noisy machine disturbs all of them equally, and writes medians and ratios as JSON and a
 page.
 """
+
+__all__ = [
+    "harnesses",
+    "local_engine",
+    "microbenchmarks",
+    "pfl",
+    "pfl_worker",
+    "ray_engine",
+    "secure_sums",
+    "subprocesses",
+]

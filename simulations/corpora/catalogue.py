@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sottovoce.shared import validation
 from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.simulations.corpora import discovery, manifest
 from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
@@ -38,8 +39,7 @@ def open_corpus(name: str, data: str | Path | None = None) -> Corpus:
         SettingError: ``name`` is unknown, ``data`` is missing or an option is wrong.
         CorpusError: The folder or its manifest is missing, or no clip of it can be used.
     """
-    if name not in TITLES:
-        raise SettingError(f"corpus is {name!r}; it must be one of {', '.join(TITLES)}")
+    validation.require_one_of(TITLES, corpus=name)
     if name == SYNTHETIC:
         return synthetic_corpus.open_synthetic(str(data or ""))
     folder = _folder(name, data)

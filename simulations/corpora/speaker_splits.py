@@ -186,7 +186,7 @@ def _fold_count(name: str, known: _PublishedProtocol | None, corpus: Corpus) -> 
         validation.require_at_least(2, folds=int(match[1]))
         return int(match[1])
     if name not in GENERIC_PROTOCOLS:
-        raise SettingError(f"protocol is {name!r}; it must be one of {', '.join(protocol_names())}")
+        validation.require_one_of(protocol_names(), protocol=name)
     return len(corpus.speakers) if name == "loso" else 1
 
 

@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from sottovoce.shared.errors import SettingError
 
+__all__ = ["Engine", "check_address", "check_cluster", "load_engine"]
+
 
 class Engine(Protocol):
     """Runs the product's ServerApp and ClientApp to their end."""

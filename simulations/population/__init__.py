@@ -3,3 +3,5 @@
 Nothing here lists users. A user is an index from 0; everything about one is a function of the run's
 seed and that index, but for the few things that must outlive a process, which are in one database.
 """
+
+__all__ = ["availability", "fold", "host", "ledger_groups", "run", "users", "voice_model"]

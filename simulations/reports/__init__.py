@@ -9,6 +9,8 @@ from pathlib import Path
 
 from sottovoce.shared.errors import SettingError
 
+__all__ = ["render_pages"]
+
 
 def render_pages(run_folder: Path) -> tuple[Path, Path]:
     """Write report.html and privacy.html from the run.json and privacy.json beside them.

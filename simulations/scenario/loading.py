@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.simulations.scenario.population import PopulationSettings
 from sottovoce.simulations.scenario.scenario import Recipe, Scenario, fill_defaults
@@ -52,6 +53,49 @@ def load_tables(name: str) -> dict[str, Any]:
         raise SettingError(f"{name} is not TOML: {error}") from error
 
 
+def vary_scenario(
+    base: Scenario | None, settings: Mapping[str, Any], *, model: str | None = None
+) -> Scenario:
+    """A scenario with some of its settings replaced, and what follows from them filled in.
+
+    Args:
+        base: The scenario; None begins with the defaults.
+        settings: By the names of a scenario's fields.
+        model: Kind of the shared model; None is the scenario's.
+
+    Raises:
+        SettingError: An unknown setting, one that makes no sense, or no corpus.
+
+    >>> vary_scenario(load_scenario("demo"), {"epsilon": 4.0}).epsilon
+    4.0
+    """
+    changes = _check_changes(settings)
+    if base is None:
+        if "corpus" not in changes:
+            raise SettingError("say what to simulate: a scenario such as demo, or a corpus")
+        return fill_defaults(Scenario(**changes), model=model)
+    changed = replace(base, **changes)
+    if model or changed.unit != base.unit:
+        # Encoder and rounds follow the model and the unit, unless they were asked for.
+        follow: dict[str, Any] = {"encoder": "", "rounds": 0}
+        derived = {name: none for name, none in follow.items() if not changes.get(name)}
+        return fill_defaults(replace(changed, **derived), model=model)
+    return changed
+
+
+def _check_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A scenario's settings that are known and of their kind; lists become tuples."""
+    types = {entry.name: entry.type for entry in fields(Scenario)}
+    for name in settings:
+        validation.require_one_of(types, setting=name)
+    plain = {name: value for name, value in settings.items() if types[name] in _TYPE_NAMES}
+    changes = dict(settings) | _settings(Scenario, plain, "scenario")
+    for name in ("public", "baselines"):
+        if name in changes:
+            changes[name] = tuple(changes[name])
+    return changes
+
+
 def _scenario_text(name: str) -> str:
     """The text of a scenario's file, or of a preset."""
     path = Path(name)
@@ -64,7 +108,8 @@ def _scenario_text(name: str) -> str:
     known = sorted(entry.name[:-5] for entry in presets.iterdir() if entry.name.endswith(".toml"))
     if name not in known:
         raise SettingError(
-            f"there is no scenario {name!r}; give a .toml file or one of {', '.join(known)}"
+            f"there is no scenario {name!r}{validation.suggest_name(name, known)}; give a .toml "
+            f"file or one of {', '.join(known)}"
         )
     return (presets / f"{name}.toml").read_text(encoding="utf-8")
 
@@ -186,7 +231,8 @@ def _settings(kind: type, values: Mapping[str, Any], where: str) -> dict[str, An
     unknown = sorted(set(values) - set(types))
     if unknown:
         raise SettingError(
-            f"{where} has unknown settings {', '.join(unknown)}; known: {', '.join(sorted(types))}"
+            f"{where} has unknown settings {', '.join(unknown)}"
+            f"{validation.suggest_name(unknown[0], types)}; known: {', '.join(sorted(types))}"
         )
     settings = dict(values)
     for name, value in values.items():

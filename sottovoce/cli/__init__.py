@@ -3,3 +3,16 @@
 A module adds its commands to the parser and imports what they need only when they run, so
 ``--help`` is quick.
 """
+
+__all__ = [
+    "corpora",
+    "device",
+    "main",
+    "options",
+    "progress_bar",
+    "reproduce",
+    "simulate",
+    "summary",
+    "sweep",
+    "verify",
+]
