@@ -1,39 +1,109 @@
-"""The command ``sottovoce corpora``: list known corpora, or check one."""
+"""The commands ``sottovoce corpora``: list known corpora, check one, write example recordings."""
 
 import argparse
+from pathlib import Path
 
-from sottovoce.cli.options import Commands, add_command, print_json
+from sottovoce.cli.options import Commands, add_command, add_command_group, print_json
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.validation import require_one_of
+
+_SILENCE = Path("silence.wav")
+_SAMPLE_SEED = 1
+"""Another seed than the demo's: a voice that its model does not know."""
 
 
 def add_corpora_command(commands: Commands) -> None:
     """Add ``corpora``."""
-    parser = add_command(
+    group = add_command_group(
         commands,
         "corpora",
-        run_corpora_command,
-        "List known corpora, or check one.",
+        "List known corpora, check one, or write example recordings.",
         "sottovoce corpora check cremad --data DIR",
     )
-    parser.add_argument("action", choices=("list", "check"))
-    parser.add_argument("name", nargs="?", help="the corpus to check")
-    parser.add_argument("--data", help="its folder")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    listing = add_command(
+        group, "list", run_list_command, "List known corpora.", "sottovoce corpora list"
+    )
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    check = add_command(
+        group,
+        "check",
+        run_check_command,
+        "Check a corpus: what is found, what is left out and why.",
+        "sottovoce corpora check cremad --data DIR",
+    )
+    check.add_argument("name", help="the corpus to check; sottovoce corpora list shows all")
+    check.add_argument("--data", metavar="DIR", help="its folder")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    _add_sample(group)
 
 
-def run_corpora_command(arguments: argparse.Namespace) -> int:
-    """List the known corpora, or check one."""
-    from sottovoce.simulations.corpora import TITLES, inspect_corpus, open_corpus
+def _add_sample(group: Commands) -> None:
+    sample = add_command(
+        group,
+        "sample",
+        run_sample_command,
+        "Write example recordings of one embedded voice, as 16-bit WAV at 16 kHz.",
+        "sottovoce corpora sample hello.wav --emotion angry",
+    )
+    add = sample.add_argument
+    add("files", nargs="+", type=Path, metavar="FILE", help="what to write; none may exist")
+    add("--emotion", help="what the voice acts (default: angry in the first, then another in each)")
+    add(
+        "--seed",
+        type=int,
+        default=_SAMPLE_SEED,
+        metavar="N",
+        help=f"decides whose voice it is and what it says (default {_SAMPLE_SEED})",
+    )
+    add(
+        "--silence",
+        nargs="?",
+        type=Path,
+        const=_SILENCE,
+        metavar="FILE",
+        help=f"write a silent recording, too (default {_SILENCE})",
+    )
 
-    if arguments.action == "list":
-        if arguments.json:
-            print_json(dict(TITLES))
-        else:
-            width = max(map(len, TITLES))
-            print("\n".join(f"{name:<{width}}  {title}" for name, title in TITLES.items()))
-        return 0
-    if arguments.name is None:
-        raise SettingError("which corpus? sottovoce corpora check NAME --data DIR")
+
+def run_list_command(arguments: argparse.Namespace) -> int:
+    """List the known corpora."""
+    from sottovoce.simulations.corpora import TITLES
+
+    if arguments.json:
+        print_json(dict(TITLES))
+    else:
+        width = max(map(len, TITLES))
+        print("\n".join(f"{name:<{width}}  {title}" for name, title in TITLES.items()))
+    return 0
+
+
+def run_check_command(arguments: argparse.Namespace) -> int:
+    """Check one corpus."""
+    from sottovoce.simulations.corpora import inspect_corpus, open_corpus
+
     report = inspect_corpus(open_corpus(arguments.name, arguments.data))
     print_json(report.to_dict()) if arguments.json else print("\n".join(report.format_lines()))
+    return 0
+
+
+def run_sample_command(arguments: argparse.Namespace) -> int:
+    """Write example recordings and print their paths."""
+    from sottovoce.simulations.corpora.synthetic import sample_recordings as samples
+
+    emotions = samples.SAMPLE_EMOTIONS
+    if arguments.emotion is not None:
+        require_one_of(emotions, emotion=arguments.emotion)
+        emotions = (arguments.emotion,)
+    files = [*arguments.files, *([arguments.silence] if arguments.silence else [])]
+    there = [str(path) for path in files if path.exists()]
+    if there or len(set(files)) < len(files):
+        which = ", ".join(there) or "a file named twice"
+        raise SettingError(f"{which}: nothing is written over; name files that do not exist")
+    for number, path in enumerate(arguments.files):
+        emotion = emotions[number % len(emotions)]
+        samples.write_sample(path, emotion=emotion, seed=arguments.seed, utterance=number)
+        print(f"{path}: {emotion}")
+    if arguments.silence:
+        samples.write_silence(arguments.silence)
+        print(f"{arguments.silence}: silence")
     return 0

@@ -13,6 +13,7 @@ from sottovoce.cli.options import (
     print_json,
 )
 from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.validation import suggest_name
 
 if TYPE_CHECKING:
     from sottovoce.client.device.vault import Vault
@@ -30,33 +31,42 @@ def _add_predict(commands: Commands) -> None:
         "predict",
         run_predict_command,
         "Recognise the emotion in recordings.",
-        "sottovoce predict hello.wav --model runs/demo/model",
+        "sottovoce predict hello.wav --model runs/demo",
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
-    parser.add_argument("--model", type=Path, required=True, help="a model folder")
-    parser.add_argument("--device", type=Path, help="the user's device folder: normaliser and head")
     parser.add_argument(
+        "--model", type=Path, required=True, metavar="RUN", help="a run folder, or the model in it"
+    )
+    add = parser.add_argument_group("personalisation").add_argument
+    add(
+        "--device",
+        type=Path,
+        metavar="DIR",
+        help="the user's device folder: normaliser and head",
+    )
+    add(
         "--learn",
         action="store_true",
         help="learn the user's voice from each file afterwards; stays on the device",
     )
-    parser.add_argument(
+    add(
         "--label",
         metavar="EMOTION",
         help="what each file was: the user's head is fitted on it afterwards; stays on the device",
     )
-    parser.add_argument(
+    add = parser.add_argument_group("answers").add_argument
+    add(
         "--risk",
         type=parse_fraction,
         help="abstain where the chance of a wrong answer is above this",
     )
-    parser.add_argument(
+    add(
         "--coverage",
         type=parse_fraction,
         default=0.9,
         help="how often the set holds the truth (0.9)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON, one line a file")
+    add("--json", action="store_true", help="print JSON, one line a file")
 
 
 def run_predict_command(arguments: argparse.Namespace) -> int:
@@ -81,8 +91,8 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
     labels = recogniser.package.labels
     if arguments.label and arguments.label not in labels:
         raise SettingError(
-            f"--label is {arguments.label!r}; this model knows {', '.join(labels)}: nothing was "
-            "learned"
+            f"--label is {arguments.label!r}{suggest_name(arguments.label, labels)}; this model "
+            f"knows {', '.join(labels)}: nothing was learned"
         )
     failed = 0
     for path in arguments.files:
@@ -100,7 +110,8 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
         if prediction is None:
             continue
         if arguments.json:
-            print(json.dumps({"file": str(path)} | prediction.to_dict() | learned))
+            record = {"file": str(path)} | prediction.to_dict() | learned
+            print(json.dumps(record, ensure_ascii=False))
         else:
             more = (f"{how} as {name}" for how, name in learned.items())
             print("; ".join([f"{path}: {prediction}", *more]))
@@ -131,6 +142,7 @@ def _add_device(commands: Commands) -> None:
     forget.add_argument(
         "--model",
         type=Path,
+        metavar="RUN",
         help="for labelled recordings: whose head is fitted again at once, not when next opened",
     )
     retire = add_command(

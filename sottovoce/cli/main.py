@@ -9,15 +9,33 @@ import errno
 import shlex
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from sottovoce import __version__
 from sottovoce.cli import corpora, device, reproduce, simulate, sweep, verify
+from sottovoce.cli.options import CommandParser, add_completion_option
 from sottovoce.shared.errors import SettingError, SottovoceError
+
+_START = """\
+Sottovoce: federated, differentially private speech emotion recognition.
+
+Start here:
+  sottovoce simulate demo --out runs/demo         train a private model on embedded voices
+  sottovoce corpora sample hello.wav              write an example recording
+  sottovoce predict hello.wav --model runs/demo   recognise its emotion
+
+sottovoce --help lists all commands; sottovoce COMMAND --help explains one."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    arguments, left = parser.parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    if left:
+        _refuse_words(arguments.parser, left)
+    if arguments.parser is parser and not hasattr(arguments, "run"):
+        print(_START)
+        return 2
     if not hasattr(arguments, "run"):
         arguments.parser.print_help()
         return 2
@@ -38,11 +56,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> CommandParser:
     """The parser with all commands."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="sottovoce",
         description="Federated, differentially private speech emotion recognition.",
+        epilog="example:\n  sottovoce simulate demo --out runs/demo",
     )
     parser.add_argument("--version", action="version", version=f"sottovoce {__version__}")
     parser.set_defaults(parser=parser)
@@ -56,7 +75,16 @@ def build_parser() -> argparse.ArgumentParser:
         reproduce.add_reproduce_command,
     ):
         add(commands)
+    add_completion_option(parser)
     return parser
+
+
+def _refuse_words(parser: CommandParser, words: Sequence[str]) -> NoReturn:
+    """End with a usage error over words that no command took."""
+    option = next((word for word in words if word.startswith("-")), None)
+    if option:
+        parser.refuse_option(option.partition("=")[0])
+    parser.error(f"{' '.join(words)}: more words than this command takes")
 
 
 def _resume_hint(arguments: argparse.Namespace, argv: Sequence[str] | None) -> str:

@@ -1,15 +1,67 @@
-"""Options and output that commands share."""
+"""Parser, options and output that commands share."""
 
 import argparse
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.validation import suggest_name
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 """Where commands are added."""
 
 PUBLIC_CORPUS = "NAME=DIR"
+SHELLS = ("bash", "zsh", "fish")
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that takes no abbreviations and suggests what a near miss meant."""
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  (argparse's own)
+        settings.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        # An abbreviation would mean something else once another option begins like it.
+        super().__init__(allow_abbrev=False, **settings)
+
+    def parse_known_args(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        namespace: argparse.Namespace | None = None,
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """See argparse; an unknown option is refused first, before what it leaves missing."""
+        if args is not None and not self._hands_on_options():
+            self._refuse_unknown_options(args)
+        return super().parse_known_args(args, namespace)
+
+    def _hands_on_options(self) -> bool:
+        """Whether options may belong to a command of this one, or to what it runs."""
+        return any(
+            action.nargs in (argparse.PARSER, argparse.REMAINDER) for action in self._actions
+        )
+
+    def _refuse_unknown_options(self, words: Sequence[str]) -> None:
+        for word in words:
+            option = word.partition("=")[0]
+            if word == "--":
+                return
+            if word.startswith("--") and option not in self._option_string_actions:
+                self.refuse_option(option)
+
+    def refuse_option(self, option: str) -> NoReturn:
+        """End with a usage error that names an unknown option, and the one that was meant."""
+        known = [word for word in self._option_string_actions if word.startswith("--")]
+        self.error(f"unknown option {option}{suggest_name(option, known)}; --help lists all")
+
+    def _check_value(self, action: argparse.Action, value: object) -> None:
+        """See argparse; suggests the choice that was meant."""
+        if action.choices is not None and value not in action.choices:
+            what = "unknown command" if action.nargs == argparse.PARSER else "unknown choice"
+            known = [str(choice) for choice in action.choices]
+            raise argparse.ArgumentError(
+                None if action.nargs == argparse.PARSER else action,
+                f"{what} {value!r}{suggest_name(str(value), known)}; choose from "
+                f"{', '.join(known)}",
+            )
 
 
 def add_command(
@@ -18,7 +70,7 @@ def add_command(
     run: Callable[[argparse.Namespace], int],
     text: str,
     example: str,
-) -> argparse.ArgumentParser:
+) -> CommandParser:
     """Add one command with its help and an example; ``run`` returns the exit status."""
     parser = _add_parser(commands, name, text, example)
     parser.set_defaults(run=run)
@@ -31,25 +83,68 @@ def add_command_group(commands: Commands, name: str, text: str, example: str) ->
     return parser.add_subparsers(title="commands", metavar="COMMAND")
 
 
-def _add_parser(commands: Commands, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser = commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=f"example:\n  {example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _add_parser(commands: Commands, name: str, text: str, example: str) -> CommandParser:
+    parser = commands.add_parser(name, help=text, description=text, epilog=f"example:\n  {example}")
     parser.set_defaults(parser=parser)
     return parser
 
 
-def add_scenario_options(parser: argparse.ArgumentParser) -> None:
-    """Add the settings of a scenario that one run and a sweep name alike."""
-    add = parser.add_argument
-    add("--corpus", help="whose users: ravdess, cremad, emodb, savee, tess, folder, synthetic")
-    add("--data", help="the corpus's folder; for synthetic: speakers=24,clips=30,seed=7")
-    add("--protocol", help="which speakers test which model (default: the corpus's usual one)")
+def add_completion_option(parser: CommandParser) -> None:
+    """Add ``--print-completion``, which prints a script that completes words in a shell."""
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        help="print a script for your shell that completes commands and options; "
+        'for bash: eval "$(sottovoce --print-completion bash)"',
+    )
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints the completion script and ends; loads its library only then."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,  # noqa: ARG002  (argparse's own)
+        values: object,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        import shtab
+
+        _complete_paths(parser, shtab.FILE)
+        print(shtab.complete(parser, str(values)))
+        parser.exit()
+
+
+def _complete_paths(parser: argparse.ArgumentParser, kind: object) -> None:
+    """Let words that are paths be completed by files, in every command."""
+    for action in parser._actions:
+        if action.type is Path or action.dest == "data":
+            setattr(action, "complete", kind)  # noqa: B010  (an attribute that shtab reads)
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                _complete_paths(command, kind)
+
+
+def add_data_options(parser: CommandParser) -> "argparse._ArgumentGroup":
+    """Add the options that say whose recordings are used; returns their group."""
+    group = parser.add_argument_group("data")
+    add = group.add_argument
+    add(
+        "--corpus",
+        metavar="NAME",
+        help="whose users: ravdess, cremad, emodb, savee, tess, folder, synthetic",
+    )
+    add("--data", metavar="DIR", help="its folder; for synthetic: speakers=24,clips=30,seed=7")
     add("--public", action="append", metavar=PUBLIC_CORPUS, help="a corpus declared public")
+    return group
+
+
+def add_privacy_options(parser: CommandParser) -> "argparse._ArgumentGroup":
+    """Add the options that say what is promised; returns their group."""
+    group = parser.add_argument_group("privacy")
+    add = group.add_argument
     add(
         "--utterance-delta",
         dest="delta",
@@ -70,6 +165,18 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="with unit user: sums over users by secure aggregation",
     )
+    return group
+
+
+def add_evaluation_options(parser: CommandParser) -> "argparse._ArgumentGroup":
+    """Add the options that say how a model is tested; returns their group."""
+    group = parser.add_argument_group("evaluation")
+    add = group.add_argument
+    add(
+        "--protocol",
+        metavar="NAME",
+        help="which speakers test which model (default: the corpus's usual one)",
+    )
     add(
         "--labelled-clips",
         dest="labelled_clips_per_user",
@@ -77,8 +184,20 @@ def add_scenario_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labelled clips for each test user's head (default 5)",
     )
-    add("--engine", help="local (default) or ray")
-    add("--address", help="with --engine ray: a Ray cluster to run on, auto or HOST:PORT")
+    return group
+
+
+def add_run_options(parser: CommandParser) -> "argparse._ArgumentGroup":
+    """Add the options that say where and how something is run; returns their group."""
+    group = parser.add_argument_group("run")
+    add = group.add_argument
+    add("--engine", metavar="NAME", help="local (default) or ray")
+    add(
+        "--address",
+        metavar="ADDRESS",
+        help="with --engine ray: a Ray cluster to run on, auto or HOST:PORT",
+    )
+    return group
 
 
 def parse_public_corpus(text: str) -> tuple[str, str]:

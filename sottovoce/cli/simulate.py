@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 from sottovoce.cli.options import (
     Commands,
     add_command,
-    add_scenario_options,
+    add_data_options,
+    add_evaluation_options,
+    add_privacy_options,
+    add_run_options,
     parse_public_corpus,
     print_json,
 )
@@ -48,22 +51,40 @@ def add_simulate_command(commands: Commands) -> None:
         "Run a federated simulation and write its report.",
         "sottovoce simulate --corpus ravdess --data ravdess --public cremad=cremad --epsilon 8",
     )
-    add = parser.add_argument
-    add("scenario", nargs="?", help="a .toml file, or the name of a scenario such as demo")
-    add_scenario_options(parser)
-    add("--users", type=int, help="with synthetic: a population of so many users; see --cohort")
-    add("--cohort", type=int, help="how many of the population a round samples, on average")
+    parser.add_argument(
+        "scenario", nargs="?", help="a .toml file, or the name of a scenario such as demo"
+    )
+    add = add_data_options(parser).add_argument
+    add("--users", type=int, metavar="N", help="with synthetic: a population of so many users")
+    add("--cohort", type=int, metavar="N", help="how many of them a round samples, on average")
+    add = add_privacy_options(parser).add_argument
     add("--unit", help="what is protected: utterance (default), user, both or none")
     add("--epsilon", type=float, help="privacy budget of every device (default 8)")
-    add("--tuning-runs", type=int, help="runs that settings were chosen by; all are charged for")
-    add("--rounds", type=int, help="rounds of training (default: the recipe's)")
-    add("--workers", type=int, help="processes that run clients (default 1)")
-    add("--encoder", help="feature extractor (default: the model's usual one)")
+    add(
+        "--tuning-runs",
+        type=int,
+        metavar="N",
+        help="runs that settings were chosen by; all are charged for",
+    )
+    add = parser.add_argument_group("training").add_argument
     add("--model", help="linear, mlp, cnn-attention, tcn or bilstm-attention")
-    add("--enrolment", help="what a test user's normaliser knows: none, neutral:K, all (default)")
-    add("--baselines", help="compare with: central,local_only,federated_no_privacy")
-    add("--seed", type=int, help="decides every draw (default 0)")
-    add("--out", type=Path, help="the run folder (default: runs/CORPUS-SEED)")
+    add("--encoder", metavar="NAME", help="feature extractor (default: the model's usual one)")
+    add("--rounds", type=int, metavar="N", help="rounds of training (default: the recipe's)")
+    add("--seed", type=int, metavar="N", help="decides every draw (default 0)")
+    add = add_evaluation_options(parser).add_argument
+    add(
+        "--enrolment",
+        metavar="KIND",
+        help="what a test user's normaliser knows: none, neutral:K, all (default)",
+    )
+    add(
+        "--baselines",
+        metavar="NAME,NAME",
+        help="compare with: central,local_only,federated_no_privacy",
+    )
+    add = add_run_options(parser).add_argument
+    add("--workers", type=int, metavar="N", help="processes that run clients (default 1)")
+    add("--out", type=Path, metavar="RUN", help="the run folder (default: runs/CORPUS-SEED)")
     add("--resume", action="store_true", help="go on with an interrupted run")
     add("--quiet", action="store_true", help="print the summary only")
     add("--json", action="store_true", help="print run.json instead of the summary")
@@ -98,27 +119,16 @@ def build_scenario(arguments: argparse.Namespace) -> "Scenario":
     Raises:
         SettingError: There is no such scenario, or a setting makes no sense.
     """
-    from sottovoce.simulations.scenario.loading import load_scenario
-    from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+    from sottovoce.simulations.scenario.loading import load_scenario, vary_scenario
 
     settings = _settings_of(arguments)
-    if arguments.scenario is None:
-        if "corpus" not in settings:
-            raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
-        population = _build_population(arguments, None)
-        return fill_defaults(Scenario(**settings, population=population), model=arguments.model)
-    found = load_scenario(arguments.scenario)
+    if arguments.scenario is None and "corpus" not in settings:
+        raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
+    base = load_scenario(arguments.scenario) if arguments.scenario else None
     if arguments.users or arguments.cohort:
-        settings["population"] = _build_population(arguments, found.population)
-    changed = replace(found, **settings)
-    if arguments.model or changed.unit != found.unit:
-        # Encoder and rounds follow the model and the unit, unless they were asked for.
-        encoder = changed.encoder if arguments.encoder else ""
-        rounds = changed.rounds if arguments.rounds else 0
-        return fill_defaults(
-            replace(changed, encoder=encoder, rounds=rounds), model=arguments.model
-        )
-    return changed
+        known = base.population if base else None
+        settings["population"] = _build_population(arguments, known)
+    return vary_scenario(base, settings, model=arguments.model)
 
 
 def _settings_of(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Any
 from sottovoce.cli.options import (
     Commands,
     add_command,
-    add_scenario_options,
+    add_data_options,
+    add_evaluation_options,
+    add_privacy_options,
+    add_run_options,
     parse_public_corpus,
 )
 from sottovoce.shared.errors import SettingError
@@ -49,9 +52,13 @@ def add_sweep_command(commands: Commands) -> None:
         "sottovoce sweep --corpus ravdess --data ravdess --public cremad=cremad "
         "--epsilons 1,2,4,8 --units utterance,user --seeds 0,1,2 --out sweeps/ravdess",
     )
-    add = parser.add_argument
-    add("scenario", nargs="?", help="a .toml file with a table [sweep], or a scenario such as demo")
-    add_scenario_options(parser)
+    parser.add_argument(
+        "scenario",
+        nargs="?",
+        help="a .toml file with a table [sweep], or a scenario such as demo",
+    )
+    add_data_options(parser)
+    add = parser.add_argument_group("what varies").add_argument
     add("--epsilons", metavar="E,E", help="budgets to sweep over")
     add("--units", metavar="U,U", help="utterance, user, both, none")
     add("--rounds", metavar="N,N", help="numbers of rounds")
@@ -66,8 +73,11 @@ def add_sweep_command(commands: Commands) -> None:
         metavar="SETTING=V,V",
         help="any other setting of a scenario's file, such as recipe.clip_norm=0.3,0.5",
     )
-    add("--out", type=Path, help="the sweep's folder (default: sweeps/CORPUS)")
-    add("--workers", type=int, default=1, help="runs at a time, a process each (default 1)")
+    add_privacy_options(parser)
+    add_evaluation_options(parser)
+    add = add_run_options(parser).add_argument
+    add("--workers", type=int, default=1, metavar="N", help="runs at a time (default 1)")
+    add("--out", type=Path, metavar="DIR", help="the sweep's folder (default: sweeps/CORPUS)")
     add("--resume", action="store_true", help="go on: finished runs are kept")
     add("--quiet", action="store_true", help="print the page's path only")
     add("--json", action="store_true", help="print sweep.json")

@@ -47,14 +47,14 @@ def _add_verify(commands: Commands) -> None:
 
 def run_verify_command(arguments: argparse.Namespace) -> int:
     """Recompute and compare; a run that disagrees with its ledgers is a failure."""
-    from sottovoce.simulations.verification.recompute import verify_run
+    from sottovoce import verify
 
-    recount = verify_run(arguments.run_folder)
+    verification = verify(arguments.run_folder)
     if arguments.json:
-        print_json(recount.to_dict())
+        print_json(verification.to_dict())
     else:
-        print("\n".join(recount.report_lines()))
-    return 0 if recount.is_consistent else 1
+        print("\n".join(verification.report_lines()))
+    return 0 if verification.is_consistent else 1
 
 
 def _add_audit(commands: Commands) -> None:
