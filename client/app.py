@@ -11,7 +11,7 @@ from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.vault import open_from_environment
 from sottovoce.client.federation import enrolment, final_model, statistics_round, training_round
 from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 
 LOG = logging.getLogger("sottovoce.client")
 
@@ -34,7 +34,7 @@ def enrol_device(message: Message, context: Context) -> Message:
     """Join a run; the reply carries the device's noised label counts and share of the centre."""
 
     def answer(device: Device) -> messages.Reply:
-        request = messages.EnrolRequest.from_record(message.content)
+        request = flower_records.decode_enrol_request(message.content)
         value = enrolment.enrol_device(
             device,
             request.plan,
@@ -54,18 +54,8 @@ def train_round(message: Message, context: Context) -> Message:
     """Train for one round; the reply carries the noised update."""
 
     def answer(device: Device) -> messages.Reply:
-        request = messages.TrainRequest.from_record(message.content)
-        update = training_round.train_round(
-            device,
-            plan_hash=request.plan_hash,
-            round_number=request.round,
-            weights=request.weights,
-            class_weights=request.class_weights,
-            centre=request.centre,
-            denominator=request.denominator,
-            clip_norm=request.clip_norm,
-            update_scale=request.update_scale,
-        )
+        request = flower_records.decode_train_request(message.content)
+        update = training_round.train_round(device, request)
         return messages.Reply(user=device.profile.user, status=messages.Status.OK, value=update)
 
     return _reply(message, context, answer)
@@ -76,15 +66,8 @@ def secure_sum_step(message: Message, context: Context) -> Message:
     """Take one step of a secure sum; the reply carries the step's answer."""
 
     def answer(device: Device) -> messages.Reply:
-        request = messages.SecureSumRequest.from_record(message.content)
-        body = training_round.secure_sum_step(
-            device,
-            plan_hash=request.plan_hash,
-            name=request.name,
-            step=request.step,
-            body=request.body,
-            prepared=_prepare_release(device, request),
-        )
+        request = flower_records.decode_secure_sum_request(message.content)
+        body = training_round.secure_sum_step(device, request, _prepare_release(device, request))
         return messages.Reply(user=device.profile.user, status=messages.Status.OK, body=body)
 
     return _reply(message, context, answer)
@@ -94,22 +77,9 @@ def _prepare_release(device: Device, request: messages.SecureSumRequest) -> Prep
     """Prepare what a secure sum asks for; None at enrolment, whose sum needs no request."""
     if request.statistics_request:
         return statistics_round.prepare_head_statistics(device, request.statistics_request)
-    return _prepare_round(device, request.train_request) if request.train_request else None
-
-
-def _prepare_round(device: Device, request: messages.TrainRequest) -> PreparedRelease:
-    """Prepare the round that a secure sum asks for."""
-    return training_round.prepare_round(
-        device,
-        plan_hash=request.plan_hash,
-        round_number=request.round,
-        weights=request.weights,
-        class_weights=request.class_weights,
-        centre=request.centre,
-        denominator=request.denominator,
-        clip_norm=request.clip_norm,
-        update_scale=request.update_scale,
-    )
+    if request.train_request:
+        return training_round.prepare_round(device, request.train_request)
+    return None
 
 
 @app.query("calibrate")
@@ -117,7 +87,7 @@ def report_head_statistics(message: Message, context: Context) -> Message:
     """Measure how right the final model is on the device's clips; the reply is their noised sum."""
 
     def answer(device: Device) -> messages.Reply:
-        request = messages.HeadStatisticsRequest.from_record(message.content)
+        request = flower_records.decode_statistics_request(message.content)
         value = statistics_round.release_head_statistics(device, request)
         return messages.Reply(user=device.profile.user, status=messages.Status.OK, value=value)
 
@@ -129,16 +99,8 @@ def finalise_model(message: Message, context: Context) -> Message:
     """Take the final model; the reply carries the user's head, sealed."""
 
     def answer(device: Device) -> messages.Reply:
-        request = messages.FinalModelRequest.from_record(message.content)
-        head = final_model.finalise_model(
-            device,
-            plan_hash=request.plan_hash,
-            weights=request.weights,
-            centre=request.centre,
-            prior=request.prior,
-            neutral_direction=request.neutral_direction,
-            offered_head=request.stored_head,
-        )
+        request = flower_records.decode_final_model_request(message.content)
+        head = final_model.finalise_model(device, request)
         user, status = device.profile.user, messages.Status.OK
         return messages.Reply(user=user, status=status, head=head.blob, version=head.version)
 
@@ -164,7 +126,7 @@ def _reply(
         reply = messages.Reply(
             user=user, status=messages.Status.REFUSED, reason=type(error).__name__
         )
-    return Message(reply.to_record(), reply_to=message)
+    return Message(flower_records.encode_reply(reply), reply_to=message)
 
 
 def _device_of(context: Context) -> Device:

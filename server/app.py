@@ -1,16 +1,51 @@
-"""The ServerApp: Flower's glue around ``coordinator.TrainingCoordinator``."""
+"""The ServerApp: Flower's glue around the coordinators of ``server.federation``."""
 
+import logging
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from sottovoce.server.federation.coordinator import TrainingCoordinator
+from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.sampled_coordinator import SampledTrainingCoordinator
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.protocol.events import Event, EventListener, RoundEnded
+
+LOG = logging.getLogger("sottovoce.server")
 
 app = ServerApp()
+
+
+class ListenedContext(Context):
+    """A context with a listener for the run's events, of an engine in this process.
+
+    Only what runs the app can make one: no run configuration becomes a listener.
+
+    Args:
+        context: What Flower made.
+        listener: Takes the run's events, instead of the log.
+    """
+
+    def __init__(self, context: Context, listener: EventListener) -> None:
+        super().__init__(
+            context.run_id,
+            context.node_id,
+            context.node_config,
+            context.state,
+            context.run_config,
+        )
+        self.listener = listener
+
+
+class LoggedEvents:
+    """The listener of a server that nobody watches: it logs each round."""
+
+    def handle_event(self, event: Event, /) -> None:
+        """Log one event."""
+        if isinstance(event, RoundEnded):
+            LOG.info("round %d of %d", event.round, event.total_rounds)
 
 
 @app.main()
@@ -23,6 +58,29 @@ def main(grid: Grid, context: Context) -> None:
     folder = str(context.run_config.get("job", ""))
     if not folder:
         raise SettingError("the run's configuration lacks job=FOLDER, the folder of a prepared job")
-    job = Job.load(Path(folder))
-    training = SampledTrainingCoordinator if job.cohort_sampler else TrainingCoordinator
-    training(job, Path(folder), grid).run()
+    listener = context.listener if isinstance(context, ListenedContext) else LoggedEvents()
+    coordinator = open_job(Path(folder), grid, listener)
+    coordinator.run()
+
+
+def open_job(
+    folder: Path, grid: Grid, listener: EventListener
+) -> TrainingCoordinator | SampledTrainingCoordinator:
+    """Build the coordinator of a prepared job.
+
+    Args:
+        folder: The job's.
+        grid: Flower's way to the devices.
+        listener: Takes the run's events.
+
+    Raises:
+        ModelError: The folder holds no usable job.
+        SettingError: The job's plan cannot be kept over a sampled population.
+    """
+    job = Job.load(folder)
+    if job.cohort_sampler is None:
+        channel = DeviceChannel(grid, timeout_s=job.timeout_s)
+        return TrainingCoordinator(job, folder, channel, listener=listener)
+    # Of a large population many are asleep: they are counted, and do not fill the log.
+    channel = DeviceChannel(grid, timeout_s=job.timeout_s, logs_failures=False)
+    return SampledTrainingCoordinator(job, folder, channel, listener=listener)

@@ -42,6 +42,7 @@ from sottovoce.shared.privacy.user_level import (
 )
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
 from sottovoce.shared.speaker.normalisation import (
@@ -167,7 +168,7 @@ def request(plan: Plan, number: int = 1) -> dict[str, Any]:
     """A round as the server asks for it."""
     return {
         "plan_hash": plan.content_hash(),
-        "round_number": number,
+        "round": number,
         "weights": flatten_parameters(build_network(MODEL, 0)),
         "class_weights": torch.ones(CLASSES),
         "centre": torch.zeros(INPUTS),
@@ -177,7 +178,7 @@ def request(plan: Plan, number: int = 1) -> dict[str, Any]:
 
 def trained(device: Device, plan: Plan = UTTERANCE, number: int = 1) -> Tensor:
     """What leaves in a round, shape (params,)."""
-    return training_round.train_round(device, **request(plan, number))
+    return training_round.train_round(device, TrainRequest(**request(plan, number)))
 
 
 def counts_of(device: Device) -> Tensor:
@@ -431,7 +432,7 @@ def _pending(device: Device, plan: Plan, kind: str) -> PreparedRelease:
     """What a device adds to a sum of this kind."""
     if kind == HEAD_STATISTICS_SUM:
         return statistics_round.prepare_head_statistics(device, statistics_request(plan))
-    return training_round.prepare_round(device, **request(plan))
+    return training_round.prepare_round(device, TrainRequest(**request(plan)))
 
 
 def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") -> Tensor:
@@ -453,11 +454,10 @@ def _opened(folder: Path, plan: Plan, kind: str, *, seed: Seed, lost: str = "") 
                 update = pending if step == "mask" and kind != ENROLMENT_SUM else None
                 answers[user] = training_round.secure_sum_step(
                     devices[user],
-                    plan_hash=plan.content_hash(),
-                    name=name,
-                    step=step,
-                    body=body,
-                    prepared=update,
+                    SecureSumRequest(
+                        plan_hash=plan.content_hash(), name=name, step=step, body=body
+                    ),
+                    update,
                 )
         return answers
 

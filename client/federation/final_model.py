@@ -15,6 +15,7 @@ from sottovoce.shared.errors import MessageError, ModelError, SottovoceError
 from sottovoce.shared.models.examples import Examples, concatenate_examples
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.neutral_direction import validate_direction
@@ -22,27 +23,13 @@ from sottovoce.shared.speaker.neutral_direction import validate_direction
 LOG = logging.getLogger("sottovoce.client")
 
 
-def finalise_model(
-    device: Device,
-    *,
-    plan_hash: str,
-    weights: Tensor,
-    centre: Tensor,
-    prior: HeadPrior,
-    neutral_direction: Tensor | None = None,
-    offered_head: UnverifiedHead | None = None,
-) -> SealedHead:
+def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
     """Take the final model; learn the user's normaliser and head.
 
     Args:
         device: The user's device, enrolled.
-        plan_hash: SHA-256 of the plan it enrolled for.
-        weights: The final model, shape (params,), float32.
-        centre: Where this population's voices lie, shape (inputs,), float32.
-        prior: Where heads start from.
-        neutral_direction: Direction in which the model finds neutral speech, a unit vector, shape
-            (inputs,); None where it cannot say.
-        offered_head: What the server says is the user's newest head; nothing in it is trusted.
+        request: The model, the prior of heads, and what the server says is the user's newest head;
+            nothing in that head is trusted.
 
     Returns:
         The head sealed for the server.
@@ -60,26 +47,29 @@ def finalise_model(
     Raises:
         MessageError: A centre or a direction that does not fit.
     """
-    agreed = training_round.agreed_plan(device, plan_hash)
-    model = training_round.model_with_weights(agreed, weights).eval()
-    training_round.check_centre(agreed, centre)
+    agreed = training_round.agreed_plan(device, request.plan_hash)
+    model = training_round.model_with_weights(agreed, request.weights).eval()
+    training_round.check_centre(agreed, request.centre)
     projected = device.vault.get_tensors("projected")
     try:
-        validate_direction(neutral_direction, agreed.model.inputs)
+        validate_direction(request.neutral_direction, agreed.model.inputs)
     except ModelError as error:
         raise MessageError(f"{error}: nothing was learned") from error
-    own = _speaker_mean(device, agreed, projected["enrolled"], centre, neutral_direction)
+    own = _speaker_mean(
+        device, agreed, projected["enrolled"], request.centre, request.neutral_direction
+    )
     # Bound to its projection: behind another one the same numbers would mean nothing.
     projection_hash = torch.frombuffer(bytearray.fromhex(agreed.projection_hash), dtype=torch.uint8)
     device.vault.put_tensors("normaliser", {"mean": own, "front": projection_hash})
     calibrator = HeadCalibrator(
-        device.vault, model_hash=agreed.hash_model(weights), prior=prior, labels=agreed.labels
+        device.vault,
+        model_hash=agreed.hash_model(request.weights),
+        prior=request.prior,
+        labels=agreed.labels,
     )
     with feedback.lock_labels(device.vault):  # nothing is labelled or forgotten meanwhile
-        has_restored = (
-            _restore_offered(calibrator, offered_head, device.profile.user)
-            if offered_head
-            else False
+        has_restored = request.stored_head is not None and _restore_offered(
+            calibrator, request.stored_head, device.profile.user
         )
         if has_restored or not calibrator.is_fitted:
             enrolled = training_round.prepare_examples(projected, "calibration", own)
@@ -89,7 +79,7 @@ def finalise_model(
                 if len(labelled_since)
                 else enrolled
             )
-            _fit(calibrator, _head_inputs(model, labelled, prior))
+            _fit(calibrator, _head_inputs(model, labelled, request.prior))
         elif not calibrator.is_model_counted:
             calibrator.advance_version()
         _book_head(device, agreed, calibrator.head_version)

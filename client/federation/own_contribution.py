@@ -12,40 +12,35 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device
 from sottovoce.shared.calibration import head_statistics
+from sottovoce.shared.protocol.messages import TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 
 _NAME: Final = "given"
 
 
-def record_update(
-    device: Device,
-    plan: Plan,
-    round_number: int,
-    sent_update: Tensor,
-    *,
-    clip_norm: float,
-    update_scale: float,
-) -> None:
+def record_update(device: Device, plan: Plan, request: TrainRequest, sent_update: Tensor) -> None:
     """Remember how far one round's update moved the weights, sealed.
 
     Args:
         device: The user's device.
         plan: The run's public facts; where it asks for no head statistics nothing is kept.
-        round_number: The round, from 1; each counts once.
+        request: The round's request; each round counts once.
         sent_update: The update as it leaves, noise included.
-        clip_norm: The round's clip norm, where the plan learns it.
-        update_scale: What one unit of the update moves the shared weights by.
     """
     if plan.calibration is None or not plan.calibration.subtracted_share:
         return
     update = sent_update.double()
     if plan.user and plan.user.adaptive:
-        update, _ = plan.user.adaptive.unpack_mean(update, clip_norm)
+        update, _ = plan.user.adaptive.unpack_mean(update, request.clip_norm)
     contribution, last = _stored_contribution(device, plan, len(update))
-    if round_number > last:
+    if request.round > last:
         stamp = torch.frombuffer(bytearray.fromhex(plan.content_hash()), dtype=torch.uint8)
-        tensors = {"sum": contribution + update_scale * update, "round": torch.tensor(round_number)}
-        device.vault.put_tensors(_NAME, {**tensors, "plan": stamp}, durable=False)
+        tensors = {
+            "sum": contribution + request.update_scale * update,
+            "round": torch.tensor(request.round),
+            "plan": stamp,
+        }
+        device.vault.put_tensors(_NAME, tensors, durable=False)
 
 
 def subtract_contribution(device: Device, plan: Plan, weights: Tensor) -> Tensor:

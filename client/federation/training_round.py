@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device, PreparedRelease, Randomness
 from sottovoce.client.federation import own_contribution, participation_spacing, secure_sums
-from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.client.training.per_example_gradients import rebind_weights
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import MessageError
@@ -22,36 +22,18 @@ from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.release import Release
-from sottovoce.shared.protocol.local_training import LocalTraining
+from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 
-def train_round(
-    device: Device,
-    *,
-    plan_hash: str,
-    round_number: int,
-    weights: Tensor,
-    class_weights: Tensor,
-    centre: Tensor,
-    denominator: float,
-    clip_norm: float = 1.0,
-    update_scale: float = 0.0,
-) -> Tensor:
+def train_round(device: Device, request: TrainRequest) -> Tensor:
     """Train for one round, privately, and release the update.
 
     Args:
         device: The user's device, enrolled.
-        plan_hash: SHA-256 of the plan it enrolled for.
-        round_number: The round, from 1.
-        weights: The shared model, shape (params,), float32.
-        class_weights: Shape (classes,), float32.
-        centre: Where this population's voices lie, shape (inputs,), float32.
-        denominator: Public expected batch size.
-        clip_norm: The round's clip norm on a user's update, where the plan learns it.
-        update_scale: What one unit of the update will move the weights by.
+        request: The round's request.
 
     Returns:
         The update, shape (params,), float32.
@@ -61,22 +43,12 @@ def train_round(
         MessageError: Another plan, a round that the plan does not have, or numbers that do not fit.
         PrivacyError: A round too near one that the device took part in, where noise is correlated.
     """
-    agreed = agreed_plan(device, plan_hash)
+    agreed = agreed_plan(device, request.plan_hash)
     if agreed.user and agreed.user.secure:
         raise MessageError("this plan's updates leave only in secure sums; nothing was trained")
-    prepared = prepare_round(
-        device,
-        plan_hash=plan_hash,
-        round_number=round_number,
-        weights=weights,
-        class_weights=class_weights,
-        centre=centre,
-        denominator=denominator,
-        clip_norm=clip_norm,
-        update_scale=update_scale,
-    )
+    prepared = prepare_round(device, request)
     if schedule := agreed.all_rounds_release():
-        device.require_booked("schedule", plan_hash, schedule)
+        device.require_booked("schedule", request.plan_hash, schedule)
         return device.answer_once(prepared)
     if agreed.banded_noise:
         return participation_spacing.release_if_spaced(device, prepared, agreed.banded_noise)
@@ -85,56 +57,39 @@ def train_round(
     )
 
 
-def prepare_round(
-    device: Device,
-    *,
-    plan_hash: str,
-    round_number: int,
-    weights: Tensor,
-    class_weights: Tensor,
-    centre: Tensor,
-    denominator: float,
-    clip_norm: float = 1.0,
-    update_scale: float = 0.0,
-) -> PreparedRelease:
+def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
     """Prepare one round of local training, which waits to be booked; see :func:`train_round`."""
-    agreed = agreed_plan(device, plan_hash)
-    if not 1 <= round_number <= agreed.rounds:
+    agreed = agreed_plan(device, request.plan_hash)
+    if request.round > agreed.rounds:
         raise MessageError(
-            f"round {round_number} of a plan of {agreed.rounds}; nothing was trained"
+            f"round {request.round} of a plan of {agreed.rounds}; nothing was trained"
         )
-    model = model_with_weights(agreed, weights)
-    check_centre(agreed, centre)
-    facts = (plan_hash, round_number, denominator, clip_norm)
-    parsed = _REQUEST.get(
-        (agreed, *facts, weights, class_weights, centre),
-        lambda: _parse_request(agreed, facts, (weights, class_weights, centre)),
+    model = model_with_weights(agreed, request.weights)
+    check_centre(agreed, request.centre)
+    agreed_request = _REQUEST.get(
+        (agreed, request, device.isolate_examples),
+        lambda: _agree_request(agreed, request, isolate_examples=device.isolate_examples),
     )
-    examples = _training_examples(device, agreed, plan_hash, centre)
+    examples = _training_examples(device, agreed, request.plan_hash, request.centre)
 
     def make(random: Randomness) -> Tensor:
         update = compute_local_update(
             model,
             examples,
-            class_weights,
-            parsed.training,
-            agreed.mechanism,
+            agreed_request.training,
             random.noise_source,
             random.torch_generator,
-            weights,
+            initial_weights=request.weights,
             sampler=random.poisson_sampler,
-            isolate_examples=device.isolate_examples,
         )
-        sent = _clip_update(agreed, update.vector, clip_norm)
-        own_contribution.record_update(
-            device, agreed, round_number, sent, clip_norm=clip_norm, update_scale=update_scale
-        )
+        sent = _clip_update(agreed, update.vector, request.clip_norm)
+        own_contribution.record_update(device, agreed, request, sent)
         return sent
 
     return PreparedRelease(
-        name=f"round-{round_number}",
-        request_digest=parsed.request_digest,
-        release=parsed.release,
+        name=f"round-{request.round}",
+        request_digest=agreed_request.request_digest,
+        release=agreed_request.release,
         compute=make,
     )
 
@@ -153,17 +108,18 @@ def _clip_update(plan: Plan, update: Tensor, clip_norm: float) -> Tensor:
 
 
 def secure_sum_step(
-    device: Device,
-    *,
-    plan_hash: str,
-    name: str,
-    step: str,
-    body: bytes,
-    prepared: PreparedRelease | None,
+    device: Device, request: SecureSumRequest, prepared: PreparedRelease | None
 ) -> bytes:
     """Take one step of a secure sum; see ``secure_sums.take_step``."""
-    agreed = agreed_plan(device, plan_hash)
-    return secure_sums.take_step(device, agreed, name=name, step=step, body=body, prepared=prepared)
+    agreed = agreed_plan(device, request.plan_hash)
+    return secure_sums.take_step(
+        device,
+        agreed,
+        name=request.name,
+        step=request.step,
+        body=request.body,
+        prepared=prepared,
+    )
 
 
 def public_identity_key(device: Device, plan: Plan) -> bytes:
@@ -204,41 +160,44 @@ def load_model_and_examples(
     return model, _training_examples(device, plan, plan.content_hash(), centre)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _RoundRequest:
-    """A round's request, parsed: what follows from it alone.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _AgreedRequest:
+    """What follows from a round's request and the plan alone.
 
     Attributes:
-        training: Steps and rates, with the round's denominator.
+        training: Settings of local training, with the round's denominator and class weights.
         request_digest: SHA-256 of the request.
         release: What the ledger will say of the answer.
     """
 
-    training: LocalTraining
+    training: TrainingSettings
     request_digest: str
     release: Release
 
 
 _REQUEST, _MODEL, _TEMPLATE = (
-    LastValueCache[_RoundRequest](),
+    LastValueCache[_AgreedRequest](),
     LastValueCache[Network](),
     LastValueCache[Network](),
 )
 """Of the newest request: where one process answers for many devices, all are asked the same."""
 
 
-def _parse_request(
-    plan: Plan, facts: tuple[str, int, float, float], tensors: Sequence[Tensor]
-) -> _RoundRequest:
-    """Parse a request's facts (plan, round, denominator, clip norm) and numbers."""
-    plan_hash, round_number, denominator, clip_norm = facts
-    _check_class_weights(plan, tensors[1])
-    return _RoundRequest(
-        training=replace(plan.training, denominator=denominator),
-        request_digest=digest_request(
-            f"{plan_hash} {round_number} {denominator!r} {clip_norm!r}", tensors
+def _agree_request(plan: Plan, request: TrainRequest, *, isolate_examples: bool) -> _AgreedRequest:
+    """Check a request against the plan."""
+    _check_class_weights(plan, request.class_weights)
+    facts = f"{request.plan_hash} {request.round} {request.denominator!r} {request.clip_norm!r}"
+    return _AgreedRequest(
+        training=TrainingSettings(
+            local_training=replace(plan.training, denominator=request.denominator),
+            mechanism=plan.mechanism,
+            class_weights=request.class_weights,
+            isolate_examples=isolate_examples,
         ),
-        release=plan.gradient_release(round_number),
+        request_digest=digest_request(
+            facts, (request.weights, request.class_weights, request.centre)
+        ),
+        release=plan.gradient_release(request.round),
     )
 
 

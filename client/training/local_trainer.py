@@ -35,18 +35,45 @@ class LocalUpdate:
     zeroed: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainingSettings:
+    """Settings of one round of local training: public facts, the same for all devices.
+
+    Attributes:
+        local_training: Steps, rates and the public denominator.
+        mechanism: What bounds and hides one utterance; ``NoPrivacy`` takes the plain mean of the
+            gradients of whoever joined.
+        class_weights: Public weight of each class, shape (classes,), float32, 0 or above.
+        isolate_examples: Whether the gradient of each utterance is computed by itself, where noise
+            hides it. On a device it must be: in one call for all of them, how the last bits are
+            rounded depends on how many there are, and weights that a server makes for it can blow
+            that up (Casacuberta et al. 2022). A simulation's server is honest.
+
+    Example:
+        >>> from sottovoce.shared.protocol.local_training import NoPrivacy
+        >>> steps = LocalTraining(steps=3, sample_rate=0.5, learning_rate=0.1, denominator=8.0)
+        >>> settings = TrainingSettings(
+        ...     local_training=steps, mechanism=NoPrivacy(), class_weights=torch.ones(2)
+        ... )
+        >>> settings.isolate_examples
+        False
+    """
+
+    local_training: LocalTraining
+    mechanism: GradientMechanism
+    class_weights: Tensor
+    isolate_examples: bool = False
+
+
 def compute_local_update(
     model: Network,
     examples: Examples,
-    class_weights: Tensor,
-    training: LocalTraining,
-    mechanism: GradientMechanism,
+    settings: TrainingSettings,
     noise: GaussianSampler,
     generator: torch.Generator,
-    initial_weights: Tensor | None = None,
     *,
+    initial_weights: Tensor | None = None,
     sampler: PoissonSampler | None = None,
-    isolate_examples: bool = False,
 ) -> LocalUpdate:
     """Train on one device's utterances, starting from the weights of ``model``.
 
@@ -56,20 +83,13 @@ def compute_local_update(
         model: The shared model with the global weights; it is not changed.
         examples: The device's own utterances, already projected and normalised; none at all is
             allowed.
-        class_weights: Public weight of each class, shape (classes,), float32, 0 or above.
-        training: Steps, rates and the public denominator.
-        mechanism: What bounds and hides one utterance; ``NoPrivacy`` takes the plain mean of the
-            gradients of whoever joined.
+        settings: Settings of the round.
         noise: Where the privacy noise comes from; ``SystemGaussianSampler`` on a device.
         generator: Draws dropout, and who joins where there is no ``sampler``.
         initial_weights: The weights to start from as one vector, shape (params,), float32, finite;
             None starts from those of ``model``.
         sampler: Decides who joins a step. On a device it must be ``SystemPoissonSampler``:
             amplification by sampling holds only against those who do not know who joined.
-        isolate_examples: Whether the gradient of each utterance is computed by itself, where noise
-            hides it. On a device it must be: in one call for all of them, how the last bits are
-            rounded depends on how many there are, and weights that a server makes for it can blow
-            that up (Casacuberta et al. 2022). A simulation's server is honest.
 
     Returns:
         The update, and how many gradients were not numbers.
@@ -101,16 +121,19 @@ def compute_local_update(
         Under ``NoPrivacy`` nothing is bounded; gradients that are not numbers still add zeros and
         are counted.
     """
-    _check(model, examples, class_weights)
+    _check(model, examples, settings.class_weights)
+    training = settings.local_training
     initial_weights = flatten_parameters(model) if initial_weights is None else initial_weights
-    first, *careful = select_steps(mechanism, noise, model, isolate_examples=isolate_examples)
+    first, *careful = select_steps(
+        settings.mechanism, noise, model, isolate_examples=settings.isolate_examples
+    )
     sampler = SeededPoissonSampler(generator) if sampler is None else sampler
     began = generator.get_state() if careful else None
     for kind in (first, *careful):
         if kind is not first:
             generator.set_state(cast(Tensor, began))
         current = nn.Parameter(initial_weights.clone())
-        objective = TrainingObjective(model, current, class_weights, training)
+        objective = TrainingObjective(model, current, settings.class_weights, training)
         step = kind(objective)
         batches = (
             sample_batch(model, examples, training.sample_rate, sampler, generator)

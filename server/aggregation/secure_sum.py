@@ -2,12 +2,17 @@
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from sottovoce.server.aggregation.private_sums import PrivateAggregator
+from sottovoce.server.aggregation.released_sums import ReleasedSum
 from sottovoce.server.aggregation.secagg_server import ServerRound, UnmaskedSum
 from sottovoce.shared.errors import AggregationError, EngineError
-from sottovoce.shared.privacy.user_level import secure_sum_name
+from sottovoce.shared.privacy.release import Release
+from sottovoce.shared.privacy.user_level import SecureSumConfigs, secure_sum_name
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 
@@ -116,3 +121,55 @@ class SecureSumExchange:
         for user, fault in unmasked.faults.items():
             LOG.warning("%s takes no part in %s: %s", user, kind, fault)
         return unmasked
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecureAggregator:
+    """Releases the secure sums of one run: booked, made, stored, each released once.
+
+    Attributes:
+        configs: Settings of the plan's sums.
+        exchange: Makes them with the devices.
+        aggregator: Books and stores what is released.
+    """
+
+    configs: SecureSumConfigs
+    exchange: SecureSumExchange
+    aggregator: PrivateAggregator
+
+    def release_sum(
+        self,
+        kind: str,
+        releases: Mapping[str, Release],
+        users: Sequence[str],
+        request: messages.TrainRequest | messages.HeadStatisticsRequest | None = None,
+    ) -> ReleasedSum:
+        """Make one secure sum, or return what was released of it already.
+
+        Args:
+            kind: ``enrolment``, ``head-statistics`` or ``round-N``.
+            releases: What the ledger says of it, by name.
+            users: Who is invited.
+            request: The request whose answers are summed, where there is one.
+
+        Guarantees:
+            - It is booked before anybody is asked. A try that was interrupted stays booked:
+              whoever runs this server may have seen what it unmasked.
+
+        Raises:
+            BudgetSpent: The budget would be passed; nobody was asked.
+            EngineError: The sum stays closed.
+        """
+        released = self.aggregator.get_released_sum(kind)
+        if released is not None:
+            return released
+        bookings = [
+            self.aggregator.book_release(name, one, may_be_observed=True)
+            for name, one in releases.items()
+        ]
+        unmasked = self.exchange.compute_sum(kind, self.configs.config_for(kind), users, request)
+        survivors = unmasked.survivors
+        value = ReleasedSum(
+            total=torch.from_numpy(unmasked.total), devices=len(survivors), users=survivors
+        )
+        return self.aggregator.store_released_sum(kind, bookings, value)

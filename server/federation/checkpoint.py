@@ -18,6 +18,7 @@ __all__ = [
     "iter_round_weights",
     "load_released_model",
     "load_state",
+    "read_newest_round",
     "save_released_model",
     "save_state",
 ]
@@ -84,6 +85,14 @@ def load_state(folder: Path, plan_digest: str) -> ServerState | None:
     if not all(bool(torch.isfinite(tensors[name]).all()) for name in _NAMES):
         raise ModelError(f"the checkpoint {path} holds a NaN or an infinity; {way_out}")
     return state
+
+
+def read_newest_round(folder: Path) -> int:
+    """Read the number of the newest round saved, of whatever plan; 0 where there is none."""
+    try:
+        return int(read_metadata(folder / STATE_FILE)["round"])
+    except (OSError, SafetensorError, KeyError, ValueError):
+        return 0
 
 
 def iter_round_weights(folder: Path) -> Iterator[tuple[int, Tensor]]:

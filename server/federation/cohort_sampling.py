@@ -1,13 +1,17 @@
-"""Cohorts of a large population: who joins a round, drawn without listing who does not."""
+"""Cohorts: who joins a round, of all enrolled devices or of a population that nobody lists."""
 
 import itertools
 import math
 import random
 import secrets
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 
+from sottovoce.server.federation import participation_groups
+from sottovoce.server.federation.participants import Participant
 from sottovoce.shared import seeding, validation
+from sottovoce.shared.protocol.training_plan import Plan
 
 _BATCH_SIZE = 256
 """Devices whose replies the server holds at once."""
@@ -87,3 +91,72 @@ def split_into_batches(indices: Iterable[int], size: int = _BATCH_SIZE) -> Itera
     left = iter(indices)
     while batch := list(itertools.islice(left, size)):
         yield batch
+
+
+@dataclass(kw_only=True, slots=True)
+class CohortSelector:
+    """Selects a round's cohort among all enrolled devices, as the plan's privacy asks.
+
+    Attributes:
+        plan: The run's public facts.
+        simulated_seed: Seed of a simulated server; None on a real one, whose draws are secret.
+        groups: Each user's participation group, once assigned, where noise is correlated.
+    """
+
+    plan: Plan
+    simulated_seed: int | None
+    groups: dict[str, int] = field(default_factory=dict)
+
+    def assign_groups(
+        self, folder: Path, contributors: Sequence[Participant], *, training_started: bool
+    ) -> None:
+        """Assign participation groups, where noise is correlated across rounds.
+
+        Args:
+            folder: Where the split is stored.
+            contributors: Devices that train.
+            training_started: Whether rounds were made already.
+
+        Raises:
+            ModelError: The stored split is damaged, or gone in the middle of a run.
+        """
+        if bands := self.plan.banded_noise:
+            seed = self.simulated_seed
+            self.groups = participation_groups.assign_groups(
+                folder,
+                [device.user for device in contributors],
+                salt=self.plan.run if seed is None else str(seed),
+                min_separation=bands.min_separation,
+                training_started=training_started,
+            )
+
+    def select(self, number: int, contributors: Sequence[Participant]) -> list[Participant]:
+        """Select who joins a round: everybody, a group, or a sample that only this server sees.
+
+        Args:
+            number: The round, from 1.
+            contributors: Devices that train.
+        """
+        if bands := self.plan.banded_noise:
+            group = bands.participation_group(number)
+            return [one for one in contributors if self.groups[one.user] == group]
+        user, seed = self.plan.user, self.simulated_seed
+        if user is None or not self.plan.samples_users:
+            return list(contributors)
+        rng: random.Random = secrets.SystemRandom()
+        if seed is not None:
+            rng = random.Random(seeding.derive_seed(seed, "cohort", number))  # noqa: S311
+        return [one for one in contributors if rng.random() < user.update.sample_rate]
+
+    def expected_size(self, contributors: int) -> float:
+        """Compute the expected size of a cohort, the same in all rounds; who joined is secret."""
+        if bands := self.plan.banded_noise:  # else noise would not cancel
+            return contributors / bands.min_separation
+        user = self.plan.user
+        return contributors * (user.update.sample_rate if user else 1.0)
+
+    def mean_divisor(self, received: int, contributors: int) -> float:
+        """Divisor of a round's sum: who came, or who was expected where that is secret."""
+        if self.plan.samples_users or self.plan.banded_noise:
+            return self.expected_size(contributors)
+        return received

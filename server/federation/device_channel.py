@@ -1,20 +1,20 @@
 """Requests to devices over Flower's grid, and validation of their replies.
 
 A reply counts as missing where Flower lost it, where it breaks the schema, where it comes from a
-device that answered for somebody else before, and where somebody answered for that user already.
+device that was not asked or that answered for somebody else before, and where somebody answered for
+that user already.
 """
 
 import logging
 import time
 from collections.abc import Iterable, Mapping
 
-from flwr.app import Message, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from sottovoce.server.federation.participants import Participant
-from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError, MessageError
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 
 LOG = logging.getLogger("sottovoce.server")
 
@@ -23,58 +23,86 @@ class DeviceChannel:
     """One run's channel to its devices.
 
     Args:
-        job: How many devices there should be, and how long they have.
         grid: Flower's way to them.
+        timeout_s: How long they have for a reply, in seconds.
+        logs_failures: Whether each device from which nothing came is logged; of a large population
+            many are asleep.
+
+    Attributes:
+        users_by_node: Users that are known to be behind a node: no other may answer from there.
+        unresponsive: Number of requests without a reply since :meth:`begin_group`.
     """
 
-    def __init__(self, job: Job, grid: Grid) -> None:
-        self.job = job
-        self.grid = grid
-        self._users_by_node: dict[int, str] = {}  # node by node, once enrolled
-        self._message_group: str | None = None  # what Flower calls the messages of one round
+    def __init__(self, grid: Grid, *, timeout_s: float, logs_failures: bool = True) -> None:
+        self.users_by_node: dict[int, str] = {}
+        self.unresponsive = 0
+        self._grid = grid
+        self._timeout_s = timeout_s
+        self._logs_failures = logs_failures
+        self._message_group: str | None = None
 
-    def _wait_for_nodes(self) -> list[int]:
-        """Wait for the job's number of nodes, and list them."""
+    def begin_group(self, name: str) -> None:
+        """Send what follows as one group of messages, as Flower calls those of one round."""
+        self._message_group, self.unresponsive = name, 0
+
+    def list_nodes(self) -> Iterable[int]:
+        """List all nodes that the grid knows now; for a large population it is no list."""
+        return self._grid.get_node_ids()
+
+    def wait_for_nodes(self, count: int) -> list[int]:
+        """Wait for a number of nodes, and list all that are there.
+
+        Raises:
+            EngineError: Fewer came in time.
+        """
         waited = 0.0
-        nodes = list(self.grid.get_node_ids())
-        while len(nodes) < self.job.devices and waited < self.job.timeout_s:
+        nodes = list(self.list_nodes())
+        while len(nodes) < count and waited < self._timeout_s:
             time.sleep(0.5)
             waited += 0.5
-            nodes = list(self.grid.get_node_ids())
-        if len(nodes) < self.job.devices:
+            nodes = list(self.list_nodes())
+        if len(nodes) < count:
             raise EngineError(
-                f"{len(nodes)} devices came within {self.job.timeout_s:g} s; the job waits for "
-                f"{self.job.devices}. Start the missing ones, or lower the job's devices"
+                f"{len(nodes)} devices came within {self._timeout_s:g} s; the job waits for "
+                f"{count}. Start the missing ones, or lower the job's devices"
             )
         return nodes
 
-    def _note_failure(self, node: int, reason: str | None) -> None:
-        """Log that nothing came from a device."""
-        LOG.warning("device %d failed: %s", node, reason)
-
     def request(
-        self, contents: Mapping[int, RecordDict], kind: str, *, size: int
+        self, requests: Mapping[int, messages.Request], *, size: int
     ) -> list[tuple[Participant, messages.Reply]]:
-        """Send each node its request; the valid replies, in the order of users' names."""
+        """Send each node its request, and wait for the replies.
+
+        Args:
+            requests: By node; a request that many share is encoded once.
+            size: How long the released vector of a reply must be, where there is one.
+
+        Returns:
+            The valid replies, in the order of users' names.
+        """
+        shared = {id(request): request for request in requests.values()}
+        records = {key: flower_records.encode_request(one) for key, one in shared.items()}
         outgoing = [
-            Message(content, node, kind, group_id=self._message_group)
-            for node, content in contents.items()
+            Message(records[id(request)], node, request.message_type, group_id=self._message_group)
+            for node, request in requests.items()
         ]
-        answers = self.grid.send_and_receive(outgoing, timeout=self.job.timeout_s)
         replies: dict[str, tuple[Participant, messages.Reply]] = {}
-        for answer in answers:
+        for answer in self._grid.send_and_receive(outgoing, timeout=self._timeout_s):
             node = answer.metadata.src_node_id
             if answer.has_error():
                 self._note_failure(node, answer.error.reason)
                 continue
+            if node not in requests:
+                LOG.warning("device %d answers without being asked; refused", node)
+                continue
             try:
-                reply = messages.Reply.from_record(answer.content, size=size)
+                reply = flower_records.decode_reply(answer.content, size=size)
             except MessageError as error:
                 LOG.warning("the reply of device %d is refused: %s", node, error)
                 continue
-            if reply.user != self._users_by_node.get(node, reply.user):
+            if reply.user != self.users_by_node.get(node, reply.user):
                 LOG.warning(
-                    "the device of %s answers for another; refused", self._users_by_node[node]
+                    "the device of %s answers for another; refused", self.users_by_node[node]
                 )
                 continue
             if reply.user in replies:
@@ -82,6 +110,24 @@ class DeviceChannel:
                 continue
             replies[reply.user] = (Participant(user=reply.user, node=node), reply)
         return [replies[user] for user in sorted(replies)]
+
+    def request_sum_step(
+        self, requests: Mapping[str, messages.SecureSumRequest]
+    ) -> dict[str, bytes]:
+        """Send one step of a secure sum; the bodies of usable replies, by user."""
+        nodes = {user: node for node, user in self.users_by_node.items()}
+        replies = self.request({nodes[user]: request for user, request in requests.items()}, size=0)
+        return {
+            device.user: reply.body
+            for device, reply in replies
+            if reply.status is messages.Status.OK
+        }
+
+    def _note_failure(self, node: int, reason: str | None) -> None:
+        """Count, and log, that nothing came from a device."""
+        self.unresponsive += 1
+        if self._logs_failures:
+            LOG.warning("device %d failed: %s", node, reason)
 
 
 def summarise_reasons(replies: Iterable[tuple[Participant, messages.Reply]]) -> str:

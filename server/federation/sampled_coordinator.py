@@ -15,8 +15,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
-from flwr.app import RecordDict
-from flwr.serverapp import Grid
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -30,14 +28,16 @@ from sottovoce.server.aggregation.server_optimizer import (
 from sottovoce.server.aggregation.streaming_sums import ClippedAccumulator, StreamingAggregator
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.cohort_sampling import CohortSampler, split_into_batches
-from sottovoce.server.federation.coordinator import LOG, TrainingCoordinator
+from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.membership import MembershipStore, RoundOutcome
-from sottovoce.server.federation.participants import Participant
+from sottovoce.server.federation.model_distribution import ModelDistributor
+from sottovoce.server.federation.reply_validation import ReplyValidator
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
 from sottovoce.shared.privacy.release import SumMechanism
 from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
 from sottovoce.shared.protocol.training_plan import Plan
 
 INITIAL_ROUND: Final = 0
@@ -70,13 +70,14 @@ class InitialCohortSummary:
     utterances_per_device: float
 
 
-class SampledTrainingCoordinator(TrainingCoordinator):
+class SampledTrainingCoordinator:
     """One run over a sampled population.
 
     Args:
         job: What the operator wants; its ``cohort_sampler`` says how rounds are drawn.
         folder: Where checkpoints, heads, members and the ledger of sums are stored.
-        grid: Flower's way to the devices.
+        channel: The way to the devices.
+        listener: Takes the run's events.
 
     Guarantees:
         - Nothing held in memory goes with the number of devices; what is held at once of a round
@@ -85,18 +86,30 @@ class SampledTrainingCoordinator(TrainingCoordinator):
 
     Raises:
         SettingError: A plan that cannot be kept over a sampled population.
+        EngineError: The grid has fewer devices than cohorts are sampled from.
     """
 
-    def __init__(self, job: Job, folder: Path, grid: Grid) -> None:
-        super().__init__(job, folder, grid)
+    def __init__(
+        self,
+        job: Job,
+        folder: Path,
+        channel: DeviceChannel,
+        *,
+        listener: EventListener | None = None,
+    ) -> None:
+        self.job = job
+        self.folder = folder
         self._sampler = _validated_sampler(job)
-        self._streaming_aggregator = StreamingAggregator(
+        self.aggregator = StreamingAggregator(
             job.plan, folder, budgets=job.budgets, seed=job.simulated_seed
         )
-        self.aggregator = self._streaming_aggregator  # one ledger, one writer
+        self._channel = channel
+        self._listener = listener or IgnoreEvents()
+        self._validator = ReplyValidator(job.plan, max_update_norm=job.aggregation.max_update_norm)
+        self._distributor = ModelDistributor(job, folder, channel)
         self._membership = MembershipStore(folder / MEMBERSHIP_FILE)
         self._outcome = RoundOutcome()
-        found = grid.get_node_ids()
+        found = channel.list_nodes()
         self._all_nodes: Sequence[int] = found if isinstance(found, Sequence) else list(found)
         if len(self._all_nodes) < self._sampler.users:
             raise EngineError(
@@ -106,14 +119,22 @@ class SampledTrainingCoordinator(TrainingCoordinator):
 
     def run(self) -> ServerState:
         """Run everything, from the last checkpoint on; as ``TrainingCoordinator.run``."""
-        summary = self._summarise_initial_cohort()
-        state = checkpoint.load_state(self.folder, self.job.plan.content_hash())
+        plan = self.job.plan
+        summary = self.summarise_initial_cohort()
+        state = checkpoint.load_state(self.folder, plan.content_hash())
         if state is None:
-            state = initial_state(self.job.weights, self.job.plan.initial_clip_norm)
-        while state.round < self.job.plan.rounds:
-            state = self._train_sampled_round(state, summary)
-            checkpoint.save_state(self.folder, state, self.job.plan.content_hash())
-            LOG.info("round %d of %d", state.round, self.job.plan.rounds)
+            state = initial_state(self.job.weights, plan.initial_clip_norm)
+        while state.round < plan.rounds:
+            state = self.train_round(state, summary)
+            checkpoint.save_state(self.folder, state, plan.content_hash())
+            self._listener.handle_event(
+                RoundEnded(
+                    run=plan.run,
+                    round=state.round,
+                    total_rounds=plan.rounds,
+                    cohort_size=self._outcome.sampled,
+                )
+            )
         self._release_and_distribute(state, summary)
         return state
 
@@ -123,8 +144,13 @@ class SampledTrainingCoordinator(TrainingCoordinator):
         user = self.job.plan.user
         return (user.counts, user.centre, user.update) if user else (None, None, None)
 
-    def _summarise_initial_cohort(self) -> InitialCohortSummary:
-        """Summarise the initial cohort, once: saved, so that a resumed run asks nobody again."""
+    def summarise_initial_cohort(self) -> InitialCohortSummary:
+        """Summarise the initial cohort, once: saved, so that a resumed run asks nobody again.
+
+        Raises:
+            EngineError: Too few devices sent something.
+            ModelError: The saved summary is damaged, or another plan's.
+        """
         path = self.folder / _INITIAL_COHORT_FILE
         if path.exists():
             return _load_summary(path, self.job.plan)
@@ -139,12 +165,10 @@ class SampledTrainingCoordinator(TrainingCoordinator):
                 counts.add(reply[:classes])
                 centre.add(reply[classes:])
         self._require_quorum(INITIAL_ROUND, counts.user_count)
-        noised = self._streaming_aggregator.release_sum(
-            "label-counts", plan.counts_release(), counts
-        )
+        noised = self.aggregator.release_sum("label-counts", plan.counts_release(), counts)
         sums, release = centre.total, plan.centre_release()
         if release:
-            sums = self._streaming_aggregator.release_sum("centre", release, centre)
+            sums = self.aggregator.release_sum("centre", release, centre)
         devices = self._sum_divisor(counts.user_count)
         utterances_per_device = max(float(noised.sum()) / devices, 1.0)
         rows = 1.0 if plan.privacy_unit == "user" else utterances_per_device
@@ -156,10 +180,16 @@ class SampledTrainingCoordinator(TrainingCoordinator):
         _save_summary(path, summary, plan)
         return summary
 
-    def _train_sampled_round(
-        self, state: ServerState, summary: InitialCohortSummary
-    ) -> ServerState:
-        """Train one round on a sampled cohort."""
+    def train_round(self, state: ServerState, summary: InitialCohortSummary) -> ServerState:
+        """Train one round on a sampled cohort.
+
+        Args:
+            state: After the round before.
+            summary: Of the initial cohort.
+
+        Raises:
+            EngineError: Too few devices sent something.
+        """
         plan, number = self.job.plan, state.round + 1
         denominator = max(summary.utterances_per_device * plan.training.sample_rate, 1.0)
         request = messages.TrainRequest(
@@ -177,23 +207,24 @@ class SampledTrainingCoordinator(TrainingCoordinator):
             devices=self._sampler.expected_size,
             denominator=denominator,
         )
-        released = self._streaming_aggregator.get_released_round(number)
+        released = self.aggregator.get_released_round(number)
         if released is not None:  # before this server was interrupted: once is all
+            self._outcome = RoundOutcome()
             mean = released.total / self._sum_divisor(released.devices)
             return apply_update(state, mean.float(), self.job.aggregation, rate=rate)
-        record, joining = request.to_record(), self._enrolment_request(report_statistics=False)
+        joining = self._enrolment_request(report_statistics=False)
         updates = ClippedAccumulator(len(request.weights), self._user_noises[2])
         for nodes in self._sample_cohort(number):
             self._enrol_newcomers(number, nodes, joining, size=0)
-            contents = {node: record for node in nodes if node in self._users_by_node}
-            for device, reply in self.request(contents, messages.TRAIN, size=len(request.weights)):
-                norm = (
-                    self._validated_update_norm(reply, request) if device.node in contents else None
-                )
+            members = [node for node in nodes if node in self._channel.users_by_node]
+            requests = dict.fromkeys(members, request)
+            for _, reply in self._channel.request(requests, size=len(request.weights)):
+                norm = self._validator.update_norm(reply, request)
+                self._outcome.refused += norm is None
                 if norm is not None and reply.value is not None:
                     updates.add(reply.value, known_norm=norm)
         self._require_quorum(number, updates.user_count)
-        summed = self._streaming_aggregator.release_sum(
+        summed = self.aggregator.release_sum(
             f"round-{number}", plan.gradient_release(number), updates
         )
         mean = summed / self._sum_divisor(updates.user_count)
@@ -201,50 +232,51 @@ class SampledTrainingCoordinator(TrainingCoordinator):
 
     def _sample_cohort(self, number: int) -> Iterator[list[int]]:
         """Sample the nodes of a round's cohort, a batch at a time."""
-        self._message_group, self._outcome = str(number), RoundOutcome()
+        self._channel.begin_group(str(number))
+        self._outcome = RoundOutcome()
         rng = self._sampler.make_rng(number, self.job.simulated_seed)
         for indices in split_into_batches(self._sampler.sample(rng)):
             self._outcome.sampled += len(indices)
             yield [self._all_nodes[index] for index in indices]
 
     def _enrol_newcomers(
-        self, number: int, nodes: Sequence[int], request: RecordDict, *, size: int
+        self, number: int, nodes: Sequence[int], request: messages.EnrolRequest, *, size: int
     ) -> list[Tensor]:
         """Ask those who are no members yet to enrol in a round; the values that they sent.
 
         Afterwards ``_users_by_node`` holds the members among these nodes, and nobody else.
         """
-        self._users_by_node = self._membership.users_by_node(nodes)
-        fresh = [node for node in nodes if node not in self._users_by_node]
+        self._channel.users_by_node = self._membership.users_by_node(nodes)
+        fresh = [node for node in nodes if node not in self._channel.users_by_node]
         # Those who joined in a try of this round that was cut short are newcomers still.
         self._outcome.newcomers += len(fresh) + self._membership.count_joined(nodes, number)
         if number == INITIAL_ROUND:  # and send their sums again
             fresh = list(nodes)
-        replies = self.request(dict.fromkeys(fresh, request), messages.ENROL, size=size)
+        replies = self._channel.request(dict.fromkeys(fresh, request), size=size)
         enrolled = {
             device.node: (device, reply)
             for device, reply in replies
-            if reply.status is messages.Status.OK and self._validate_enrolment(reply)
+            if reply.status is messages.Status.OK and self._validator.accepts_enrolment(reply)
         }
         self._outcome.refused += len(replies) - len(enrolled)
-        known = dict(self._users_by_node)
+        known = dict(self._channel.users_by_node)
         new = {node: device.user for node, (device, _) in enrolled.items() if node not in known}
-        self._users_by_node = known | self._membership.add_members(new, number)
-        self._outcome.refused += len(enrolled.keys() - self._users_by_node.keys())
+        self._channel.users_by_node = known | self._membership.add_members(new, number)
+        self._outcome.refused += len(enrolled.keys() - self._channel.users_by_node.keys())
         return [
             reply.value
             for node, (_, reply) in enrolled.items()
-            if node in self._users_by_node and reply.value is not None
+            if node in self._channel.users_by_node and reply.value is not None
         ]
 
-    def _enrolment_request(self, *, report_statistics: bool) -> RecordDict:
+    def _enrolment_request(self, *, report_statistics: bool) -> messages.EnrolRequest:
         """Build the request to enrol."""
         return messages.EnrolRequest(
             plan=self.job.plan,
             projection=self.job.projection,
             speaker_statistics=self.job.speaker_statistics,
             report_statistics=report_statistics,
-        ).to_record()
+        )
 
     def _sum_divisor(self, used: int) -> float:
         """Divisor of a sum: those expected, where who came is a secret."""
@@ -257,6 +289,7 @@ class SampledTrainingCoordinator(TrainingCoordinator):
             EngineError: Too few sent something.
         """
         self._outcome.used = used
+        self._outcome.unresponsive = self._channel.unresponsive
         self._membership.save_outcome(number, self._outcome)
         if not used >= self.job.quorum * self._sampler.expected_size:
             what = f"round {number}" if number else "the initial cohort"
@@ -267,36 +300,22 @@ class SampledTrainingCoordinator(TrainingCoordinator):
                 "the quorum, or draw larger cohorts, and run again"
             )
 
-    def _validated_update_norm(
-        self, reply: messages.Reply, request: messages.TrainRequest
-    ) -> float | None:
-        """Validate an update as every run does, and count what is refused."""
-        norm = super()._validated_update_norm(reply, request)
-        self._outcome.refused += norm is None
-        return norm
-
-    def _note_failure(self, node: int, reason: str | None) -> None:  # noqa: ARG002  (it is usual)
-        """Count those from whom nothing came: of a large population, many are asleep."""
-        self._outcome.unresponsive += 1
-
     def _release_and_distribute(self, state: ServerState, summary: InitialCohortSummary) -> None:
         """Save the model; send it to those who only receive it, and store their sealed heads."""
         prior = self.job.estimate_head_prior(state.released_weights)
-        request = self._save_final_model(state.released_weights, summary.centre, prior)
+        request = self._distributor.save_model(state.released_weights, summary.centre, prior)
         joining = self._enrolment_request(report_statistics=False)
-        self._message_group, self._outcome = FINAL_MODEL_GROUP, RoundOutcome()
+        self._channel.begin_group(FINAL_MODEL_GROUP)
         for indices in split_into_batches(range(self._sampler.users, len(self._all_nodes))):
+            self._channel.users_by_node = {}
             nodes = [self._all_nodes[index] for index in indices]
-            self._users_by_node = {}
-            replies = self.request(dict.fromkeys(nodes, joining), messages.ENROL, size=0)
-            taking = _model_receivers(replies)
-            self._users_by_node = {device.node: device.user for device in taking}
-            self._send_final_model(request, taking)
-
-
-def _model_receivers(replies: Sequence[tuple[Participant, messages.Reply]]) -> list[Participant]:
-    """Select the devices that can receive a model."""
-    return [device for device, reply in replies if reply.status is not messages.Status.REFUSED]
+            taking = [
+                device
+                for device, reply in self._channel.request(dict.fromkeys(nodes, joining), size=0)
+                if reply.status is not messages.Status.REFUSED
+            ]
+            self._channel.users_by_node = {device.node: device.user for device in taking}
+            self._distributor.send_model(request, taking)
 
 
 def _validated_sampler(job: Job) -> CohortSampler:

@@ -1,10 +1,11 @@
-"""Flower's records: values and named arrays of a message, written, and validated when read.
+"""Flower's records: the codec of ``messages``, and the only part of it that knows Flower.
 
 Whoever reads checks schema, names, shapes, dtypes and finiteness, so that a bad peer is a
 ``MessageError`` and never a crash.
 """
 
 import io
+import json
 import math
 from collections.abc import Mapping
 from functools import lru_cache
@@ -15,13 +16,348 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
-from sottovoce.shared.errors import MessageError
+from sottovoce.shared.calibration import UnverifiedHead, prior_from_dict
+from sottovoce.shared.calibration.head_statistics import CalibrationQuery
+from sottovoce.shared.errors import MessageError, ModelError
+from sottovoce.shared.memo import LastValueCache
+from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.protocol.messages import (
+    EnrolRequest,
+    FinalModelRequest,
+    HeadStatisticsRequest,
+    Reply,
+    Request,
+    SecureSumRequest,
+    Status,
+    TrainRequest,
+)
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
-SCHEMA = 1
-CONFIG_KEY = "sottovoce"
-_FLOAT: Final = "<f4"
+SCHEMA: Final = 1
+CONFIG_KEY: Final = "sottovoce"
 ConfigValue = str | int | float | bool | bytes
 """What Flower's configuration records can hold, of which we use these."""
+
+_FLOAT: Final = "<f4"
+_SUM, _BASIS, _MODEL, _NEUTRAL = "sum", "basis", "model", "neutral"
+_MAX_USER_LENGTH: Final = 128
+
+_ENROL_CACHE, _TRAIN_CACHE, _STATISTICS_CACHE = (
+    LastValueCache[EnrolRequest](),
+    LastValueCache[TrainRequest](),
+    LastValueCache[HeadStatisticsRequest](),
+)
+"""The last requests: where one process answers for many devices, all are sent the same."""
+
+
+def encode_request(request: Request) -> RecordDict:
+    """Encode a request as Flower carries it."""
+    match request:
+        case EnrolRequest():
+            return _encode_enrol(request)
+        case TrainRequest():
+            return _encode_train(request)
+        case SecureSumRequest():
+            return _encode_secure_sum(request)
+        case HeadStatisticsRequest():
+            return _encode_head_statistics(request)
+        case FinalModelRequest():
+            return _encode_final_model(request)
+
+
+def _encode_enrol(request: EnrolRequest) -> RecordDict:
+    config: dict[str, ConfigValue] = {
+        "plan": request.plan.to_json(),
+        "length": request.projection.row_norm,
+    }
+    if not request.report_statistics:  # sent only where it is not the default
+        config["tells"] = False
+    arrays = {
+        "front": {"mean": request.projection.mean, "matrix": request.projection.matrix},
+        "population": request.speaker_statistics.to_tensors(),
+    }
+    return build_record(config, arrays)
+
+
+def decode_enrol_request(content: RecordDict) -> EnrolRequest:
+    """Decode a request to enrol.
+
+    Raises:
+        MessageError: It breaks the schema, or the projection is not the plan's.
+    """
+    return _ENROL_CACHE.get(content_key(content), lambda: _decode_enrol(content))
+
+
+def _decode_enrol(content: RecordDict) -> EnrolRequest:
+    config = read_config(content)
+    plan = Plan.from_json(read_text(config, "plan"))
+    names = SpeakerStatistics.__dataclass_fields__
+    statistics = {name: read_tensor(content, "population", name, 1) for name in names}
+    try:
+        projection = PublicProjection(
+            mean=read_tensor(content, "front", "mean", 1),
+            matrix=read_tensor(content, "front", "matrix", 2),
+            row_norm=read_number(config, "length"),
+        )
+        speaker_statistics = SpeakerStatistics(**statistics)
+    except ModelError as error:
+        raise MessageError(
+            f"the projection or the speaker statistics cannot be used: {error}"
+        ) from error
+    if projection.content_hash() != plan.projection_hash:
+        raise MessageError(
+            "the projection is not the one that the plan names; nothing was enrolled"
+        )
+    widths = {projection.output_size, len(speaker_statistics.between), plan.model.inputs}
+    if len(widths) != 1:
+        raise MessageError(
+            f"projection, speaker statistics and model are {sorted(widths)} inputs wide; all "
+            "must be equally wide"
+        )
+    report_statistics = config.get("tells", True)
+    if not isinstance(report_statistics, bool):
+        raise MessageError(
+            f"the message's tells is {report_statistics!r}; it must be true or false"
+        )
+    return EnrolRequest(
+        plan=plan,
+        projection=projection,
+        speaker_statistics=speaker_statistics,
+        report_statistics=report_statistics,
+    )
+
+
+def _encode_train(request: TrainRequest) -> RecordDict:
+    config: dict[str, ConfigValue] = {
+        "plan": request.plan_hash,
+        "round": request.round,
+        "denominator": request.denominator,
+        "clip": request.clip_norm,
+        "share": request.update_scale,
+    }
+    arrays = {
+        "weights": request.weights,
+        "class_weights": request.class_weights,
+        "centre": request.centre,
+    }
+    return build_record(config, {_MODEL: arrays})
+
+
+def decode_train_request(content: RecordDict) -> TrainRequest:
+    """Decode a request to train for one round.
+
+    Raises:
+        MessageError: It breaks the schema, or a number is out of its range.
+    """
+    return _TRAIN_CACHE.get(content_key(content), lambda: _decode_train(content))
+
+
+def _decode_train(content: RecordDict) -> TrainRequest:
+    config = read_config(content)
+    number, denominator = config.get("round"), config.get("denominator")
+    clip_norm = config.get("clip")
+    if not isinstance(number, int):
+        raise MessageError(f"the round is {number!r}; it must be a whole number from 1")
+    if not isinstance(denominator, float):
+        raise MessageError(f"the denominator is {denominator!r}; it must be finite and above 0")
+    if not isinstance(clip_norm, float):
+        raise MessageError(f"the clip norm is {clip_norm!r}; it must be a number")
+    return TrainRequest(
+        plan_hash=read_text(config, "plan"),
+        round=number,
+        weights=read_tensor(content, _MODEL, "weights", 1),
+        class_weights=read_tensor(content, _MODEL, "class_weights", 1),
+        centre=read_tensor(content, _MODEL, "centre", 1),
+        denominator=denominator,
+        clip_norm=clip_norm,
+        update_scale=read_number(config, "share"),
+    )
+
+
+def _encode_secure_sum(request: SecureSumRequest) -> RecordDict:
+    config: dict[str, ConfigValue] = {
+        "plan": request.plan_hash,
+        "name": request.name,
+        "step": request.step,
+        "body": request.body,
+    }
+    summed = request.train_request or request.statistics_request
+    record = encode_request(summed) if summed else build_record({}, {})
+    record.config_records[_SUM] = ConfigRecord({**config})
+    return record
+
+
+def decode_secure_sum_request(content: RecordDict) -> SecureSumRequest:
+    """Decode a request to take one step of a secure sum.
+
+    Raises:
+        MessageError: It breaks the schema, or there is no such step.
+    """
+    read_config(content)
+    config = content.config_records.get(_SUM)
+    if config is None:
+        raise MessageError("the message names no secure sum")
+    step, body = read_text(config, "step"), config.get("body")
+    if not isinstance(body, bytes):
+        raise MessageError(f"the body of the step {step!r} is {body!r}; it must be bytes")
+    has_query = step == "mask" and "question" in content.array_records
+    has_model = step == "mask" and _MODEL in content.array_records and not has_query
+    return SecureSumRequest(
+        plan_hash=read_text(config, "plan"),
+        name=read_text(config, "name"),
+        step=step,
+        body=body,
+        train_request=decode_train_request(content) if has_model else None,
+        statistics_request=decode_statistics_request(content) if has_query else None,
+    )
+
+
+def _encode_head_statistics(request: HeadStatisticsRequest) -> RecordDict:
+    config: dict[str, ConfigValue] = {
+        "plan": request.plan_hash,
+        "log_temperature": request.query.log_temperature,
+        "bend": request.query.curvature,
+    }
+    query = {"edges": request.query.edges, "shares": request.query.shares}
+    model = {"weights": request.weights, "centre": request.centre}
+    return build_record(config, {_MODEL: model, "question": query})
+
+
+def decode_statistics_request(content: RecordDict) -> HeadStatisticsRequest:
+    """Decode a query about the final model.
+
+    Raises:
+        MessageError: It breaks the schema.
+    """
+    return _STATISTICS_CACHE.get(content_key(content), lambda: _decode_statistics(content))
+
+
+def _decode_statistics(content: RecordDict) -> HeadStatisticsRequest:
+    config = read_config(content)
+    temperature = config.get("log_temperature")
+    if not isinstance(temperature, float):
+        raise MessageError(f"the log temperature is {temperature!r}; it must be a number")
+    query = CalibrationQuery(
+        log_temperature=temperature,
+        curvature=read_number(config, "bend"),
+        edges=read_tensor(content, "question", "edges", 1),
+        shares=read_tensor(content, "question", "shares", 1),
+    )
+    return HeadStatisticsRequest(
+        plan_hash=read_text(config, "plan"),
+        weights=read_tensor(content, _MODEL, "weights", 1),
+        centre=read_tensor(content, _MODEL, "centre", 1),
+        query=query,
+    )
+
+
+def _encode_final_model(request: FinalModelRequest) -> RecordDict:
+    config: dict[str, ConfigValue] = {
+        "plan": request.plan_hash,
+        "prior": json.dumps(request.prior.as_dict()),
+    }
+    if request.stored_head:
+        config |= {
+            "kept": request.stored_head.blob,
+            "kept_model": request.stored_head.model_hash,
+            "kept_version": request.stored_head.version,
+        }
+    arrays = {_MODEL: request.named_tensors()}
+    if request.prior.basis:
+        arrays[_BASIS] = request.prior.basis_tensors()
+    return build_record(config, arrays)
+
+
+def decode_final_model_request(content: RecordDict) -> FinalModelRequest:
+    """Decode a request to take the final model.
+
+    Raises:
+        MessageError: It breaks the schema, or the prior cannot be used.
+    """
+    config = read_config(content)
+    basis = {}
+    if _BASIS in content.array_records:
+        basis = {
+            name: read_tensor(content, _BASIS, name, axes)
+            for name, axes in (("centre", 1), ("matrix", 2))
+        }
+    try:
+        prior = prior_from_dict(json.loads(read_text(config, "prior")), basis)
+    except (ModelError, ValueError, TypeError) as error:
+        raise MessageError(f"the prior of the heads cannot be used: {error}") from error
+    has_direction = _NEUTRAL in content.array_records.get(_MODEL, {})
+    return FinalModelRequest(
+        plan_hash=read_text(config, "plan"),
+        weights=read_tensor(content, _MODEL, "weights", 1),
+        centre=read_tensor(content, _MODEL, "centre", 1),
+        prior=prior,
+        neutral_direction=read_tensor(content, _MODEL, _NEUTRAL, 1) if has_direction else None,
+        stored_head=_read_stored_head(config) if "kept" in config else None,
+    )
+
+
+def _read_stored_head(config: ConfigRecord) -> UnverifiedHead:
+    """The user's head, as the server claims to have stored it."""
+    blob, version = config["kept"], config.get("kept_version")
+    if not (isinstance(blob, bytes) and isinstance(version, int)):
+        raise MessageError("the message's stored head lacks its ciphertext or its version")
+    return UnverifiedHead(model_hash=read_text(config, "kept_model"), version=version, blob=blob)
+
+
+def encode_reply(reply: Reply) -> RecordDict:
+    """Encode a device's reply as Flower carries it."""
+    config: dict[str, ConfigValue] = {
+        "body": reply.body,
+        "user": reply.user,
+        "status": reply.status.value,
+        "reason": reply.reason,
+        "head": reply.head,
+        "version": reply.version,
+    }
+    return build_record(config, {} if reply.value is None else {"release": {"value": reply.value}})
+
+
+def decode_reply(content: RecordDict, *, size: int) -> Reply:
+    """Decode a device's reply.
+
+    Args:
+        content: What came.
+        size: How long the released vector must be, where there is one.
+
+    Raises:
+        MessageError: Wrong schema, dtype, length, or a NaN or an infinity.
+
+    Example:
+        >>> content = encode_reply(Reply(user="ada", status=Status.OK, value=torch.ones(2)))
+        >>> decode_reply(content, size=2).value
+        tensor([1., 1.])
+    """
+    config = read_config(content)
+    user = read_text(config, "user")
+    head, version, body = config.get("head"), config.get("version"), config.get("body")
+    if not 0 < len(user) <= _MAX_USER_LENGTH:
+        raise MessageError(f"a user's name has {len(user)} characters; 1 to {_MAX_USER_LENGTH}")
+    try:
+        status = Status(read_text(config, "status"))
+    except ValueError as error:
+        raise MessageError(f"the status of {user} is unknown: {error}") from error
+    if not (isinstance(head, bytes) and isinstance(version, int) and isinstance(body, bytes)):
+        raise MessageError(f"the reply of {user} lacks its head, the head's version or a body")
+    value = None
+    if status is Status.OK and size:
+        value = read_tensor(content, "release", "value", 1)
+        if len(value) != size:
+            raise MessageError(f"{user} sent {len(value)} numbers where {size} were asked for")
+    return Reply(
+        user=user,
+        status=status,
+        reason=str(config.get("reason", ""))[:500],
+        value=value,
+        head=head,
+        version=version,
+        body=body,
+    )
 
 
 def build_record(

@@ -20,7 +20,7 @@ from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
-from sottovoce.shared.protocol.messages import HeadStatisticsRequest
+from sottovoce.shared.protocol.messages import HeadStatisticsRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
     CentreRelease,
@@ -188,15 +188,15 @@ class DeviceUnderTest:
 
     def train(self, transcript: Transcript, number: int) -> Tensor:
         """Its message of one round, from 1, shape (params,)."""
-        return training_round.train_round(
-            self._device,
+        request = TrainRequest(
             plan_hash=transcript.plan.content_hash(),
-            round_number=number,
+            round=number,
             weights=transcript.weights[number - 1],
             class_weights=transcript.class_weights,
             centre=transcript.centre,
             denominator=transcript.denominator,
         )
+        return training_round.train_round(self._device, request)
 
     def release_statistics(self, transcript: Transcript) -> Tensor:
         """Its message after the last round, shape (WIDTH,); nothing where nothing is asked."""

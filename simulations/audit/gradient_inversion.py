@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.shared import seeding
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.network import Network
@@ -50,6 +50,11 @@ def invert_gradients(
     """
     model = build_network(transcript.plan.model, seed=0)
     load_parameters(model, transcript.weights[0])
+    settings = TrainingSettings(
+        local_training=transcript.plan.training,
+        mechanism=transcript.plan.mechanism,
+        class_weights=transcript.class_weights,
+    )
     found: list[float] = []
     for index, examples in enumerate(people):
         chosen = _distinct_classes(
@@ -58,15 +63,7 @@ def invert_gradients(
         ready = _model_inputs(transcript, examples, chosen)
         noise = seeding.torch_rng(seed, "audit", "inversion", index)
         updates = [
-            compute_local_update(
-                model,
-                ready,
-                transcript.class_weights,
-                transcript.plan.training,
-                transcript.plan.mechanism,
-                SeededGaussianSampler(noise),
-                noise,
-            ).vector
+            compute_local_update(model, ready, settings, SeededGaussianSampler(noise), noise).vector
             for _ in range(rounds or len(transcript.weights))
         ]
         mean = (

@@ -6,18 +6,16 @@ and answer each round once; its server validates, bounds again, and stores every
 does none of it. A heavier client, for workers: cnn-attention on log-mel.
 """
 
-import logging
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -32,6 +30,7 @@ from sottovoce.shared.models.projection import identity_projection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
+from sottovoce.shared.protocol.events import Event, RoundEnded
 from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import default_statistics
@@ -88,51 +87,31 @@ HEAVY: Final = Workload(
 )
 
 
-class RoundTimer(logging.Handler):
-    """Notes when rounds end; counts clients that were asked to train.
+class RoundTimer:
+    """The listener that notes when rounds end, and how many clients trained.
 
     Args:
         cpu: Seconds of processor time so far.
     """
 
     def __init__(self, cpu: Callable[[], float] = time.process_time) -> None:
-        super().__init__(logging.INFO)
         self._cpu = cpu
         self.rounds: list[tuple[float, float]] = []
         self.clients: list[int] = []
-        self.train_requests = 0
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Note the time."""
-        if record.msg.startswith("round "):
+    def handle_event(self, event: Event, /) -> None:
+        """Note the time of a round's end."""
+        if isinstance(event, RoundEnded):
             self.rounds.append((self._cpu(), time.perf_counter()))
-            self.clients.append(self.train_requests)
-
-    def count_message(self, message: Any) -> bool:  # noqa: ANN401  (Flower's message)
-        """Count a message that asks for training; none is lost."""
-        self.train_requests += message.metadata.message_type == "train"
-        return False
+            self.clients.append(event.cohort_size or 0)
 
     def ms_per_client(self, which: int) -> list[float]:
         """Milliseconds a client, of every round but the first; 0 for CPU, 1 for wall."""
         return [
             1e3 * (self.rounds[n][which] - self.rounds[n - 1][which]) / clients
             for n in range(1, len(self.rounds))
-            if (clients := self.clients[n] - self.clients[n - 1])
+            if (clients := self.clients[n])
         ]
-
-
-@contextmanager
-def attach_timer(clock: RoundTimer) -> Iterator[None]:
-    """Send the server's log to a clock, and to nothing else."""
-    log = logging.getLogger("sottovoce.server")
-    log.setLevel(logging.INFO)
-    log.propagate = False
-    log.addHandler(clock)
-    try:
-        yield
-    finally:
-        log.removeHandler(clock)
 
 
 def run_on_engine(work: Workload, *, workers: int) -> RoundTimer:
@@ -141,7 +120,7 @@ def run_on_engine(work: Workload, *, workers: int) -> RoundTimer:
     from sottovoce.server.app import app as server
 
     clock = RoundTimer()
-    with tempfile.TemporaryDirectory() as folder, attach_timer(clock):
+    with tempfile.TemporaryDirectory() as folder:
         config = prepare_workload(Path(folder), work)
         host = partial(
             DevicePoolHost, Path(config["device_database"]), Path(config["job"]), shared=workers > 1
@@ -153,7 +132,7 @@ def run_on_engine(work: Workload, *, workers: int) -> RoundTimer:
             config=config,
             workers=workers,
             host=host,
-            is_lost=clock.count_message,
+            listener=clock,
         )
     return clock
 

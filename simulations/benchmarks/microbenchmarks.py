@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from sottovoce.client.device.vault import Vault
 from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
-from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.shared import calibration
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.calibration import adapter_basis
@@ -108,14 +108,18 @@ def _step(
     noise: GaussianSampler,
 ) -> Benchmark:
     """One step of one model."""
-    model, weights = build_network(spec, 0), torch.ones(spec.classes)
+    model = build_network(spec, 0)
     start = flatten_parameters(model)
-    training = LocalTraining(
-        steps=1, sample_rate=1.0, learning_rate=0.1, denominator=float(len(examples))
+    settings = TrainingSettings(
+        local_training=LocalTraining(
+            steps=1, sample_rate=1.0, learning_rate=0.1, denominator=float(len(examples))
+        ),
+        mechanism=mechanism,
+        class_weights=torch.ones(spec.classes),
     )
     random = torch.Generator().manual_seed(1)
     return lambda: compute_local_update(
-        model, examples, weights, training, mechanism, noise, random, start
+        model, examples, settings, noise, random, initial_weights=start
     )
 
 

@@ -8,14 +8,13 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.simulations.benchmarks import local_engine
-from sottovoce.simulations.benchmarks.local_engine import RoundTimer, Workload, attach_timer
+from sottovoce.simulations.benchmarks.local_engine import RoundTimer, Workload
 from sottovoce.simulations.benchmarks.subprocesses import capture_stdout
 
 _RUN_S: Final = 600.0
@@ -74,20 +73,9 @@ def _measured(work: Workload, workers: int) -> list[float]:
 
     clock = RoundTimer(partial(process_tree_cpu_s, {}))
 
-    class Counted(ray._WatchedGrid):
-        """The engine's grid, that counts."""
-
-        def push_messages(self, messages: Iterable[Any]) -> Iterable[str]:
-            """Count messages that ask for training."""
-            sent = list(messages)
-            for message in sent:
-                clock.count_message(message)
-            return super().push_messages(sent)
-
-    ray._WatchedGrid = Counted  # type: ignore[misc]
-    with tempfile.TemporaryDirectory() as folder, attach_timer(clock):
+    with tempfile.TemporaryDirectory() as folder:
         config = local_engine.prepare_workload(Path(folder), work, "ray")
-        ray.run_apps(devices=work.users, config=config, workers=workers)
+        ray.run_apps(devices=work.users, config=config, workers=workers, listener=clock)
     return clock.ms_per_client(0)
 
 

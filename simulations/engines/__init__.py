@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.protocol.events import EventListener
 
 __all__ = ["Engine", "check_address", "check_cluster", "load_engine"]
 
@@ -13,13 +14,21 @@ __all__ = ["Engine", "check_address", "check_cluster", "load_engine"]
 class Engine(Protocol):
     """Runs the product's ServerApp and ClientApp to their end."""
 
-    def __call__(self, *, devices: int, config: dict[str, str], workers: int) -> None:
+    def __call__(
+        self,
+        *,
+        devices: int,
+        config: dict[str, str],
+        workers: int,
+        listener: EventListener | None = None,
+    ) -> None:
         """Run them.
 
         Args:
             devices: How many nodes there are.
             config: The run's configuration, as both apps see it.
             workers: Processes that run clients.
+            listener: Takes the run's events, in this process; None leaves them to the log.
         """
 
 

@@ -21,6 +21,8 @@ from typing import Any, Final, Self
 
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import EngineError, SettingError
+from sottovoce.shared.protocol.events import EventListener
+from sottovoce.simulations.engines.checkpoint_events import CheckpointEvents
 from sottovoce.simulations.engines.flower_processes import (
     build_fab,
     process_environment,
@@ -43,6 +45,7 @@ def run_apps(
     home: Path,
     timeout_s: float,
     on_message: OnMessage = lambda _line: None,
+    listener: EventListener | None = None,
 ) -> None:
     """Run the apps to their end, then stop every process.
 
@@ -53,6 +56,7 @@ def run_apps(
         home: Where logs and each process's Flower home go; made if missing.
         timeout_s: How long the run may take, in seconds.
         on_message: Takes a line about what is happening.
+        listener: Takes an event for each round, some seconds after it was saved.
 
     Raises:
         SettingError: A path that Flower's command line cannot take, or Flower is not installed.
@@ -71,8 +75,11 @@ def run_apps(
         for number, device in enumerate(devices, 1):
             deployment.start_supernode(f"node-{number}", device.resolve())
         on_message(f"{len(devices)} SuperNodes, one a device")
+        events = CheckpointEvents(Path(config["job"]), listener) if listener else None
         run = deployment.submit_run(config, fab)
-        deployment.wait_for_run(run, timeout_s, on_message)
+        deployment.wait_for_run(
+            run, timeout_s, on_message, on_poll=events.emit_saved_rounds if events else None
+        )
 
 
 class LoopbackDeployment:
@@ -156,15 +163,33 @@ class LoopbackDeployment:
             )
         return str(answer["run-id"])
 
-    def wait_for_run(self, run: str, timeout_s: float, on_message: OnMessage) -> None:
+    def wait_for_run(
+        self,
+        run: str,
+        timeout_s: float,
+        on_message: OnMessage,
+        *,
+        on_poll: Callable[[], None] | None = None,
+    ) -> None:
         """Wait until the run has ended well.
 
         ``flwr run --stream`` exits with 0 even when the run failed, so its state is asked for.
+
+        Args:
+            run: Flower's id of it.
+            timeout_s: How long it may take, in seconds.
+            on_message: Takes a line whenever its state changes.
+            on_poll: Is called whenever its state was asked for; None for nothing.
+
+        Raises:
+            EngineError: A process died, the run failed, or time ran out.
         """
         end, before = time.monotonic() + timeout_s, ""
         while True:
             self._require_alive()
             state, details = self._run_status(run)
+            if on_poll:
+                on_poll()
             if state != before:
                 on_message(f"run {run}: {state}")
                 before = state

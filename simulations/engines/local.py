@@ -25,7 +25,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 from flwr.supercore.task_identity import TaskIdentity
 
+from sottovoce.server.app import ListenedContext
 from sottovoce.shared.errors import EngineError
+from sottovoce.shared.protocol.events import EventListener
 from sottovoce.simulations.devices.device_pool import DevicePoolHost
 from sottovoce.simulations.engines import device_host
 from sottovoce.simulations.engines.device_host import (
@@ -54,6 +56,7 @@ def run_server_and_client(
     workers: int = 1,
     host: DeviceHostFactory | None = None,
     is_lost: Callable[[Message], bool] = device_host.never_lost,
+    listener: EventListener | None = None,
 ) -> None:
     """Run both apps to their end.
 
@@ -66,6 +69,7 @@ def run_server_and_client(
         host: Opens where devices are; None leaves it to the client to find them by the
             configuration, which must point to a folder of them.
         is_lost: Which messages never reach their device, for tests of dropouts.
+        listener: Takes the run's events; None leaves them to the log.
 
     Raises:
         SottovoceError: What the ServerApp raised.
@@ -75,12 +79,18 @@ def run_server_and_client(
     retain_freed_memory()
     nodes = SimulatedNodes(devices=devices, config=dict(config))
     grid = LocalGrid(client, nodes, workers=workers, host=host, is_lost=is_lost)
+    context = Context(RUN_ID, 0, {}, RecordDict(), dict(config))
     with single_torch_thread(), frozen_heap(), grid:
-        server(grid, Context(RUN_ID, 0, {}, RecordDict(), dict(config)))
+        server(grid, ListenedContext(context, listener) if listener else context)
 
 
 def run_apps(
-    *, devices: int, config: dict[str, str], workers: int, host: DeviceHostFactory | None = None
+    *,
+    devices: int,
+    config: dict[str, str],
+    workers: int,
+    host: DeviceHostFactory | None = None,
+    listener: EventListener | None = None,
 ) -> None:
     """Run the product's own two apps; see ``engines.Engine``.
 
@@ -92,7 +102,13 @@ def run_apps(
     if database := config.get("device_database"):
         host = partial(DevicePoolHost, Path(database), Path(config["job"]), shared=workers > 1)
     run_server_and_client(
-        server, client, devices=devices, config=config, workers=workers, host=host
+        server,
+        client,
+        devices=devices,
+        config=config,
+        workers=workers,
+        host=host,
+        listener=listener,
     )
 
 

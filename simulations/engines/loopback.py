@@ -31,6 +31,7 @@ from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.errors import CorpusError, SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.protocol.events import Event, RoundEnded
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
@@ -79,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             home=out / "flower",
             timeout_s=arguments.timeout,
             on_message=_print_status,
+            listener=_PrintedRounds(),
         )
         _print_results(prepared, out)
         finished = True
@@ -258,6 +260,15 @@ def _print_results(prepared: PreparedRun, out: Path) -> None:
             f"{device.profile.user:<12}{len(device.ledger.releases):>9}{spent:>9.3f}"
             f"{budget.epsilon:>8g}  {device.ledger.head_hash[:16]}"
         )
+
+
+class _PrintedRounds:
+    """The listener that prints each round."""
+
+    def handle_event(self, event: Event, /) -> None:
+        """Print one event."""
+        if isinstance(event, RoundEnded):
+            _print_status(f"round {event.round} of {event.total_rounds}")
 
 
 def _print_status(line: str) -> None:

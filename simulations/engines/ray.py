@@ -35,7 +35,9 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 from flwr.supercore import telemetry
 
+from sottovoce.server.app import ListenedContext
 from sottovoce.shared.errors import EngineError, SottovoceError
+from sottovoce.shared.protocol.events import EventListener
 from sottovoce.simulations.engines import ray_cluster
 from sottovoce.simulations.engines.worker_process import single_torch_thread
 
@@ -49,7 +51,14 @@ _WRAPPED_ERROR: Final = re.compile(r"<class '(?:\w+\.)*(\w+)'>:<'(.*)'>", re.DOT
 _GRACE_S: Final = 10.0
 
 
-def run_apps(*, devices: int, config: RunConfig, workers: int, address: str | None = None) -> None:
+def run_apps(
+    *,
+    devices: int,
+    config: RunConfig,
+    workers: int,
+    address: str | None = None,
+    listener: EventListener | None = None,
+) -> None:
     """Run the product's own two apps; see ``engines.Engine``.
 
     Args:
@@ -57,6 +66,7 @@ def run_apps(*, devices: int, config: RunConfig, workers: int, address: str | No
         config: The run's configuration, as both apps see it.
         workers: How many actors run clients.
         address: Of a cluster that is there already: ``auto`` or HOST:PORT; None starts Ray here.
+        listener: Takes the run's events, in the ServerApp's thread; None leaves them to the log.
 
     Raises:
         SottovoceError: What the ServerApp raised.
@@ -73,7 +83,7 @@ def run_apps(*, devices: int, config: RunConfig, workers: int, address: str | No
                 )
                 there.enter_context(ray_cluster.spread_workers(workers))
             run_simulation(
-                server_app=_configured_server(config, watch),
+                server_app=_configured_server(config, watch, listener),
                 client_app=_ConfiguredClient(config),
                 num_supernodes=devices,
                 backend_config=_backend(workers),
@@ -153,7 +163,9 @@ class _ServerState:
         self.ended = threading.Event()
 
 
-def _configured_server(config: RunConfig, watch: _ServerState) -> ServerApp:
+def _configured_server(
+    config: RunConfig, watch: _ServerState, listener: EventListener | None
+) -> ServerApp:
     """A ServerApp that calls the product's with the run's configuration."""
     from sottovoce.server.app import app as product
 
@@ -163,7 +175,10 @@ def _configured_server(config: RunConfig, watch: _ServerState) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         watch.began = True
         try:
-            product(_WatchedGrid(grid, watch.over), _with_config(context, config))
+            own = _with_config(context, config)
+            product(
+                _WatchedGrid(grid, watch.over), ListenedContext(own, listener) if listener else own
+            )
             watch.done = True
         except BaseException as error:
             watch.error = error

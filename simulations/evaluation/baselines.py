@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.server.aggregation.private_sums import sum_parts
 from sottovoce.server.aggregation.server_optimizer import (
     ServerState,
@@ -150,14 +150,15 @@ class _CentralisedFold:
             for index, examples in enumerate(devices):
                 names = ("baseline", name, self.fold.name, number, index)
                 random = seeding.torch_rng(self.scenario.seed, *names)
+                training = TrainingSettings(
+                    local_training=replace(
+                        self.plan.training, denominator=float(max(len(examples), 1))
+                    ),
+                    mechanism=self.plan.mechanism,
+                    class_weights=weights,
+                )
                 update = compute_local_update(
-                    model,
-                    examples,
-                    weights,
-                    replace(self.plan.training, denominator=float(max(len(examples), 1))),
-                    self.plan.mechanism,
-                    SeededGaussianSampler(random),
-                    random,
+                    model, examples, training, SeededGaussianSampler(random), random
                 )
                 updates.append(update.vector)
             rate = compute_learning_rate(

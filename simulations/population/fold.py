@@ -17,6 +17,7 @@ from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.protocol.events import EventListener
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.corpora.speaker_splits import Fold
@@ -47,6 +48,7 @@ class PopulationFoldRun(FoldRun):
         scenario: The settled scenario, with a population.
         fold_inputs: What pretraining gave.
         population: Who the users are.
+        listener: Takes the events of the run's rounds.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class PopulationFoldRun(FoldRun):
         scenario: Scenario,
         fold_inputs: FoldInputs,
         population: SyntheticPopulation,
+        listener: EventListener | None = None,
     ) -> None:
         if scenario.population is None:
             raise SettingError("the scenario has no population; add a table [population]")
@@ -71,6 +74,7 @@ class PopulationFoldRun(FoldRun):
             plan=plan,
             scenario=scenario,
             fold_inputs=_with_held_out_clips(fold_inputs, population, self._held_out_indices),
+            listener=listener,
         )
 
     @property
@@ -151,6 +155,7 @@ class PopulationFoldRun(FoldRun):
             devices=self.settings.users + self.settings.held_out,
             config={"job": str((self.folder / host.SERVER_FOLDER).resolve())},
             workers=self.scenario.workers,
+            listener=self.listener,
         )
         if not (self.folder / host.SERVER_FOLDER / "released.safetensors").is_file():
             raise EngineError(

@@ -26,6 +26,7 @@ from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.protocol.events import EventListener
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.corpora.speaker_splits import EnrolmentSplit, Fold, split_enrolment
@@ -53,6 +54,7 @@ class FoldRun:
         scenario: The settled scenario.
         fold_inputs: What all folds share.
         address: Of the Ray cluster to run on; None runs on this machine.
+        listener: Takes the events of the fold's rounds.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class FoldRun:
         scenario: Scenario,
         fold_inputs: FoldInputs,
         address: str | None = None,
+        listener: EventListener | None = None,
     ) -> None:
         self.folder = folder
         self.ledgers = ledgers
@@ -73,6 +76,7 @@ class FoldRun:
         self.scenario = scenario
         self.fold_inputs = fold_inputs
         self.address = address
+        self.listener = listener
 
     def run(self) -> FoldResult:
         """Everything, or what is left of it after an interruption."""
@@ -258,7 +262,10 @@ class FoldRun:
         """Run both apps."""
         config = {"job": str((self.folder / "server").resolve()), **self._backend.engine_config}
         load_engine(self.scenario.engine, address=self.address)(
-            devices=len(self._speakers), config=config, workers=self.scenario.workers
+            devices=len(self._speakers),
+            config=config,
+            workers=self.scenario.workers,
+            listener=self.listener,
         )
         if not (self.folder / "server" / "released.safetensors").is_file():
             raise EngineError(

@@ -3,18 +3,14 @@
 All of it is for display only: nothing is chosen, stopped or tuned by the UAR of test users.
 """
 
-import logging
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Final, Self
 
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import PrivacyBudget
+from sottovoce.shared.protocol.events import Event, FoldEnded, RoundEnded
 from sottovoce.shared.protocol.training_plan import Plan
-
-_SERVER_LOGGER: Final = "sottovoce.server"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +47,7 @@ OnStatus = Callable[[RunStatus], None]
 
 
 class ProgressReporter:
-    """Reports the progress of all folds from the server's log of rounds.
+    """Turns the events of all folds into a status of the run (see ``events.EventListener``).
 
     Args:
         plan: The plan that all folds have.
@@ -65,36 +61,15 @@ class ProgressReporter:
     ) -> None:
         self._plan, self._folds, self._budget, self._on_status = plan, folds, budget, on_status
         self._uars: list[float] = []
-        log = logging.getLogger(_SERVER_LOGGER)
-        self._level = log.level
-        self._log_filter = _RoundLogFilter(
-            self._report_round_end, min_level=log.getEffectiveLevel()
-        )
 
-    def __enter__(self) -> Self:
-        log = logging.getLogger(_SERVER_LOGGER)
-        log.setLevel(min(logging.INFO, log.getEffectiveLevel()))
-        log.addFilter(self._log_filter)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        log = logging.getLogger(_SERVER_LOGGER)
-        log.removeFilter(self._log_filter)
-        log.setLevel(self._level)
-
-    def report_fold_end(self, uar: float) -> None:
-        """A fold has ended."""
-        self._uars.append(uar)
-        self._report_status(0)
-
-    def _report_round_end(self, number: int) -> None:
-        """A round of the present fold has ended."""
-        self._report_status(number)
+    def handle_event(self, event: Event, /) -> None:
+        """Report the status after a round of the present fold, or after the fold."""
+        match event:
+            case RoundEnded():
+                self._report_status(event.round)
+            case FoldEnded():
+                self._uars.append(event.uar)
+                self._report_status(0)
 
     def _report_status(self, number: int) -> None:
         """Report the progress of all folds."""
@@ -118,17 +93,3 @@ class ProgressReporter:
         return accountant.compute_epsilon(
             releases, self._budget.delta, unit=self._budget.unit, fast=True
         )
-
-
-class _RoundLogFilter(logging.Filter):
-    """Takes the number of each finished round from the server's log; shows nobody more of it."""
-
-    def __init__(self, on_round_end: Callable[[int], None], *, min_level: int) -> None:
-        super().__init__()
-        self._on_round_end, self._min_level = on_round_end, min_level
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Take the number of a round; whether the record is at the level that was set before."""
-        if record.msg.startswith("round ") and isinstance(record.args, tuple):
-            self._on_round_end(int(str(record.args[0])))
-        return record.levelno >= self._min_level

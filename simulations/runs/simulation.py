@@ -24,6 +24,7 @@ from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.protocol.events import FoldEnded
 from sottovoce.simulations import engines
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.loading import (
@@ -106,22 +107,23 @@ def simulate(
     plan = build_plan(scenario, fold_inputs, name)
     folds = loaded.protocol.folds
     budget = next(iter(noise_calibration.device_budgets(scenario)), None)
-    with ProgressReporter(plan, folds=len(folds), budget=budget, on_status=on_status) as reporter:
-        for fold in folds:
-            fold_run = FoldRun(
-                folder=out / "checkpoints" / folder_name(fold.name),
-                ledgers=out / "ledgers" / folder_name(fold.name),
-                fold=fold,
-                plan=noise_calibration.add_secure_aggregation(
-                    replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
-                ),
-                scenario=scenario,
-                fold_inputs=fold_inputs,
-                address=address,
-            )
-            fold_results.append(fold_run.run())
-            fold_runs.append(fold_run)
-            reporter.report_fold_end(fold_results[-1].final_uar)
+    reporter = ProgressReporter(plan, folds=len(folds), budget=budget, on_status=on_status)
+    for fold in folds:
+        fold_run = FoldRun(
+            folder=out / "checkpoints" / folder_name(fold.name),
+            ledgers=out / "ledgers" / folder_name(fold.name),
+            fold=fold,
+            plan=noise_calibration.add_secure_aggregation(
+                replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
+            ),
+            scenario=scenario,
+            fold_inputs=fold_inputs,
+            address=address,
+            listener=reporter,
+        )
+        fold_results.append(fold_run.run())
+        fold_runs.append(fold_run)
+        reporter.handle_event(FoldEnded(fold=fold.name, uar=fold_results[-1].final_uar))
     timing = {
         "feature_s": features_s,
         "training_s": time.monotonic() - training,

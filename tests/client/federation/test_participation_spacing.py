@@ -26,6 +26,7 @@ from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.messages import TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, default_statistics
 
@@ -83,12 +84,14 @@ def ask(device: Device, number: int, *, scale: float = 1.0, agreed: Plan | None 
     """One round, of a device opened anew, as after a crash; ``scale`` changes the request."""
     return training_round.train_round(
         Device(device.folder),
-        plan_hash=(agreed or plan()).content_hash(),
-        round_number=number,
-        weights=flatten_parameters(build_network(MODEL, 0)) + scale,
-        class_weights=torch.ones(2),
-        centre=torch.zeros(INPUTS),
-        denominator=1.0,
+        TrainRequest(
+            plan_hash=(agreed or plan()).content_hash(),
+            round=number,
+            weights=flatten_parameters(build_network(MODEL, 0)) + scale,
+            class_weights=torch.ones(2),
+            centre=torch.zeros(INPUTS),
+            denominator=1.0,
+        ),
     )
 
 

@@ -39,6 +39,7 @@ from sottovoce.shared.privacy.user_level import (
     secure_sum_name,
 )
 from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation.messages import (
     AdvertiseRequest,
@@ -98,7 +99,7 @@ PLAN = Plan(
 )
 ROUND: dict[str, Any] = {
     "plan_hash": PLAN.content_hash(),
-    "round_number": 1,
+    "round": 1,
     "weights": WEIGHTS,
     "class_weights": torch.ones(3),
     "centre": torch.zeros(INPUTS),
@@ -158,16 +159,18 @@ def _sum(devices: dict[str, Device], kind: str, *, lost: tuple[str, str] = ("", 
 def _step(device: Device, name: str, step: str, body: bytes, kind: str = ENROLMENT_SUM) -> bytes:
     """One step as the app takes it."""
     trains = step == "mask" and kind != ENROLMENT_SUM
-    update = training_round.prepare_round(device, **ROUND) if trains else None
+    update = training_round.prepare_round(device, TrainRequest(**ROUND)) if trains else None
     return training_round.secure_sum_step(
-        device, plan_hash=PLAN.content_hash(), name=name, step=step, body=body, prepared=update
+        device,
+        SecureSumRequest(plan_hash=PLAN.content_hash(), name=name, step=step, body=body),
+        update,
     )
 
 
 def _alone(device: Device) -> torch.Tensor:
     """The update that a device adds."""
     device = Device(device.folder)  # as the sum has left it
-    pending = training_round.prepare_round(device, **ROUND)
+    pending = training_round.prepare_round(device, TrainRequest(**ROUND))
     return pending.compute(device.book_release("looked-at", "0" * 64, pending.release))
 
 
@@ -233,9 +236,15 @@ def test_training_that_overflows_counts_as_zeros(tmp_path: Path, labels: list[in
         return {user: one(devices[user], step, body) for user, body in requests.items()}
 
     def one(device: Device, step: str, body: bytes) -> bytes:
-        update = training_round.prepare_round(device, **ROUND | unjust) if step == "mask" else None
+        update = (
+            training_round.prepare_round(device, TrainRequest(**ROUND | unjust))
+            if step == "mask"
+            else None
+        )
         return training_round.secure_sum_step(
-            device, plan_hash=plan.content_hash(), name=name, step=step, body=body, prepared=update
+            device,
+            SecureSumRequest(plan_hash=plan.content_hash(), name=name, step=step, body=body),
+            update,
         )
 
     opened = run_secure_sum(SECURE.update, name, devices["u0"].pinned_roster, ask)
@@ -251,7 +260,7 @@ def test_class_weights_that_do_not_fit_are_refused_unbooked(
 ) -> None:
     with pytest.raises(MessageError, match="class weights"):
         training_round.prepare_round(
-            devices["u0"], **ROUND | {"class_weights": torch.tensor(numbers)}
+            devices["u0"], TrainRequest(**ROUND | {"class_weights": torch.tensor(numbers)})
         )
 
 
@@ -398,7 +407,7 @@ def test_a_sum_that_makes_no_sense_is_refused(
 
 def test_updates_of_secure_sums_never_leave_in_the_clear(devices: dict[str, Device]) -> None:
     with pytest.raises(MessageError, match="only in secure sums"):
-        training_round.train_round(devices["u0"], **ROUND)
+        training_round.train_round(devices["u0"], TrainRequest(**ROUND))
     assert not devices["u0"].ledger.releases
 
 

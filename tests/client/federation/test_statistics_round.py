@@ -32,7 +32,7 @@ from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import AdaptiveClipping, UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
-from sottovoce.shared.protocol.messages import HeadStatisticsRequest
+from sottovoce.shared.protocol.messages import HeadStatisticsRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import (
@@ -121,14 +121,14 @@ def train(one: Device, plan: Plan = PLAN, number: int = 1, **changes: Any) -> Te
     """One round."""
     request: dict[str, Any] = {
         "plan_hash": plan.content_hash(),
-        "round_number": number,
+        "round": number,
         "weights": WEIGHTS,
         "class_weights": torch.ones(len(LABELS)),
         "centre": torch.zeros(INPUTS),
         "denominator": 6.0,
         "update_scale": 2.0,
     }
-    return training_round.train_round(one, **request | changes)
+    return training_round.train_round(one, TrainRequest(**request | changes))
 
 
 def ask(one: Device, agreed: Plan = PLAN, **changes: Any) -> Tensor:

@@ -26,6 +26,7 @@ from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.messages import FinalModelRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
     EXACT_CENTRE,
@@ -97,13 +98,13 @@ def train(one: Device, number: int = 1, **changes: Any) -> Tensor:
     """One round as the server asks for it."""
     request: dict[str, Any] = {
         "plan_hash": PLAN.content_hash(),
-        "round_number": number,
+        "round": number,
         "weights": WEIGHTS,
         "class_weights": torch.ones(3),
         "centre": CENTRE,
         "denominator": 6.0,
     }
-    return training_round.train_round(one, **request | changes)
+    return training_round.train_round(one, TrainRequest(**request | changes))
 
 
 def enrolled(folder: Path, **how: Any) -> Device:
@@ -195,7 +196,7 @@ def test_what_a_device_heard_since_shapes_nothing_that_leaves(tmp_path: Path) ->
         assert joined is not None
         left += [(joined, train(one))]
         head = {"plan_hash": PLAN.content_hash(), "weights": WEIGHTS, "centre": CENTRE}
-        final_model.finalise_model(one, **head, prior=bundle.prior)
+        final_model.finalise_model(one, FinalModelRequest(**head, prior=bundle.prior))
         means.append(SpeakerAdapter(one.folder, bundle).speaker_mean())
         assert len(_kinds(one)) == 5
         left[-1] += (one.vault.get("head"),)
@@ -350,10 +351,12 @@ def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> 
     assert Device(tmp_path).ledger.epsilon_spent(DELTA) <= cost
     final_model.finalise_model(  # it keeps receiving models
         one,
-        plan_hash=PLAN.content_hash(),
-        weights=WEIGHTS,
-        centre=CENTRE,
-        prior=HeadPrior(mean=identity_head(3)),
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(),
+            weights=WEIGHTS,
+            centre=CENTRE,
+            prior=HeadPrior(mean=identity_head(3)),
+        ),
     )
     assert one.vault.has_blob("normaliser")
     assert Device(tmp_path).ledger.epsilon_spent(DELTA) <= cost
@@ -381,8 +384,8 @@ def test_a_plan_without_noise_is_refused_by_a_device_with_a_budget(tmp_path: Pat
     ("changes", "error"),
     [
         ({"plan_hash": "0" * 64}, MessageError),
-        ({"round_number": 0}, MessageError),
-        ({"round_number": 4}, MessageError),
+        ({"round": 0}, MessageError),
+        ({"round": 4}, MessageError),
         ({"weights": WEIGHTS[:-1]}, ModelError),
         ({"weights": WEIGHTS * float("nan")}, ModelError),
         ({"centre": torch.zeros(INPUTS + 1)}, MessageError),
@@ -431,10 +434,12 @@ def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) ->
     assert enrolment.enrol_device(one, PLAN, FRONT, PEOPLE) is None
     head = final_model.finalise_model(
         one,
-        plan_hash=PLAN.content_hash(),
-        weights=WEIGHTS,
-        centre=CENTRE,
-        prior=HeadPrior(mean=identity_head(3)),
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(),
+            weights=WEIGHTS,
+            centre=CENTRE,
+            prior=HeadPrior(mean=identity_head(3)),
+        ),
     )
 
     assert _kinds(one) == [ReleaseKind.SEALED_HEAD]
@@ -455,7 +460,7 @@ def test_neutral_clips_enrol_along_what_the_model_hears(tmp_path: Path) -> None:
         for sent in (None, direction):
             one = device(tmp_path / f"{neutral}-{sent is None}", neutral=neutral)
             enrolment.enrol_device(one, PLAN, FRONT, PEOPLE)
-            final_model.finalise_model(one, **request, neutral_direction=sent)
+            final_model.finalise_model(one, FinalModelRequest(**request, neutral_direction=sent))
             means[neutral, sent is None] = one.vault.get_tensors("normaliser")["mean"]
 
     assert torch.equal(means[False, True], means[False, False])
@@ -487,11 +492,13 @@ def test_a_direction_that_is_none_is_refused(tmp_path: Path, wrong: Tensor) -> N
     with pytest.raises(MessageError, match=r"direction of neutral speech.*nothing was learned"):
         final_model.finalise_model(
             one,
-            plan_hash=PLAN.content_hash(),
-            weights=WEIGHTS,
-            centre=CENTRE,
-            prior=HeadPrior(mean=identity_head(3)),
-            neutral_direction=wrong,
+            FinalModelRequest(
+                plan_hash=PLAN.content_hash(),
+                weights=WEIGHTS,
+                centre=CENTRE,
+                prior=HeadPrior(mean=identity_head(3)),
+                neutral_direction=wrong,
+            ),
         )
     after = one.vault.get_tensors("normaliser") if one.vault.has_blob("normaliser") else None
     assert (before is None) == (after is None)
@@ -507,11 +514,11 @@ def test_asking_again_for_a_head_fits_and_books_none_anew(tmp_path: Path) -> Non
         "prior": HeadPrior(mean=identity_head(3)),
     }
 
-    versions = [final_model.finalise_model(one, **request) for _ in range(2)]
+    versions = [final_model.finalise_model(one, FinalModelRequest(**request)) for _ in range(2)]
 
     assert [head.version for head in versions] == [1, 1]
     assert _kinds(one) == [ReleaseKind.SEALED_HEAD]
-    newer = final_model.finalise_model(one, **request | {"weights": WEIGHTS + 1})
+    newer = final_model.finalise_model(one, FinalModelRequest(**request | {"weights": WEIGHTS + 1}))
     assert newer.version == 2
 
 
@@ -524,7 +531,10 @@ def test_a_head_comes_whether_or_not_its_user_labelled_a_clip(
     prior = HeadPrior(mean=identity_head(3))
 
     head = final_model.finalise_model(
-        one, plan_hash=PLAN.content_hash(), weights=WEIGHTS, centre=CENTRE, prior=prior
+        one,
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(), weights=WEIGHTS, centre=CENTRE, prior=prior
+        ),
     )
 
     assert (len(head.blob), head.version) == (2048, 1)
@@ -545,7 +555,10 @@ def test_a_broken_clip_is_left_out_of_the_head_and_refuses_nothing(
     prior = HeadPrior(mean=identity_head(3))
 
     head = final_model.finalise_model(
-        other, plan_hash=PLAN.content_hash(), weights=WEIGHTS * 1e3, centre=CENTRE, prior=prior
+        other,
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(), weights=WEIGHTS * 1e3, centre=CENTRE, prior=prior
+        ),
     )
 
     assert (len(head.blob), head.version) == (2048, 1)
@@ -555,10 +568,12 @@ def test_at_prediction_the_mean_is_exact_and_stays_on_the_device(tmp_path: Path)
     one = enrolled(tmp_path)
     final_model.finalise_model(
         one,
-        plan_hash=PLAN.content_hash(),
-        weights=WEIGHTS,
-        centre=CENTRE,
-        prior=HeadPrior(mean=identity_head(3)),
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(),
+            weights=WEIGHTS,
+            centre=CENTRE,
+            prior=HeadPrior(mean=identity_head(3)),
+        ),
     )
 
     exact = FRONT.project_features(one.load_features().examples.features).mean(0)

@@ -33,6 +33,7 @@ from sottovoce.shared.models.projection import identity_projection
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.privacy.release import ReleaseKind
 from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN, default_statistics
 
@@ -190,7 +191,10 @@ def test_the_next_model_is_fitted_on_what_was_labelled_too(tmp_path: Path) -> No
     weights = WEIGHTS * 0.5
 
     final_model.finalise_model(
-        own, plan_hash=PLAN.content_hash(), weights=weights, centre=NOBODY, prior=model.prior
+        own,
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(), weights=weights, centre=NOBODY, prior=model.prior
+        ),
     )
 
     later = replace(model, weights=weights, model_hash=PLAN.hash_model(weights))
@@ -252,10 +256,12 @@ def test_what_leaves_tells_neither_that_nor_how_much_was_labelled(
             enrolment.enrol_device(one, PLAN, identity_projection(WIDTH), default_statistics(WIDTH))
             head = final_model.finalise_model(
                 one,
-                plan_hash=PLAN.content_hash(),
-                weights=weights,
-                centre=torch.zeros(WIDTH),
-                prior=bundle().prior,
+                FinalModelRequest(
+                    plan_hash=PLAN.content_hash(),
+                    weights=weights,
+                    centre=torch.zeros(WIDTH),
+                    prior=bundle().prior,
+                ),
             )
             sent.append((head.version, len(head.blob)))
         return sent
@@ -477,7 +483,10 @@ def test_rows_that_are_far_too_large_are_left_out(tmp_path: Path) -> None:
 def personalised(one: Device, prior: HeadPrior, weights: Tensor = WEIGHTS) -> SealedHead:
     """What a device answers to a final model."""
     return final_model.finalise_model(
-        one, plan_hash=PLAN.content_hash(), weights=weights, centre=torch.zeros(WIDTH), prior=prior
+        one,
+        FinalModelRequest(
+            plan_hash=PLAN.content_hash(), weights=weights, centre=torch.zeros(WIDTH), prior=prior
+        ),
     )
 
 
@@ -572,11 +581,13 @@ def test_a_reinstalled_app_keeps_both_what_comes_back_and_what_was_labelled_sinc
         )
         final_model.finalise_model(
             one,
-            plan_hash=PLAN.content_hash(),
-            weights=WEIGHTS,
-            centre=torch.zeros(WIDTH),
-            prior=bundle().prior,
-            offered_head=offered,
+            FinalModelRequest(
+                plan_hash=PLAN.content_hash(),
+                weights=WEIGHTS,
+                centre=torch.zeros(WIDTH),
+                prior=bundle().prior,
+                stored_head=offered,
+            ),
         )
         return HeadCalibrator(
             one.vault, model_hash=bundle().model_hash, prior=bundle().prior, labels=LABELS

@@ -28,6 +28,7 @@ from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN, default_statistics
 
@@ -133,10 +134,12 @@ def _joined(folder: Path, bundle: ModelPackage, **clips: int) -> Device:
     enrolment.enrol_device(device, plan, bundle.projection, bundle.speaker_statistics)
     final_model.finalise_model(
         device,
-        plan_hash=plan.content_hash(),
-        weights=bundle.weights,
-        centre=bundle.centre,
-        prior=bundle.prior,
+        FinalModelRequest(
+            plan_hash=plan.content_hash(),
+            weights=bundle.weights,
+            centre=bundle.centre,
+            prior=bundle.prior,
+        ),
     )
     return device
 

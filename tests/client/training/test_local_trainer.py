@@ -8,7 +8,11 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
-from sottovoce.client.training.local_trainer import LocalUpdate, compute_local_update
+from sottovoce.client.training.local_trainer import (
+    LocalUpdate,
+    TrainingSettings,
+    compute_local_update,
+)
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.models import (
     ModelSpec,
@@ -94,6 +98,13 @@ def together(*parts: Examples) -> Examples:
     )
 
 
+def settings(
+    mechanism: GradientMechanism, training: LocalTraining = PLAIN, weights: Tensor = WEIGHTS
+) -> TrainingSettings:
+    """Settings of a round."""
+    return TrainingSettings(local_training=training, mechanism=mechanism, class_weights=weights)
+
+
 def train(
     model: Network,
     examples: Examples,
@@ -104,7 +115,7 @@ def train(
 ) -> LocalUpdate:
     generator = torch.Generator().manual_seed(seed)
     source = noise or Silence()
-    return compute_local_update(model, examples, WEIGHTS, training, mechanism, source, generator)
+    return compute_local_update(model, examples, settings(mechanism, training), source, generator)
 
 
 @pytest.fixture
@@ -251,7 +262,7 @@ def test_noise_has_the_scale_that_was_promised_on_top_of_the_sum() -> None:
     def update(noise: GaussianSampler) -> Tensor:
         rng = torch.Generator()
         return compute_local_update(
-            model, examples, torch.ones(4), training, mechanism, noise, rng
+            model, examples, settings(mechanism, training, torch.ones(4)), noise, rng
         ).vector
 
     ratio = float((update(SystemGaussianSampler()) - update(Silence())).std()) / (
@@ -322,7 +333,7 @@ def test_training_starts_where_it_is_told_to(mechanism: GradientMechanism) -> No
     load_parameters(moved, start)
     examples, before, random = utterances(model, 5), start.clone(), torch.Generator()
     update = compute_local_update(
-        model, examples, WEIGHTS, PLAIN, mechanism, Silence(), random, start
+        model, examples, settings(mechanism), Silence(), random, initial_weights=start
     )
 
     assert torch.equal(update.vector, train(moved, examples, mechanism).vector)
@@ -432,7 +443,11 @@ def test_class_weights_that_are_none_are_refused(weights: list[float]) -> None:
 
     with pytest.raises(ModelError, match="class weights"):
         compute_local_update(
-            model, utterances(model, 3), torch.tensor(weights), PLAIN, PRIVATE, Silence(), rng
+            model,
+            utterances(model, 3),
+            settings(PRIVATE, weights=torch.tensor(weights)),
+            Silence(),
+            rng,
         )
 
 

@@ -2,16 +2,14 @@
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 
-from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.server.federation import reply_limits
-from sottovoce.server.federation.coordinator import TrainingCoordinator
-from sottovoce.server.federation.training_job import Job
+from sottovoce.server.federation.reply_validation import ReplyValidator
 from sottovoce.shared.calibration.head_statistics import SENSITIVITY, CalibrationRelease
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
@@ -23,7 +21,7 @@ from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, CentreRelease, default_statistics
+from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, CentreRelease
 
 CLIPS, INPUTS, DENOMINATOR = 50, 3, 4.0
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=2)
@@ -86,9 +84,11 @@ def test_a_device_with_as_many_clips_as_one_may_have_is_within(
             compute_local_update(
                 build_network(MODEL, 0),
                 same,
-                torch.ones(2),
-                replace(plan.training, denominator=DENOMINATOR),
-                plan.mechanism,
+                TrainingSettings(
+                    local_training=replace(plan.training, denominator=DENOMINATOR),
+                    mechanism=plan.mechanism,
+                    class_weights=torch.ones(2),
+                ),
                 SeededGaussianSampler(torch.Generator().manual_seed(seed)),
                 torch.Generator().manual_seed(seed),
             ).vector.norm()
@@ -150,9 +150,9 @@ def test_where_users_are_bounded_a_device_is_too() -> None:
     ],
 )
 def test_an_update_that_no_honest_device_sends_takes_no_part(
-    tmp_path: Path, plan: Plan, length: float, taken: bool
+    plan: Plan, length: float, taken: bool
 ) -> None:
-    training = TrainingCoordinator(a_job(plan), tmp_path, None)  # type: ignore[arg-type]
+    validator = ReplyValidator(plan, max_update_norm=AggregationSettings().max_update_norm)
     value = torch.zeros_like(WEIGHTS)
     value[0] = length
     reply = messages.Reply(user="eve", status=messages.Status.OK, value=value)
@@ -165,32 +165,20 @@ def test_an_update_that_no_honest_device_sends_takes_no_part(
         denominator=DENOMINATOR,
     )
 
-    assert (training._validated_update_norm(reply, request) is not None) == taken
+    assert (validator.update_norm(reply, request) is not None) == taken
 
 
 @pytest.mark.parametrize("plan", [NONE, UTTERANCE, USER, BOTH])
-def test_label_counts_that_no_honest_device_has_are_refused(tmp_path: Path, plan: Plan) -> None:
+def test_label_counts_that_no_honest_device_has_are_refused(plan: Plan) -> None:
     """They would break what rounds divide by."""
-    training = TrainingCoordinator(a_job(plan), tmp_path, None)  # type: ignore[arg-type]
+    validator = ReplyValidator(plan, max_update_norm=AggregationSettings().max_update_norm)
 
     def believed(counts: float) -> bool:
         value = torch.tensor([counts, 0.0, 0.0, 0.0, 0.0])
-        return training._validate_enrolment(
+        return validator.accepts_enrolment(
             messages.Reply(user="eve", status=messages.Status.OK, value=value)
         )
 
     assert believed(2.0)
     assert not believed(3e38)
     assert not believed(-3e38)
-
-
-def a_job(plan: Plan) -> Job:
-    """A job of this plan, with the usual validation."""
-    return Job(
-        plan=plan,
-        aggregation=AggregationSettings(),
-        weights=WEIGHTS,
-        projection=identity_projection(INPUTS),
-        speaker_statistics=default_statistics(INPUTS),
-        devices=1,
-    )

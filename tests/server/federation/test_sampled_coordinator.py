@@ -15,6 +15,7 @@ from sottovoce.server.aggregation.server_optimizer import (
     initial_state,
 )
 from sottovoce.server.federation.cohort_sampling import CohortSampler
+from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.membership import MembershipStore
 from sottovoce.server.federation.sampled_coordinator import (
     MEMBERSHIP_FILE,
@@ -29,7 +30,7 @@ from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.user_level import AdaptiveClipping, UserLevelPrivacy
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, CentreRelease, default_statistics
@@ -108,10 +109,10 @@ class Grid:
         user, value = self.user_of.get(node, f"user-{node:09d}"), None
         if kind == messages.TRAIN:
             value = torch.full_like(WEIGHTS, UPDATE)
-        elif messages.EnrolRequest.from_record(message.content).report_statistics:
+        elif flower_records.decode_enrol_request(message.content).report_statistics:
             value = torch.tensor([3.0, 1.0, 0.5, 0.0, 0.0])
         reply = messages.Reply(user=user, status=messages.Status.OK, value=value)
-        return Message(reply.to_record(), reply_to=message)
+        return Message(flower_records.encode_reply(reply), reply_to=message)
 
     def of(self, kind: str, group: str) -> list[int]:
         """Nodes that were asked this in a round."""
@@ -120,7 +121,8 @@ class Grid:
 
 def _train(folder: Path, grid: Grid, job: Job | None = None) -> SampledTrainingCoordinator:
     folder.mkdir(parents=True, exist_ok=True)
-    return SampledTrainingCoordinator(job or _job(), folder, grid)  # type: ignore[arg-type]
+    channel = DeviceChannel(grid, timeout_s=1.0, logs_failures=False)  # type: ignore[arg-type]
+    return SampledTrainingCoordinator(job or _job(), folder, channel)
 
 
 @pytest.mark.parametrize("answering", [1, 2, 5])
@@ -128,8 +130,8 @@ def test_sums_are_divided_by_those_expected_whoever_comes(tmp_path: Path, answer
     """Dividing by those who came would tell who was drawn, which the accounting takes as secret."""
     grid, job = Grid(answering=answering), _job()
     training = _train(tmp_path, grid)
-    founded = training._summarise_initial_cohort()
-    state = training._train_sampled_round(_begun(job), founded)
+    founded = training.summarise_initial_cohort()
+    state = training.train_round(_begun(job), founded)
 
     used = MembershipStore(tmp_path / MEMBERSHIP_FILE).load_outcomes()[1].used
     assert used < 1_200 / answering
@@ -142,8 +144,8 @@ def test_sums_are_divided_by_those_expected_whoever_comes(tmp_path: Path, answer
 def test_without_a_promise_a_mean_is_over_those_who_came(tmp_path: Path) -> None:
     job = _job(replace(_plan(), user=None))
     training = _train(tmp_path, Grid(answering=5), job)
-    founded = training._summarise_initial_cohort()
-    state = training._train_sampled_round(_begun(job), founded)
+    founded = training.summarise_initial_cohort()
+    state = training.train_round(_begun(job), founded)
 
     assert torch.allclose(state.weights, job.weights + UPDATE, atol=1e-6)
     assert founded.utterances_per_device == pytest.approx(4.0)
@@ -168,9 +170,9 @@ def test_a_device_is_asked_to_enrol_when_it_is_first_drawn_and_once(tmp_path: Pa
 
 def test_only_founders_tell_and_a_resumed_run_does_not_ask_them_again(tmp_path: Path) -> None:
     grid = Grid()
-    first = _train(tmp_path, grid)._summarise_initial_cohort()
+    first = _train(tmp_path, grid).summarise_initial_cohort()
     again = Grid()
-    loaded = _train(tmp_path, again)._summarise_initial_cohort()
+    loaded = _train(tmp_path, again).summarise_initial_cohort()
 
     assert len(grid.of(messages.ENROL, "0")) > 800
     assert again.asked == []
@@ -179,10 +181,10 @@ def test_only_founders_tell_and_a_resumed_run_does_not_ask_them_again(tmp_path: 
 
 
 def test_what_another_plan_founded_is_refused(tmp_path: Path) -> None:
-    _train(tmp_path, Grid())._summarise_initial_cohort()
+    _train(tmp_path, Grid()).summarise_initial_cohort()
     other = _job(replace(_plan(), run="other"))
     with pytest.raises(ModelError, match="another plan"):
-        _train(tmp_path, Grid(), other)._summarise_initial_cohort()
+        _train(tmp_path, Grid(), other).summarise_initial_cohort()
 
 
 def test_a_user_behind_two_nodes_counts_once(tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ def test_a_user_behind_two_nodes_counts_once(tmp_path: Path) -> None:
     grid.user_of = {node: f"user-{node // 2}" for node in range(40)}
     job = _job(_plan(rate=1.0), users=40, rate=1.0)
     training = _train(tmp_path, grid, job)
-    training._train_sampled_round(_begun(job), training._summarise_initial_cohort())
+    training.train_round(_begun(job), training.summarise_initial_cohort())
 
     assert len(grid.of(messages.TRAIN, "1")) == 20
     assert MembershipStore(tmp_path / MEMBERSHIP_FILE).load_outcomes()[1].used == 20
@@ -205,7 +207,10 @@ def test_memory_goes_neither_with_the_crowd_nor_with_the_cohort(tmp_path: Path) 
     assert max(len(nodes) for _, _, nodes in grid.asked) <= 256
     assert isinstance(training._all_nodes, range), "nobody listed the nodes"
     sizes = {
-        name: len(value) for name, value in vars(training).items() if isinstance(value, dict | list)
+        name: len(value)
+        for part in (training, training._channel)
+        for name, value in vars(part).items()
+        if isinstance(value, dict | list)
     }
     assert all(size <= 256 for size in sizes.values()), sizes
     assert MembershipStore(tmp_path / MEMBERSHIP_FILE).count_members() > 3_000
@@ -215,7 +220,7 @@ def test_the_silent_are_counted_and_do_not_fill_the_log(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     training = _train(tmp_path, Grid(answering=4))
-    training._train_sampled_round(_begun(_job()), training._summarise_initial_cohort())
+    training.train_round(_begun(_job()), training.summarise_initial_cohort())
     tally = MembershipStore(tmp_path / MEMBERSHIP_FILE).load_outcomes()[1]
 
     assert tally.sampled == tally.unresponsive + tally.used + tally.refused
@@ -226,19 +231,19 @@ def test_the_silent_are_counted_and_do_not_fill_the_log(
 def test_too_few_stop_the_run_with_the_way_out(tmp_path: Path) -> None:
     training = _train(tmp_path, Grid(answering=10), _job(quorum=0.5))
     with pytest.raises(EngineError, match=r"initial cohort: \d+ devices .* 1000 were expected"):
-        training._summarise_initial_cohort()
+        training.summarise_initial_cohort()
 
 
 def test_a_real_server_that_begins_a_round_again_draws_nobody_anew(tmp_path: Path) -> None:
     """Its sum was released: another cohort's would be a second one, on the same booking."""
     job = _job(simulated_seed=None)
     first = _train(tmp_path, Grid(), job)
-    state = first._train_sampled_round(_begun(job), first._summarise_initial_cohort())
+    state = first.train_round(_begun(job), first.summarise_initial_cohort())
     grid = Grid()
     again = _train(tmp_path, grid, job)
 
     assert torch.equal(
-        again._train_sampled_round(_begun(job), again._summarise_initial_cohort()).weights,
+        again.train_round(_begun(job), again.summarise_initial_cohort()).weights,
         state.weights,
     )
     assert grid.asked == []

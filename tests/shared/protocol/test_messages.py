@@ -1,6 +1,7 @@
 """Messages: what was sent is what is read, and whatever else comes is a MessageError."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -78,44 +79,52 @@ Read = Callable[[RecordDict], Any]
 
 
 def _read_reply(content: RecordDict) -> messages.Reply:
-    return messages.Reply.from_record(content, size=5)
+    return flower_records.decode_reply(content, size=5)
+
+
+def _encode(message: messages.Request | messages.Reply) -> RecordDict:
+    if isinstance(message, messages.Reply):
+        return flower_records.encode_reply(message)
+    return flower_records.encode_request(message)
 
 
 MESSAGES: list[tuple[Any, Read]] = [
-    (ENROL, messages.EnrolRequest.from_record),
-    (TRAIN, messages.TrainRequest.from_record),
-    (STATISTICS, messages.HeadStatisticsRequest.from_record),
-    (FINAL, messages.FinalModelRequest.from_record),
+    (ENROL, flower_records.decode_enrol_request),
+    (TRAIN, flower_records.decode_train_request),
+    (STATISTICS, flower_records.decode_statistics_request),
+    (FINAL, flower_records.decode_final_model_request),
     (REPLY, _read_reply),
 ]
 
 
 def test_an_enrolment_is_read_as_it_was_sent() -> None:
-    again = messages.EnrolRequest.from_record(ENROL.to_record())
+    again = flower_records.decode_enrol_request(flower_records.encode_request(ENROL))
     assert again.plan == PLAN
     assert again.projection.content_hash() == PROJECTION.content_hash()
     assert torch.equal(again.speaker_statistics.between, ENROL.speaker_statistics.between)
 
 
 def test_whether_counts_are_asked_for_is_read_as_it_was_sent() -> None:
-    assert messages.EnrolRequest.from_record(ENROL.to_record()).report_statistics
-    late = replace(ENROL, report_statistics=False).to_record()
-    assert not messages.EnrolRequest.from_record(late).report_statistics
+    assert flower_records.decode_enrol_request(
+        flower_records.encode_request(ENROL)
+    ).report_statistics
+    late = flower_records.encode_request(replace(ENROL, report_statistics=False))
+    assert not flower_records.decode_enrol_request(late).report_statistics
 
     late.config_records["sottovoce"]["tells"] = "no"
     with pytest.raises(MessageError, match="tells is 'no'"):
-        messages.EnrolRequest.from_record(late)
+        flower_records.decode_enrol_request(late)
 
 
 def test_a_round_is_read_as_it_was_sent() -> None:
-    again = messages.TrainRequest.from_record(TRAIN.to_record())
+    again = flower_records.decode_train_request(flower_records.encode_request(TRAIN))
     assert (again.plan_hash, again.round, again.denominator) == (TRAIN.plan_hash, 2, 7.5)
     for name in ("weights", "class_weights", "centre"):
         assert torch.equal(getattr(again, name), getattr(TRAIN, name))
 
 
 def test_a_query_is_read_as_it_was_sent() -> None:
-    again = messages.HeadStatisticsRequest.from_record(STATISTICS.to_record())
+    again = flower_records.decode_statistics_request(flower_records.encode_request(STATISTICS))
     asked = again.query
     assert (asked.log_temperature, asked.curvature) == (-0.2, 0.7)
     assert torch.equal(asked.edges, STATISTICS.query.edges)
@@ -130,27 +139,32 @@ def test_a_secure_sum_carries_what_it_sums_at_one_step_only(what: str) -> None:
     masked = messages.SecureSumRequest(**names, step="mask", **{what: carried})
     other = messages.SecureSumRequest(**names, step="share", **{what: carried})
 
-    again = messages.SecureSumRequest.from_record(masked.to_record())
+    again = flower_records.decode_secure_sum_request(flower_records.encode_request(masked))
 
     assert (again.train_request is None, again.statistics_request is None) == (
         what != "train_request",
         what == "train_request",
     )
-    nothing = messages.SecureSumRequest.from_record(other.to_record())
+    nothing = flower_records.decode_secure_sum_request(flower_records.encode_request(other))
     assert (nothing.train_request, nothing.statistics_request) == (None, None)
 
 
 def test_a_model_is_read_as_it_was_sent() -> None:
-    again = messages.FinalModelRequest.from_record(FINAL.to_record())
+    again = flower_records.decode_final_model_request(flower_records.encode_request(FINAL))
     assert torch.equal(again.weights, FINAL.weights)
     assert again.prior.as_dict() == FINAL.prior.as_dict()
     assert again.prior.basis is not None
     assert FINAL.prior.basis is not None
     assert again.prior.basis.tag == FINAL.prior.basis.tag
     plain = replace(FINAL, prior=HeadPrior(mean=identity_head(2)))
-    assert messages.FinalModelRequest.from_record(plain.to_record()).prior.basis is None
+    assert (
+        flower_records.decode_final_model_request(flower_records.encode_request(plain)).prior.basis
+        is None
+    )
     assert again.neutral_direction is None
-    direction = messages.FinalModelRequest.from_record(DIRECTED.to_record()).neutral_direction
+    direction = flower_records.decode_final_model_request(
+        flower_records.encode_request(DIRECTED)
+    ).neutral_direction
     assert direction is not None
     assert torch.equal(direction, torch.eye(INPUTS)[0])
 
@@ -161,15 +175,17 @@ def test_a_model_is_read_as_it_was_sent() -> None:
 )
 def test_a_direction_that_cannot_be_is_refused(wrong: torch.Tensor, complaint: str) -> None:
     with pytest.raises(MessageError, match=rf"model/neutral.*{complaint}"):
-        messages.FinalModelRequest.from_record(replace(FINAL, neutral_direction=wrong).to_record())
+        flower_records.decode_final_model_request(
+            flower_records.encode_request(replace(FINAL, neutral_direction=wrong))
+        )
 
 
 def test_a_basis_that_cannot_be_is_refused() -> None:
-    content = FINAL.to_record()
+    content = flower_records.encode_request(FINAL)
     del content.array_records["basis"]["matrix"]
 
     with pytest.raises(MessageError, match="lacks the array basis/matrix"):
-        messages.FinalModelRequest.from_record(content)
+        flower_records.decode_final_model_request(content)
 
 
 @pytest.mark.parametrize(
@@ -182,20 +198,20 @@ def test_a_basis_that_cannot_be_is_refused() -> None:
     ],
 )
 def test_a_reply_is_read_as_it_was_sent(reply: messages.Reply) -> None:
-    again = messages.Reply.from_record(reply.to_record(), size=5)
+    again = flower_records.decode_reply(flower_records.encode_reply(reply), size=5)
     assert (again.user, again.status, again.reason) == (reply.user, reply.status, reply.reason)
     assert (again.value is None) == (reply.value is None)
 
 
 def test_a_sealed_head_travels() -> None:
     reply = messages.Reply(user="ada", status=messages.Status.OK, head=b"\x00\xff" * 9, version=3)
-    again = messages.Reply.from_record(reply.to_record(), size=0)
+    again = flower_records.decode_reply(flower_records.encode_reply(reply), size=0)
     assert (again.head, again.version, again.value) == (reply.head, 3, None)
 
 
 def test_a_reply_has_room_for_nothing_but_facts_and_one_release() -> None:
     """No loss, no accuracy, no example count; ``test_wire_of_a_run`` looks into what travels."""
-    content = REPLY.to_record()
+    content = flower_records.encode_reply(REPLY)
     facts = content.config_records["sottovoce"]
     assert set(facts) == {"schema", "user", "status", "reason", "head", "version", "body"}
     assert {group: list(arrays) for group, arrays in content.array_records.items()} == {
@@ -219,13 +235,13 @@ def test_a_message_of_somebody_else_is_refused(message: Any, read: Read) -> None
     with pytest.raises(MessageError, match="schema"):
         read(RecordDict({"sottovoce": ConfigRecord({})}))
     with pytest.raises(MessageError, match="schema 2"):
-        read(_spoil_facts(message.to_record(), "schema", flower_records.SCHEMA + 1))
+        read(_spoil_facts(_encode(message), "schema", flower_records.SCHEMA + 1))
 
 
 @pytest.mark.parametrize(("message", "read"), MESSAGES)
 def test_every_fact_is_needed(message: Any, read: Read) -> None:
-    for name in set(message.to_record().config_records["sottovoce"]) - {"reason"}:
-        content = message.to_record()
+    for name in set(_encode(message).config_records["sottovoce"]) - {"reason"}:
+        content = _encode(message)
         del content.config_records["sottovoce"][name]
         with pytest.raises(MessageError):
             read(content)
@@ -233,9 +249,9 @@ def test_every_fact_is_needed(message: Any, read: Read) -> None:
 
 @pytest.mark.parametrize(("message", "read"), MESSAGES)
 def test_every_array_is_needed_whole(message: Any, read: Read) -> None:
-    for group, arrays in message.to_record().array_records.items():
+    for group, arrays in _encode(message).array_records.items():
         for name in arrays:
-            good = message.to_record().array_records[group][name].numpy()
+            good = _encode(message).array_records[group][name].numpy()
             for bad in (
                 None,
                 good.astype(np.float64),
@@ -244,7 +260,7 @@ def test_every_array_is_needed_whole(message: Any, read: Read) -> None:
                 np.full_like(good, np.nan),
                 np.full_like(good, np.inf),
             ):
-                content = message.to_record()
+                content = _encode(message)
                 del content.array_records[group][name]
                 if bad is not None:
                     content.array_records[group][name] = Array(bad)
@@ -256,7 +272,7 @@ def test_every_array_is_needed_whole(message: Any, read: Read) -> None:
     "bytes_", [b"", b"junk", b"\x93NUMPY", b"\x93NUMPY\x01\x00v\x00{'descr': '|O', "]
 )
 def test_bytes_that_are_no_array_are_refused(bytes_: bytes) -> None:
-    content = REPLY.to_record()
+    content = flower_records.encode_reply(REPLY)
     spoilt = Array(dtype="float32", shape=(5,), stype="numpy.ndarray", data=bytes_)
     content["release"] = ArrayRecord({"value": spoilt})
     with pytest.raises(MessageError, match="release/value"):
@@ -273,7 +289,7 @@ def test_objects_in_an_array_are_never_unpickled() -> None:
 
     buffer = io.BytesIO()
     np.save(buffer, spoilt, allow_pickle=True)
-    content = REPLY.to_record()
+    content = flower_records.encode_reply(REPLY)
     array = Array(dtype="object", shape=(5,), stype="numpy.ndarray", data=buffer.getvalue())
     content["release"] = ArrayRecord({"value": array})
     with pytest.raises(MessageError):
@@ -295,13 +311,13 @@ def test_objects_in_an_array_are_never_unpickled() -> None:
 )
 def test_a_reply_with_a_foreign_fact_is_refused(name: str, value: Any) -> None:
     with pytest.raises(MessageError):
-        _read_reply(_spoil_facts(REPLY.to_record(), name, value))
+        _read_reply(_spoil_facts(flower_records.encode_reply(REPLY), name, value))
 
 
 @pytest.mark.parametrize("size", [4, 6])
 def test_a_vector_of_another_length_is_refused(size: int) -> None:
     with pytest.raises(MessageError, match=f"5 numbers where {size}"):
-        messages.Reply.from_record(REPLY.to_record(), size=size)
+        flower_records.decode_reply(flower_records.encode_reply(REPLY), size=size)
 
 
 @pytest.mark.parametrize(
@@ -328,29 +344,57 @@ def test_a_vector_of_another_length_is_refused(size: int) -> None:
 )
 def test_a_round_that_makes_no_sense_is_refused(name: str, value: Any) -> None:
     with pytest.raises(MessageError):
-        messages.TrainRequest.from_record(_spoil_facts(TRAIN.to_record(), name, value))
+        flower_records.decode_train_request(
+            _spoil_facts(flower_records.encode_request(TRAIN), name, value)
+        )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"round": 0},
+        {"denominator": math.nan},
+        {"denominator": 0.0},
+        {"clip_norm": 0.0},
+        {"clip_norm": math.nan},
+        {"update_scale": -1.0},
+        {"update_scale": math.inf},
+    ],
+)
+def test_no_round_that_makes_no_sense_can_be_asked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(MessageError):
+        replace(TRAIN, **wrong)
+
+
+def test_no_step_that_there_is_not_can_be_asked() -> None:
+    with pytest.raises(MessageError, match="one of advertise, share"):
+        messages.SecureSumRequest(plan_hash="", name="x", step="dance", body=b"")
 
 
 def test_a_projection_that_the_plan_does_not_name_is_refused() -> None:
     other = replace(ENROL, projection=replace(PROJECTION, row_norm=2.0))
     with pytest.raises(MessageError, match="projection"):
-        messages.EnrolRequest.from_record(other.to_record())
+        flower_records.decode_enrol_request(flower_records.encode_request(other))
     with pytest.raises(MessageError):
-        messages.EnrolRequest.from_record(_spoil_facts(ENROL.to_record(), "plan", "{}"))
+        flower_records.decode_enrol_request(
+            _spoil_facts(flower_records.encode_request(ENROL), "plan", "{}")
+        )
     with pytest.raises(MessageError):
-        messages.EnrolRequest.from_record(_spoil_facts(ENROL.to_record(), "length", -1.0))
+        flower_records.decode_enrol_request(
+            _spoil_facts(flower_records.encode_request(ENROL), "length", -1.0)
+        )
 
 
 def test_parts_of_different_widths_are_a_message_error() -> None:
-    content = ENROL.to_record()
+    content = flower_records.encode_request(ENROL)
     content.array_records["population"]["within"] = Array(np.ones(INPUTS + 1, dtype=np.float32))
     with pytest.raises(MessageError):
-        messages.EnrolRequest.from_record(content)
+        flower_records.decode_enrol_request(content)
 
-    content = ENROL.to_record()
+    content = flower_records.encode_request(ENROL)
     content.array_records["front"]["mean"] = Array(np.zeros(FEATURES + 1, dtype=np.float32))
     with pytest.raises(MessageError):
-        messages.EnrolRequest.from_record(content)
+        flower_records.decode_enrol_request(content)
 
 
 @pytest.mark.parametrize(
@@ -358,4 +402,6 @@ def test_parts_of_different_widths_are_a_message_error() -> None:
 )
 def test_a_prior_that_is_none_is_refused(prior: str) -> None:
     with pytest.raises(MessageError):
-        messages.FinalModelRequest.from_record(_spoil_facts(FINAL.to_record(), "prior", prior))
+        flower_records.decode_final_model_request(
+            _spoil_facts(flower_records.encode_request(FINAL), "prior", prior)
+        )

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sottovoce.client.training.local_trainer import compute_local_update
+from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters, load_parameters
@@ -183,9 +183,13 @@ def _clipped_gradient_sum(rows: Tensor, labels: Tensor, mean: Tensor) -> Tensor:
     update = compute_local_update(
         model,
         Examples(features=inputs, frames=frames, labels=labels),
-        torch.ones(2),
-        LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-        ExampleLevelMechanism(clip_norm=CLIP, noise_multiplier=1.0),
+        TrainingSettings(
+            local_training=LocalTraining(
+                steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0
+            ),
+            mechanism=ExampleLevelMechanism(clip_norm=CLIP, noise_multiplier=1.0),
+            class_weights=torch.ones(2),
+        ),
         Silence(),
         torch.Generator().manual_seed(0),
     )

@@ -10,7 +10,7 @@ from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import enrolment, statistics_round, training_round
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.protocol.messages import HeadStatisticsRequest
+from sottovoce.shared.protocol.messages import HeadStatisticsRequest, TrainRequest
 from sottovoce.simulations.audit.device_under_test import (
     nearly_noiseless,
     run_trial,
@@ -40,12 +40,14 @@ def test_a_subject_sends_what_a_device_on_disk_sends(
     sent = [
         training_round.train_round(
             device,
-            plan_hash=transcript.plan.content_hash(),
-            round_number=number,
-            weights=transcript.weights[number - 1],
-            class_weights=transcript.class_weights,
-            centre=transcript.centre,
-            denominator=transcript.denominator,
+            TrainRequest(
+                plan_hash=transcript.plan.content_hash(),
+                round=number,
+                weights=transcript.weights[number - 1],
+                class_weights=transcript.class_weights,
+                centre=transcript.centre,
+                denominator=transcript.denominator,
+            ),
         )
         for number in (1, 2)
     ]

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from sottovoce.client.app import app as product
 from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.shared.errors import EngineError, MessageError
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.simulations.engines import local
 from sottovoce.simulations.engines.device_host import SimulatedNodes
 
@@ -26,7 +26,7 @@ Spoil = Callable[[messages.Reply], RecordDict]
 
 def _with(value: torch.Tensor) -> Spoil:
     """A reply with another update."""
-    return lambda reply: replace(reply, value=value).to_record()
+    return lambda reply: flower_records.encode_reply(replace(reply, value=value))
 
 
 def _nan() -> torch.Tensor:
@@ -40,7 +40,7 @@ def _with_facts(**facts: Any) -> Spoil:
     """A reply with other facts."""
 
     def spoil(reply: messages.Reply) -> RecordDict:
-        record = reply.to_record()
+        record = flower_records.encode_reply(reply)
         record["sottovoce"] = ConfigRecord(dict(record.config_records["sottovoce"]) | facts)
         return record
 
@@ -51,7 +51,7 @@ def _with_array(data: bytes, kind: str = "numpy.ndarray") -> Spoil:
     """A reply whose array is not what it says."""
 
     def spoil(reply: messages.Reply) -> RecordDict:
-        record = reply.to_record()
+        record = flower_records.encode_reply(reply)
         array = Array(dtype="float32", shape=(PARAMS,), stype=kind, data=data)
         record["release"] = ArrayRecord({"value": array})
         return record
@@ -86,7 +86,7 @@ SPOILT: dict[str, Spoil] = {
     "an unknown user": _with_facts(user="mallory"),
     "no version": _with_facts(version="first"),
     "no facts": lambda _reply: RecordDict(),
-    "no array": lambda reply: replace(reply, value=None).to_record(),
+    "no array": lambda reply: flower_records.encode_reply(replace(reply, value=None)),
     "bytes that are no array": _with_array(b"nothing of the kind"),
     "no bytes": _with_array(b""),
     "a tensor of another library": _with_array(_claims("15"), kind="torch.Tensor"),
@@ -203,9 +203,11 @@ def test_a_device_refuses_a_bad_request_and_books_nothing(make_federation: Any, 
     local._set_task_identity()
     context = SimulatedNodes(devices=4, config=federation.config).node_context(0)
 
-    answer = product(Message(spoil(request.to_record()), 100, messages.TRAIN), context)
+    answer = product(
+        Message(spoil(flower_records.encode_request(request)), 100, messages.TRAIN), context
+    )
 
-    reply = messages.Reply.from_record(answer.content, size=PARAMS)
+    reply = flower_records.decode_reply(answer.content, size=PARAMS)
     assert reply.status is messages.Status.REFUSED
     assert reply.reason == MessageError.__name__  # its text might name what the user said
     assert federation.ledgers() == before
@@ -223,7 +225,7 @@ def _spoiling(spoil: Spoil, kind: str, *, node: int = ADA) -> Any:
     def tamper(found: str, replies: list[Message]) -> list[Message]:
         for reply in replies:
             if found == kind and node in (reply.metadata.src_node_id, EVERYONE):
-                reply.content = spoil(messages.Reply.from_record(reply.content, size=SIZES[kind]))
+                reply.content = spoil(flower_records.decode_reply(reply.content, size=SIZES[kind]))
         return replies
 
     return tamper

@@ -17,7 +17,7 @@ from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE, CalibrationRelease
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.shared.privacy.release import ReleaseKind
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import NoPrivacy
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN
 from sottovoce.simulations.engines import device_host
@@ -124,10 +124,10 @@ def test_an_answer_longer_than_any_honest_one_counts_as_none(
     def lying(kind: str, replies: list[Message]) -> list[Message]:
         for one in replies:
             if kind == messages.HEAD_STATISTICS and one.metadata.src_node_id == 100:
-                reply = messages.Reply.from_record(one.content, size=STATISTICS_SIZE)
-                one.content = replace(
-                    reply, value=torch.full((STATISTICS_SIZE,), value)
-                ).to_record()
+                reply = flower_records.decode_reply(one.content, size=STATISTICS_SIZE)
+                one.content = flower_records.encode_reply(
+                    replace(reply, value=torch.full((STATISTICS_SIZE,), value))
+                )
         return replies
 
     federations = {"lost": without_ada, "lie": lying}
@@ -152,9 +152,9 @@ class _Listening(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         user = USERS[int(context.node_config["partition-id"])]
         if message.metadata.message_type == messages.TRAIN:
-            self.trained.append((user, messages.TrainRequest.from_record(message.content).round))
+            self.trained.append((user, flower_records.decode_train_request(message.content).round))
         if message.metadata.message_type == messages.HEAD_STATISTICS:
-            weights = messages.HeadStatisticsRequest.from_record(message.content).weights
+            weights = flower_records.decode_statistics_request(message.content).weights
             self.judged.append((user, weights, self._teachers()))
         return device_host.call_client(product, message, context)
 

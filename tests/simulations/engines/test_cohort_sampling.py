@@ -9,11 +9,13 @@ from flwr.app import Message
 
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.server.federation.cohort_sampling import CohortSampler
-from sottovoce.server.federation.coordinator import Participant, TrainingCoordinator
+from sottovoce.server.federation.coordinator import TrainingCoordinator
+from sottovoce.server.federation.device_channel import DeviceChannel
+from sottovoce.server.federation.participants import Participant
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE
@@ -46,7 +48,7 @@ def _asked(federation: Any) -> list[list[str]]:
 
     def note(message: Message) -> bool:
         if message.metadata.message_type == messages.TRAIN:
-            number = messages.TrainRequest.from_record(message.content).round
+            number = flower_records.decode_train_request(message.content).round
             rounds[number].append(users[message.metadata.dst_node_id])
         return False
 
@@ -93,11 +95,14 @@ def test_a_mean_is_over_those_expected(plan: Plan, make_job: Any, tmp_path: Any)
 
         def send_and_receive(self, messages: list[Message], **_: object) -> list[Message]:
             return [
-                Message(_reply(one.metadata.dst_node_id, update).to_record(), reply_to=one)
+                Message(
+                    flower_records.encode_reply(_reply(one.metadata.dst_node_id, update)),
+                    reply_to=one,
+                )
                 for one in messages
             ]
 
-    training = TrainingCoordinator(job, tmp_path, Grid())  # type: ignore[arg-type]
+    training = TrainingCoordinator(job, tmp_path, DeviceChannel(Grid(), timeout_s=1.0))  # type: ignore[arg-type]
     request = messages.TrainRequest(
         plan_hash=still.content_hash(),
         round=1,
@@ -108,7 +113,7 @@ def test_a_mean_is_over_those_expected(plan: Plan, make_job: Any, tmp_path: Any)
     )
     devices = [Participant(user=str(node), node=node) for node in (100, 101, 102)]
     for came in (devices, devices[:1], []):
-        mean = training._mean_update(request, came, contributing=10)
+        mean = training.compute_mean_update(request, came, contributors=10)
         assert torch.allclose(mean.float(), update * len(came) / (10 * RATE), atol=1e-6)
 
 

@@ -10,6 +10,7 @@ from flwr.app import Message
 from sottovoce.client.federation import enrolment, training_round
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol.messages import TrainRequest
 from sottovoce.simulations.devices import device_pool
 from sottovoce.simulations.devices.database import DeviceDatabase
 from sottovoce.simulations.devices.device_pool import DevicePool, DevicePoolHost
@@ -134,12 +135,14 @@ def test_a_process_does_not_use_what_another_has_outdated(make_federation: Any) 
         device = host.open_device(0)
         update = training_round.train_round(
             device,
-            plan_hash=job.plan.content_hash(),
-            round_number=number,
-            weights=job.weights,
-            class_weights=torch.ones(3),
-            centre=torch.zeros(4),
-            denominator=4.0,
+            TrainRequest(
+                plan_hash=job.plan.content_hash(),
+                round=number,
+                weights=job.weights,
+                class_weights=torch.ones(3),
+                centre=torch.zeros(4),
+                denominator=4.0,
+            ),
         )
         assert update.isfinite().all()
         host.commit()

@@ -32,7 +32,7 @@ from sottovoce.shared.calibration import (
     UnverifiedHead,
     head_transfer,
 )
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 
 DAN, NODE = "dan", 103
 """Who only receives, and has labelled clips."""
@@ -104,10 +104,10 @@ class Lying(ClientApp):
         if message.metadata.message_type == messages.FINAL_MODEL:
             index = int(context.node_config["partition-id"])
             if index == NODE - 100:
-                request = messages.FinalModelRequest.from_record(message.content)
+                request = flower_records.decode_final_model_request(message.content)
                 self.offered.append(request.stored_head)
                 changed = replace(request, stored_head=self.said(request.stored_head))
-                message.content["sottovoce"] = changed.to_record()["sottovoce"]
+                message.content["sottovoce"] = flower_records.encode_request(changed)["sottovoce"]
         return product(message, context)
 
 
@@ -443,13 +443,15 @@ def test_a_kept_head_that_breaks_the_schema_breaks_the_request() -> None:
         stored_head=UnverifiedHead(model_hash="0" * 64, version=1, blob=b"x"),
     )
     assert (
-        messages.FinalModelRequest.from_record(request.to_record()).stored_head
+        flower_records.decode_final_model_request(
+            flower_records.encode_request(request)
+        ).stored_head
         == request.stored_head
     )
-    plain = replace(request, stored_head=None).to_record()
-    assert messages.FinalModelRequest.from_record(plain).stored_head is None
+    plain = flower_records.encode_request(replace(request, stored_head=None))
+    assert flower_records.decode_final_model_request(plain).stored_head is None
     for change in ({"kept": "text"}, {"kept_version": "first"}, {"kept_model": 7}):
-        record = request.to_record()
+        record = flower_records.encode_request(request)
         record["sottovoce"] = ConfigRecord(dict(record.config_records["sottovoce"]) | change)
         with pytest.raises(messages.MessageError):
-            messages.FinalModelRequest.from_record(record)
+            flower_records.decode_final_model_request(record)

@@ -15,7 +15,7 @@ from flwr.clientapp import ClientApp
 
 from sottovoce.client.app import app as product
 from sottovoce.shared.errors import EngineError, PrivacyError, SettingError
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.simulations.engines import load_engine, local
 from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
@@ -140,7 +140,9 @@ def test_an_unknown_engine_is_named() -> None:
 
 def test_the_private_pieces_of_flower_are_where_they_were() -> None:
     local._set_task_identity()
-    message = Message(messages.Reply(user="a", status=messages.Status.OK).to_record(), 7, "train")
+    message = Message(
+        flower_records.encode_reply(messages.Reply(user="a", status=messages.Status.OK)), 7, "train"
+    )
 
     assert {"_message_id"} <= set(message.metadata.__dict__)
     assert {"_content"} <= set(message.__dict__)
@@ -161,6 +163,6 @@ def _in_round(number: int, *, node: int) -> Any:
     def lost(message: Message) -> bool:
         if message.metadata.message_type != messages.TRAIN or message.metadata.dst_node_id != node:
             return False
-        return bool(messages.TrainRequest.from_record(message.content).round == number)
+        return bool(flower_records.decode_train_request(message.content).round == number)
 
     return lost

@@ -11,13 +11,15 @@ from flwr.app import Message
 from sottovoce.server.aggregation import correlated_noise
 from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER
 from sottovoce.server.federation import checkpoint, participation_groups
-from sottovoce.server.federation.coordinator import Participant, TrainingCoordinator
+from sottovoce.server.federation.coordinator import TrainingCoordinator
+from sottovoce.server.federation.device_channel import DeviceChannel
+from sottovoce.server.federation.participants import Participant
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import NoiseSource, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE
@@ -50,7 +52,7 @@ def _asked(federation: Any, **how: Any) -> Mapping[int, list[str]]:
 
     def note(message: Message) -> bool:
         if message.metadata.message_type == messages.TRAIN:
-            number = messages.TrainRequest.from_record(message.content).round
+            number = flower_records.decode_train_request(message.content).round
             rounds.setdefault(number, []).append(USERS[message.metadata.dst_node_id - 100])
         return False
 
@@ -162,9 +164,12 @@ def test_a_mean_is_over_a_groups_share_whoever_came(
         """Devices that all send the same."""
 
         def send_and_receive(self, messages: list[Message], **_: object) -> list[Message]:
-            return [Message(_reply(one, update).to_record(), reply_to=one) for one in messages]
+            return [
+                Message(flower_records.encode_reply(_reply(one, update)), reply_to=one)
+                for one in messages
+            ]
 
-    training = TrainingCoordinator(job, tmp_path, Grid())  # type: ignore[arg-type]
+    training = TrainingCoordinator(job, tmp_path, DeviceChannel(Grid(), timeout_s=1.0))  # type: ignore[arg-type]
     request = messages.TrainRequest(
         plan_hash=still.content_hash(),
         round=1,
@@ -175,7 +180,7 @@ def test_a_mean_is_over_a_groups_share_whoever_came(
     )
     devices = [Participant(user=str(node), node=node) for node in (100, 101, 102)]
     for came in (devices, devices[:1], []):
-        mean = training._mean_update(request, came, contributing=10)
+        mean = training.compute_mean_update(request, came, contributors=10)
         assert torch.allclose(mean.float(), update * len(came) / 5, atol=1e-6)
 
 

@@ -20,7 +20,7 @@ from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
@@ -145,13 +145,13 @@ def test_what_was_released_is_what_a_resumed_run_goes_on_with(
         write(*arguments, **how)
 
     enrolled: list[Any] = []
-    enrol = coordinator.TrainingCoordinator._enrol
+    enrol = coordinator.TrainingCoordinator.enrol_devices
 
     def note(self: coordinator.TrainingCoordinator) -> Any:
         enrolled.append(enrol(self))
         return enrolled[-1]
 
-    monkeypatch.setattr(coordinator.TrainingCoordinator, "_enrol", note)
+    monkeypatch.setattr(coordinator.TrainingCoordinator, "enrol_devices", note)
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save_state", die)
         with pytest.raises(Killed):
@@ -164,7 +164,7 @@ def test_what_was_released_is_what_a_resumed_run_goes_on_with(
             messages.TRAIN,
             messages.SECURE_SUM,
         ) and "class_weights" in (arrays.get("model") or ()):
-            asked.append(messages.TrainRequest.from_record(message.content).round)
+            asked.append(flower_records.decode_train_request(message.content).round)
         return False
 
     federation.run(is_lost=note_round)

@@ -11,7 +11,7 @@ from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 
 DELTA = 1e-5
 Cost = Callable[[int], float]
@@ -112,7 +112,7 @@ def _collect(user: str, collected: list[messages.Reply]) -> Any:
 
     def tamper(kind: str, replies: list[Message]) -> list[Message]:
         if kind == messages.TRAIN:
-            read = [messages.Reply.from_record(reply.content, size=15) for reply in replies]
+            read = [flower_records.decode_reply(reply.content, size=15) for reply in replies]
             collected.extend(reply for reply in read if reply.user == user)
         return replies
 

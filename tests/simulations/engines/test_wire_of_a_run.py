@@ -454,7 +454,7 @@ def _ledger_lines(path: Path) -> dict[str, Release]:
 
 def _head(plan: Plan, device: Device, request: Message) -> Rule:
     """The head that is booked, sealed under the user's key."""
-    weights = messages.FinalModelRequest.from_record(request.content).weights
+    weights = flower_records.decode_final_model_request(request.content).weights
     version = _heads(device)
     binding = head_calibrator._binding(plan.hash_model(weights), version)
     booked = f"{plan.run}/head-{version}" in _ledger_lines(device.ledger.path)
@@ -487,7 +487,7 @@ def _released(request: Message, plan: Plan, device: Device) -> dict[str, Rule]:
     elif kind == messages.ENROL:
         parts = [_made(device, plan.counts_release()), _made(device, plan.centre_release())]
     elif kind == messages.TRAIN:
-        number = messages.TrainRequest.from_record(request.content).round
+        number = flower_records.decode_train_request(request.content).round
         parts = [_made(device, plan.gradient_release(number))]
         if not _holds(device, plan.normaliser_release()):  # it shapes what is sent
             parts = [None]
@@ -654,7 +654,7 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
 
 def _directions(request: Message, folder: Path) -> dict[str, Rule]:
     """In what directions heads may bend: what public speakers say under these very weights."""
-    weights = messages.FinalModelRequest.from_record(request.content).weights
+    weights = flower_records.decode_final_model_request(request.content).weights
     tensors = Job.load(folder / "server").estimate_head_prior(weights).basis_tensors()
     assert tensors, "these runs have public speakers"
     return {
@@ -938,7 +938,7 @@ def _first_message(folder: Path) -> Message:
     request = messages.EnrolRequest(
         plan=job.plan, projection=job.projection, speaker_statistics=job.speaker_statistics
     )
-    return Message(request.to_record(), 100, messages.ENROL)
+    return Message(flower_records.encode_request(request), 100, messages.ENROL)
 
 
 def _context(tap: Tap, index: int) -> Context:
@@ -1086,9 +1086,15 @@ def _record_of_first_messages(folder: Path, plan: Plan, leak: Leak) -> TapRecord
         plan_hash=digest, weights=weights, centre=centre, prior=prior
     )
     tap(_first_message(folder), _context(tap, 0))
-    tap(Message(train.to_record(), 100, messages.TRAIN), _context(tap, 0))
-    tap(Message(calibrate.to_record(), 100, messages.HEAD_STATISTICS), _context(tap, 0))
-    tap(Message(personal.to_record(), 100, messages.FINAL_MODEL), _context(tap, 0))
+    tap(Message(flower_records.encode_request(train), 100, messages.TRAIN), _context(tap, 0))
+    tap(
+        Message(flower_records.encode_request(calibrate), 100, messages.HEAD_STATISTICS),
+        _context(tap, 0),
+    )
+    tap(
+        Message(flower_records.encode_request(personal), 100, messages.FINAL_MODEL),
+        _context(tap, 0),
+    )
     # The server's side is made up here: it has booked nothing.
     tap.record.faults = [one for one in tap.record.faults if not one.startswith(_FROM_SERVER)]
     return tap.record

@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 from sottovoce.client.app import app as product
 from sottovoce.client.device.device import Device
 from sottovoce.shared.errors import PrivacyError
-from sottovoce.shared.protocol import messages
+from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.simulations.engines import local
 from sottovoce.simulations.engines.device_host import SimulatedNodes, serve_messages
 from sottovoce.simulations.population.fold import PopulationFoldRun
@@ -44,10 +44,12 @@ class Both:
         made = serve_messages(product, self.host, [self._message(request, kind, group)], nodes)[0]
         node = Context(1, 100, {"device": str(self.folder)}, RecordDict(), {})
         filed = product(self._message(request, kind, group), node)
-        return [messages.Reply.from_record(reply.content, size=length) for reply in (made, filed)]
+        return [flower_records.decode_reply(reply.content, size=length) for reply in (made, filed)]
 
     def _message(self, request: Any, kind: str, group: str) -> Message:
-        message = Message(request.to_record(), 100 + self.index, kind, group_id=group)
+        message = Message(
+            flower_records.encode_request(request), 100 + self.index, kind, group_id=group
+        )
         message.metadata.__dict__["_message_id"] = "m"
         return message
 
