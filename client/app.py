@@ -155,7 +155,7 @@ def _open_device(context: Context) -> Device:
     own = context.node_config.get("device")
     if own:
         folder = Path(str(own))
-        return Device(folder, vault=open_from_environment(folder / "vault"))
+        return Device.open(folder, vault=open_from_environment(folder / "vault"))
     population = str(context.run_config.get("devices", ""))
     index = context.node_config.get("partition-id")
     if not population or index is None:
@@ -164,7 +164,7 @@ def _open_device(context: Context) -> Device:
         )
     folder = Path(population) / f"{int(index):06d}"
     # The server writes the run's configuration: it may only point to simulated devices.
-    device = Device(folder)
+    device = Device.open(folder)
     if device.profile.simulated_seed is None:
         raise SettingError(f"{folder} is a real device; its owner starts its node with device=...")
     return device

@@ -250,7 +250,9 @@ RELEASES: dict[ReleaseKind, Callable[[Device], Tensor]] = {
 
 def booked(device: Device, kind: ReleaseKind) -> Release:
     """What the ledger on disk says of a kind of release: the same each time."""
-    (release, *others) = [one for one in Device(device.folder).ledger.releases if one.kind is kind]
+    (release, *others) = [
+        one for one in Device.open(device.folder).ledger.releases if one.kind is kind
+    ]
     assert {one.noise_multiplier for one in others} <= {release.noise_multiplier}
     return release
 
@@ -476,7 +478,7 @@ def test_the_shares_of_a_secure_sum_come_to_the_noise_that_was_booked(
 
     total = _opened(tmp_path, plan, "round-1", seed=seed, lost=lost)
 
-    release = booked(Device(tmp_path / "u0"), ReleaseKind.GRADIENT)
+    release = booked(Device.open(tmp_path / "u0"), ReleaseKind.GRADIENT)
     assert release.user is not None
     check_scale(total, release.user.noise_multiplier * release.user.clip_norm)
 
@@ -497,7 +499,7 @@ def test_the_secure_sum_of_an_enrolment_has_the_noise_that_was_booked(tmp_path: 
         for number in range(4)
     ]
 
-    release = booked(Device(tmp_path / "0" / "u0"), ReleaseKind.LABEL_COUNTS)
+    release = booked(Device.open(tmp_path / "0" / "u0"), ReleaseKind.LABEL_COUNTS)
     assert release.user is not None
     check_scale(torch.cat(totals), release.user.noise_multiplier)
 
@@ -514,7 +516,7 @@ def test_the_secure_sum_of_answers_has_the_noise_that_was_booked(tmp_path: Path)
         for number in range(48)
     ]
 
-    release = booked(Device(tmp_path / "0" / "u0"), ReleaseKind.HEAD_STATISTICS)
+    release = booked(Device.open(tmp_path / "0" / "u0"), ReleaseKind.HEAD_STATISTICS)
     assert release.user is not None
     check_scale(torch.cat(totals), release.user.noise_multiplier * release.user.clip_norm)
 

@@ -1,6 +1,6 @@
-"""A user's device on disk: whose it is, its vault, its ledger, and its sources of randomness.
+"""A user's device: whose it is, its vault, its ledger, and its sources of randomness.
 
-A device is a folder::
+On disk a device is a folder::
 
     device.json    schema, user, budgets, what the owner allows, and a seed if it is simulated
     vault/         features, normaliser, head, outbox, the ledger's anchor: sealed
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault, write_file
+from sottovoce.client.device.vault import FileVault, Vault, write_file
 from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.shared import crypto, seeding
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
@@ -49,35 +49,66 @@ _LEDGER: Final = "ledger.jsonl"
 
 
 class Device:
-    """One user's device: profile, vault, ledger and randomness.
+    """One user's device: what it releases, booked before it exists.
+
+    Made of its parts, so that a simulation can keep them in memory; a user's machine opens the
+    folder of one with :meth:`open`.
 
     Args:
-        folder: An existing device, made by :meth:`create`.
-        read_only: Whether it is only looked at: nothing is booked or written.
-        vault: Its vault, opened; None opens it, which a passphrase forbids.
+        profile: What the owner decided.
+        vault: Holds features, normaliser, head and outbox.
+        ledger: Books every release.
+        folder: Where the device lies; None where it lies in none.
 
     Attributes:
         training_cache: The training examples as the newest round read them, for the next one.
-
-    Raises:
-        SettingError: No device there.
-        PrivacyError: A damaged one.
-        LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
     """
 
     def __init__(
-        self, folder: Path, *, read_only: bool = False, vault: Vault | None = None
+        self, profile: DeviceProfile, vault: Vault, ledger: Ledger, *, folder: Path | None = None
     ) -> None:
-        self.folder = folder
+        self.profile = profile
+        self.vault = vault
+        self.ledger = ledger
         self.training_cache = LastValueCache[Examples]()
-        self.profile = _read_profile(folder / _PROFILE)
-        self.vault = vault or Vault.open(folder / "vault")
-        self.ledger = Ledger(
+        self._folder = folder
+
+    @classmethod
+    def open(
+        cls, folder: Path, *, read_only: bool = False, vault: FileVault | None = None
+    ) -> "Device":
+        """Open the device of a folder.
+
+        Args:
+            folder: An existing device, made by :meth:`create`.
+            read_only: Whether it is only looked at: nothing is booked or written.
+            vault: Its vault, opened; None opens it, which a passphrase forbids.
+
+        Raises:
+            SettingError: No device there.
+            PrivacyError: A damaged one.
+            LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
+        """
+        profile = _read_profile(folder / _PROFILE)
+        opened = vault or FileVault.open(folder / "vault")
+        ledger = Ledger(
             folder / _LEDGER,
-            owner=self.profile.user,
-            anchor_store=VaultAnchor(self.vault, required=True),
+            owner=profile.user,
+            anchor_store=VaultAnchor(opened, required=True),
             read_only=read_only,
         )
+        return cls(profile, opened, ledger, folder=folder)
+
+    @property
+    def folder(self) -> Path:
+        """Where the device lies.
+
+        Raises:
+            SettingError: In no folder, as a simulated one in memory.
+        """
+        if self._folder is None:
+            raise SettingError(f"the device of {self.profile.user} is in memory, in no folder")
+        return self._folder
 
     @classmethod
     def create(
@@ -103,7 +134,9 @@ class Device:
             PrivacyError: There is one already, or the disk refuses.
             SettingError: A short passphrase.
         """
-        vault = Vault.create(folder / "vault", user=profile.user, key=key, passphrase=passphrase)
+        vault = FileVault.create(
+            folder / "vault", user=profile.user, key=key, passphrase=passphrase
+        )
         vault.put_tensors("clips", features.to_tensors())
         if profile.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.create(folder / _LEDGER, profile.user)
@@ -113,17 +146,17 @@ class Device:
         )  # and its first anchor
         # Written last: a device is there once its profile is.
         _write_profile(folder / _PROFILE, profile)
-        return cls(folder, vault=vault)
+        return cls.open(folder, vault=vault)
 
     @classmethod
-    def retire(cls, folder: Path, *, vault: Vault | None = None) -> Path | None:
+    def retire(cls, folder: Path, *, vault: FileVault | None = None) -> Path | None:
         """End a device's training for good, where its ledger is refused: it only receives models.
 
         What it has spent is unknown, so all counts as spent. Heads and predictions go on.
 
         Args:
             folder: The device's.
-            vault: As in the constructor.
+            vault: As in :meth:`open`.
 
         Returns:
             Where the refused ledger was set aside, None where there was none.
@@ -138,9 +171,9 @@ class Device:
             PrivacyError: Its profile or its vault is damaged, or the disk refuses.
         """
         profile = _read_profile(folder / _PROFILE)
-        vault = vault or Vault.open(folder / "vault")
+        vault = vault or FileVault.open(folder / "vault")
         try:
-            cls(folder, read_only=True, vault=vault)
+            cls.open(folder, read_only=True, vault=vault)
         except LedgerError:
             pass
         else:

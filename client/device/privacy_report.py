@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.shared.errors import BudgetSpent
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
@@ -142,7 +142,7 @@ class PrivacyReport:
         return "anchor verified"
 
 
-def build_report(folder: Path, *, vault: Vault | None = None) -> PrivacyReport:
+def build_report(folder: Path, *, vault: FileVault | None = None) -> PrivacyReport:
     """Report what a device has spent.
 
     Args:
@@ -154,7 +154,7 @@ def build_report(folder: Path, *, vault: Vault | None = None) -> PrivacyReport:
         PrivacyError: It is damaged.
         LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
     """
-    device = Device(folder, read_only=True, vault=vault)
+    device = Device.open(folder, read_only=True, vault=vault)
     ledger = device.ledger
     return PrivacyReport(
         user=device.profile.user,

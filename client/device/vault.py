@@ -9,7 +9,7 @@ A vault is a folder (mode 0700)::
 
 A key file protects against whoever gets the blobs (a backup, a synced folder, another account) but
 not against whoever gets the whole folder. Only a passphrase does that; or an app keeps the key in
-the system's keystore and makes :class:`Vault` with it.
+the system's keystore and makes :class:`FileVault` with it.
 
 Not promised: that a blob is the newest one. Whoever can write to the disk can put an older copy of
 a whole vault back.
@@ -19,14 +19,15 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sottovoce.client.device.user_key import UserKey, unwrap_key
 from sottovoce.shared import atomic_files, crypto
 from sottovoce.shared.errors import PrivacyError, SettingError, StorageError
 
@@ -42,7 +43,51 @@ PASSPHRASE_VARIABLE: Final = "SOTTOVOCE_PASSPHRASE"  # noqa: S105 (the name of o
 _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
-class Vault:
+class Vault(Protocol):
+    """Named blobs of one user, as the code of a device uses them.
+
+    On a user's machine it is a :class:`FileVault`; a simulation keeps them in memory.
+    """
+
+    @property
+    def user(self) -> str:
+        """Whose vault it is."""
+
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """Store bytes under a name, in place of what was there; see :meth:`FileVault.put`."""
+
+    def overwrite(self, name: str, data: bytes) -> None:
+        """Store a few bytes that change often; see :meth:`FileVault.overwrite`."""
+
+    def get(self, name: str) -> bytes:
+        """Read the bytes under a name.
+
+        Raises:
+            PrivacyError: There are none, or they are not those that were stored.
+        """
+
+    def put_tensors(
+        self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
+    ) -> None:
+        """Store named tensors; see :meth:`put`."""
+
+    def get_tensors(self, name: str) -> dict[str, Tensor]:
+        """Read named tensors; see :meth:`get`."""
+
+    def has_blob(self, name: str) -> bool:
+        """Whether there is a blob under a name."""
+
+    def lock_blob(self, name: str) -> AbstractContextManager[None]:
+        """Hold a name while what lies under it is read, used and written back."""
+
+    def seal(self, data: bytes, *binding: str | int, size: int = crypto.MIN_SEALED_BYTES) -> bytes:
+        """Seal bytes that leave the device; see :meth:`UserKey.seal`."""
+
+    def unseal(self, blob: bytes, *binding: str | int) -> bytes:
+        """Open what :meth:`seal` made; see :meth:`UserKey.unseal`."""
+
+
+class FileVault:
     """Named sealed blobs of one user.
 
     Every blob is bound to the user and to its name: a blob of another user, or one renamed, does
@@ -53,8 +98,8 @@ class Vault:
     Example:
         >>> import tempfile
         >>> folder = Path(tempfile.mkdtemp()) / "vault"
-        >>> Vault.create(folder, user="ada").put("note", b"mine")
-        >>> Vault.open(folder).get("note")
+        >>> FileVault.create(folder, user="ada").put("note", b"mine")
+        >>> FileVault.open(folder).get("note")
         b'mine'
     """
 
@@ -70,17 +115,17 @@ class Vault:
             SettingError: No folder, a key of another length, or no user.
         """
         if not folder.is_dir():
-            raise SettingError(f"{folder} is not a folder; make the vault with Vault.create")
-        if len(key) != crypto.KEY_BYTES:
-            raise SettingError(f"the key has {len(key)} bytes; it must have {crypto.KEY_BYTES}")
-        if not user:
-            raise SettingError("user is empty; a vault belongs to somebody")
+            raise SettingError(f"{folder} is not a folder; make the vault with FileVault.create")
         self.folder: Final = folder
-        self.user: Final = user
-        self._key: Final = key
+        self._key: Final = UserKey(key, user=user)
+
+    @property
+    def user(self) -> str:
+        """Whose vault it is."""
+        return self._key.user
 
     def __repr__(self) -> str:
-        return f"Vault({str(self.folder)!r}, user={self.user!r})"
+        return f"FileVault({str(self.folder)!r}, user={self.user!r})"
 
     @classmethod
     def create(
@@ -103,7 +148,7 @@ class Vault:
         _make_private(folder)
         vault = cls(folder, crypto.new_key() if key is None else key, user=user)
         if passphrase is None:
-            write_file(folder / _KEY, vault._key)
+            write_file(folder / _KEY, vault._key.key)
         else:
             write_file(folder / _WRAPPED, vault.wrap_key(passphrase))
         # Written last: a vault is there once its facts are.
@@ -154,9 +199,7 @@ class Vault:
             PrivacyError: The disk cannot be written; the old bytes stay.
         """
         path = self._path(name)
-        write_file(
-            path, crypto.seal(self._key, data, context=self._context("blob", name)), durable=durable
-        )
+        write_file(path, self._key.seal_blob(name, data), durable=durable)
 
     def overwrite(self, name: str, data: bytes) -> None:
         """Seal a few bytes in the place of others, without waiting for the disk.
@@ -177,7 +220,7 @@ class Vault:
             PrivacyError: The disk cannot be written.
         """
         path = self._path(name)
-        blob = crypto.seal(self._key, data, context=self._context("blob", name))
+        blob = self._key.seal_blob(name, data)
         if len(blob) != crypto.MIN_SEALED_BYTES:
             raise SettingError(f"{name!r} is {len(data)} bytes, too many for one sector; use put")
         if not path.exists():
@@ -197,7 +240,7 @@ class Vault:
         """
         blob = _read(self._path(name))
         try:
-            return crypto.open_sealed(self._key, blob, context=self._context("blob", name))
+            return self._key.open_blob(name, blob)
         except PrivacyError as error:
             raise PrivacyError(
                 f"{name!r} in the vault of {self.user!r} ({self.folder}): {error}"
@@ -265,26 +308,16 @@ class Vault:
         atomic_files.sync_folder(self.folder)
 
     def seal(self, data: bytes, *binding: str | int, size: int = crypto.MIN_SEALED_BYTES) -> bytes:
-        """Seal bytes that are kept elsewhere, bound to the user and to ``binding``.
-
-        Args:
-            data: What to hide.
-            binding: What the blob belongs to: purpose, model, version.
-            size: Least length of the blob, a power of two.
-        """
-        return crypto.seal(self._key, data, context=self._context("out", *binding), min_size=size)
+        """Seal bytes that leave the device; see :meth:`UserKey.seal`."""
+        return self._key.seal(data, *binding, size=size)
 
     def unseal(self, blob: bytes, *binding: str | int) -> bytes:
-        """Open what :meth:`seal` made; ``PrivacyError`` where anything does not match."""
-        return crypto.open_sealed(self._key, blob, context=self._context("out", *binding))
+        """Open what :meth:`seal` made; see :meth:`UserKey.unseal`."""
+        return self._key.unseal(blob, *binding)
 
     def wrap_key(self, passphrase: str) -> bytes:
         """Wrap the vault's key under a passphrase, for a second device: see :func:`unwrap_key`."""
-        return crypto.wrap_key(self._key, passphrase, context=_key_context(self.user))
-
-    def _context(self, *parts: str | int) -> bytes:
-        """Associated data: this house, the user, the parts."""
-        return crypto.encode_context("sottovoce vault", self.user, *parts)
+        return self._key.wrap(passphrase)
 
     def _path(self, name: str) -> Path:
         """Path of a name's blob."""
@@ -296,34 +329,22 @@ class Vault:
         return self.folder / f"{name}{_SUFFIX}"
 
 
-def open_from_environment(folder: Path) -> Vault | None:
+def open_from_environment(folder: Path) -> FileVault | None:
     """Open a vault under a passphrase, if there is one and the environment holds the passphrase.
 
     Raises:
         PrivacyError: The passphrase is wrong, or the vault damaged.
     """
     phrase = os.environ.get(PASSPHRASE_VARIABLE)
-    return Vault.open(folder, passphrase=phrase) if phrase and Vault.exists(folder) else None
-
-
-def unwrap_key(wrapped: bytes, passphrase: str, *, user: str) -> bytes:
-    """Unwrap the key that :meth:`Vault.wrap_key` wrapped, for :meth:`Vault.create`.
-
-    Raises:
-        PrivacyError: A wrong passphrase, another user, or damaged bytes.
-    """
-    return crypto.unwrap_key(wrapped, passphrase, context=_key_context(user))
-
-
-def _key_context(user: str) -> bytes:
-    """Context that a wrapped key is bound to."""
-    return crypto.encode_context("sottovoce vault key", user)
+    if phrase and FileVault.exists(folder):
+        return FileVault.open(folder, passphrase=phrase)
+    return None
 
 
 def _facts(folder: Path) -> dict[str, object]:
     """Read the vault's facts, and check them."""
-    if not Vault.exists(folder):
-        raise PrivacyError(f"{folder} holds no vault; make one with Vault.create")
+    if not FileVault.exists(folder):
+        raise PrivacyError(f"{folder} holds no vault; make one with FileVault.create")
     try:
         facts = json.loads(_read(folder / _FACTS))
         usable = facts["schema"] == _SCHEMA and facts["key"] in ("file", "phrase")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.models.model_package import ModelPackage
 
@@ -93,7 +93,9 @@ class VaultLearner:
 
     blob_name: ClassVar[str]
 
-    def __init__(self, folder: Path, package: ModelPackage, *, vault: Vault | None = None) -> None:
+    def __init__(
+        self, folder: Path, package: ModelPackage, *, vault: FileVault | None = None
+    ) -> None:
         self._folder: Final = folder
         self._vault: Final = open_vault(folder, vault)
         self._package: Final = package
@@ -170,7 +172,7 @@ def write_stores(vault: Vault, blob_name: str, stores: Sequence[ExampleStore]) -
     vault.put_tensors(blob_name, {"about": about, **rows})
 
 
-def open_vault(folder: Path, vault: Vault | None = None) -> Vault:
+def open_vault(folder: Path, vault: FileVault | None = None) -> FileVault:
     """Open a device's vault.
 
     Args:
@@ -183,7 +185,7 @@ def open_vault(folder: Path, vault: Vault | None = None) -> Vault:
     """
     if not Device.exists(folder):
         raise SettingError(f"{folder} holds no device; name the folder of one, or leave it out")
-    return vault or Vault.open(folder / "vault")
+    return vault or FileVault.open(folder / "vault")
 
 
 def check_features(features: Tensor, width: Sequence[int]) -> None:

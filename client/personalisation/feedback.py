@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device import device as devices
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.example_store import VaultLearner
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
@@ -186,7 +186,7 @@ class FeedbackStore(VaultLearner):
         return hashlib.sha256(json.dumps(facts).encode()).digest()
 
 
-def list_recordings(folder: Path, *, vault: Vault | None = None) -> tuple[str, ...]:
+def list_recordings(folder: Path, *, vault: FileVault | None = None) -> tuple[str, ...]:
     """List the recordings that a device's user labelled, of all extractors.
 
     Args:
@@ -202,7 +202,7 @@ def list_recordings(folder: Path, *, vault: Vault | None = None) -> tuple[str, .
     )
 
 
-def forget_recording(folder: Path, name: str, *, vault: Vault | None = None) -> bool:
+def forget_recording(folder: Path, name: str, *, vault: FileVault | None = None) -> bool:
     """Forget one recording and its label where no model is at hand to fit the head again.
 
     Args:
@@ -230,7 +230,7 @@ def forget_recording(folder: Path, name: str, *, vault: Vault | None = None) -> 
         return True
 
 
-def discard_head(vault: Vault) -> None:
+def discard_head(vault: FileVault) -> None:
     """Replace the stored head by one of no model; :meth:`FeedbackStore.refit_if_stale` fits again.
 
     It is not deleted: its version must be known still, or the server's copy, which knows what was
@@ -319,7 +319,7 @@ def _no_examples(plan: Plan) -> Examples:
     return Examples(features=torch.zeros(0, plan.model.inputs), frames=none, labels=none)
 
 
-def _remove_recording(vault: Vault, name: str) -> None:
+def _remove_recording(vault: FileVault, name: str) -> None:
     """Remove one recording, if it is there, and say first that the head is not fitted on the rest.
 
     The other way round, a program killed in between would leave a head that knows it, unnoticed.
@@ -337,7 +337,7 @@ def _fitted_on(vault: Vault) -> bytes | None:
     return vault.get(_FITTED) if vault.has_blob(_FITTED) else None
 
 
-def _store_fitted_on(vault: Vault, fitted: bytes | None) -> None:
+def _store_fitted_on(vault: FileVault, fitted: bytes | None) -> None:
     """Write ``_FITTED``, or delete it."""
     if fitted is None:
         vault.delete(_FITTED)

@@ -66,7 +66,7 @@ class HeadCalibrator:
         >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from sottovoce.shared.calibration import identity_head
-        >>> vault = Vault.create(Path(tempfile.mkdtemp()) / "vault", user="ada")
+        >>> vault = FileVault.create(Path(tempfile.mkdtemp()) / "vault", user="ada")
         >>> prior = HeadPrior(mean=identity_head(2))
         >>> calibrator = HeadCalibrator(vault, model_hash="0" * 64, prior=prior)
         >>> _ = calibrator.fit_head(torch.tensor([[3.0, 0.0]]), torch.tensor([1]))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device import device as devices
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.example_store import VaultLearner
 from sottovoce.shared.errors import SettingError
@@ -129,14 +129,14 @@ class SpeakerAdapter(VaultLearner):
         example_store.check_features(features, self._package.projection.mean.shape)
 
 
-def list_utterances(folder: Path, *, vault: Vault | None = None) -> tuple[str, ...]:
+def list_utterances(folder: Path, *, vault: FileVault | None = None) -> tuple[str, ...]:
     """List the utterances that a device learned from; arguments as :func:`forget_utterance`."""
     return example_store.list_names(
         example_store.read_stores(example_store.open_vault(folder, vault), _BLOB_NAME)
     )
 
 
-def forget_utterance(folder: Path, name: str, *, vault: Vault | None = None) -> None:
+def forget_utterance(folder: Path, name: str, *, vault: FileVault | None = None) -> None:
     """Forget one utterance: its features go, and with them all that was learned from them.
 
     Args:

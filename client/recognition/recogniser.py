@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store, feedback, speaker_adapter
 from sottovoce.client.personalisation.feedback import FeedbackStore
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
@@ -90,7 +90,7 @@ class Recogniser:
         min_confidence: float | None = None,
         coverage: float = conformal.DEFAULT_COVERAGE,
         device: Path | None = None,
-        vault: Vault | None = None,
+        vault: FileVault | None = None,
     ) -> None:
         if min_confidence is None:
             min_confidence = min(_TWICE_CHANCE / len(package.labels), _EVEN_ODDS)
@@ -116,7 +116,7 @@ class Recogniser:
         *,
         min_confidence: float | None = None,
         coverage: float = conformal.DEFAULT_COVERAGE,
-        vault: Vault | None = None,
+        vault: FileVault | None = None,
     ) -> Self:
         """Open a model folder and, if there is one, the user's device folder.
 
@@ -402,7 +402,7 @@ def default_personalisation(package: ModelPackage) -> Personalisation:
 
 
 def load_personalisation(
-    package: ModelPackage, device: Path, *, vault: Vault | None = None
+    package: ModelPackage, device: Path, *, vault: FileVault | None = None
 ) -> Personalisation:
     """Load what a device's vault knows of its user under this model.
 

@@ -1,24 +1,25 @@
 """A device under attack: the product's own code on a device that lives in memory.
 
 An audit needs thousands of trials. They run ``client.federation`` and the trainer, with their real
-clipping and noise; only disk, encryption and ledger are left out, which change no byte of
-what is sent. A test compares it with a device on disk, byte by byte.
+clipping, noise and booking; only disk and encryption are left out, which change no byte of what is
+sent. A test compares it with a device on disk, byte by byte.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar, cast
+from typing import Final, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device, PreparedRelease, Randomness
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.device.user_key import UserKey
 from sottovoce.client.federation import enrolment, statistics_round, training_round
+from sottovoce.shared import crypto
 from sottovoce.shared.calibration.head_statistics import CalibrationQuery, CalibrationRelease
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.projection import PublicProjection
-from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
 from sottovoce.shared.protocol.messages import HeadStatisticsRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
@@ -27,12 +28,14 @@ from sottovoce.shared.speaker.normalisation import (
     NormaliserRelease,
     SpeakerStatistics,
 )
+from sottovoce.simulations.devices.in_memory import InMemoryLedger, InMemoryVault
 
 _Noised = TypeVar(
     "_Noised", ExampleLevelMechanism, NormaliserRelease, CentreRelease, CalibrationRelease
 )
 
-_RESIDUAL_NOISE = 1e-9
+_USER: Final = "subject"
+_RESIDUAL_NOISE: Final = 1e-9
 """Share of the noise that is left where an attacker computes what would be sent without it."""
 
 
@@ -102,87 +105,31 @@ class Observation:
     head_statistics: Tensor
 
 
-class _Vault:
-    """A device's vault without the disk."""
-
-    def __init__(self) -> None:
-        self._blobs: dict[str, bytes] = {}
-        self._tensors: dict[str, dict[str, Tensor]] = {}
-
-    def has_blob(self, name: str) -> bool:
-        """Whether a blob is stored."""
-        return name in self._blobs or name in self._tensors
-
-    def put(self, name: str, value: bytes) -> None:
-        """Store bytes."""
-        self._blobs[name] = value
-
-    def get(self, name: str) -> bytes:
-        """Read what was stored."""
-        return self._blobs[name]
-
-    def put_tensors(
-        self,
-        name: str,
-        tensors: Mapping[str, Tensor],
-        *,
-        durable: bool = True,  # noqa: ARG002  (there is no disk)
-    ) -> None:
-        """Store tensors."""
-        self._tensors[name] = dict(tensors)
-
-    def get_tensors(self, name: str) -> dict[str, Tensor]:
-        """Read what was stored."""
-        return dict(self._tensors[name])
-
-
 class DeviceUnderTest:
     """A device in memory; its noise comes from a seed, as on every simulated device.
 
     Args:
-        examples: Its utterances as raw features.
+        examples: Its utterances as raw features; all of them enrol and train.
         labels: Names of the classes.
         seed: Decides its noise.
     """
 
     def __init__(self, examples: Examples, labels: tuple[str, ...], seed: int) -> None:
-        self.profile = DeviceProfile(user="subject", budgets=(), labels=labels, simulated_seed=seed)
-        self.vault = _Vault()
-        self._examples = examples
-        self._sent: dict[str, Tensor] = {}
-
-    @property
-    def isolate_examples(self) -> bool:
-        """As on every simulated device."""
-        return False
-
-    def load_features(self) -> LabelledFeatures:
-        """All of its utterances enrol and train."""
-        everyone = torch.ones(len(self._examples), dtype=torch.bool)
-        return LabelledFeatures(
-            examples=self._examples,
-            for_enrolment=everyone,
-            for_head=~everyone,
-            for_training=everyone,
+        everyone = torch.ones(len(examples), dtype=torch.bool)
+        features = LabelledFeatures(
+            examples=examples, for_enrolment=everyone, for_head=~everyone, for_training=everyone
         )
-
-    def book_and_release(
-        self,
-        name: str,
-        request_digest: str,
-        release: Release,
-        compute: Callable[[Randomness], Tensor],
-    ) -> Tensor:
-        """Release as ``Device.book_and_release`` does, but without a ledger."""
-        booked = f"{release.run}/{name}/{request_digest[:32]}"
-        if booked not in self._sent:
-            self._sent[booked] = compute(Randomness(self.profile, name))
-        return self._sent[booked]
+        self.profile = DeviceProfile(user=_USER, budgets=(), labels=labels, simulated_seed=seed)
+        self.device = Device(
+            self.profile,
+            InMemoryVault(UserKey(bytes(crypto.KEY_BYTES), user=_USER), lambda: features),
+            InMemoryLedger(_USER),
+        )
 
     def enrol(self, transcript: Transcript) -> Tensor:
         """Its first message, shape (classes + inputs,)."""
         value = enrolment.enrol_device(
-            self._device, transcript.plan, transcript.projection, transcript.speaker_statistics
+            self.device, transcript.plan, transcript.projection, transcript.speaker_statistics
         )
         return cast(Tensor, value)
 
@@ -196,7 +143,7 @@ class DeviceUnderTest:
             centre=transcript.centre,
             denominator=transcript.denominator,
         )
-        return training_round.train_round(self._device, request)
+        return training_round.train_round(self.device, request)
 
     def release_statistics(self, transcript: Transcript) -> Tensor:
         """Its message after the last round, shape (WIDTH,); nothing where nothing is asked."""
@@ -204,7 +151,7 @@ class DeviceUnderTest:
         return (
             torch.zeros(0)
             if request is None
-            else statistics_round.release_head_statistics(self._device, request)
+            else statistics_round.release_head_statistics(self.device, request)
         )
 
     def sample_statistics(self, transcript: Transcript, seeds: Sequence[int]) -> Iterator[Tensor]:
@@ -212,16 +159,11 @@ class DeviceUnderTest:
         request = _request(transcript)
         if request is None:
             return
-        prepared: PreparedRelease = statistics_round.prepare_head_statistics(self._device, request)
+        prepared: PreparedRelease = statistics_round.prepare_head_statistics(self.device, request)
         for seed in seeds:
             yield prepared.compute(
                 Randomness(replace(self.profile, simulated_seed=seed), prepared.name)
             )
-
-    @property
-    def _device(self) -> Device:
-        """What the participant takes it for: it asks for nothing that is not here."""
-        return cast(Device, self)
 
 
 def run_trial(transcript: Transcript, examples: Examples, seed: int) -> Observation:

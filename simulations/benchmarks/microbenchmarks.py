@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
@@ -137,7 +137,7 @@ def _book_release(folder: Path, *, anchored: bool = False) -> Benchmark:
     home = Path(tempfile.mkdtemp(dir=folder))
     store = None
     if anchored:
-        store = VaultAnchor(Vault.create(home / "vault", user="bench"), required=False)
+        store = VaultAnchor(FileVault.create(home / "vault", user="bench"), required=False)
     ledger = Ledger(home / "ledger.jsonl", owner="bench", anchor_store=store)
     release = Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="bench", round=1)
     return lambda: ledger.book_release(f"bench/{len(ledger.releases)}", release, ())
@@ -196,7 +196,7 @@ def _sealed_head(folder: Path) -> Benchmark:
 
 def _calibrator(folder: Path) -> HeadCalibrator:
     """A device's calibrator that has fitted a head."""
-    vault = Vault.create(Path(tempfile.mkdtemp(dir=folder)) / "vault", user="bench")
+    vault = FileVault.create(Path(tempfile.mkdtemp(dir=folder)) / "vault", user="bench")
     calibrator = HeadCalibrator(vault, model_hash="0" * 64, prior=_prior())
     calibrator.fit_head(*_labelled())
     return calibrator

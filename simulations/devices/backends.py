@@ -75,7 +75,7 @@ class FolderBackend:
 
     def open_device(self, index: int) -> Device:
         """See ``DeviceBackend``."""
-        return Device(self._device_folder(index))
+        return Device.open(self._device_folder(index))
 
     def commit_changes(self) -> None:
         """See ``DeviceBackend``; all is on disk at once."""
@@ -121,7 +121,7 @@ class DatabaseBackend:
 
     def open_device(self, index: int) -> Device:
         """See ``DeviceBackend``."""
-        return self._pool.open_device(index)
+        return self._pool.open_device(index).device
 
     def commit_changes(self) -> None:
         """See ``DeviceBackend``."""

@@ -9,12 +9,13 @@ from typing import Final
 import safetensors.torch
 from safetensors import SafetensorError
 
+from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import enrolment
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import PrivacyError, SettingError
 from sottovoce.simulations.devices.database import DatabaseLedger, DeviceDatabase
-from sottovoce.simulations.devices.in_memory import InMemoryDevice, InMemoryVault, plan_hash
+from sottovoce.simulations.devices.in_memory import DatabaseVault, DeviceInMemory, plan_hash
 
 _RECOMPUTED: Final = frozenset({"population", "projected"})
 """What enrolment prepares from the job and the clips; replies are made again from the seed."""
@@ -56,7 +57,7 @@ class DevicePool:
         )
         self.database.stage_device(index, profile.to_dict(), data)
 
-    def open_device(self, index: int) -> InMemoryDevice:
+    def open_device(self, index: int) -> DeviceInMemory:
         """A device as the last commit left it.
 
         Raises:
@@ -70,11 +71,16 @@ class DevicePool:
         seed = profile.simulated_seed
         if seed is None:
             raise PrivacyError(f"{self.database.path} names a real device; it is damaged")
-        vault = InMemoryVault(
-            self.database, index, user=profile.user, seed=seed, is_persistent=_is_persistent
+        vault = DatabaseVault(
+            self.database,
+            index,
+            user=profile.user,
+            seed=seed,
+            is_persistent=_is_persistent,
+            make_features=lambda: self._load_features(index),
         )
         ledger = DatabaseLedger(self.database, index, owner=profile.user)
-        return InMemoryDevice(profile, vault, ledger, lambda: self._load_features(index))
+        return DeviceInMemory(Device(profile, vault, ledger), vault)
 
     def _load_features(self, index: int) -> LabelledFeatures:
         """The recordings of a device."""
@@ -115,19 +121,19 @@ class DevicePoolHost:
         self._pool = DevicePool(path)
         self._job = Job.load(job)
         self._plan = plan_hash(self._job)
-        self._devices: OrderedDict[int, InMemoryDevice] = OrderedDict()
+        self._devices: OrderedDict[int, DeviceInMemory] = OrderedDict()
         self._process_name = token_bytes(8) if shared else b""
 
-    def open_device(self, index: int) -> InMemoryDevice:
+    def open_device(self, index: int) -> Device:
         """See ``DeviceHost``."""
-        device = self._devices.get(index)
-        if device is None or not self._has_newest_state(index):
-            device = self._load_device(index)
-            self._devices[index] = device
+        found = self._devices.get(index)
+        if found is None or not self._has_newest_state(index):
+            found = self._load_device(index)
+            self._devices[index] = found
         self._devices.move_to_end(index)
         if self._process_name:
             self._pool.database.stage_vault_entry(index, _LAST_PROCESS, self._process_name)
-        return device
+        return found.device
 
     def _has_newest_state(self, index: int) -> bool:
         """Whether what this process has of a device is the newest."""
@@ -136,14 +142,14 @@ class DevicePoolHost:
             or self._pool.database.committed_vault_entry(index, _LAST_PROCESS) == self._process_name
         )
 
-    def _load_device(self, index: int) -> InMemoryDevice:
+    def _load_device(self, index: int) -> DeviceInMemory:
         """A device as it was left, with what enrolment prepared."""
-        device = self._pool.open_device(index)
-        if device.agreed_plan_hash == self._plan:
+        found = self._pool.open_device(index)
+        if found.vault.agreed_plan_hash == self._plan:
             enrolment.store_projected_features(
-                device, self._job.plan, self._job.projection, self._job.speaker_statistics
+                found.device, self._job.plan, self._job.projection, self._job.speaker_statistics
             )
-        return device
+        return found
 
     def device_availability(self, index: int, group: str) -> str:  # noqa: ARG002  (one shape)
         """See ``DeviceHost``; everybody answers."""
@@ -156,10 +162,10 @@ class DevicePoolHost:
         except PrivacyError:
             self._devices.clear()  # what was forgotten must not be believed
             raise
-        held = sum(device.memory_bytes for device in self._devices.values())
+        held = sum(found.memory_bytes for found in self._devices.values())
         while held > _MAX_MEMORY_BYTES and len(self._devices) > 1:
-            _, device = self._devices.popitem(last=False)
-            held -= device.memory_bytes
+            _, oldest = self._devices.popitem(last=False)
+            held -= oldest.memory_bytes
 
     def record_outcomes(self, group: str, outcomes: Mapping[str, int]) -> None:
         """See ``DeviceHost``; nobody asks."""

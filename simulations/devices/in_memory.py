@@ -1,4 +1,4 @@
-"""A simulated device in memory: the vault that seals nothing, and the device around it.
+"""Simulated devices in memory: vaults that seal nothing at rest, a ledger, and what they make up.
 
 What must outlive a process goes to the database; all else is made again when it is needed.
 """
@@ -6,85 +6,60 @@ What must outlive a process goes to the database; all else is made again when it
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+import safetensors.torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.profile import LabelledFeatures
+from sottovoce.client.device.user_key import UserKey
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared import crypto, seeding
 from sottovoce.shared.errors import PrivacyError
-from sottovoce.shared.memo import LastValueCache
-from sottovoce.simulations.devices.database import DatabaseLedger, DeviceDatabase
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.simulations.devices.database import DeviceDatabase
 
 _PLAN: Final = "plan"
 _AGREED_PLAN: Final = "agreed"
+_FEATURES: Final = "clips"
 
 
-class InMemoryVault(Vault):
-    """A simulated device's vault in memory; what outlives it goes to the database.
+class InMemoryVault:
+    """A simulated user's vault in memory (see ``vault.Vault``).
 
-    Blobs are not sealed here: the key would lie in the same database. What leaves sealed, a head,
-    is sealed as ever, under a key from the seed.
+    Blobs are not sealed here: the key would lie beside them. What leaves sealed, a head, is sealed
+    as ever.
 
     Args:
-        database: Where persistent blobs are stored.
-        index: Whose, by index.
-        user: Whose, by name.
-        seed: The run's.
-        is_persistent: Whether the blob of a name cannot be made again, and is stored; of the plan
-            its hash is.
+        key: The user's.
+        make_features: Makes the features of the user's clips, whenever they are read.
     """
 
-    def __init__(
-        self,
-        database: DeviceDatabase,
-        index: int,
-        *,
-        user: str,
-        seed: int,
-        is_persistent: Callable[[str], bool],
-    ) -> None:
-        key = seeding.numpy_rng(seed, "vault", index).bytes(crypto.KEY_BYTES)
-        super().__init__(database.path.parent, key, user=user)
-        self._database, self._index, self._is_persistent = database, index, is_persistent
-        self._blobs = database.vault_entries(index)
+    def __init__(self, key: UserKey, make_features: Callable[[], LabelledFeatures]) -> None:
+        self._key = key
+        self._make_features = make_features
+        self._blobs: dict[str, bytes] = {}
         self._tensors: dict[str, dict[str, Tensor]] = {}
-        self._sizes = {name: len(data) for name, data in self._blobs.items()}
-        self._size = sum(self._sizes.values())
+        self._sizes: dict[str, int] = {}
+        self._size = 0
 
     @property
-    def agreed_plan_hash(self) -> str:
-        """SHA-256 of the plan that the device enrolled for; empty before."""
-        return self._blobs.get(_AGREED_PLAN, b"").decode()
+    def user(self) -> str:
+        """Whose vault it is."""
+        return self._key.user
 
     @property
     def memory_bytes(self) -> int:
         """Bytes that it holds in memory, about; asked of every device in every exchange."""
         return self._size
 
-    def _record_size(self, name: str, size: int) -> None:
-        """Note how much lies under a name now."""
-        self._size += size - self._sizes.get(name, 0)
-        self._sizes[name] = size
-
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:  # noqa: ARG002
         """See ``Vault``."""
         self._blobs[name] = data
         self._record_size(name, len(data))
-        if name == _PLAN:
-            self._remember_plan(_digest(data))
-        elif self._is_persistent(name):
-            self._database.stage_vault_entry(self._index, name, data)
-
-    def _remember_plan(self, plan: str) -> None:
-        """Remember a plan by its hash."""
-        if self.agreed_plan_hash != plan:
-            self._blobs[_AGREED_PLAN] = plan.encode()
-            self._record_size(_AGREED_PLAN, len(plan))
-            self._database.stage_vault_entry(self._index, _AGREED_PLAN, plan.encode())
 
     def overwrite(self, name: str, data: bytes) -> None:
         """See ``Vault``."""
@@ -98,75 +73,143 @@ class InMemoryVault(Vault):
 
     @contextmanager
     def lock_blob(self, name: str) -> Iterator[None]:  # noqa: ARG002
-        """See ``Vault``; what lies in memory has one program alone."""
+        """See ``Vault``; only one program has what lies in its memory."""
         yield
+
+    def put_tensors(
+        self,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        *,
+        durable: bool = True,  # noqa: ARG002  (there is no disk)
+    ) -> None:
+        """See ``Vault``."""
+        self._tensors[name] = dict(tensors)
+        self._record_size(name, sum(tensor.nbytes for tensor in tensors.values()))
+
+    def get_tensors(self, name: str) -> dict[str, Tensor]:
+        """See ``Vault``."""
+        if name in self._tensors:
+            return dict(self._tensors[name])
+        return self._make_features().to_tensors() if name == _FEATURES else self._load(name)
+
+    def has_blob(self, name: str) -> bool:
+        """See ``Vault``."""
+        return name in self._blobs or name in self._tensors or name == _FEATURES
+
+    def seal(self, data: bytes, *binding: str | int, size: int = crypto.MIN_SEALED_BYTES) -> bytes:
+        """See ``Vault``."""
+        return self._key.seal(data, *binding, size=size)
+
+    def unseal(self, blob: bytes, *binding: str | int) -> bytes:
+        """See ``Vault``."""
+        return self._key.unseal(blob, *binding)
+
+    def _load(self, name: str) -> dict[str, Tensor]:
+        """Read tensors that were stored as bytes."""
+        return safetensors.torch.load(self.get(name))
+
+    def _record_size(self, name: str, size: int) -> None:
+        """Note how much lies under a name now."""
+        self._size += size - self._sizes.get(name, 0)
+        self._sizes[name] = size
+
+
+class DatabaseVault(InMemoryVault):
+    """A vault in memory of which some blobs go to the database, and outlive the process.
+
+    Args:
+        database: Where persistent blobs are stored.
+        index: Whose, by index.
+        user: Whose, by name.
+        seed: The run's, which the user's key is derived from.
+        is_persistent: Whether the blob of a name cannot be made again, and is stored; of the plan
+            its hash is.
+        make_features: As for ``InMemoryVault``.
+    """
+
+    def __init__(
+        self,
+        database: DeviceDatabase,
+        index: int,
+        *,
+        user: str,
+        seed: int,
+        is_persistent: Callable[[str], bool],
+        make_features: Callable[[], LabelledFeatures],
+    ) -> None:
+        key = seeding.numpy_rng(seed, "vault", index).bytes(crypto.KEY_BYTES)
+        super().__init__(UserKey(key, user=user), make_features)
+        self._database, self._index, self._is_persistent = database, index, is_persistent
+        for name, data in database.vault_entries(index).items():
+            super().put(name, data)
+
+    @property
+    def agreed_plan_hash(self) -> str:
+        """SHA-256 of the plan that the device enrolled for; empty before."""
+        return self._blobs.get(_AGREED_PLAN, b"").decode()
+
+    def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
+        """See ``Vault``."""
+        super().put(name, data, durable=durable)
+        if name == _PLAN:
+            self._remember_plan(_digest(data))
+        elif self._is_persistent(name):
+            self._database.stage_vault_entry(self._index, name, data)
 
     def put_tensors(
         self, name: str, tensors: Mapping[str, Tensor], *, durable: bool = True
     ) -> None:
         """See ``Vault``."""
-        if self._is_persistent(name):
+        if not self._is_persistent(name):
             super().put_tensors(name, tensors, durable=durable)
-        else:
-            self._tensors[name] = dict(tensors)
-            self._record_size(name, sum(tensor.nbytes for tensor in tensors.values()))
+            return
+        ready = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+        self.put(name, safetensors.torch.save(ready), durable=durable)
 
-    def get_tensors(self, name: str) -> dict[str, Tensor]:
-        """See ``Vault``."""
-        return dict(self._tensors[name]) if name in self._tensors else super().get_tensors(name)
-
-    def has_blob(self, name: str) -> bool:
-        """See ``Vault``."""
-        return name in self._blobs or name in self._tensors
-
-    def list_names(self) -> list[str]:
-        """See ``Vault``."""
-        return sorted({*self._blobs, *self._tensors})
-
-    def delete(self, name: str) -> None:
-        """Refuse: a simulated device deletes nothing.
-
-        Raises:
-            PrivacyError: Always; nothing in a run asks for it.
-        """
-        raise PrivacyError(f"{name!r} cannot be deleted from the vault of a simulated device")
+    def _remember_plan(self, plan: str) -> None:
+        """Remember a plan by its hash."""
+        if self.agreed_plan_hash != plan:
+            super().put(_AGREED_PLAN, plan.encode())
+            self._database.stage_vault_entry(self._index, _AGREED_PLAN, plan.encode())
 
 
-class InMemoryDevice(Device):
-    """A device of a simulation, made from what outlived its last process.
+class InMemoryLedger(Ledger):
+    """A ledger in memory: the same lines, the same chain, the same accounting.
 
     Args:
-        profile: What its owner decided.
-        vault: What it keeps.
-        ledger: Its releases.
-        make_features: Makes the features of its clips.
+        owner: Whose it is.
     """
 
-    def __init__(
-        self,
-        profile: DeviceProfile,
-        vault: InMemoryVault,
-        ledger: DatabaseLedger,
-        make_features: Callable[[], LabelledFeatures],
-    ) -> None:
-        self.profile, self.vault, self.ledger = profile, vault, ledger
-        self.folder = vault.folder
-        self.training_cache = LastValueCache()
-        self._memory_vault, self._make_features = vault, make_features
+    def __init__(self, owner: str) -> None:
+        self._lines: list[bytes] = []
+        super().__init__(Path(f"{owner}.jsonl"), owner=owner)
 
-    @property
-    def agreed_plan_hash(self) -> str:
-        """SHA-256 of the plan that the device enrolled for; empty before."""
-        return self._memory_vault.agreed_plan_hash
+    def _load(self) -> bytes:
+        """See ``Ledger``."""
+        return b"".join(self._lines)
+
+    def _write_line(self, line: bytes) -> None:
+        """See ``Ledger``."""
+        self._lines.append(line)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DeviceInMemory:
+    """A simulated device, and the vault that it is made of.
+
+    Attributes:
+        device: The device.
+        vault: Its vault.
+    """
+
+    device: Device
+    vault: DatabaseVault
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that it holds in memory, about: what it read last is as large as what it keeps."""
-        return 2 * self._memory_vault.memory_bytes
-
-    def load_features(self) -> LabelledFeatures:
-        """See ``Device``."""
-        return self._make_features()
+        """Bytes that it holds in memory, about: what it read last is as large as what it stores."""
+        return 2 * self.vault.memory_bytes
 
 
 def plan_hash(job: Job) -> str:

@@ -146,7 +146,7 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> PreparedRun:
     for number, user in enumerate(fold_inputs.clips, 1):
         devices.append((out / "devices" / f"{number:06d}").resolve())
         _device(devices[-1], user, scenario, fold_inputs)
-    pin_rosters([Device(folder) for folder in devices])
+    pin_rosters([Device.open(folder) for folder in devices])
     return PreparedRun(job=folder, devices=devices, plan=plan)
 
 
@@ -253,7 +253,7 @@ def _print_results(prepared: PreparedRun, out: Path) -> None:
     print(f"heads       {len(HeadStore(prepared.job / 'heads.sqlite').list_users())} sealed")
     print(f"{'device':<12}{'releases':>9}{'epsilon':>9}{'budget':>8}  ledger's last line")
     for folder in prepared.devices:
-        device = Device(folder)
+        device = Device.open(folder)
         budget = device.profile.budgets[0]
         spent = device.ledger.epsilon_spent(budget.delta, budget.unit)
         print(

@@ -9,12 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from sottovoce.client.device.device import Device
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.simulations.devices.database import DeviceDatabase
-from sottovoce.simulations.devices.in_memory import InMemoryDevice, plan_hash
+from sottovoce.simulations.devices.in_memory import plan_hash
 from sottovoce.simulations.population import availability
 from sottovoce.simulations.population.availability import Availability
 from sottovoce.simulations.population.users import SyntheticPopulation, open_device
@@ -78,7 +79,7 @@ class PopulationHost:
         self._group, self._began = "", time.monotonic()
         self._last = self._began
 
-    def open_device(self, index: int) -> InMemoryDevice:
+    def open_device(self, index: int) -> Device:
         """See ``DeviceHost``."""
         return open_device(self._population, self.database, self._job, self._plan, index)
 

@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 
+from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import enrolment
 from sottovoce.server.federation.training_job import Job
@@ -23,7 +24,7 @@ from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.corpora.speaker_splits import EnrolmentSplit, split_enrolment
 from sottovoce.simulations.devices.database import DatabaseLedger, DeviceDatabase
-from sottovoce.simulations.devices.in_memory import InMemoryDevice, InMemoryVault
+from sottovoce.simulations.devices.in_memory import DatabaseVault
 from sottovoce.simulations.population.voice_model import VoiceModel
 
 _PERSISTENT: Final = frozenset({"answered", "head", "head-scores", "normaliser"})
@@ -160,7 +161,7 @@ class SyntheticPopulation:
 
 def open_device(
     population: SyntheticPopulation, database: DeviceDatabase, job: Job, plan: str, index: int
-) -> InMemoryDevice:
+) -> Device:
     """A user's device as its last message left it.
 
     Args:
@@ -172,15 +173,16 @@ def open_device(
         index: Which user, from 0.
     """
     user = user_name(index)
-    vault = InMemoryVault(
-        database, index, user=user, seed=population.seed, is_persistent=_PERSISTENT.__contains__
-    )
-    device = InMemoryDevice(
-        profile=population.device_profile(index),
-        vault=vault,
-        ledger=DatabaseLedger(database, index, owner=user),
+    vault = DatabaseVault(
+        database,
+        index,
+        user=user,
+        seed=population.seed,
+        is_persistent=_PERSISTENT.__contains__,
         make_features=lambda: population.device_features(index),
     )
-    if device.agreed_plan_hash == plan:
+    ledger = DatabaseLedger(database, index, owner=user)
+    device = Device(population.device_profile(index), vault, ledger)
+    if vault.agreed_plan_hash == plan:
         enrolment.store_projected_features(device, job.plan, job.projection, job.speaker_statistics)
     return device

@@ -16,7 +16,7 @@ from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.validation import suggest_name
 
 if TYPE_CHECKING:
-    from sottovoce.client.device.vault import Vault
+    from sottovoce.client.device.vault import FileVault
 
 
 def add_device_commands(commands: Commands) -> None:
@@ -187,7 +187,7 @@ def run_device_forget_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _learned_names(folder: Path, vault: "Vault") -> set[str]:
+def _learned_names(folder: Path, vault: "FileVault") -> set[str]:
     """Names of all recordings that something was learned from."""
     from sottovoce.client.personalisation import feedback, speaker_adapter
 
@@ -197,7 +197,7 @@ def _learned_names(folder: Path, vault: "Vault") -> set[str]:
     }
 
 
-def _forget_without_model(folder: Path, vault: "Vault", name: str) -> bool:
+def _forget_without_model(folder: Path, vault: "FileVault", name: str) -> bool:
     """Forget one recording; whether the head, which no model can fit again now, was let go."""
     from sottovoce.client.personalisation import feedback, speaker_adapter
 

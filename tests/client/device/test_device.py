@@ -88,12 +88,14 @@ def test_the_same_request_gets_the_same_bytes_and_costs_once(
 
     first = device.book_and_release("round-1", "a" * 64, release(), maker)
     again = device.book_and_release("round-1", "a" * 64, release(), maker)
-    after_restart = Device(device.folder).book_and_release("round-1", "a" * 64, release(), maker)
+    after_restart = Device.open(device.folder).book_and_release(
+        "round-1", "a" * 64, release(), maker
+    )
 
     assert torch.equal(first, again)
     assert torch.equal(first, after_restart)
     assert maker.calls == 1
-    assert len(Device(device.folder).ledger.releases) == 1
+    assert len(Device.open(device.folder).ledger.releases) == 1
 
 
 @pytest.mark.parametrize("facts", [SIMULATED, REAL])
@@ -131,7 +133,7 @@ def test_a_device_that_dies_while_it_computes_has_paid(make: MakeDevice) -> None
     with pytest.raises(RuntimeError, match="power cut"):
         device.book_and_release("round-1", "a" * 64, release(), die)
 
-    assert len(Device(device.folder).ledger.releases) == 1
+    assert len(Device.open(device.folder).ledger.releases) == 1
 
 
 def test_after_a_death_a_simulation_repeats_and_a_real_device_pays_again(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_after_a_death_a_simulation_repeats_and_a_real_device_pays_again(tmp_pat
         first = device.book_and_release("round-1", "a" * 64, release(), Maker(device))
         device.vault.delete("outbox-gradient")  # it died before the outbox was written
 
-        again = Device(device.folder)
+        again = Device.open(device.folder)
         second = again.book_and_release("round-1", "a" * 64, release(), Maker(again))
 
         booked[name] = len(again.ledger.releases)
@@ -275,13 +277,13 @@ def test_lines_dropped_from_a_devices_ledger_show(make: MakeDevice, facts: Devic
     for left in (lines[:-1], lines[:1], []):
         device.ledger.path.write_bytes(b"".join(left))
         with pytest.raises(LedgerError, match="only receive models"):
-            Device(device.folder)
+            Device.open(device.folder)
     device.ledger.path.unlink()
     with pytest.raises(LedgerError, match="only receive models"):
-        Device(device.folder)
+        Device.open(device.folder)
 
     device.ledger.path.write_bytes(b"".join(lines))
-    assert len(Device(device.folder).ledger.releases) == 3
+    assert len(Device.open(device.folder).ledger.releases) == 3
 
 
 @pytest.mark.parametrize("facts", [SIMULATED, REAL])
@@ -292,7 +294,7 @@ def test_another_users_ledger_is_refused(tmp_path: Path, facts: DeviceProfile) -
     ada.ledger.path.write_bytes(ben.ledger.path.read_bytes())
 
     with pytest.raises(LedgerError, match="not that of 'ada'"):
-        Device(ada.folder)
+        Device.open(ada.folder)
 
 
 def test_only_a_simulated_devices_ledger_repeats(tmp_path: Path) -> None:
@@ -312,10 +314,10 @@ def test_an_anchor_that_is_gone_or_damaged_is_no_way_around(make: MakeDevice) ->
     blob = path.read_bytes()
     path.write_bytes(bytes(len(blob)))
     with pytest.raises(LedgerError, match=r"anchor is damaged .* one backup"):
-        Device(device.folder)
+        Device.open(device.folder)
     path.unlink()
     with pytest.raises(LedgerError, match=r"anchor is gone .* one backup"):
-        Device(device.folder)
+        Device.open(device.folder)
 
 
 def test_an_anchor_that_cannot_be_written_stops_the_release(
@@ -346,7 +348,7 @@ def test_no_word_in_its_facts_spares_a_device_its_anchor(make: MakeDevice) -> No
     facts.write_text(json.dumps(json.loads(facts.read_text()) | {"schema": 1}))
 
     with pytest.raises(PrivacyError, match="schema 1, this version reads 2"):
-        Device(device.folder)
+        Device.open(device.folder)
 
 
 def test_a_device_keeps_what_one_run_may_spend(make: MakeDevice) -> None:
@@ -356,7 +358,7 @@ def test_a_device_keeps_what_one_run_may_spend(make: MakeDevice) -> None:
     maker = Maker(device)
 
     with pytest.raises(BudgetSpent, match="allowance of the run 'run'"):
-        Device(device.folder).book_and_release("round-3", "a" * 64, release(3), maker)
+        Device.open(device.folder).book_and_release("round-3", "a" * 64, release(3), maker)
     assert maker.calls == 0
 
     device.book_and_release("round-1", "a" * 64, replace(release(), run="next"), maker)
@@ -368,7 +370,7 @@ def test_a_device_keeps_what_one_run_may_spend(make: MakeDevice) -> None:
 
 def test_a_device_is_read_back_as_it_was_made(make: MakeDevice) -> None:
     device = make(REAL)
-    again = Device(device.folder)
+    again = Device.open(device.folder)
     assert again.profile == REAL
     assert torch.equal(
         again.load_features().examples.features, device.load_features().examples.features
@@ -382,13 +384,13 @@ def test_a_device_from_before_there_was_a_second_unit_is_read(make: MakeDevice) 
     for record, budgets in (({"epsilon": 8.0, "delta": DELTA}, REAL.budgets), (None, ())):
         old = {key: value for key, value in facts.items() if key != "budgets"}
         path.write_text(json.dumps(old | {"budget": record}))
-        assert Device(path.parent).profile.budgets == budgets
+        assert Device.open(path.parent).profile.budgets == budgets
 
 
 def test_each_unit_may_have_its_budget(make: MakeDevice) -> None:
     budgets = (*REAL.budgets, PrivacyBudget(epsilon=4.0, delta=1e-3, unit=PrivacyUnit.USER))
     device = make(replace(REAL, budgets=budgets))
-    assert Device(device.folder).profile.budgets == budgets
+    assert Device.open(device.folder).profile.budgets == budgets
     with pytest.raises(BudgetSpent, match="for one user"):  # it hides utterances alone
         device.book_and_release("round-1", "a" * 64, release(), Maker(device))
 
@@ -412,7 +414,7 @@ def test_a_folder_without_a_device_is_told_from_a_damaged_one(
     make: MakeDevice, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingError, match="no device"):
-        Device(tmp_path)
+        Device.open(tmp_path)
 
     device = make(SIMULATED)
     facts = json.loads((device.folder / "device.json").read_text())
@@ -427,7 +429,7 @@ def test_a_folder_without_a_device_is_told_from_a_damaged_one(
     ):
         (device.folder / "device.json").write_text(spoilt)
         with pytest.raises(PrivacyError):
-            Device(device.folder)
+            Device.open(device.folder)
 
 
 def test_a_device_whose_ledger_was_tampered_with_opens_for_nobody(make: MakeDevice) -> None:
@@ -438,4 +440,4 @@ def test_a_device_whose_ledger_was_tampered_with_opens_for_nobody(make: MakeDevi
     device.ledger.path.write_bytes(lines[1])
 
     with pytest.raises(LedgerError):
-        Device(device.folder)
+        Device.open(device.folder)

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device, Randomness
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, SottovoceError
@@ -82,7 +82,7 @@ def give(device: Device, report: Report) -> Tensor:
 
 def honest(folder: Path, report: Report) -> None:
     """What a device does."""
-    give(Device(folder), report)
+    give(Device.open(folder), report)
 
 
 # --- a process that dies -----------------------------------------------------------------------
@@ -308,10 +308,10 @@ def breaches(start: Start, found: Path, reported: bytes, kind: str) -> list[str]
     size = 1 + 4 * VALUES
     parts = [reported[at : at + size] for at in range(0, len(reported), size)]
     out = {part[1:] for part in parts if part[:1] == b"V"}
-    anchor = VaultAnchor(Vault.open(found / "vault"), required=True).read()
+    anchor = VaultAnchor(FileVault.open(found / "vault"), required=True).read()
     torn = start.torn + _torn_again(found / "ledger.jsonl")
     try:
-        device = Device(found)
+        device = Device.open(found)
     except SottovoceError as error:
         return [f"the device does not open: {error}"]
     wrong = [] if not parts else _unbooked(start, device, drawn=1, out=out)
@@ -322,7 +322,7 @@ def breaches(start: Start, found: Path, reported: bytes, kind: str) -> list[str]
     if math.isinf(device.ledger.epsilon_spent(DELTA)):  # a torn first line counts as unprotected
         return wrong + _refuses(device)
     out.add(give(device, lambda *_: None).numpy().tobytes())
-    return wrong + _unbooked(start, Device(found), drawn=1, out=out)
+    return wrong + _unbooked(start, Device.open(found), drawn=1, out=out)
 
 
 def _torn_again(ledger: Path) -> bool:
@@ -416,14 +416,14 @@ def test_no_death_ends_with_more_released_than_booked(
 
 def hasty(folder: Path, report: Report) -> None:
     """Hands out first and books then."""
-    device = Device(folder)
+    device = Device.open(folder)
     report(b"V", draw(Randomness(device.profile, "x")))
     device.ledger.book_release("run/round-9", release(), device.profile.budgets)
 
 
 def drawn_first(folder: Path, report: Report) -> None:
     """Draws the noise before it books."""
-    device = Device(folder)
+    device = Device.open(folder)
     report(b"D", None)
     device.ledger.book_release("run/round-9", release(), device.profile.budgets)
 
@@ -437,7 +437,7 @@ def unsynced(folder: Path, report: Report) -> None:
 
 def anchored_first(folder: Path, report: Report) -> None:
     """Writes the anchor before the line."""
-    device = Device(folder)
+    device = Device.open(folder)
     keeper = VaultAnchor(device.vault, required=True)
     keeper.write(Anchor(releases=_held(device) + 1, head="0" * 64))
     give(device, report)

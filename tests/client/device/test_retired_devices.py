@@ -103,31 +103,31 @@ def test_a_retired_device_opens_gives_nothing_and_keeps_heads(
     tmp_path: Path, facts: DeviceProfile, fault: Callable[[Device], None]
 ) -> None:
     folder = made(tmp_path / "device", facts).folder
-    fault(Device(folder))
+    fault(Device.open(folder))
     with pytest.raises(LedgerError, match="sottovoce device retire"):
-        Device(folder)
+        Device.open(folder)
 
     Device.retire(folder)
 
-    device = Device(folder)
+    device = Device.open(folder)
     assert not device.profile.contributes
     assert math.isinf(device.ledger.epsilon_spent(1e-5))
     for number in (1, 4):  # what it gave before, and what is new
         with pytest.raises(BudgetSpent):
             give(device, number)
     device.ledger.book_release("run/head-1", HEAD, device.profile.budgets)  # heads cost nothing
-    assert len(Device(folder).load_features().examples) == 2
+    assert len(Device.open(folder).load_features().examples) == 2
 
 
 def test_an_owner_who_wants_it_back_meets_a_spent_ledger(tmp_path: Path) -> None:
     folder = made(tmp_path / "device", REAL).folder
-    cut(Device(folder))
+    cut(Device.open(folder))
     Device.retire(folder)
     path = folder / "device.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"contributes": True}))
 
     with pytest.raises(BudgetSpent):
-        give(Device(folder), 4)
+        give(Device.open(folder), 4)
 
 
 def test_the_refused_ledger_is_kept_and_cannot_be_put_back(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_the_refused_ledger_is_kept_and_cannot_be_put_back(tmp_path: Path) -> No
     assert aside.read_bytes() == refused
     device.ledger.path.write_bytes(whole)
     with pytest.raises(LedgerError):
-        Device(device.folder)
+        Device.open(device.folder)
     assert Device.retire(device.folder) != aside  # nothing is written over
 
 
@@ -157,7 +157,7 @@ def test_what_was_paid_for_in_advance_is_not_answered_any_more(tmp_path: Path) -
     Device.retire(device.folder)
 
     with pytest.raises(BudgetSpent):
-        Device(device.folder).answer_once(replace(pending, name="round-5"))
+        Device.open(device.folder).answer_once(replace(pending, name="round-5"))
 
 
 def test_a_device_in_order_is_not_retired(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_device_in_order_is_not_retired(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="in order"):
         Device.retire(device.folder)
     assert device.ledger.path.read_bytes() == before
-    give(Device(device.folder), 4)
+    give(Device.open(device.folder), 4)
 
 
 @pytest.mark.parametrize("broken", ["facts", "aside", "ledger", "anchor"])
@@ -175,7 +175,7 @@ def test_a_crash_between_two_steps_leaves_a_refused_device_or_a_retired_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
 ) -> None:
     folder = made(tmp_path / "device", REAL).folder
-    cut(Device(folder))
+    cut(Device.open(folder))
 
     whole = atomic_files.replace_file
 
@@ -197,10 +197,10 @@ def test_a_crash_between_two_steps_leaves_a_refused_device_or_a_retired_one(
             Device.retire(folder)
 
     with pytest.raises(LedgerError):
-        Device(folder)
+        Device.open(folder)
     Device.retire(folder)
     with pytest.raises(BudgetSpent):
-        give(Device(folder), 4)
+        give(Device.open(folder), 4)
 
 
 def test_the_command_says_what_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -220,7 +220,7 @@ def test_a_new_ledger_without_its_charge_would_be_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = made(tmp_path / "device", replace(REAL, contributes=True)).folder
-    cut(Device(folder))
+    cut(Device.open(folder))
     monkeypatch.setattr(
         "sottovoce.shared.privacy.ledger._costliest_release",
         lambda _: replace(release(0), kind=ReleaseKind.TORN),

@@ -83,7 +83,7 @@ def make(folder: Path, *, seed: int | None = 7, epsilon: float | None = None) ->
 def ask(device: Device, number: int, *, scale: float = 1.0, agreed: Plan | None = None) -> Tensor:
     """One round, of a device opened anew, as after a crash; ``scale`` changes the request."""
     return training_round.train_round(
-        Device(device.folder),
+        Device.open(device.folder),
         TrainRequest(
             plan_hash=(agreed or plan()).content_hash(),
             round=number,
@@ -97,7 +97,7 @@ def ask(device: Device, number: int, *, scale: float = 1.0, agreed: Plan | None 
 
 def took_part(device: Device, run: str = "r") -> list[int]:
     """Booked rounds, as they lie on disk."""
-    rounds = Device(device.folder, read_only=True).ledger.releases_of(run)
+    rounds = Device.open(device.folder, read_only=True).ledger.releases_of(run)
     return [one.round for one in rounds if one.kind is ReleaseKind.GRADIENT]
 
 
@@ -106,7 +106,7 @@ def test_rounds_that_lie_apart_are_given_and_booked(tmp_path: Path) -> None:
     for number in (2, 6, 12):
         assert bool(ask(device, number).any())
     assert took_part(device) == [2, 6, 12]
-    (line,) = [one for one in Device(device.folder).ledger.releases if one.round == 6]
+    (line,) = [one for one in Device.open(device.folder).ledger.releases if one.round == 6]
     assert line.user is not None
     assert line.user.bands == BANDS, "the record says why the lines add up"
 
@@ -185,11 +185,11 @@ def test_another_plan_of_the_run_does_not_bring_rounds_nearer(tmp_path: Path) ->
     device = make(tmp_path)
     ask(device, 3)
     hasty = plan(BandedNoise(min_separation=2))
-    enrolment.enrol_device(Device(device.folder), hasty, FRONT, default_statistics(INPUTS))
+    enrolment.enrol_device(Device.open(device.folder), hasty, FRONT, default_statistics(INPUTS))
     with pytest.raises(PrivacyError, match="must be 4 apart"):
         ask(device, 5, agreed=hasty)
     other = plan(BandedNoise(min_separation=2), run="s")
-    enrolment.enrol_device(Device(device.folder), other, FRONT, default_statistics(INPUTS))
+    enrolment.enrol_device(Device.open(device.folder), other, FRONT, default_statistics(INPUTS))
     ask(device, 4, agreed=other)
     assert (took_part(device), took_part(device, "s")) == ([3], [4])
 
@@ -229,7 +229,7 @@ def test_no_order_of_requests_and_crashes_brings_rounds_too_near(
                 for path in (device.folder / "vault").glob("outbox-gradient*"):
                     path.unlink()
         rounds = sorted(took_part(device))
-        spent = Device(device.folder).ledger.epsilon_spent(DELTA, PrivacyUnit.USER)
+        spent = Device.open(device.folder).ledger.epsilon_spent(DELTA, PrivacyUnit.USER)
 
     assert set(given_out) == set(rounds), "what was given was booked"
     assert all(len(values) == 1 for values in given_out.values()), "one answer to each round"

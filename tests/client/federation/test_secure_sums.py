@@ -14,7 +14,7 @@ import torch
 
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, training_round
 from sottovoce.server.aggregation.secure_sum import run_secure_sum
 from sottovoce.shared import crypto
@@ -148,7 +148,7 @@ def _sum(devices: dict[str, Device], kind: str, *, lost: tuple[str, str] = ("", 
         answers = {}
         for user, body in requests.items():
             if (user, step) != lost:
-                answers[user] = _step(Device(devices[user].folder), name, step, body, kind)
+                answers[user] = _step(Device.open(devices[user].folder), name, step, body, kind)
         return answers
 
     roster = next(iter(devices.values())).pinned_roster
@@ -169,7 +169,7 @@ def _step(device: Device, name: str, step: str, body: bytes, kind: str = ENROLME
 
 def _alone(device: Device) -> torch.Tensor:
     """The update that a device adds."""
-    device = Device(device.folder)  # as the sum has left it
+    device = Device.open(device.folder)  # as the sum has left it
     pending = training_round.prepare_round(device, TrainRequest(**ROUND))
     return pending.compute(device.book_release("looked-at", "0" * 64, pending.release))
 
@@ -203,7 +203,7 @@ def test_what_is_masked_is_booked_and_nothing_else(devices: dict[str, Device]) -
     _sum(devices, "round-1")
 
     for device in devices.values():
-        booked = Device(device.folder).ledger
+        booked = Device.open(device.folder).ledger
         kinds = [release.kind for release in booked.releases]
         assert kinds == [ReleaseKind.LABEL_COUNTS, ReleaseKind.CENTRE, ReleaseKind.GRADIENT]
         assert accountant.compute_epsilon(booked.releases, DELTA, unit=PrivacyUnit.USER) < math.inf
@@ -288,7 +288,7 @@ def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) 
     opened = run_secure_sum(SECURE.update, name, devices["u0"].pinned_roster, ask)
 
     assert set(opened.survivors) == {"u0", "u1", "u2", "u4"}
-    assert not Device(devices["u3"].folder).ledger.releases
+    assert not Device.open(devices["u3"].folder).ledger.releases
 
 
 def _real(devices: dict[str, Device]) -> dict[str, Device]:
@@ -296,12 +296,12 @@ def _real(devices: dict[str, Device]) -> dict[str, Device]:
     for device in devices.values():
         path = device.folder / "device.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"simulated_seed": None}))
-    return {user: Device(device.folder) for user, device in devices.items()}
+    return {user: Device.open(device.folder) for user, device in devices.items()}
 
 
 def _lines(device: Device) -> int:
     """How many releases a device has paid for."""
-    return len(Device(device.folder).ledger.releases)
+    return len(Device.open(device.folder).ledger.releases)
 
 
 @pytest.mark.parametrize("kind", [ENROLMENT_SUM, "round-1"])
@@ -311,7 +311,7 @@ def test_a_repeated_message_costs_nothing(devices: dict[str, Device], kind: str)
     def ask(step: str, requests: Any) -> dict[str, bytes]:
         answers = {}
         for user, body in requests.items():
-            device = Device(devices[user].folder)
+            device = Device.open(devices[user].folder)
             if (user, step) == ("u1", "share"):  # too early
                 with pytest.raises(AggregationError, match="the next step is to share"):
                     _step(
@@ -350,7 +350,7 @@ def test_shares_that_do_not_open_cost_nothing(devices: dict[str, Device]) -> Non
         answers = {}
         for user, body in requests.items():
             try:
-                answers[user] = _step(Device(devices[user].folder), name, step, body)
+                answers[user] = _step(Device.open(devices[user].folder), name, step, body)
             except AggregationError as error:
                 refused.append(str(error))
             if (user, step) == ("u0", "share"):
@@ -375,7 +375,7 @@ def test_no_step_is_taken_twice(devices: dict[str, Device]) -> None:
     with pytest.raises(AggregationError):
         _step(device, name, "share", _share_of_strangers())
     with pytest.raises(AggregationError, match="every step is taken once"):
-        _step(Device(device.folder), name, "share", _share_of_strangers())
+        _step(Device.open(device.folder), name, "share", _share_of_strangers())
 
 
 def _share_of_strangers() -> bytes:
@@ -421,7 +421,7 @@ def test_a_device_without_a_roster_sums_with_nobody(tmp_path: Path) -> None:
 
 def test_an_identity_is_kept_and_a_real_one_is_nobody_elses(tmp_path: Path) -> None:
     one = make(tmp_path, 0)
-    assert one.identity_key == Device(one.folder).identity_key
+    assert one.identity_key == Device.open(one.folder).identity_key
     facts = replace(one.profile, simulated_seed=None)
     others = {
         Device.create(tmp_path / name, facts, one.load_features()).identity_key
@@ -438,29 +438,29 @@ def test_two_programs_never_take_one_step(
     Were the state not held, both would mask under the same masks: their difference would be that
     of two vectors in the clear.
     """
-    name, put = secure_sum_name(PLAN.content_hash(), ENROLMENT_SUM), Vault.put
+    name, put = secure_sum_name(PLAN.content_hash(), ENROLMENT_SUM), FileVault.put
     answers: list[bytes] = []
 
     def second(body: bytes) -> None:
         with suppress(AggregationError):
-            answers.append(_step(Device(devices["u1"].folder), name, "mask", body))
+            answers.append(_step(Device.open(devices["u1"].folder), name, "mask", body))
 
     def ask(step: str, requests: Any) -> dict[str, bytes]:
         return {user: one(user, step, body) for user, body in requests.items()}
 
     def one(user: str, step: str, body: bytes) -> bytes:
-        device = Device(devices[user].folder)
+        device = Device.open(devices[user].folder)
         if (user, step) != ("u1", "mask"):
             return _step(device, name, step, body)
         other = Thread(target=second, args=(body,))
 
-        def slowly(vault: Vault, blob: str, data: bytes, **how: Any) -> None:
+        def slowly(vault: FileVault, blob: str, data: bytes, **how: Any) -> None:
             if vault is device.vault and blob == "secure-sum":
                 other.start()
                 other.join(0.5)  # long enough to mask, if nothing held it up
             put(vault, blob, data, **how)
 
-        monkeypatch.setattr(Vault, "put", slowly)
+        monkeypatch.setattr(FileVault, "put", slowly)
         answer = _step(device, name, step, body)
         monkeypatch.undo()
         other.join()

@@ -212,11 +212,11 @@ def test_the_answer_is_booked_once_and_repeated(tmp_path: Path) -> None:
     answer = ask(one)
 
     assert torch.equal(ask(one), answer)
-    booked = [release.kind for release in Device(tmp_path).ledger.releases]
+    booked = [release.kind for release in Device.open(tmp_path).ledger.releases]
     assert booked.count(ReleaseKind.HEAD_STATISTICS) == 1
-    assert PLAN.calibration_release() in Device(tmp_path).ledger.releases
+    assert PLAN.calibration_release() in Device.open(tmp_path).ledger.releases
     assert not torch.equal(ask(one, weights=WEIGHTS + 1), answer)
-    booked = [release.kind for release in Device(tmp_path).ledger.releases]
+    booked = [release.kind for release in Device.open(tmp_path).ledger.releases]
     assert booked.count(ReleaseKind.HEAD_STATISTICS) == 2
 
 

@@ -115,7 +115,7 @@ def enrolled(folder: Path, **how: Any) -> Device:
 
 
 def _kinds(one: Device) -> list[ReleaseKind]:
-    return [release.kind for release in Device(one.folder).ledger.releases]
+    return [release.kind for release in Device.open(one.folder).ledger.releases]
 
 
 # --- all that leaves is booked ----------------------------------------------------------------
@@ -126,7 +126,7 @@ def test_a_whole_run_books_exactly_the_plans_releases(tmp_path: Path) -> None:
     for number in range(1, PLAN.rounds + 1):
         train(one, number)
 
-    booked = Device(tmp_path).ledger
+    booked = Device.open(tmp_path).ledger
 
     assert sorted(map(repr, booked.releases)) == sorted(map(repr, PLAN.all_releases()))
     assert booked.epsilon_spent(DELTA) == accountant.compute_epsilon(PLAN.all_releases(), DELTA)
@@ -211,7 +211,7 @@ def test_what_a_device_heard_since_shapes_nothing_that_leaves(tmp_path: Path) ->
 def test_a_resumed_enrolment_costs_nothing_more(tmp_path: Path) -> None:
     one = device(tmp_path)
     first = enrolment.enrol_device(one, PLAN, FRONT, PEOPLE)
-    again = enrolment.enrol_device(Device(tmp_path), PLAN, FRONT, PEOPLE)
+    again = enrolment.enrol_device(Device.open(tmp_path), PLAN, FRONT, PEOPLE)
 
     assert first is not None
     assert again is not None
@@ -253,7 +253,7 @@ def test_whoever_hides_users_sends_no_more_than_a_user_may(tmp_path: Path) -> No
     assert float(value[len(LABELS) :].norm()) <= 0.7 * (1 + 1e-6)
     assert float(update.norm()) == pytest.approx(0.1)
     assert _kinds(one) == [ReleaseKind.LABEL_COUNTS, ReleaseKind.CENTRE, ReleaseKind.GRADIENT]
-    booked = Device(tmp_path).ledger.releases
+    booked = Device.open(tmp_path).ledger.releases
     assert [release.user for release in booked] == [USERS.counts, USERS.centre, USERS.update]
 
 
@@ -292,12 +292,12 @@ def test_a_sampled_schedule_is_paid_for_once_and_each_round_answered_once(tmp_pa
         enrolment.enrol_device(one, sampled, FRONT, PEOPLE)
     first = train(one, plan_hash=sampled.content_hash())
 
-    assert torch.equal(train(Device(tmp_path), plan_hash=sampled.content_hash()), first)
+    assert torch.equal(train(Device.open(tmp_path), plan_hash=sampled.content_hash()), first)
     with pytest.raises(PrivacyError, match="answered already"):
-        train(Device(tmp_path), plan_hash=sampled.content_hash(), weights=WEIGHTS + 0.1)
-    train(Device(tmp_path), 3, plan_hash=sampled.content_hash())
+        train(Device.open(tmp_path), plan_hash=sampled.content_hash(), weights=WEIGHTS + 0.1)
+    train(Device.open(tmp_path), 3, plan_hash=sampled.content_hash())
     assert _kinds(one).count(ReleaseKind.GRADIENT) == 1
-    booked = Device(tmp_path).ledger.releases
+    booked = Device.open(tmp_path).ledger.releases
     assert sorted(map(repr, booked)) == sorted(map(repr, sampled.all_releases()))
 
 
@@ -321,7 +321,7 @@ def test_hiding_both_books_one_record_of_both_with_the_normaliser(tmp_path: Path
     enrolment.enrol_device(one, BOTH, FRONT, PEOPLE)
     train(one, plan_hash=BOTH.content_hash())
 
-    booked = Device(tmp_path).ledger
+    booked = Device.open(tmp_path).ledger
     assert _kinds(one) == [
         ReleaseKind.LABEL_COUNTS,
         ReleaseKind.CENTRE,
@@ -348,7 +348,7 @@ def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> 
         train(one, 3)
 
     assert one.ledger.path.read_bytes() == ledger
-    assert Device(tmp_path).ledger.epsilon_spent(DELTA) <= cost
+    assert Device.open(tmp_path).ledger.epsilon_spent(DELTA) <= cost
     final_model.finalise_model(  # it keeps receiving models
         one,
         FinalModelRequest(
@@ -359,7 +359,7 @@ def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> 
         ),
     )
     assert one.vault.has_blob("normaliser")
-    assert Device(tmp_path).ledger.epsilon_spent(DELTA) <= cost
+    assert Device.open(tmp_path).ledger.epsilon_spent(DELTA) <= cost
 
 
 def test_a_plan_without_noise_is_refused_by_a_device_with_a_budget(tmp_path: Path) -> None:
@@ -443,7 +443,7 @@ def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) ->
     )
 
     assert _kinds(one) == [ReleaseKind.SEALED_HEAD]
-    assert Device(tmp_path).ledger.epsilon_spent(DELTA) == 0.0
+    assert Device.open(tmp_path).ledger.epsilon_spent(DELTA) == 0.0
     assert head.model_hash == PLAN.hash_model(WEIGHTS)
 
 

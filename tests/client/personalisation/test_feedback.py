@@ -13,7 +13,7 @@ from torch import Tensor
 from sottovoce.client.device import vault as vaults
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import example_store, feedback
 from sottovoce.client.personalisation.feedback import FeedbackStore
@@ -103,7 +103,7 @@ def speech(clips: int, seed: int = 0) -> Tensor:
 
 
 def head(folder: Path, model: ModelPackage) -> CalibrationHead:
-    vault = Vault.open(folder / "vault")
+    vault = FileVault.open(folder / "vault")
     return HeadCalibrator(vault, model_hash=model.model_hash, prior=model.prior).current_head()
 
 
@@ -229,7 +229,7 @@ def test_bad_words_change_nothing(tmp_path: Path) -> None:
 def test_damaged_recordings_are_not_passed_over(tmp_path: Path) -> None:
     folder, model = device(tmp_path / "ada").folder, bundle()
     FeedbackStore(folder, model).add_label(speech(1)[0], "sad", NOBODY)
-    vault = Vault.open(folder / "vault")
+    vault = FileVault.open(folder / "vault")
     tensors = vault.get_tensors("labelled")
     vault.put_tensors("labelled", {**tensors, "rows.0": tensors["rows.0"][:0]})
 
@@ -252,7 +252,7 @@ def test_what_leaves_tells_neither_that_nor_how_much_was_labelled(
                 name = labels_it.add_label(row, "sad", NOBODY)
             if labels:
                 labels_it.forget_recording(name, NOBODY)
-            one = Device(folder)
+            one = Device.open(folder)
             enrolment.enrol_device(one, PLAN, identity_projection(WIDTH), default_statistics(WIDTH))
             head = final_model.finalise_model(
                 one,
@@ -351,7 +351,7 @@ def test_a_fit_that_fails_leaves_the_recording_out(
         raise kind("no minimum")
 
     for row in speech(3):
-        vault = Vault.open(folder / "vault")
+        vault = FileVault.open(folder / "vault")
         before = {name: vault.get(name) for name in vault.list_names()}
         with monkeypatch.context() as patch:
             patch.setattr(HeadCalibrator, "fit_head", fails)
@@ -405,7 +405,7 @@ def test_labels_of_two_extractors_lie_side_by_side(tmp_path: Path) -> None:
 def test_where_no_model_can_fit_it_again_the_head_is_let_go(tmp_path: Path, how: str) -> None:
     folder, model, rows = device(tmp_path / "ada").folder, bundle(), speech(2)
     names = [FeedbackStore(folder, model).add_label(row, "sad", NOBODY) for row in rows]
-    vault = Vault.open(folder / "vault")
+    vault = FileVault.open(folder / "vault")
     calibrator = HeadCalibrator(
         vault, model_hash=model.model_hash, prior=model.prior, labels=LABELS
     )
@@ -499,11 +499,11 @@ def test_what_is_forgotten_under_way_is_in_no_later_head(tmp_path: Path) -> None
         own = FeedbackStore(folder, bundle())
         names = [own.add_label(row, "sad", NOBODY) for row in rows[:says]]
         enrolment.enrol_device(
-            Device(folder), PLAN, identity_projection(WIDTH), default_statistics(WIDTH)
+            Device.open(folder), PLAN, identity_projection(WIDTH), default_statistics(WIDTH)
         )
         if forgets:
             own.forget_recording(names[-1], NOBODY)
-        one = Device(folder)
+        one = Device.open(folder)
         personalised(one, bundle().prior, WEIGHTS + 0.5)
         stored = one.vault.get_tensors("projected")
         assert not any(len(stored[name]) for name in stored if name.startswith("calibration."))
@@ -577,7 +577,7 @@ def test_a_reinstalled_app_keeps_both_what_comes_back_and_what_was_labelled_sinc
         for row in speech(says, seed=4):
             FeedbackStore(folder, bundle()).add_label(row, "angry", NOBODY)
         enrolment.enrol_device(
-            one := Device(folder), PLAN, identity_projection(WIDTH), default_statistics(WIDTH)
+            one := Device.open(folder), PLAN, identity_projection(WIDTH), default_statistics(WIDTH)
         )
         final_model.finalise_model(
             one,

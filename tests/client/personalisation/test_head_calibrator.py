@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.shared import calibration, crypto, seeding
 from sottovoce.shared.calibration import (
@@ -24,11 +24,11 @@ PRIOR = HeadPrior(mean=CalibrationHead(log_temperature=0.2, bias=torch.tensor([0
 
 
 @pytest.fixture
-def vault(tmp_path: Path) -> Vault:
-    return Vault.create(tmp_path / "ada", user="ada")
+def vault(tmp_path: Path) -> FileVault:
+    return FileVault.create(tmp_path / "ada", user="ada")
 
 
-def calibrator(vault: Vault, model_hash: str = MODEL) -> HeadCalibrator:
+def calibrator(vault: FileVault, model_hash: str = MODEL) -> HeadCalibrator:
     return HeadCalibrator(vault, model_hash=model_hash, prior=PRIOR)
 
 
@@ -42,12 +42,12 @@ def same(one: CalibrationHead, other: CalibrationHead) -> bool:
     return calibration.to_bytes(one, MODEL) == calibration.to_bytes(other, MODEL)
 
 
-def second_device(vault: Vault, folder: Path, user: str = "ada") -> Vault:
+def second_device(vault: FileVault, folder: Path, user: str = "ada") -> FileVault:
     key = (vault.folder / "key").read_bytes()
-    return Vault.create(folder, user=user, key=key)
+    return FileVault.create(folder, user=user, key=key)
 
 
-def test_without_a_head_the_prior_is_applied(vault: Vault) -> None:
+def test_without_a_head_the_prior_is_applied(vault: FileVault) -> None:
     logits, _ = enrolment()
 
     assert calibrator(vault).head_version == 0
@@ -57,16 +57,16 @@ def test_without_a_head_the_prior_is_applied(vault: Vault) -> None:
     )
 
 
-def test_a_fit_without_labels_is_the_prior(vault: Vault) -> None:
+def test_a_fit_without_labels_is_the_prior(vault: FileVault) -> None:
     fitted = calibrator(vault).fit_head(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64))
 
     assert same(fitted, PRIOR.mean)
     assert same(calibrator(vault).current_head(), PRIOR.mean)
 
 
-def test_a_fitted_head_is_kept(vault: Vault) -> None:
+def test_a_fitted_head_is_kept(vault: FileVault) -> None:
     fitted = calibrator(vault).fit_head(*enrolment())
-    later = calibrator(Vault.open(vault.folder))
+    later = calibrator(FileVault.open(vault.folder))
 
     assert not same(fitted, PRIOR.mean)
     assert same(later.current_head(), fitted)
@@ -74,7 +74,7 @@ def test_a_fitted_head_is_kept(vault: Vault) -> None:
     assert later.head_version == 1
 
 
-def test_a_head_of_another_model_is_never_applied(vault: Vault) -> None:
+def test_a_head_of_another_model_is_never_applied(vault: FileVault) -> None:
     calibrator(vault).fit_head(*enrolment())
     after = calibrator(vault, NEXT)
 
@@ -88,7 +88,7 @@ def test_a_head_of_another_model_is_never_applied(vault: Vault) -> None:
     assert same(calibrator(vault).current_head(), PRIOR.mean)
 
 
-def test_a_quiet_fit_moves_the_head_and_not_its_version(vault: Vault) -> None:
+def test_a_quiet_fit_moves_the_head_and_not_its_version(vault: FileVault) -> None:
     own = calibrator(vault)
     fitted = own.fit_head(*enrolment())
     sealed = own.seal_head()
@@ -104,7 +104,7 @@ def test_a_quiet_fit_moves_the_head_and_not_its_version(vault: Vault) -> None:
     )
 
 
-def test_a_head_that_was_fitted_quietly_is_counted_once(vault: Vault) -> None:
+def test_a_head_that_was_fitted_quietly_is_counted_once(vault: FileVault) -> None:
     own = calibrator(vault)
     fitted = own.fit_head(*enrolment(), keep_version=True)
 
@@ -115,7 +115,7 @@ def test_a_head_that_was_fitted_quietly_is_counted_once(vault: Vault) -> None:
     assert len(own.nonconformity_scores()) > 0
 
 
-def test_bad_logits_leave_the_old_head(vault: Vault) -> None:
+def test_bad_logits_leave_the_old_head(vault: FileVault) -> None:
     fitted = calibrator(vault).fit_head(*enrolment())
 
     with pytest.raises(ModelError, match="NaN"):
@@ -124,7 +124,7 @@ def test_bad_logits_leave_the_old_head(vault: Vault) -> None:
     assert calibrator(vault).head_version == 1
 
 
-def test_a_damaged_head_is_not_passed_over(vault: Vault) -> None:
+def test_a_damaged_head_is_not_passed_over(vault: FileVault) -> None:
     calibrator(vault).fit_head(*enrolment())
     (vault.folder / "head.sealed").write_bytes(b"\x01" * 512)
 
@@ -134,12 +134,12 @@ def test_a_damaged_head_is_not_passed_over(vault: Vault) -> None:
         calibrator(vault).fit_head(*enrolment())
 
 
-def test_a_hash_that_is_none_is_refused(vault: Vault) -> None:
+def test_a_hash_that_is_none_is_refused(vault: FileVault) -> None:
     with pytest.raises(ModelError, match="SHA-256"):
         calibrator(vault, "latest")
 
 
-def test_a_second_device_gets_the_head_back(vault: Vault, tmp_path: Path) -> None:
+def test_a_second_device_gets_the_head_back(vault: FileVault, tmp_path: Path) -> None:
     fitted = calibrator(vault).fit_head(*enrolment())
     second = calibrator(second_device(vault, tmp_path / "second"))
 
@@ -149,7 +149,7 @@ def test_a_second_device_gets_the_head_back(vault: Vault, tmp_path: Path) -> Non
     assert second.head_version == 2
 
 
-def test_the_server_gets_one_length_and_no_numbers(vault: Vault) -> None:
+def test_the_server_gets_one_length_and_no_numbers(vault: FileVault) -> None:
     small, large = enrolment(1), enrolment(50)
     blobs = []
     for labelled in (small, large):
@@ -161,7 +161,7 @@ def test_the_server_gets_one_length_and_no_numbers(vault: Vault) -> None:
     assert all(crypto.looks_sealed(blob) for blob in blobs)
 
 
-def refused(vault: Vault, sealed: SealedHead, reason: str) -> None:
+def refused(vault: FileVault, sealed: SealedHead, reason: str) -> None:
     """The device refuses, and keeps its head and version."""
     before = calibrator(vault).current_head(), calibrator(vault).head_version
     with pytest.raises(PrivacyError, match=reason):
@@ -170,7 +170,7 @@ def refused(vault: Vault, sealed: SealedHead, reason: str) -> None:
     assert calibrator(vault).head_version == before[1]
 
 
-def test_a_replayed_head_is_refused(vault: Vault) -> None:
+def test_a_replayed_head_is_refused(vault: FileVault) -> None:
     calibrator(vault).fit_head(*enrolment())
     old = calibrator(vault).seal_head()
     calibrator(vault).fit_head(*enrolment(seed=1))
@@ -179,7 +179,7 @@ def test_a_replayed_head_is_refused(vault: Vault) -> None:
     refused(vault, dataclasses.replace(old, version=3), "does not open")
 
 
-def test_a_relabelled_head_is_refused(vault: Vault) -> None:
+def test_a_relabelled_head_is_refused(vault: FileVault) -> None:
     calibrator(vault).fit_head(*enrolment())
     sealed = calibrator(vault).seal_head()
 
@@ -187,8 +187,8 @@ def test_a_relabelled_head_is_refused(vault: Vault) -> None:
     refused(vault, dataclasses.replace(sealed, version=2), "does not open")
 
 
-def test_swapped_users_are_refused(vault: Vault, tmp_path: Path) -> None:
-    other = Vault.create(tmp_path / "bob", user="bob")
+def test_swapped_users_are_refused(vault: FileVault, tmp_path: Path) -> None:
+    other = FileVault.create(tmp_path / "bob", user="bob")
     under_one_key = second_device(vault, tmp_path / "eve", user="eve")
     for theirs in (other, under_one_key):
         calibrator(theirs).fit_head(*enrolment())
@@ -196,7 +196,7 @@ def test_swapped_users_are_refused(vault: Vault, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("index", [0, 1, 13, 500, 2047])
-def test_an_altered_head_is_refused(vault: Vault, index: int) -> None:
+def test_an_altered_head_is_refused(vault: FileVault, index: int) -> None:
     calibrator(vault).fit_head(*enrolment())
     sealed = calibrator(vault).seal_head()
     blob = bytearray(sealed.blob)
@@ -206,7 +206,7 @@ def test_an_altered_head_is_refused(vault: Vault, index: int) -> None:
     refused(vault, dataclasses.replace(sealed, blob=sealed.blob[:index]), "not a sealed blob")
 
 
-def test_a_restored_head_of_another_model_only_counts(vault: Vault, tmp_path: Path) -> None:
+def test_a_restored_head_of_another_model_only_counts(vault: FileVault, tmp_path: Path) -> None:
     calibrator(vault).fit_head(*enrolment())
     calibrator(vault).fit_head(*enrolment())
     second = second_device(vault, tmp_path / "second")
@@ -218,7 +218,7 @@ def test_a_restored_head_of_another_model_only_counts(vault: Vault, tmp_path: Pa
     assert calibrator(second, NEXT).seal_head().version == 3
 
 
-def test_a_head_for_other_classes_is_refused(vault: Vault, tmp_path: Path) -> None:
+def test_a_head_for_other_classes_is_refused(vault: FileVault, tmp_path: Path) -> None:
     second = second_device(vault, tmp_path / "second")
     wider = HeadCalibrator(
         second, model_hash=MODEL, prior=HeadPrior(mean=calibration.identity_head(4))
@@ -230,7 +230,7 @@ def test_a_head_for_other_classes_is_refused(vault: Vault, tmp_path: Path) -> No
     assert calibrator(vault).head_version == 0
 
 
-def test_scores_belong_to_the_head_that_is_kept(vault: Vault, tmp_path: Path) -> None:
+def test_scores_belong_to_the_head_that_is_kept(vault: FileVault, tmp_path: Path) -> None:
     own = calibrator(vault)
     assert len(own.nonconformity_scores()) == 0
     logits, labels = enrolment()
@@ -245,7 +245,7 @@ def test_scores_belong_to_the_head_that_is_kept(vault: Vault, tmp_path: Path) ->
 
 
 def test_scores_of_a_fit_that_was_cut_off_count_for_nothing(
-    vault: Vault, monkeypatch: pytest.MonkeyPatch
+    vault: FileVault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = calibrator(vault)
     own.fit_head(*enrolment())
@@ -269,7 +269,7 @@ def basis(seed: int = 0) -> AdapterBasis:
     return AdapterBasis(centre=torch.zeros(5), matrix=torch.randn(2, 5, generator=rng))
 
 
-def bending(vault: Vault, seed: int = 0, model_hash: str = MODEL) -> HeadCalibrator:
+def bending(vault: FileVault, seed: int = 0, model_hash: str = MODEL) -> HeadCalibrator:
     prior = dataclasses.replace(PRIOR, basis=basis(seed))
     return HeadCalibrator(vault, model_hash=model_hash, prior=prior, labels=("a", "b", "c"))
 
@@ -280,7 +280,7 @@ def bent_enrolment(utterances: int = 12, seed: int = 0) -> tuple[Tensor, Tensor,
     return logits, labels, basis().project_vectors(vectors)
 
 
-def test_an_adapter_is_kept_sealed_and_comes_back(vault: Vault, tmp_path: Path) -> None:
+def test_an_adapter_is_kept_sealed_and_comes_back(vault: FileVault, tmp_path: Path) -> None:
     logits, labels, coordinates = bent_enrolment()
     fitted = bending(vault).fit_head(logits, labels, coordinates)
     second = bending(second_device(vault, tmp_path / "second"))
@@ -293,7 +293,7 @@ def test_an_adapter_is_kept_sealed_and_comes_back(vault: Vault, tmp_path: Path) 
     assert not torch.equal(calibrated, calibrator(vault).calibrate_logits(logits))
 
 
-def test_a_head_is_never_applied_behind_another_basis(vault: Vault) -> None:
+def test_a_head_is_never_applied_behind_another_basis(vault: FileVault) -> None:
     """The server could hand out the same weights with other directions."""
     logits, labels, coordinates = bent_enrolment()
     bending(vault).fit_head(logits, labels, coordinates)
@@ -309,7 +309,7 @@ def test_a_head_is_never_applied_behind_another_basis(vault: Vault) -> None:
 
 
 def test_a_fit_goes_on_from_a_restored_adapter_under_the_same_model_alone(
-    vault: Vault, tmp_path: Path
+    vault: FileVault, tmp_path: Path
 ) -> None:
     fitted = bending(vault).fit_head(*bent_enrolment(30))
     second = second_device(vault, tmp_path / "second")
@@ -325,7 +325,7 @@ def test_a_fit_goes_on_from_a_restored_adapter_under_the_same_model_alone(
     assert anew.adapter is None, "another model has other directions"
 
 
-def test_a_head_that_was_made_here_and_comes_back_counts_no_clip_twice(vault: Vault) -> None:
+def test_a_head_that_was_made_here_and_comes_back_counts_no_clip_twice(vault: FileVault) -> None:
     """As after its file was damaged and deleted."""
     own = calibrator(vault)
     fitted = own.fit_head(*enrolment())
@@ -337,7 +337,7 @@ def test_a_head_that_was_made_here_and_comes_back_counts_no_clip_twice(vault: Va
     assert same(own.fit_head(*enrolment(), keep_version=True), fitted)
 
 
-def test_the_version_that_a_user_expects_does_not_keep_its_head_out(vault: Vault) -> None:
+def test_the_version_that_a_user_expects_does_not_keep_its_head_out(vault: FileVault) -> None:
     other = second_device(vault, vault.folder.parent / "other")
     for seed in range(5):
         calibrator(other).fit_head(*enrolment(seed=seed))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store, speaker_adapter
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.shared.calibration import HeadPrior
@@ -168,12 +168,12 @@ def test_nothing_heard_leaves_things_as_they_were(tmp_path: Path) -> None:
 def test_nothing_is_booked_and_nothing_goes_out(tmp_path: Path) -> None:
     device = _device(tmp_path / "own")
     ledger = (device.folder / "ledger.jsonl").exists()
-    before = set(Vault.open(device.folder / "vault").list_names())
+    before = set(FileVault.open(device.folder / "vault").list_names())
     own, names = _learned(device.folder, _speech(3))
     own.forget_utterance(names[0])
 
     assert (device.folder / "ledger.jsonl").exists() == ledger
-    assert set(Vault.open(device.folder / "vault").list_names()) - before == {"heard"}
+    assert set(FileVault.open(device.folder / "vault").list_names()) - before == {"heard"}
 
 
 # --- forgetting -------------------------------------------------------------------------------
@@ -194,9 +194,9 @@ def test_what_is_forgotten_was_never_heard(tmp_path: Path, index: int) -> None:
         "the test can fail: the utterance had told something"
     )
     assert own.example_names == never.example_names
-    stored = Vault.open(tmp_path / "own" / "vault").get("heard")
+    stored = FileVault.open(tmp_path / "own" / "vault").get("heard")
     assert rows[index].numpy().tobytes() not in stored
-    assert stored == Vault.open(tmp_path / "never" / "vault").get("heard")
+    assert stored == FileVault.open(tmp_path / "never" / "vault").get("heard")
 
 
 def test_forgetting_everything_leaves_a_new_device(tmp_path: Path) -> None:
@@ -349,7 +349,7 @@ def test_a_model_without_users_means_learns_nothing(tmp_path: Path) -> None:
 def test_a_damaged_store_is_not_passed_over(tmp_path: Path) -> None:
     device = _device(tmp_path / "own")
     own, _ = _learned(device.folder, _speech(1))
-    Vault.open(device.folder / "vault").put_tensors("heard", {"rows": torch.ones(1, WIDTH)})
+    FileVault.open(device.folder / "vault").put_tensors("heard", {"rows": torch.ones(1, WIDTH)})
     with pytest.raises(PrivacyError, match="damaged"):
         own.speaker_mean()
     blob = device.folder / "vault" / "heard.sealed"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-from sottovoce.client.device.vault import Vault
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import feedback, speaker_adapter
 from sottovoce.client.personalisation.feedback import FeedbackStore
@@ -426,7 +426,7 @@ def test_a_fitted_head_is_the_one_applied(ears: Ears, tmp_path: Path) -> None:
     bundle = _bundle()
     device = _joined(tmp_path / "device", bundle)
     calibrator = HeadCalibrator(
-        Vault.open(device.folder / "vault"), model_hash=bundle.model_hash, prior=bundle.prior
+        FileVault.open(device.folder / "vault"), model_hash=bundle.model_hash, prior=bundle.prior
     )
     fitted = calibrator.fit_head(torch.tensor([[9.0, 0.0, 0.0]] * 20), torch.full((20,), 2))
 

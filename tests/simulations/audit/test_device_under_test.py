@@ -63,7 +63,7 @@ def test_a_subject_sends_what_a_device_on_disk_sends(
     assert torch.equal(first, seen.enrolment)
     assert torch.equal(torch.stack(sent), seen.updates)
     assert torch.equal(last, seen.head_statistics)
-    booked = sorted(map(repr, Device(tmp_path).ledger.releases))
+    booked = sorted(map(repr, Device.open(tmp_path).ledger.releases))
     assert booked == sorted(map(repr, transcript.plan.all_releases())), (
         "and the device booked all of it"
     )

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from sottovoce.client.app import app as product
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import LabelledFeatures
-from sottovoce.client.device.vault import Vault, unwrap_key
+from sottovoce.client.device.vault import FileVault, unwrap_key
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.training_job import Job
@@ -49,21 +49,21 @@ class FirstRun:
     model: str
     newer: SealedHead
 
-    def calibrator(self, vault: Vault) -> HeadCalibrator:
+    def calibrator(self, vault: FileVault) -> HeadCalibrator:
         """Of the run's model."""
         return _calibrator(self.folder, vault)
 
 
-def _calibrator(federation: Path, vault: Vault) -> HeadCalibrator:
+def _calibrator(federation: Path, vault: FileVault) -> HeadCalibrator:
     """A calibrator for the model that a federation's run released."""
     tensors, prior = checkpoint.load_released_model(federation / "server")
     model = Job.load(federation / "server").plan.hash_model(tensors["weights"])
     return HeadCalibrator(vault, model_hash=model, prior=prior, labels=LABELS)
 
 
-def _vault(federation: Path) -> Vault:
+def _vault(federation: Path) -> FileVault:
     """Dan's."""
-    return Vault.open(federation / "devices" / "000003" / "vault")
+    return FileVault.open(federation / "devices" / "000003" / "vault")
 
 
 def _key(federation: Path) -> bytes:
@@ -76,7 +76,9 @@ def _key(federation: Path) -> bytes:
 def first_run(make_federation_at: Any, tmp_path_factory: pytest.TempPathFactory) -> FirstRun:
     folder = tmp_path_factory.mktemp("kept")
     make_federation_at(folder, rounds=1).run()
-    second = Vault.create(tmp_path_factory.mktemp("second") / "vault", user=DAN, key=_key(folder))
+    second = FileVault.create(
+        tmp_path_factory.mktemp("second") / "vault", user=DAN, key=_key(folder)
+    )
     other = _calibrator(folder, second)
     other.restore_head(_calibrator(folder, _vault(folder)).seal_head())
     other.fit_head(torch.tensor([[2.0, 0.0, 0.0]] * 6), torch.tensor([1] * 6))
@@ -127,7 +129,7 @@ def _same(one: CalibrationHead, other: CalibrationHead) -> bool:
 def _reinstall(federation: Any, key: bytes | None, *, clips: bool) -> None:
     """Dan's app anew: an empty vault, the old key or another, labelled clips or not."""
     folder = federation.folder / "devices" / "000003"
-    old = Device(folder)
+    old = Device.open(folder)
     held = old.load_features()
     held = LabelledFeatures(
         examples=held.examples,
@@ -198,7 +200,7 @@ def test_a_device_that_kept_its_clips_refits_from_the_plain_prior(
     index = Path("devices") / "000003" / "vault"
     for name in ("head", "head-scores"):  # the app lived on: the old head lies in its vault
         data = _vault(first_run.folder).get(name)
-        Vault.open(federation.folder / index).put(name, data)
+        FileVault.open(federation.folder / index).put(name, data)
     _rekey(federation, first_run)
 
     federation.run()
@@ -211,7 +213,7 @@ def test_a_device_that_kept_its_clips_refits_from_the_plain_prior(
 def _rekey(federation: Any, first_run: FirstRun) -> None:
     """Give Dan's device of a federation the key that the stored head was sealed under."""
     folder = federation.folder / "devices" / "000003"
-    old = Device(folder)
+    old = Device.open(folder)
     held, kinds = old.load_features(), ("head", "head-scores")
     data = {name: old.vault.get(name) for name in kinds}
     shutil.rmtree(folder)
@@ -258,7 +260,7 @@ def _sealed_by(user: str, key: Callable[[FirstRun], bytes]) -> Callable[[FirstRu
 
     def said(first_run: FirstRun) -> UnverifiedHead:
         folder = first_run.folder.parent / f"vault-of-{user}-{crypto.new_key().hex()}"
-        theirs = first_run.calibrator(Vault.create(folder, user=user, key=key(first_run)))
+        theirs = first_run.calibrator(FileVault.create(folder, user=user, key=key(first_run)))
         for _ in range(2):
             theirs.fit_head(torch.zeros(3, 3), torch.tensor([0, 1, 2]))
         return _word(theirs.seal_head())

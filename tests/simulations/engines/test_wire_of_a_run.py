@@ -303,7 +303,7 @@ class Tap(ClientApp):
         proto = message_to_proto(reply)
         self.record.sent += proto.SerializeToString()
         index = int(context.node_config["partition-id"])
-        device = Device(self.folder / "devices" / f"{index:06d}", read_only=True)
+        device = Device.open(self.folder / "devices" / f"{index:06d}", read_only=True)
         fields = _fields(message_from_proto(proto))
         self.record.faults += _faults(fields, _may_say(request, fields, self.plan, device))
         self.record.exchanges.append(_exchange(request, reply, device.profile.user))
@@ -839,8 +839,8 @@ def _inherit(old: Path, new: Path, how: str) -> None:
     """Give a new device what the old one leaves it: the key, or the head too, or nothing."""
     if how == "another key":
         return
-    fresh, held = Device(new), Device(new).load_features()
-    before = Device(old)
+    fresh, held = Device.open(new), Device.open(new).load_features()
+    before = Device.open(old)
     roster = fresh.pinned_roster
     shutil.rmtree(new)
     again = Device.create(new, fresh.profile, held, key=before.vault._key)

@@ -27,7 +27,7 @@ from sottovoce.shared.errors import (
 )
 from sottovoce.simulations.data import feature_extraction
 from sottovoce.simulations.devices.database import DeviceDatabase
-from sottovoce.simulations.devices.in_memory import InMemoryVault
+from sottovoce.simulations.devices.in_memory import DatabaseVault
 from sottovoce.simulations.results.schema import read_privacy, read_run
 from sottovoce.simulations.runs import simulation
 from sottovoce.simulations.scenario import loading
@@ -636,15 +636,15 @@ def test_a_run_never_goes_on_without_a_device_that_could_not_enrol(
     tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would ask the others what it would not have asked them together: paid for, and useless."""
-    real, out = InMemoryVault.put, tmp_path / "out"
+    real, out = DatabaseVault.put, tmp_path / "out"
 
-    def put(vault: InMemoryVault, name: str, data: bytes, **how: Any) -> None:
+    def put(vault: DatabaseVault, name: str, data: bytes, **how: Any) -> None:
         if name == "plan" and vault._index == 1:
             raise PrivacyError("no space left on device")
         real(vault, name, data, **how)
 
     with monkeypatch.context() as patch:
-        patch.setattr(InMemoryVault, "put", put)
+        patch.setattr(DatabaseVault, "put", put)
         with pytest.raises(EngineError, match=r"3 of 4 devices enrolled, below the quorum"):
             _run(tiny_run.scenario, out)
 
