@@ -1,4 +1,4 @@
-"""A head: what it does to a model's logits, and its bytes.
+"""Calibration heads: their effect on a model's logits, and their binary format.
 
 A head divides the logits by a temperature, adds a bias to every class, and may change the last
 layer by an adapter of low rank::
@@ -24,11 +24,11 @@ from sottovoce.shared.calibration.adapter_basis import MAX_RANK, TAG_BYTES
 from sottovoce.shared.errors import ModelError
 
 MAX_HEAD_BYTES: Final = 4096
-"""No head on the wire, sealed or not, is longer."""
+"""Largest head that is sent, sealed or not."""
 
 MAX_LOG_TEMPERATURE: Final = 50.0
 MAX_LOGIT: Final = 1e6
-"""A logit beyond this is refused: it says that a recording or the model is broken."""
+"""Logits beyond this are refused: the recording or the model is broken."""
 
 _MAGIC: Final = b"SVHD"
 _SCHEMA_PLAIN, _SCHEMA_ADAPTER = 1, 2
@@ -41,7 +41,7 @@ _MAX_CLASSES: Final = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeadAdapter:
-    """A low-rank change of the model's last layer.
+    """Low-rank change of the model's last layer.
 
     Attributes:
         weights: Shape (classes, rank); kept as float32 on the CPU, as it travels.
@@ -55,6 +55,7 @@ class HeadAdapter:
     basis_tag: bytes
 
     def __post_init__(self) -> None:
+        # A copy: a record that shared memory with a trained tensor would change with it.
         weights = self.weights.detach().to("cpu", torch.float32, copy=True)
         object.__setattr__(self, "weights", weights)
         if weights.dim() != 2 or not 1 <= weights.shape[1] <= MAX_RANK:
@@ -72,7 +73,7 @@ class HeadAdapter:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CalibrationHead:
-    """One calibration head.
+    """Calibration of one user: a temperature, biases and an optional adapter.
 
     Attributes:
         log_temperature: Natural log of the temperature; 0 changes nothing, above 0 makes the
@@ -91,6 +92,7 @@ class CalibrationHead:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "bias", self.bias.detach().to("cpu", torch.float64, copy=True))
+        # Written so that NaN fails it.
         if not abs(self.log_temperature) <= MAX_LOG_TEMPERATURE:
             raise ModelError(
                 f"log_temperature is {self.log_temperature}; it must lie within"
@@ -111,17 +113,34 @@ class CalibrationHead:
 
     @property
     def classes(self) -> int:
-        """How many classes the head is for."""
+        """Number of classes of the head.
+
+        Example:
+            >>> identity_head(6).classes
+            6
+        """
         return len(self.bias)
 
 
 def identity_head(classes: int) -> CalibrationHead:
-    """The head that changes nothing."""
+    """Make the head that leaves logits unchanged.
+
+    Example:
+        >>> calibrate_logits(identity_head(2), torch.tensor([[3.0, -1.0]]))
+        tensor([[ 3., -1.]])
+    """
     return CalibrationHead(log_temperature=0.0, bias=torch.zeros(classes, dtype=torch.float64))
 
 
 def is_same_head(one: CalibrationHead, other: CalibrationHead) -> bool:
-    """Whether two heads do the same, number by number."""
+    """Whether two heads hold the same numbers and basis tag.
+
+    Example:
+        >>> is_same_head(identity_head(2), identity_head(2))
+        True
+        >>> is_same_head(identity_head(2), identity_head(3))
+        False
+    """
     if one.log_temperature != other.log_temperature or not torch.equal(one.bias, other.bias):
         return False
     if one.adapter is None or other.adapter is None:
@@ -133,13 +152,13 @@ def is_same_head(one: CalibrationHead, other: CalibrationHead) -> bool:
 def calibrate_logits(
     head: CalibrationHead, logits: Tensor, coordinates: Tensor | None = None
 ) -> Tensor:
-    """Calibrate logits.
+    """Apply a user's head to the logits of the shared model.
 
     Args:
         head: The user's head.
         logits: Shape (..., classes), floating point; NaN stays NaN.
-        coordinates: Where the utterances lie in the head's basis, shape (..., rank); a head without
-            an adapter does not look at them.
+        coordinates: Coordinates of the utterances in the head's basis, shape (..., rank); ignored
+            by a head without an adapter.
 
     Returns:
         Calibrated logits, same shape, dtype and device.
@@ -147,6 +166,11 @@ def calibrate_logits(
     Raises:
         ModelError: Another number of classes, or coordinates that the adapter needs and that are
             missing or do not fit.
+
+    Example:
+        >>> head = CalibrationHead(log_temperature=math.log(2), bias=torch.tensor([0.0, 1.0]))
+        >>> calibrate_logits(head, torch.tensor([[4.0, 0.0]]))
+        tensor([[2., 1.]])
     """
     require_class_count(head.classes, logits)
     calibrated = logits * math.exp(-head.log_temperature) + head.bias.to(logits)
@@ -163,7 +187,7 @@ def calibrate_logits(
 
 
 def to_bytes(head: CalibrationHead, model_hash: str) -> bytes:
-    """A head as bytes, bound to its model: at most 3,129 for 256 classes, 1,145 for 8.
+    """Encode a head, bound to its model: at most 3,129 bytes for 256 classes, 1,145 for 8.
 
     Args:
         head: The head.
@@ -171,11 +195,17 @@ def to_bytes(head: CalibrationHead, model_hash: str) -> bytes:
 
     Raises:
         ModelError: A hash that is none.
+
+    Example:
+        >>> data = to_bytes(identity_head(4), "ab" * 32)
+        >>> len(data), from_bytes(data, "ab" * 32).classes
+        (79, 4)
     """
     schema = _SCHEMA_ADAPTER if head.adapter else _SCHEMA_PLAIN
     header = _HEADER.pack(
         _MAGIC, schema, parse_model_hash(model_hash), head.classes, head.log_temperature
     )
+    # Biases in full precision: the fit goes on from them. Weights of an adapter are float32.
     data = header + head.bias.numpy().astype("<f8").tobytes()
     if head.adapter is None:
         return data
@@ -185,11 +215,19 @@ def to_bytes(head: CalibrationHead, model_hash: str) -> bytes:
 
 
 def from_bytes(data: bytes, model_hash: str) -> CalibrationHead:
-    """The head that :func:`to_bytes` wrote for the same model.
+    """Decode the head that :func:`to_bytes` encoded for the same model.
 
     Raises:
         ModelError: Damaged bytes, a newer schema, or a head of another model: it must be fitted
             again, never applied.
+
+    Example:
+        >>> data = to_bytes(identity_head(4), "ab" * 32)
+        >>> is_same_head(from_bytes(data, "ab" * 32), identity_head(4))
+        True
+        >>> from_bytes(data, "cd" * 32)
+        Traceback (most recent call last):
+        sottovoce.shared.errors.ModelError: the head belongs to model abababababab, not to ...
     """
     if len(data) < _HEADER.size or data[:4] != _MAGIC:
         raise ModelError(f"{len(data)} bytes are not a calibration head; fit the head again")
@@ -198,17 +236,20 @@ def from_bytes(data: bytes, model_hash: str) -> CalibrationHead:
         raise ModelError(
             f"head schema {schema} is not {_SCHEMA_ADAPTER}; update, or fit the head again"
         )
+    # A head corrects one model's errors; on another model it would add errors.
     if whose != parse_model_hash(model_hash):
         raise ModelError(
             f"the head belongs to model {whose.hex()[:12]}, not to {model_hash[:12]};"
             " fit it again for this model"
         )
+    # Lengths are checked before NumPy reads: the class count comes out of untrusted bytes.
     end = _HEADER.size + 8 * classes
     if len(data) < end or (schema == _SCHEMA_PLAIN and len(data) != end):
         raise ModelError(f"a head of {classes} classes has {len(data)} bytes; fit the head again")
     bias = np.frombuffer(data[:end], dtype="<f8", offset=_HEADER.size)
     return CalibrationHead(
         log_temperature=log_temperature,
+        # A copy: an array over bytes is read-only, which torch does not support.
         bias=torch.from_numpy(bias.copy()),
         adapter=_decode_adapter(data[end:], classes) if schema == _SCHEMA_ADAPTER else None,
     )
@@ -225,7 +266,7 @@ def _decode_adapter(data: bytes, classes: int) -> HeadAdapter:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SealedHead:
-    """A head as the server keeps it: ciphertext, and what it is bound to.
+    """A head as the server stores it: ciphertext and associated data.
 
     Attributes:
         model_hash: SHA-256 of the model it was fitted for, 64 hexadecimal digits.
@@ -250,12 +291,12 @@ class SealedHead:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnverifiedHead:
-    """What a server says is a user's head. Nothing in it is checked but its types.
+    """A head as a server sent it: only the types of its fields are checked.
 
     Attributes:
-        model_hash: Of the model it is said to be for.
-        version: Which one it is said to be.
-        blob: What is said to be the ciphertext.
+        model_hash: Claimed SHA-256 of the model it was fitted for.
+        version: Claimed version.
+        blob: Claimed ciphertext.
     """
 
     model_hash: str
@@ -263,7 +304,11 @@ class UnverifiedHead:
     blob: bytes = field(repr=False)
 
     def to_sealed_head(self) -> SealedHead:
-        """What it would be, if it is true; ``ModelError`` where it cannot be."""
+        """Check the bounds of the claimed values and return them as a sealed head.
+
+        Raises:
+            ModelError: A value out of the bounds of :class:`SealedHead`.
+        """
         return SealedHead(model_hash=self.model_hash, version=self.version, blob=self.blob)
 
 
@@ -276,11 +321,17 @@ def require_class_count(classes: int, logits: Tensor) -> None:
 
 
 def parse_model_hash(model_hash: str) -> bytes:
-    """The 32 bytes of a SHA-256 in hexadecimal digits; ``ModelError`` where it is none."""
+    """Decode a SHA-256 of 64 hexadecimal digits to its 32 bytes; ``ModelError`` if it is none.
+
+    Example:
+        >>> len(parse_model_hash("ab" * 32))
+        32
+    """
     try:
         found = bytes.fromhex(model_hash)
     except ValueError:
         found = b""
+    # Python's fromhex skips spaces, so the length of the text is checked as well.
     if len(found) != 32 or len(model_hash) != 64:
         raise ModelError(f"model_hash is {model_hash!r}; it must be a SHA-256 in 64 hex digits")
     return found

@@ -16,7 +16,8 @@ from sottovoce.shared.models.network import Network
 
 MIN_PRIOR_SD, MAX_PRIOR_SD = 1e-3, 10.0
 MAX_PRIOR_LOG_TEMPERATURE, MAX_PRIOR_BIAS = 10.0, 50.0
-"""Bounds on what a server may send: beyond them a fit can fail, or not, by what the clips are."""
+"""Bounds on what a server may send. Beyond them a fit could fail depending on the clips, and the
+failure would tell the server something about them."""
 
 _BASIS_FIELDS: Final = ("centre", "matrix")
 _FILE_PREFIX: Final = "basis."
@@ -28,12 +29,12 @@ class HeadPrior:
 
     Attributes:
         mean: The head of a user without labels.
-        log_temperature_sd: How far users' log temperatures lie from the mean, above 0.
-        bias_sd: The same for each class's bias, in logits, above 0.
-        scores: What prediction sets start from, behind the mean head; None where nobody's are
-            known: then there are no sets.
-        basis: In which directions heads may change the last layer; None where there is none: then
-            they leave it as it is.
+        log_temperature_sd: Standard deviation of users' log temperatures, above 0.
+        bias_sd: Standard deviation of each class's bias, in logits, above 0.
+        scores: Population's nonconformity scores under the mean head; None if unknown: then there
+            are no prediction sets.
+        basis: Directions in which heads may change the last layer; None if heads leave it as it
+            is.
 
     Raises:
         SettingError: A width that is not finite and above 0.
@@ -60,24 +61,43 @@ class HeadPrior:
         return torch.tensor(widths, dtype=torch.float64).pow(-2)
 
     def project_vectors(self, vectors: Tensor) -> Tensor | None:
-        """Coordinates of utterances in the basis; None without one.
+        """Compute coordinates of utterances in the basis; None without one.
 
         Args:
-            vectors: What the last layer reads, shape (utterances, width).
+            vectors: Input of the last layer, shape (utterances, width).
+
+        Returns:
+            Shape (utterances, rank), float64.
         """
         return None if self.basis is None else self.basis.project_vectors(vectors)
 
     def logits_and_coordinates(
         self, network: Network, inputs: Tensor, frames: Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """A model's logits, and coordinates of what its last layer read; arguments as it takes."""
+        """Run a model once for its logits and for the coordinates of its last layer's input.
+
+        Args:
+            network: The shared model.
+            inputs: As :meth:`Network.forward` takes them.
+            frames: Real frames of each utterance, shape (utterances,), int64.
+
+        Returns:
+            Logits, shape (utterances, classes), and coordinates, shape (utterances, rank); None
+            instead of coordinates without a basis.
+        """
         with torch.no_grad():
             vectors = network.compute_embeddings(inputs, frames)
             logits: Tensor = network.head(vectors)
         return logits, self.project_vectors(vectors)
 
     def is_compatible(self, head: CalibrationHead) -> bool:
-        """Whether a head's adapter, if it has one, is for this basis."""
+        """Whether a head's adapter, if it has one, was fitted in this basis.
+
+        Example:
+            >>> from sottovoce.shared.calibration import identity_head
+            >>> HeadPrior(mean=identity_head(2)).is_compatible(identity_head(2))
+            True
+        """
         if head.adapter is None:
             return True
         return self.basis is not None and (self.basis.tag, self.basis.rank) == (
@@ -86,10 +106,18 @@ class HeadPrior:
         )
 
     def as_dict(self) -> dict[str, float | list[float]]:
-        """Mean, widths and scores as plain numbers, for a message or a JSON file.
+        """Convert mean, widths and scores to plain numbers, for a message or a JSON file.
 
-        The mean is a population's and has no adapter; the basis is large and goes its own way,
+        The mean is a population's and has no adapter. The basis is large and is sent as tensors,
         see :meth:`basis_tensors`.
+
+        Example:
+            >>> from sottovoce.shared.calibration import identity_head
+            >>> numbers = HeadPrior(mean=identity_head(2)).as_dict()
+            >>> numbers["bias"], numbers["bias_sd"]
+            ([0.0, 0.0], 0.3)
+            >>> prior_from_dict(numbers).mean.classes
+            2
         """
         numbers: dict[str, float | list[float]] = {
             "log_temperature": self.mean.log_temperature,
@@ -104,29 +132,35 @@ class HeadPrior:
         return numbers
 
     def basis_tensors(self) -> dict[str, Tensor]:
-        """The basis, by name; empty without one."""
+        """Tensors of the basis by name; empty without a basis.
+
+        Example:
+            >>> from sottovoce.shared.calibration import identity_head
+            >>> HeadPrior(mean=identity_head(2)).basis_tensors()
+            {}
+        """
         return {name: getattr(self.basis, name) for name in _BASIS_FIELDS} if self.basis else {}
 
     def prefixed_basis_tensors(self) -> dict[str, Tensor]:
-        """The same under names that other tensors of a file do not have."""
+        """Tensors of the basis under names that no other tensor of a model file has."""
         return {_FILE_PREFIX + name: tensor for name, tensor in self.basis_tensors().items()}
 
 
 def prior_from_dict(
     numbers: dict[str, float | list[float]], tensors: Mapping[str, Tensor] | None = None
 ) -> HeadPrior:
-    """The prior that :class:`HeadPrior` wrote; what a server sent may be anything.
+    """Rebuild a prior from its numbers and tensors; a server may have sent anything.
 
     Args:
-        numbers: What :meth:`HeadPrior.as_dict` gave.
-        tensors: What :meth:`HeadPrior.basis_tensors` gave.
+        numbers: As :meth:`HeadPrior.as_dict` returns them.
+        tensors: As :meth:`HeadPrior.basis_tensors` returns them.
 
     Raises:
         ModelError: A missing, unknown or unusable entry, numbers that no prior of ours holds, or a
             basis of a higher rank than a sealed head has room for.
 
     Guarantees:
-        - What is refused depends on the prior alone, never on a user's clips.
+        - Refusal depends on the prior alone, never on a user's clips.
     """
     try:
         bias = torch.tensor(numbers["bias"], dtype=torch.float64)
@@ -139,6 +173,7 @@ def prior_from_dict(
             scores=_scores(numbers) if "scores" in numbers else None,
             basis=AdapterBasis(**tensors) if tensors else None,
         )
+    # RuntimeError is what torch raises for tensors it cannot convert.
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError, SettingError) as error:
         raise ModelError(f"the head prior cannot be used: {error!r}; get a new one") from error
     _check_bounds(prior)
@@ -169,7 +204,10 @@ def _check_bounds(prior: HeadPrior) -> None:
 def prior_from_file(
     numbers: dict[str, float | list[float]], tensors: Mapping[str, Tensor]
 ) -> HeadPrior:
-    """The prior out of a file, from its numbers and all of its tensors; errors as above."""
+    """Rebuild a prior from a model file, given its numbers and all of its tensors.
+
+    Errors are those of :func:`prior_from_dict`.
+    """
     basis = {
         name.removeprefix(_FILE_PREFIX): tensor
         for name, tensor in tensors.items()
@@ -180,6 +218,7 @@ def prior_from_file(
 
 def _number(value: float | list[float]) -> float:
     """A plain number out of a message."""
+    # In Python a bool is an int, and a message that holds one is not ours.
     if isinstance(value, list | bool):
         raise ModelError(f"a head prior holds {value!r} where one number belongs")
     return float(value)

@@ -1,15 +1,16 @@
-"""Statistics of training users for heads and prediction sets: the query, and one clip's answer.
+"""Calibration statistics of training users: the server's query, and the answer of one clip.
 
-After the last round the server asks every training device once how right the final model is on
-clips it did not learn from. Each clip answers with two parts, each of bounded norm:
+After the last round the server asks every training device once how well calibrated the final model
+is on clips that the model was not trained on. Each clip contributes two parts of bounded norm:
 
 - gradient and curvature (Fisher information) of its loss with respect to the log temperature of the
-  reference head: summed over all clips they give the Newton step to the users' mean temperature;
-- into which of a few bins its conformal score falls, where a user's clips are bounded together
-  less the shares that public speakers have there: summed, a histogram of the users' scores.
+  reference head; summed over all clips they give the Newton step to the users' mean temperature;
+- a one-hot vector of the histogram bin of its nonconformity score, from which the public speakers'
+  shares are subtracted where a user's clips are bounded together; summed, it is a histogram of the
+  users' scores.
 
-A device's own clips were trained on, and look too easy to the model. So the device first subtracts
-part of its own contribution (:func:`subtract_own_contribution`).
+A device's own clips were trained on, so their loss is too low. The device therefore first subtracts
+part of its own contribution from the weights (:func:`subtract_own_contribution`).
 """
 
 from dataclasses import dataclass
@@ -23,19 +24,19 @@ from sottovoce.shared.calibration import CalibrationHead, calibrate_logits, conf
 from sottovoce.shared.errors import MessageError
 
 SCORE_QUANTILES: Final = (0.3, 0.5, 0.7, 0.85, 0.93, 0.97)
-"""Shares of public speakers' scores at which bins end: fine around the default coverage."""
+"""Quantiles of public speakers' scores at which bins end: fine around the default coverage."""
 
 STATISTICS_SIZE: Final = 2 + len(SCORE_QUANTILES) + 1
-"""How many numbers a device releases."""
+"""Number of values that a device releases."""
 
 _NEWTON_UNIT: Final = 3.0
-"""Unit of gradient and curvature; the two together are bounded by one of it."""
+"""Unit of gradient and curvature; their joint L2 norm is bounded by one unit."""
 
 _HISTOGRAM_BOUND: Final = 1.1
-"""L2 bound on the second part; a bin has norm 1, and less the public shares hardly ever more."""
+"""L2 bound on the second part: a one-hot vector has norm 1, less the public shares rarely more."""
 
 SENSITIVITY: Final = (1.0 + _HISTOGRAM_BOUND**2) ** 0.5
-"""L2 bound on what one clip adds."""
+"""L2 bound on the contribution of one clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +46,9 @@ class CalibrationRelease:
     Attributes:
         noise_multiplier: Standard deviation of the noise over ``SENSITIVITY``, 0 for no privacy of
             utterances.
-        subtracted_share: Share of a device's own contributions to the weights that is subtracted
-            before its clips are judged, in [0, 1]. All of it would be too much: what a user taught,
-            others would have taught in part.
+        subtracted_share: Share of a device's own contribution to the weights that is subtracted
+            before its clips are evaluated, in [0, 1]. All of it would be too much: other users
+            would have taught the model part of the same.
     """
 
     noise_multiplier: float
@@ -63,18 +64,18 @@ class CalibrationRelease:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CalibrationQuery:
-    """What the server asks of clips; learned from public speakers alone.
+    """Server's query for calibration statistics, fitted on public speakers only.
 
     Attributes:
-        log_temperature: Of the reference head, which changes nothing else.
-        curvature: Mean Fisher information of one clip for it.
-        edges: Scores between bins, rising, shape (bins - 1,), float32.
-        shares: What is subtracted from every clip's bins, shape (bins,), float32: public speakers'
-            share in each, together 1, which makes norms small where one bound covers a user; or
-            zeros, so that bins add up to the number of clips.
+        log_temperature: Log temperature of the reference head, which has no biases.
+        curvature: Mean Fisher information of one clip for the log temperature.
+        edges: Scores between bins, ascending, shape (bins - 1,), float32.
+        shares: Subtracted from every clip's one-hot vector, shape (bins,), float32. Either public
+            speakers' share of each bin, summing to 1, which keeps norms small where one bound
+            covers a whole user; or zeros, so that bins add up to the number of clips.
 
     Raises:
-        MessageError: Values that no server of ours sends.
+        MessageError: Values that this release's server never sends.
     """
 
     log_temperature: float
@@ -100,10 +101,12 @@ class CalibrationQuery:
 
 
 def subtract_own_contribution(weights: Tensor, own_contribution: Tensor, share: float) -> Tensor:
-    """The final weights, less part of one user's own contribution.
+    """Subtract part of one user's own contribution from the final weights.
 
-    With plain averaging the weights are the start plus the sum of all updates, each in its share.
-    Subtracting all of the own ones judges too hard: the others' would have made up for part.
+    With plain averaging the weights are the initial ones plus the sum of all updates, each with its
+    weight. Subtracting all of the own updates would overcorrect: other users' updates would have
+    made up for part of them.
+
 
     Args:
         weights: The final ones, shape (params,).
@@ -112,17 +115,21 @@ def subtract_own_contribution(weights: Tensor, own_contribution: Tensor, share: 
 
     Returns:
         Shape (params,), float32.
+
+    Example:
+        >>> subtract_own_contribution(torch.tensor([1.0, 2.0]), torch.tensor([0.5, 0.0]), share=0.5)
+        tensor([0.7500, 2.0000])
     """
     return (weights.double() - share * own_contribution.double()).float()
 
 
 def compute_statistics(logits: Tensor, labels: Tensor, query: CalibrationQuery) -> Tensor:
-    """Compute what each clip adds to a device's statistics.
+    """Compute the contribution of each clip to a device's statistics.
 
     Args:
-        logits: Of weights that did not learn from the clip, shape (clips, classes).
+        logits: Logits under weights not trained on the clip, shape (clips, classes).
         labels: True classes, shape (clips,), integer.
-        query: What is asked.
+        query: The server's query.
 
     Returns:
         Gradient, curvature less the query's, and bins less the query's shares; shape
@@ -132,6 +139,15 @@ def compute_statistics(logits: Tensor, labels: Tensor, query: CalibrationQuery) 
         - A clip's row depends on no other clip, and its norm is at most ``SENSITIVITY``, whatever
           the logits and the query are.
         - A clip whose logits hold a NaN or an infinity adds zeros.
+
+    Example:
+        >>> edges = torch.linspace(0.2, 0.9, len(SCORE_QUANTILES))
+        >>> shares = torch.zeros(len(SCORE_QUANTILES) + 1)
+        >>> query = CalibrationQuery(log_temperature=0.0, curvature=0.0, edges=edges, shares=shares)
+        >>> logits = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
+        >>> rows = compute_statistics(logits, torch.tensor([0, 0]), query)
+        >>> rows.shape, bool(rows[1].any())
+        (torch.Size([2, 9]), False)
     """
     reference_head = CalibrationHead(
         log_temperature=query.log_temperature, bias=torch.zeros(logits.shape[1])
@@ -140,17 +156,29 @@ def compute_statistics(logits: Tensor, labels: Tensor, query: CalibrationQuery) 
     probabilities = torch.softmax(scaled, 1)
     terms = _newton_terms(scaled, probabilities, labels, query.curvature) / _NEWTON_UNIT
     bins = _score_histogram(probabilities, labels, query)
+    # Clipped apart: a sure error, whose gradient is large, must not shrink its bin to nothing.
     bounded = torch.cat([_clip_rows(terms, 1.0), _clip_rows(bins, _HISTOGRAM_BOUND)], 1)
+    # Zeros rather than an error: whether a clip was broken must not show in the release.
     return torch.where(logits.isfinite().all(1, keepdim=True), bounded, 0.0)
 
 
 def newton_terms(summed: Tensor) -> Tensor:
-    """Gradient and curvature out of summed statistics, shape (2,), in the units of the loss."""
+    """Recover gradient and curvature from summed statistics, shape (2,), in units of the loss.
+
+    Example:
+        >>> newton_terms(torch.tensor([2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+        tensor([6., 3.])
+    """
     return summed[:2] * _NEWTON_UNIT
 
 
 def mean_curvature(logits: Tensor, log_temperature: float) -> float:
-    """Mean Fisher information of a clip for the log temperature; no label is needed."""
+    """Compute the mean Fisher information of a clip for the log temperature; needs no labels.
+
+    Example:
+        >>> round(mean_curvature(torch.tensor([[2.0, -2.0], [0.0, 0.0]]), log_temperature=0.0), 4)
+        0.1413
+    """
     reference_head = CalibrationHead(
         log_temperature=log_temperature, bias=torch.zeros(logits.shape[1])
     )
@@ -184,5 +212,6 @@ def _clip_rows(rows: Tensor, max_norm: float) -> Tensor:
     """Rows clipped to a norm; those that are not finite become zeros."""
     sane = torch.where(rows.isfinite().all(1, keepdim=True), rows, 0.0)
     norm = torch.linalg.vector_norm(sane, dim=1, keepdim=True)
+    # The floor only keeps a row of zeros from becoming 0 / 0.
     bounded: Tensor = sane * (max_norm / norm.clamp(min=1e-300)).clamp(max=1.0)
     return bounded

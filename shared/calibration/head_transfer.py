@@ -1,16 +1,17 @@
 """Posterior of a user's calibration head, and its transfer to another model.
 
-A head is of no use behind another model: it undoes *that* model's faults. What it says of the user
-lasts better: how far the head lies from the prior's mean of its model, and how much of the prior's
-variance the labels explained. So a head travels with both, and is transferred::
+A head is of no use for another model: it corrects the errors of *its* model. Information about the
+user lasts longer: how far the head lies from its model's prior mean, and how much of the prior's
+variance the labels explained. So a head is stored with both, and is transferred::
 
     mean     = the new prior's mean + correlation * (head - the old prior's mean)
     variance = the new prior's variance * (1 - correlation^2 * variance_explained)
 
 These are mean and variance of a Gaussian whose correlation with the old one is ``correlation``. The
-result is only where a fit for the new model starts: with correlation 1 (the same model) it goes on
-where the labels ended, with 0, or where no variance was explained, it is the new prior. Emotions
-are matched by their names; one that the old model did not know starts as the new prior has it.
+result is only the prior of a fit for the new model. With correlation 1 (the same model) the fit
+continues from the old posterior; with correlation 0, or where no variance was explained, it starts
+from the new prior. Emotions are matched by their names; one that the old model did not know starts
+from the new prior.
 """
 
 import hashlib
@@ -36,10 +37,11 @@ HEAD_CORRELATION: Final = 0.5
 biases by 0.56, between an open network and a private linear model (``docs/research/heads.md``)."""
 
 MAX_TRANSFERABLE_CLASSES: Final = 64
-"""A head of more emotions travels alone: what a transfer needs would not fit its sealed length."""
+"""A head of more emotions is stored alone: its posterior would not fit the sealed length."""
 
 _MIN_VARIANCE_SHARE: Final = 1e-6
 _ROUNDING: Final = 1e-9
+# Changing the format means a new magic or schema: devices hold these bytes for years.
 _MAGIC: Final = b"SVBF"
 _HEAD_MAGIC: Final = b"SVHD"
 _SCHEMA: Final = 1
@@ -53,7 +55,7 @@ _CLASS_DTYPE: Final = np.dtype(
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class HeadPosterior:
-    """A fitted head, and what its transfer to another model needs.
+    """A fitted head with the statistics that its transfer to another model needs.
 
     Attributes:
         head: The most probable head.
@@ -91,21 +93,36 @@ class HeadPosterior:
 
 
 def posterior_from_head(head: CalibrationHead) -> HeadPosterior:
-    """The posterior of a head of which nothing else is known; it cannot be transferred."""
+    """Make the posterior of a head about which nothing else is known; it cannot be transferred.
+
+    Example:
+        >>> posterior_from_head(heads.identity_head(2)).class_tags
+        ()
+    """
     zeros = torch.zeros(1 + head.classes, dtype=torch.float64)
     return HeadPosterior(head=head, prior_mean=head, variance_explained=zeros)
 
 
 def posterior_from_fit(fit: HeadFit, prior: HeadPrior, names: Sequence[str]) -> HeadPosterior:
-    """The posterior that a fit found, relative to the prior of its model's users.
+    """Derive the posterior of a fit, relative to the prior of its model's users.
 
     Args:
-        fit: The fit; where it started from a transferred prior, what that explained counts too.
-        prior: Where users of this model start.
-        names: The emotions, in the order of the classes; none where they are not known.
+        fit: The fit; if it started from a transferred prior, variance explained before counts too.
+        prior: The prior of this model's users, before any transfer.
+        names: Emotions in the order of the classes; empty if unknown.
+
+    Example:
+        >>> from sottovoce.shared.calibration import fit_head, identity_head
+        >>> prior = HeadPrior(mean=identity_head(2))
+        >>> logits, labels = torch.tensor([[4.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 1])
+        >>> fit = fit_head(logits, labels, prior)
+        >>> posterior = posterior_from_fit(fit, prior, ["calm", "angry"])
+        >>> bool((posterior.variance_explained > 0).all())
+        True
     """
     head = fit.head
     explained = 1 - fit.variance * prior.precision
+    # Rounding leaves tiny shares where no label bears on a parameter; they are no evidence.
     explained = torch.where(explained > _ROUNDING, explained, 0.0).clamp(max=1)
     transferable = len(names) == head.classes <= MAX_TRANSFERABLE_CLASSES
     return HeadPosterior(
@@ -123,18 +140,30 @@ def transfer_posterior(
     *,
     correlation: float = HEAD_CORRELATION,
 ) -> HeadPrior:
-    """Transfer a posterior: the prior from which a fit for another model starts.
+    """Transfer a posterior to another model: the prior from which its fit starts.
 
     Args:
-        posterior: Of a head of the other model.
-        prior: Where users of this model start.
+        posterior: Posterior of a head of the other model.
+        prior: The prior of this model's users.
         names: This model's emotions, in the order of its classes.
         correlation: Correlation of one user's heads under the two models, in [0, 1].
 
     Returns:
-        The prior itself where the posterior cannot be transferred or explains nothing; else one
-        that is as wide or narrower, with the user's own mean. Biases share one width, that of their
-        mean variance.
+        ``prior`` itself if the posterior cannot be transferred or explains nothing; otherwise a
+        prior that is as wide or narrower, around the user's own mean. All biases have one standard
+        deviation, from their mean variance.
+
+    Example:
+        >>> from sottovoce.shared.calibration import identity_head
+        >>> posterior = HeadPosterior(
+        ...     head=CalibrationHead(log_temperature=0.4, bias=torch.zeros(2)),
+        ...     prior_mean=identity_head(2),
+        ...     variance_explained=torch.tensor([0.5, 0.0, 0.0]),
+        ...     class_tags=(b"calm....", b"angry..."),
+        ... )
+        >>> new = transfer_posterior(posterior, HeadPrior(mean=identity_head(2)), ["sad", "happy"])
+        >>> new.mean.log_temperature
+        0.2
     """
     validation.require_non_negative(correlation=correlation)
     old_index = {tag: index for index, tag in enumerate(posterior.class_tags)}
@@ -159,6 +188,7 @@ def transfer_posterior(
     left = 1 - correlation**2 * torch.tensor(
         [float(posterior.variance_explained[0]), *explained], dtype=torch.float64
     )
+    # A variance of 0 would pin the head there for good.
     left = left.clamp(min=_MIN_VARIANCE_SHARE)
     return replace(
         prior,
@@ -169,7 +199,7 @@ def transfer_posterior(
 
 
 def to_bytes(posterior: HeadPosterior, model_hash: str) -> bytes:
-    """A posterior as bytes, bound to its model: at most 1,864 for 64 emotions.
+    """Encode a posterior, bound to its model: at most 1,864 bytes for 64 emotions.
 
     Args:
         posterior: The posterior.
@@ -193,10 +223,15 @@ def to_bytes(posterior: HeadPosterior, model_hash: str) -> bytes:
 
 
 def from_bytes(data: bytes, model_hash: str) -> HeadPosterior:
-    """The posterior that :func:`to_bytes` wrote, or a head alone, as earlier releases stored it.
+    """Decode a posterior, or a head alone, as earlier releases stored heads.
 
     Raises:
         ModelError: Damaged bytes, a newer schema, or a head of another model.
+
+    Example:
+        >>> data = to_bytes(posterior_from_head(heads.identity_head(2)), "ab" * 32)
+        >>> from_bytes(data, "ab" * 32).head.classes
+        2
     """
     if data[:4] == _HEAD_MAGIC:
         return posterior_from_head(heads.from_bytes(data, model_hash))
@@ -207,6 +242,7 @@ def from_bytes(data: bytes, model_hash: str) -> HeadPosterior:
         raise ModelError(f"stored head schema {schema} is not {_SCHEMA}; update, or fit it again")
     whole, rest = data[_HEADER.size :][:length], data[_HEADER.size + length :]
     head = heads.from_bytes(whole, model_hash)
+    # Checked before NumPy reads: the number of tags comes out of untrusted bytes.
     if len(rest) != (_TEMPERATURE_STRUCT.size + tags * _CLASS_DTYPE.itemsize if tags else 0):
         raise ModelError(f"a stored head of {tags} emotions has {len(data)} bytes; fit it again")
     if not tags:

@@ -1,19 +1,19 @@
-"""Maximum a posteriori fit of a user's head: a family of fits, weighed by evidence.
+"""Maximum a posteriori fit of a user's head: several models, averaged by their evidence.
 
-A user gives five labels, where maximum likelihood would want hundreds. So each fit is by maximum a
-posteriori under a Gaussian prior: with no labels it *is* the prior's mean, a few labels move it a
-little, many labels make the prior forgotten. One class only, or labels that are all wrong, cannot
-push it to infinity.
+A user provides about five labels; maximum likelihood would need hundreds. So each model is fitted
+by maximum a posteriori under a Gaussian prior. Without labels the fit is the prior's mean, a few
+labels move it a little, and with many labels the prior no longer matters. Labels of a single class,
+or labels that are all wrong, cannot push it to infinity.
 
-The family: temperature and biases alone, and the same with an adapter of the last layer, whose
-weights the prior holds near 0 by one of ``ADAPTER_SDS``. Which of them a user needs, the labels say
-themselves: every fit is asked what it would have said of each clip without that clip's label
-(approximate leave-one-out, Rad & Maleki, JRSS B 2020), and the log-likelihood of the answers weighs
-the fits, beside their prior probabilities (pseudo-Bayesian model averaging, Yao et al.,
-Bayesian Analysis 2018). All fits are linear in the logits, so their average is one head again.
+The models are temperature and biases alone, and the same with an adapter of the last layer, whose
+weights have one of ``ADAPTER_SDS`` as prior standard deviation. The labels decide between them:
+every model predicts each clip without that clip's label (approximate leave-one-out, Rad & Maleki,
+JRSS B 2020), and the log-likelihoods of these predictions, with the prior probabilities, give the
+weights (pseudo-Bayesian model averaging, Yao et al., Bayesian Analysis 2018). All models are
+linear in the logits, so their average is one head again.
 
-Scaling each class by a factor of its own (vector scaling) is no member: it helped nobody. How the
-family and its prior probabilities were chosen: ``docs/research/heads.md``.
+Vector scaling (a factor for each class) is not among the models: it improved nothing. How models
+and prior probabilities were chosen: ``docs/research/heads.md``.
 """
 
 import math
@@ -40,7 +40,7 @@ ADAPTER_SDS: Final = (0.15, 0.4)
 """Standard deviations of an adapter's weights, in logits for one public standard deviation."""
 
 _LOG_MODEL_PRIORS: Final = (-2.0, 0.0, -2.0)
-"""Log prior probabilities of the fits, up to a constant: without an adapter, then by width."""
+"""Log prior probabilities of the models, up to a constant: without adapter, then by its sd."""
 
 _EVIDENCE_WEIGHT: Final = 0.5
 """Weight of the log-likelihoods: one user's clips, and so their losses, are correlated."""
@@ -53,10 +53,10 @@ class HeadFit:
     """A fitted head with its uncertainty.
 
     Attributes:
-        head: The head.
-        held_out_probabilities: Of each clip, from heads fitted without it, shape
-            (utterances, classes), float64: scores of a user's own clips need it, because the head
-            has seen their labels. Of one clip alone, from the prior's mean.
+        head: The most probable head.
+        held_out_probabilities: Leave-one-out probabilities of each clip, shape
+            (utterances, classes), float64. Nonconformity scores of a user's own clips need them,
+            because the head was fitted on their labels. For a single clip, from the prior's mean.
         variance: Posterior variances by Laplace's approximation, shape (1 + classes,), float64:
             log temperature first, then biases.
     """
@@ -69,7 +69,7 @@ class HeadFit:
 def fit_head_only(
     logits: Tensor, labels: Tensor, prior: HeadPrior, coordinates: Tensor | None = None
 ) -> CalibrationHead:
-    """The head alone; see :func:`fit_head`.
+    """Fit a user's head without its uncertainty; see :func:`fit_head`.
 
     Example:
         >>> from sottovoce.shared.calibration import identity_head
@@ -85,27 +85,34 @@ def fit_head_only(
 def fit_head(
     logits: Tensor, labels: Tensor, prior: HeadPrior, coordinates: Tensor | None = None
 ) -> HeadFit:
-    """The head that one user's labelled utterances and the prior make.
+    """Fit a user's head on labelled utterances, starting from the prior.
 
-    Each member of the family minimises cross-entropy plus half the prior's quadratic by damped
-    Newton steps in float64, from the prior's mean. Cross-entropy is convex in the inverse
-    temperature, not in its log: the minimum found is the one downhill from the prior's mean.
+    Each model minimises cross-entropy plus the negative log prior by damped Newton steps in
+    float64, from the prior's mean. Cross-entropy is convex in the inverse temperature, not in its
+    log: the minimum found is the one downhill from the prior's mean.
 
     Args:
-        logits: The shared model's, shape (utterances, classes), finite.
+        logits: Logits of the shared model, shape (utterances, classes), finite.
         labels: True classes, shape (utterances,), integer.
-        prior: Of the head, before the labels.
-        coordinates: Where the utterances lie in the prior's basis, shape (utterances, rank); None
-            where the prior has none.
+        prior: Prior of the head.
+        coordinates: Coordinates in the prior's basis, shape (utterances, rank); None if the prior
+            has no basis.
 
     Returns:
-        The fit: with no utterances its head is exactly ``prior.mean``, otherwise the average of
-        members none of which is less probable than the prior's mean.
+        The fit. Without utterances its head is exactly ``prior.mean``, otherwise the average of
+        models none of which is less probable than the prior's mean.
 
     Raises:
         ModelError: Logits that are not finite or beyond 1e6, coordinates that are not finite,
             labels that are not classes, shapes that do not fit each other or the prior, or numbers
             between which no minimum is found.
+
+    Example:
+        >>> from sottovoce.shared.calibration import identity_head
+        >>> logits, labels = torch.tensor([[4.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 1])
+        >>> fit = fit_head(logits, labels, HeadPrior(mean=identity_head(2)))
+        >>> fit.held_out_probabilities.shape, fit.variance.shape
+        (torch.Size([2, 2]), torch.Size([3]))
     """
     try:
         return _fit_head(logits, labels, prior, coordinates)
@@ -140,7 +147,13 @@ def _fit_head(
 def select_usable(
     logits: Tensor, labels: Tensor, coordinates: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Those of the utterances that a head can be fitted on; arguments as for :func:`fit_head`."""
+    """Select the utterances that a head can be fitted on; arguments as for :func:`fit_head`.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 0.0], [float("nan"), 0.0]])
+        >>> select_usable(logits, torch.tensor([0, 1]), None)[1]
+        tensor([0])
+    """
     good = (logits.abs() <= MAX_LOGIT).all(1)  # NaN is not
     if coordinates is None:
         return logits[good], labels[good], None
@@ -150,12 +163,12 @@ def select_usable(
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Candidate:
-    """One fit of the family, done.
+    """A fitted model before averaging.
 
     Attributes:
-        objective: What was minimised.
-        point: Where: log temperature, then for every class its bias and, with an adapter, its
-            weights; shape (1 + classes * columns,).
+        objective: The function that was minimised.
+        point: The minimum: log temperature, then for every class its bias and, with an adapter,
+            its weights; shape (1 + classes * columns,).
     """
 
     objective: "HeadObjective"
@@ -168,28 +181,28 @@ class _Candidate:
 
     @property
     def curvature_factor(self) -> Tensor:
-        """Of the cost's curvature at the point."""
+        """Cholesky factor of the objective's curvature at the point."""
         return self.objective.newton_terms(self.point)[1]
 
     def extended_point(self, columns: int) -> Tensor:
-        """The point among those with this many columns, the new ones at 0."""
+        """The point with more columns, the new ones at 0."""
         rows = self.class_parameters
         more = rows.new_zeros(len(rows), columns - rows.shape[1])
         return torch.cat([self.point[:1], torch.cat([rows, more], 1).flatten()])
 
     @cached_property
     def held_out_logits(self) -> Tensor:
-        """Logits of each clip from the fit without it, shape (utterances, classes).
-
-        One Newton step from the fit, on the cost less the clip's own: its gradient e and curvature
-        L in its logits o move them by M (I - L M)^-1 e, M what the rest's curvature leaves o free.
-        """
+        """Approximate leave-one-out logits of each clip, shape (utterances, classes)."""
+        # One Newton step from the fit on the objective without the clip (Rad & Maleki 2020). With J
+        # the Jacobian of the clip's logits, H the curvature, M = J H^-1 J', e and L gradient and
+        # curvature of the clip's loss in its logits, these move by M (I - L M)^-1 e.
         objective, point = self.objective, self.point
         scaled, probabilities = objective.logits_and_probabilities(point)
         clips, classes = probabilities.shape
         errors = probabilities - objective.one_hot_labels
         curvature = objective.gauss_newton_curvature(scaled, probabilities)
         jacobian = objective.logit_jacobian(scaled).reshape(clips * classes, -1)
+        # With H = F F', M is the product of F^-1 J' with its own transpose: no inverse is formed.
         half = torch.linalg.solve_triangular(
             torch.linalg.cholesky(curvature), jacobian.mT, upper=False
         )
@@ -209,7 +222,7 @@ def _fit_candidate(
     width: float | None,
     last: _Candidate | None,
 ) -> _Candidate:
-    """One fit, with an adapter of a width or without; it starts where the last one ended."""
+    """Fit one model, with an adapter of a standard deviation or without, from the last model."""
     classes, adapters = logits.shape[1], columns.shape[1] - 1
     adapter = prior.mean.adapter
     weights = logits.new_zeros(classes, adapters)
@@ -229,6 +242,7 @@ def _fit_candidate(
             [logits.new_tensor([prior.log_temperature_sd]), widths.flatten()]
         ).pow(-2),
     )
+    # The models are nested, so the last minimum is a start that is never worse than the prior's.
     start = None if last is None else last.extended_point(columns.shape[1])
     return _Candidate(objective=objective, point=find_minimum(objective, start))
 
@@ -240,12 +254,14 @@ def _model_weights(held_out: Sequence[Tensor], labels: Tensor) -> Tensor:
     losses = [
         torch.nn.functional.cross_entropy(logits, labels, reduction="sum") for logits in held_out
     ]
+    # Equals pseudo-BMA with a power of the likelihood; softmax in logs does not underflow.
     log_priors = torch.tensor(_LOG_MODEL_PRIORS, dtype=torch.float64)
     return torch.softmax(log_priors - _EVIDENCE_WEIGHT * torch.stack(losses), 0)
 
 
 def _average(members: Sequence[_Candidate], shares: Tensor, prior: HeadPrior) -> CalibrationHead:
     """One head whose logits are the members' average."""
+    # Calibrated logits are linear in the inverse temperature, not in the temperature or its log.
     inverse = sum(
         float(share) * math.exp(-float(member.point[0]))
         for share, member in zip(shares, members, strict=True)
@@ -275,6 +291,7 @@ def _held_out_logits(
     coordinates: Tensor | None,
 ) -> Tensor:
     """The members' average of held-out logits; of a single clip, those of the prior's mean."""
+    # Without its only clip a fit is the prior, exactly: the Newton step would only approximate it.
     if len(logits) < _MIN_UTTERANCES:
         return calibrate_logits(prior.mean, logits, coordinates)
     averaged: Tensor = torch.tensordot(shares, torch.stack(tuple(held_out)), 1)

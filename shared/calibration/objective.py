@@ -1,7 +1,7 @@
-"""Objective of a head's fit, and the Newton steps that minimise it.
+"""Objective of a head's fit, and its minimisation by damped Newton steps.
 
-Cross-entropy is convex in biases, weights and the inverse temperature, not in its log: the minimum
-found is the one downhill from the start.
+Cross-entropy is convex in biases, weights and the inverse temperature, but not in the log
+temperature: the minimum found is the one downhill from the start.
 """
 
 import math
@@ -18,19 +18,34 @@ _MOST_STEPS: Final = 100
 _MOST_HALVINGS: Final = 40
 _CONVERGED: Final = 1e-12
 _STEP_TOLERANCE: Final = 1e-6
-"""A Newton step that promises no more than this ends: what it leaves is about its square."""
+"""Iteration ends after a step of this predicted decrease: the error left is about its square."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class HeadObjective:
-    """Cross-entropy plus half the prior's quadratic, for scores linear in biases and weights.
+    """Cross-entropy plus negative log prior, for logits linear in biases and weights.
 
     Attributes:
         logits: Shape (utterances, classes), float64.
         labels: Shape (utterances,), int64.
-        design: What biases and weights multiply: ones, then coordinates; (utterances, columns).
-        prior_mean: The prior's mean, shape (1 + classes * columns,).
-        prior_precision: Its inverse variances, same shape.
+        design: Design matrix: ones for the bias, then coordinates; shape (utterances, columns).
+        prior_mean: Mean of the prior, shape (1 + classes * columns,).
+        prior_precision: Inverse variances of the prior, same shape.
+
+    A *point* holds the log temperature, then bias and weights class by class; its shape is that of
+    ``prior_mean``.
+
+    Example:
+        >>> objective = HeadObjective(
+        ...     logits=torch.tensor([[2.0, 0.0]], dtype=torch.float64),
+        ...     labels=torch.tensor([0]),
+        ...     design=torch.ones(1, 1, dtype=torch.float64),
+        ...     prior_mean=torch.zeros(3, dtype=torch.float64),
+        ...     prior_precision=torch.ones(3, dtype=torch.float64),
+        ... )
+        >>> start, end = objective.prior_mean, find_minimum(objective, None)
+        >>> objective.objective_value(end) < objective.objective_value(start)
+        True
     """
 
     logits: Tensor
@@ -41,24 +56,25 @@ class HeadObjective:
 
     @cached_property
     def one_hot_labels(self) -> Tensor:
-        """1 for each clip's class, shape (utterances, classes)."""
+        """One-hot labels of the clips, shape (utterances, classes)."""
         classes = self.logits.shape[1]
         return torch.nn.functional.one_hot(self.labels, classes).to(self.logits.dtype)
 
     def class_parameters(self, point: Tensor) -> Tensor:
-        """Biases and weights by class."""
+        """View biases and weights of a point by class, shape (classes, columns)."""
         return point[1:].view(self.logits.shape[1], -1)
 
     def calibrated_logits(self, point: Tensor) -> Tensor:
-        """Calibrated logits."""
+        """Compute the calibrated logits at a point, shape (utterances, classes)."""
         return self.logits * torch.exp(-point[0]) + self.design @ self.class_parameters(point).mT
 
     def logits_and_probabilities(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """The logits over the temperature, and the calibrated probabilities."""
+        """Compute logits over temperature, and probabilities; both (utterances, classes)."""
         return self.logits * torch.exp(-point[0]), torch.softmax(self.calibrated_logits(point), 1)
 
     def objective_value(self, point: Tensor) -> float:
-        """What is minimised; infinite where no head can be."""
+        """Evaluate the objective at a point; infinite outside the range of temperatures."""
+        # A line search backs away from infinity; written so that NaN does too.
         if not abs(float(point[0])) <= MAX_LOG_TEMPERATURE:
             return math.inf
         loss = torch.nn.functional.cross_entropy(
@@ -67,9 +83,9 @@ class HeadObjective:
         return float(loss + 0.5 * (self.prior_precision * (point - self.prior_mean).square()).sum())
 
     def newton_terms(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the cost at a point, and the factor of a positive definite curvature.
+        """Compute gradient and curvature of the objective at a point.
 
-        The factor is Cholesky's, lower.
+        The curvature is returned as its lower Cholesky factor and is always positive definite.
         """
         scaled, probabilities = self.logits_and_probabilities(point)
         errors = probabilities - self.one_hot_labels
@@ -77,6 +93,7 @@ class HeadObjective:
         gradient = torch.cat([-slope.reshape(1), (errors.mT @ self.design).flatten()])
         curvature = self.gauss_newton_curvature(scaled, probabilities)
         exact = curvature.clone()
+        # Second derivative of the logits in the log temperature, which Gauss-Newton leaves out.
         exact[0, 0] += slope
         # The exact curvature is indefinite where the cost is concave in the log temperature.
         factor, wrong = torch.linalg.cholesky_ex(exact)
@@ -85,7 +102,7 @@ class HeadObjective:
         return gradient + self.prior_precision * (point - self.prior_mean), factor
 
     def gauss_newton_curvature(self, scaled: Tensor, probabilities: Tensor) -> Tensor:
-        """Gauss-Newton curvature, the prior's included."""
+        """Compute the Gauss-Newton curvature, including that of the prior."""
         pushed = -probabilities * (scaled - (probabilities * scaled).sum(1, keepdim=True))
         corner = -(scaled * pushed).sum().reshape(1, 1)
         side = (pushed.mT @ self.design).reshape(1, -1)
@@ -94,7 +111,7 @@ class HeadObjective:
         return whole + torch.diag(self.prior_precision)
 
     def _parameter_curvature(self, probabilities: Tensor) -> Tensor:
-        """Of biases and weights, shape (classes * columns,) squared."""
+        """Curvature in biases and weights, shape (classes * columns, classes * columns)."""
         classes, width = probabilities.shape[1], self.design.shape[1]
         products = logit_curvature(probabilities).flatten(1).mT @ self._column_products
         blocks = products.view(classes, classes, width, width)
@@ -106,7 +123,7 @@ class HeadObjective:
         return (self.design[:, :, None] * self.design[:, None, :]).flatten(1)
 
     def logit_jacobian(self, scaled: Tensor) -> Tensor:
-        """How each calibrated logit moves with the point, (utterances, classes, 1 + ...)."""
+        """Jacobian of the calibrated logits, shape (utterances, classes, 1 + classes * columns)."""
         clips, classes = scaled.shape
         width = self.design.shape[1]
         jacobian = scaled.new_zeros(clips, classes, 1 + classes * width)
@@ -118,12 +135,26 @@ class HeadObjective:
 
 
 def logit_curvature(probabilities: Tensor) -> Tensor:
-    """Curvature of each utterance's loss in its logits, shape (utterances, classes, classes)."""
+    """Curvature of each utterance's loss in its logits, shape (utterances, classes, classes).
+
+    Example:
+        >>> logit_curvature(torch.tensor([[0.5, 0.5]]))
+        tensor([[[ 0.2500, -0.2500],
+                 [-0.2500,  0.2500]]])
+    """
     return torch.diag_embed(probabilities) - probabilities[:, :, None] * probabilities[:, None, :]
 
 
 def find_minimum(objective: HeadObjective, start: Tensor | None) -> Tensor:
-    """The minimum that lies downhill from the prior's mean, or from a start no higher than it."""
+    """Minimise the objective from the prior's mean, or from a start with a lower value.
+
+    Args:
+        objective: The function to minimise.
+        start: A point to start from if it is lower than the prior's mean; None for none.
+
+    Returns:
+        The minimum downhill from there; its value is never above that of the prior's mean.
+    """
     point, cost = objective.prior_mean, objective.objective_value(objective.prior_mean)
     if start is not None and (near := objective.objective_value(start)) < cost:
         point, cost = start, near
@@ -131,6 +162,7 @@ def find_minimum(objective: HeadObjective, start: Tensor | None) -> Tensor:
         gradient, factor = objective.newton_terms(point)
         step = -torch.cholesky_solve(gradient[:, None], factor)[:, 0]
         slope = float(gradient @ step)
+        # Newton's decrement: twice the predicted decrease. The negated form ends the loop on NaN.
         if not -slope > _CONVERGED * (1 + abs(cost)):
             break
         point, lower = _line_search(objective, point, step, slope, cost)
@@ -143,11 +175,12 @@ def find_minimum(objective: HeadObjective, start: Tensor | None) -> Tensor:
 def _line_search(
     objective: HeadObjective, point: Tensor, step: Tensor, slope: float, cost: float
 ) -> tuple[Tensor, float]:
-    """The first point along the step that is clearly lower (Armijo); the old one if none is."""
+    """The first point along the step that is sufficiently lower; the old one if none is."""
     length = 1.0
     for _ in range(_MOST_HALVINGS):
         trial = point + length * step
         trial_cost = objective.objective_value(trial)
+        # Armijo's condition with the usual constant (Nocedal & Wright 2006, section 3.1).
         if trial_cost <= cost + 1e-4 * length * slope:
             return trial, trial_cost
         length /= 2
