@@ -32,7 +32,7 @@ from sottovoce.shared import calibration
 from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.models.projection import PublicProjection, normalise_and_mask
+from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.protocol.training_plan import Plan
 
 LOG = logging.getLogger("sottovoce.client")
@@ -304,12 +304,7 @@ def prepare_examples(vault: Vault, plan: Plan, mean: Tensor) -> Examples:
     if projection.content_hash() != plan.projection_hash or plan.model.reads_frames:
         return _no_examples(plan)
     found = load_examples(vault, plan.extractor, plan.labels, len(projection.mean))
-    rows = normalise_and_mask(
-        projection.project_features(found.features),
-        mean,
-        found.frames,
-        row_norm=projection.row_norm,
-    )
+    rows = projection.prepare_inputs(found.features, mean, found.frames)
     return Examples(features=rows, frames=found.frames, labels=found.labels)
 
 

@@ -20,7 +20,6 @@ from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.example_store import VaultLearner
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.speaker import neutral_direction, unlabelled_adaptation
 
 _BLOB_NAME: Final = "heard"
@@ -115,7 +114,7 @@ class SpeakerAdapter(VaultLearner):
     def _neutral_probability(self, rows: Tensor, mean: Tensor) -> Tensor:
         """Probability by the shared model that each utterance is neutral, shape (utterances,)."""
         single = torch.ones(len(rows), dtype=torch.int64)
-        inputs = normalise_and_mask(rows, mean, single, row_norm=self._package.projection.row_norm)
+        inputs = self._package.projection.normalise_rows(rows, mean, single)
         with torch.no_grad():
             probabilities = torch.softmax(self._package.build_network()(inputs, single), 1)
         return probabilities[:, neutral_direction.neutral_mask(self._package.labels)].sum(1)

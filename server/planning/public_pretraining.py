@@ -14,7 +14,7 @@ from sottovoce.shared.errors import CorpusError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import flatten_parameters
-from sottovoce.shared.models.projection import PublicProjection, normalise_and_mask
+from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
@@ -185,7 +185,7 @@ def normalise_public_speech(
     means = group_means(rows, speech.speakers)[speech.speakers] if user_mean else rows.mean(0)
     shaped = means[:, None] if user_mean and projected.dim() == 3 else means
     frames = speech.examples.frames
-    inputs = normalise_and_mask(projected, shaped, frames, row_norm=projection.row_norm)
+    inputs = projection.normalise_rows(projected, shaped, frames)
     return Examples(features=inputs, frames=frames, labels=speech.examples.labels)
 
 

@@ -22,7 +22,7 @@ from sottovoce.shared.calibration import HeadPrior, prior_from_file
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import load_parameters
-from sottovoce.shared.models.projection import PublicProjection, normalise_and_mask
+from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.speaker.neutral_direction import validate_direction
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
@@ -139,8 +139,7 @@ class ModelPackage:
             Logits, shape (utterances, classes), and coordinates, shape (utterances, rank); None
             where the prior has no basis.
         """
-        projected = self.projection.project_features(features)
-        inputs = normalise_and_mask(projected, mean, frames, row_norm=self.projection.row_norm)
+        inputs = self.projection.prepare_inputs(features, mean, frames)
         return self.prior.logits_and_coordinates(network or self.build_network(), inputs, frames)
 
     def save(self, folder: Path) -> None:

@@ -59,6 +59,38 @@ class PublicProjection:
         projected: Tensor = (features - self.mean) @ self.matrix
         return projected
 
+    def prepare_inputs(self, features: Tensor, mean: Tensor, frames: Tensor) -> Tensor:
+        """Prepare model inputs: project, subtract a mean, scale every row, zero the padding.
+
+        Args:
+            features: Shape (utterances, features) or (utterances, frames, features), float32.
+            mean: The user's, shape (inputs,), or anything that broadcasts to the projected rows.
+            frames: Real frames of each utterance, shape (utterances,), int64.
+
+        Returns:
+            Shape (utterances, inputs) or (utterances, frames, inputs): what the model reads.
+
+        Guarantees:
+            As :func:`normalise_and_mask`.
+
+        Raises:
+            ModelError: Features of another width.
+
+        Example:
+            >>> zeros = torch.zeros(2)
+            >>> projection = PublicProjection(mean=zeros, matrix=torch.eye(2), row_norm=5.0)
+            >>> projection.prepare_inputs(torch.tensor([[6.0, 8.0]]), zeros, torch.ones(1)).tolist()
+            [[3.0, 4.0]]
+        """
+        return self.normalise_rows(self.project_features(features), mean, frames)
+
+    def normalise_rows(self, projected: Tensor, mean: Tensor, frames: Tensor) -> Tensor:
+        """Prepare model inputs of features that are projected already.
+
+        For where the projected rows are needed too, as for a mean; else :meth:`prepare_inputs`.
+        """
+        return normalise_and_mask(projected, mean, frames, row_norm=self.row_norm)
+
     def content_hash(self) -> str:
         """SHA-256 over everything that defines the projection."""
         sha = hashlib.sha256(repr(float(self.row_norm)).encode())
@@ -82,6 +114,19 @@ def normalise_and_mask(
 
     Returns:
         The shape of ``projected``: what the model reads; zeros behind the last frame.
+
+    Guarantees:
+        - With a ``row_norm`` above 0 no row that is a number is longer than it (to 1e-5, relative),
+          whatever the features: this bounds what one utterance can do to a gradient. A row of zeros
+          stays zeros, and one too long for float32 becomes zeros.
+        - A row depends on its own features and the mean alone: no utterance moves another's input,
+          but through a mean that was made of it, which must then be a booked release.
+        - A row with a NaN or an infinity comes out with NaN; training counts its gradient as zeros.
+
+    Example:
+        >>> rows = torch.tensor([[[3.0, 4.0], [9.0, 9.0]]])
+        >>> normalise_and_mask(rows, torch.zeros(2), torch.tensor([1]), row_norm=5.0).tolist()
+        [[[3.0, 4.0], [0.0, 0.0]]]
     """
     centred = projected - mean
     if row_norm:

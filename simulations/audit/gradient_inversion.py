@@ -16,7 +16,6 @@ from sottovoce.shared import seeding
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import load_parameters, unflatten_parameters
-from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
@@ -99,9 +98,7 @@ def _distinct_classes(examples: Examples, batch: int, generator: torch.Generator
 def _model_inputs(transcript: Transcript, examples: Examples, chosen: Tensor) -> Examples:
     """Utterances as the model reads them, their user's mean subtracted."""
     rows = transcript.projection.project_features(examples.features)
-    inputs = normalise_and_mask(
-        rows, rows.mean(0), examples.frames, row_norm=transcript.projection.row_norm
-    )
+    inputs = transcript.projection.normalise_rows(rows, rows.mean(0), examples.frames)
     whole = Examples(features=inputs, frames=examples.frames, labels=examples.labels)
     return whole.select(chosen)
 

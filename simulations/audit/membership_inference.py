@@ -25,7 +25,6 @@ from sottovoce.shared import seeding
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.losses import cross_entropy
 from sottovoce.shared.models.parameters import load_parameters
-from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.simulations.audit.adversary_view import enrolment_sum_noise, update_sum_noise
@@ -280,9 +279,7 @@ def _fit(transcript: Transcript, weights: Tensor, examples: Examples) -> float:
     model = build_network(transcript.plan.model, seed=0).eval()
     load_parameters(model, weights)
     rows = transcript.projection.project_features(examples.features)
-    inputs = normalise_and_mask(
-        rows, rows.mean(0), examples.frames, row_norm=transcript.projection.row_norm
-    )
+    inputs = transcript.projection.normalise_rows(rows, rows.mean(0), examples.frames)
     with torch.no_grad():
         logits = model(inputs, examples.frames)
     losses = cross_entropy(logits, examples.labels, torch.ones(len(transcript.plan.labels)))

@@ -20,7 +20,6 @@ from sottovoce.server.planning.public_pretraining import group_means
 from sottovoce.shared import seeding
 from sottovoce.shared.models.examples import Examples, concatenate_examples
 from sottovoce.shared.models.parameters import load_parameters
-from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.protocol.local_training import NoPrivacy
@@ -123,9 +122,7 @@ class _CentralisedFold:
         mean = self._centre
         if self._user_mean and self.scenario.recipe.centre:
             mean = group_means(rows, torch.zeros(len(rows), dtype=torch.int64))[0]
-        inputs = normalise_and_mask(
-            examples.features, mean, examples.frames, row_norm=self.inputs.projection.row_norm
-        )
+        inputs = self.inputs.projection.normalise_rows(examples.features, mean, examples.frames)
         return replace(examples, features=inputs)
 
     def predict_logits(self, weights: Tensor) -> Tensor:

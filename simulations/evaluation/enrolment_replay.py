@@ -21,7 +21,7 @@ from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import load_parameters
-from sottovoce.shared.models.projection import PublicProjection, normalise_and_mask
+from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.speaker import neutral_direction, normalisation, unlabelled_adaptation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
@@ -65,7 +65,7 @@ class FoldModel:
     def logits_and_coordinates(self, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
         """The same, and coordinates in the prior's basis, where it has one."""
         single = torch.ones(len(rows), dtype=torch.int64)
-        inputs = normalise_and_mask(rows, mean, single, row_norm=self.projection.row_norm)
+        inputs = self.projection.normalise_rows(rows, mean, single)
         logits, coordinates = self.prior.logits_and_coordinates(self.network, inputs, single)
         return logits.double(), coordinates
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,3 +114,49 @@ def test_padding_stays_zero_behind_a_mean() -> None:
 def test_the_identity_projection_changes_nothing() -> None:
     features = torch.randn(3, FEATURES)
     assert torch.equal(identity_projection(FEATURES).project_features(features), features)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-12, 1.0, 1e6, 1e18, 1e30])
+@pytest.mark.parametrize("mean", [0.0, 1.0, -1e6])
+def test_no_row_is_longer_than_the_row_norm(scale: float, mean: float) -> None:
+    """A privacy property: it bounds what one utterance can do to a gradient."""
+    rows = torch.randn(9, 4, INPUTS, generator=torch.Generator().manual_seed(1)) * scale
+    ours = replace(identity_projection(INPUTS), row_norm=0.7)
+
+    inputs = ours.prepare_inputs(rows, torch.full((INPUTS,), mean), torch.full((9,), 3))
+
+    assert float(torch.linalg.vector_norm(inputs.double(), dim=-1).nan_to_num().max()) <= 0.7 * (
+        1 + 1e-5
+    )
+    assert not inputs[:, 3:].any()
+
+
+def test_no_utterance_moves_another_s_input() -> None:
+    rows = torch.randn(5, INPUTS, generator=torch.Generator().manual_seed(2))
+    ours, frames = replace(identity_projection(INPUTS), row_norm=1.0), torch.ones(5)
+    changed = rows.clone()
+    changed[2] = torch.tensor([math.nan, *[1e30] * (INPUTS - 1)])
+
+    before = ours.prepare_inputs(rows, torch.ones(INPUTS), frames)
+    after = ours.prepare_inputs(changed, torch.ones(INPUTS), frames)
+
+    others = [0, 1, 3, 4]
+    assert torch.equal(before[others], after[others])
+    assert after[2].isnan().all()
+
+
+def test_inputs_are_prepared_in_one_way() -> None:
+    """Whoever composed it by hand could leave the row norm out, which privacy rests on."""
+    house = Path(__file__).resolve().parents[3]
+    allowed = {
+        "shared/models/projection.py",
+        "client/federation/training_round.py",  # of rows and their norm that enrolment stored
+        "simulations/runs/fold.py",  # the learning curve, for display
+    }
+    callers = {
+        path.relative_to(house).as_posix()
+        for room in ("shared", "client", "server", "simulations")
+        for path in (house / room).rglob("*.py")
+        if "normalise_and_mask(" in path.read_text()
+    }
+    assert callers <= allowed
