@@ -1,8 +1,8 @@
-"""The shared models, by name.
+"""The shared models: their description, layers, losses and parameters.
 
-What a model does stands in ``spec``, what all models share in ``network``, the losses in
-``losses``, and the weights as one flat vector, which is what travels, in ``parameters``. What goes
-into a model is made by ``projection``; what is handed out is a ``model_package``.
+``spec`` describes a model, ``network`` holds what all models share, ``losses`` the losses, and
+``parameters`` converts weights to the flat vector that is sent. ``projection`` computes the inputs
+of a model from features; ``model_package`` is a trained model as it is published.
 """
 
 from sottovoce.shared.models.losses import cross_entropy

@@ -1,7 +1,7 @@
-"""Backbones of the shared models: utterances in, one vector each out.
+"""Backbones of the shared models: from utterances to one vector each.
 
-Those on log-mel take frames at 50 Hz and halve their rate twice before the costly layers: emotion
-moves slower than phonemes.
+Backbones on log-mel spectrograms read frames at 50 Hz and halve the frame rate twice before the
+expensive layers: emotion changes more slowly than phonemes.
 """
 
 from torch import Tensor, nn
@@ -11,37 +11,51 @@ from sottovoce.shared.models.layers import AttentivePooling, BidirectionalLstm, 
 from sottovoce.shared.models.network import Backbone
 
 _DILATIONS = (1, 3, 9)
-"""Of the tcn's blocks: together they see 27 frames at 12.5 Hz, 2.2 s."""
+"""Dilations of the TCN's blocks: their receptive field is 27 frames at 12.5 Hz, 2.2 s."""
 _RESIDUAL_SCALE = 0.1
-"""How much a residual block adds at first; at 1, early steps of plain gradient descent run away."""
+"""Factor of a residual block's output; with 1, early steps of plain gradient descent diverge."""
 
 
 class IdentityBackbone(Backbone):
-    """An utterance is one vector already."""
+    """Backbone for utterances that are one vector already."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__(inputs, inputs, axes=2)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:  # noqa: ARG002  (one shape)
-        """Hand on, (utterances, inputs)."""
+        """Return the features unchanged, shape (utterances, inputs).
+
+        Example:
+            >>> import torch
+            >>> IdentityBackbone(2)(torch.tensor([[1.0, 2.0]]), torch.ones(1, dtype=torch.int64))
+            tensor([[1., 2.]])
+        """
         return features
 
 
 class PoolingBackbone(Backbone):
-    """Frames become one vector by pooling alone."""
+    """Backbone that only pools frames into one vector."""
 
     def __init__(self, inputs: int, pool: nn.Module) -> None:
         super().__init__(inputs, 2 * inputs)
         self.pool = pool
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Pool, (utterances, frames, inputs) -> (utterances, 2 x inputs)."""
+        """Pool the frames, (utterances, frames, inputs) -> (utterances, 2 x inputs).
+
+        Example:
+            >>> import torch
+            >>> from sottovoce.shared.models.layers import MeanStdPooling
+            >>> frames = torch.tensor([4, 2])
+            >>> PoolingBackbone(3, MeanStdPooling())(torch.zeros(2, 4, 3), frames).shape
+            torch.Size([2, 6])
+        """
         pooled: Tensor = self.pool(features, frames)
         return pooled
 
 
 class HiddenLayerBackbone(Backbone):
-    """Another backbone and one hidden layer on its vector."""
+    """Another backbone, followed by one hidden layer."""
 
     def __init__(self, inner: Backbone, hidden: int) -> None:
         super().__init__(inner.inputs, hidden, axes=inner.axes)
@@ -49,7 +63,14 @@ class HiddenLayerBackbone(Backbone):
         self.layer = nn.Linear(inner.width, hidden)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Read, (utterances, width of what lies below) -> (utterances, hidden)."""
+        """Compute the hidden layer, (utterances, inner width) -> (utterances, hidden).
+
+        Example:
+            >>> import torch
+            >>> backbone = HiddenLayerBackbone(IdentityBackbone(3), hidden=5)
+            >>> backbone(torch.zeros(2, 3), torch.ones(2, dtype=torch.int64)).shape
+            torch.Size([2, 5])
+        """
         return F.relu(self.layer(self.inner(features, frames)))
 
 
@@ -64,7 +85,13 @@ class CnnAttention(Backbone):
         self.pool = AttentivePooling(hidden, hidden)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
+        """Encode utterances, (utterances, frames, inputs) -> (utterances, 2 x hidden).
+
+        Example:
+            >>> import torch
+            >>> CnnAttention(8, hidden=4)(torch.zeros(2, 16, 8), torch.tensor([16, 9])).shape
+            torch.Size([2, 8])
+        """
         for layer in (self.first, self.second, self.third):
             features, frames = layer(features, frames)
         pooled: Tensor = self.pool(features, frames)
@@ -72,10 +99,11 @@ class CnnAttention(Backbone):
 
 
 class Tcn(Backbone):
-    """Residual convolutions, each looking thrice as far as the last, then attention.
+    """Temporal convolutional network: residual dilated convolutions, then attention.
 
-    Unlike those of Bai et al. (arXiv 1803.01271) they look both ways: an utterance is over when it
-    is recognised.
+    Unlike those of Bai et al. (arXiv 1803.01271) the convolutions are not causal: an utterance is
+    recognised after it has ended.
+
     """
 
     def __init__(self, inputs: int, hidden: int) -> None:
@@ -88,7 +116,7 @@ class Tcn(Backbone):
         self.pool = AttentivePooling(hidden, hidden)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
+        """Encode utterances, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
         features, frames = self.first(features, frames)
         features, frames = self.second(features, frames)
         for block in self.blocks:
@@ -99,7 +127,7 @@ class Tcn(Backbone):
 
 
 class BilstmAttention(Backbone):
-    """Two convolutions that thin out time, a recurrent layer each way, then attention."""
+    """Two strided convolutions, a bidirectional LSTM, then attention."""
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__(inputs, 2 * hidden)
@@ -109,12 +137,12 @@ class BilstmAttention(Backbone):
         self.pool = AttentivePooling(hidden, hidden)
 
     def forward(self, features: Tensor, frames: Tensor) -> Tensor:
-        """Read, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
+        """Encode utterances, (utterances, frames, inputs) -> (utterances, 2 x hidden)."""
         features, frames = self.first(features, frames)
         features, frames = self.second(features, frames)
-        if len(features) == 0:  # nothing to remember
+        if len(features) == 0:  # packed sequences refuse an empty batch
             return features.new_zeros(0, self.width)
         remembered = self.lstm(features, frames)
-        # Added to what it remembers of, which learns early, while the memory is still vague.
+        # A residual connection: the convolutions learn early, before the LSTM is of any use.
         pooled: Tensor = self.pool(features + remembered, frames)
         return pooled

@@ -1,4 +1,4 @@
-"""Utterances ready for a model: features, how many frames are real, and labels."""
+"""Labelled utterances ready for a model: features, numbers of real frames, and labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ MAX_FRAMES = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Examples:
-    """Labelled utterances.
+    """Labelled utterances, padded to a common length.
 
     Attributes:
         features: Shape (utterances, features), or (utterances, frames, features) padded with 0
@@ -32,7 +32,16 @@ class Examples:
         return int(self.labels.shape[0])
 
     def select(self, index: Tensor | slice) -> "Examples":
-        """The utterances at ``index``, shape (chosen,), int64 or bool; views, if it is a slice."""
+        """Select utterances; returns views if ``index`` is a slice.
+
+        Args:
+            index: A slice, or a tensor of shape (chosen,), int64 or bool.
+
+        Example:
+            >>> both = stack_utterances([torch.zeros(3), torch.ones(3)], labels=[0, 1])
+            >>> both.select(torch.tensor([1])).labels
+            tensor([1])
+        """
         return Examples(
             features=self.features[index], frames=self.frames[index], labels=self.labels[index]
         )
@@ -41,15 +50,20 @@ class Examples:
 def stack_utterances(
     features: Sequence[Tensor], labels: Sequence[int], *, max_frames: int = 0
 ) -> Examples:
-    """Put utterances together.
+    """Collect utterances into one batch, padded with zeros where they have frames.
 
     Args:
-        features: One tensor an utterance, all (features,) or all (frames, features).
-        labels: One class an utterance.
-        max_frames: Most frames to keep of an utterance; 0 keeps all.
+        features: One tensor per utterance, all (features,) or all (frames, features).
+        labels: One class per utterance.
+        max_frames: Longer utterances are cut off here; 0 for no limit.
 
     Raises:
         FeatureError: No utterances, or tensors that do not fit each other.
+
+    Example:
+        >>> batch = stack_utterances([torch.ones(4, 2), torch.ones(3, 2)], labels=[0, 1])
+        >>> batch.features.shape, batch.frames
+        (torch.Size([2, 4, 2]), tensor([4, 3]))
     """
     if not features or len(features) != len(labels):
         raise FeatureError(f"{len(features)} features for {len(labels)} labels; need one each, >0")
@@ -61,6 +75,7 @@ def stack_utterances(
     if dims == {1}:
         ones = torch.ones(len(features), dtype=torch.int64)
         return Examples(features=torch.stack(list(features)).float(), frames=ones, labels=classes)
+    # The beginning, so that the same utterance always gives the same example.
     cut = [tensor[:max_frames] if max_frames else tensor for tensor in features]
     frames = torch.tensor([len(tensor) for tensor in cut], dtype=torch.int64)
     padded = torch.nn.utils.rnn.pad_sequence(cut, batch_first=True).float()
@@ -68,10 +83,16 @@ def stack_utterances(
 
 
 def concatenate_examples(parts: Sequence[Examples]) -> Examples:
-    """Examples one behind the other, padded to the longest.
+    """Concatenate several batches, padded to the longest utterance.
 
     Args:
         parts: At least one, all of vectors or all of frames, equally wide.
+
+    Example:
+        >>> one = stack_utterances([torch.ones(4, 2)], labels=[0])
+        >>> other = stack_utterances([torch.ones(1, 2)], labels=[1])
+        >>> concatenate_examples([one, other]).frames
+        tensor([4, 1])
     """
     longest = max(part.features.shape[1] for part in parts)
     features = [

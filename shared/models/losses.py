@@ -1,4 +1,4 @@
-"""What training makes small: losses of single utterances, and one that looks at a whole batch.
+"""Training losses: of single utterances, and one that depends on a whole batch.
 
 ============= ================================================ =================================
 kind          an utterance's loss                              from
@@ -10,12 +10,11 @@ mmce          cross-entropy, and ``weight`` times the batch's  Kumar et al., ICM
               maximum mean calibration error
 ============= ================================================ =================================
 
-Each is weighed by the label's public class weight. Training needs nothing else of a loss: the
-slope of every utterance's loss in the logits is taken from it, and all gradients follow from that.
+Each is multiplied by the label's public class weight. Training uses only the gradient of every
+utterance's loss in its logits; all other gradients follow by the chain rule.
 
-Cross-entropy and Brier are proper: the least loss is reached by true chances. Focal is not, it
-makes a model too unsure; :func:`recover_class_posterior` says what it makes of true chances, and
-undoes it.
+Cross-entropy and Brier are proper scoring rules: true probabilities minimise them. Focal loss is
+not and makes a model underconfident; :func:`recover_class_posterior` inverts its effect.
 """
 
 from collections.abc import Callable
@@ -30,19 +29,19 @@ from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 
 MAX_GAMMA: Final = 10.0
+# Kumar et al. 2018 use this width throughout.
 _KERNEL_WIDTH: Final = 0.4
 _FLOOR: Final = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """A loss and its settings.
+    """Training loss and its settings.
 
     Attributes:
         kind: One of ``LOSS_KINDS``.
-        gamma: Of ``focal``: how little sure utterances count, from 0 (cross-entropy) to 10.
-        weight: Of ``mmce``: how much the calibration error counts beside the cross-entropy, above
-            0.
+        gamma: Focusing parameter of ``focal``, from 0 (cross-entropy) to 10.
+        weight: Weight of the calibration error in ``mmce``, relative to cross-entropy, above 0.
 
     Raises:
         SettingError: An unknown kind, or a number out of range.
@@ -61,24 +60,44 @@ class Loss:
 
     @property
     def couples_utterances(self) -> bool:
-        """Whether an utterance's loss depends on the others of its batch."""
+        """Whether an utterance's loss depends on the others of its batch.
+
+        Example:
+            >>> [kind for kind in LOSS_KINDS if Loss(kind=kind).couples_utterances]
+            ['mmce']
+        """
         return self.kind == "mmce"
 
     @property
     def supports_smoothing(self) -> bool:
-        """Whether its targets may be smoothed."""
+        """Whether the loss has targets that may be smoothed.
+
+        Example:
+            >>> [kind for kind in LOSS_KINDS if Loss(kind=kind).supports_smoothing]
+            ['cross-entropy', 'mmce']
+        """
         return self.kind in ("cross-entropy", "mmce")
 
     @property
     def is_proper(self) -> bool:
-        """Whether true chances cost least, so that there is nothing to undo."""
+        """Whether the loss is a proper scoring rule, so that there is nothing to invert.
+
+        Example:
+            >>> Loss(kind="focal", gamma=2.0).is_proper, Loss(kind="brier").is_proper
+            (False, True)
+        """
         return self.kind != "focal" or self.gamma == 0
 
     def require_uncoupled(self) -> None:
-        """Refuse a loss under which no bound on one utterance's gradient bounds the utterance.
+        """Refuse a loss for which per-utterance clipping does not bound an utterance's influence.
 
         Raises:
             SettingError: The loss couples utterances.
+
+        Example:
+            >>> Loss(kind="mmce").require_uncoupled()
+            Traceback (most recent call last):
+            sottovoce.shared.errors.SettingError: the loss mmce couples the utterances ...
         """
         if self.couples_utterances:
             raise SettingError(
@@ -92,6 +111,12 @@ class Loss:
 
         Raises:
             SettingError: Smoothing above 0 with such a loss.
+
+        Example:
+            >>> CROSS_ENTROPY.check_smoothing(0.1)
+            >>> Loss(kind="brier").check_smoothing(0.1)
+            Traceback (most recent call last):
+            sottovoce.shared.errors.SettingError: label_smoothing is 0.1 with the loss brier,...
         """
         if smoothing > 0 and not self.supports_smoothing:
             raise SettingError(
@@ -103,7 +128,7 @@ class Loss:
 def utterance_losses(
     loss: Loss, logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Loss of each utterance.
+    """Compute the loss of each utterance.
 
     Args:
         loss: Which one.
@@ -135,17 +160,17 @@ def logit_gradients(
     smoothing: float = 0.0,
     scale: float = 1.0,
 ) -> Tensor:
-    """Gradients of all utterances' summed losses with respect to their logits.
+    """Compute gradients of the summed losses of all utterances in their logits.
 
-    Of cross-entropy in closed form, at a fraction of what autograd costs; else by autograd.
+    Cross-entropy has a closed form, far cheaper than autograd; other losses use autograd.
 
     Args:
         loss: Which one.
-        logits: Shape (utterances, classes), float32; autograd may take note of them.
+        logits: Shape (utterances, classes), float32; may be marked as requiring gradients.
         labels: Shape (utterances,), int64, each in [0, classes).
         weights: Public weight of each class, shape (classes,), float32.
         smoothing: As in :func:`utterance_losses`.
-        scale: What the sum is multiplied by.
+        scale: Factor of the sum.
 
     Returns:
         Shape (utterances, classes), float32. Where logits hold a NaN or an infinity, the row does.
@@ -160,6 +185,8 @@ def logit_gradients(
         (found,) = torch.autograd.grad(each, logits, torch.full_like(each, scale))
         return found
     chosen = labels.unsqueeze(1)
+    # d loss / d logits = (own weight + smoothed weights) * softmax - smoothed target; all in place,
+    # because this runs at every training step.
     own = weights.index_select(0, labels).mul_(scale * (1 - smoothing)).unsqueeze_(1)
     probabilities = torch.softmax(logits, 1)
     if smoothing == 0:
@@ -171,7 +198,7 @@ def logit_gradients(
 def cross_entropy(
     logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float = 0.0
 ) -> Tensor:
-    """Class-weighted cross-entropy of each utterance.
+    """Compute the class-weighted cross-entropy of each utterance.
 
     The loss of an utterance depends on that utterance alone: it is its class's weight times
     ``-log softmax(logits)[label]``, and is never divided by the weights of a batch.
@@ -181,7 +208,7 @@ def cross_entropy(
         labels: Shape (utterances,), int64, each in [0, classes).
         weights: Public weight of each class, shape (classes,), float32.
         smoothing: Share of the target that is spread over all classes (Szegedy et al. 2016), in
-            [0, 1); every class's share weighs what that class weighs.
+            [0, 1); every class's share is multiplied by the weight of that class.
 
     Returns:
         Shape (utterances,), float32, in nats.
@@ -197,23 +224,29 @@ def cross_entropy(
 
 
 def recover_class_posterior(loss: Loss, probabilities: Tensor) -> Tensor:
-    """The class posterior that a model trained on a loss has learned, from what it predicts.
+    """Recover the class posterior from the predictions of a model trained on a loss.
 
-    Cross-entropy and Brier ask for true chances, so they come back as they are. Focal asks for
-    others; Charoenphakdee et al., "On Focal Loss for Class-Posterior Probability Estimation" (CVPR
-    2021, theorem 11), give the way back::
+    Cross-entropy and Brier are proper, so predictions are returned unchanged. For focal loss the
+    inverse is from Charoenphakdee et al., "On Focal Loss for Class-Posterior Probability
+    Estimation" (CVPR 2021, theorem 11)::
 
         true ~ v / ((1 - v)^gamma - gamma (1 - v)^(gamma - 1) v log v)
 
     Args:
-        loss: What the model was trained on.
+        loss: The loss that the model was trained with.
         probabilities: Shape (utterances, classes), float64, rows sum to 1.
 
     Returns:
         Same shape, rows sum to 1.
+
+    Example:
+        >>> predicted = torch.tensor([[0.6, 0.4]], dtype=torch.float64)
+        >>> recover_class_posterior(Loss(kind="focal", gamma=2.0), predicted).round(decimals=4)
+        tensor([[0.7475, 0.2525]], dtype=torch.float64)
     """
     if loss.is_proper:
         return probabilities
+    # At exactly 0 or 1 the formula is 0 / 0 or 0 times minus infinity.
     clamped = probabilities.clamp(_FLOOR, 1 - _FLOOR)
     miss = 1 - clamped
     divisor = miss.pow(loss.gamma)
@@ -243,9 +276,9 @@ def _focal(
     weights: Tensor,
     smoothing: float,  # noqa: ARG001
 ) -> Tensor:
-    """Cross-entropy, less for those that are sure; its slope is 0 where nothing is missing."""
+    """Cross-entropy, multiplied by ``(1 - p[label])^gamma``."""
     surprise = F.cross_entropy(logits, labels, reduction="none")
-    # Not 1 - p, which has no digits near 0; the floor keeps a power's slope finite there.
+    # Not 1 - p, which cancels near 0; the floor keeps the power's derivative finite there.
     miss = -torch.expm1(-surprise)
     return weights[labels] * miss.clamp(min=_FLOOR).pow(loss.gamma) * surprise
 
@@ -257,36 +290,42 @@ def _brier(
     weights: Tensor,
     smoothing: float,  # noqa: ARG001
 ) -> Tensor:
-    """Squared distance to the label's own distribution, at most 2 times the weight."""
+    """Squared distance to the one-hot label, at most 2 times the weight."""
     target = F.one_hot(labels, logits.shape[1]).to(logits.dtype)
     return weights[labels] * (torch.softmax(logits, 1) - target).square().sum(1)
 
 
 def _mmce(loss: Loss, logits: Tensor, labels: Tensor, weights: Tensor, smoothing: float) -> Tensor:
-    """Cross-entropy, and the same share of the batch's calibration error for everybody."""
+    """Cross-entropy, plus the batch's calibration error, the same for every utterance."""
     base = cross_entropy(logits, labels, weights, smoothing)
     return base + loss.weight * calibration_error(logits, labels, weights)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """Maximum mean calibration error (MMCE) of a batch, a scalar, 0 or above.
+    """Compute the maximum mean calibration error (MMCE) of a batch, a scalar, 0 or above.
 
-    The largest mean of (right - confidence) f(confidence) over all functions f of norm 1 in the
-    space of the kernel exp(-|difference| / 0.4). Utterances count as their classes weigh.
+    The largest mean of (correct - confidence) f(confidence) over all functions f of norm 1 in the
+    reproducing kernel Hilbert space of exp(-|difference| / 0.4). Utterances have the weights of
+    their classes.
 
     Args:
-        logits: Shape (utterances, classes); a row that holds a NaN or an infinity counts for
-            nothing.
+        logits: Shape (utterances, classes); rows with a NaN or an infinity are left out.
         labels: Shape (utterances,).
         weights: Public weight of each class, shape (classes,).
+
+    Example:
+        >>> logits = torch.tensor([[9.0, 0.0], [0.0, 9.0]])  # sure, and wrong
+        >>> calibration_error(logits, torch.tensor([1, 0]), torch.ones(2)).round(decimals=2)
+        tensor(1.)
     """
     sure, guess = torch.softmax(logits, 1).max(1)
     usable = logits.isfinite().all(1)
     gap = torch.where(usable, (guess == labels).to(logits.dtype) - sure, 0.0) * weights[labels]
+    # Zero times NaN is NaN: a broken row must be replaced, not only weighted by 0.
     sure = torch.where(usable, sure, 0.0)
     kernel = torch.exp(-(sure[:, None] - sure[None, :]).abs() / _KERNEL_WIDTH)
     counted = (weights[labels] * usable).sum().clamp(min=_FLOOR)
-    # The floor keeps the root's slope finite where nothing is wrong.
+    # The floor keeps the derivative of the root finite where the error is 0.
     return (gap @ kernel @ gap / counted.square() + _FLOOR).sqrt()
 
 

@@ -1,7 +1,7 @@
-"""A model as it is released: everything that turns features into probabilities, and nothing else.
+"""Model package: everything that turns features into probabilities, and nothing else.
 
-Two files: ``model.safetensors`` with the numbers, ``model.json`` with labels, settings and the
-SHA-256 of the numbers. A package whose files do not belong together is refused.
+Two files: ``model.safetensors`` with the tensors, ``model.json`` with labels, settings and the
+SHA-256 of the tensors. A package whose files do not belong together is refused.
 """
 
 import hashlib
@@ -43,26 +43,26 @@ _SCHEMA_1_TENSORS = {
     "population.neutral_within": _STATISTICS_PREFIX + "neutral_within",
     "population.offset_spread": _STATISTICS_PREFIX + "offset_variance",
 }
-"""Names of schema 1, which devices still hold, and what they are called now."""
+"""Names of schema 1, which devices still hold, and their present names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ModelPackage:
-    """A trained model with its public surroundings.
+    """Trained model with its public projection, statistics and head prior.
 
     Attributes:
         labels: Emotions in the order of the classes.
         extractor: Name of the feature extractor.
-        spec: The shared model.
+        spec: Description of the shared model.
         weights: Shape (params,), float32.
         projection: The public projection of features.
         centre: Mean of the training population, shape (inputs,), float32.
-        speaker_statistics: How public speakers differ.
-        prior: Where users' heads start from.
+        speaker_statistics: Variation between and within public speakers.
+        prior: Prior of users' heads.
         subtracts_user_mean: Whether the model expects the user's mean to be subtracted.
-        model_hash: What heads are bound to.
+        model_hash: SHA-256 to which heads are bound, 64 hexadecimal digits.
         neutral_direction: Unit vector from a speaker's mean towards neutral speech, shape
-            (inputs,); None where the model knows none.
+            (inputs,); None if the model gives none.
 
     Raises:
         ModelError: Parts that do not fit each other.
@@ -92,6 +92,7 @@ class ModelPackage:
             "weights": self.weights.dtype == torch.float32,
             "model_hash": re.fullmatch("[0-9a-f]{64}", self.model_hash) is not None,
         }
+        # All faults at once: whoever copies files by hand wants to know every one.
         unfit = [name for name, good in fits.items() if not good]
         if unfit:
             raise ModelError(
@@ -106,7 +107,7 @@ class ModelPackage:
         return int(build_network(self.spec, seed=0).head.in_features)
 
     def build_network(self) -> Network:
-        """The model, ready to predict."""
+        """Build the network with the package's weights, ready to predict."""
         network = build_network(self.spec, seed=0)
         load_parameters(network, self.weights)
         return network.eval()
@@ -114,20 +115,20 @@ class ModelPackage:
     def compute_logits(
         self, features: Tensor, frames: Tensor, mean: Tensor, *, network: Network | None = None
     ) -> Tensor:
-        """The shared model's logits, shape (utterances, classes), before any head.
+        """Compute the shared model's logits, shape (utterances, classes), before any head.
 
         Args:
             features: Shape (utterances, features) or (utterances, frames, features).
             frames: Real frames of each utterance, shape (utterances,), int64.
-            mean: The user's, shape (inputs,); ``centre`` for an unknown user.
-            network: What :meth:`build_network` built, for a caller that asks often.
+            mean: The user's mean, shape (inputs,); ``centre`` for an unknown user.
+            network: From :meth:`build_network`, for callers that predict often.
         """
         return self.logits_and_coordinates(features, frames, mean, network=network)[0]
 
     def logits_and_coordinates(
         self, features: Tensor, frames: Tensor, mean: Tensor, *, network: Network | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The logits, and what heads need beside them: coordinates in the prior's basis.
+        """Compute logits, and the coordinates in the prior's basis that heads need.
 
         Args:
             features: As in :meth:`compute_logits`.
@@ -174,7 +175,7 @@ class ModelPackage:
 
     @classmethod
     def load(cls, folder: Path) -> "ModelPackage":
-        """Read a package, of this schema or of schema 1.
+        """Read a package of the present schema or of schema 1.
 
         Raises:
             ModelError: None there, damaged, or of another release.

@@ -1,4 +1,4 @@
-"""The weights of a model as one flat vector: what is sent, clipped, summed and noised."""
+"""A model's weights as one flat vector, which is sent, clipped, summed and noised."""
 
 import hashlib
 import math
@@ -12,23 +12,32 @@ from sottovoce.shared.memo import LastValueCache
 
 
 def count_parameters(model: nn.Module) -> int:
-    """How many weights a model has: the axis ``params``."""
+    """Count the weights of a model: the length of the axis ``params``.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2))
+        8
+    """
     return sum(weight.numel() for weight in model.parameters())
 
 
 def flatten_parameters(model: nn.Module) -> Tensor:
-    """All weights of a model, in the model's own order.
+    """Copy all weights of a model into one vector, in the model's own order.
 
     Returns:
-        A copy, shape (params,), float32.
+        Shape (params,), float32.
+
+    Example:
+        >>> flatten_parameters(nn.Linear(3, 2)).shape
+        torch.Size([8])
     """
     return torch.cat([weight.detach().reshape(-1) for weight in model.parameters()]).float()
 
 
 def unflatten_parameters(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
-    """Views of a flat vector, named and shaped as the weights of ``model``.
+    """Make views of a flat vector, named and shaped as the weights of ``model``.
 
-    The model itself is not changed: hand the views to ``torch.func.functional_call``.
+    The model itself is not changed; the views are for ``torch.func.functional_call``.
 
     Args:
         model: The model that says which weights there are.
@@ -36,6 +45,11 @@ def unflatten_parameters(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
 
     Raises:
         ModelError: The vector is not as long as the model's weights.
+
+    Example:
+        >>> views = unflatten_parameters(nn.Linear(2, 1), torch.arange(3.0))
+        >>> views["weight"], views["bias"]
+        (tensor([[0., 1.]]), tensor([2.]))
     """
     shapes = _SHAPES.get((model,), lambda: _shapes(model))
     sizes = [shape.numel() for shape in shapes.values()]
@@ -48,7 +62,7 @@ def unflatten_parameters(model: nn.Module, vector: Tensor) -> dict[str, Tensor]:
 
 
 _SHAPES = LastValueCache[dict[str, torch.Size]]()
-"""Of the last model: a step of a small one is quicker than a walk through its layers."""
+"""Shapes of the last model: for a small one, listing them would take longer than a step."""
 
 
 def _shapes(model: nn.Module) -> dict[str, torch.Size]:
@@ -65,8 +79,15 @@ def load_parameters(model: nn.Module, vector: Tensor) -> None:
 
     Raises:
         ModelError: Wrong shape, or a NaN or an infinity; the model is then unchanged.
+
+    Example:
+        >>> model = nn.Linear(2, 1)
+        >>> load_parameters(model, torch.arange(3.0))
+        >>> flatten_parameters(model)
+        tensor([0., 1., 2.])
     """
     views = unflatten_parameters(model, vector.detach())
+    # Everything is checked before the first weight is written, so that a refusal changes nothing.
     check_finite(vector)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -74,12 +95,18 @@ def load_parameters(model: nn.Module, vector: Tensor) -> None:
 
 
 def check_finite(vector: Tensor) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse a vector of weights that holds a NaN or an infinity.
 
     Raises:
         ModelError: There is a NaN or an infinity among them.
+
+    Example:
+        >>> check_finite(torch.tensor([1.0, math.nan]))
+        Traceback (most recent call last):
+        sottovoce.shared.errors.ModelError: 1 of 2 weights are NaN or infinite;...
     """
-    if math.isfinite(vector.sum()):  # which a single one would not let it be
+    # A finite sum has finite terms; the fast path needs no mask of the whole vector.
+    if math.isfinite(vector.sum()):
         return
     broken = int((~vector.isfinite()).sum())
     if broken:
@@ -90,29 +117,36 @@ def check_finite(vector: Tensor) -> None:
 
 
 class HasDigest(Protocol):
-    """Something with a SHA-256 of its own, such as a plan."""
+    """Anything with a SHA-256 of its own, such as a training plan."""
 
     def content_hash(self) -> str:
-        """SHA-256, 64 hex digits."""
+        """SHA-256 of the content, 64 hexadecimal digits."""
         ...
 
 
 def hash_model(vector: Tensor, plan: HasDigest) -> str:
-    """SHA-256 of a model: of its weights and of the plan that says how to read them.
+    """Hash a model: its weights and the training plan.
 
     Args:
         vector: Shape (params,), any float dtype; hashed as little-endian float32.
-        plan: What the weights were trained under.
+        plan: The training plan of the weights.
 
     Returns:
-        64 hex digits.
+        SHA-256, 64 hexadecimal digits.
+
+    Example:
+        >>> class Plan:
+        ...     def content_hash(self) -> str:
+        ...         return "00"
+        >>> hash_model(torch.zeros(2), Plan())[:8]
+        'd5e28a59'
     """
+    # The same bytes on every machine, whatever its byte order.
     weights = vector.detach().cpu().float().numpy().astype("<f4")
     return hashlib.sha256(plan.content_hash().encode() + weights.tobytes()).hexdigest()
 
 
 def _shape_error(shape: tuple[int, ...], params: int) -> str:
-    """What to say of a vector that does not fit."""
     return (
         f"weights of shape {shape} do not fit a model of {params}, which needs ({params},): "
         "check that both were made for the same ModelSpec"

@@ -1,4 +1,4 @@
-"""A fixed, public projection from features to the few inputs that the model reads.
+"""The public projection: a fixed affine map from features to the model's few inputs.
 
 It is fitted on public corpora only and sent to every device, so it costs no privacy.
 """
@@ -15,13 +15,13 @@ from sottovoce.shared.errors import ModelError
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PublicProjection:
-    """An affine map, then (after the user's mean was subtracted) an optional common row norm.
+    """Affine map of features, and an optional common norm of rows after normalisation.
 
     Attributes:
-        mean: What is subtracted first, shape (features,), float32.
+        mean: Subtracted first, shape (features,), float32.
         matrix: Shape (features, inputs), float32.
-        row_norm: What every row is scaled to once normalised, which bounds what one utterance can
-            do to a gradient; 0 leaves rows as they are.
+        row_norm: L2 norm to which every row is scaled after the user's mean was subtracted, which
+            bounds the influence of one utterance on a gradient; 0 leaves rows as they are.
     """
 
     mean: Tensor
@@ -42,14 +42,25 @@ class PublicProjection:
 
     @property
     def output_size(self) -> int:
-        """How many numbers come out."""
+        """Number of inputs that the model reads.
+
+        Example:
+            >>> PublicProjection(mean=torch.zeros(8), matrix=torch.zeros(8, 3)).output_size
+            3
+        """
         return int(self.matrix.shape[1])
 
     def project_features(self, features: Tensor) -> Tensor:
-        """Shape (..., features) to (..., inputs), float32, not yet normalised.
+        """Project (..., features) to (..., inputs), float32, not yet normalised.
 
         Raises:
             ModelError: Features of another width.
+
+        Example:
+            >>> matrix = torch.tensor([[1.0], [2.0]])
+            >>> projection = PublicProjection(mean=torch.ones(2), matrix=matrix)
+            >>> projection.project_features(torch.tensor([[2.0, 3.0]]))
+            tensor([[5.]])
         """
         if features.shape[-1] != self.mean.shape[0]:
             raise ModelError(
@@ -85,16 +96,23 @@ class PublicProjection:
         return self.normalise_rows(self.project_features(features), mean, frames)
 
     def normalise_rows(self, projected: Tensor, mean: Tensor, frames: Tensor) -> Tensor:
-        """Prepare model inputs of features that are projected already.
+        """Prepare model inputs from features that are projected already.
 
-        For where the projected rows are needed too, as for a mean; else :meth:`prepare_inputs`.
+        For callers that need the projected rows too, for instance for a mean; otherwise use
+        :meth:`prepare_inputs`.
         """
         return normalise_and_mask(projected, mean, frames, row_norm=self.row_norm)
 
     def content_hash(self) -> str:
-        """SHA-256 over everything that defines the projection."""
+        """Hash everything that defines the projection: SHA-256, 64 hexadecimal digits.
+
+        Example:
+            >>> identity_projection(2).content_hash() == identity_projection(2).content_hash()
+            True
+        """
         sha = hashlib.sha256(repr(float(self.row_norm)).encode())
         for tensor in (self.mean, self.matrix):
+            # The shape too: the same bytes under another shape are another projection.
             sha.update(str(tuple(tensor.shape)).encode())
             sha.update(tensor.contiguous().numpy().tobytes())
         return sha.hexdigest()
@@ -103,24 +121,24 @@ class PublicProjection:
 def normalise_and_mask(
     projected: Tensor, mean: Tensor, frames: Tensor, *, row_norm: float
 ) -> Tensor:
-    """Subtract a mean, scale every row to one norm where asked for, and zero the padding.
+    """Subtract a mean, scale every row to one norm if asked for, and zero the padding.
 
     Args:
-        projected: What :meth:`PublicProjection.project_features` gave, shape (utterances, inputs)
-            or (utterances, frames, inputs).
-        mean: The user's, shape (inputs,), or anything that broadcasts.
+        projected: From :meth:`PublicProjection.project_features`, shape (utterances, inputs) or
+            (utterances, frames, inputs).
+        mean: The user's mean, shape (inputs,), or anything that broadcasts.
         frames: Real frames of each utterance, shape (utterances,), int64.
-        row_norm: What rows are scaled to, 0 for not at all; a row of zeros stays zeros.
+        row_norm: Norm of each row afterwards, 0 for no scaling; a row of zeros stays zeros.
 
     Returns:
-        The shape of ``projected``: what the model reads; zeros behind the last frame.
+        The model's inputs, same shape as ``projected``; zeros behind the last frame.
 
     Guarantees:
-        - With a ``row_norm`` above 0 no row that is a number is longer than it (to 1e-5, relative),
-          whatever the features: this bounds what one utterance can do to a gradient. A row of zeros
-          stays zeros, and one too long for float32 becomes zeros.
-        - A row depends on its own features and the mean alone: no utterance moves another's input,
-          but through a mean that was made of it, which must then be a booked release.
+        - With a ``row_norm`` above 0 no finite row is longer than ``row_norm`` (to 1e-5, relative),
+          whatever the features: this bounds the influence of one utterance on a gradient. A row of
+          zeros stays zeros, and a row too long for float32 becomes zeros.
+        - A row depends on its own features and the mean alone. One utterance can move another's
+          inputs only through a mean computed from it, which must then be a booked release.
         - A row with a NaN or an infinity comes out with NaN; training counts its gradient as zeros.
 
     Example:
@@ -133,11 +151,17 @@ def normalise_and_mask(
         norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
         centred = centred * (row_norm / norm.clamp(min=1e-12))
     if centred.dim() == 3:
+        # Subtracting the mean has made the padding non-zero.
         steps = torch.arange(centred.shape[1])[None, :, None]
         centred = centred * (steps < frames[:, None, None])
     return centred
 
 
 def identity_projection(width: int) -> PublicProjection:
-    """The projection that changes nothing, for end-to-end models."""
+    """Make the projection that changes nothing, for end-to-end models.
+
+    Example:
+        >>> identity_projection(3).output_size
+        3
+    """
     return PublicProjection(mean=torch.zeros(width), matrix=torch.eye(width))

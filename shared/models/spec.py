@@ -1,4 +1,4 @@
-"""Description of a shared model, and how it becomes a network with weights."""
+"""Description of a shared model, and the network built from a description."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ from sottovoce.shared.models.layers import AttentivePooling, MeanStdPooling
 from sottovoce.shared.models.network import Backbone, Network
 
 MODEL_KINDS = ("linear", "mlp", "cnn-attention", "tcn", "bilstm-attention")
-"""Two heads on frozen features, and three models that learn from log-mel."""
+"""Two classifiers on frozen features, and three models that learn from log-mel."""
 POOLINGS = ("none", "mean-std", "attentive")
 
 _FROZEN_FEATURE_KINDS = ("linear", "mlp")
@@ -34,18 +34,18 @@ _LOG_MEL_BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSpec:
-    """Architecture of the shared model; together with a seed it determines every weight.
+    """Architecture of the shared model; with a seed it determines every initial weight.
 
     Attributes:
         kind: One of ``MODEL_KINDS``.
-        pooling: How frames become one vector before a ``linear`` or ``mlp`` head; ``none`` where
-            an utterance is one vector already. The other kinds pool by themselves: ``none``.
-        inputs: Width of what the model reads, 1 or more.
-        classes: How many emotions it tells apart, 2 or more.
-        hidden: Width of the hidden layers (of the attention, for a ``linear`` head), 1 or more;
+        pooling: Pooling of frames before a ``linear`` or ``mlp`` model; ``none`` if an utterance
+            is one vector already, and for the other kinds, which pool by themselves.
+        inputs: Number of inputs, 1 or more.
+        classes: Number of emotions, 2 or more.
+        hidden: Width of the hidden layers (of the attention, for a ``linear`` model), 1 or more;
             even for ``bilstm-attention``, whose two directions share it.
-        dropout: Chance that a number that the last layer reads is dropped in training, in [0, 1).
-        bias_feature: The constant input that the last layer's bias weighs, above 0.
+        dropout: Probability that an input of the last layer is dropped in training, in [0, 1).
+        bias_feature: Constant input of the last layer's bias, above 0.
 
     Raises:
         SettingError: A value out of its range, or a pooling that does not go with the kind.
@@ -79,20 +79,39 @@ class ModelSpec:
 
     @property
     def reads_frames(self) -> bool:
-        """Whether an utterance reaches the model as (frames, inputs), not as (inputs,)."""
+        """Whether an utterance reaches the model as (frames, inputs), not as (inputs,).
+
+        Example:
+            >>> ModelSpec(kind="linear", inputs=64, classes=6).reads_frames
+            False
+            >>> ModelSpec(kind="tcn", inputs=64, classes=6).reads_frames
+            True
+        """
         return self.kind not in _FROZEN_FEATURE_KINDS or self.pooling != "none"
 
     def to_dict(self) -> dict[str, str | int | float]:
-        """As plain values, fit for JSON."""
+        """Convert the description to plain values, fit for JSON.
+
+        Example:
+            >>> spec = ModelSpec(kind="linear", inputs=64, classes=6)
+            >>> ModelSpec.from_dict(spec.to_dict()) == spec
+            True
+        """
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, object]) -> "ModelSpec":
-        """Back from ``to_dict``, or from a file that claims to be.
+        """Rebuild a description from ``to_dict``, or from a file that claims to hold one.
 
         Raises:
             ModelError: A key that is unknown or missing, or a value that cannot be used.
+
+        Example:
+            >>> ModelSpec.from_dict({"kind": "linear"})
+            Traceback (most recent call last):
+            sottovoce.shared.errors.ModelError: a model of ['kind'] is unknown; its keys must be ...
         """
+        # Exactly the known keys: a setting that this release ignored would change predictions.
         known = {field.name for field in fields(cls)}
         if set(values) != known:
             raise ModelError(
@@ -108,17 +127,23 @@ class ModelSpec:
 
 
 def build_network(spec: ModelSpec, seed: int) -> Network:
-    """The model, with the weights that training starts from.
+    """Build the network of a description, with its initial weights.
 
     The last layer of a ``linear`` model starts at 0: its loss is convex, and a random start would
-    only be more to unlearn under noise.
+    only take more steps to unlearn under noise.
 
     Args:
-        spec: Which model.
-        seed: Says every weight; torch's global generator is left as it was.
+        spec: Description of the model.
+        seed: Determines every weight; torch's global generator is left as it was.
+
+    Example:
+        >>> spec = ModelSpec(kind="mlp", inputs=4, classes=3, hidden=8)
+        >>> one, other = build_network(spec, seed=1), build_network(spec, seed=1)
+        >>> torch.equal(one.head.weight, other.head.weight)
+        True
     """
     with torch.random.fork_rng(devices=[]):
-        # The CPU's generator alone: torch.manual_seed also notes a stack for every other device.
+        # Not torch.manual_seed: it also records a traceback for every other device, slowly.
         torch.default_generator.manual_seed(seed)
         network = Network(_build_backbone(spec), spec.classes, spec.dropout, spec.bias_feature)
     if spec.kind == "linear":
@@ -128,9 +153,9 @@ def build_network(spec: ModelSpec, seed: int) -> Network:
 
 
 def _build_backbone(spec: ModelSpec) -> Backbone:
-    """What makes one vector an utterance."""
     if spec.kind in _LOG_MEL_BACKBONES:
         return _LOG_MEL_BACKBONES[spec.kind](spec.inputs, spec.hidden)
+    # Functions, so that only the chosen pooling draws initial weights from the generator.
     poolings: dict[str, Callable[[], Backbone]] = {
         "none": lambda: IdentityBackbone(spec.inputs),
         "mean-std": lambda: PoolingBackbone(spec.inputs, MeanStdPooling()),
