@@ -1,3 +1,3 @@
-"""A speaker's statistics: estimated, shrunk to the population's, removed from features."""
+"""Speaker statistics: estimated, shrunk to the population's, and removed from features."""
 
 __all__ = ["neutral_direction", "normalisation", "unlabelled_adaptation"]

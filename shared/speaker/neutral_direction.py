@@ -1,11 +1,11 @@
-"""Direction of neutral speech from a speaker's mean, as the shared model sees it.
+"""Direction of neutral speech from a speaker's mean, estimated with the shared model.
 
-Public corpora say how their own neutral speech differs; how much of that holds for other people's
-recordings they cannot say. The shared model has learned from the users themselves. A linear
-discriminant's weights for neutral are the offset of neutral speech behind the inverse of the
-variance within speakers (Fisher 1936); so how utterances vary together with what the model says of
-their being neutral points where neutral speech lies. The utterances may be anybody's: here they are
-those of public speakers, so it costs no privacy.
+Public corpora show how their own neutral speech differs, but not how much of that holds for other
+recordings. The shared model was trained on the users themselves. The weights of a linear
+discriminant for neutral speech are its offset times the inverse covariance within speakers
+(Fisher 1936). So the covariance of utterances with the model's neutral score is proportional to
+the offset of neutral speech. Any utterances will do: here they are those of public speakers, so
+the direction costs no privacy.
 """
 
 import math
@@ -18,30 +18,41 @@ from torch import Tensor
 from sottovoce.shared.errors import ModelError
 
 NEUTRAL_LABELS: Final = ("neutral", "calm")
-"""The emotions of everyday speech, under the names that corpora give them."""
+"""Labels of everyday speech, under the names that corpora use."""
 
 _NORM_TOLERANCE: Final = 1e-4
-"""How far a unit vector's norm may be from 1."""
+"""Largest deviation of a unit vector's norm from 1."""
 
 
 def neutral_mask(labels: Sequence[str]) -> Tensor:
-    """Which of these are neutral speech, shape (labels,), bool."""
+    """Mask of the labels that mean neutral speech, shape (labels,), bool.
+
+    Example:
+        >>> neutral_mask(["angry", "calm", "neutral"])
+        tensor([False,  True,  True])
+    """
     return torch.tensor([label in NEUTRAL_LABELS for label in labels], dtype=torch.bool)
 
 
 def estimate_direction(
     speakers: Sequence[tuple[Tensor, Tensor]], labels: Sequence[str]
 ) -> Tensor | None:
-    """Estimate the direction in which neutral speech lies from other speech.
+    """Estimate the direction from a speaker's mean to neutral speech.
 
     Args:
-        speakers: What the model reads of each speaker's utterances, shape (utterances, inputs), and
-            its logits, (utterances, classes).
+        speakers: The model's inputs for each speaker's utterances, shape (utterances, inputs), and
+            its logits, shape (utterances, classes).
         labels: Emotions in the order of the classes.
 
     Returns:
-        A unit vector, shape (inputs,), float32; None without speakers, where the model reads
-        frames, knows no neutral class or no other, or sees no difference.
+        A unit vector, shape (inputs,), float32. None without speakers, or if the model reads
+        frames, has only neutral or no neutral classes, or shows no difference.
+
+    Example:
+        >>> inputs = torch.tensor([[1.0, 5.0], [-1.0, 5.0]])
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])  # the first sounds neutral
+        >>> estimate_direction([(inputs, logits)], ["neutral", "angry"])
+        tensor([1., 0.])
     """
     is_neutral = neutral_mask(labels)
     if not speakers or speakers[0][0].dim() != 2 or not is_neutral.any() or is_neutral.all():
@@ -50,16 +61,23 @@ def estimate_direction(
     for inputs, logits in speakers:
         score = (logits[:, is_neutral].mean(1) - logits.mean(1)).double()
         own = inputs.double()
+        # Centred speaker by speaker: differences between speakers are not the offset sought.
         offset += (own - own.mean(0)).T @ (score - score.mean())
     norm = float(torch.linalg.vector_norm(offset))
     return (offset / norm).float() if math.isfinite(norm) and norm > 0 else None
 
 
 def validate_direction(direction: Tensor | None, inputs: int) -> None:
-    """Refuse a direction that is no unit vector.
+    """Refuse a direction that is not a unit vector.
 
     Raises:
         ModelError: It is not None, and no unit vector of shape (inputs,).
+
+    Example:
+        >>> validate_direction(torch.tensor([0.6, 0.8]), inputs=2)
+        >>> validate_direction(torch.tensor([3.0, 4.0]), inputs=2)
+        Traceback (most recent call last):
+        sottovoce.shared.errors.ModelError: the direction of neutral speech has ...
     """
     if direction is None:
         return

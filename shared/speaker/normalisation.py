@@ -1,9 +1,9 @@
-"""A speaker's mean: estimated on the user's device, and subtracted there.
+"""Speaker mean normalisation: the user's mean is estimated and subtracted on the device.
 
-At prediction the user's own statistics are used as they are: they never leave the device. In
-training they shape the gradients that do leave, and removing one utterance would move every other
-utterance's features; per-utterance clipping then bounds nothing. So the mean that training uses is
-itself one release: a clipped, noised sum with its count, booked once and reused for good.
+At prediction the exact statistics are used, because they never leave the device. In training they
+influence the gradients that do leave it: removing one utterance would move the features of every
+other utterance, and per-utterance clipping would bound nothing. So the mean used in training is a
+release of its own: a clipped, noised sum with its count, booked once and reused in all rounds.
 """
 
 import math
@@ -21,7 +21,7 @@ from sottovoce.shared.privacy.gaussian_noise import GaussianSampler
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SpeakerStatistics:
-    """How speakers differ, in projected space, from public corpora; shapes (inputs,), float32.
+    """Variation between and within public speakers in projected space; shapes (inputs,), float32.
 
     Attributes:
         between: Variance of speakers' means around the population's.
@@ -43,19 +43,30 @@ class SpeakerStatistics:
             raise ModelError(f"speaker statistics of shapes {shapes}; all must be (inputs,)")
 
     def to_tensors(self) -> dict[str, Tensor]:
-        """The statistics by name, for a file or a message."""
+        """Convert the statistics to tensors by name, for a file or a message.
+
+        Example:
+            >>> statistics = default_statistics(3)
+            >>> sorted(statistics.to_tensors())[:2]
+            ['between', 'neutral_offset']
+        """
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "SpeakerStatistics":
-        """The statistics that :meth:`to_tensors` gave; other tensors beside them are ignored.
+        """Rebuild statistics from :meth:`to_tensors`; other tensors beside them are ignored.
 
-        Earlier releases wrote ``offset_variance`` as ``offset_spread``; devices and finished runs
-        still hold it.
+        Earlier releases stored ``offset_variance`` as ``offset_spread``; devices and finished runs
+        still hold that name.
 
         Raises:
-            KeyError: One of them is missing.
+            KeyError: A statistic is missing.
             ModelError: Shapes that do not fit each other.
+
+        Example:
+            >>> tensors = default_statistics(3).to_tensors()
+            >>> SpeakerStatistics.from_tensors(tensors).within
+            tensor([1., 1., 1.])
         """
         if "offset_variance" not in tensors:
             tensors = {**tensors, "offset_variance": tensors["offset_spread"]}
@@ -63,7 +74,12 @@ class SpeakerStatistics:
 
 
 def default_statistics(inputs: int) -> SpeakerStatistics:
-    """Statistics without a public corpus: speakers differ as much as utterances do."""
+    """Make statistics for use without a public corpus: speakers differ as utterances do.
+
+    Example:
+        >>> default_statistics(2).between
+        tensor([1., 1.])
+    """
     ones, zeros = torch.ones(inputs), torch.zeros(inputs)
     return SpeakerStatistics(
         between=ones, within=ones, neutral_offset=zeros, neutral_within=ones, offset_variance=zeros
@@ -71,7 +87,7 @@ def default_statistics(inputs: int) -> SpeakerStatistics:
 
 
 def average_frames(projected: Tensor, frames: Tensor) -> Tensor:
-    """One row an utterance: the mean over its real frames.
+    """Average each utterance over its real frames.
 
     Args:
         projected: Shape (utterances, inputs) or (utterances, frames, inputs), padding arbitrary.
@@ -79,6 +95,11 @@ def average_frames(projected: Tensor, frames: Tensor) -> Tensor:
 
     Returns:
         Shape (utterances, inputs).
+
+    Example:
+        >>> projected = torch.tensor([[[1.0], [3.0], [99.0]]])
+        >>> average_frames(projected, torch.tensor([2]))
+        tensor([[2.]])
     """
     if projected.dim() == 2:
         return projected
@@ -90,12 +111,16 @@ def average_frames(projected: Tensor, frames: Tensor) -> Tensor:
 def expected_neutral_offset(
     speaker_statistics: SpeakerStatistics, direction: Tensor | None
 ) -> Tensor:
-    """Expected offset of neutral speech from the speaker's mean, shape (inputs,).
+    """Compute the expected offset of neutral speech from a speaker's mean, shape (inputs,).
 
     Args:
         speaker_statistics: Public statistics.
-        direction: Unit vector from ``neutral_direction.estimate_direction``; None where the shared
-            model knows none.
+        direction: Unit vector from ``neutral_direction.estimate_direction``; None if the shared
+            model gives none.
+
+    Example:
+        >>> expected_neutral_offset(default_statistics(2), torch.tensor([1.0, 0.0]))
+        tensor([0.1600, 0.0000])
     """
     if direction is None:
         return _PUBLIC_ONLY_WEIGHT * speaker_statistics.neutral_offset
@@ -109,20 +134,27 @@ def estimate_mean(
     is_neutral: bool,
     direction: Tensor | None = None,
 ) -> Tensor:
-    """The user's mean from unlabelled clips, or from clips known to be neutral, for prediction.
+    """Estimate the user's mean for prediction, from clips of all kinds or from neutral clips.
 
-    Unlabelled clips of all kinds: their mean as it is. Neutral clips: the best linear unbiased
-    prediction (Henderson 1975) per input, which is their mean, less the expected offset of neutral
-    speech, shrunk to the population's centre by the error variance of so few clips.
+    Clips of all kinds: their plain mean. Neutral clips: the best linear unbiased prediction
+    (Henderson 1975) of each input, which is their mean, less the expected offset of neutral speech,
+    shrunk towards the population's centre according to the error variance of so few clips.
 
     Args:
         rows: Shape (utterances, inputs), with the population's centre subtracted.
         speaker_statistics: Public statistics.
         is_neutral: Whether the clips are neutral enrolment clips.
-        direction: Of neutral speech, as in :func:`expected_neutral_offset`.
+        direction: Direction of neutral speech, as in :func:`expected_neutral_offset`.
 
     Returns:
         Shape (inputs,); zeros, the population's centre, when there are no clips.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [3.0, 0.0]])
+        >>> estimate_mean(rows, default_statistics(2), is_neutral=False)
+        tensor([2., 0.])
+        >>> estimate_mean(rows, default_statistics(2), is_neutral=True)  # shrunk: few clips
+        tensor([1.3333, 0.0000])
     """
     if not len(rows):
         return torch.zeros_like(speaker_statistics.between)
@@ -131,6 +163,7 @@ def estimate_mean(
     error_variance = (
         speaker_statistics.neutral_within / len(rows) + speaker_statistics.offset_variance
     )
+    # Neutral clips lie off the speaker's mean over all emotions, which is what training used.
     centred_mean = rows.mean(0) - expected_neutral_offset(speaker_statistics, direction)
     return _shrinkage_factor(speaker_statistics.between, error_variance) * centred_mean
 
@@ -142,12 +175,12 @@ def _shrinkage_factor(between: Tensor, error_variance: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NormaliserRelease:
-    """Settings of the noised mean that training uses.
+    """Settings of the noised mean that is used in training.
 
     Attributes:
         clip_norm: L2 bound R on one utterance's row, in projected units, from 1e-12 to 1e12;
             infinite only without noise.
-        count_weight: What one utterance adds to the count coordinate, c, from 1e-12 to 1e12.
+        count_weight: Contribution of one utterance to the count coordinate, from 1e-12 to 1e12.
         noise_multiplier: Standard deviation of the noise over the sensitivity, 0 for no privacy.
     """
 
@@ -163,7 +196,12 @@ class NormaliserRelease:
 
     @property
     def sensitivity(self) -> float:
-        """L2 bound on what one utterance adds: its clipped row and its count together."""
+        """L2 bound on one utterance's contribution: its clipped row and its count together.
+
+        Example:
+            >>> NormaliserRelease(clip_norm=3.0, count_weight=4.0, noise_multiplier=1.0).sensitivity
+            5.0
+        """
         return math.hypot(self.clip_norm, self.count_weight)
 
 
@@ -171,8 +209,8 @@ class NormaliserRelease:
 class CentreRelease:
     """Settings of the noised sum from which the server learns this population's centre.
 
-    Public corpora were recorded elsewhere; their mean is not these users' mean. Summed over many
-    devices, a little noise on each is enough.
+    Public corpora were recorded elsewhere, so their mean is not that of these users. The sum runs
+    over many devices, so little noise on each is enough.
 
     Attributes:
         clip_norm: L2 bound on one utterance's row, in projected units, from 1e-12 to 1e12;
@@ -192,21 +230,22 @@ class CentreRelease:
 def release_sum(
     rows: Tensor, settings: CentreRelease, noise: GaussianSampler, *, max_norm: float = math.inf
 ) -> Tensor:
-    """A device's share of the population's centre, as one Gaussian release.
+    """Release a device's contribution to the population's centre by the Gaussian mechanism.
 
     Args:
         rows: Shape (utterances, inputs).
         settings: Clip and noise.
-        noise: Where the noise comes from.
-        max_norm: L2 bound on the sum before noise, which is all that one user adds.
+        noise: Source of the noise.
+        max_norm: L2 bound on the sum before noise: the contribution of the whole user.
 
     Returns:
         Shape (inputs,), float32.
 
     Guarantees:
-        - Before noise, adding or removing one utterance moves it by at most
+        - Before noise, adding or removing one utterance moves the sum by at most
           ``settings.clip_norm`` in L2, and the whole user by at most ``max_norm``.
-        - A row with a NaN or an infinity counts as zeros; no utterances give noise alone.
+        - A row with a NaN or an infinity counts as zeros; without utterances, noise alone is
+          released.
     """
     exact = clipping.clip_to_norm(_clipped_sum(rows, settings.clip_norm), max_norm)
     noise_std = settings.clip_norm * settings.noise_multiplier if settings.noise_multiplier else 0.0
@@ -223,12 +262,12 @@ def _clipped_sum(rows: Tensor, clip_norm: float) -> Tensor:
 
 
 _PUBLIC_ONLY_WEIGHT = 0.5
-"""Share of the public corpora's neutral offset that is expected of another corpus's speakers:
-chosen on training speakers of RAVDESS and CREMA-D, where all of it helps the one and hurts the
-other."""
+"""Share of the public corpora's neutral offset that is expected of speakers of another corpus:
+chosen on training speakers of RAVDESS and CREMA-D, where the full offset helps the one and hurts
+the other."""
 
 _PUBLIC_WEIGHT = 0.25
-"""The same where the shared model gives a direction too."""
+"""The same share if the shared model gives a direction as well."""
 
 _DIRECTION_WEIGHT = 0.16
 """Offset of neutral speech along the model's direction, in units of the root mean square distance
@@ -236,13 +275,13 @@ of utterances from their speaker's mean; both were chosen on training speakers,
 docs/research/speaker-mean.md."""
 
 _MIN_COUNT = 8.0
-"""A noised count below this is taken for this: the noise would be larger than the count."""
+"""Least value of a noised count: below it the noise is larger than the count."""
 
 EXACT_CENTRE = CentreRelease(clip_norm=math.inf, noise_multiplier=0.0)
-"""The exact centre, without a bound and without noise: no epsilon covers it."""
+"""The exact centre, without clipping and noise: no epsilon covers it."""
 
 EXACT_MEAN = NormaliserRelease(clip_norm=math.inf, count_weight=1.0, noise_multiplier=0.0)
-"""The exact mean, without a bound and without noise: no epsilon covers it."""
+"""The exact mean, without clipping and noise: no epsilon covers it."""
 
 
 def release_mean(
@@ -251,22 +290,22 @@ def release_mean(
     speaker_statistics: SpeakerStatistics,
     noise: GaussianSampler,
 ) -> Tensor:
-    """The user's mean as one Gaussian release, for training.
+    """Release the user's mean for training by the Gaussian mechanism.
 
     Args:
         rows: Shape (utterances, inputs), with the population's centre subtracted.
         settings: Clip, count weight and noise.
         speaker_statistics: Public statistics, for shrinkage.
-        noise: Where the noise comes from.
+        noise: Source of the noise.
 
     Returns:
         Shape (inputs,), float32.
 
     Guarantees:
         - Before noise, adding or removing one utterance moves the (inputs + 1) released numbers
-          by at most ``settings.sensitivity`` in L2. All else is post-processing.
+          by at most ``settings.sensitivity`` in L2. Everything else is post-processing.
         - A row with a NaN or an infinity counts as zeros.
-        - No utterances: noise alone.
+        - Without utterances, noise alone is released.
     """
     count = torch.full((1,), settings.count_weight * len(rows), dtype=torch.float64)
     exact = torch.cat([_clipped_sum(rows, settings.clip_norm), count])
@@ -274,8 +313,10 @@ def release_mean(
         settings.sensitivity * settings.noise_multiplier if settings.noise_multiplier else 0.0
     )
     noised = exact + noise.sample_noise(tuple(exact.shape), noise_std)
+    # Without noise there is nothing to shrink, and no bound on the count is needed.
     if not noise_std:
         return (exact[:-1] / max(len(rows), 1)).float()
+    # The count is noised in the same release: the exact count would reveal who is there.
     utterances = (noised[-1] / settings.count_weight).clamp(min=_MIN_COUNT)
     between = speaker_statistics.between.double()
     error_variance = (noise_std / utterances) ** 2 + speaker_statistics.within.double() / utterances

@@ -1,15 +1,17 @@
-"""The user's mean from unlabelled speech, whatever mix of emotions it happens to hold.
+"""Estimate of the user's mean from unlabelled speech with an unknown mix of emotions.
 
-Most speech of every day is neutral. The mean of such speech is not the user's mean over all
-emotions but lies towards the user's neutral voice, and with it subtracted, neutral speech no longer
-looks neutral. So two models of the mix compete by the likelihood of what the shared model predicts:
-an *even* mix, as in training, whose mean is the user's; and a mix that is *mostly neutral*, in
-which each utterance counts as neutral by its probability of being so, and neutral speech lies from
-the user's mean by an offset known from public corpora and from the shared model. The estimate is
-their average, weighed by posterior probability.
+Most everyday speech is neutral. Its mean is not the user's mean over all emotions but lies towards
+the user's neutral voice; once it is subtracted, neutral speech no longer looks neutral. So two
+models of the mix are compared by the likelihood of the shared model's predictions:
 
-Both start from a prior: the population, or the user's neutral enrolment clips. So no clips, neutral
-clips and a stream of unlabelled ones are one estimator that knows more or less.
+- an *even* mix, as in training, whose mean is the user's mean;
+- a *mostly neutral* mix, in which each utterance counts as neutral by its predicted probability,
+  and neutral speech is offset from the user's mean as public corpora and the shared model suggest.
+
+The estimate is the average of both, with posterior probabilities as weights.
+
+Both models start from a prior: the population, or the user's neutral enrolment clips. So a user
+without clips, with neutral clips, or with unlabelled speech is served by one estimator.
 """
 
 from collections.abc import Sequence
@@ -24,16 +26,16 @@ from sottovoce.shared.speaker.neutral_direction import neutral_mask
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 _NEUTRAL_SHARES = (0.7, 0.8, 0.9)
-"""Shares of neutral speech in a mostly neutral mix, equally likely a priori."""
+"""Shares of neutral speech in a mostly neutral mix; each has the same prior probability."""
 
 _EVEN_MIX_PRIOR = 0.5
 """Prior probability of an even mix."""
 
 _BETWEEN_VARIANCE_FACTOR = 2.0
-"""Variance of users' means over that of public speakers, who were recorded under one condition."""
+"""Ratio of users' variance to that of public speakers, who were recorded under one condition."""
 
 _OFFSET_VARIANCE_FACTOR = 0.5
-"""Variance of the offset from corpus to corpus, in squared offsets."""
+"""Variance of the offset between corpora, in units of the squared offset."""
 
 _MIN_VALUE = 1e-9
 
@@ -44,7 +46,7 @@ class MeanPosterior:
 
     Attributes:
         mean: Shape (inputs,), float32.
-        variance: Of the error of ``mean``, shape (inputs,), float32.
+        variance: Variance of the error of ``mean``, shape (inputs,), float32.
     """
 
     mean: Tensor
@@ -54,13 +56,20 @@ class MeanPosterior:
 def initial_posterior(
     neutral_rows: Tensor, speaker_statistics: SpeakerStatistics, direction: Tensor | None = None
 ) -> MeanPosterior:
-    """What is known of a user's mean before any unlabelled speech.
+    """Estimate a user's mean before any unlabelled speech, with its uncertainty.
 
     Args:
-        neutral_rows: Clips known to be neutral, shape (utterances, inputs), the centre subtracted;
-            none leaves the population alone.
+        neutral_rows: Clips known to be neutral, shape (utterances, inputs), with the population's
+            centre subtracted; without clips, the estimate is the population's.
         speaker_statistics: Public statistics.
-        direction: Of neutral speech, from ``neutral_direction.estimate_direction``.
+        direction: Direction of neutral speech, from ``neutral_direction.estimate_direction``.
+
+    Example:
+        >>> statistics = normalisation.default_statistics(2)
+        >>> nobody = initial_posterior(torch.zeros(0, 2), statistics)
+        >>> enrolled = initial_posterior(torch.ones(4, 2), statistics)
+        >>> nobody.variance, enrolled.variance
+        (tensor([2., 2.]), tensor([0.2222, 0.2222]))
     """
     between = _BETWEEN_VARIANCE_FACTOR * speaker_statistics.between
     variance = between
@@ -77,7 +86,12 @@ def initial_posterior(
 
 
 def uniform_neutral_share(labels: Sequence[str]) -> float:
-    """The share of neutral speech where every class of a model is equally frequent."""
+    """Compute the share of neutral speech if all classes of a model are equally frequent.
+
+    Example:
+        >>> uniform_neutral_share(["angry", "calm", "neutral", "sad"])
+        0.5
+    """
     return int(neutral_mask(labels).sum()) / len(labels)
 
 
@@ -90,24 +104,31 @@ def adapt_mean(
     uniform_share: float,
     direction: Tensor | None = None,
 ) -> Tensor:
-    """The user's mean from unlabelled speech.
+    """Estimate the user's mean from unlabelled speech.
 
     Args:
         rows: Shape (utterances, inputs), with the population's centre subtracted.
         neutral_probability: The shared model's probability that each is neutral, under equal class
             frequencies and with ``posterior.mean`` subtracted; shape (utterances,), in [0, 1].
-        posterior: What is known already.
+        posterior: Estimate without the unlabelled speech, see :func:`initial_posterior`.
         speaker_statistics: Public statistics.
-        uniform_share: Share of neutral speech in an even mix, in [0, 1); 0 where the model knows no
-            neutral class, and then the mix is taken to be even.
-        direction: Of neutral speech, from ``neutral_direction.estimate_direction``.
+        uniform_share: Share of neutral speech in an even mix, in [0, 1); 0 if the model has no
+            neutral class, and then the mix is assumed to be even.
+        direction: Direction of neutral speech, from ``neutral_direction.estimate_direction``.
 
     Returns:
-        Shape (inputs,), float32, from the population's centre. It depends on which utterances are
-        there, not on how they came: one forgotten leaves what would be there without it.
+        Shape (inputs,), float32, relative to the population's centre. It depends on the set of
+        utterances, not on their order: deleting one gives the estimate without it.
 
     Raises:
         ModelError: As many probabilities as utterances are needed, all of them finite.
+
+    Example:
+        >>> statistics = normalisation.default_statistics(1)
+        >>> start = initial_posterior(torch.zeros(0, 1), statistics)
+        >>> rows, evenly = torch.tensor([[1.0], [3.0]]), torch.tensor([0.2, 0.2])
+        >>> adapt_mean(rows, evenly, start, statistics, uniform_share=0.0)
+        tensor([1.6000])
     """
     if neutral_probability.shape != rows.shape[:1] or not bool(
         neutral_probability.isfinite().all()
@@ -134,7 +155,15 @@ def adapt_mean(
 
 
 def mostly_neutral_probability(neutral_probability: Tensor, *, uniform_share: float) -> float:
-    """Probability that unlabelled speech is mostly neutral; arguments as for :func:`adapt_mean`."""
+    """Compute the probability that unlabelled speech is mostly neutral.
+
+    Arguments are as for :func:`adapt_mean`.
+
+    Example:
+        >>> sure = torch.full((10,), 0.95)
+        >>> round(mostly_neutral_probability(sure, uniform_share=0.2), 2)
+        1.0
+    """
     if not len(neutral_probability) or not 0 < uniform_share < 1:
         return 0.0
     mixes = [share for share in _NEUTRAL_SHARES if share > uniform_share]
@@ -143,6 +172,7 @@ def mostly_neutral_probability(neutral_probability: Tensor, *, uniform_share: fl
 
 def _mix_posterior(probabilities: Tensor, mixes: Sequence[float], uniform_share: float) -> Tensor:
     """Probability of an even mix, then of each mostly neutral one, shape (1 + mixes,), float64."""
+    # Bayes: dividing by the class frequencies under which the model predicts leaves likelihoods.
     odds = (probabilities / uniform_share, (1 - probabilities) / (1 - uniform_share))
     log_likelihood = torch.stack(
         [
@@ -153,6 +183,7 @@ def _mix_posterior(probabilities: Tensor, mixes: Sequence[float], uniform_share:
     prior = torch.full(
         (len(log_likelihood),), (1 - _EVEN_MIX_PRIOR) / max(len(mixes), 1), dtype=torch.float64
     )
+    # The other half is spread evenly over the mostly neutral mixes.
     prior[0] = _EVEN_MIX_PRIOR
     return torch.softmax(log_likelihood + prior.log(), 0)
 
@@ -177,19 +208,19 @@ def _mostly_neutral_mean(
     share: float,
     uniform_share: float,
 ) -> Tensor:
-    """The mean from neutral and other speech, each less its offset, shape (inputs,), float64.
-
-    Under an even mix both offsets cancel, which gives the one of other speech.
-    """
+    """The mean from neutral and other speech, each less its offset, shape (inputs,), float64."""
+    # The model's probability assumes an even mix; this is Bayes' rule under the other share.
     neutral = share * probabilities / uniform_share
     other = (1 - share) * (1 - probabilities) / (1 - uniform_share)
     neutral = neutral / (neutral + other).clamp(min=_MIN_VALUE)
     offset_variance = (
         speaker_statistics.offset_variance.double() + _OFFSET_VARIANCE_FACTOR * offset.square()
     )
+    # Under an even mix both offsets cancel, which gives the offset of other speech.
     other_size = -uniform_share / (1 - uniform_share)
     precision = 1 / posterior.variance.double()
     total = posterior.mean.double() * precision
+    # Precision-weighted average of the prior and the two groups (Gaussian conjugacy).
     for weights, size in ((neutral, 1.0), (1 - neutral, other_size)):
         total_weight = weights.sum().clamp(min=_MIN_VALUE)
         group_mean = (weights[:, None] * rows).sum(0) / total_weight - size * offset
