@@ -1,4 +1,4 @@
-"""Secure aggregation: a server learns the noised sum of many users' updates, and no single one.
+"""Secure aggregation: the server learns the noised sum of many users' updates, never a single one.
 
 Double masking over a sparse graph: Bonawitz et al. 2017, "Practical secure aggregation for
 privacy-preserving machine learning" (CCS), and Bell et al. 2020, "Secure single-server aggregation
@@ -11,9 +11,9 @@ exchange  server to device               device to server
 advertise the round's name               two fresh public keys and a commitment, signed
 share     everybody's advertisements     shares of two secrets, sealed for each neighbour
 mask      shares sealed for this device  clipped, quantised, noised, masked update, signed
-agree     who survives                   a signature on who survives
-unmask    the neighbours' signatures     of each neighbour one share: of its self mask if it
-                                         survives, of its mask key if not, never both
+agree     the survivors                  a signature on the survivors
+unmask    the neighbours' signatures     one share for each neighbour: of its self mask if it
+                                         survived, of its mask key if not, never both
 ========= ============================== =================================================
 """
 

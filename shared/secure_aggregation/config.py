@@ -1,4 +1,4 @@
-"""What all devices and the server agree on before a secure sum: one frozen record."""
+"""Configuration of a secure sum, on which the server and all devices agree beforehand."""
 
 import hashlib
 import math
@@ -10,36 +10,36 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.secure_aggregation.discrete_gaussian import MAX_STD, MIN_STD
 
 ROUNDING_FAILURE_PROBABILITY: Final = 2.0**-20
-"""Kairouz et al.'s beta: a rounding that makes an update too long is drawn again, which happens at
-most this often, so that rounding is unbiased up to this share."""
+"""Kairouz et al.'s beta: the probability that a rounding makes an update too long and is drawn
+again, which bounds the bias of rounding."""
 
 MAX_WRAP_PROBABILITY: Final = 2.0**-40
-"""Most chance that noise makes a sum of bounded updates wrap around."""
+"""Largest probability with which noise may make a sum of bounded updates wrap around."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SecureAggregationConfig:
-    """One secure sum: who must be there, how numbers become integers, how much noise each adds.
+    """One secure sum: its participants, graph, quantisation and local noise.
 
-    ``parameter_selection.select_parameters`` chooses all of it from what a round must bear.
+    ``parameter_selection.select_parameters`` chooses all of it from what a round must tolerate.
 
     Attributes:
-        devices: Most devices that are summed, at least 3.
+        devices: Largest number of devices in the sum, at least 3.
         parameters: Length of an update, at least 1.
         degree: Neighbours of each device: even, or ``devices - 1``.
-        threshold: Neighbours whose shares open a secret, above ``degree / 2``, at most ``degree``.
+        threshold: Shares that reconstruct a secret, above ``degree / 2``, at most ``degree``.
             See ``parameter_selection.select_graph_parameters`` for how lying devices raise it.
-        quorum: Fewest devices that may be summed, above ``threshold``, at most ``devices``.
+        quorum: Smallest number of devices in the sum, above ``threshold``, at most ``devices``.
         clip_norm: L2 bound on an update, in the units of the update, from 1e-12 to 1e12.
-        granularity: What one integer step is worth, in the units of the update, above 0.
+        granularity: Size of one integer step, in the units of the update, above 0.
         noise: Scale of the discrete Gaussian that *each* device adds, in integer steps: 0, or 0.5
             and above. See ``noise_accounting.calibrate_local_noise``.
         bits: Sums are taken modulo 2^bits, from 8 to 32.
 
     Guarantees:
-        - Sums of updates within the bound do not wrap around, but for a chance of 2^-40 that the
-          noise makes one do so: settings that could not promise this cannot be made. Wrapping
-          would spoil a sum; it reveals nothing.
+        - Sums of updates within the bound wrap around with a probability of at most 2^-40, which
+          is due to the noise: other settings are refused. Wrapping would spoil a sum; it reveals
+          nothing.
     """
 
     devices: int
@@ -68,15 +68,17 @@ class SecureAggregationConfig:
         self._check_ring()
 
     def _check_graph(self) -> None:
-        """Refuse a graph that cannot be drawn or would not hide anybody."""
         complete = self.devices - 1
         if not (2 <= self.degree <= complete and (self.degree % 2 == 0 or self.degree == complete)):
             raise SettingError(f"degree is {self.degree}; it must be even from 2, or {complete}")
+        # A server that asks one half of the neighbours for one secret and the other half for the
+        # other must end up with too few shares of each (Bonawitz et al. 2017, section 6.2).
         if not self.degree / 2 < self.threshold <= self.degree:
             raise SettingError(
                 f"threshold is {self.threshold}; with {self.degree} neighbours it must be from"
                 f" {self.degree // 2 + 1} to {self.degree}, or a server could open both secrets"
             )
+        # Every survivor needs ``threshold`` surviving neighbours besides itself.
         if not self.threshold < self.quorum <= self.devices:
             raise SettingError(
                 f"quorum is {self.quorum}; it must be above the threshold of {self.threshold} and"
@@ -84,7 +86,6 @@ class SecureAggregationConfig:
             )
 
     def _check_ring(self) -> None:
-        """Refuse numbers that could wrap around, or noise that cannot be drawn."""
         if not 8 <= self.bits <= 32:
             raise SettingError(f"bits is {self.bits}; it must be from 8 to 32")
         if self.noise and not MIN_STD <= self.noise <= MAX_STD:
@@ -100,20 +101,32 @@ class SecureAggregationConfig:
         """L2 bound on a clipped and rounded update, in integer steps: the sum's sensitivity.
 
         Kairouz et al. 2021, theorem 1 (of the conditional rounding of section 4).
+
+        Example:
+            >>> from sottovoce.shared.secure_aggregation import parameter_selection as selection
+            >>> settings = selection.select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+            >>> round(settings.rounded_norm * settings.granularity, 3)  # about the clip norm
+            1.0
         """
         scaled, root = self.clip_norm / self.granularity, math.sqrt(self.parameters)
         deviation = math.sqrt(2 * math.log(1 / ROUNDING_FAILURE_PROBABILITY)) * (scaled + root / 2)
-        # A hair more, so that the floats of the check err on the right side.
+        # Slightly more, so that rounding of this formula never refuses a valid update.
         return math.sqrt(min(scaled**2 + root**2 / 4 + deviation, (scaled + root) ** 2)) * (
             1 + 1e-9
         )
 
     @property
     def wrap_probability(self) -> float:
-        """Bound on the chance that any value of the sum wraps around.
+        """Bound on the probability that any value of the sum wraps around.
 
         A sum of n discrete Gaussians is sub-Gaussian with variance n noise^2 (Canonne et al. 2020,
         corollary 17); what is left of the ring beside n updates at their bound is room for it.
+
+        Example:
+            >>> from sottovoce.shared.secure_aggregation import parameter_selection as selection
+            >>> settings = selection.select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+            >>> settings.wrap_probability  # no noise, no wrapping
+            0.0
         """
         largest = min(math.floor(self.clip_norm / self.granularity) + 1, self.rounded_norm)
         room = 2 ** (self.bits - 1) - 1 - self.devices * largest
@@ -125,6 +138,13 @@ class SecureAggregationConfig:
         return min(1.0, 2 * self.parameters * math.exp(tail))
 
     def config_hash(self) -> bytes:
-        """SHA-256 over all fields: everybody in a round must have the same."""
+        """Hash all fields with SHA-256; everybody in a round must have the same hash.
+
+        Example:
+            >>> from sottovoce.shared.secure_aggregation import parameter_selection as selection
+            >>> settings = selection.select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+            >>> len(settings.config_hash())
+            32
+        """
         text = "\x1f".join(f"{name}={value!r}" for name, value in sorted(asdict(self).items()))
         return hashlib.sha256(text.encode()).digest()

@@ -1,11 +1,11 @@
 """Discrete Gaussian noise, exact: Canonne, Kamath and Steinke 2020, algorithms 1 to 3.
 
-Noise that lives on the integers can be masked modulo a power of two, and has no low-order bits of
-floating point to give it away (https://arxiv.org/abs/2004.00010).
+Integer noise can be masked modulo a power of two, and there are no low-order bits of floating point
+that could reveal a value (https://arxiv.org/abs/2004.00010).
 
-Every decision of the algorithm is a coin that shows heads with probability exp(-x), x rational. It
-compares a uniform number with exp(-x): 64 random bits against a float first, which settles all but
-one coin in 2^39; the rest is settled by exact arithmetic with as many further bits as it takes. So
+Every decision of the algorithm is a Bernoulli draw with probability exp(-x), x rational. It
+compares a uniform number with exp(-x): first 64 random bits with a float, which decides all but one
+draw in 2^39; the others are decided by exact arithmetic with as many further bits as it takes. So
 nothing is approximated, and a hundred thousand values take a tenth of a second.
 """
 
@@ -26,19 +26,19 @@ Words = np.ndarray[Any, np.dtype[np.uint64]]
 MIN_STD: Final = 0.5
 MAX_STD: Final = 2.0**40
 _MARGIN: Final = 2.0**-40
-"""Far more than float64 loses in exp(-x); within it, exact arithmetic decides."""
+"""Far more than the error of exp(-x) in float64; within it, exact arithmetic decides."""
 
 
 class RandomWords(Protocol):
     """Source of random bits."""
 
     def draw_words(self, size: int) -> Words:
-        """Independent uniform words of 64 bits, shape (size,); no two calls share one."""
+        """Draw independent uniform words of 64 bits, shape (size,); no two calls share one."""
         ...
 
 
 class SystemRandomWords:
-    """From the operating system, for people: nobody can repeat them."""
+    """Random bits of the operating system, for real users; never repeatable."""
 
     def draw_words(self, size: int) -> Words:
         """See ``RandomWords.draw_words``."""
@@ -46,7 +46,7 @@ class SystemRandomWords:
 
 
 class SeededRandomWords:
-    """From a generator that a simulation can repeat. They protect nobody."""
+    """Random bits of a seeded generator, for simulations. They protect nobody."""
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
@@ -57,13 +57,13 @@ class SeededRandomWords:
 
 
 def sample_discrete_gaussian(size: int, std: float, random: RandomWords) -> Integers:
-    """Independent draws z with probability proportional to exp(-z^2 / (2 std^2)), z whole.
+    """Draw independent values z with probability proportional to exp(-z^2 / (2 std^2)), z whole.
 
     Args:
-        size: How many, 0 or more.
-        std: The scale, in steps of the integer grid: 0, or from 0.5 to 2^40. The standard
-            deviation is this or a hair less.
-        random: ``SystemRandomWords`` for people, ``SeededRandomWords`` in a simulation.
+        size: Number of values, 0 or more.
+        std: Scale in steps of the integer grid: 0, or from 0.5 to 2^40. The standard deviation is
+            this or slightly less.
+        random: ``SystemRandomWords`` for real users, ``SeededRandomWords`` in a simulation.
 
     Returns:
         The noise, shape (size,), int64.
@@ -75,7 +75,13 @@ def sample_discrete_gaussian(size: int, std: float, random: RandomWords) -> Inte
         - The distribution is exact for exactly this float ``std``; see the module.
         - A ``std`` of 0 gives zeros, a size of 0 no values.
         - Not promised: constant time. How long a draw takes depends on the values drawn (Jin et
-          al. 2022); whoever can time a single device's draw is not covered.
+          al. 2022); an attacker who can time a single device's draw is out of scope.
+
+    Example:
+        >>> random = SeededRandomWords(np.random.default_rng(0))
+        >>> noise = sample_discrete_gaussian(1_000, std=4.0, random=random)
+        >>> noise.dtype, bool(3.5 < noise.std() < 4.5)
+        (dtype('int64'), True)
     """
     if not (std == 0 or MIN_STD <= std <= MAX_STD):
         raise PrivacyError(
@@ -88,17 +94,19 @@ def sample_discrete_gaussian(size: int, std: float, random: RandomWords) -> Inte
 
 
 def _collect(size: int, propose: Callable[[int], Integers]) -> Integers:
-    """Accepted proposals until there are ``size``; none is cut off for its value."""
+    """Draw proposals until ``size`` are accepted."""
     parts: list[Integers] = [np.zeros(0, dtype=np.int64)]
     missing = size
     while missing > 0:
+        # The cut is by position only; which values are cut off does not depend on the values.
         parts.append(propose(missing + missing // 2 + 16)[:missing])
         missing -= len(parts[-1])
     return np.concatenate(parts)
 
 
 def _propose_gaussians(count: int, std: float, random: RandomWords) -> Integers:
-    """Algorithm 3: discrete Laplace proposals of scale t, those that a coin accepts."""
+    """Algorithm 3: rejection sampling from discrete Laplace proposals of scale t."""
+    # t = floor(std) + 1, as in algorithm 3; any t is correct, this one accepts most proposals.
     scale = math.floor(std) + 1
     proposals = _sample_laplaces(count, scale, random)
     variance = Fraction(std) ** 2
@@ -128,7 +136,7 @@ def _sample_laplaces(count: int, scale: int, random: RandomWords) -> Integers:
 
 
 def _geometric_runs(count: int, random: RandomWords) -> Integers:
-    """How often a coin of exp(-1) shows heads before its first tails, for each of ``count``."""
+    """Successes with probability exp(-1) before the first failure, for each of ``count``."""
     lengths = np.zeros(count, dtype=np.int64)
     running = np.arange(count)
     while len(running):
@@ -142,6 +150,7 @@ def _geometric_runs(count: int, random: RandomWords) -> Integers:
 def _uniform_below(count: int, limit: int, random: RandomWords) -> Integers:
     """Uniform integers in [0, limit), at most ``count``: words beyond a multiple are dropped."""
     words = random.draw_words(count)
+    # Rejection keeps the remainder uniform; a plain modulo would favour small values.
     largest = 2**64 // limit * limit - 1
     return (words[words <= np.uint64(largest)] % np.uint64(limit)).astype(np.int64)
 
@@ -153,18 +162,24 @@ def sample_bernoulli_exp(
     *,
     margin: float = _MARGIN,
 ) -> np.ndarray[Any, np.dtype[np.bool_]]:
-    """Coins that show heads with probability exp(-x).
+    """Draw Bernoulli variables with success probability exp(-x), exactly.
 
     Args:
-        exponents: x as floats, at least 0, shape (coins,), right to 2^-45 of max(x, 1) or better
-            where x is below 50.
-        exact: From a coin's index to its x as a fraction.
-        random: Where bits come from.
-        margin: How close a comparison of floats may be, relative to the probability, before exact
-            arithmetic takes over; every value gives the same distribution.
+        exponents: x as floats, at least 0, shape (draws,), with an error of at most 2^-45 of
+            max(x, 1) if x is below 50.
+        exact: Maps the index of a draw to its x as a fraction.
+        random: Source of random bits.
+        margin: Distance, relative to the probability, within which exact arithmetic decides
+            instead of floats; every value gives the same distribution.
 
     Returns:
-        Which coins show heads, shape (coins,).
+        Successes, shape (draws,), bool.
+
+    Example:
+        >>> random = SeededRandomWords(np.random.default_rng(0))
+        >>> drawn = sample_bernoulli_exp(np.zeros(3), lambda index: Fraction(0), random)
+        >>> drawn.tolist()  # exp(0) is 1
+        [True, True, True]
     """
     words = random.draw_words(len(exponents))
     probabilities = np.exp(-exponents)
@@ -186,6 +201,7 @@ def _decide_exactly(word: int, exponent: Fraction, random: RandomWords) -> bool:
             return True
         if Fraction(word, 1 << bits) >= high:
             return False
+        # Still undecided: extend the uniform number's binary expansion. Ends with probability 1.
         word = word << 64 | int(random.draw_words(1)[0])
         bits += 64
 
@@ -196,6 +212,7 @@ def _exp_bounds(exponent: Fraction, digits: int) -> tuple[Fraction, Fraction]:
     ``Decimal.exp`` is right to half a unit in the last of ``digits`` + 10 places; the quotient it
     is given is too, which moves the result by less than (exponent + 1) such units.
     """
+    # The default exponent range would underflow to 0 for large x.
     context = Context(prec=digits + 10, Emin=-(10**9), Emax=10**9)
     quotient = context.divide(Decimal(-exponent.numerator), Decimal(exponent.denominator))
     value = Fraction(context.exp(quotient))

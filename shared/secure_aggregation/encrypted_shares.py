@@ -1,4 +1,4 @@
-"""Two shares from one user for another, sealed and fixed."""
+"""Encryption of the two secret shares that one user sends to another, with commitments."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def encrypt_shares(
     seed: bytes,
     key: bytes,
 ) -> EncryptedShares:
-    """Seal the shares of a seed and of a mask key for a neighbour.
+    """Encrypt the shares of a seed and of a mask key for a neighbour.
 
     Args:
         session_id: See ``transcript.compute_session_id``.
@@ -33,9 +33,9 @@ def encrypt_shares(
         PrivacyError: A public key that gives no secret.
 
     Guarantees:
-        - It opens for this receiver, from this sender, in this session only, and not at all once
-          a bit of it or of its commitments has changed.
-        - The commitments let the server recognise a wrong share and tell it nothing (SHA-256 of
+        - They decrypt for this receiver, from this sender, in this session only, and not at all
+          once a bit of them or of their commitments has changed.
+        - The commitments let the server recognise a wrong share and reveal nothing (SHA-256 of
           256 bits of entropy).
     """
     sender, receiver = names
@@ -51,6 +51,7 @@ def encrypt_shares(
         ),
     )
     secret = _key(session_id, private, public, names)
+    # Commitments are bound as associated data: the server cannot exchange them.
     sealed = crypto.seal(secret, seed + key, context=_context(session_id, unsealed))
     return replace(unsealed, ciphertext=sealed)
 
@@ -58,16 +59,33 @@ def encrypt_shares(
 def decrypt_shares(
     session_id: bytes, private: bytes, public: bytes, encrypted: EncryptedShares
 ) -> tuple[bytes, bytes]:
-    """The shares of seed and mask key, 32 bytes each, once they are as committed.
+    """Decrypt the shares of seed and mask key, 32 bytes each, and check the commitments.
 
     Args:
         session_id: See ``transcript.compute_session_id``.
         private: The receiver's agreement key.
         public: The sender's agreement key, signed by the sender's identity.
-        encrypted: What came.
+        encrypted: The message from the sender, relayed by the server.
+
+    Returns:
+        The share of the sender's seed and the share of its mask key.
 
     Raises:
-        AggregationError: It does not open, or holds other shares than it commits to.
+        AggregationError: It does not decrypt, or holds other shares than it commits to.
+
+    Example:
+        >>> ada, bob = crypto.new_key(), crypto.new_key()
+        >>> encrypted = encrypt_shares(
+        ...     b"session",
+        ...     ada,
+        ...     crypto.agreement_public_key(bob),
+        ...     names=("ada", "bob"),
+        ...     seed=bytes(32),
+        ...     key=b"k" * 32,
+        ... )
+        >>> public = crypto.agreement_public_key(ada)
+        >>> decrypt_shares(b"session", bob, public, encrypted) == (bytes(32), b"k" * 32)
+        True
     """
     names = encrypted.sender, encrypted.receiver
     try:
@@ -81,6 +99,7 @@ def decrypt_shares(
             " altered or replayed, or the two were shown other keys; nothing is sent"
         ) from error
     seed, key = pair[: secret_sharing.FIELD_BYTES], pair[secret_sharing.FIELD_BYTES :]
+    # The seal proves who sent the shares, not that they match what the server was shown.
     for kind, share, committed in (
         (SEED_SHARE, seed, encrypted.seed_commitment),
         (KEY_SHARE, key, encrypted.key_commitment),
@@ -91,7 +110,8 @@ def decrypt_shares(
 
 
 def _key(session_id: bytes, private: bytes, public: bytes, names: tuple[str, str]) -> bytes:
-    """The key that a pair of users seals shares under, in either direction."""
+    """Key under which a pair of users seals shares, in either direction."""
+    # "parcel" is what the first release wrote here; another word would change every key.
     context = crypto.encode_context(_DOMAIN, "parcel", session_id.hex(), *sorted(names))
     return crypto.derive_shared_secret(private, public, context=context)
 

@@ -1,8 +1,8 @@
 """The ten messages of a secure sum, as frozen records and as bytes.
 
-Every message begins with a mark, a version and its kind, and has exactly one form as bytes. What
-does not read back is a ``MessageError``; whether it is *true* (signatures, membership, thresholds)
-is for the two sides to check.
+Every message begins with a magic number, a version and its kind, and has exactly one encoding.
+Bytes that cannot be decoded raise ``MessageError``. Whether a message is *true* (signatures,
+membership, thresholds) is checked by the two sides of the protocol.
 """
 
 from dataclasses import dataclass
@@ -16,16 +16,17 @@ from sottovoce.shared.secure_aggregation import framing
 from sottovoce.shared.secure_aggregation.quantisation import RingVector
 
 PROTOCOL_VERSION: Final = 1
+# The magic number of all messages; with the version it keeps releases from misreading another.
 _MARK: Final = b"svsa"
 _MAX_NAME_LENGTH: Final = 128
 _HASH_BYTES: Final = 32
 SEED_SHARE, KEY_SHARE = b"\x00", b"\x01"
-"""Which secret a share is of: the seed of a device's self mask, or its mask key."""
+"""Kinds of shares: of the seed of a device's self mask, and of its mask key."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdvertiseRequest:
-    """Server to device: a round begins.
+    """Server to device: the start of a round.
 
     Attributes:
         round_name: The round's name, unique over all runs.
@@ -34,26 +35,32 @@ class AdvertiseRequest:
     round_name: str
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending.
+
+        Example:
+            >>> request = AdvertiseRequest(round_name="run-7/round-3")
+            >>> AdvertiseRequest.from_bytes(request.to_bytes()) == request
+            True
+        """
         return _frame(b"A", self.round_name.encode())
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         (name,) = _unframe(data, b"A", 1)
         return cls(round_name=framing.decode_text(name, _MAX_NAME_LENGTH, "the round's name"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KeyAdvertisement:
-    """Device to server, and on to all devices: fresh keys of one user for one round.
+    """Device to server, and on to all devices: one user's fresh keys for one round.
 
     Attributes:
-        user: Whose.
+        user: Name of the user.
         round_name: The round's name.
-        agreement_key: X25519, 32 bytes: shares travel sealed under what it agrees on.
-        mask_key: X25519, 32 bytes: pairwise masks come from what it agrees on.
-        seed_commitment: SHA-256 that fixes the seed of the self mask, 32 bytes.
+        agreement_key: X25519 public key, 32 bytes, for the encryption of shares.
+        mask_key: X25519 public key, 32 bytes, for the seeds of pairwise masks.
+        seed_commitment: SHA-256 commitment to the seed of the self mask, 32 bytes.
         signature: Ed25519 under the user's identity key, 64 bytes.
     """
 
@@ -65,14 +72,14 @@ class KeyAdvertisement:
     signature: bytes
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending."""
         names = self.user.encode(), self.round_name.encode()
         keys = self.agreement_key, self.mask_key, self.seed_commitment
         return _frame(b"a", *names, *keys, self.signature)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         user, name, agreement, mask, commitment, signature = _unframe(data, b"a", 6)
         return cls(
             user=_decode_user(user),
@@ -91,12 +98,12 @@ class ShareRequest:
     advertisements: tuple[KeyAdvertisement, ...]
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending."""
         return _frame(b"S", *(each.to_bytes() for each in self.advertisements))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         found = tuple(KeyAdvertisement.from_bytes(part) for part in _unframe(data, b"S"))
         framing.require_ascending([each.user for each in found], "advertisements")
         return cls(advertisements=found)
@@ -104,14 +111,14 @@ class ShareRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EncryptedShares:
-    """Two shares from one user for another, sealed, with what fixes them.
+    """Two encrypted shares from one user for another, with commitments to both.
 
     Attributes:
-        sender: Whose secrets.
-        receiver: Who holds the shares.
-        ciphertext: Both shares; opens for the receiver only.
-        seed_commitment: SHA-256 that fixes the share of the seed, 32 bytes.
-        key_commitment: SHA-256 that fixes the share of the mask key, 32 bytes.
+        sender: User whose secrets are shared.
+        receiver: User who will hold the shares.
+        ciphertext: Both shares, encrypted for the receiver.
+        seed_commitment: SHA-256 commitment to the share of the seed, 32 bytes.
+        key_commitment: SHA-256 commitment to the share of the mask key, 32 bytes.
     """
 
     sender: str
@@ -121,13 +128,13 @@ class EncryptedShares:
     key_commitment: bytes
 
     def to_bytes(self) -> bytes:
-        """As it travels, inside of other messages."""
+        """Encode the shares as part of other messages."""
         names = self.sender.encode(), self.receiver.encode()
         return framing.pack(*names, self.ciphertext, self.seed_commitment, self.key_commitment)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the shares, or raise ``MessageError``."""
         sender, receiver, sealed, seed, key = framing.unpack(data, 5)
         return cls(
             sender=_decode_user(sender),
@@ -147,12 +154,12 @@ class EncryptedSharesBatch:
     encrypted_shares: tuple[EncryptedShares, ...]
 
     def to_bytes(self) -> bytes:
-        """As they travel."""
+        """Encode the message for sending."""
         return _frame(b"p", *(each.to_bytes() for each in self.encrypted_shares))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read them, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         return cls(
             encrypted_shares=tuple(
                 EncryptedShares.from_bytes(part) for part in _unframe(data, b"p")
@@ -162,7 +169,7 @@ class EncryptedSharesBatch:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class MaskedUpdate:
-    """Device to server: the masked update.
+    """Device to server: the masked update, signed.
 
     Attributes:
         vector: Shape (parameters,), uint32, each below 2^bits.
@@ -173,19 +180,28 @@ class MaskedUpdate:
     signature: bytes
 
     def to_bytes(self) -> bytes:
-        """As it travels, four bytes a value, the least first."""
+        """Encode the message; vector values take four bytes, little-endian.
+
+        Example:
+            >>> update = MaskedUpdate(vector=np.array([1, 2], dtype=np.uint32), signature=bytes(64))
+            >>> data = update.to_bytes()
+            >>> MaskedUpdate.from_bytes(data, parameters=2, bits=16).vector
+            array([1, 2], dtype=uint32)
+        """
         return _frame(b"m", encode_vector(self.vector), self.signature)
 
     @classmethod
     def from_bytes(cls, data: bytes, *, parameters: int, bits: int) -> Self:
-        """Read it; ``MessageError`` also where it has another length or a value out of range."""
+        """Decode the message; ``MessageError`` also for a wrong length or a value out of range."""
         words, signature = _unframe(data, b"m", 2)
         vector = np.frombuffer(
             framing.require_length(words, 4 * parameters, "a masked vector"), dtype="<u4"
         )
+        # Values beyond the ring would make two different messages stand for the same vector.
         if int(vector.max()) >> bits:
             raise MessageError(f"a masked vector has a value of {vector.max()}; below 2^{bits}")
         return cls(
+            # A copy in native byte order: arrays over received bytes are read-only.
             vector=vector.astype(np.uint32),
             signature=framing.require_length(signature, crypto.SIGNATURE_BYTES, "a signature"),
         )
@@ -193,34 +209,46 @@ class MaskedUpdate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Survivors:
-    """Server to device: whose masked updates are summed, in the order of users."""
+    """Server to device: users whose masked updates are summed, in ascending order."""
 
     users: tuple[str, ...]
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending.
+
+        Example:
+            >>> survivors = Survivors(users=("ada", "bob", "cem"))
+            >>> Survivors.from_bytes(survivors.to_bytes()).users
+            ('ada', 'bob', 'cem')
+        """
         return _frame(b"U", *(user.encode() for user in self.users))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         users = [_decode_user(part) for part in _unframe(data, b"U")]
         return cls(users=framing.require_ascending(users, "survivors"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ConsistencySignature:
-    """Device to server: its signature on the survivors it was sent, 64 bytes."""
+    """Device to server: a signature on the survivors, 64 bytes."""
 
     signature: bytes
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending.
+
+        Example:
+            >>> signed = ConsistencySignature(signature=bytes(64))
+            >>> ConsistencySignature.from_bytes(signed.to_bytes()) == signed
+            True
+        """
         return _frame(b"g", self.signature)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         (signature,) = _unframe(data, b"g", 1)
         return cls(
             signature=framing.require_length(signature, crypto.SIGNATURE_BYTES, "a signature")
@@ -234,13 +262,20 @@ class UnmaskRequest:
     consistency_signatures: dict[str, bytes]
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending.
+
+        Example:
+            >>> request = UnmaskRequest(consistency_signatures={"ada": bytes(64)})
+            >>> UnmaskRequest.from_bytes(request.to_bytes()) == request
+            True
+        """
+        # Sorted, so that one message has one encoding.
         pairs = sorted(self.consistency_signatures.items())
         return _frame(b"R", *(framing.pack(user.encode(), signed) for user, signed in pairs))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         pairs = [framing.unpack(part, 2) for part in _unframe(data, b"R")]
         framing.require_ascending([_decode_user(user) for user, _ in pairs], "agreements")
         length = crypto.SIGNATURE_BYTES
@@ -256,20 +291,26 @@ class UnmaskShares:
     """Device to server: one share for each neighbour.
 
     Attributes:
-        shares: From a neighbour's name to which of its secrets (``SEED_SHARE`` or ``KEY_SHARE``)
-            and the share of it, 32 bytes. There is no room for both.
+        shares: For each neighbour's name the kind of secret (``SEED_SHARE`` or ``KEY_SHARE``) and
+            the share of it, 32 bytes. The format cannot hold both kinds.
     """
 
     shares: dict[str, tuple[bytes, bytes]]
 
     def to_bytes(self) -> bytes:
-        """As it travels."""
+        """Encode the message for sending.
+
+        Example:
+            >>> shares = UnmaskShares(shares={"ada": (SEED_SHARE, bytes(32))})
+            >>> UnmaskShares.from_bytes(shares.to_bytes()) == shares
+            True
+        """
         rows = sorted(self.shares.items())
         return _frame(b"r", *(framing.pack(user.encode(), *share) for user, share in rows))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read it, or raise ``MessageError``."""
+        """Decode the message, or raise ``MessageError``."""
         rows = [framing.unpack(part, 3) for part in _unframe(data, b"r")]
         framing.require_ascending([_decode_user(user) for user, _, _ in rows], "shares")
         if any(kind not in (SEED_SHARE, KEY_SHARE) for _, kind, _ in rows):
@@ -282,7 +323,12 @@ class UnmaskShares:
 
 
 def encode_vector(vector: RingVector) -> bytes:
-    """A vector as it travels and is signed: four bytes a value, the least first."""
+    """Encode a vector as it is sent and signed: four bytes per value, little-endian.
+
+    Example:
+        >>> encode_vector(np.array([1, 256], dtype=np.uint32)).hex()
+        '0100000000010000'
+    """
     return vector.astype("<u4").tobytes()
 
 

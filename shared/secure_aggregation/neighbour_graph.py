@@ -1,4 +1,4 @@
-"""Who masks with whom: a ring of all users in an order that nobody chose."""
+"""Graph of the pairs of users that share masks: a ring in a random order."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -7,19 +7,19 @@ from sottovoce.shared import crypto
 from sottovoce.shared.errors import SettingError
 
 NeighbourGraph = Mapping[str, frozenset[str]]
-"""Neighbours of every user; symmetric, nobody is their own neighbour."""
+"""Neighbours of every user; symmetric, without loops."""
 
 
 def harary_graph(users: Iterable[str], degree: int, seed: bytes) -> NeighbourGraph:
-    """A k-regular graph that is k-connected (Harary 1962), over a random order of the users.
+    """Draw a k-regular, k-connected graph (Harary 1962) over a random order of the users.
 
-    Users stand in a ring in the order of SHA-256(seed, user); each is tied to the k/2 next ones on
-    both sides (Bell et al. 2020, section 3.2). With k or fewer others all are tied to all.
+    Users form a ring in the order of SHA-256(seed, user); each is joined to the next k/2 users on
+    both sides (Bell et al. 2020, section 3.2). With at most k + 1 users the graph is complete.
 
     Args:
-        users: Their names, all different, in any order.
-        degree: k, even and at least 2; odd only where it makes the graph complete.
-        seed: Public bytes. Here: the hash of all advertisements of the round.
+        users: Names of the users, all different, in any order.
+        degree: k, even and at least 2; odd only if it makes the graph complete.
+        seed: Public bytes: the hash of all advertisements of the round.
 
     Returns:
         Every user's neighbours.
@@ -31,10 +31,17 @@ def harary_graph(users: Iterable[str], degree: int, seed: bytes) -> NeighbourGra
         - A pure function of its arguments: everybody draws the same graph from the same seed.
         - Each user has exactly min(k, users - 1) neighbours, and losing any k - 1 users leaves
           the others connected.
-        - To whoever fixed their keys before seeing others', the order is random (SHA-256 taken as
-          a random function). A server with lying devices may try other keys for those, and so
-          look at other graphs: T tries raise the failure
-          probabilities of ``parameter_selection`` T times.
+        - To users who fixed their keys before seeing others', the order is random (SHA-256 as a
+          random oracle). A server with lying devices may try other keys for these, and so choose
+          among graphs: T tries multiply the failure probabilities of ``parameter_selection`` by
+          at most T.
+
+    Example:
+        >>> graph = harary_graph(["ada", "bob", "cem", "dee", "eve"], degree=2, seed=b"round 1")
+        >>> {len(neighbours) for neighbours in graph.values()}
+        {2}
+        >>> all(user in graph[other] for user in graph for other in graph[user])
+        True
     """
     names = list(users)
     if len(names) < 2 or len(set(names)) != len(names):
@@ -46,7 +53,9 @@ def harary_graph(users: Iterable[str], degree: int, seed: bytes) -> NeighbourGra
     if complete:
         return {name: frozenset(names) - {name} for name in names}
     ring = sorted(
-        names, key=lambda name: hashlib.sha256(seed + crypto.encode_context(name)).digest()
+        # A keyed hash instead of a shuffle: no library's generator has to stay the same for it.
+        names,
+        key=lambda name: hashlib.sha256(seed + crypto.encode_context(name)).digest(),
     )
     steps = [step for half in range(1, reach // 2 + 1) for step in (half, -half)]
     return {

@@ -1,4 +1,4 @@
-"""Privacy of noise that many devices add together: a Gaussian that is no better than it.
+"""Privacy of distributed discrete noise: the Gaussian mechanism that bounds it.
 
 Kairouz, Liu and Steinke 2021 (https://arxiv.org/abs/2102.06387), theorem 1: the sum of n discrete
 Gaussians of scale s over vectors of d integers with L2 sensitivity D is (1/2) e^2-concentrated
@@ -7,15 +7,15 @@ differentially private, with
     tau = 10 sum over k = 1 .. n-1 of exp(-2 pi^2 s^2 k / (k + 1))
     e   = min( sqrt(D^2 / (n s^2) + 2 tau d),  D / (sqrt(n) s) + tau sqrt(d) ),  s >= 1/2
 
-tau is how far such a sum is from a discrete Gaussian. Of the constants in print for the first term
-the largest is taken; from s = 2 on, tau is below 1e-15 for any number of devices.
+tau bounds the distance of such a sum from a discrete Gaussian. Of the published constants for its
+first term the largest is used; from s = 2 on, tau is below 1e-15 for any number of devices.
 
-Where the lattice is fine, which it is for 32 bits and any number of devices that can be summed, the
-sum is a Gaussian but for a slack (:func:`discretisation_slack`), and its exact curve accounts for
-it: a tenth less noise than the Renyi divergence asks for at epsilon 8.
+If the lattice is fine, as with 32 bits and any number of devices that can be summed, the sum is a
+Gaussian up to a slack (:func:`discretisation_slack`), and the Gaussian's exact privacy curve
+applies: it needs a tenth less noise than Renyi accounting at epsilon 8.
 
-Neighbouring relation: one user's vector is what it is, or zeros. That the user takes part and
-adds noise shows in either case.
+Neighbouring relation: one user's vector is replaced by zeros. That the user participates and adds
+noise is visible in either case.
 """
 
 import math
@@ -28,32 +28,39 @@ from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 from sottovoce.shared.secure_aggregation.discrete_gaussian import MIN_STD
 
 _ROUNDING_FACTOR: Final = 1 + 1e-12
-"""Covers rounding, so that no bound errs on the weak side."""
+"""Covers rounding, so that no bound is too small."""
 
 
 def concentrated_epsilon(
     noise: float, contributors: int, *, sensitivity: float, parameters: int
 ) -> float:
-    """The e of (1/2) e^2-concentrated differential privacy of a noised sum.
+    """Compute the e of (1/2) e^2-concentrated differential privacy of a noised sum.
 
     Args:
         noise: Scale s of each device's discrete Gaussian, in integer steps.
-        contributors: How many devices in the sum add noise and keep it to themselves.
+        contributors: Number of devices in the sum that add noise and keep it secret.
         sensitivity: L2 bound on one device's rounded vector, in integer steps, above 0.
         parameters: Length of the vector.
 
     Returns:
-        e, above 0; infinity where there is no noise, too little of it (below 0.5), or nobody who
-        adds any.
+        e, above 0; infinity without noise, with too little of it (below 0.5), or without
+        contributors.
 
     Guarantees:
-        - Never below the true e, and never below ``sensitivity / (sqrt(contributors) noise)``, what
-          a Gaussian on the sum would cost.
-        - More noise or more contributors never raise it by more than tau's part.
+        - Never below the true e, and never below ``sensitivity / (sqrt(contributors) noise)``, the
+          e of a Gaussian on the sum.
+        - More noise or more contributors never raise it by more than the terms in tau.
+
+    Example:
+        >>> round(concentrated_epsilon(8.0, 100, sensitivity=40.0, parameters=10), 6)
+        0.5
+        >>> concentrated_epsilon(0.0, 100, sensitivity=40.0, parameters=10)
+        inf
     """
     validation.require_positive(sensitivity=sensitivity)
     validation.require_at_least(1, parameters=parameters)
     validation.require_non_negative(noise=noise, contributors=contributors)
+    # Theorem 1 holds for s of 1/2 and above only; below, there is no bound to return.
     if noise < MIN_STD or contributors < 1:
         return math.inf
     plain = sensitivity / (math.sqrt(contributors) * noise)
@@ -63,27 +70,36 @@ def concentrated_epsilon(
 
 
 def effective_multiplier(settings: SecureAggregationConfig, contributors: int) -> float:
-    """Noise multiplier of the plain Gaussian mechanism that stands for the noised sum.
+    """Noise multiplier of the Gaussian mechanism that accounts for the noised sum.
 
     Args:
         settings: The round's.
-        contributors: How many devices in the sum add noise and keep it to themselves; see
+        contributors: Number of devices in the sum that add noise and keep it secret; see
             :func:`honest_contributors`.
 
     Returns:
-        1 / e, 0 where nothing is promised.
+        1 / e; 0 if there is no guarantee.
 
     Guarantees:
         - For every order a > 1 the Renyi divergence of the sum is at most that of a Gaussian of
-          this multiplier, a e^2 / 2. So any Renyi accountant, with composition, accounts for it
-          rightly.
+          this multiplier, a e^2 / 2. So any Renyi accountant gives valid bounds, also under
+          composition.
         - Sampling of devices: Renyi bounds for *subsampled Gaussians* do not follow from this.
           Account for a sampled round as an unsampled one.
-        - The (epsilon, delta) of a Gaussian by its exact curve (Balle and Wang 2018): only where
-          :func:`discretisation_slack` is small, which is then to be added. Renyi divergence says
-          nothing that fine.
+        - The (epsilon, delta) of a Gaussian by its exact curve (Balle and Wang 2018): only with
+          :func:`discretisation_slack` added. A bound on Renyi divergence alone does not imply it.
         - Against a server that chooses who drops out, in a graph that is not complete, count only
           ``threshold + 1 - liars`` devices: it may get the sum of one part of the graph.
+
+    Example:
+        >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+        >>> settings = select_parameters(
+        ...     24, 10, 1.0, dropout=0.1, corruption=0.1, noise_multiplier=1.5
+        ... )
+        >>> round(effective_multiplier(settings, contributors=18), 6)  # 21 survivors, 3 dishonest
+        1.5
+        >>> effective_multiplier(settings, contributors=0)
+        0.0
     """
     epsilon = concentrated_epsilon(
         settings.noise,
@@ -95,14 +111,14 @@ def effective_multiplier(settings: SecureAggregationConfig, contributors: int) -
 
 
 def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -> float:
-    """Compute what a noised sum of discrete noise costs beyond a Gaussian.
+    """Bound the privacy loss of a sum of discrete noise beyond that of a Gaussian.
 
     Args:
         settings: The round's.
-        contributors: How many devices in the sum add noise and keep it to themselves.
+        contributors: Number of devices in the sum that add noise and keep it secret.
 
     Returns:
-        g, 0 or above, infinity where nothing is promised.
+        g, 0 or above; infinity if there is no guarantee.
 
     Guarantees:
         - Let d(e) be the delta at epsilon e of the Gaussian mechanism of
@@ -126,11 +142,20 @@ def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -
        e - 2 d tau - sqrt(d) D / 2 s^2. The same holds for a rising function of the losses so far in
        place of this one, and the right-hand side depends on v by its norm alone and rises with it:
        so it goes through one sum after the other, whatever v each chose.
+
+    Example:
+        >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+        >>> settings = select_parameters(
+        ...     24, 10, 1.0, dropout=0.1, corruption=0.1, noise_multiplier=1.5
+        ... )
+        >>> discretisation_slack(settings, contributors=18) < 1e-6
+        True
     """
     if settings.noise < MIN_STD or contributors < 1:
         return math.inf
     variance = contributors * settings.noise**2
     tau, size = _tau(settings.noise, contributors), settings.parameters
+    # One vector in place of another may differ by twice the bound.
     farthest = 2 * settings.rounded_norm
     shift = 2 * size * tau + math.sqrt(size) * farthest / (2 * variance)
     factor = size * tau + size / (24 * variance)
@@ -138,14 +163,19 @@ def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -
 
 
 def honest_contributors(summed: int, dishonest: int) -> int:
-    """How many of the devices in a sum can be counted on for noise, at least 1.
+    """Count the devices in a sum whose noise can be relied on, at least 1.
 
     Args:
         summed: Devices in the sum; before a round its quorum, after it the survivors.
-        dishonest: Most of them that side with the server: they may add no noise, or tell it.
+        dishonest: Upper bound on those that collude with the server: they may add no noise, or
+            reveal it.
 
     Raises:
         SettingError: Nobody would be left.
+
+    Example:
+        >>> honest_contributors(21, dishonest=3)
+        18
     """
     left = summed - dishonest
     if left < 1:
@@ -158,19 +188,26 @@ def honest_contributors(summed: int, dishonest: int) -> int:
 def calibrate_local_noise(
     settings: SecureAggregationConfig, multiplier: float, *, contributors: int
 ) -> float:
-    """Scale of each device's noise, in integer steps, for a wanted multiplier of the sum.
+    """Find the scale of each device's noise, in integer steps, for a multiplier of the sum.
 
     Args:
-        settings: The round's; its own ``noise`` does not matter.
-        multiplier: Wanted effective multiplier, above 0.
-        contributors: Devices that can be counted on for noise: those that stay when as many as
-            allowed drop out, less the dishonest ones.
+        settings: Settings of the round; their own ``noise`` is ignored.
+        multiplier: Target of :func:`effective_multiplier`, above 0.
+        contributors: Devices whose noise can be relied on: those left after as many dropouts as
+            allowed, less the dishonest ones.
 
     Returns:
-        The least such noise, at most 1e-9 (relative) too large, at least 0.5.
+        The least such noise, up to a relative excess of 1e-9, at least 0.5.
 
     Guarantees:
         - ``effective_multiplier(replace(settings, noise=result), contributors) >= multiplier``.
+
+    Example:
+        >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+        >>> settings = select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+        >>> noise = calibrate_local_noise(settings, multiplier=2.0, contributors=16)
+        >>> round(noise * 4 / settings.rounded_norm, 6)  # sqrt(16) = 4
+        2.0
     """
     validation.require_positive(multiplier=multiplier)
     validation.require_at_least(1, contributors=contributors)
@@ -184,8 +221,9 @@ def calibrate_local_noise(
     low = MIN_STD
     if enough(low):
         return low
-    # tau is all but gone at 8, so that a little more than the plain Gaussian's share is enough.
+    # At 8, tau is negligible, so slightly more than the share of a plain Gaussian is enough.
     high = max(8.0, 1.01 * multiplier * settings.rounded_norm / math.sqrt(contributors))
+    # Bisection keeps ``enough(high)`` true, so what is returned never falls short.
     while high - low > 1e-10 * high:
         middle = (low + high) / 2
         low, high = (low, middle) if enough(middle) else (middle, high)
@@ -195,10 +233,16 @@ def calibrate_local_noise(
 def with_noise(
     settings: SecureAggregationConfig, multiplier: float, *, contributors: int
 ) -> SecureAggregationConfig:
-    """The settings with the least noise for a wanted multiplier; 0 wants none.
+    """Set the least noise that gives a multiplier of the sum; 0 removes the noise.
 
     Raises:
-        SettingError: Negative, NaN or infinite, or more noise than the ring holds.
+        SettingError: A negative, NaN or infinite multiplier, or more noise than the ring holds.
+
+    Example:
+        >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+        >>> settings = select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+        >>> with_noise(settings, 0.0, contributors=18) == settings
+        True
     """
     validation.require_non_negative(multiplier=multiplier)
     if multiplier == 0:
@@ -210,5 +254,6 @@ def with_noise(
 
 def _tau(noise: float, contributors: int) -> float:
     """The theorem's tau."""
+    # Summed by fsum: the terms span hundreds of orders of magnitude.
     rate = -2 * math.pi**2 * noise**2
     return 10 * math.fsum(math.exp(rate * k / (k + 1)) for k in range(1, contributors))

@@ -1,4 +1,4 @@
-"""How many neighbours and shares are needed, from how many devices may drop out or lie."""
+"""Selection of graph, threshold and noise from how many devices may drop out or collude."""
 
 import math
 from typing import NamedTuple
@@ -9,21 +9,21 @@ from sottovoce.shared.secure_aggregation import noise_accounting
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 
 SECURITY_BITS = 60.0
-"""Chance 2^-60 that the graph fails to hide. Whoever may try a million graphs (a server with lying
-devices can, see ``neighbour_graph``) still faces 2^-40."""
+"""The graph fails to protect somebody with probability 2^-60. An attacker who can try a million
+graphs (a server with lying devices, see ``neighbour_graph``) still succeeds with 2^-40 only."""
 
 CORRECTNESS_BITS = 20.0
-"""One honest round in a million is lost to an unlucky graph; nothing is revealed by it."""
+"""One honest round in a million fails because of its graph, which reveals nothing."""
 
 
 class GraphParameters(NamedTuple):
-    """What :func:`select_graph_parameters` chose.
+    """Graph and thresholds that :func:`select_graph_parameters` chose.
 
     Attributes:
         degree: Neighbours of each device, even, or all others.
-        threshold: Neighbours whose shares open a secret.
-        corrupt_neighbours: Most lying neighbours one device is taken to have.
-        quorum: Fewest devices that may be summed.
+        threshold: Shares that reconstruct a secret.
+        corrupt_neighbours: Upper bound on the dishonest neighbours of one device.
+        quorum: Smallest number of devices in the sum.
     """
 
     degree: int
@@ -40,39 +40,43 @@ def select_graph_parameters(
     security_bits: float = SECURITY_BITS,
     correctness_bits: float = CORRECTNESS_BITS,
 ) -> GraphParameters:
-    """The sparsest graph that hides every honest device and survives the dropouts.
+    """Select the sparsest graph that protects every honest device and tolerates the dropouts.
 
     Args:
-        devices: How many are invited, at least 3.
-        dropout: Most of them, as a share in [0, 1), that drop out over all stages; which ones is
-            taken to be independent of the graph.
-        corruption: Most of them, as a share in [0, 1), that side with the server.
-        security_bits: -log2 of the chance that the graph hides somebody badly.
-        correctness_bits: -log2 of the chance that dropouts within bounds end the round.
+        devices: Number of invited devices, at least 3.
+        dropout: Largest share of them, in [0, 1), that drops out over all stages, assumed to be
+            independent of the graph.
+        corruption: Largest share of them, in [0, 1), that colludes with the server.
+        security_bits: -log2 of the probability that the graph fails to protect somebody.
+        correctness_bits: -log2 of the probability that tolerated dropouts end the round.
 
     Returns:
-        Degree, threshold, most liars among one device's neighbours, and quorum.
+        Degree, threshold, bound on the dishonest neighbours of one device, and quorum.
 
     Raises:
-        SettingError: Numbers out of range, or no graph, not even the complete one, will do.
+        SettingError: Numbers out of range, or not even the complete graph is enough.
 
     Guarantees:
         With k neighbours, threshold t and X liars among the neighbours of one device
         (hypergeometric, since the graph is drawn at random: Bell et al. 2020, section 3), and by
         a union bound over all devices:
 
-        - 2 t > k + X for every device, but for a chance of 2^-security_bits. The server would
-          need 2 t shares to learn both secrets of a device, every honest neighbour gives one and
-          every liar two: it gets at most k + X. So no device is unmasked, whatever the server
-          claims about survivors (Bonawitz et al. 2017, section 6.2). It follows that X < t.
-        - Liars and random dropouts do not cut the graph, but for a chance of 2^-security_bits: the
-          server learns one sum over all honest survivors and no partial one. (A ring with k/2
-          neighbours to each side is cut only by k/2 lost devices in a row.)
-        - At least t neighbours of every device stay, but for a chance of 2^-correctness_bits.
+        - 2 t > k + X for every device, except with probability 2^-security_bits. The server would
+          need 2 t shares to learn both secrets of a device. Every honest neighbour gives one share
+          and every liar two, so it gets at most k + X. So no device is unmasked, whatever the
+          server claims about survivors (Bonawitz et al. 2017, section 6.2). It follows that X < t.
+        - Liars and random dropouts do not disconnect the graph, except with probability
+          2^-security_bits: the server learns one sum over all honest survivors and no partial one.
+          (A ring with k/2 neighbours on each side is cut only by k/2 lost devices in a row.)
+        - Every device keeps at least t neighbours, except with probability 2^-correctness_bits.
 
-        A server that *chooses* who is lost, knowing the graph, can cut a sparse one. Then every
-        part still holds at least ``threshold + 1 - liars`` honest devices, because each of them
-        insists on ``threshold`` surviving neighbours. In a complete graph there is no cut.
+        A server that *chooses* who is lost, knowing the graph, can disconnect a sparse one. Then
+        every part still holds at least ``threshold + 1 - liars`` honest devices, because each of
+        them requires ``threshold`` surviving neighbours. A complete graph cannot be disconnected.
+
+    Example:
+        >>> select_graph_parameters(24, dropout=0.1, corruption=0.1)
+        GraphParameters(degree=14, threshold=9, corrupt_neighbours=3, quorum=21)
     """
     _check_rates(devices, dropout, corruption)
     lost, lying = _share_of(devices, dropout), _share_of(devices, corruption)
@@ -104,21 +108,24 @@ def select_parameters(
     noise_multiplier: float = 0.0,
     bits: int = 32,
 ) -> SecureAggregationConfig:
-    """Settings with the sparsest graph, a fine granularity and the least noise that do.
+    """Select settings with the sparsest graph, a fine granularity and the least noise.
 
     Args:
-        devices: How many are invited, at least 3.
+        devices: Number of invited devices, at least 3.
         parameters: Length of an update.
         clip_norm: L2 bound on an update, in its units, above 0.
-        dropout: Most devices that may drop out, as a share in [0, 1).
-        corruption: Most devices that side with the server and may add no noise, likewise.
-        noise_multiplier: Wanted of the sum when that many are lost, over what one device can
-            add; see ``noise_accounting.effective_multiplier`` for how to account for it. 0 adds no
-            noise.
+        dropout: Largest share of devices that may drop out, in [0, 1).
+        corruption: Largest share of devices that collude and may add no noise, in [0, 1).
+        noise_multiplier: Noise multiplier of the sum that is reached even after these losses,
+            relative to the sensitivity to one device; see
+            ``noise_accounting.effective_multiplier`` for its accounting. 0 adds no noise.
         bits: Sums are taken modulo 2^bits.
 
+    Returns:
+        Settings of the secure sum, including the local noise.
+
     Raises:
-        SettingError: Out of range, or more than a graph or the ring can bear.
+        SettingError: Numbers out of range, or more than a graph or the ring can tolerate.
 
     Example:
         >>> chosen = select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
@@ -130,7 +137,7 @@ def select_parameters(
     graph = select_graph_parameters(devices, dropout=dropout, corruption=corruption)
     dishonest = _share_of(devices, corruption)
     contributors = noise_accounting.honest_contributors(graph.quorum, dishonest)
-    # How many clip norms must fit half the ring: n updates, and 12 deviations of their noise.
+    # Clip norms that half of the ring must hold: n updates, and 12 deviations of their noise.
     clip_norms = devices + 12 * noise_multiplier * math.sqrt(devices / contributors)
     steps = (2 ** (bits - 1) - 1) / (1.01 * clip_norms) - 2
     validation.require_at_least(1, steps_within_the_clip_norm=steps)
@@ -148,11 +155,16 @@ def select_parameters(
 
 
 def is_secure(settings: SecureAggregationConfig, dishonest: int) -> bool:
-    """Whether a sum's graph keeps what :func:`select_graph_parameters` promises, whoever chose it.
+    """Whether a sum's graph has the guarantees of :func:`select_graph_parameters`.
 
     Args:
-        settings: The sum's; down to its quorum, devices may be lost.
-        dishonest: Most devices that side with the server.
+        settings: Settings of the sum, whoever chose them; devices may be lost down to the quorum.
+        dishonest: Largest number of devices that collude with the server.
+
+    Example:
+        >>> settings = select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+        >>> is_secure(settings, dishonest=3), is_secure(settings, dishonest=12)
+        (True, False)
     """
     degree, lost = settings.degree, settings.devices - settings.quorum
     there = max(settings.quorum, degree + 1)  # as in the selection: fewer devices weigh liars more
@@ -171,14 +183,15 @@ def _check_rates(devices: int, dropout: float, corruption: float) -> None:
 
 
 def _share_of(devices: int, share: float) -> int:
-    """Whole devices of a share, rounded up; the float's own error is not rounded up."""
+    """Whole devices of a share, rounded up."""
+    # 0.1 of 30 is 3, though the product of floats is a little above.
     return math.ceil(devices * share - 1e-9)
 
 
 def _least_threshold(
     degree: int, devices: int, corrupted: int, bits: float
 ) -> tuple[int, int] | None:
-    """The least t with 2 t > k + X but for the chance, and the largest such X; or nothing."""
+    """The least t with 2 t > k + X except with probability 2^-bits, and the largest such X."""
     for threshold in range(degree // 2 + 1, degree + 1):
         if _log2_tail(devices, corrupted, degree, 2 * threshold - degree) <= -bits:
             return threshold, min(2 * threshold - degree - 1, corrupted)
@@ -196,6 +209,7 @@ def _log2_tail(devices: int, marked: int, drawn: int, least: int) -> float:
     ]
     if not logs:
         return -math.inf
+    # Log-sum-exp: the probabilities themselves would underflow.
     top = max(logs)
     total = top + math.log(math.fsum(math.exp(log - top) for log in logs))
     return (total - _log_choose(others, drawn) + math.log(devices)) / math.log(2)

@@ -1,4 +1,4 @@
-"""From updates to integers modulo 2^b and back: clip, round at random, add noise."""
+"""Quantisation of updates to integers modulo 2^b and back: clip, round at random, add noise."""
 
 import math
 from typing import Any, Final
@@ -20,29 +20,29 @@ _MAX_DRAWS: Final = 16
 def encode_update(
     update: Floats, settings: SecureAggregationConfig, random: RandomWords
 ) -> RingVector:
-    """One device's update, bounded and noised, as it goes under the mask.
+    """Encode one device's update for masking: bounded, quantised and noised.
 
     Clip -> divide by the granularity -> round at random -> add discrete Gaussian noise -> wrap.
 
     Args:
         update: Shape (parameters,), any real dtype.
-        settings: The round's.
-        random: ``SystemRandomWords`` for people, ``SeededRandomWords`` in a simulation.
+        settings: Settings of the round.
+        random: ``SystemRandomWords`` for real users, ``SeededRandomWords`` in a simulation.
 
     Returns:
         Shape (parameters,), each below 2^bits.
 
     Raises:
-        MessageError: Another shape.
+        MessageError: An update of another shape.
 
     Guarantees:
-        - Before the noise, its L2 norm is at most ``settings.rounded_norm`` steps, whatever came
-          in: nobody's update outweighs another's. An update with a NaN or an infinity counts as
-          zeros; a longer one is scaled down to the clip norm.
-        - Noise is added to zeros too: that an update was unusable does not show.
+        - Before the noise, its L2 norm is at most ``settings.rounded_norm`` steps for any input.
+          An update with a NaN or an infinity counts as zeros; a longer one is scaled down to the
+          clip norm.
+        - Noise is added to zeros too, so it stays hidden that an update was unusable.
         - Wrapping around is post-processing and costs no privacy.
-        - Not promised: that a device which does not run this code keeps to the bound. Its effect
-          on the sum is unbounded, as nobody sees a single update.
+        - Not guaranteed: that a device which runs other code respects the bound. Its effect on the
+          sum is unbounded, as nobody sees a single update.
     """
     rounded = clip_and_round(update, settings, random)
     noised = rounded + discrete_gaussian.sample_discrete_gaussian(
@@ -54,27 +54,37 @@ def encode_update(
 def clip_and_round(
     update: Floats, settings: SecureAggregationConfig, random: RandomWords
 ) -> Integers:
-    """The clipped update on the integer grid, shape (parameters,); see :func:`encode_update`.
+    """Clip an update and round it to the integer grid, shape (parameters,).
 
-    Conditional randomised rounding (Kairouz et al. 2021, section 4): every value goes up or down
-    at random so that its mean is kept; a draw that makes the vector too long is drawn again. The
-    chance of that is at most 2^-20, so the means are kept up to that share. Should 16 draws all be
-    too long (never, short of a bug), values are cut towards 0, which never makes a vector longer.
+    Conditional randomised rounding (Kairouz et al. 2021, section 4): every value is rounded up or
+    down at random with the right expectation; a draw that makes the vector too long is repeated,
+    with a probability of at most 2^-20, which bounds the bias.
+
     """
     scaled = clip_update(update, settings) / settings.granularity
     for _ in range(_MAX_DRAWS):
+        # 53 bits fill a float64 in [0, 1) exactly, so that no draw rounds up to 1.
         uniforms = (random.draw_words(len(scaled)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         rounded = np.floor(scaled + uniforms)
         if l2_norm(rounded) <= settings.rounded_norm:
             return rounded.astype(np.int64)
+    # Sixteen long draws in a row do not happen; rounding towards 0 keeps the bound in any case.
     return np.trunc(scaled).astype(np.int64)
 
 
 def clip_update(update: Floats, settings: SecureAggregationConfig) -> Floats:
-    """The update scaled down to the clip norm, float64; zeros where it is not finite.
+    """Scale an update down to the clip norm, as float64; zeros if it is not finite.
 
     Raises:
         MessageError: Another shape than (parameters,).
+
+    Example:
+        >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+        >>> settings = select_parameters(24, 2, 1.0, dropout=0.1, corruption=0.1)
+        >>> clip_update(np.array([3.0, 4.0]), settings).round(6)
+        array([0.6, 0.8])
+        >>> clip_update(np.array([np.nan, 4.0]), settings)
+        array([0., 0.])
     """
     values = np.asarray(update, dtype=np.float64)
     if values.shape != (settings.parameters,):
@@ -85,26 +95,45 @@ def clip_update(update: Floats, settings: SecureAggregationConfig) -> Floats:
         return values
     largest = float(np.abs(values).max())
     unit = values / largest  # so that squares cannot overflow
+    # Slightly less than the bound, for rounding errors of the product.
     return unit * (settings.clip_norm * (1 - 1e-12) / l2_norm(unit))
 
 
 def l2_norm(values: Floats) -> float:
-    """L2 norm; infinity rather than an error where squares overflow."""
+    """Compute the L2 norm; infinity instead of an error if squares overflow.
+
+    Example:
+        >>> l2_norm(np.array([3.0, 4.0])), l2_norm(np.array([1e200]))
+        (5.0, inf)
+    """
     with np.errstate(over="ignore"):
         return math.sqrt(float(np.dot(values, values)))
 
 
 def wrap_to_ring(values: Integers, bits: int) -> RingVector:
-    """Integers modulo 2^bits."""
+    """Reduce integers modulo 2^bits, to uint32.
+
+    Example:
+        >>> wrap_to_ring(np.array([-1, 256, 3]), bits=8)
+        array([255,   0,   3], dtype=uint32)
+    """
     return (values & ((1 << bits) - 1)).astype(np.uint32)
 
 
 def decode_sum(total: RingVector, settings: SecureAggregationConfig) -> Floats:
-    """The sum of updates out of the sum modulo 2^bits, shape (parameters,), in their units.
+    """Decode the sum of updates from the sum modulo 2^bits, shape (parameters,), in their units.
 
-    Values from half of the ring on stand for negative ones. The result is exact to the
-    granularity for each device, beside the noise, unless the sum wrapped around; see
+    Values in the upper half of the ring represent negative numbers. Apart from the noise, the
+    result is exact up to one granularity per device, unless the sum wrapped around; see
     ``SecureAggregationConfig.wrap_probability``.
+
+    Example:
+        >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+        >>> settings = select_parameters(24, 2, 1.0, dropout=0.1, corruption=0.1)
+        >>> random = discrete_gaussian.SeededRandomWords(np.random.default_rng(0))
+        >>> encoded = encode_update(np.array([0.5, -0.25]), settings, random)
+        >>> decode_sum(encoded, settings).round(6)
+        array([ 0.5 , -0.25])
     """
     half, whole = 1 << (settings.bits - 1), 1 << settings.bits
     signed = (total.astype(np.int64) + half) % whole - half

@@ -13,19 +13,24 @@ FIELD_BYTES: Final = 32
 
 
 def new_secret() -> bytes:
-    """32 bytes from the operating system that are an element of the field."""
+    """Draw a secret of 32 bytes from the operating system, an element of the field.
+
+    Example:
+        >>> len(new_secret())
+        32
+    """
     return _to_bytes(secrets.randbelow(PRIME))
 
 
 def split_secret(secret: bytes, points: Collection[int], threshold: int) -> dict[int, bytes]:
-    """Share a secret.
+    """Split a secret into shares, ``threshold`` of which are enough.
 
     Args:
-        secret: At most 32 bytes, a big-endian number below the prime; short ones of 16 bytes come
-            back with zeros in front.
-        points: Where the polynomial is evaluated, one number in [1, prime) for each holder, all
-            different.
-        threshold: How many shares give the secret back, from 1 to the number of points.
+        secret: At most 32 bytes, a big-endian number below the prime; a shorter secret is
+            returned with leading zeros.
+        points: Points at which the polynomial is evaluated, one number in [1, prime) for each
+            holder, all different.
+        threshold: Number of shares that reconstruct the secret, from 1 to the number of points.
 
     Returns:
         The share at every point, 32 bytes each.
@@ -35,9 +40,15 @@ def split_secret(secret: bytes, points: Collection[int], threshold: int) -> dict
             cannot be met.
 
     Guarantees:
-        - Fewer than ``threshold`` shares are uniform and say nothing of the secret, to anybody of
-          any power; the randomness is the operating system's.
-        - Not promised: that a share is right. Commit to shares and secret to find out.
+        - Fewer than ``threshold`` shares are uniform and independent of the secret, so they reveal
+          nothing to an attacker of any power; randomness is from the operating system.
+        - Not guaranteed: that a share is correct. Commitments to shares and secret show that.
+
+    Example:
+        >>> secret = new_secret()
+        >>> shares = split_secret(secret, points=[1, 2, 3], threshold=2)
+        >>> combine_shares({1: shares[1], 3: shares[3]}, threshold=2) == secret
+        True
     """
     value = int.from_bytes(secret, "big")
     if len(secret) > FIELD_BYTES or value >= PRIME:
@@ -46,20 +57,27 @@ def split_secret(secret: bytes, points: Collection[int], threshold: int) -> dict
         raise SettingError("points of shares must differ from each other and from 0")
     if not 1 <= threshold <= len(points):
         raise SettingError(f"threshold is {threshold}; it must be from 1 to {len(points)} shares")
+    # The secret is the constant term; evaluation at 0, which no point may be, would reveal it.
     polynomial = [secrets.randbelow(PRIME) for _ in range(threshold - 1)] + [value]
     return {point: _to_bytes(_evaluate(polynomial, point)) for point in points}
 
 
 def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret out of at least ``threshold`` shares, 32 bytes.
+    """Reconstruct a secret of 32 bytes from at least ``threshold`` shares.
 
     Raises:
         AggregationError: Fewer shares than the threshold.
+
+    Example:
+        >>> combine_shares({1: bytes(32)}, threshold=2)
+        Traceback (most recent call last):
+        sottovoce.shared.errors.AggregationError: 1 shares do not open a secret; 2 are needed:...
     """
     if len(shares) < threshold:
         raise AggregationError(
             f"{len(shares)} shares do not open a secret; {threshold} are needed: try a new round"
         )
+    # Any ``threshold`` shares define the polynomial; a fixed choice makes errors reproducible.
     chosen = sorted(shares)[:threshold]
     total = 0
     for point in chosen:  # Lagrange interpolation at 0
@@ -68,6 +86,7 @@ def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
             if other != point:
                 over = over * other % PRIME
                 under = under * (other - point) % PRIME
+        # One modular inverse per share instead of one per factor: inverses are the slow part.
         total += int.from_bytes(shares[point], "big") * over * pow(under, -1, PRIME)
     return _to_bytes(total % PRIME)
 

@@ -1,8 +1,8 @@
-"""Session of one round, to which signatures, commitments and ciphertexts are bound.
+"""Session identifier of one round, to which signatures, commitments and ciphertexts are bound.
 
-A session is a hash over the round's name, the settings and everybody's advertisements. Whoever was
-shown other advertisements, or runs with other settings, has another session: their seals do not
-open, their signatures do not verify. Nothing of one round is of use in another.
+The identifier is a hash over the round's name, the settings and all advertisements. A device that
+was shown other advertisements, or runs with other settings, has another identifier: its ciphertexts
+do not decrypt, its signatures do not verify. Nothing from one round can be replayed in another.
 """
 
 import hashlib
@@ -20,25 +20,31 @@ _DOMAIN = "sottovoce secure aggregation"
 def compute_session_id(
     settings: SecureAggregationConfig, advertisements: Iterable[KeyAdvertisement]
 ) -> bytes:
-    """SHA-256 over settings and advertisements (which name the round), 32 bytes.
+    """Compute SHA-256 over settings and advertisements (which name the round), 32 bytes.
 
-    It is the seed of the graph too: see ``neighbour_graph.harary_graph``.
+    It is also the seed of the graph: see ``neighbour_graph.harary_graph``.
     """
     digest = hashlib.sha256(crypto.encode_context(_DOMAIN, "session", settings.config_hash().hex()))
+    # Sorted: devices may receive the advertisements in different orders.
     for each in sorted(advertisements, key=lambda each: each.user):
         digest.update(hashlib.sha256(each.to_bytes()).digest())
     return digest.digest()
 
 
 def evaluation_points(users: Iterable[str]) -> dict[str, int]:
-    """Where every user's shares are evaluated: 1, 2, ... in the order of names."""
+    """Assign the point of every user's shares: 1, 2, ... in the order of names.
+
+    Example:
+        >>> evaluation_points(["cem", "ada", "bob"])
+        {'ada': 1, 'bob': 2, 'cem': 3}
+    """
     return {user: point for point, user in enumerate(sorted(users), start=1)}
 
 
 def advertisement_payload(
     settings: SecureAggregationConfig, advertisement: KeyAdvertisement
 ) -> bytes:
-    """What an advertisement's signature is over."""
+    """Encode an advertisement for its signature."""
     return crypto.encode_context(
         _DOMAIN,
         "advertise",
@@ -58,20 +64,20 @@ def verify_advertisement(
     identity: bytes,
     round_name: str,
 ) -> None:
-    """Refuse an advertisement that is not this user's own for this round.
+    """Refuse an advertisement that the user did not sign for this round.
 
     Args:
-        settings: The round's.
-        advertisement: What came.
-        identity: The user's identity key (Ed25519, public), known beforehand.
-        round_name: The round.
+        settings: Settings of the round.
+        advertisement: The advertisement, as received.
+        identity: The user's public identity key (Ed25519), known beforehand.
+        round_name: Name of the round.
 
     Raises:
         AggregationError: Another round, or a signature that is not the user's.
 
     Guarantees:
-        - Whoever does not hold the user's private identity key cannot pass as the user: a server
-          that puts keys of its own in between is found out (as long as Ed25519 holds).
+        - Without the user's private identity key nobody can impersonate the user: a server that
+          substitutes keys of its own is detected (if Ed25519 is secure).
     """
     if advertisement.round_name != round_name:
         raise AggregationError(
@@ -89,20 +95,31 @@ def verify_advertisement(
 
 
 def masked_update_payload(session_id: bytes, user: str, vector: RingVector) -> bytes:
-    """What a masked update's signature is over."""
+    """Encode a masked update for its signature."""
+    # Hashed first, to sign a short payload instead of megabytes.
     digest = hashlib.sha256(encode_vector(vector)).hexdigest()
     return crypto.encode_context(_DOMAIN, "masked", session_id.hex(), user, digest)
 
 
 def survivors_payload(session_id: bytes, users: Sequence[str]) -> bytes:
-    """What a signature on the survivors is over."""
+    """Encode the list of survivors for a consistency signature.
+
+    Example:
+        >>> survivors_payload(b"s", ["ada", "bob"]) == survivors_payload(b"s", ["adab", "ob"])
+        False
+    """
     return crypto.encode_context(_DOMAIN, "survivors", session_id.hex(), *users)
 
 
 def commit_to_seed(user: str, round_name: str, seed: bytes) -> bytes:
     """Commit to the seed of a self mask without revealing it: SHA-256, 32 bytes.
 
-    The seed has 256 bits of entropy, so that its hash hides it.
+    The seed has 256 bits of entropy, so its hash hides it.
+
+    Example:
+        >>> seed = bytes(range(32))
+        >>> commit_to_seed("ada", "round 1", seed) == commit_to_seed("bob", "round 1", seed)
+        False
     """
     return hashlib.sha256(crypto.encode_context(_DOMAIN, "seed", user, round_name) + seed).digest()
 
@@ -110,6 +127,12 @@ def commit_to_seed(user: str, round_name: str, seed: bytes) -> bytes:
 def commit_to_share(
     session_id: bytes, owner: str, holder: str, *, kind: bytes, share: bytes
 ) -> bytes:
-    """Commit to a share without revealing it: SHA-256, 32 bytes; it has 256 bits of entropy."""
+    r"""Commit to a share without revealing it: SHA-256, 32 bytes.
+
+    Example:
+        >>> len(commit_to_share(b"s", "ada", "bob", kind=b"\x00", share=bytes(32)))
+        32
+    """
+    # A share has 256 bits of entropy, so the hash hides it without a salt.
     bound = crypto.encode_context(_DOMAIN, "share", session_id.hex(), owner, holder, kind.hex())
     return hashlib.sha256(bound + share).digest()
