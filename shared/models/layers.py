@@ -145,7 +145,7 @@ class BidirectionalLstm(nn.LSTM):
 
         Example:
             >>> lstm = BidirectionalLstm(3, 4)
-            >>> outputs = lstm(torch.ones(2, 5, 3), torch.tensor([5, 2]))
+            >>> outputs = lstm(torch.ones(2, 5, 3), torch.tensor([5, 2])).detach()
             >>> outputs.shape, float(outputs[1, 2:].abs().sum())
             (torch.Size([2, 5, 4]), 0.0)
         """
