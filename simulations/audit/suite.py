@@ -23,6 +23,7 @@ from sottovoce.simulations.audit.device_under_test import Transcript, with_exact
 from sottovoce.simulations.reports import render_pages
 from sottovoce.simulations.results.schema import (
     SCHEMA_VERSION,
+    AuditRecord,
     Json,
     read_run,
     to_plain_json,
@@ -126,7 +127,7 @@ def audit_run(
     settings: AuditSettings = AuditSettings(),
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
-) -> Json:
+) -> AuditRecord:
     """Attack a run and keep what came of it.
 
     Writes ``audit.json``, adds the lower bound to ``run.json`` and renders the pages again.
@@ -221,12 +222,12 @@ def _variants(
 
 def repeat_gender_inference(
     run_folder: Path,
-    audit: Json,
+    audit: AuditRecord,
     *,
     settings: AuditSettings = AuditSettings(),
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
-) -> Json:
+) -> AuditRecord:
     """An audit whose gender inference on the run as it was is made anew; all else stays.
 
     Args:

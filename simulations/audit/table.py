@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import Attacks, AttacksByVariant, AuditRecord, Table
 
 _HEADS = {"as_run": "this run", "noise_off": "privacy off"}
 _BOUND_NAMES = {
@@ -13,12 +13,12 @@ _BOUND_NAMES = {
 }
 
 
-def format_table(audit: Json) -> list[str]:
+def format_table(audit: AuditRecord) -> list[str]:
     """The audit for people: what was attacked, what each attack reached, the verdict last."""
     attacks = audit["attacks"]
-    columns = {key: dict(_cells(found)) for key, found in attacks.items()}
+    columns = {key: dict(_cells(found)) for key, found in _variants(attacks)}
     names = list(dict.fromkeys(name for cells in columns.values() for name in cells))
-    rows = [("attack", *(_HEADS[name] for name in attacks))]
+    rows = [("attack", *(_HEADS[name] for name in columns))]
     rows += [(name, *(cells.get(name, "") for cells in columns.values())) for name in names]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = [
@@ -36,7 +36,14 @@ def format_table(audit: Json) -> list[str]:
     ]
 
 
-def _heading(audit: Json) -> str:
+def _variants(attacks: AttacksByVariant) -> Iterator[tuple[str, Attacks]]:
+    """The run as it was, and with its noise off where that was tried."""
+    yield "as_run", attacks["as_run"]
+    if noiseless := attacks.get("noise_off"):
+        yield "noise_off", noiseless
+
+
+def _heading(audit: Table) -> str:
     """What was attacked."""
     claim = "nothing is claimed" if audit["epsilon"] is None else f"claim {audit['epsilon']:g}"
     return (
@@ -45,7 +52,7 @@ def _heading(audit: Json) -> str:
     )
 
 
-def _cells(found: Json) -> Iterator[tuple[str, str]]:
+def _cells(found: Table) -> Iterator[tuple[str, str]]:
     """Every figure of one column, by its name."""
     for key, words in _BOUND_NAMES.items():
         if key in found:
@@ -70,12 +77,12 @@ def _rounds(number: str) -> str:
     return "1 round" if number == "1" else f"{number} rounds"
 
 
-def _parts(parts: Json) -> str:
+def _parts(parts: Table) -> str:
     """All together, and what each part gives."""
     return " / ".join(f"{value:.3f}" for value in parts.values())
 
 
-def _exact_normaliser_lines(audit: Json) -> Iterator[str]:
+def _exact_normaliser_lines(audit: Table) -> Iterator[str]:
     """What an exact normaliser would have cost."""
     attack = audit.get("exact_normaliser_attack")
     if attack:
@@ -86,7 +93,7 @@ def _exact_normaliser_lines(audit: Json) -> Iterator[str]:
         )
 
 
-def format_verdict(audit: Json) -> str:
+def format_verdict(audit: AuditRecord) -> str:
     """Whether the attacks stayed below the claim."""
     lower, claim = audit["epsilon_lower"], audit["epsilon"]
     if claim is None:

@@ -28,13 +28,13 @@ from sottovoce.shared.speaker import normalisation
 from sottovoce.simulations.corpora.speaker_splits import EvaluationProtocol, Fold
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.evaluation import metrics
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import Rates
 from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, Scenario
 
 
 def evaluate_baselines(
     scenario: Scenario, protocol: EvaluationProtocol, fold_inputs: FoldInputs, plan: Plan
-) -> Json:
+) -> dict[str, Rates]:
     """UAR of every baseline that was asked for, pooled over folds.
 
     ``central`` trains the same model on everybody's clips in one place, ``local_only`` a

@@ -13,14 +13,19 @@ from sottovoce.simulations.evaluation import bootstrap, metrics
 from sottovoce.simulations.evaluation.bootstrap_side import BootstrapSide
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 from sottovoce.simulations.evaluation.predictions import Predictions, natural_sort_key
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import (
+    CalibrationErrors,
+    Intervals,
+    PredictionSets,
+    SpeakerCalibration,
+)
 
 BOOTSTRAP_DRAWS = 1_000
 _WORST_FRACTION = 10
 _INTERVAL_QUANTILES = (0.025, 0.975)
 
 
-def bootstrap_intervals(scored: Predictions, *, seed: int) -> Json:
+def bootstrap_intervals(scored: Predictions, *, seed: int) -> dict[str, Intervals]:
     """By measure the 95 % intervals of ``before``, ``after`` and their ``difference``.
 
     Args:
@@ -34,7 +39,7 @@ def bootstrap_intervals(scored: Predictions, *, seed: int) -> Json:
     users, whose = np.unique(scored.speakers, return_inverse=True)
     cohorts = _cohorts(len(users), seed)
     sides = [BootstrapSide(rows, scored.labels, whose) for rows in (scored.before, scored.after)]
-    found: Json = {}
+    found: dict[str, Intervals] = {}
     for name, measure in _MEASURES.items():
         before, after = (measure(side, cohorts) for side in sides)
         found[name] = {
@@ -45,23 +50,28 @@ def bootstrap_intervals(scored: Predictions, *, seed: int) -> Json:
     return found
 
 
-def metrics_by_speaker(scored: Predictions) -> Json:
+def metrics_by_speaker(scored: Predictions) -> dict[str, SpeakerCalibration]:
     """Each user's own figures, before and after heads; the bins of an ECE are few clips each."""
-    found: Json = {}
-    for name, rows in _rows_by_speaker(scored).items():
-        found[name] = {"n": len(rows)}
-        for side in ("before", "after"):
-            probabilities, labels = getattr(scored, side)[rows], scored.labels[rows]
-            found[name][side] = {
-                "ece": metrics.ece(probabilities, labels),
-                "nll": metrics.negative_log_likelihood(probabilities, labels),
-                "brier": metrics.brier_score(probabilities, labels),
-                "aurc": metrics.risk_coverage_curve(probabilities, labels).aurc,
-            }
-    return found
+    return {
+        name: {
+            "n": len(rows),
+            "before": _errors(scored.before[rows], scored.labels[rows]),
+            "after": _errors(scored.after[rows], scored.labels[rows]),
+        }
+        for name, rows in _rows_by_speaker(scored).items()
+    }
 
 
-def evaluate_prediction_sets(scored: Predictions, *, seed: int) -> Json | None:
+def _errors(probabilities: FloatArray, labels: CountArray) -> CalibrationErrors:
+    return {
+        "ece": metrics.ece(probabilities, labels),
+        "nll": metrics.negative_log_likelihood(probabilities, labels),
+        "brier": metrics.brier_score(probabilities, labels),
+        "aurc": metrics.risk_coverage_curve(probabilities, labels).aurc,
+    }
+
+
+def evaluate_prediction_sets(scored: Predictions, *, seed: int) -> PredictionSets | None:
     """How often prediction sets hold the truth, over users; None where there are no sets.
 
     Args:
@@ -92,7 +102,7 @@ def evaluate_prediction_sets(scored: Predictions, *, seed: int) -> Json | None:
         "worst_tenth": float(np.mean(least)),
         "gender": {name: float(covered[genders == name].mean()) for name in sorted({*genders})},
         "per_speaker": {
-            name: {"covered": shares[name], "size": float(sizes[own].mean())}
+            str(name): {"covered": shares[name], "size": float(sizes[own].mean())}
             for name, own in rows.items()
         },
     }

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.evaluation.metrics import CountArray
 from sottovoce.simulations.evaluation.predictions import AGE_BANDS, UNKNOWN, Predictions, age_band
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import Fairness, Groups, Rate
 
 
-def measure_fairness(scored: Predictions) -> Json:
+def measure_fairness(scored: Predictions) -> Fairness:
     """Make the section "fairness": UAR by group, its gap between known groups, and over speakers.
 
     Args:
@@ -38,7 +38,7 @@ def measure_fairness(scored: Predictions) -> Json:
     }
 
 
-def measure_group(matrix: CountArray) -> Json:
+def measure_group(matrix: CountArray) -> Rate:
     """Compute UAR and number of utterances of one speaker or group.
 
     Example:
@@ -49,7 +49,7 @@ def measure_group(matrix: CountArray) -> Json:
     return {"uar": metrics.uar(matrix), "n": int(matrix.sum())}
 
 
-def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] = ()) -> Json:
+def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] = ()) -> Groups:
     """UAR by group; the gap is between known groups, null where there are fewer than two."""
     names = [name or UNKNOWN for name in names] or [UNKNOWN] * len(scored.clips)
     speakers: dict[str, set[str]] = {}
@@ -57,8 +57,8 @@ def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] =
         speakers.setdefault(name, set()).add(speaker)
     found = scored.confusion_by_group(names)
     listed = [name for name in order if name in found] or list(found)
-    groups = {
+    groups: dict[str, Rate] = {
         name: {**measure_group(found[name]), "speakers": len(speakers[name])} for name in listed
     }
-    known = [group["uar"] for name, group in groups.items() if name != UNKNOWN]
+    known = [metrics.uar(found[name]) for name in groups if name != UNKNOWN]
     return {"groups": groups, "gap": metrics.best_worst_gap(known) if len(known) > 1 else None}

@@ -80,11 +80,12 @@ def _make(name: str, arguments: argparse.Namespace) -> int:
 def _repeat_gender_inference(name: str, audit: Json, arguments: argparse.Namespace) -> Json:
     """The audit with gender looked for again; its run is made where it is gone."""
     from sottovoce.simulations.audit.suite import repeat_gender_inference
+    from sottovoce.simulations.results.schema import validate_audit
 
     out = arguments.runs / name
     if not (out / "run.json").is_file():
         _run([*build_command(name, arguments.corpora), "--out", str(out), "--quiet"])
-    plain = {key: value for key, value in audit.items() if key != "secure"}
+    plain = validate_audit({key: value for key, value in audit.items() if key != "secure"})
     return {**repeat_gender_inference(out, plain), "secure": audit["secure"]}
 
 

@@ -12,7 +12,7 @@ from sottovoce.shared.errors import LedgerError
 from sottovoce.shared.privacy.release import Release
 from sottovoce.simulations.devices.database import DatabaseLedger, DeviceDatabase
 from sottovoce.simulations.population.users import user_index, user_name
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import Table
 
 DATABASE_NAME: Final = "population.sqlite"
 """The database, in a run's ``ledgers``."""
@@ -84,7 +84,7 @@ def find_ledger(database: Path, user: str) -> DatabaseLedger:
     return ledger
 
 
-def group_mismatches(database: Path, privacy: Json) -> list[str]:
+def group_mismatches(database: Path, privacy: Table) -> list[str]:
     """Counts of devices with equal ledgers in ``privacy.json`` that do not hold.
 
     The ledger of each group's first device is accounted for and compared elsewhere; see

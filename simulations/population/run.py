@@ -23,7 +23,13 @@ from sottovoce.simulations.population.users import SyntheticPopulation
 from sottovoce.simulations.population.voice_model import fit_voice_model
 from sottovoce.simulations.reports import render_pages
 from sottovoce.simulations.results import privacy_record
-from sottovoce.simulations.results.schema import Json, validate_run, write_json
+from sottovoce.simulations.results.schema import (
+    Json,
+    PrivacyRecord,
+    RunRecord,
+    validate_run,
+    write_json,
+)
 from sottovoce.simulations.runs import simulation
 from sottovoce.simulations.scenario.population import PopulationSettings
 from sottovoce.simulations.scenario.scenario import Scenario
@@ -44,7 +50,7 @@ _GROUPING_NOTE = (
 
 def simulate_population(
     scenario: Scenario, out: Path, *, resume: bool, on_message: OnMessage, on_progress: OnProgress
-) -> Json:
+) -> RunRecord:
     """Run a scenario that has a population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)
@@ -163,7 +169,7 @@ def with_sampling_rate(scenario: Scenario) -> Scenario:
     return replace(scenario, recipe=replace(scenario.recipe, user=user))
 
 
-def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> Json:
+def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> PrivacyRecord:
     """Content of privacy.json: an account for each group of equal ledgers."""
     sums = fold_run.server_ledger()
     privacy = privacy_record.build_privacy_record(
@@ -180,7 +186,9 @@ def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> Json:
     return privacy
 
 
-def _describe_population(run: Json, fold_run: PopulationFoldRun, rounds: Sequence[Json]) -> Json:
+def _describe_population(
+    run: RunRecord, fold_run: PopulationFoldRun, rounds: Sequence[Json]
+) -> RunRecord:
     """The run with what is true of a population in place of what is true of a corpus."""
     settings = fold_run.settings
     changed = {

@@ -4,8 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sottovoce.simulations.reports.wording import format_number, format_percent
-
-Json = Mapping[str, Any]
+from sottovoce.simulations.results.schema import Table
 
 ATTACK_COLUMNS: Mapping[str, str] = {"as_run": "this run", "noise_off": "its privacy switched off"}
 _BOUNDS = {
@@ -17,7 +16,7 @@ _BOUNDS = {
 }
 
 
-def build_audit_context(audit: Json) -> dict[str, Any]:
+def build_audit_context(audit: Table) -> dict[str, Any]:
     """What the template needs: heads of both tables and their rows."""
     found = audit["attacks"]
     return {
@@ -27,7 +26,7 @@ def build_audit_context(audit: Json) -> dict[str, Any]:
     }
 
 
-def _bounds(audit: Json) -> Iterator[list[str]]:
+def _bounds(audit: Table) -> Iterator[list[str]]:
     """Lower bounds on epsilon: what was attacked, how, how often, what it showed."""
     for column, found in audit["attacks"].items():
         for name, words in _BOUNDS.items():
@@ -40,24 +39,24 @@ def _bounds(audit: Json) -> Iterator[list[str]]:
         yield ["exact normaliser", words, _trials(bound), *_shown(bound)]
 
 
-def _trials(bound: Json) -> str:
+def _trials(bound: Table) -> str:
     """How often it was tried."""
     return f"{format_number(bound['trials'])} trials" if "trials" in bound else "1 trial"
 
 
-def _shown(bound: Json) -> list[str]:
+def _shown(bound: Table) -> list[str]:
     """The bound that supposes nothing, and the one for Gaussian mechanisms."""
     return [format_number(bound["epsilon"]), format_number(bound.get("epsilon_gaussian"))]
 
 
-def _joined(found: Json) -> Iterator[list[str]]:
+def _joined(found: Table) -> Iterator[list[str]]:
     """One row an attack, one column for each way of running it."""
     columns = [dict(_rates(one)) for one in found.values()]
     for name in dict.fromkeys(name for column in columns for name in column):
         yield [name, *(column.get(name, "–") for column in columns)]
 
 
-def _rates(found: Json) -> Iterator[tuple[str, str]]:
+def _rates(found: Table) -> Iterator[tuple[str, str]]:
     """Every rate of one column, by its name."""
     for whose, member in found["membership"].items():
         yield f"was this {whose} in it: AUC (½: blind)", format_number(member["auc"])

@@ -7,7 +7,6 @@ description says in words what it shows.
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,14 +15,13 @@ from matplotlib.ticker import MaxNLocator
 
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, ON_MAIN, WARM, draw_panels, draw_svg
+from sottovoce.simulations.results.schema import Table
 
 _MAX_NAMES = 40
 _MAX_BARS = 120
 
-Json = Mapping[str, Any]
 
-
-def plot_uar_by_round(curve: Sequence[Json], chance: float) -> str:
+def plot_uar_by_round(curve: Sequence[Table], chance: float) -> str:
     """UAR on test speakers by round: thin lines for folds, a thick one for their mean."""
     last = curve[-1]
 
@@ -81,7 +79,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], emotions: Sequence[str]) -> 
     return draw_svg("confusion", label, draw, size=(5.0, 4.4))
 
 
-def plot_reliability(before: Sequence[Json], after: Sequence[Json]) -> str:
+def plot_reliability(before: Sequence[Table], after: Sequence[Table]) -> str:
     """Accuracy against confidence, before and after calibration heads."""
 
     def draw(axes: Axes) -> None:
@@ -97,10 +95,10 @@ def plot_reliability(before: Sequence[Json], after: Sequence[Json]) -> str:
     return draw_svg("reliability", label, draw)
 
 
-def plot_reliability_by_emotion(found: Mapping[str, Mapping[str, Sequence[Json]]]) -> str:
+def plot_reliability_by_emotion(found: Mapping[str, Mapping[str, Sequence[Table]]]) -> str:
     """For each emotion, how often it was that one against its probability."""
 
-    def panel(bins: Mapping[str, Sequence[Json]]) -> Callable[[Axes], None]:
+    def panel(bins: Mapping[str, Sequence[Table]]) -> Callable[[Axes], None]:
         return lambda axes: _reliability(axes, bins["before"], bins["after"], marker=3)
 
     label = (
@@ -112,7 +110,7 @@ def plot_reliability_by_emotion(found: Mapping[str, Mapping[str, Sequence[Json]]
 
 
 def _reliability(
-    axes: Axes, before: Sequence[Json], after: Sequence[Json], *, marker: float
+    axes: Axes, before: Sequence[Table], after: Sequence[Table], *, marker: float
 ) -> None:
     """Both lines of a reliability diagram, and its diagonal."""
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -144,7 +142,7 @@ def plot_abstention(coverage: Sequence[float], accuracy: Sequence[float]) -> str
     return draw_svg("abstention", label, draw)
 
 
-def plot_speakers(per_speaker: Mapping[str, Json], chance: float) -> str:
+def plot_speakers(per_speaker: Mapping[str, Table], chance: float) -> str:
     """UAR of each test speaker, sorted from the worst to the best."""
     ordered = sorted((_float(line["uar"]), name) for name, line in per_speaker.items())
     rates, names = [rate for rate, _ in ordered], [_cut(name, 12) for _, name in ordered]
@@ -174,7 +172,7 @@ def plot_speakers(per_speaker: Mapping[str, Json], chance: float) -> str:
     return draw_svg("speakers", label, draw)
 
 
-def plot_prediction_sets(found: Json) -> str:
+def plot_prediction_sets(found: Table) -> str:
     """How often each test speaker's prediction sets hold the truth, from the worst to the best."""
     shares = sorted(_float(line["covered"]) for line in found["per_speaker"].values())
     wanted, (low, high) = found["wanted"], found["interval"]
@@ -198,7 +196,7 @@ def plot_prediction_sets(found: Json) -> str:
     return draw_svg("sets", label, draw)
 
 
-def plot_groups(attributes: Mapping[str, Mapping[str, Json]], overall: float) -> str:
+def plot_groups(attributes: Mapping[str, Mapping[str, Table]], overall: float) -> str:
     """UAR of each group of speakers, one block of bars an attribute.
 
     Args:
@@ -233,7 +231,7 @@ def plot_groups(attributes: Mapping[str, Mapping[str, Json]], overall: float) ->
     return draw_svg("groups", label, draw, size=(5.0, height))
 
 
-def plot_budget(folds: Sequence[Json], limit: float | None) -> str:
+def plot_budget(folds: Sequence[Table], limit: float | None) -> str:
     """Epsilon spent by round: the range over clients, each fold's median, and the limit."""
     last = max((r["round"] for fold in folds for r in _releases(fold)), default=0)
     rounds = np.arange(last + 2)
@@ -275,17 +273,17 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9.5, borderaxespad=0.2)
 
 
-def _accounts(fold: Json) -> list[Json]:
+def _accounts(fold: Table) -> list[Table]:
     """The ledgers of a fold; the server's where clients keep none."""
     return [*fold["clients"].values()] or [a for a in [fold.get("server")] if a]
 
 
-def _releases(fold: Json) -> list[Json]:
+def _releases(fold: Table) -> list[Table]:
     """Every release of a fold."""
     return [release for account in _accounts(fold) for release in account["releases"]]
 
 
-def _running(account: Json, last: int) -> list[float]:
+def _running(account: Table, last: int) -> list[float]:
     """Epsilon after each round from 0 to ``last``; a round without a release adds nothing.
 
     An epsilon on the way may be coarser than the final one, which bounds them all.

@@ -2,13 +2,12 @@
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
 from sottovoce.simulations.reports.wording import format_number
-
-Json = Mapping[str, Any]
+from sottovoce.simulations.results.schema import Table
 
 MAX_ROWS = 2_000  # a page of all the clients of a large population would not open
 _OPEN_ROWS = 200
@@ -19,13 +18,13 @@ _COARSE_TOLERANCE = 0.06
 SERVER_NAME = "the server"
 
 
-def fold_accounts(fold: Json) -> dict[str, Json]:
+def fold_accounts(fold: Table) -> dict[str, Table]:
     """Every ledger of one fold, the server's included."""
     server = fold.get("server")
     return {**fold["clients"], **({SERVER_NAME: server} if server else {})}
 
 
-def fold_rows(folds: Sequence[Json]) -> list[list[str]]:
+def fold_rows(folds: Sequence[Table]) -> list[list[str]]:
     """Least, median and most epsilon of each fold's clients."""
     rows = []
     for fold in folds:
@@ -36,9 +35,9 @@ def fold_rows(folds: Sequence[Json]) -> list[list[str]]:
     return rows
 
 
-def release_rows(folds: Sequence[Json]) -> list[list[str]]:
+def release_rows(folds: Sequence[Table]) -> list[list[str]]:
     """Releases by kind: how many, and the range of their settings."""
-    kinds: dict[str, list[Json]] = {}
+    kinds: dict[str, list[Table]] = {}
     for fold in folds:
         for owner, account in fold_accounts(fold).items():
             for release in account["releases"]:
@@ -55,7 +54,7 @@ def release_rows(folds: Sequence[Json]) -> list[list[str]]:
     ]
 
 
-def build_tables(folds: Sequence[Json]) -> list[dict[str, Any]]:
+def build_tables(folds: Sequence[Table]) -> list[dict[str, Any]]:
     """One table a fold; in a very large one only the ledgers that spent most are listed."""
     size = sum(len(fold_accounts(fold)) for fold in folds)
     return [
@@ -69,7 +68,7 @@ def build_tables(folds: Sequence[Json]) -> list[dict[str, Any]]:
     ]
 
 
-def check_claims(privacy: Json) -> list[tuple[bool, str]]:
+def check_claims(privacy: Table) -> list[tuple[bool, str]]:
     """What the file claims, checked against itself; empty where nothing was promised."""
     accounts = [a for fold in privacy["folds"] for a in fold_accounts(fold).values()]
     if privacy["epsilon"] is None or not accounts:
@@ -89,7 +88,7 @@ def check_claims(privacy: Json) -> list[tuple[bool, str]]:
     ]
 
 
-def _row(client: str, account: Json) -> dict[str, Any]:
+def _row(client: str, account: Table) -> dict[str, Any]:
     """One ledger's line."""
     limit, spent = account["budget"]["epsilon"], account["epsilon"]
     kinds = Counter(release["kind"] for release in account["releases"])
@@ -107,7 +106,7 @@ def _row(client: str, account: Json) -> dict[str, Any]:
     }
 
 
-def _listed(fold: Json) -> list[tuple[str, Json]]:
+def _listed(fold: Table) -> list[tuple[str, Table]]:
     """The ledgers a table lists, in the file's order unless there are too many."""
     accounts = list(fold_accounts(fold).items())
     if len(accounts) <= MAX_ROWS:
@@ -129,18 +128,18 @@ def _at_most(value: float | None, limit: float | None) -> bool:
     return limit is None or (value is not None and value <= limit * (1 + _TOLERANCE))
 
 
-def _within(account: Json) -> bool:
+def _within(account: Table) -> bool:
     """Spent no more than allowed."""
     return _at_most(account["epsilon"], account["budget"]["epsilon"])
 
 
-def _rising(account: Json) -> bool:
+def _rising(account: Table) -> bool:
     """Epsilon after each release is at least that before it."""
     after = [r["epsilon_after"] for r in account["releases"] if r["epsilon_after"] is not None]
     return all(two >= one - _TOLERANCE for one, two in itertools.pairwise(after))
 
 
-def _last(account: Json) -> bool:
+def _last(account: Table) -> bool:
     """The account's epsilon is that after its last release, computed at least as finely."""
     after = [release["epsilon_after"] for release in account["releases"]]
     if not after or after[-1] is None or account["epsilon"] is None:

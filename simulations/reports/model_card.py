@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sottovoce.simulations.reports import wording
 from sottovoce.simulations.reports.pages import TEMPLATE_FOLDER, known_groups
-from sottovoce.simulations.results.schema import Json, validate_run
+from sottovoce.simulations.results.schema import RunRecord, Table, validate_run
 
 LICENCES = {
     "ravdess": "CC BY-NC-SA 4.0: no commercial use",
@@ -22,7 +22,7 @@ _UNRECORDED = "not recorded; ask whoever owns the recordings"
 _MARKS = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
-def render_card(run: Json) -> str:
+def render_card(run: RunRecord) -> str:
     """Write MODEL_CARD.md for the model of a run.
 
     Args:
@@ -50,7 +50,7 @@ def render_card(run: Json) -> str:
     return environment.get_template("card.md.j2").render(run=checked, **_context(checked))
 
 
-def _context(run: Json) -> dict[str, Any]:
+def _context(run: Table) -> dict[str, Any]:
     """What the template needs besides the run."""
     own = {run["corpus"]["name"]: run["corpus"].get("licence")}
     trained = [run["corpus"]["name"], *run["model"]["public_corpora"]]

@@ -10,7 +10,10 @@ from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
 from sottovoce.simulations.results.schema import (
-    Json,
+    AuditRecord,
+    PrivacyRecord,
+    RunRecord,
+    Table,
     read_audit,
     read_privacy,
     read_run,
@@ -56,12 +59,14 @@ def write_pages(folder: Path) -> tuple[Path, Path]:
     return written
 
 
-def render_report(run: Json, privacy: Json) -> str:
+def render_report(run: RunRecord, privacy: PrivacyRecord) -> str:
     """The page for whoever wants to know how well it works and for whom."""
     return _page("report", run, privacy, _results(run) | _run(run))
 
 
-def render_privacy_record(run: Json, privacy: Json, audit: Json | None = None) -> str:
+def render_privacy_record(
+    run: RunRecord, privacy: PrivacyRecord, audit: AuditRecord | None = None
+) -> str:
     """The page for an auditor, and for whoever's voice it is."""
     return _page(
         "privacy",
@@ -78,7 +83,7 @@ def render_privacy_record(run: Json, privacy: Json, audit: Json | None = None) -
     )
 
 
-def _page(page: str, run: Json, privacy: Json, more: dict[str, Any]) -> str:
+def _page(page: str, run: Table, privacy: Table, more: dict[str, Any]) -> str:
     """Fill a template with what both pages share and with its own."""
     context = _promise(run, privacy) | more
     context["plots"] = more["plots"] | {"budget": _budget_plot(privacy)}
@@ -101,7 +106,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _promise(run: Json, privacy: Json) -> dict[str, Any]:
+def _promise(run: Table, privacy: Table) -> dict[str, Any]:
     """What both pages say about privacy."""
     section = run["privacy"]
     spent = (section.get("utterance") or {}).get("epsilon_max")
@@ -118,7 +123,7 @@ def _promise(run: Json, privacy: Json) -> dict[str, Any]:
     }
 
 
-def _promise_facts(privacy: Json, spent: float | None, audited: float | None) -> list[Any]:
+def _promise_facts(privacy: Table, spent: float | None, audited: float | None) -> list[Any]:
     """The promise's terms, as an auditor names them."""
     if privacy["unit"] == "none" or privacy["epsilon"] is None:
         return [("Protects", "nothing"), ("ε promised", "none: it is unbounded")]
@@ -146,7 +151,7 @@ def _promise_facts(privacy: Json, spent: float | None, audited: float | None) ->
     return [(name, value) for name, value in terms if value and not value.startswith("–")]
 
 
-def _participation_terms(privacy: Json) -> list[tuple[str, str]]:
+def _participation_terms(privacy: Table) -> list[tuple[str, str]]:
     """Minimum separation of a user's rounds and correlation of their noise, where there is any."""
     terms = privacy.get("participation")
     if not terms:
@@ -162,7 +167,7 @@ def _participation_terms(privacy: Json) -> list[tuple[str, str]]:
     ]
 
 
-def _user_terms(privacy: Json) -> list[tuple[str, str]]:
+def _user_terms(privacy: Table) -> list[tuple[str, str]]:
     """The terms of a second promise, to the user, where there is one."""
     user = privacy.get("user") or {}
     if user.get("epsilon") is None:
@@ -184,7 +189,7 @@ def _delta_with_chance(delta: float) -> str:
     return f"{wording.format_number(delta)} ({wording.format_chance(delta)})"
 
 
-def _tuning_terms(privacy: Json) -> list[tuple[str, str]]:
+def _tuning_terms(privacy: Table) -> list[tuple[str, str]]:
     """What all runs cost that settings were chosen by."""
     tuned = privacy.get("tuned") or {}
     return [
@@ -194,13 +199,13 @@ def _tuning_terms(privacy: Json) -> list[tuple[str, str]]:
     ]
 
 
-def _budget_plot(privacy: Json) -> str | None:
+def _budget_plot(privacy: Table) -> str | None:
     """The budget over rounds; None where no ledger has an epsilon."""
     spent = ledger_tables.fold_rows(privacy["folds"])
     return figures.plot_budget(privacy["folds"], privacy["epsilon"]) if spent else None
 
 
-def _results(run: Json) -> dict[str, Any]:
+def _results(run: Table) -> dict[str, Any]:
     """Plots and tables of accuracy, calibration and fairness."""
     return {
         "chance": 1 / len(run["corpus"]["emotions"]),
@@ -211,7 +216,7 @@ def _results(run: Json) -> dict[str, Any]:
     }
 
 
-def _plots(run: Json) -> dict[str, str | None]:
+def _plots(run: Table) -> dict[str, str | None]:
     """The report's pictures; None where a section is not there."""
     accuracy, calibration = run["accuracy"], run["calibration"]
     emotions, known = run["corpus"]["emotions"], known_groups(run["fairness"])
@@ -236,7 +241,7 @@ def _plots(run: Json) -> dict[str, str | None]:
     }
 
 
-def _accuracy_rows(run: Json) -> dict[str, Any]:
+def _accuracy_rows(run: Table) -> dict[str, Any]:
     """Tables of the section on accuracy."""
     accuracy, emotions = run["accuracy"], run["corpus"]["emotions"]
     recalls = metrics.class_recalls(accuracy["confusion"])
@@ -278,7 +283,7 @@ def _accuracy_rows(run: Json) -> dict[str, Any]:
     }
 
 
-def _calibration_rows(calibration: Json) -> dict[str, Any]:
+def _calibration_rows(calibration: Table) -> dict[str, Any]:
     """Tables of the section on calibration."""
     answered, bins = calibration["abstention"], calibration.get("reliability") or {}
     before = {**calibration["before"], "aurc": answered.get("aurc_before")}
@@ -309,7 +314,7 @@ def _calibration_rows(calibration: Json) -> dict[str, Any]:
     }
 
 
-def _bin_rows(sides: Json) -> list[list[str]]:
+def _bin_rows(sides: Table) -> list[list[str]]:
     """The bins of a reliability diagram, before and after heads."""
     return [
         [
@@ -323,13 +328,13 @@ def _bin_rows(sides: Json) -> list[list[str]]:
     ]
 
 
-def _ends(intervals: Json, name: str) -> str:
+def _ends(intervals: Table, name: str) -> str:
     """The interval of what heads change, a dash where it was not measured."""
     low, high = (intervals.get(name) or {}).get("difference", (None, None))
     return "–" if low is None else f"{wording.format_signed(low)} to {wording.format_signed(high)}"
 
 
-def _set_rows(sets: Json) -> list[list[str]]:
+def _set_rows(sets: Table) -> list[list[str]]:
     """Each speaker's prediction sets, the worst covered first."""
     lines = (sets.get("per_speaker") or {}).items()
     order = sorted(lines, key=lambda line: (line[1]["covered"] or 0, line[0]))
@@ -339,7 +344,7 @@ def _set_rows(sets: Json) -> list[list[str]]:
     ]
 
 
-def _fairness_rows(run: Json) -> dict[str, Any]:
+def _fairness_rows(run: Table) -> dict[str, Any]:
     """Tables of the section on fairness."""
     speakers = run["accuracy"]["per_speaker"]
     order = sorted(speakers, key=lambda name: (speakers[name]["uar"] or 0, name))
@@ -368,13 +373,13 @@ def _fairness_rows(run: Json) -> dict[str, Any]:
     }
 
 
-def known_groups(fairness: Json) -> dict[str, Any]:
+def known_groups(fairness: Table) -> dict[str, Any]:
     """Attributes of which at least one group is known, in the schema's order."""
     found = {kind: fairness[kind]["groups"] for kind in ("gender", "age", "language")}
     return {kind: groups for kind, groups in found.items() if set(groups) - {_UNKNOWN}}
 
 
-def _run(run: Json) -> dict[str, Any]:
+def _run(run: Table) -> dict[str, Any]:
     """The facts at the foot of the report."""
     timing = {name: value for name, value in run["timing"].items() if value is not None}
     facts = [

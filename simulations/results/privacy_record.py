@@ -11,7 +11,13 @@ from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit, Release, ReleaseKind, SumMechanism
 from sottovoce.shared.protocol.local_training import GradientMechanism
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json
+from sottovoce.simulations.results.schema import (
+    SCHEMA_VERSION,
+    Guarantee,
+    Json,
+    PrivacyRecord,
+    validate_privacy,
+)
 from sottovoce.simulations.scenario.scenario import Scenario
 
 ASSUMPTIONS = (
@@ -50,7 +56,7 @@ def build_privacy_record(
     plan: Plan,
     user_ledgers: Mapping[str, Mapping[str, Ledger]],
     server_ledgers: Mapping[str, Ledger],
-) -> Json:
+) -> PrivacyRecord:
     """Content of privacy.json.
 
     Args:
@@ -62,7 +68,7 @@ def build_privacy_record(
     first = next(iter(device_budgets(scenario)), None)
     user = user_budget(scenario)
     account = partial(_account, delta=scenario.delta)
-    return {
+    content = {
         "schema": SCHEMA_VERSION,
         "unit": scenario.unit,
         **_guarantee(plan, first),
@@ -90,6 +96,7 @@ def build_privacy_record(
         ],
         "recompute": "sottovoce verify RUN",
     }
+    return validate_privacy(content)
 
 
 def _tuning_note(scenario: Scenario) -> str:
@@ -135,7 +142,7 @@ def _repeat_releases(releases: Sequence[Release], times: int) -> list[Release]:
     return [replace(one, run=f"{one.run}/{number}") for number in range(times) for one in releases]
 
 
-def _guarantee(plan: Plan, budget: PrivacyBudget | None) -> Json:
+def _guarantee(plan: Plan, budget: PrivacyBudget | None) -> Guarantee:
     """What one unit is promised, and by what noise."""
     unit = budget.unit if budget else PrivacyUnit.UTTERANCE
     noise: SumMechanism | GradientMechanism | None = plan.mechanism if budget else None

@@ -8,7 +8,6 @@ calibration. Keys follow the run folder's schema (:mod:`sottovoce.simulations.re
 
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,16 @@ from sottovoce.simulations.evaluation.predictions import (
     natural_sort_key,
 )
 from sottovoce.simulations.results.schema import (
-    SCHEMA_VERSION,
-    Json,
+    Accuracy,
+    Bin,
+    Calibration,
+    CalibrationErrors,
+    CurvePoint,
+    PrivacyRecord,
+    RunPrivacy,
+    RunRecord,
+    Spending,
+    UserPrivacy,
     to_plain_json,
     validate_privacy,
     validate_run,
@@ -46,7 +53,9 @@ __all__ = [
 _COVERAGES = np.arange(1, 21) / 20
 
 
-def accuracy_section(scored: Predictions, *, seed: int, curve: Sequence[Json] = ()) -> Json:
+def accuracy_section(
+    scored: Predictions, *, seed: int, curve: Sequence[CurvePoint] = ()
+) -> Accuracy:
     """The section "accuracy".
 
     Args:
@@ -84,21 +93,21 @@ def accuracy_section(scored: Predictions, *, seed: int, curve: Sequence[Json] = 
     }
 
 
-def learning_curve(folds: Mapping[str, Sequence[tuple[int, float]]]) -> list[Json]:
+def learning_curve(folds: Mapping[str, Sequence[tuple[int, float]]]) -> list[CurvePoint]:
     """Accuracy by round: per fold and their mean.
 
     Args:
         folds: For every fold its (round, UAR) points; folds may have been scored in other rounds.
     """
     points = {fold: dict(folds[fold]) for fold in sorted(folds, key=natural_sort_key)}
-    curve: list[Json] = []
+    curve: list[CurvePoint] = []
     for number in sorted({number for scored in points.values() for number in scored}):
         here = {fold: scored[number] for fold, scored in points.items() if number in scored}
         curve.append({"round": number, "uar": float(np.mean([*here.values()])), "per_fold": here})
     return curve
 
 
-def calibration_section(scored: Predictions, *, seed: int = 0) -> Json:
+def calibration_section(scored: Predictions, *, seed: int = 0) -> Calibration:
     """The section "calibration": errors before and after heads, their bins, and abstention.
 
     Args:
@@ -107,7 +116,7 @@ def calibration_section(scored: Predictions, *, seed: int = 0) -> Json:
     """
     sets = calibration.evaluate_prediction_sets(scored, seed=seed)
     curve = metrics.risk_coverage_curve(scored.after, scored.labels)
-    return {
+    section: Calibration = {
         "before": _errors(scored.before, scored.labels),
         "after": _errors(scored.after, scored.labels),
         "abstention": {
@@ -130,11 +139,13 @@ def calibration_section(scored: Predictions, *, seed: int = 0) -> Json:
         },
         "intervals": calibration.bootstrap_intervals(scored, seed=seed),
         "per_speaker": calibration.metrics_by_speaker(scored),
-        **({"sets": sets} if sets else {}),
     }
+    if sets:
+        section["sets"] = sets
+    return section
 
 
-def privacy_section(privacy: Mapping[str, Any], *, audit: float | None = None) -> Json:
+def privacy_section(privacy: PrivacyRecord, *, audit: float | None = None) -> RunPrivacy:
     """The section "privacy", from what privacy.json holds, so that the two cannot disagree.
 
     A client that took part in several folds has one ledger in each. Each fold is an experiment of
@@ -144,80 +155,72 @@ def privacy_section(privacy: Mapping[str, Any], *, audit: float | None = None) -
         privacy: Content of privacy.json.
         audit: Lower bound on epsilon that an audit measured; None when there was none.
     """
-    spent: dict[str, Json] = {}
+    spent: dict[str, Spending] = {}
     for fold in privacy["folds"]:
         for client, account in fold["clients"].items():
             if client not in spent or (account["epsilon"] or 0) > (spent[client]["epsilon"] or 0):
-                spent[client] = {key: account[key] for key in ("epsilon", "remaining", "rounds")}
+                spent[client] = {
+                    "epsilon": account["epsilon"],
+                    "remaining": account["remaining"],
+                    "rounds": account["rounds"],
+                }
     accounts = [account for fold in privacy["folds"] for account in fold["clients"].values()]
-    servers = [fold["server"] for fold in privacy["folds"] if fold.get("server")]
-    promised = ("unit", "epsilon", "delta", "neighbouring", "sampling", "accountant")
-    section = {key: privacy[key] for key in (*promised, "noise_multiplier", "clip_norm")}
-    section["releases"] = sum(len(account["releases"]) for account in accounts + servers)
+    servers = [server for fold in privacy["folds"] if (server := fold.get("server"))]
+    section: RunPrivacy = {
+        "unit": privacy["unit"],
+        "epsilon": privacy["epsilon"],
+        "delta": privacy["delta"],
+        "neighbouring": privacy["neighbouring"],
+        "sampling": privacy["sampling"],
+        "accountant": privacy["accountant"],
+        "noise_multiplier": privacy["noise_multiplier"],
+        "clip_norm": privacy["clip_norm"],
+        "releases": sum(len(account["releases"]) for account in accounts + servers),
+    }
     epsilons = [line["epsilon"] for line in spent.values() if line["epsilon"] is not None]
+    ordered = {name: spent[name] for name in sorted(spent, key=natural_sort_key)}
+    user: UserPrivacy | None = None
     if servers:
         terms = privacy.get("user") or privacy
-        worst = max(server["epsilon"] for server in servers)
-        section["user"] = {"epsilon": worst, "delta": terms["delta"]}
-    if epsilons:
-        here = section.setdefault("user" if privacy["unit"] == "user" else "utterance", {})
-        if privacy["unit"] == "user":
-            here.setdefault("epsilon", max(epsilons))
-        here.update(
-            epsilon_max=max(epsilons),
-            epsilon_median=median(epsilons),
-            per_client={name: spent[name] for name in sorted(spent, key=natural_sort_key)},
-        )
+        found = [one["epsilon"] for one in servers]
+        known = [epsilon for epsilon in found if epsilon is not None]
+        # One fold without a guarantee leaves the run without one.
+        worst = max(known) if len(known) == len(found) else None
+        user = {"epsilon": worst, "delta": terms["delta"]}
+    if epsilons and privacy["unit"] == "user":
+        user = user or {"epsilon": max(epsilons)}
+        user["epsilon_max"], user["epsilon_median"] = max(epsilons), median(epsilons)
+        user["per_client"] = ordered
+    if user:
+        section["user"] = user
+    if epsilons and privacy["unit"] != "user":
+        section["utterance"] = {
+            "epsilon_max": max(epsilons),
+            "epsilon_median": median(epsilons),
+            "per_client": ordered,
+        }
     if audit is not None:
         section["audit"] = {"epsilon_lower": audit}
     return section
 
 
-def assemble_run_record(
-    *,
-    corpus: Json,
-    protocol: Json,
-    seed: int,
-    engine: str,
-    unit: str,
-    clients: int,
-    rounds: int,
-    model: Json,
-    accuracy: Json,
-    calibration: Json,
-    fairness: Json,
-    privacy: Json,
-    timing: Json,
-    baselines: Json | None = None,
-    exclusions: Mapping[str, int] | None = None,
-) -> Json:
-    """Put run.json together, in the schema's order, and check it.
+def assemble_run_record(sections: RunRecord) -> RunRecord:
+    """Round the numbers of run.json, leave out sections that are empty, and check it.
+
+    Args:
+        sections: All of it, in the schema's order; numbers may be NumPy's.
 
     Raises:
         MessageError: A section that breaks the schema.
     """
-    run: Json = {
-        "schema": SCHEMA_VERSION,
-        "corpus": corpus,
-        "protocol": protocol,
-        "seed": seed,
-        "engine": engine,
-        "unit": unit,
-        "clients": clients,
-        "rounds": rounds,
-        "model": model,
-        "accuracy": accuracy,
-        **({"baselines": baselines} if baselines else {}),
-        "calibration": calibration,
-        "fairness": fairness,
-        "privacy": privacy,
-        "timing": timing,
-        **({"exclusions": dict(exclusions)} if exclusions else {}),
-    }
-    return validate_run(to_plain_json(run))
+    run = to_plain_json(sections)
+    for name in ("baselines", "exclusions"):
+        if not run.get(name):
+            run.pop(name, None)
+    return validate_run(run)
 
 
-def _errors(probabilities: FloatArray, labels: CountArray) -> Json:
+def _errors(probabilities: FloatArray, labels: CountArray) -> CalibrationErrors:
     """Calibration errors of one set of probabilities."""
     return {
         "ece": metrics.ece(probabilities, labels),
@@ -227,17 +230,17 @@ def _errors(probabilities: FloatArray, labels: CountArray) -> Json:
     }
 
 
-def _bins(probabilities: FloatArray, labels: CountArray) -> list[Json]:
+def _bins(probabilities: FloatArray, labels: CountArray) -> list[Bin]:
     """The reliability diagram's points."""
     return _points(metrics.reliability_bins(probabilities, labels))
 
 
-def _bins_by_class(probabilities: FloatArray, labels: CountArray) -> list[list[Json]]:
+def _bins_by_class(probabilities: FloatArray, labels: CountArray) -> list[list[Bin]]:
     """The same for each class's probability."""
     return [_points(bins) for bins in metrics.classwise_reliability_bins(probabilities, labels)]
 
 
-def _points(bins: metrics.ReliabilityBins) -> list[Json]:
+def _points(bins: metrics.ReliabilityBins) -> list[Bin]:
     """Bins as plain numbers."""
     return [
         {"count": count, "confidence": sure / count, "accuracy": right / count}

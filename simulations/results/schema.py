@@ -1,4 +1,4 @@
-"""The JSON files of a run folder: what they must hold, and how they reach the disk whole.
+"""The JSON files of a run folder: what they must hold, as types, and how they are written.
 
 A reader relies on the keys below; more keys may be there. A number may be null where nothing
 could be measured: JSON has no NaN, and an epsilon of null says that there is no guarantee.
@@ -6,222 +6,543 @@ could be measured: JSON has no NaN, and an epsilon of null says that there is no
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict, TypeVar, cast
 
 import numpy as np
+from msgspec import Meta
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.codec import Count, Number, Share, build_json_schema, convert_record
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+
+Record = TypeVar("Record")
 
 SCHEMA_VERSION = 2
 """Schema 1 had other keys: ``worlds``, ``alike``, ``head_clips``, ``lives``."""
-UNITS = ("none", "utterance", "user", "both")
-
 Json = dict[str, Any]
-Shape = Any  # a name of _LEAVES; {"key": Shape}, "key?" may be absent; [Shape]; {"*": Shape}
+"""A table of whatever keys: what has no record of its own."""
 
-_LEAVES: dict[str, Callable[[Any], bool]] = {
-    "text": lambda value: isinstance(value, str),
-    "whole": lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= 0,
-    "number": lambda value: value is None or _finite(value),
-    "share": lambda value: value is None or (_finite(value) and -1e-9 <= value <= 1 + 1e-9),
-    "unit": lambda value: value in UNITS,
-    "any": lambda _: True,
-}
-_LEAF_NAMES = {
-    "text": "a text",
-    "whole": "a whole number, 0 or above",
-    "number": "a finite number or null",
-    "share": "a number from 0 to 1 or null",
-    "unit": f"one of {', '.join(UNITS)}",
-}
+Table = Mapping[str, Any]
+"""A part of a record for readers that look keys up by variable names."""
 
-_GROUPS: Shape = {"groups": {"*": {"uar": "share", "n": "whole"}}, "gap": "share"}
-_ERRORS: Shape = {"ece": "share", "nll": "number", "brier": "number"}
-_BINS: Shape = [{"count": "whole", "confidence": "share", "accuracy": "share"}]
-_INTERVALS: Shape = {"before": ["number"], "after": ["number"], "difference": ["number"]}
-_SETS: Shape = {
-    "wanted": "share",
-    "covered": "share",
-    "interval": ["share"],
-    "size": "number",
-    "worst_tenth": "share",
-    "gender": {"*": "share"},
-    "per_speaker": {"*": {"covered": "share", "size": "number"}},
-}
-_SPENDING: Shape = {"epsilon": "number", "remaining": "number", "rounds": "whole"}
-
-_ROUND_OUTCOMES = (
-    "round",
-    "sampled",
-    "newcomers",
-    "unavailable",
-    "dropped",
-    "late",
-    "refused",
-    "used",
-)
-_POPULATION: Shape = {
-    "voices": "text",
-    "registered": "whole",
-    "cohort": "whole",
-    "asked": "whole",
-    "rounds": [dict.fromkeys(_ROUND_OUTCOMES, "whole") | {"rss_mb": "number", "seconds": "number"}],
-}
-
-_RUN: Shape = {
-    "corpus": {"name": "text", "clips": "whole", "speakers": "whole", "emotions": ["text"]},
-    "protocol": {"name": "text", "folds": "whole", "enrolment": "text"},
-    "seed": "whole",
-    "engine": "text",
-    "unit": "unit",
-    "clients": "whole",
-    "rounds": "whole",
-    "model": {
-        "kind": "text",
-        "encoder": "text",
-        "shared_parameters": "whole",
-        "public_corpora": ["text"],
-    },
-    "accuracy": {
-        "uar": "share",
-        "wa": "share",
-        "macro_f1": "share",
-        "per_emotion": {"*": "share"},
-        "confusion": [["whole"]],
-        "per_fold": [{"fold": "text", "uar": "share", "n": "whole"}],
-        "per_speaker": {"*": {"uar": "share", "n": "whole"}},
-        "uar_interval?": ["share"],
-        "by_round?": [{"round": "whole", "uar": "share", "per_fold?": {"*": "share"}}],
-    },
-    "baselines?": {"*": {"uar": "share"}},
-    "calibration": {
-        "before": _ERRORS,
-        "after": _ERRORS,
-        "abstention": {"coverage": ["share"], "selective_accuracy": ["share"]},
-        "reliability?": {"before": _BINS, "after": _BINS},
-        "reliability_by_emotion?": {"*": {"before": _BINS, "after": _BINS}},
-        "intervals?": {"*": _INTERVALS},
-        "per_speaker?": {"*": {"n": "whole", "before": _ERRORS, "after": _ERRORS}},
-        "sets?": _SETS,
-    },
-    "fairness": {
-        "gender": _GROUPS,
-        "age": _GROUPS,
-        "language": _GROUPS,
-        "speaker": {"worst": "share", "p10": "share", "gini": "number"},
-    },
-    "privacy": {
-        "unit": "unit",
-        "epsilon": "number",
-        "delta": "number",
-        "utterance?": {
-            "epsilon_max": "number",
-            "epsilon_median": "number",
-            "per_client": {"*": _SPENDING},
-        },
-        "user?": {"epsilon": "number"},
-        "audit?": {"epsilon_lower": "number"},
-    },
-    "timing": {"*": "number"},
-    "exclusions?": {"*": "whole"},
-    "population?": _POPULATION,
-}
-
-_RELEASE: Shape = {
-    "kind": "text",
-    "round": "whole",
-    "noise_multiplier": "number",
-    "sample_rate": "number",
-    "steps": "whole",
-    "clip_norm": "number",
-    "bands?": "whole",
-    "spacing?": "whole",
-    "epsilon_after": "number",
-}
-_ACCOUNT: Shape = {
-    **_SPENDING,
-    "delta": "number",
-    "budget": {"epsilon": "number", "delta": "number"},
-    "ledger_sha256": "text",
-    "releases": [_RELEASE],
-    "devices_with_equal_ledgers?": "whole",
-}
-_PRIVACY: Shape = {
-    "unit": "unit",
-    "epsilon": "number",
-    "delta": "number",
-    "neighbouring": "text",
-    "sampling": "text",
-    "participation?": {
-        "rounds": "whole",
-        "spacing": "whole",
-        "most": "whole",
-        "bands": "whole",
-        "coefficients": ["number"],
-    },
-    "accountant": "text",
-    "noise_multiplier": "number",
-    "clip_norm": "number",
-    "statement": "text",
-    "assumptions": ["text"],
-    "not_protected": ["text"],
-    "user?": {
-        "epsilon": "number",
-        "delta": "number",
-        "neighbouring": "text",
-        "noise_multiplier": "number",
-        "clip_norm": "number",
-    },
-    "tuned?": {"runs": "whole", "utterance?": "number", "user?": "number"},
-    "folds": [
-        {"name": "text", "clients": {"*": _ACCOUNT}, "server?": _ACCOUNT, "registered?": "whole"}
-    ],
-    "recompute": "text",
-}
-
-_BOUND: Shape = {
-    "epsilon": "number",
-    "epsilon_gaussian": "number",
-    "mu": "number",
-    "ceiling": "number",
-    "trials": "whole",
-}
-_MEMBERSHIP_INFERENCE: Shape = {"auc": "share", "tpr": "share", "guesses": "whole"}
-_ATTACKS: Shape = {
-    "many_run?": _BOUND,
-    "first_message?": _BOUND,
-    "last_message?": _BOUND,
-    "one_run?": {"epsilon": "number", "canaries": "whole", "guesses": "whole", "correct": "whole"},
-    "many_run_user?": _BOUND,
-    "membership": {"*": _MEMBERSHIP_INFERENCE},
-    "speaker": {"*": {"*": "share"}},
-    "gender?": {"*": {"*": "share"}},
-    "gender_error?": {"*": {"*": "share"}},
-    "gender_of?": {"folds": "whole", "users": "whole", "trials": "whole"},
-    "inversion": {"*": "number"},
-}
-_AUDIT: Shape = {
-    "unit": "unit",
-    "epsilon": "number",
-    "delta": "number",
-    "seed": "whole",
-    "confidence": "share",
-    "fold": "text",
-    "users": "whole",
-    "rounds": "whole",
-    "threat_model?": "text",
-    "epsilon_lower": "number",
-    "epsilon_lower_gaussian": "number",
-    "holds": "any",
-    "attacks": {"as_run": _ATTACKS, "noise_off?": _ATTACKS},
-    "exact_normaliser_attack?": _BOUND,
-}
+Unit = Annotated[str, Meta(pattern="^(none|utterance|user|both)$")]
+"""Unit of privacy."""
 
 
-def validate_run(run: object, *, name: str = "run.json") -> Json:
+class CorpusFacts(TypedDict):
+    """The users' corpus."""
+
+    name: str
+    clips: Count
+    speakers: Count
+    emotions: Annotated[list[str], Meta(min_length=1)]
+
+
+class ProtocolFacts(TypedDict):
+    """Evaluation protocol: how speakers are split, and what a user enrols with."""
+
+    name: str
+    folds: Count
+    enrolment: str
+
+
+class ModelFacts(TypedDict):
+    """The shared model and its features."""
+
+    kind: str
+    encoder: str
+    shared_parameters: Count
+    public_corpora: list[str]
+
+
+class Rate(TypedDict):
+    """Unweighted average recall of some clips, a speaker's or a group's."""
+
+    uar: Share
+    n: Count
+    speakers: NotRequired[Count]
+
+
+class Rates(TypedDict):
+    """Unweighted average recall and weighted accuracy."""
+
+    uar: Share
+    wa: NotRequired[Share]
+
+
+class FoldRate(TypedDict):
+    """Accuracy of one fold."""
+
+    fold: str
+    uar: Share
+    n: Count
+    wa: NotRequired[Share]
+    macro_f1: NotRequired[Share]
+
+
+class CurvePoint(TypedDict):
+    """Accuracy after a round: the mean of the folds scored in it."""
+
+    round: Count
+    uar: Share
+    per_fold: NotRequired[Mapping[str, Share]]
+
+
+class Accuracy(TypedDict):
+    """Accuracy of the shared model, without any label of the user.
+
+    ``confusion`` has a row a true class and a column a predicted one.
+    """
+
+    uar: Share
+    wa: Share
+    macro_f1: Share
+    per_emotion: Mapping[str, Share]
+    confusion: list[list[Count]]
+    per_fold: list[FoldRate]
+    per_speaker: dict[str, Rate]
+    uar_interval: NotRequired[Sequence[Share]]
+    by_round: NotRequired[list[CurvePoint]]
+    before_heads: NotRequired[Rates]
+
+
+class CalibrationErrors(TypedDict):
+    """Expected calibration error, negative log likelihood (nats) and Brier score."""
+
+    ece: Share
+    nll: Number
+    brier: Number
+    classwise_ece: NotRequired[Share]
+    aurc: NotRequired[Number]
+
+
+class Abstention(TypedDict):
+    """Accuracy on the most confident share of clips; both lists have one length."""
+
+    coverage: Sequence[Share]
+    selective_accuracy: Sequence[Share]
+    aurc: NotRequired[Number]
+    aurc_before: NotRequired[Number]
+
+
+class Bin(TypedDict):
+    """A bin of the reliability diagram."""
+
+    count: Count
+    confidence: Share
+    accuracy: Share
+
+
+class Reliability(TypedDict):
+    """Reliability diagrams before and after users' heads."""
+
+    before: list[Bin]
+    after: list[Bin]
+
+
+class Intervals(TypedDict):
+    """Bootstrap intervals over users: low, high."""
+
+    before: Sequence[Number]
+    after: Sequence[Number]
+    difference: Sequence[Number]
+
+
+class SpeakerCalibration(TypedDict):
+    """Calibration errors of one speaker."""
+
+    n: Count
+    before: CalibrationErrors
+    after: CalibrationErrors
+
+
+class SpeakerSets(TypedDict):
+    """Coverage and mean size of one speaker's prediction sets."""
+
+    covered: Share
+    size: Number
+
+
+class PredictionSets(TypedDict):
+    """Conformal prediction sets: coverage aimed at and reached, and mean size."""
+
+    wanted: Share
+    covered: Share
+    interval: Sequence[Share]
+    size: Number
+    worst_tenth: Share
+    gender: Mapping[str, Share]
+    per_speaker: dict[str, SpeakerSets]
+
+
+class BeforeAfter(TypedDict):
+    """A figure before and after users' heads."""
+
+    before: Share
+    after: Share
+
+
+class Calibration(TypedDict):
+    """Calibration before and after users' heads."""
+
+    before: CalibrationErrors
+    after: CalibrationErrors
+    abstention: Abstention
+    reliability: NotRequired[Reliability]
+    reliability_by_emotion: NotRequired[dict[str, Reliability]]
+    intervals: NotRequired[dict[str, Intervals]]
+    per_speaker: NotRequired[dict[str, SpeakerCalibration]]
+    sets: NotRequired[PredictionSets]
+    uar: NotRequired[BeforeAfter]
+    labelled_clips_per_user: NotRequired[Count]
+
+
+class Groups(TypedDict):
+    """Accuracy by group, and the gap between the best and the worst known one."""
+
+    groups: dict[str, Rate]
+    gap: Share
+
+
+class SpeakerSpread(TypedDict):
+    """How accuracy is spread over speakers."""
+
+    worst: Share
+    p10: Share
+    gini: Number
+    worst_speaker: NotRequired[str]
+    median: NotRequired[Share]
+
+
+class Fairness(TypedDict):
+    """Accuracy by group and over speakers."""
+
+    gender: Groups
+    age: Groups
+    language: Groups
+    speaker: SpeakerSpread
+
+
+class Spending(TypedDict):
+    """What one client spent; an epsilon of null says that there is no guarantee."""
+
+    epsilon: Number
+    remaining: Number
+    rounds: Count
+
+
+class UtterancePrivacy(TypedDict):
+    """What clients spent for each utterance."""
+
+    epsilon_max: Number
+    epsilon_median: Number
+    per_client: dict[str, Spending]
+
+
+class UserPrivacy(TypedDict):
+    """What was spent for each user."""
+
+    epsilon: Number
+    delta: NotRequired[Number]
+    epsilon_max: NotRequired[Number]
+    epsilon_median: NotRequired[Number]
+    per_client: NotRequired[dict[str, Spending]]
+
+
+class AuditedPrivacy(TypedDict):
+    """Lower bound on epsilon that an audit measured."""
+
+    epsilon_lower: Number
+
+
+class RunPrivacy(TypedDict):
+    """What was promised and what was spent, from privacy.json."""
+
+    unit: Unit
+    epsilon: Number
+    delta: Number
+    neighbouring: NotRequired[str]
+    sampling: NotRequired[str]
+    accountant: NotRequired[str]
+    noise_multiplier: NotRequired[Number]
+    clip_norm: NotRequired[Number]
+    releases: NotRequired[Count]
+    utterance: NotRequired[UtterancePrivacy | None]
+    user: NotRequired[UserPrivacy | None]
+    audit: NotRequired[AuditedPrivacy | None]
+
+
+class RoundOutcome(TypedDict):
+    """What became of the devices that a round asked."""
+
+    round: Count
+    sampled: Count
+    newcomers: Count
+    unavailable: Count
+    dropped: Count
+    late: Count
+    refused: Count
+    used: Count
+    rss_mb: Number
+    seconds: Number
+
+
+class PopulationFacts(TypedDict):
+    """A simulated population."""
+
+    voices: str
+    registered: Count
+    cohort: Count
+    asked: Count
+    rounds: list[RoundOutcome]
+
+
+class RunRecord(TypedDict):
+    """Content of run.json: one run's accuracy, calibration, fairness, privacy and time.
+
+    More keys may be there. A number is null where nothing could be measured.
+    """
+
+    schema: Count
+    corpus: CorpusFacts
+    protocol: ProtocolFacts
+    seed: Count
+    engine: str
+    unit: Unit
+    clients: Count
+    rounds: Count
+    model: ModelFacts
+    accuracy: Accuracy
+    baselines: NotRequired[dict[str, Rates] | None]
+    calibration: Calibration
+    fairness: Fairness
+    privacy: RunPrivacy
+    timing: Mapping[str, Number]
+    exclusions: NotRequired[dict[str, Count] | None]
+    population: NotRequired[PopulationFacts | None]
+
+
+class ReleaseLine(TypedDict):
+    """One release of a ledger, as it concerns one unit."""
+
+    kind: str
+    mechanism: NotRequired[str]
+    round: Count
+    noise_multiplier: Number
+    sample_rate: Number
+    steps: Count
+    clip_norm: Number
+    noised_by: NotRequired[str]
+    bands: NotRequired[Count]
+    spacing: NotRequired[Count]
+    epsilon_after: Number
+
+
+class Budget(TypedDict):
+    """Epsilon and delta of a budget."""
+
+    epsilon: Number
+    delta: Number
+
+
+class Account(Spending):
+    """One ledger's account."""
+
+    delta: Number
+    budget: Budget
+    ledger_sha256: str
+    releases: list[ReleaseLine]
+    devices_with_equal_ledgers: NotRequired[Count]
+
+
+class FoldAccounts(TypedDict):
+    """The accounts of one fold."""
+
+    name: str
+    clients: dict[str, Account]
+    server: NotRequired[Account | None]
+    registered: NotRequired[Count]
+
+
+class Guarantee(TypedDict):
+    """What one unit is promised, and by what noise."""
+
+    epsilon: Number
+    delta: Number
+    neighbouring: str
+    noise_multiplier: Number
+    clip_norm: Number
+
+
+class Participation(TypedDict):
+    """Participation groups and correlated noise."""
+
+    rounds: Count
+    spacing: Count
+    most: Count
+    bands: Count
+    coefficients: Sequence[Number]
+
+
+class TuningCost(TypedDict):
+    """What all runs that settings were chosen by cost together."""
+
+    runs: Count
+    utterance: NotRequired[Number]
+    user: NotRequired[Number]
+
+
+class PrivacyRecord(Guarantee):
+    """Content of privacy.json: the promise, what it rests on, and every ledger's account."""
+
+    schema: Count
+    unit: Unit
+    sampling: str
+    participation: NotRequired[Participation | None]
+    accountant: str
+    statement: str
+    assumptions: list[str]
+    not_protected: list[str]
+    user: NotRequired[Guarantee | None]
+    tuned: NotRequired[TuningCost | None]
+    folds: list[FoldAccounts]
+    recompute: str
+
+
+class EpsilonBound(TypedDict):
+    """Lower bounds on epsilon that an attack measured."""
+
+    epsilon: Number
+    epsilon_gaussian: Number
+    mu: Number
+    ceiling: Number
+    trials: Count
+
+
+class OneRunBound(TypedDict):
+    """Lower bound on epsilon from one run with many canaries."""
+
+    epsilon: Number
+    canaries: Count
+    guesses: Count
+    correct: Count
+
+
+class MembershipInference(TypedDict):
+    """How well training utterances are told from others."""
+
+    auc: Share
+    tpr: Share
+    guesses: Count
+
+
+class GenderTrials(TypedDict):
+    """How much gender inference was tried."""
+
+    folds: Count
+    users: Count
+    trials: Count
+
+
+class Attacks(TypedDict):
+    """What every attack came to."""
+
+    many_run: NotRequired[EpsilonBound | None]
+    first_message: NotRequired[EpsilonBound | None]
+    last_message: NotRequired[EpsilonBound | None]
+    one_run: NotRequired[OneRunBound | None]
+    many_run_user: NotRequired[EpsilonBound | None]
+    membership: dict[str, MembershipInference]
+    speaker: Mapping[str, Mapping[str, Share]]
+    gender: NotRequired[Mapping[str, Mapping[str, Share]] | None]
+    gender_error: NotRequired[Mapping[str, Mapping[str, Share]] | None]
+    gender_of: NotRequired[GenderTrials | None]
+    inversion: Mapping[str, Number]
+
+
+class AttacksByVariant(TypedDict):
+    """Attacks on the run as it was, and with its noise switched off."""
+
+    as_run: Attacks
+    noise_off: NotRequired[Attacks | None]
+
+
+class AuditRecord(TypedDict):
+    """Content of audit.json: lower bounds on epsilon, and what attacks found out."""
+
+    schema: Count
+    unit: Unit
+    epsilon: Number
+    delta: Number
+    seed: Count
+    confidence: Share
+    fold: str
+    users: Count
+    rounds: Count
+    threat_model: NotRequired[str | None]
+    epsilon_lower: Number
+    epsilon_lower_gaussian: Number
+    holds: bool
+    attacks: AttacksByVariant
+    exact_normaliser_attack: NotRequired[EpsilonBound | None]
+
+
+class Spread(TypedDict):
+    """A figure over the seeds of a sweep; ``sd`` is that of a sample, null for a single seed."""
+
+    mean: Number
+    sd: Number
+    min: Number
+    max: Number
+
+
+class SweepTiming(TypedDict):
+    """How long a sweep took this time, and how many of its runs were computed."""
+
+    wall_s: Number
+    runs: Count
+    computed: Count
+
+
+class SweepRecord(TypedDict):
+    """Content of sweep.json: every run's figures, and their spread over seeds."""
+
+    schema: Count
+    base: Json
+    axes: dict[str, list[Any]]
+    corpus: CorpusFacts
+    protocol: str
+    chance: Share
+    runs: list[Json]
+    points: list[Json]
+    timing: SweepTiming
+
+
+RECORDS: Mapping[str, type] = {
+    "run": RunRecord,
+    "privacy": PrivacyRecord,
+    "audit": AuditRecord,
+    "sweep": SweepRecord,
+}
+"""Records of the files of a run folder and of a sweep's, by the file's name without ``.json``."""
+
+
+def build_schemas() -> dict[str, Json]:
+    """The JSON Schemas of all result files, by the file's name without ``.json``.
+
+    Example:
+        >>> sorted(build_schemas())
+        ['audit', 'privacy', 'run', 'sweep']
+    """
+    return {
+        name: build_json_schema(record, title=f"Sottovoce {name}.json")
+        for name, record in RECORDS.items()
+    }
+
+
+def validate_run(run: object, *, name: str = "run.json") -> RunRecord:
     """Check that what was read is a run of this schema.
 
     Args:
@@ -234,10 +555,10 @@ def validate_run(run: object, *, name: str = "run.json") -> Json:
     Raises:
         MessageError: A foreign or damaged file, or one of another schema; says where and what.
     """
-    checked = _validate(run, _RUN, name)
+    checked = _validate(run, RunRecord, name)
     size = len(checked["corpus"]["emotions"])
     confusion = checked["accuracy"]["confusion"]
-    if size < 1 or len(confusion) != size or any(len(row) != size for row in confusion):
+    if len(confusion) != size or any(len(row) != size for row in confusion):
         raise MessageError(f"{name} is damaged: accuracy.confusion is not {size} by {size}")
     curve = checked["calibration"]["abstention"]
     if len(curve["coverage"]) != len(curve["selective_accuracy"]):
@@ -245,29 +566,34 @@ def validate_run(run: object, *, name: str = "run.json") -> Json:
     return checked
 
 
-def validate_privacy(privacy: object, *, name: str = "privacy.json") -> Json:
+def validate_privacy(privacy: object, *, name: str = "privacy.json") -> PrivacyRecord:
     """Check that what was read is a privacy record of this schema; see :func:`validate_run`."""
-    return _validate(privacy, _PRIVACY, name)
+    return _validate(privacy, PrivacyRecord, name)
 
 
-def validate_audit(audit: object, *, name: str = "audit.json") -> Json:
+def validate_audit(audit: object, *, name: str = "audit.json") -> AuditRecord:
     """Check that what was read is an audit of this schema; see :func:`validate_run`."""
-    return _validate(audit, _AUDIT, name)
+    return _validate(audit, AuditRecord, name)
 
 
-def read_audit(folder: Path) -> Json | None:
+def validate_sweep(sweep: object, *, name: str = "sweep.json") -> SweepRecord:
+    """Check that what was read is a sweep of this schema; see :func:`validate_run`."""
+    return _validate(sweep, SweepRecord, name)
+
+
+def read_audit(folder: Path) -> AuditRecord | None:
     """The checked audit.json of a run folder, None where there is none."""
     if not (folder / "audit.json").exists():
         return None
     return validate_audit(_read(folder, "audit.json"), name=str(folder / "audit.json"))
 
 
-def read_run(folder: Path) -> Json:
+def read_run(folder: Path) -> RunRecord:
     """The checked run.json of a run folder; errors as in :func:`validate_run`."""
     return validate_run(_read(folder, "run.json"), name=str(folder / "run.json"))
 
 
-def read_privacy(folder: Path) -> Json:
+def read_privacy(folder: Path) -> PrivacyRecord:
     """The checked privacy.json of a run folder; errors as in :func:`validate_privacy`."""
     return validate_privacy(_read(folder, "privacy.json"), name=str(folder / "privacy.json"))
 
@@ -304,11 +630,6 @@ def to_plain_json(value: Any) -> Any:  # noqa: ANN401  (whatever a run may hold)
     return value
 
 
-def _finite(value: object) -> bool:
-    """A finite number, and not a truth value."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _read(folder: Path, name: str) -> object:
     """What a file of the run folder holds, unchecked."""
     path = folder / name
@@ -323,12 +644,12 @@ def _read(folder: Path, name: str) -> object:
     return content
 
 
-def _validate(content: object, shape: Shape, name: str) -> Json:
+def _validate(content: object, record: type[Record], name: str) -> Record:
     """Schema first, then every key."""
     if not isinstance(content, dict) or "schema" not in content:
         raise MessageError(f'{name} is no file of Sottovoce: it holds no "schema"')
     schema = content["schema"]
-    if not _LEAVES["whole"](schema) or schema < 1:
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
         raise MessageError(f"{name} is damaged: schema is {schema!r}, not a whole number from 1")
     if schema > SCHEMA_VERSION:
         raise MessageError(
@@ -340,36 +661,6 @@ def _validate(content: object, shape: Shape, name: str) -> Json:
             f"{name} has schema {schema}, of an earlier release; this Sottovoce reads "
             f"{SCHEMA_VERSION}: run the simulation again, or read it with the release that wrote it"
         )
-    _match(content, shape, "", name)
-    return content
-
-
-def _match(value: object, shape: Shape, where: str, name: str) -> None:
-    """Raise ``MessageError`` unless ``value`` has the shape."""
-    if isinstance(shape, str):
-        if not _LEAVES[shape](value):
-            raise MessageError(
-                f"{name} is damaged: {where} is {str(value)[:60]!r}; it must be "
-                f"{_LEAF_NAMES[shape]}"
-            )
-    elif isinstance(shape, list):
-        if not isinstance(value, list):
-            raise MessageError(f"{name} is damaged: {where} must be a list")
-        for index, item in enumerate(value):
-            _match(item, shape[0], f"{where}[{index}]", name)
-    else:
-        _match_keys(value, shape, where, name)
-
-
-def _match_keys(value: object, shape: dict[str, Shape], where: str, name: str) -> None:
-    """The same for an object: named keys, or any key under "*"."""
-    if not isinstance(value, dict):
-        raise MessageError(f"{name} is damaged: {where or 'it'} must be an object")
-    wanted = dict.fromkeys(value, shape["*"]) if "*" in shape else shape
-    for key, inner in wanted.items():
-        plain = key if "*" in shape else key.removesuffix("?")
-        here = f"{where}.{plain}" if where else plain
-        if plain in value and (value[plain] is not None or plain == key):
-            _match(value[plain], inner, here, name)
-        elif plain == key:
-            raise MessageError(f"{name} is damaged: {here} is missing")
+    convert_record(content, record, name=name)
+    # What was read, and not what it was converted to: readers may look for keys of their own.
+    return cast(Record, content)

@@ -11,7 +11,7 @@ import resource
 import tempfile
 import time
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,7 +44,15 @@ from sottovoce.simulations.evaluation.fold_result import FoldResult
 from sottovoce.simulations.reports import render_pages
 from sottovoce.simulations.results import privacy_record, run_record
 from sottovoce.simulations.results.path_names import folder_name
-from sottovoce.simulations.results.schema import Json, read_run, write_json
+from sottovoce.simulations.results.schema import (
+    SCHEMA_VERSION,
+    BeforeAfter,
+    PrivacyRecord,
+    Rates,
+    RunRecord,
+    read_run,
+    write_json,
+)
 from sottovoce.simulations.runs.fold import FoldRun
 from sottovoce.simulations.runs.progress import OnStatus, ProgressReporter
 from sottovoce.simulations.scenario.scenario import Scenario
@@ -64,7 +72,7 @@ def simulate(
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
     on_status: OnStatus = lambda _status: None,
-) -> Json:
+) -> RunRecord:
     """Run a scenario.
 
     Args:
@@ -231,11 +239,11 @@ def describe_run(
     fold_inputs: FoldInputs,
     fold_runs: Sequence[FoldRun],
     fold_results: Sequence[FoldResult],
-    privacy: Json,
-    baseline_results: Json,
-    timing: Json,
+    privacy: PrivacyRecord,
+    baseline_results: dict[str, Rates],
+    timing: Mapping[str, float | None],
     audited_epsilon: float | None,
-) -> Json:
+) -> RunRecord:
     """Content of run.json."""
     everything = run_record.concatenate_predictions([result.predictions for result in fold_results])
     personal = [result.personalised for result in fold_results if result.personalised is not None]
@@ -251,54 +259,57 @@ def describe_run(
     calibration["uar"] = _uar_before_after(behind_heads)
     calibration["labelled_clips_per_user"] = scenario.labelled_clips_per_user
     return run_record.assemble_run_record(
-        corpus={
-            "name": corpus.name,
-            "clips": len(corpus.clips),
-            "speakers": len(corpus.speakers),
-            "emotions": list(corpus.emotions),
-        },
-        protocol={
-            "name": loaded_corpus.protocol.name,
-            "folds": len(loaded_corpus.protocol.folds),
-            "enrolment": scenario.enrolment,
-        },
-        seed=scenario.seed,
-        engine=scenario.engine,
-        unit=scenario.unit,
-        clients=len({user for one in fold_runs for user in one.fold.train}),
-        rounds=scenario.rounds,
-        model={
-            "kind": scenario.recipe.model,
-            "encoder": scenario.encoder,
-            "shared_parameters": count_parameters(build_network(fold_inputs.model_spec, 0)),
-            "public_corpora": [name for name, _ in scenario.public],
-        },
-        accuracy=run_record.accuracy_section(everything, seed=scenario.seed, curve=curve),
-        calibration=calibration,
-        fairness=measure_fairness(everything),
-        privacy=run_record.privacy_section(privacy, audit=audited_epsilon),
-        timing=timing,
-        baselines=baseline_results,
-        exclusions=loaded_corpus.exclusion_counts,
+        {
+            "schema": SCHEMA_VERSION,
+            "corpus": {
+                "name": corpus.name,
+                "clips": len(corpus.clips),
+                "speakers": len(corpus.speakers),
+                "emotions": list(corpus.emotions),
+            },
+            "protocol": {
+                "name": loaded_corpus.protocol.name,
+                "folds": len(loaded_corpus.protocol.folds),
+                "enrolment": scenario.enrolment,
+            },
+            "seed": scenario.seed,
+            "engine": scenario.engine,
+            "unit": scenario.unit,
+            "clients": len({user for one in fold_runs for user in one.fold.train}),
+            "rounds": scenario.rounds,
+            "model": {
+                "kind": scenario.recipe.model,
+                "encoder": scenario.encoder,
+                "shared_parameters": count_parameters(build_network(fold_inputs.model_spec, 0)),
+                "public_corpora": [name for name, _ in scenario.public],
+            },
+            "accuracy": run_record.accuracy_section(everything, seed=scenario.seed, curve=curve),
+            "baselines": baseline_results,
+            "calibration": calibration,
+            "fairness": measure_fairness(everything),
+            "privacy": run_record.privacy_section(privacy, audit=audited_epsilon),
+            "timing": timing,
+            "exclusions": dict(loaded_corpus.exclusion_counts),
+        }
     )
 
 
 def _audited_epsilon(out: Path) -> float | None:
     """What an audit found before the run was resumed: it is as private as it was."""
     try:
-        lower = (read_run(out)["privacy"].get("audit") or {}).get("epsilon_lower")
+        audit = read_run(out)["privacy"].get("audit")
     except SottovoceError:  # there is none, or none that can be read: it is written anew
         return None
-    return None if lower is None else float(lower)
+    return audit["epsilon_lower"] if audit else None
 
 
-def _uar_before_after(scored: run_record.Predictions) -> Json:
+def _uar_before_after(scored: run_record.Predictions) -> BeforeAfter:
     """UAR on the same clips before and after heads."""
     after = np.sum(list(scored.confusion_by_group(scored.speakers).values()), axis=0)
     return {"before": metrics.uar(scored.confusion_without_heads()), "after": metrics.uar(after)}
 
 
-def export_model(out: Path, fold_run: FoldRun, run: Json) -> None:
+def export_model(out: Path, fold_run: FoldRun, run: RunRecord) -> None:
     """The model of the last fold, with its card: the one whose test figures are in the run."""
     # Here, because it brings in Matplotlib: a second before the first round of every run.
     from sottovoce.simulations.reports.model_card import render_card

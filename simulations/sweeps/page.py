@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
@@ -10,8 +10,7 @@ from matplotlib.ticker import NullFormatter, ScalarFormatter
 
 from sottovoce.simulations.reports import pages, wording
 from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, WARM, draw_svg
-
-Json = Mapping[str, Any]
+from sottovoce.simulations.results.schema import Json, SweepRecord, Table
 
 _COLOURS: Final = (MAIN, WARM, INK, MUTED)
 _MARKERS: Final = "osD^vP"
@@ -30,7 +29,7 @@ _UNITS: Final = {
 }
 
 
-def render_page(sweep: Json) -> str:
+def render_page(sweep: SweepRecord) -> str:
     """The page, of what sweep.json holds; the same JSON gives the same bytes."""
     axis = _x_axis(sweep)
     plots = {
@@ -58,7 +57,7 @@ def render_page(sweep: Json) -> str:
     )
 
 
-def _x_axis(sweep: Json) -> str:
+def _x_axis(sweep: Table) -> str:
     """What curves run over: epsilon, or else the first number that varies."""
     numeric = [
         name
@@ -73,7 +72,7 @@ def _number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _lines(sweep: Json, axis: str) -> dict[str, list[Json]]:
+def _lines(sweep: Table, axis: str) -> dict[str, list[Json]]:
     """Points of each line, by its name: one a unit, and one for each other setting that varies."""
     found: dict[str, list[Json]] = {}
     for point in sweep["points"]:
@@ -81,7 +80,7 @@ def _lines(sweep: Json, axis: str) -> dict[str, list[Json]]:
     return dict(list(found.items())[:_MAX_LINES])
 
 
-def _label(sweep: Json, point: Json, axis: str) -> str:
+def _label(sweep: Table, point: Table, axis: str) -> str:
     """A line's name."""
     others = [
         f"{name.rpartition('.')[2]} {value}"
@@ -91,7 +90,7 @@ def _label(sweep: Json, point: Json, axis: str) -> str:
     return ", ".join([_UNITS[point["unit"]], *others])
 
 
-def _curve(sweep: Json, axis: str, measure: str) -> str:
+def _curve(sweep: Table, axis: str, measure: str) -> str:
     """One measure over the axis: mean over seeds, its standard deviation, and every seed."""
     lines = _lines(sweep, axis)
 
@@ -112,7 +111,7 @@ def _curve(sweep: Json, axis: str, measure: str) -> str:
 
 
 def _draw(
-    axes: Axes, points: Sequence[Json], axis: str, measure: str, label: str, index: int
+    axes: Axes, points: Sequence[Table], axis: str, measure: str, label: str, index: int
 ) -> None:
     """One line; without a value on the axis, such as without a promise, a level."""
     colour, dashes = _COLOURS[index % 4], _LINES[index // 4 % 4]
@@ -142,7 +141,7 @@ def _draw(
     )  # fmt: skip
 
 
-def _numbers(sweep: Json, axis: str, measure: str) -> list[list[str]]:
+def _numbers(sweep: Table, axis: str, measure: str) -> list[list[str]]:
     """A curve's points as a table."""
     return [
         [label, str(point["settings"].get(axis) or "-")]
@@ -162,7 +161,7 @@ def _by_doubling(axes: Axes, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
-def _describe_curve(lines: Mapping[str, Sequence[Json]], axis: str, measure: str) -> str:
+def _describe_curve(lines: Mapping[str, Sequence[Table]], axis: str, measure: str) -> str:
     """What a curve shows, in words."""
     parts = []
     for label, points in lines.items():
@@ -172,7 +171,7 @@ def _describe_curve(lines: Mapping[str, Sequence[Json]], axis: str, measure: str
     return f"{_CURVES[measure][0]} by {axis}, mean over seeds. {'; '.join(parts)}."
 
 
-def _rows(sweep: Json) -> list[list[str]]:
+def _rows(sweep: Table) -> list[list[str]]:
     """The table of points."""
     return [
         [
@@ -190,7 +189,7 @@ def _rows(sweep: Json) -> list[list[str]]:
     ]
 
 
-def _run_rows(sweep: Json) -> list[list[str]]:
+def _run_rows(sweep: Table) -> list[list[str]]:
     """The table of runs."""
     return [
         [
@@ -202,7 +201,7 @@ def _run_rows(sweep: Json) -> list[list[str]]:
     ]
 
 
-def _settings(settings: Json) -> str:
+def _settings(settings: Table) -> str:
     """Settings as a row's name."""
     parts = [
         f"{'ε' if name == 'epsilon' else name.rpartition('.')[2]} {value}"
@@ -212,7 +211,7 @@ def _settings(settings: Json) -> str:
     return ", ".join(parts) or "as given"
 
 
-def _mean_and_deviation(over_seeds: Json | None, *, digits: int = 3) -> str:
+def _mean_and_deviation(over_seeds: Table | None, *, digits: int = 3) -> str:
     """Mean and standard deviation."""
     if over_seeds is None:
         return "-"
@@ -220,7 +219,7 @@ def _mean_and_deviation(over_seeds: Json | None, *, digits: int = 3) -> str:
     return mean if not over_seeds["sd"] else f"{mean} ± {over_seeds['sd']:.{digits}f}"
 
 
-def _best(sweep: Json) -> list[tuple[str, str]]:
+def _best(sweep: Table) -> list[tuple[str, str]]:
     """Where each unit's best point lies; for the page's first lines."""
     found: dict[str, Json] = {}
     for point in sweep["points"]:

@@ -26,7 +26,7 @@ from sottovoce.shared.errors import EngineError, SettingError, SottovoceError
 from sottovoce.simulations import engines
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
 from sottovoce.simulations.engines.worker_process import initialise_worker
-from sottovoce.simulations.results.schema import Json, read_run, write_json
+from sottovoce.simulations.results.schema import SweepRecord, read_run, write_json
 from sottovoce.simulations.runs.simulation import is_same_scenario, simulate, warm_cache
 from sottovoce.simulations.sweeps.grid import Sweep, SweepRun
 from sottovoce.simulations.sweeps.table import summarise_runs
@@ -43,7 +43,7 @@ def run_sweep(
     resume: bool = False,
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
-) -> Json:
+) -> SweepRecord:
     """Run a sweep.
 
     Args:

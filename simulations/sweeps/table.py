@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json
+from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json, SweepRecord, Table
 from sottovoce.simulations.sweeps.grid import SEED, Sweep, SweepRun
 
 MEASURES: Final = {
@@ -25,8 +25,8 @@ MEASURES: Final = {
 
 
 def summarise_runs(
-    sweep: Sweep, runs: Sequence[tuple[SweepRun, Json]], *, wall_s: float, computed: int
-) -> Json:
+    sweep: Sweep, runs: Sequence[tuple[SweepRun, Table]], *, wall_s: float, computed: int
+) -> SweepRecord:
     """Content of sweep.json.
 
     Args:
@@ -50,7 +50,7 @@ def summarise_runs(
     }
 
 
-def _line(point: SweepRun, run: Json) -> Json:
+def _line(point: SweepRun, run: Table) -> Json:
     """One run."""
     return {
         "name": point.name,

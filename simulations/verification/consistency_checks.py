@@ -13,7 +13,7 @@ from typing import Any
 
 from sottovoce.shared.errors import MessageError, SottovoceError
 from sottovoce.simulations.results import run_record
-from sottovoce.simulations.results.schema import Json, read_run
+from sottovoce.simulations.results.schema import Json, PrivacyRecord, Table, read_run
 from sottovoce.simulations.scenario.scenario import Scenario
 from sottovoce.simulations.verification.ledger_checks import is_close
 
@@ -23,7 +23,7 @@ _MAX_SHOWN = 5
 _CHANGED = "what was promised was changed after the run"
 
 
-def inconsistencies(run_folder: Path, privacy: Json) -> list[str]:
+def inconsistencies(run_folder: Path, privacy: PrivacyRecord) -> list[str]:
     """What ``config.toml``, ``run.json`` and ``privacy.json`` say otherwise than each other.
 
     Args:
@@ -88,7 +88,7 @@ def _promise_settings(run_folder: Path) -> Json:
     }
 
 
-def _check_promise(asked: Json, privacy: Json) -> Iterator[str]:
+def _check_promise(asked: Table, privacy: Table) -> Iterator[str]:
     """Unit, epsilon and delta of each promise, and who adds the noise."""
     unit = str(asked["unit"])
     first = {"none": (None, None), "user": (asked["epsilon"], asked["user_delta"])}
@@ -113,7 +113,7 @@ def _check_promise(asked: Json, privacy: Json) -> Iterator[str]:
         )
 
 
-def _check_tuning(asked: Json, privacy: Json) -> Iterator[str]:
+def _check_tuning(asked: Table, privacy: Table) -> Iterator[str]:
     """How many runs settings were chosen by."""
     charged = (privacy.get("tuned") or {}).get("runs", 1)
     if asked["unit"] != "none" and not is_close(charged, asked["tuning_runs"]):
@@ -123,7 +123,7 @@ def _check_tuning(asked: Json, privacy: Json) -> Iterator[str]:
         )
 
 
-def _check_participation(asked: Json, privacy: Json) -> Iterator[str]:
+def _check_participation(asked: Table, privacy: Table) -> Iterator[str]:
     """Participation groups and correlated noise."""
     usual = {"spacing": 1, "bands": 1, "rounds": asked["rounds"]}
     listed = privacy.get("participation") or usual
@@ -135,7 +135,7 @@ def _check_participation(asked: Json, privacy: Json) -> Iterator[str]:
             )
 
 
-def _check_statement(privacy: Json) -> Iterator[str]:
+def _check_statement(privacy: Table) -> Iterator[str]:
     """The promise in words names the numbers of the promise, in the order of its units."""
     promises = [one for one in (privacy, privacy.get("user")) if one and one["epsilon"] is not None]
     words = privacy["statement"]
@@ -149,7 +149,7 @@ def _check_statement(privacy: Json) -> Iterator[str]:
             )
 
 
-def _check_servers(privacy: Json) -> Iterator[str]:
+def _check_servers(privacy: Table) -> Iterator[str]:
     """Where users are hidden, each fold has a server's account, and nowhere else."""
     hides = privacy["unit"] in ("user", "both")
     for fold in privacy["folds"]:
@@ -166,7 +166,7 @@ def _check_servers(privacy: Json) -> Iterator[str]:
             )
 
 
-def _check_privacy_section(run: Json, privacy: Json) -> Iterator[str]:
+def _check_privacy_section(run: Table, privacy: PrivacyRecord) -> Iterator[str]:
     """What ``run.json`` says of privacy is what ``privacy.json`` says, computed again."""
     if not is_close(run["unit"], privacy["unit"]):
         yield f"run.json says unit {run['unit']}, privacy.json {privacy['unit']}: {_CHANGED}"
@@ -183,7 +183,7 @@ def _check_privacy_section(run: Json, privacy: Json) -> Iterator[str]:
     yield from _truncate_list(wrong)
 
 
-def _check_folds(run: Json, privacy: Json) -> Iterator[str]:
+def _check_folds(run: Table, privacy: Table) -> Iterator[str]:
     """The folds of ``privacy.json`` are those of ``run.json``."""
     listed = [fold["name"] for fold in privacy["folds"]]
     scored = [one["fold"] for one in run["accuracy"]["per_fold"]]
@@ -195,7 +195,7 @@ def _check_folds(run: Json, privacy: Json) -> Iterator[str]:
         )
 
 
-def _check_clients(run: Json, privacy: Json) -> Iterator[str]:
+def _check_clients(run: Table, privacy: Table) -> Iterator[str]:
     """Everybody who was there is in a fold's accounts, or was tested there.
 
     Nobody is both: so the clips of those without an account in a fold are as many as it scored.
@@ -221,7 +221,7 @@ def _check_clients(run: Json, privacy: Json) -> Iterator[str]:
             )
 
 
-def _check_population(run: Json, privacy: Json) -> Iterator[str]:
+def _check_population(run: Table, privacy: Table) -> Iterator[str]:
     """Of a population, as many devices are accounted for as were asked."""
     population = run.get("population")
     folds = privacy["folds"]
@@ -241,7 +241,7 @@ def _check_population(run: Json, privacy: Json) -> Iterator[str]:
             yield f"privacy.json counts {there} {name}, run.json {wanted}: some are left out"
 
 
-def _check_rounds(run: Json, privacy: Json) -> Iterator[str]:
+def _check_rounds(run: Table, privacy: Table) -> Iterator[str]:
     """Every account of a run that promises something covers all of its rounds.
 
     With participation groups, one round in ``spacing``. A line stands for one round, or in a
@@ -267,14 +267,14 @@ def _check_rounds(run: Json, privacy: Json) -> Iterator[str]:
         yield from _truncate_list(wrong)
 
 
-def _check_copied_settings(asked: Json, run: Json) -> Iterator[str]:
+def _check_copied_settings(asked: Table, run: Table) -> Iterator[str]:
     """What ``run.json`` repeats of ``config.toml``."""
     for name in ("unit", "rounds", "seed"):
         if not is_close(run[name], asked[name]):
             yield f"run.json says {name} {run[name]}, config.toml {asked[name]}: one was changed"
 
 
-def _server_accounts(privacy: Json) -> list[Json]:
+def _server_accounts(privacy: Table) -> list[Json]:
     """The accounts of all folds' servers."""
     return [fold["server"] for fold in privacy["folds"] if fold.get("server")]
 

@@ -13,7 +13,7 @@ from typing import Final, TypeGuard
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import Json, Table
 
 PLD_TOLERANCE = 1e-6
 """Most that the same accountant may differ from itself: ``privacy.json`` keeps ten digits."""
@@ -58,10 +58,10 @@ class AccountedLedger:
     path: Path
     fold: str
     client: str
-    account: Json
+    account: Table
     unit: PrivacyUnit
-    guarantee: Json
-    user_guarantee: Json | None
+    guarantee: Table
+    user_guarantee: Table | None
     run_suffix: str
     tuning: tuple[int, float | None] | None
     is_private: bool
@@ -110,7 +110,7 @@ def ledger_mismatches(
         yield from _check_unprotected(ledger, account)
 
 
-def _check_unprotected(ledger: Ledger, account: Json) -> Iterator[str]:
+def _check_unprotected(ledger: Ledger, account: Table) -> Iterator[str]:
     """Where nothing was promised, nothing may look protected."""
     if account["epsilon"] is not None:
         yield f"privacy.json claims epsilon {account['epsilon']} in a run that protects nothing"
@@ -118,7 +118,7 @@ def _check_unprotected(ledger: Ledger, account: Json) -> Iterator[str]:
         yield "the ledger books no unprotected release in a run that protects nothing"
 
 
-def _check_epsilon(account: Json, terms: Json, pld: float, prv: float) -> Iterator[str]:
+def _check_epsilon(account: Table, terms: Table, pld: float, prv: float) -> Iterator[str]:
     """Claims against what both accountants say; written so that NaN and infinity disagree."""
     claimed, promised = account["epsilon"], terms["epsilon"]
     if claimed is None or not abs(claimed - pld) <= PLD_TOLERANCE:
@@ -137,7 +137,7 @@ def _check_epsilon(account: Json, terms: Json, pld: float, prv: float) -> Iterat
         )
 
 
-def _check_budget(account: Json, terms: Json) -> Iterator[str]:
+def _check_budget(account: Table, terms: Table) -> Iterator[str]:
     """An account's budget is the promise; what remains is budget less epsilon."""
     budget, spent = account["budget"], account["epsilon"]
     names = ("epsilon",) if terms["delta"] is None else ("epsilon", "delta")

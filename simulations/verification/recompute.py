@@ -20,7 +20,7 @@ from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.simulations.population import ledger_groups
 from sottovoce.simulations.results.path_names import file_name, folder_name
-from sottovoce.simulations.results.schema import Json, read_privacy
+from sottovoce.simulations.results.schema import Json, Table, read_privacy
 from sottovoce.simulations.verification import consistency_checks, ledger_checks
 from sottovoce.simulations.verification.ledger_checks import (
     PLD_TOLERANCE,
@@ -180,7 +180,7 @@ def verify_run(run_folder: Path) -> RunVerification:
     )
 
 
-def _accounted_ledgers(ledgers: Path, privacy: Json) -> Iterator[AccountedLedger]:
+def _accounted_ledgers(ledgers: Path, privacy: Table) -> Iterator[AccountedLedger]:
     """Every ledger that ``privacy.json`` accounts for: users', and the servers' of their sums."""
     protects, user = privacy["unit"] != "none", privacy.get("user")
     first = PrivacyUnit.USER if privacy["unit"] == "user" else PrivacyUnit.UTTERANCE
@@ -217,7 +217,7 @@ def _accounted_ledgers(ledgers: Path, privacy: Json) -> Iterator[AccountedLedger
             )
 
 
-def _tuning_charge(privacy: Json, unit: PrivacyUnit) -> tuple[int, float | None] | None:
+def _tuning_charge(privacy: Table, unit: PrivacyUnit) -> tuple[int, float | None] | None:
     """How many runs this unit is charged for, and their epsilon; None where it is one run."""
     tuned = privacy.get("tuned")
     return (tuned["runs"], tuned.get(unit.value)) if tuned else None

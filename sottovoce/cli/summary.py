@@ -2,22 +2,23 @@
 
 from pathlib import Path
 
-from sottovoce.simulations.results.schema import Json
+from sottovoce.simulations.results.schema import RunRecord, Table
 
 
-def format_summary(run: Json, out: Path) -> str:
+def format_summary(run: RunRecord, out: Path) -> str:
     """A run in a dozen lines of plain text."""
     accuracy, calibration, privacy = run["accuracy"], run["calibration"], run["privacy"]
     before, after = calibration["before"], calibration["after"]
     corpus = run["corpus"]
     chance = 1 / len(corpus["emotions"])
+    baselines = run.get("baselines") or {}
     rows = [
         ("corpus", f"{corpus['name']}: {corpus['clips']} clips, {corpus['speakers']} speakers"),
         ("protocol", f"{run['protocol']['name']}, enrolment {run['protocol']['enrolment']}"),
         ("model", f"{run['model']['kind']} on {run['model']['encoder']}, {run['rounds']} rounds"),
         ("privacy", _privacy_line(privacy)),
         ("UAR", f"{accuracy['uar']:.3f} (chance {chance:.3f}), folds {_fold_range(accuracy)}"),
-        *((f"UAR {name}", f"{line['uar']:.3f}") for name, line in run.get("baselines", {}).items()),
+        *((f"UAR {name}", f"{line['uar']:.3f}") for name, line in baselines.items()),
         ("worst speaker", f"{run['fairness']['speaker']['worst']:.3f}"),
         ("ECE", f"{before['ece']:.3f} -> {after['ece']:.3f} with users' heads"),
         ("NLL", f"{before['nll']:.3f} -> {after['nll']:.3f}"),
@@ -29,7 +30,7 @@ def format_summary(run: Json, out: Path) -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
 
 
-def _privacy_line(privacy: Json) -> str:
+def _privacy_line(privacy: Table) -> str:
     """The promise in a line."""
     if privacy["epsilon"] is None:
         return "none: this run protects nothing"
@@ -42,7 +43,7 @@ def _privacy_line(privacy: Json) -> str:
     )
 
 
-def _fold_range(accuracy: Json) -> str:
+def _fold_range(accuracy: Table) -> str:
     """Lowest and highest fold."""
     folds = [fold["uar"] for fold in accuracy["per_fold"]]
     return f"{min(folds):.3f} to {max(folds):.3f}"

@@ -127,32 +127,34 @@ def make_run(
         del accuracy["uar_interval"], calibration["reliability"]
         del calibration["reliability_by_emotion"]
     uar = accuracy["uar"]
-    run = run_record.assemble_run_record(
-        corpus={"name": "ravdess", "clips": len(scored.clips), "speakers": len(names)}
+    sections: Any = {
+        "schema": SCHEMA_VERSION,
+        "corpus": {"name": "ravdess", "clips": len(scored.clips), "speakers": len(names)}
         | {"emotions": list(EMOTIONS)},
-        protocol={"name": "ravdess8-6fold", "folds": FOLDS, "enrolment": "all"},
-        seed=1,
-        engine="local",
-        unit=unit,
-        clients=len(names),
-        rounds=ROUNDS,
-        model={"kind": "linear", "encoder": "whisper-tiny-en", "shared_parameters": 1032}
+        "protocol": {"name": "ravdess8-6fold", "folds": FOLDS, "enrolment": "all"},
+        "seed": 1,
+        "engine": "local",
+        "unit": unit,
+        "clients": len(names),
+        "rounds": ROUNDS,
+        "model": {"kind": "linear", "encoder": "whisper-tiny-en", "shared_parameters": 1032}
         | {"public_corpora": ["cremad"] if full else []},
-        accuracy=accuracy,
-        calibration=calibration,
-        fairness=measure_fairness(scored),
-        privacy=run_record.privacy_section(privacy, audit=0.62 if full and epsilon else None),
-        timing={"wall_s": 171.3, "rounds_per_s": 2.31, "client_rounds_per_s": 46.2}
+        "accuracy": accuracy,
+        "calibration": calibration,
+        "fairness": measure_fairness(scored),
+        "privacy": run_record.privacy_section(privacy, audit=0.62 if full and epsilon else None),
+        "timing": {"wall_s": 171.3, "rounds_per_s": 2.31, "client_rounds_per_s": 46.2}
         | {"feature_s": 64.0, "peak_rss_mb": 811.0},
-        baselines={
+        "baselines": {
             "central": {"uar": min(1, uar + 0.05), "wa": 0.8, "macro_f1": 0.79},
             "federated_no_privacy": {"uar": min(1, uar + 0.04), "wa": 0.79, "macro_f1": 0.78},
             "local_only": {"uar": uar - 0.3},
         }
         if full
         else None,
-        exclusions={"silent": 1, "labels contradict each other": 6} if full else None,
-    )
+        "exclusions": {"silent": 1, "labels contradict each other": 6} if full else None,
+    }
+    run = run_record.assemble_run_record(sections)
     run_record.write_json(folder / "run.json", run)
     run_record.write_json(folder / "privacy.json", privacy)
     return run, privacy

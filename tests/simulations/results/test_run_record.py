@@ -105,7 +105,7 @@ def run(scored: Predictions | None = None, **changes: Any) -> dict[str, Any]:
         "privacy": run_record.privacy_section(privacy()),
         "timing": {"wall_s": 1.5},
     }
-    return run_record.assemble_run_record(**(sections | changes))
+    return run_record.assemble_run_record({"schema": schema.SCHEMA_VERSION, **sections, **changes})
 
 
 def test_a_run_has_the_keys_of_the_design() -> None:
@@ -248,6 +248,10 @@ def test_nothing_scored_is_refused() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "names"),
     [
+        (("accuracy", "uar"), math.inf, "accuracy.uar"),
+        (("accuracy", "uar"), True, "accuracy.uar"),
+        (("timing", "wall_s"), math.nan, "timing.wall_s: expected a finite number"),
+        (("corpus", "emotions"), [], "corpus.emotions"),
         (("schema",), 3, "newer"),
         (("schema",), 1, "earlier release.*run the simulation again"),
         (("schema",), "one", "schema"),
@@ -255,7 +259,7 @@ def test_nothing_scored_is_refused() -> None:
         (("accuracy", "uar"), 1.5, "accuracy.uar"),
         (("accuracy", "uar"), math.nan, "accuracy.uar"),
         (("accuracy", "confusion"), [[1]], "confusion"),
-        (("accuracy", "per_fold"), [{"uar": 0.1}], r"per_fold\[0\].fold"),
+        (("accuracy", "per_fold"), [{"uar": 0.1}], r"at accuracy\.per_fold\[0\]: .*`fold`"),
         (("corpus", "clips"), -1, "corpus.clips"),
         (("corpus", "emotions"), "anger", "corpus.emotions"),
         (("calibration", "abstention", "coverage"), [], "abstention"),

@@ -1,0 +1,189 @@
+"""Records as JSON and TOML: read with errors that name the path, written with stable numbers.
+
+A record is a frozen dataclass or a ``TypedDict``. Its types are its schema: what a file must hold
+is written once, as fields with constraints (:data:`Share`, :data:`Count`), and both the reader's
+checks and the published JSON Schema come from them. msgspec does the work.
+"""
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+
+from sottovoce.shared.errors import MessageError, SottovoceError
+
+Record = TypeVar("Record")
+
+Count = Annotated[int, msgspec.Meta(ge=0)]
+"""A whole number, 0 or above."""
+
+Number = float | None
+"""A finite number; null where nothing could be measured, or where there is no guarantee."""
+
+# Means of shares may miss the bounds by their last digits.
+Share = Annotated[float, msgspec.Meta(ge=-1e-9, le=1 + 1e-9)] | None
+"""A number from 0 to 1; null where nothing could be measured."""
+
+Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+"""64 hexadecimal digits."""
+
+
+def decode_json(
+    data: bytes | str,
+    record: type[Record],
+    *,
+    name: str,
+    error: type[SottovoceError] = MessageError,
+) -> Record:
+    """Read a record from JSON.
+
+    Args:
+        data: The text.
+        record: What it must hold. Keys that it does not name are ignored.
+        name: What to call the text in messages.
+        error: Class of the error.
+
+    Raises:
+        SottovoceError: Of class ``error``: it is no JSON, or breaks the record's types; the message
+            names the path, such as ``accuracy.per_fold[0]``.
+
+    Example:
+        >>> decode_json('[3, "many"]', list[Count], name="rounds.json")
+        Traceback (most recent call last):
+        ...
+        sottovoce.shared.errors.MessageError: rounds.json is damaged: at [1]: expected ...
+    """
+    try:
+        content = json.loads(data, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as fault:
+        raise error(f"{name} is damaged: {fault}") from fault
+    return convert_record(content, record, name=name, error=error)
+
+
+def decode_toml(
+    text: str, record: type[Record], *, name: str, error: type[SottovoceError] = MessageError
+) -> Record:
+    """Read a record from TOML; see :func:`decode_json`.
+
+    Example:
+        >>> decode_toml("rounds = 3", dict[str, Count], name="job.toml")
+        {'rounds': 3}
+    """
+    try:
+        content = tomllib.loads(text)
+    except ValueError as fault:
+        raise error(f"{name} is damaged: {fault}") from fault
+    return convert_record(content, record, name=name, error=error)
+
+
+def convert_record(
+    content: object,
+    record: type[Record],
+    *,
+    name: str,
+    error: type[SottovoceError] = MessageError,
+) -> Record:
+    """Check that plain values, as a JSON or TOML reader gives them, are a record.
+
+    Args:
+        content: Whatever was read.
+        record: What it must be.
+        name: What to call it in messages.
+        error: Class of the error.
+
+    Guarantees:
+        - No number of what comes back is NaN or infinite.
+
+    Raises:
+        SottovoceError: Of class ``error``; the message names the path.
+    """
+    wrong = _find_not_finite(content, "")
+    if wrong:
+        raise error(f"{name} is damaged: at {wrong}: expected a finite number")
+    try:
+        return msgspec.convert(content, record)
+    except msgspec.ValidationError as fault:
+        raise error(f"{name} is damaged: {_describe(content, str(fault))}") from fault
+
+
+def to_plain(value: Any) -> Any:  # noqa: ANN401  (whatever a record may hold)
+    """Turn a record into JSON's own types, a field at its default left out.
+
+    Tuples become lists and enumerations their values. Numbers stay as they are; see
+    ``simulations.results.schema.to_plain_json`` for those of result files.
+
+    Example:
+        >>> to_plain({"labels": ("sad", "happy"), 3: Path("model")})
+        {'labels': ['sad', 'happy'], '3': 'model'}
+    """
+    if isinstance(value, Enum):
+        return value.value
+    if is_dataclass(value) and not isinstance(value, type):
+        return {
+            field.name: to_plain(getattr(value, field.name))
+            for field in fields(value)
+            if field.default is MISSING or getattr(value, field.name) != field.default
+        }
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item) for key, item in value.items()}
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, bytes):
+        return [to_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def build_json_schema(record: Any, *, title: str) -> dict[str, Any]:  # noqa: ANN401  (any type)
+    """The JSON Schema (draft 2020-12) of a record.
+
+    Example:
+        >>> build_json_schema(dict[str, Count], title="rounds of folds")["additionalProperties"]
+        {'type': 'integer', 'minimum': 0}
+    """
+    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": title}
+    return head | msgspec.json.schema(record)
+
+
+def _find_not_finite(value: object, path: str) -> str:
+    """Path of the first NaN or infinity; "" where there is none."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return path or "the top"
+    inner: list[tuple[str, object]] = []
+    if isinstance(value, dict):
+        inner = [(f"{path}.{key}".removeprefix("."), item) for key, item in value.items()]
+    elif isinstance(value, list):
+        inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+    return next((found for at, item in inner if (found := _find_not_finite(item, at))), "")
+
+
+def _describe(content: object, fault: str) -> str:
+    """A fault as msgspec words it, with the path first, and the value that is found there."""
+    what, _, where = fault.partition(" - at ")
+    path = where.strip("`").removeprefix("$").removeprefix(".") or "the top"
+    found = _value_at(content, path)
+    found = found[:60] if isinstance(found, str) else found
+    said = f", found {found!r}" if isinstance(found, str | int | float) else ""
+    return f"at {path}: {what[:1].lower()}{what[1:]}{said}"
+
+
+def _value_at(content: object, path: str) -> object:
+    """The value at a path such as ``a.b[3]``; None where that cannot be followed."""
+    for step in re.findall(r"[^.\[\]]+", path):
+        if isinstance(content, list) and step.isdigit() and int(step) < len(content):
+            content = content[int(step)]
+        elif isinstance(content, dict):
+            content = content.get(step)
+        else:
+            return None
+    return content
+
+
+def _refuse_constant(text: str) -> float:
+    raise ValueError(f"{text} is no number of JSON")
