@@ -4,12 +4,13 @@ The classes of the public face, ``Recogniser`` and ``Device``, are the client's 
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sottovoce.simulations.scenario.loading import load_scenario, vary_scenario
 from sottovoce.simulations.scenario.scenario import Scenario
 
 if TYPE_CHECKING:
+    from sottovoce.simulations.results.schema import RunRecord
     from sottovoce.simulations.verification.recompute import RunVerification
 
 __all__ = ["simulate", "verify"]
@@ -22,7 +23,7 @@ def simulate(
     resume: bool = False,
     model: str | None = None,
     **settings: object,
-) -> dict[str, Any]:
+) -> "RunRecord":
     """Run a federated simulation and write its run folder.
 
     Args:

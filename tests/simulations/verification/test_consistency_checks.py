@@ -314,5 +314,5 @@ def test_a_ledger_of_another_fold_is_found(run: Path) -> None:
 
 def test_terms_that_are_no_terms_are_refused(run: Path) -> None:
     _edit(run / "privacy.json", lambda p: p.update(user={"epsilon": 8.0}))
-    with pytest.raises(MessageError, match=r"user\.delta is missing"):
+    with pytest.raises(MessageError, match=r"at user: .*`delta`"):
         verify_run(run)
