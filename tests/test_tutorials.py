@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import sottovoce
-
 HOUSE = Path(__file__).resolve().parent.parent
 PAGES = (
     "README.md",
@@ -74,9 +72,6 @@ def run_blocks(pairs: list[tuple[str, str]], folder: Path) -> str:
 @pytest.mark.slow
 @pytest.mark.parametrize("page", PAGES)
 def test_every_block_runs(page: str, tmp_path: Path) -> None:
-    if "from sottovoce import" in str(blocks(page)) and not hasattr(sottovoce, "Recogniser"):
-        pytest.skip("sottovoce has no public names yet: Recogniser, Device, simulate, verify")
-
     printed = run_blocks(blocks(page), tmp_path)
 
     assert len(blocks(page)) > 2

@@ -12,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import Any, get_args, get_type_hints
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -48,11 +49,17 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     shutil.copytree(ROOT / "sottovoce", view, ignore=only_code)
     for folder in PACKAGES:
         shutil.copytree(ROOT / folder, view / folder, ignore=only_code)
-    for path in view.rglob("*.py"):  # mkdocstrings shows doctests as code in "Examples:" alone
-        text = path.read_text(encoding="utf-8")
-        path.write_text(re.sub(r"^( +)Example:$", r"\1Examples:", text, flags=re.M), "utf-8")
+    for path in view.rglob("*.py"):
+        path.write_text(mark_examples(path.read_text(encoding="utf-8")), encoding="utf-8")
     _extend_navigation(config.nav)
     return config
+
+
+def mark_examples(code: str) -> str:
+    """Put doctests into a section "Examples:", where mkdocstrings shows them as code."""
+    code = re.sub(r"^( +)Example:$", r"\1Examples:", code, flags=re.MULTILINE)
+    bare = re.compile(r'\n\n( +)(>>> (?:.|\n)*?)(?=\n\n|\n *""")')
+    return bare.sub(lambda m: f"\n\n{m[1]}Examples:\n{indent(m[1] + m[2], '    ')}", code)
 
 
 def _extend_navigation(nav: list[dict[str, Any]]) -> None:
