@@ -27,12 +27,6 @@ PENDING_IMPORTS: Mapping[str, str] = {
 }
 """Imports against the arrows that are still there; none may be added."""
 
-PENDING_CIRCLES = (
-    # Until what both need of run folders is a module of its own.
-    {"sottovoce.simulations.population.run", "sottovoce.simulations.runs.simulation"},
-)
-"""Circles of imports that are still there, through imports within functions; none may be added."""
-
 MAX_MODULES = 14
 """Most modules of a folder."""
 
@@ -197,11 +191,10 @@ def test_what_is_pending_is_still_there() -> None:
     """What was put right leaves the list, so that it cannot come back."""
     for file, module in PENDING_IMPORTS.items():
         assert module in {name for _, name in _imports(HOUSE / file)}
-    assert [group for group in PENDING_CIRCLES if group not in circles(HOUSE)] == []
 
 
 def test_no_modules_import_each_other() -> None:
-    assert [group for group in circles(HOUSE) if group not in PENDING_CIRCLES] == []
+    assert circles(HOUSE) == []
 
 
 @pytest.mark.parametrize(

@@ -224,3 +224,18 @@ def _check_disjoint(name: str, users: FeatureTable, public: Mapping[str, str]) -
             f"{len(shared)} recordings of the users' corpus are in the public corpus {name} too "
             f"({', '.join(shared[:3])}); no recording can be both: leave them out of one"
         )
+
+
+def load_corpora(
+    scenario: Scenario, on_message: OnMessage, on_progress: OnProgress
+) -> tuple[LoadedCorpus, list[PublicCorpus]]:
+    """Open the users' corpus and the public ones; errors as for each.
+
+    Args:
+        scenario: The settled scenario.
+        on_message: Takes a line about what was found.
+        on_progress: Takes (what, done, total).
+    """
+    with FeatureCache(cache_folder()) as cache:
+        loaded = load_corpus(scenario, cache, on_message, on_progress)
+    return loaded, load_public_corpora(scenario, loaded, on_message, on_progress)

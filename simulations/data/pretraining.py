@@ -1,6 +1,7 @@
 """From a scenario and its loaded corpora to the inputs and the plan of its folds."""
 
 import hashlib
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -23,9 +24,11 @@ from sottovoce.simulations.data.fold_inputs import (
 from sottovoce.simulations.data.loading import (
     LoadedCorpus,
     OnMessage,
+    OnProgress,
     PublicCorpus,
     cache_folder,
     exclusion_messages,
+    load_corpora,
 )
 from sottovoce.simulations.data.pretraining_cache import PretrainingResult
 from sottovoce.simulations.scenario.scenario import Scenario
@@ -72,6 +75,24 @@ def build_fold_inputs(
     for line in known.exclusion_messages:
         on_message(line)
     return _restore_inputs(loaded_corpus, plan, known, folder)
+
+
+def warm_cache(
+    scenario: Scenario,
+    on_message: OnMessage = lambda _line: None,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
+) -> None:
+    """Compute what a run and others like it find in the cache: features, pretraining results.
+
+    Args:
+        scenario: The settled scenario.
+        on_message: Takes a line about what was found.
+        on_progress: Takes (what, done, total).
+    """
+    torch.set_num_threads(1)
+    loaded, public = load_corpora(scenario, on_message, on_progress)
+    with tempfile.TemporaryDirectory() as folder:
+        build_fold_inputs(scenario, loaded, public, Path(folder), on_message)
 
 
 def _result_key(

@@ -40,7 +40,7 @@ from sottovoce.simulations.data.fold_inputs import FoldInputs, merge_public_corp
 from sottovoce.simulations.data.loading import cache_folder
 from sottovoce.simulations.data.pretraining import build_plan
 from sottovoce.simulations.engines import deployed
-from sottovoce.simulations.runs.fold import pin_rosters
+from sottovoce.simulations.runs.fold_devices import pin_rosters
 from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, Scenario, fill_defaults
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -3,12 +3,15 @@
 __all__ = [
     "baselines",
     "bootstrap",
+    "bootstrap_side",
     "calibration",
     "enrolment_replay",
+    "fairness",
     "fold_result",
     "metrics",
     "personalisation",
     "personalisation_metrics",
     "predictions",
+    "scoring",
     "unlabelled_streams",
 ]

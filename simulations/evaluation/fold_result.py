@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import ModelError
+from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.evaluation.predictions import Predictions
 from sottovoce.simulations.results.schema import Json
 
@@ -85,3 +86,51 @@ def read_result(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
             "that folder and go on with --resume: this fold is trained again"
         ) from error
     return facts, scores
+
+
+def load_result(
+    folder: Path, *, fold: str, labels: tuple[str, ...], clips: Iterable[Clip], has_heads: bool
+) -> FoldResult:
+    """Load a fold's result as tables of predictions; errors as for :func:`read_result`.
+
+    Args:
+        folder: The fold's.
+        fold: Its name.
+        labels: Emotions in the order of the classes.
+        clips: All clips of its test users, in any order.
+        has_heads: Whether test users labelled clips, which are left out behind heads.
+    """
+    facts, scores = read_result(folder)
+    by_name = {clip.clip_id: clip for clip in clips}
+    table = _ScoreTable([by_name[name] for name in facts["clips"]], scores, fold, labels)
+    rows = np.arange(len(facts["clips"]))
+    return FoldResult(
+        predictions=table.select(rows, after="before"),
+        personalised=table.select(rows[~scores["labelled"]], after="after") if has_heads else None,
+        learning_curve=facts["curve"],
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _ScoreTable:
+    clips: Sequence[Clip]
+    scores: Mapping[str, np.ndarray]
+    fold: str
+    labels: tuple[str, ...]
+
+    def select(self, rows: np.ndarray, *, after: str) -> Predictions:
+        """Predictions of some rows; ``after`` names the column behind heads."""
+        chosen = [self.clips[row] for row in rows]
+        return Predictions(
+            emotions=self.labels,
+            clips=[clip.clip_id for clip in chosen],
+            speakers=[clip.speaker for clip in chosen],
+            folds=[self.fold] * len(chosen),
+            labels=self.scores["labels"][rows],
+            before=self.scores["before"][rows],
+            after=self.scores[after][rows],
+            genders=[clip.gender or "" for clip in chosen],
+            ages=[clip.age for clip in chosen],
+            languages=[clip.language or "" for clip in chosen],
+            **{name: self.scores[name][rows] for name in SET_COLUMNS if name in self.scores},
+        )

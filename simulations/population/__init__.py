@@ -4,4 +4,13 @@ Nothing here lists users. A user is an index from 0; everything about one is a f
 seed and that index, but for the few things that must outlive a process, which are in one database.
 """
 
-__all__ = ["availability", "fold", "host", "ledger_groups", "run", "users", "voice_model"]
+__all__ = [
+    "availability",
+    "fold",
+    "fold_devices",
+    "host",
+    "ledger_groups",
+    "run",
+    "users",
+    "voice_model",
+]

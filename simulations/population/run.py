@@ -1,6 +1,6 @@
 """A run over a population, from scenario to run folder.
 
-See ``runs.simulation`` for runs over speakers of a corpus.
+See ``runs.speaker_run`` for runs over speakers of a corpus.
 """
 
 import resource
@@ -12,25 +12,29 @@ from pathlib import Path
 import torch
 
 from sottovoce.server.planning import noise_calibration
-from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import SettingError
 from sottovoce.simulations.data import loading
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.loading import LoadedCorpus, OnMessage, OnProgress
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
-from sottovoce.simulations.population.fold import HELD_OUT_FOLD, PopulationFoldRun
+from sottovoce.simulations.population.fold import (
+    HELD_OUT_FOLD,
+    PopulationFoldRun,
+    make_held_out_fold,
+    with_held_out_clips,
+)
 from sottovoce.simulations.population.users import SyntheticPopulation
 from sottovoce.simulations.population.voice_model import fit_voice_model
-from sottovoce.simulations.reports import render_pages
 from sottovoce.simulations.results import privacy_record
 from sottovoce.simulations.results.schema import (
     Json,
     PrivacyRecord,
     RunRecord,
     validate_run,
-    write_json,
 )
-from sottovoce.simulations.runs import simulation
+from sottovoce.simulations.runs import run_folder
+from sottovoce.simulations.runs.fold_spec import FoldSpec
+from sottovoce.simulations.runs.run_content import FinishedRun, describe_run
 from sottovoce.simulations.scenario.population import PopulationSettings
 from sottovoce.simulations.scenario.scenario import Scenario
 
@@ -55,7 +59,7 @@ def simulate_population(
     started = time.monotonic()
     torch.set_num_threads(1)
     noise_calibration.check_budget(with_sampling_rate(scenario))
-    simulation.check_run_folder(scenario, out, resume=resume)
+    run_folder.check_run_folder(scenario, out, resume=resume)
     loaded, fold_run = prepare_fold_run(scenario, out, on_message, on_progress)
     features_s, training = time.monotonic() - started, time.monotonic()
     scored = fold_run.run()
@@ -72,14 +76,15 @@ def simulate_population(
         "peak_rss_mb": max([_peak_mb(), *(row["rss_mb"] or 0.0 for row in rounds)]),
         "rss_growth_mb_per_round": memory_growth_mb(rounds),
     }
-    run = simulation.describe_run(
-        scenario, loaded, fold_run.fold_inputs, [fold_run], [scored], privacy, {}, timing, None
+    finished = FinishedRun(
+        scenario=scenario,
+        corpus=loaded,
+        folds=[(fold_run.spec, scored)],
+        privacy=privacy,
+        timing=timing,
     )
-    run = _describe_population(run, fold_run, rounds)
-    write_json(out / "privacy.json", privacy)
-    write_json(out / "run.json", run)
-    simulation.export_model(out, fold_run, run)
-    render_pages(out)
+    run = _describe_population(describe_run(finished), fold_run, rounds)
+    run_folder.write_results(out, run, privacy, fold_run)
     return run
 
 
@@ -95,20 +100,21 @@ def prepare_fold_run(
         on_progress: Takes (what, done, total).
     """
     loading.check_encoder(scenario)
-    loaded, public = simulation.load_corpora(scenario, on_message, on_progress)
-    replace_file(out / "config.toml", scenario.to_toml().encode())
-    sampled, folder = with_sampling_rate(scenario), out / "checkpoints"
+    loaded, public = loading.load_corpora(scenario, on_message, on_progress)
+    run_folder.write_scenario(out, scenario)
+    settings, sampled = require_population(scenario), with_sampling_rate(scenario)
+    folder = out / "checkpoints"
     fold_inputs = build_fold_inputs(sampled, loaded, public, folder, on_message)
-    name = simulation.hash_settings(scenario.to_toml())
-    fold_run = PopulationFoldRun(
+    population = _build_population(scenario, fold_inputs)
+    spec = FoldSpec(
         folder=folder / "population",
         ledgers=out / "ledgers" / HELD_OUT_FOLD,
-        plan=build_plan(sampled, fold_inputs, f"{name[:16]}/population"),
+        fold=make_held_out_fold(settings),
+        plan=build_plan(sampled, fold_inputs, f"{run_folder.name_run(scenario)}/population"),
         scenario=sampled,
-        fold_inputs=fold_inputs,
-        population=_build_population(scenario, fold_inputs),
+        inputs=with_held_out_clips(fold_inputs, settings, population),
     )
-    return loaded, fold_run
+    return loaded, PopulationFoldRun(spec, settings, population)
 
 
 def _build_population(scenario: Scenario, fold_inputs: FoldInputs) -> SyntheticPopulation:
@@ -174,9 +180,9 @@ def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> PrivacyR
     sums = fold_run.server_ledger()
     privacy = privacy_record.build_privacy_record(
         scenario,
-        fold_run.plan,
-        {fold_run.fold.name: {group.user: group.ledger for group in fold_run.ledger_groups}},
-        {fold_run.fold.name: sums} if sums else {},
+        fold_run.spec.plan,
+        {HELD_OUT_FOLD: {group.user: group.ledger for group in fold_run.ledger_groups}},
+        {HELD_OUT_FOLD: sums} if sums else {},
     )
     fold = privacy["folds"][0]
     fold["registered"] = fold_run.settings.users

@@ -25,9 +25,11 @@ from sottovoce.shared.atomic_files import replace_file, replace_text
 from sottovoce.shared.errors import EngineError, SettingError, SottovoceError
 from sottovoce.simulations import engines
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
+from sottovoce.simulations.data.pretraining import warm_cache
 from sottovoce.simulations.engines.worker_process import initialise_worker
 from sottovoce.simulations.results.schema import SweepRecord, read_run, write_json
-from sottovoce.simulations.runs.simulation import is_same_scenario, simulate, warm_cache
+from sottovoce.simulations.runs.run_folder import is_same_scenario
+from sottovoce.simulations.runs.simulation import simulate
 from sottovoce.simulations.sweeps.grid import Sweep, SweepRun
 from sottovoce.simulations.sweeps.table import summarise_runs
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sottovoce.cli import main, simulate
-from sottovoce.simulations.runs import simulation
+from sottovoce.simulations.runs import run_folder, simulation
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -185,7 +185,7 @@ def test_what_could_not_begin_leaves_its_folder_free(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert _simulate(say, scenario(public=tmp_path / "gone"), tmp_path / "out")[0] == 1
-    monkeypatch.setattr(simulation, "render_pages", lambda _folder: [])
+    monkeypatch.setattr(run_folder, "render_pages", lambda _folder: [])
 
     assert _simulate(say, tiny_run.scenario, tmp_path / "out")[0] == 0
 
@@ -193,7 +193,7 @@ def test_what_could_not_begin_leaves_its_folder_free(
 def test_resuming_a_finished_run_changes_nothing(
     say: Say, copied: Path, tiny_run: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(simulation, "render_pages", lambda _folder: [])
+    monkeypatch.setattr(run_folder, "render_pages", lambda _folder: [])
     status, out, _ = say(
         "simulate", tiny_run.scenario, "--out", copied, "--resume", "--json", "--workers", 2
     )

@@ -23,7 +23,7 @@ from sottovoce.cli import main, simulate
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations import engines
-from sottovoce.simulations.runs import simulation
+from sottovoce.simulations.runs import run_folder
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("ray") is None, reason="Ray is not installed: pip install '.[ray]'"
@@ -391,7 +391,7 @@ def test_the_address_is_no_setting_of_a_run() -> None:
         for more in ([], ["--address", "auto"])
     )
 
-    assert simulation.hash_settings(plain.to_toml()) == simulation.hash_settings(there.to_toml())
+    assert run_folder.hash_settings(plain.to_toml()) == run_folder.hash_settings(there.to_toml())
     assert plain == there
 
 

@@ -48,8 +48,8 @@ def _result(
     fold_run: PopulationFoldRun,
 ) -> tuple[dict[str, Any], list[Any], bytes, list[dict[str, Any]]]:
     """All that a run came to, but for times and memory."""
-    weights = checkpoint.load_released_model(fold_run.folder / "server")[0]
-    archive = fold_run.folder.parent.parent / "ledgers" / "held-out.server.jsonl"
+    weights = checkpoint.load_released_model(fold_run.spec.folder / "server")[0]
+    archive = fold_run.spec.folder.parent.parent / "ledgers" / "held-out.server.jsonl"
     sums = archive.read_bytes() if archive.exists() else b""
     rounds = [
         {key: row[key] for key in row if key not in ("rss_mb", "seconds", "process")}

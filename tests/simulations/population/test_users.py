@@ -25,10 +25,10 @@ class Both:
 
     def __init__(self, fold_run: PopulationFoldRun, folder: Path, index: int) -> None:
         local._set_task_identity()
-        fold_run._build()
+        fold_run.devices.prepare()
         self.fold_run, self.index, self.folder = fold_run, index, folder / "000000"
-        self.job = fold_run._host._job
-        self.host: PopulationHost = fold_run._host
+        self.job = fold_run.population_devices.host._job
+        self.host: PopulationHost = fold_run.population_devices.host
         profile, features = (
             fold_run.population.device_profile(index),
             fold_run.population.device_features(index),

@@ -29,7 +29,7 @@ from sottovoce.simulations.data import feature_extraction
 from sottovoce.simulations.devices.database import DeviceDatabase
 from sottovoce.simulations.devices.in_memory import DatabaseVault
 from sottovoce.simulations.results.schema import read_privacy, read_run
-from sottovoce.simulations.runs import simulation
+from sottovoce.simulations.runs import run_folder, simulation
 from sottovoce.simulations.scenario import loading
 from sottovoce.simulations.verification.recompute import verify_run
 
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("_no_pages")
 @pytest.fixture
 def _no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pages are held to their contracts elsewhere."""
-    monkeypatch.setattr(simulation, "render_pages", lambda _folder: [])
+    monkeypatch.setattr(run_folder, "render_pages", lambda _folder: [])
 
 
 @pytest.fixture
@@ -285,7 +285,7 @@ def test_what_a_run_draws_depends_on_its_seed_and_not_on_how_it_is_spelled(
         make_scenario(tmp_path / f"{name}.toml", tiny_run.users, public)
         _run(tmp_path / f"{name}.toml", tmp_path / name)
         figures.append((tmp_path / name / "model" / "model.safetensors").read_bytes())
-        names.append(simulation.hash_settings((tmp_path / name / "config.toml").read_text()))
+        names.append(run_folder.hash_settings((tmp_path / name / "config.toml").read_text()))
     assert names[0] != names[1]
     assert figures[0] == figures[1]
 
@@ -295,10 +295,10 @@ def test_what_a_run_draws_depends_on_its_seed_and_not_on_how_it_is_spelled(
 
 
 def test_a_runs_name_follows_from_its_settings_whatever_their_order() -> None:
-    name = simulation.hash_settings("seed = 1\nrounds = 2\nworkers = 1\n")
-    assert name == simulation.hash_settings("rounds = 2\n# a remark\nseed = 1\nworkers = 4\n")
-    assert name != simulation.hash_settings("seed = 1\nrounds = 3\nworkers = 1\n")
-    assert simulation.hash_settings("seed = ") == ""
+    name = run_folder.hash_settings("seed = 1\nrounds = 2\nworkers = 1\n")
+    assert name == run_folder.hash_settings("rounds = 2\n# a remark\nseed = 1\nworkers = 4\n")
+    assert name != run_folder.hash_settings("seed = 1\nrounds = 3\nworkers = 1\n")
+    assert run_folder.hash_settings("seed = ") == ""
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -1,0 +1,107 @@
+"""Content of run.json, from a finished run's corpus, folds and figures."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sottovoce.shared.models.parameters import count_parameters
+from sottovoce.shared.models.spec import build_network
+from sottovoce.simulations.data.loading import LoadedCorpus
+from sottovoce.simulations.evaluation import metrics
+from sottovoce.simulations.evaluation.fairness import measure_fairness
+from sottovoce.simulations.evaluation.fold_result import FoldResult
+from sottovoce.simulations.evaluation.predictions import Predictions, concatenate_predictions
+from sottovoce.simulations.results import run_record
+from sottovoce.simulations.results.schema import (
+    SCHEMA_VERSION,
+    BeforeAfter,
+    PrivacyRecord,
+    Rates,
+    RunRecord,
+)
+from sottovoce.simulations.runs.fold_spec import FoldSpec
+from sottovoce.simulations.scenario.scenario import Scenario
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FinishedRun:
+    """A run whose folds have all ended.
+
+    Attributes:
+        scenario: The settled scenario.
+        corpus: The users' corpus.
+        folds: Each fold and its result, at least one.
+        privacy: Content of privacy.json.
+        timing: Seconds and rates, by name.
+        baselines: UAR of each baseline, by name.
+        audited_epsilon: Lower bound on epsilon that an audit measured; None without an audit.
+    """
+
+    scenario: Scenario
+    corpus: LoadedCorpus
+    folds: Sequence[tuple[FoldSpec, FoldResult]]
+    privacy: PrivacyRecord
+    timing: Mapping[str, float | None]
+    baselines: Mapping[str, Rates] = field(default_factory=dict)
+    audited_epsilon: float | None = None
+
+
+def describe_run(finished: FinishedRun) -> RunRecord:
+    """Make the content of run.json.
+
+    Raises:
+        MessageError: A section that breaks the schema.
+    """
+    scenario, protocol = finished.scenario, finished.corpus.protocol
+    corpus = protocol.corpus
+    specs, results = zip(*finished.folds, strict=True)
+    everything = concatenate_predictions([result.predictions for result in results])
+    personal = [result.personalised for result in results if result.personalised is not None]
+    behind_heads = concatenate_predictions(personal) if personal else everything
+    curve = run_record.learning_curve(
+        {spec.fold.name: result.learning_curve for spec, result in finished.folds}
+    )
+    calibration = run_record.calibration_section(behind_heads, seed=scenario.seed)
+    calibration["uar"] = _uar_before_after(behind_heads)
+    calibration["labelled_clips_per_user"] = scenario.labelled_clips_per_user
+    return run_record.assemble_run_record(
+        {
+            "schema": SCHEMA_VERSION,
+            "corpus": {
+                "name": corpus.name,
+                "clips": len(corpus.clips),
+                "speakers": len(corpus.speakers),
+                "emotions": list(corpus.emotions),
+            },
+            "protocol": {
+                "name": protocol.name,
+                "folds": len(protocol.folds),
+                "enrolment": scenario.enrolment,
+            },
+            "seed": scenario.seed,
+            "engine": scenario.engine,
+            "unit": scenario.unit,
+            "clients": len({user for spec in specs for user in spec.fold.train}),
+            "rounds": scenario.rounds,
+            "model": {
+                "kind": scenario.recipe.model,
+                "encoder": scenario.encoder,
+                "shared_parameters": count_parameters(build_network(specs[0].inputs.model_spec, 0)),
+                "public_corpora": [name for name, _ in scenario.public],
+            },
+            "accuracy": run_record.accuracy_section(everything, seed=scenario.seed, curve=curve),
+            "baselines": dict(finished.baselines),
+            "calibration": calibration,
+            "fairness": measure_fairness(everything),
+            "privacy": run_record.privacy_section(finished.privacy, audit=finished.audited_epsilon),
+            "timing": finished.timing,
+            "exclusions": dict(finished.corpus.exclusion_counts),
+        }
+    )
+
+
+def _uar_before_after(scored: Predictions) -> BeforeAfter:
+    """UAR on the same clips before and after heads."""
+    after = np.sum(list(scored.confusion_by_group(scored.speakers).values()), axis=0)
+    return {"before": metrics.uar(scored.confusion_without_heads()), "after": metrics.uar(after)}
