@@ -14,7 +14,6 @@ from sottovoce.shared.calibration import conformal
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import load_parameters
-from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.evaluation.fold_result import COORDINATES_COLUMN
 
@@ -120,11 +119,8 @@ def measure_learning_curve(
     """
     ready = [
         (
-            normalise_and_mask(
-                package.projection.project_features(user.examples.features),
-                user.mean,
-                user.examples.frames,
-                row_norm=package.projection.row_norm,
+            package.projection.prepare_inputs(
+                user.examples.features, user.mean, user.examples.frames
             ),
             user.examples.frames,
         )
