@@ -1,4 +1,4 @@
-"""What a model may see of a voice: descriptors, frozen encoders, and their cache."""
+"""Features of speech: acoustic descriptors, frozen encoders, and their cache."""
 
 __all__ = [
     "cache",

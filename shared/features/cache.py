@@ -1,8 +1,8 @@
-"""Features on disk, found again by what they were computed from and by what computed them.
+"""Feature cache on disk, keyed by the audio content and by the extractor's fingerprint.
 
 One SQLite database in write-ahead mode: several processes may read and write, and a process
 that is killed loses at most what it had not committed. Every entry carries a checksum over its
-key and its bytes. What fails it, and a database that is damaged as a whole, is counted and
+key and its bytes. An entry that fails it, or a database that is damaged as a whole, is counted and
 computed again; it is never returned.
 """
 
@@ -38,11 +38,11 @@ _MAX_AXES = 2
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class CacheEntry:
-    """One cached value.
+    """One cached value with a note.
 
     Attributes:
-        features: Float32, at most two axes; None where a recording was examined and refused.
-        note: Free text beside it, such as a verdict on the recording.
+        features: Float32, one or two axes; None if the recording was examined and refused.
+        note: Free text, such as a quality report of the recording.
     """
 
     features: Tensor | None
@@ -50,7 +50,7 @@ class CacheEntry:
 
 
 class FeatureCache:
-    """Entries by (content, fingerprint).
+    """Cache of features by (content, fingerprint).
 
     May be shared by threads and opened by several processes at once. Open one again after a
     fork; a spawned process opens its own.
@@ -74,7 +74,7 @@ class FeatureCache:
         self._connection = self._open()
 
     def get_entry(self, content: str, fingerprint: str) -> CacheEntry | None:
-        """The entry of a key, or None where there is none that can be trusted.
+        """Look up an entry; None if there is none or it is corrupt.
 
         A corrupt entry adds 1 to ``corrupt_count``; so does a corrupt database, which is moved
         aside and begun anew.
@@ -95,11 +95,11 @@ class FeatureCache:
         return entry
 
     def put_entry(self, content: str, fingerprint: str, entry: CacheEntry) -> None:
-        """Store one entry; see :meth:`put_entries`."""
+        """Store a single entry; see :meth:`put_entries`."""
         self.put_entries([(content, fingerprint, entry)])
 
     def put_entries(self, entries: Iterable[tuple[str, str, CacheEntry]]) -> None:
-        """Store entries, all of them or none; what stood under their keys is replaced.
+        """Store entries, all of them or none; entries under the same keys are replaced.
 
         Args:
             entries: Content key, fingerprint and entry of each.
@@ -222,6 +222,7 @@ def _is_corruption(error: sqlite3.DatabaseError) -> bool:
         return (
             "no such" in str(error) or "has no column" in str(error) or "columns but" in str(error)
         )
+    # Exactly this class: its subclasses report other faults, such as wrong SQL.
     return type(error) is sqlite3.DatabaseError
 
 
@@ -243,6 +244,7 @@ def _encode(entry: CacheEntry) -> bytes:
             f"features of {features.dtype} and shape {tuple(features.shape)} cannot be cached; "
             "need finite float32 of one or two axes"
         )
+    # Little-endian, so that a cache can be copied between machines.
     numbers = features.detach().contiguous().numpy().astype("<f4", copy=False).tobytes()
     return json.dumps(head | {"shape": list(features.shape)}).encode() + b"\n" + numbers
 
@@ -255,6 +257,7 @@ def _decode(value: bytes) -> CacheEntry | None:
         note, shape = str(head["note"]), head["shape"]
         if shape is None:
             return CacheEntry(features=None, note=note)
+        # A checksum proves the bytes are those stored, not that this release wrote them.
         if math.prod(shape) * 4 != len(numbers):
             return None
         # A copy, because the bytes of the database row are read-only.

@@ -1,4 +1,4 @@
-"""The descriptor set: what phonetics measures, one table, one order.
+"""The set of acoustic descriptors: definitions, units, and their fixed order.
 
 Frames are 10 ms apart and 25 ms long (pitch: 32 ms plus the lag), after trimming the silence
 before and behind the speech. "V" marks descriptors whose statistics read voiced frames only.
@@ -26,7 +26,7 @@ shimmer             dB     V second difference of the level over three frames, a
 =================== ====== = ================================================================
 
 Statistics of each: mean, standard deviation, 10th, 50th and 90th percentile, slope per second.
-Then eight numbers of rhythm, one each an utterance:
+Then eight measures of rhythm per utterance:
 
 =============== ===== ===================================================================
 syllable_rate   1/s   voiced peaks of the level, 2 dB out of their dips (de Jong & Wempe 2009)
@@ -77,7 +77,7 @@ FRAME_NAMES: tuple[str, ...] = (
 VOICED_ONLY = frozenset(
     ("slope_low", "slope_high", "alpha_ratio", "hammarberg", "f0", "hnr", "jitter", "shimmer")
 )
-"""Descriptors whose statistics read voiced frames only, and are 0 where there are none."""
+"""Descriptors whose statistics read voiced frames only, and are 0 without voiced frames."""
 
 STATISTICS = ("mean", "std", "p10", "p50", "p90", "slope")
 
@@ -85,12 +85,12 @@ FUNCTIONAL_NAMES: tuple[str, ...] = (
     *(f"{name}_{statistic}" for statistic in STATISTICS for name in FRAME_NAMES),
     *rhythm.RHYTHM_NAMES,
 )
-"""Names of the numbers that describe an utterance, in the order of ``compute_functionals``."""
+"""Names of an utterance's functionals, in the order of ``compute_functionals``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class FrameDescriptors:
-    """The frame-level descriptors of one utterance.
+    """Frame-level descriptors of one utterance.
 
     Attributes:
         frames: Shape (frames, 78), float32, finite, columns as in ``FRAME_NAMES``, 100 a second.
@@ -112,6 +112,12 @@ def compute_descriptors(signal: Signal) -> FrameDescriptors:
 
     Raises:
         AudioError: The signal has another rate.
+
+    Example:
+        >>> silence = Signal(torch.zeros(1, 1_600), 16_000)  # 0.1 s
+        >>> described = compute_descriptors(silence)
+        >>> described.frames.shape, bool(described.voiced.any())
+        (torch.Size([11, 78]), False)
     """
     audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader="the descriptor set")
     samples = spectral.trim_silence(signal.samples[0])
@@ -136,7 +142,7 @@ def compute_descriptors(signal: Signal) -> FrameDescriptors:
 
 
 def compute_functionals(described: FrameDescriptors) -> Tensor:
-    """Statistics over time of every descriptor, and the rhythm.
+    """Compute statistics over time of every descriptor, and the measures of rhythm.
 
     Args:
         described: From ``compute_descriptors``.
@@ -144,10 +150,16 @@ def compute_functionals(described: FrameDescriptors) -> Tensor:
     Returns:
         Shape (476,), float32, finite, named by ``FUNCTIONAL_NAMES``: all means, all standard
         deviations and so on, then the rhythm.
+
+    Example:
+        >>> silence = Signal(torch.zeros(1, 1_600), 16_000)
+        >>> len(compute_functionals(compute_descriptors(silence))) == len(FUNCTIONAL_NAMES) == 476
+        True
     """
     frames, voiced = described.frames, described.voiced
     only = torch.tensor([name in VOICED_ONLY for name in FRAME_NAMES])
     overall = _statistics(frames, torch.arange(len(frames)))
+    # True frame positions, so that a slope over time is not squeezed by unvoiced gaps.
     spoken = _statistics(frames[voiced], voiced.nonzero()[:, 0])
     levels = frames[:, FRAME_NAMES.index("level")]
     return torch.cat(
@@ -164,11 +176,11 @@ class Descriptors:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the values."""
+        """Hash of everything that decides the values."""
         return compute_fingerprint(self.name, module=__name__, settings={})
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The numbers of one signal at 16 kHz, shape (476,), float32."""
+        """Compute the functionals of one signal at 16 kHz, shape (476,), float32."""
         return compute_functionals(compute_descriptors(signal))
 
 
@@ -178,6 +190,7 @@ def _statistics(frames: Tensor, frame_indices: Tensor) -> Tensor:
         return torch.zeros(len(STATISTICS), frames.shape[1])
     quantiles = torch.quantile(frames, torch.tensor([0.1, 0.5, 0.9]), dim=0)
     time = frame_indices.float() * (HOP / audio.SAMPLE_RATE)
+    # Centred: the slope of the regression line needs no intercept then.
     time = time - time.mean()
     mean = frames.mean(0, keepdim=True)
     slope = time @ (frames - mean) / time.square().sum().clamp_min(1e-6)

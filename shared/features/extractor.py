@@ -1,4 +1,4 @@
-"""What every feature extractor offers, and the fusion of several."""
+"""Interface of feature extractors, and the fusion of several."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,33 +17,34 @@ class Extractor(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is asked for by."""
+        """Name under which it is created."""
 
     @property
     def is_framewise(self) -> bool:
-        """Whether it returns (frames, features) and not (features,)."""
+        """Whether it returns (frames, features) instead of (features,)."""
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the values: name, settings, weights, code, versions."""
+        """Hash of everything that decides the values: name, settings, weights, code, versions."""
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The features of a signal, (features,) or (frames, features), float32."""
+        """Compute the features of a signal, (features,) or (frames, features), float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fusion:
-    """``first+second+...``: the vectors of several extractors, joined in that order.
+    """Concatenation of several extractors' vectors: ``first+second+...``, in that order.
 
-    Every part is left in its own units; a normaliser behind it brings them together.
+    Every part keeps its own units; a normaliser applied later makes them comparable.
 
     Raises:
-        SettingError: Fewer than two parts, or one that gives frames.
+        SettingError: Fewer than two parts, or a part that returns frames.
     """
 
     parts: Sequence[Extractor]
 
     def __post_init__(self) -> None:
+        # Frame rates differ between extractors: frames cannot be joined one by one.
         framewise = [part.name for part in self.parts if part.is_framewise]
         if framewise or len(self.parts) < 2:
             raise SettingError(
@@ -53,20 +54,26 @@ class Fusion:
 
     @property
     def name(self) -> str:
-        """The parts' names, joined."""
+        """Names of the parts, joined by ``+``.
+
+        Example:
+            >>> from sottovoce.shared.features.registry import create_extractor
+            >>> Fusion([create_extractor("descriptors"), create_extractor("hubert-base")]).name
+            'descriptors+hubert-base'
+        """
         return "+".join(part.name for part in self.parts)
 
     @property
     def is_framewise(self) -> bool:
-        """Never: vectors only."""
+        """Whether it returns frames: always False."""
         return False
 
     @property
     def fingerprint(self) -> str:
-        """Hash over the parts' own."""
+        """Hash over the fingerprints of the parts."""
         settings = {"parts": [part.fingerprint for part in self.parts]}
         return compute_fingerprint(self.name, module=__name__, settings=settings)
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The joined features of one signal, shape (sum of the widths,), float32."""
+        """Compute the concatenated features of one signal, shape (sum of the widths,), float32."""
         return torch.cat([part(signal) for part in self.parts])

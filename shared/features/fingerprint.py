@@ -1,4 +1,4 @@
-"""What decides a feature's value, as one hash: settings, weights, code and library versions."""
+"""Fingerprint of everything that decides a feature's value: settings, weights, code, versions."""
 
 import ast
 import hashlib
@@ -20,20 +20,27 @@ def compute_fingerprint(
 ) -> str:
     """Hash everything that decides what an extractor returns.
 
-    The code that counts is that of :func:`hash_sources`: nobody has to remember to raise a version
-    number, and an edit elsewhere does not empty the cache.
+    The code is that of :func:`hash_sources`: nobody has to remember to raise a version number, and
+    an edit elsewhere does not invalidate the cache.
 
     Args:
         name: The extractor's name.
         module: Import name of the module that computes it (``__name__``).
-        settings: Everything that can be set; must be fit for JSON.
-        weights: SHA-256 of the weights, "" where there are none.
+        settings: All settings of the extractor; must be fit for JSON.
+        weights: SHA-256 of the weights, "" if there are none.
 
     Returns:
         SHA-256, 64 hexadecimal digits.
 
     Raises:
         FeatureError: The source code of a module cannot be found.
+
+    Example:
+        >>> module = "sottovoce.shared.features.rhythm"
+        >>> one = compute_fingerprint("mine", module=module, settings={"bands": 8})
+        >>> other = compute_fingerprint("mine", module=module, settings={"bands": 9})
+        >>> len(one), one == other
+        (64, False)
     """
     described = {
         "name": name,
@@ -42,6 +49,7 @@ def compute_fingerprint(
         "code": hash_sources(module),
         "versions": _versions(),
     }
+    # Sorted keys and no NaN: equal settings must give equal texts.
     text = json.dumps(described, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -81,6 +89,10 @@ def hash_source(module: str) -> str:
 
     Raises:
         FeatureError: The source code cannot be found.
+
+    Example:
+        >>> len(hash_source("sottovoce.shared.features.rhythm"))
+        64
     """
     return hashlib.sha256(_source(module).read_bytes()).hexdigest()
 
@@ -115,7 +127,7 @@ def _source(module: str) -> Path:
 
 
 def _find_source(module: str) -> Path | None:
-    """The same; None where a name is no module. Runs no code of the module's own."""
+    """Like :func:`_source`, but None if a name is not a module."""
     top, *inner = module.split(".")
     try:
         package = import_module(top)
@@ -124,6 +136,7 @@ def _find_source(module: str) -> Path | None:
     if not inner:
         own = getattr(package, "__file__", None)
         return Path(own) if own else None
+    # Not importlib's find_spec, which would run the code of every parent package.
     bases = [Path(folder).joinpath(*inner) for folder in getattr(package, "__path__", ())]
     files = [file for base in bases for file in (base.with_suffix(".py"), base / "__init__.py")]
     return next((file for file in files if file.is_file()), None)

@@ -20,9 +20,8 @@ _MIN_STD = 1e-3
 class LogMel:
     """``log-mel``: 64 mel bands, 50 frames a second, each band at mean 0 and variance 1.
 
-    Silence before and behind the speech is cut off first, so that it does not set the mean.
-    Mean and variance are the utterance's own: no other recording is read. A band that never
-    moves is 0 throughout.
+    Leading and trailing silence is cut off first, so that it does not influence the mean. Mean and
+    variance are the utterance's own: no other recording is read. A constant band is 0 throughout.
     """
 
     name: str = "log-mel"
@@ -30,19 +29,25 @@ class LogMel:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the values."""
+        """Hash of everything that decides the values."""
         return compute_fingerprint(
             self.name, module=__name__, settings={"bands": BANDS, "hop": HOP}
         )
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The spectrogram of one signal at 16 kHz, shape (frames, 64), float32, finite.
+        """Compute the spectrogram of one signal at 16 kHz, shape (frames, 64), float32, finite.
 
         Raises:
             AudioError: The signal has another rate.
+
+        Example:
+            >>> import torch
+            >>> LogMel()(Signal(torch.zeros(1, 16_000), 16_000)).shape
+            torch.Size([51, 64])
         """
         audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
         samples = spectral.trim_silence(signal.samples[0])
         bands = spectral.log_mel_energies(spectral.power_spectra(samples, hop=HOP), bands=BANDS)
+        # The floor keeps a constant band at 0 instead of amplifying rounding errors.
         std = bands.std(0, correction=0).clamp_min(_MIN_STD)
         return (bands - bands.mean(0)) / std

@@ -1,4 +1,4 @@
-"""torchaudio's wav2vec 2.0, HuBERT and WavLM encoders: by name, or from a file of one's own.
+"""torchaudio's wav2vec 2.0, HuBERT and WavLM encoders: by name, or from your own file.
 
 ``wav2vec2-base``, ``hubert-base``, ... download their weights when they are first used (torchaudio
 keeps them). ``pipeline:/folder/file.pt`` reads a model that ``save_pipeline`` wrote. Either
@@ -39,7 +39,7 @@ PIPELINES: Mapping[str, str] = {
     "wavlm-base-plus": "WAVLM_BASE_PLUS",
     "wavlm-large": "WAVLM_LARGE",
 }
-"""Our names of torchaudio's pipelines."""
+"""Names of torchaudio's pipelines in this project."""
 
 FILE_PREFIX = "pipeline:"
 _BUILDERS = {
@@ -52,13 +52,13 @@ _MAX_PART_S = 30
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PretrainedEncoder:
-    """A pretrained speech encoder, loaded and frozen.
+    """Pretrained speech encoder, loaded and frozen.
 
     Attributes:
         model: A torchaudio Wav2Vec2Model (the class of all three), in evaluation mode.
-        rate: Samples a second that it reads.
-        layers: Transformer layers it has.
-        sha256: Hash of its weights.
+        rate: Sampling rate of its input, in Hz.
+        layers: Number of transformer layers.
+        sha256: SHA-256 of its weights, 64 hexadecimal digits.
     """
 
     model: nn.Module
@@ -72,10 +72,10 @@ class PipelineStatistics:
     """Mean and standard deviation (n - 1) over time of one layer of a pipeline.
 
     Attributes:
-        name: As it was asked for.
+        name: Name under which it was created.
         source: Name of the pipeline, or ``pipeline:`` and a path.
-        layer: Layer from 1, or 0 for the one two thirds of the way up: the last ones turn
-            towards words.
+        layer: Layer from 1, or 0 for the one at two thirds of the depth: the last layers encode
+            words more than voice.
     """
 
     name: str
@@ -89,7 +89,7 @@ class PipelineStatistics:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the values; loads the weights to hash them.
+        """Hash of everything that decides the values, including the weights, which are loaded.
 
         Raises:
             FeatureError: The weights cannot be downloaded, or are not there.
@@ -99,9 +99,9 @@ class PipelineStatistics:
         return compute_fingerprint(self.name, module=__name__, settings=settings, weights=weights)
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The statistics of one signal, shape (2 x width of the layer,), float32.
+        """Compute the statistics of one signal, shape (2 x width of the layer,), float32.
 
-        Signals beyond 30 s are encoded in equal parts; below 0.1 s they are padded with silence.
+        Signals over 30 s are encoded in equal parts; signals below 0.1 s are padded with silence.
 
         Raises:
             AudioError: The signal has another rate than the model.
@@ -126,10 +126,16 @@ class PipelineStatistics:
 
 
 def parse_name(name: str) -> PipelineStatistics:
-    """The extractor that a name asks for: ``hubert-base``, ``hubert-base@6``, ``pipeline:f.pt``.
+    """Parse a name: ``hubert-base``, ``hubert-base@6``, ``pipeline:f.pt``.
 
     Raises:
         SettingError: The pipeline is not known, or the layer is not a whole number from 1.
+
+    Example:
+        >>> parse_name("hubert-base@6").layer
+        6
+        >>> parse_name("hubert-base").layer  # 0: at two thirds of the depth
+        0
     """
     source, mark, layer = name.partition("@")
     if not source.startswith(FILE_PREFIX) and source not in PIPELINES:
@@ -141,7 +147,7 @@ def parse_name(name: str) -> PipelineStatistics:
 
 @cache
 def load_pipeline(source: str) -> PretrainedEncoder:
-    """The model of a pipeline's name or file; loaded once a process.
+    """Load the model of a pipeline's name or file; once per process.
 
     Raises:
         FeatureError: The weights cannot be downloaded, or the file is not there.
@@ -163,14 +169,14 @@ def load_pipeline(source: str) -> PretrainedEncoder:
 def save_pipeline(
     path: str | Path, *, kind: str, settings: Mapping[str, Any], model: nn.Module, rate: int
 ) -> None:
-    """Write a model that ``pipeline:path`` reads.
+    """Write a model to a file that ``pipeline:path`` reads.
 
     Args:
-        path: Where to.
+        path: The file to write.
         kind: ``wav2vec2`` (HuBERT, too) or ``wavlm``.
         settings: Arguments of ``torchaudio.models.wav2vec2_model`` or ``wavlm_model``.
-        model: What that function made of them, trained.
-        rate: Samples a second that it reads.
+        model: The model that this function built from them, trained.
+        rate: Sampling rate of its input, in Hz.
 
     Raises:
         SettingError: The kind is not known.
@@ -204,6 +210,7 @@ def _loaded(model: nn.Module, *, rate: int) -> PretrainedEncoder:
     """Freeze, hash and count the layers of a model."""
     model.eval().requires_grad_(requires_grad=False)
     digest = hashlib.sha256()
+    # Sorted: the order in which modules were registered is not part of the weights.
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}{value.dtype}".encode())
         digest.update(value.detach().contiguous().flatten().view(torch.uint8).numpy())

@@ -1,4 +1,4 @@
-"""Extractors by name.
+"""Registry of feature extractors by name.
 
 ========================= ================== ====================================================
 name                      gives              what it is
@@ -46,12 +46,17 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
 def extractor_names() -> tuple[str, ...]:
-    """All names that stand for themselves; ``pipeline:`` paths and ``+`` come on top."""
+    """All names of single extractors; ``pipeline:`` paths and names joined by ``+`` come on top.
+
+    Example:
+        >>> extractor_names()[:2]
+        ('whisper-tiny-en', 'whisper-tiny-en-frames')
+    """
     return (*_BUILT_IN, *_REGISTERED, *pretrained.PIPELINES)
 
 
 def register_extractor(name: str, factory: Callable[[], Extractor]) -> None:
-    """Register an extractor of your own, so that scenarios and models can name it.
+    """Register an extractor of your own under a name for scenarios and models.
 
     It is known in this process only: import the module that registers it wherever a model that
     reads its features is trained or used. With several ``workers`` that is every worker process,
@@ -65,10 +70,11 @@ def register_extractor(name: str, factory: Callable[[], Extractor]) -> None:
     Raises:
         SettingError: A name that is taken, or has other characters.
 
-    >>> from sottovoce.shared.features.descriptors import Descriptors
-    >>> register_extractor("my-descriptors", Descriptors)
-    >>> "my-descriptors" in extractor_names()
-    True
+    Example:
+        >>> from sottovoce.shared.features.descriptors import Descriptors
+        >>> register_extractor("my-descriptors", Descriptors)
+        >>> "my-descriptors" in extractor_names()
+        True
     """
     if not _NAME.fullmatch(name):
         raise SettingError(
@@ -82,7 +88,7 @@ def register_extractor(name: str, factory: Callable[[], Extractor]) -> None:
 
 
 def create_extractor(name: str) -> Extractor:
-    """The extractor of a name. Weights are read when it is first used, not here.
+    """Create the extractor of a name; weights are read when it is first used.
 
     Args:
         name: As in the table of this module; parts joined by ``+`` must give vectors. A path
@@ -94,8 +100,9 @@ def create_extractor(name: str) -> Extractor:
     Raises:
         SettingError: The name, or a part of it, is not known or cannot be joined.
 
-    >>> create_extractor("whisper-tiny-en+descriptors").is_framewise
-    False
+    Example:
+        >>> create_extractor("whisper-tiny-en+descriptors").is_framewise
+        False
     """
     parts = [_create_single(part) for part in name.split("+")]
     return parts[0] if len(parts) == 1 else Fusion(parts)

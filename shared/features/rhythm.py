@@ -1,4 +1,4 @@
-"""Rhythm of an utterance: syllables, pauses, and how long the voice stays on."""
+"""Rhythm of an utterance: syllables, pauses, and lengths of voiced runs."""
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ RHYTHM_NAMES = (
     "voiced_std",
     "duration",
 )
-"""What ``measure_rhythm`` returns, in order; units and definitions stand in ``descriptors``."""
+"""Names of the values of ``measure_rhythm``; ``descriptors`` gives units and definitions."""
 
 DIP_DB = 2.0
-"""A syllable's nucleus stands at least this far above the dips on both sides."""
+"""Least height of a syllable's nucleus above the dips on both sides."""
 
 PAUSE_DB = 25.0
 PAUSE_S = 0.15
@@ -26,7 +26,7 @@ _SMOOTH = 7  # frames, 70 ms: below a syllable, above a glottal cycle
 
 
 def measure_rhythm(levels: Tensor, voiced: Tensor) -> Tensor:
-    """Measure the rhythm of one utterance.
+    """Measure syllable rate, pauses and voiced runs of one utterance.
 
     Syllable nuclei after de Jong and Wempe, Praat script to detect syllable nuclei and measure
     speech rate automatically, Behavior Research Methods 41(2):385-390, 2009: peaks of the
@@ -38,6 +38,12 @@ def measure_rhythm(levels: Tensor, voiced: Tensor) -> Tensor:
 
     Returns:
         The values named in ``RHYTHM_NAMES``, shape (8,), float32; finite for any finite input.
+
+    Example:
+        >>> levels = torch.full((100,), -20.0)  # one second of even voice
+        >>> values = measure_rhythm(levels, torch.ones(100, dtype=torch.bool))
+        >>> dict(zip(RHYTHM_NAMES, values.tolist(), strict=True))["voiced_ratio"]
+        1.0
     """
     seconds = len(levels) / _RATE
     smooth = _smoothed(levels)

@@ -1,4 +1,4 @@
-"""Spectra, frame by frame: log-mel bands, cepstra, shape and flux, and where speech starts."""
+"""Spectra of frames: log-mel bands, cepstra, shape and flux; and trimming of silence."""
 
 import math
 from functools import cache
@@ -19,7 +19,7 @@ _FFT = 512
 
 
 def power_spectra(samples: Tensor, *, hop: int) -> Tensor:
-    """Power spectra of Hann windows centred ``hop`` samples apart.
+    """Compute power spectra of Hann windows centred ``hop`` samples apart.
 
     Args:
         samples: Shape (samples,), float32, at 16 kHz, any length from 1.
@@ -27,38 +27,47 @@ def power_spectra(samples: Tensor, *, hop: int) -> Tensor:
 
     Returns:
         Shape (frames, 257), float32, frames = 1 + samples // hop; bins 31.25 Hz apart.
+
+    Example:
+        >>> power_spectra(torch.zeros(16_000), hop=160).shape
+        torch.Size([101, 257])
     """
     half = _FFT // 2
     padded = F.pad(samples, (half, half))
     spectrum = torch.stft(
         padded, _FFT, hop, WINDOW, window=_hann(), center=False, return_complex=True
     )
+    # The square of the magnitude, without the square root that abs() would take.
     return torch.view_as_real(spectrum).square().sum(-1).T / WINDOW
 
 
 def log_mel_energies(spectra: Tensor, *, bands: int, low: float = 20.0) -> Tensor:
-    """Natural logarithm of the energy in triangular mel bands (Slaney's scale and areas).
+    """Compute the log energy in triangular mel bands (Slaney's scale and areas).
 
-    Energies more than 80 dB below the recording's largest are set to that, so that the level of
-    the recording only shifts all of them.
+    Energies more than 80 dB below the recording's largest are raised to that floor, so that the
+    level of the recording only shifts all of them.
 
     Args:
         spectra: From ``power_spectra``, (frames, 257).
-        bands: How many.
+        bands: Number of bands.
         low: Lower end of the lowest band in Hz; the highest ends at 8 kHz.
 
     Returns:
-        Shape (frames, bands), float32, finite for any finite input.
+        Natural logarithms, shape (frames, bands), float32, finite for any finite input.
+
+    Example:
+        >>> log_mel_energies(power_spectra(torch.ones(800), hop=160), bands=26).shape
+        torch.Size([6, 26])
     """
     energies = spectra @ _mel(bands, low)
     return energies.clamp_min(_floor(energies)).log()
 
 
 def mel_cepstra(log_bands: Tensor, *, count: int) -> Tensor:
-    """Mel-frequency cepstral coefficients 1 to ``count`` (orthonormal DCT-II).
+    """Compute mel-frequency cepstral coefficients 1 to ``count`` (orthonormal DCT-II).
 
     Davis and Mermelstein, IEEE Trans. ASSP 28(4):357-366, 1980. Coefficient 0 is left out: it is
-    the level, which stands in the descriptors under its own name.
+    the level, which is a descriptor of its own.
 
     Args:
         log_bands: From ``log_mel_energies``, (frames, bands).
@@ -66,12 +75,21 @@ def mel_cepstra(log_bands: Tensor, *, count: int) -> Tensor:
 
     Returns:
         Shape (frames, count), float32.
+
+    Example:
+        >>> bool(mel_cepstra(torch.ones(1, 26), count=13).abs().max() < 1e-5)  # a flat spectrum
+        True
     """
     return log_bands @ _dct(log_bands.shape[1])[:, 1 : count + 1]
 
 
 def regression_deltas(values: Tensor) -> Tensor:
-    """Slope over five frames, per frame (regression deltas; Furui 1986). (frames, x) -> same."""
+    """Compute slopes over five frames (regression deltas; Furui 1986); (frames, x) -> same.
+
+    Example:
+        >>> regression_deltas(torch.arange(5.0)[:, None])[2]  # one unit per frame
+        tensor([1.])
+    """
     padded = torch.cat([values[:1]] * 2 + [values] + [values[-1:]] * 2)
     count = len(values)
     near = padded[3 : 3 + count] - padded[1 : 1 + count]
@@ -80,18 +98,25 @@ def regression_deltas(values: Tensor) -> Tensor:
 
 
 def spectral_shape(spectra: Tensor) -> dict[str, Tensor]:
-    """Centroid, roll-off, flatness, tilt and balance of each spectrum.
+    """Compute centroid, roll-off, flatness, tilt and balance of each spectrum.
 
     Args:
         spectra: From ``power_spectra``, (frames, 257).
 
     Returns:
         One (frames,) tensor a descriptor, named and defined as in ``descriptors``; finite.
+
+    Example:
+        >>> shape = spectral_shape(power_spectra(torch.ones(800), hop=160))
+        >>> sorted(shape)[:3]
+        ['alpha_ratio', 'centroid', 'flatness']
     """
+    # Logarithms and ratios of a silent frame must stay finite.
     spectra = spectra + _floor(spectra)
     hertz = _hertz()
     total = spectra.sum(1)
     gathered = spectra.cumsum(1)
+    # argmax of a mask is its first True.
     rolled = (gathered >= 0.85 * total[:, None]).to(torch.float32).argmax(1)
     flatness = spectra.log().mean(1) - spectra.mean(1).log()
     decibels = 10 * spectra.log10()
@@ -107,15 +132,24 @@ def spectral_shape(spectra: Tensor) -> dict[str, Tensor]:
 
 
 def spectral_flux(log_bands: Tensor) -> Tensor:
-    """Root-mean-square change of the log bands since the frame before, (frames,); first is 0."""
+    """Root-mean-square change of the log bands since the last frame, (frames,); the first is 0.
+
+    Example:
+        >>> spectral_flux(torch.tensor([[1.0, 1.0], [4.0, 5.0], [4.0, 5.0]]))
+        tensor([0.0000, 3.5355, 0.0000])
+    """
     change = (log_bands[1:] - log_bands[:-1]).square().mean(1).sqrt()
     return torch.cat([torch.zeros(1), change])
 
 
 def frame_levels(samples: Tensor, *, hop: int) -> Tensor:
-    """Level of each 25 ms frame, (frames,), in dB re full scale, -100 or above.
+    """Compute the level of each 25 ms frame, (frames,), in dB re full scale, -100 or above.
 
     Frames are those of ``power_spectra``.
+
+    Example:
+        >>> frame_levels(torch.zeros(480), hop=160)
+        tensor([-100., -100., -100., -100.])
     """
     half = WINDOW // 2
     centred = samples - samples.mean()
@@ -124,19 +158,25 @@ def frame_levels(samples: Tensor, *, hop: int) -> Tensor:
 
 
 def trim_silence(samples: Tensor, *, margin_s: float = 0.1) -> Tensor:
-    """Cut the silence before and after the speech, and rather too little than too much.
+    """Cut leading and trailing silence, rather too little than too much.
 
-    A frame is speech when its level is in the upper three quarters of the range between the
+    A frame is speech if its level is in the upper three quarters of the range between the
     recording's background (10th percentile of levels) and its loud parts (95th), or within 25 dB
-    of these. What lies ``margin_s`` around the first and last such frame stays, and everything
-    stays where background and loud parts differ by less than 10 dB.
+    of the latter. A margin around the first and last such frame stays. Nothing is cut if
+    background and loud parts differ by less than 10 dB.
 
     Args:
         samples: Shape (samples,), float32, at 16 kHz.
-        margin_s: Seconds kept before and behind.
+        margin_s: Margin before and after the speech, in seconds.
 
     Returns:
         A view of a part of ``samples``, at least one sample.
+
+    Example:
+        >>> loud = torch.tensor([0.5, -0.5]).repeat(4_000)  # half a second
+        >>> padded = torch.cat([torch.zeros(16_000), loud, torch.zeros(16_000)])
+        >>> len(padded), len(trim_silence(padded))
+        (40000, 11920)
     """
     hop = audio.SAMPLE_RATE // 100
     found = frame_levels(samples, hop=hop)
@@ -150,7 +190,7 @@ def trim_silence(samples: Tensor, *, margin_s: float = 0.1) -> Tensor:
 
 
 def _floor(powers: Tensor) -> float:
-    """Below what a power is silence, relative to the recording's largest."""
+    """Power of silence, relative to the recording's largest."""
     return max(_MIN_POWER, _DYNAMIC_RANGE * float(powers.max()))
 
 

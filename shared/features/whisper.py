@@ -1,4 +1,4 @@
-"""Whisper tiny.en's audio encoder, cut to its useful layers, without 30 s of padding.
+"""Whisper tiny.en's audio encoder, cut to its useful layers, without padding to 30 s.
 
 Architecture and log-mel after Radford et al., Robust Speech Recognition via Large-Scale Weak
 Supervision (2022), https://arxiv.org/abs/2212.04356. The weights come with an installed package
@@ -22,7 +22,7 @@ from sottovoce.shared.features import whisper_weights
 from sottovoce.shared.features.fingerprint import compute_fingerprint
 
 LAYERS = (2, 3)
-"""Layers that are used, counted from 1; 0 would be the convolutional stem."""
+"""Layers used as features, counted from 1; 0 would be the convolutional stem."""
 
 HIDDEN_SIZE = 384
 _HEADS, _BANDS = 6, 80
@@ -32,11 +32,11 @@ _MIN_SAMPLES = 800  # samples, 50 ms: three frames, so that a standard deviation
 
 
 class WhisperEncoder:
-    """The encoder's stem and first layers.
+    """Whisper's audio encoder: the convolutional stem and the first layers.
 
     Args:
         variables: Weights by CTranslate2 name, float32.
-        depth: How many layers are run.
+        depth: Number of layers to run.
 
     Raises:
         ModelError: A weight is missing, has another shape, or is not finite.
@@ -59,16 +59,16 @@ class WhisperEncoder:
         self._hann = torch.hann_window(_WINDOW)
 
     def __call__(self, signal: Signal) -> list[Tensor]:
-        """What the stem and every layer make of a signal.
+        """Compute the outputs of the stem and of every layer.
 
-        Signals beyond 30 s are cut into windows of equal length, at most 30 s each, encoded one
-        by one and joined; signals below 50 ms are padded with silence.
+        Signals over 30 s are cut into windows of equal length, at most 30 s each, encoded one by
+        one and joined; signals below 50 ms are padded with silence.
 
         Args:
             signal: At 16 kHz.
 
         Returns:
-            The stem's and each layer's output in order, each (frames, 384), float32, at 50 Hz.
+            Output of the stem and of each layer, each (frames, 384), float32, at 50 Hz.
 
         Raises:
             AudioError: The signal has another rate.
@@ -82,11 +82,13 @@ class WhisperEncoder:
         return [torch.cat(parts) for parts in zip(*windows, strict=True)]
 
     def log_mel(self, samples: Tensor) -> Tensor:
-        """Whisper's scaled log-mel spectrogram of (samples,): (80, mel frames at 100 Hz)."""
+        """Compute Whisper's scaled log-mel spectrogram: (samples,) -> (80, frames at 100 Hz)."""
         samples = F.pad(samples, (0, max(0, _MIN_SAMPLES - len(samples))))
         spectrum = torch.stft(samples, _WINDOW, _HOP, window=self._hann, return_complex=True)
+        # The last frame is dropped, as in Whisper's own front end.
         power = torch.view_as_real(spectrum[:, :-1]).square().sum(-1)
         log = (self._filters @ power).clamp_min(1e-10).log10()
+        # Whisper's own scaling: 8 decades below the loudest, then to about [-1, 1].
         return (torch.maximum(log, log.max() - 8.0) + 4.0) / 4.0
 
     def _hidden(self, mel: Tensor) -> list[Tensor]:
@@ -129,7 +131,7 @@ class WhisperEncoder:
 
 @cache
 def load_encoder() -> WhisperEncoder:
-    """The encoder from the installed package's verified weights; loaded once a process.
+    """Load the encoder from the installed package's verified weights; once per process.
 
     Raises:
         ModelError: The weights are missing, damaged or not the ones expected.
@@ -153,11 +155,11 @@ class WhisperStatistics:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the values."""
+        """Hash of everything that decides the values."""
         return _fingerprint(self.name, {"layers": LAYERS, "statistics": ["mean", "std"]})
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The statistics of one signal at 16 kHz, shape (1536,), float32."""
+        """Compute the statistics of one signal at 16 kHz, shape (1536,), float32."""
         outputs = load_encoder()(signal)
         layers = [outputs[layer] for layer in LAYERS]
         return torch.cat([h.mean(0) for h in layers] + [h.std(0) for h in layers])
@@ -167,7 +169,7 @@ class WhisperStatistics:
 class WhisperFrames:
     """``whisper-tiny-en-frames``: layers 2 and 3 side by side, averaged to 10 frames a second.
 
-    Returns (frames, 768), float32. The last frame averages what is left of its tenth of a second.
+    Returns (frames, 768), float32. The last frame averages the rest of its tenth of a second.
     """
 
     name: str = "whisper-tiny-en-frames"
@@ -176,11 +178,11 @@ class WhisperFrames:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all that decides the values."""
+        """Hash of everything that decides the values."""
         return _fingerprint(self.name, {"layers": LAYERS, "pooled": self.pooled})
 
     def __call__(self, signal: Signal) -> Tensor:
-        """The frames of one signal at 16 kHz, shape (frames, 768), float32."""
+        """Compute the frames of one signal at 16 kHz, shape (frames, 768), float32."""
         outputs = load_encoder()(signal)
         joined = torch.cat([outputs[layer] for layer in LAYERS], dim=1)
         pooled = F.avg_pool1d(joined.T[None], self.pooled, ceil_mode=True)
@@ -198,6 +200,7 @@ def _window(frames: int) -> int:
     """Mel frames of each window: equal parts, even, none above 30 s."""
     parts = -(-frames // _MAX_MEL_FRAMES)
     length = -(-frames // parts)
+    # Even, because the stem's stride of 2 must not leave half a frame between windows.
     return length + length % 2
 
 

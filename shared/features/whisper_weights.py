@@ -1,4 +1,4 @@
-"""Weights that come with an installed package, and the reader of their format.
+"""Reader of the model weights that an installed package carries.
 
 CTranslate2's ``model.bin``, binary version 6, little-endian (format after its
 ``python/ctranslate2/specs/model_spec.py``, which writes it)::
@@ -34,10 +34,17 @@ _TYPES = {0: "<f4", 1: "<i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
 
 def load_packaged(*, package: str = PACKAGE, sha256: str = WHISPER_SHA256) -> bytes:
-    """The weights file that an installed package carries, verified before anyone reads it.
+    """Read the weights file of an installed package and verify its SHA-256.
+
+    Args:
+        package: Import name of the package.
+        sha256: Expected hash of the file, 64 hexadecimal digits.
+
+    Returns:
+        Content of the file.
 
     Raises:
-        ModelError: The package is not installed, has no such file, or holds another one.
+        ModelError: The package is not installed, or has no such file or a different one.
     """
     try:
         found = importlib.resources.files(package) / "model" / "model.bin"
@@ -56,20 +63,25 @@ def load_packaged(*, package: str = PACKAGE, sha256: str = WHISPER_SHA256) -> by
 
 
 def read_variables(content: bytes, *, prefix: str = "") -> dict[str, Tensor]:
-    """Variables of a CTranslate2 file.
+    r"""Read the variables of a CTranslate2 file.
 
     Nothing is allocated from a number in the file: every length is checked against the bytes
     that are there.
 
     Args:
         content: The whole file.
-        prefix: Only variables whose name starts so are returned; the others are checked, too.
+        prefix: Only variables whose names start with it are returned; the others are checked too.
 
     Returns:
         Variables by name, each in its stored shape; floats come as float32, integers as int64.
 
     Raises:
         ModelError: The bytes are not such a file, or are damaged.
+
+    Example:
+        >>> header = struct.pack("<I", 6) + struct.pack("<H", 1) + b"\0" + struct.pack("<I", 1)
+        >>> read_variables(header + struct.pack("<II", 0, 0))  # a file without variables
+        {}
     """
     reader = _Reader(content)
     version = reader.integer("I")
@@ -104,7 +116,6 @@ class _Reader:
     at: int = 0
 
     def take(self, count: int) -> memoryview:
-        """The next ``count`` bytes."""
         if count > len(self.content) - self.at:
             raise self.fault(f"{count} bytes wanted, {len(self.content) - self.at} left")
         view = memoryview(self.content)[self.at : self.at + count]
@@ -112,11 +123,9 @@ class _Reader:
         return view
 
     def integer(self, kind: str) -> int:
-        """The next unsigned integer: B, H or I."""
         return int(struct.unpack("<" + kind, self.take(struct.calcsize(kind)))[0])
 
     def text(self) -> str:
-        """The next string."""
         raw = bytes(self.take(self.integer("H")))
         if not raw.endswith(b"\0"):
             raise self.fault("a string does not end in 0")
@@ -146,6 +155,7 @@ def _variable(reader: _Reader) -> tuple[str, "np.ndarray[tuple[int, ...], np.dty
     size = reader.integer("I")
     if math.prod(shape) * kind.itemsize != size:
         raise reader.fault(f"variable {name} of shape {shape} cannot have {size} bytes")
+    # Sizes come out of an untrusted file: take() checks them before anything is allocated.
     data = reader.take(size)
     if len(shape) > 8:
         raise reader.fault(f"variable {name} has {len(shape)} axes, at most 8 are read")
@@ -155,4 +165,5 @@ def _variable(reader: _Reader) -> tuple[str, "np.ndarray[tuple[int, ...], np.dty
 def _tensor(values: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Tensor:
     """A copy as float32 or int64."""
     kind = np.float32 if values.dtype.kind == "f" else np.int64
+    # A copy: the array is a view of read-only bytes.
     return torch.from_numpy(np.array(values, dtype=kind))
