@@ -1,4 +1,4 @@
-"""Is a recording fit to be listened to? Measured before anything is computed from it."""
+"""Quality measures of a recording, taken before any features are computed."""
 
 import enum
 import math
@@ -22,7 +22,7 @@ _FRAME_S = 0.020
 
 
 class QualityFlag(enum.Flag):
-    """What is wrong with a recording; any of them may stand together."""
+    """Quality problems of a recording; any combination of them is possible."""
 
     SILENT = enum.auto()
     TOO_SHORT = enum.auto()
@@ -36,11 +36,11 @@ UNUSABLE = QualityFlag.SILENT | QualityFlag.TOO_SHORT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QualityReport:
-    """What the gate measured, and its verdict.
+    """Quality measures of a recording, and the problems found.
 
     Attributes:
-        flags: What is wrong; none of them where nothing is.
-        duration_s: Length.
+        flags: Problems of the recording; empty if there are none.
+        duration_s: Duration in seconds.
         level_dbfs: Root mean square without the constant part, in dB re full scale, -120 or above.
         peak: Largest absolute sample, full scale is 1.
         clipped_fraction: Fraction of samples at full scale (``FULL_SCALE`` and above).
@@ -57,7 +57,12 @@ class QualityReport:
 
     @property
     def is_usable(self) -> bool:
-        """Whether there is something to listen to; where not, fall back and never guess."""
+        """Whether the recording can be used; if not, fall back and never guess.
+
+        Example:
+            >>> measure_quality(Signal(torch.zeros(1, 16_000), 16_000)).is_usable
+            False
+        """
         return not self.flags & UNUSABLE
 
     @property
@@ -69,7 +74,12 @@ class QualityReport:
 
     @property
     def flag_summary(self) -> str:
-        """The flags in words with their figures and limits, ready for a report; "" if none."""
+        """The flags in words, with figures and limits, for a message; empty if there are none.
+
+        Example:
+            >>> measure_quality(Signal(torch.zeros(1, 16_000), 16_000)).flag_summary
+            'silent (-120 dBFS, no frame above -70)'
+        """
         words = {
             QualityFlag.SILENT: (
                 f"silent ({self.level_dbfs:.0f} dBFS, no frame above {SILENT_DBFS:g})"
@@ -84,18 +94,24 @@ class QualityReport:
         return ", ".join(text for flag, text in words.items() if flag in self.flags)
 
     def to_json(self) -> dict[str, float]:
-        """Fields as numbers, for JSON."""
+        """Convert the fields to numbers, for JSON.
+
+        Example:
+            >>> report = measure_quality(Signal(torch.zeros(1, 16_000), 16_000))
+            >>> QualityReport.from_json(report.to_json()) == report
+            True
+        """
         return asdict(self) | {"flags": self.flags.value}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, float]) -> "QualityReport":
-        """The reverse of ``to_json``."""
+        """Rebuild a report from the fields that ``to_json`` returned."""
         flags = QualityFlag(int(fields["flags"]))
         return cls(**{**{name: float(v) for name, v in fields.items()}, "flags": flags})  # type: ignore[arg-type]
 
 
 def measure_quality(signal: Signal) -> QualityReport:
-    """Measure a signal and say whether it can be used.
+    """Measure the quality of a signal and flag its problems.
 
     Limits: silent below -70 dBFS in its loudest 20 ms; too short below 0.25 s; clipped with more
     than 0.1 % of samples at full scale; noisy below an estimated 10 dB; quiet below -55 dBFS.
@@ -106,8 +122,14 @@ def measure_quality(signal: Signal) -> QualityReport:
         signal: Any signal, any rate.
 
     Returns:
-        The figures and flags; all figures finite.
+        The measures, all finite, and the flags.
+
+    Example:
+        >>> tone = torch.sin(torch.arange(16_000) / 5)[None] / 2
+        >>> round(measure_quality(Signal(tone, 16_000)).level_dbfs, 1)
+        -9.0
     """
+    # A constant offset of cheap microphones is inaudible and must not count as level.
     samples = signal.samples[0].double()
     levels = _frame_levels(samples - samples.mean(), max(1, round(_FRAME_S * signal.rate)))
     peak = float(samples.abs().amax())
@@ -123,7 +145,7 @@ def measure_quality(signal: Signal) -> QualityReport:
 
 
 def require_usable(signal: Signal) -> QualityReport:
-    """Pass the gate or be refused.
+    """Measure a signal and refuse it if it is unusable.
 
     Raises:
         AudioError: The signal is silent or too short; the message says which, with the figures.
@@ -150,6 +172,7 @@ def _flagged(measured: QualityReport, *, loudest: float) -> QualityReport:
         QualityFlag.SILENT: silent,
         QualityFlag.TOO_SHORT: measured.duration_s < MIN_DURATION_S,
         QualityFlag.CLIPPED: measured.clipped_fraction > CLIPPED_FRACTION,
+        # Silence has no signal whose noise or level could be judged.
         QualityFlag.NOISY: not silent and measured.snr_db < NOISY_DB,
         QualityFlag.QUIET: not silent and measured.level_dbfs < QUIET_DBFS,
     }
@@ -164,6 +187,7 @@ def _frame_levels(samples: Tensor, length: int) -> Tensor:
     """Level of each half-overlapping frame in dBFS, shape (frames,)."""
     short = max(0, length - len(samples))
     frames = torch.nn.functional.pad(samples, (0, short)).unfold(0, length, max(1, length // 2))
+    # The least power gives digital silence a finite level of -120 dBFS.
     return 10 * torch.log10(frames.square().mean(1) + 1e-12)
 
 

@@ -1,4 +1,4 @@
-"""Signals, and how recordings on disk become signals."""
+"""Signals: audio with its sampling rate, decoding of files, and resampling."""
 
 import hashlib
 import math
@@ -14,10 +14,10 @@ from torch import Tensor
 from sottovoce.shared.errors import AudioError, RecordingFault
 
 SAMPLE_RATE = 16_000
-"""Samples a second that every built-in extractor reads."""
+"""Sampling rate of every built-in extractor, in Hz."""
 
 MAX_AMPLITUDE = 100.0
-"""Largest sample that is taken for audio; full scale is 1. Integers stored as floats lie above."""
+"""Largest sample accepted as audio; full scale is 1. Integers stored as floats lie above."""
 
 _BLOCK = 1 << 18
 _LARGEST_KERNEL = 1 << 24
@@ -25,7 +25,7 @@ _LARGEST_KERNEL = 1 << 24
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Signal:
-    """Mono audio that travels with its rate.
+    """Mono audio with its sampling rate.
 
     Attributes:
         samples: Shape (1, samples), float32, full scale is 1; finite, at least one sample.
@@ -45,22 +45,27 @@ class Signal:
 
     @property
     def duration_s(self) -> float:
-        """Length in seconds."""
+        """Duration of the signal in seconds.
+
+        Example:
+            >>> Signal(torch.zeros(1, 8_000), 16_000).duration_s
+            0.5
+        """
         return self.samples.shape[1] / self.rate
 
 
 def load_signal(
     path: str | Path, *, rate: int = SAMPLE_RATE, max_duration_s: float = 3_600.0
 ) -> Signal:
-    """Read a recording as mono audio at one rate.
+    """Read a recording as mono audio at a common rate.
 
     Reads whatever libsndfile reads: WAV, FLAC, OGG Vorbis and Opus, MP3, AIFF, ... Channels are
     averaged. Nothing is trimmed, scaled or dithered.
 
     Args:
         path: The file.
-        rate: Samples a second of what comes back; the file's own rate may be any other.
-        max_duration_s: Most seconds that are read; a longer recording is refused.
+        rate: Sampling rate of the result in Hz; the file may have any other.
+        max_duration_s: Longest recording that is read, in seconds; longer ones are refused.
 
     Returns:
         The signal, samples of shape (1, samples), float32.
@@ -87,7 +92,7 @@ def load_signal(
 
 
 def resample(signal: Signal, rate: int) -> Signal:
-    """The same sound at another rate.
+    """Convert a signal to another sampling rate.
 
     A Kaiser-windowed sinc of 64 zero crossings (the "kaiser best" of resampy, after J. O. Smith,
     Digital Audio Resampling, 2002). Rates without a usable common divisor would need a kernel of
@@ -103,6 +108,10 @@ def resample(signal: Signal, rate: int) -> Signal:
 
     Raises:
         AudioError: The rate is not above 0.
+
+    Example:
+        >>> resample(Signal(torch.zeros(1, 44_100), 44_100), 16_000).samples.shape
+        torch.Size([1, 16000])
     """
     if not rate > 0:
         raise AudioError(f"the rate asked for is {rate} Hz; it must be above 0")
@@ -115,6 +124,7 @@ def resample(signal: Signal, rate: int) -> Signal:
         signal.samples,
         signal.rate,
         rate,
+        # The parameters of resampy's "kaiser_best" filter.
         lowpass_filter_width=64,
         rolloff=0.9475937167399596,
         resampling_method="sinc_interp_kaiser",
@@ -124,7 +134,7 @@ def resample(signal: Signal, rate: int) -> Signal:
 
 
 def require_sample_rate(signal: Signal, rate: int, *, reader: str) -> None:
-    """Raise ``AudioError`` unless the signal has the rate that its reader needs.
+    """Raise ``AudioError`` unless the signal has the sampling rate that its reader needs.
 
     Raises:
         AudioError: It has another; the message names both rates and the way out.
@@ -137,7 +147,7 @@ def require_sample_rate(signal: Signal, rate: int, *, reader: str) -> None:
 
 
 def hash_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, 64 hexadecimal digits.
+    """Hash a file's bytes with SHA-256: 64 hexadecimal digits.
 
     Raises:
         AudioError: The file cannot be read.
@@ -156,6 +166,7 @@ def _mono(file: soundfile.SoundFile, path: Path, *, longest: int) -> Tensor:
     """Channels averaged block by block, so that a header that lies cannot fill the memory."""
     blocks: list[np.ndarray] = []
     read = 0
+    # Lengths in headers can lie; only what was read counts.
     while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
         read += len(block)
         if read > longest:
