@@ -1,17 +1,17 @@
-"""Sealed blobs, and the keys, signatures and key streams of secure aggregation.
+"""Authenticated encryption of blobs; keys, signatures and key streams of secure aggregation.
 
-Blobs are what others may hold, but neither read, alter nor swap. A sealed blob is laid out as::
+Others may store a sealed blob, but cannot read, alter or exchange it. Its layout is::
 
     version (1 byte) | nonce (12) | ChaCha20-Poly1305 of: length (4) | plaintext | zeros | tag (16)
 
-Its whole length is a power of two, from 512 bytes up, so it tells the order of magnitude of what
-is inside and nothing finer. Things whose size itself tells something ask for a common ``min_size``.
+Its length is a power of two, from 512 bytes up, so it reveals the order of magnitude of the
+plaintext's length and nothing more. Plaintexts whose length is sensitive use a common ``min_size``.
 
 Users sign under an identity key (Ed25519, RFC 8032) and agree on secrets by X25519 (RFC 7748) and
 HKDF-SHA256 (RFC 5869); a secret becomes a stream of masks by ChaCha20.
 
 ChaCha20-Poly1305 (RFC 8439) runs in constant time on devices without AES instructions. Nonces are
-random: one key may seal up to 2^32 blobs before two nonces meet with a chance above 2^-32.
+random: with up to 2^32 blobs under one key, two nonces collide with a probability below 2^-32.
 """
 
 import os
@@ -47,19 +47,37 @@ _MIN_PASSPHRASE_LENGTH: Final = 8
 
 
 def new_key() -> bytes:
-    """A fresh key of 32 bytes from the operating system."""
+    """Draw a fresh key of 32 bytes from the operating system.
+
+    Example:
+        >>> len(new_key()), new_key() == new_key()
+        (32, False)
+    """
     return os.urandom(KEY_BYTES)
 
 
 def new_salt() -> bytes:
-    """A fresh salt of 16 bytes from the operating system."""
+    """Draw a fresh salt of 16 bytes from the operating system.
+
+    Example:
+        >>> len(new_salt())
+        16
+    """
     return os.urandom(SALT_BYTES)
 
 
 def encode_context(*parts: str | int) -> bytes:
-    """Associated data out of several parts, each behind its length, so that none can slide.
+    """Encode associated data from several parts, unambiguously: each part after its length.
 
-    ``encode_context("ab", "c")`` and ``encode_context("a", "bc")`` differ.
+    Args:
+        parts: Texts or numbers that say what the data belongs to.
+
+    Returns:
+        The encoded parts; different parts give different bytes.
+
+    Example:
+        >>> encode_context("ab", "c") == encode_context("a", "bc")
+        False
     """
     encoded = [str(part).encode() for part in parts]
     return b"".join(len(part).to_bytes(4, "big") + part for part in encoded)
@@ -68,15 +86,15 @@ def encode_context(*parts: str | int) -> bytes:
 def seal(
     key: bytes, plaintext: bytes, *, context: bytes, min_size: int = MIN_SEALED_BYTES
 ) -> bytes:
-    """Seal bytes for one purpose.
+    """Encrypt and authenticate bytes for one purpose.
 
     Args:
         key: 32 bytes.
-        plaintext: What to hide.
-        context: What the blob belongs to (owner, name, version: see :func:`encode_context`). It is
-            bound, not stored: opening needs the same bytes.
-        min_size: Least length of the blob, a power of two. Give one value to all things that shall
-            not be told apart.
+        plaintext: Bytes to encrypt.
+        context: Associated data: what the blob belongs to (owner, name, version: see
+            :func:`encode_context`). It is authenticated, not stored: opening needs the same bytes.
+        min_size: Least length of the blob, a power of two. Use the same value for all blobs that
+            must be indistinguishable.
 
     Returns:
         The blob; its length is a power of two, at least ``min_size``.
@@ -89,8 +107,8 @@ def seal(
         - Without the key, nothing but the length class can be learned from the blob.
         - :func:`open_sealed` refuses it under another key or context, or with any bit changed.
         - Sealing the same plaintext twice gives two unrelated blobs.
-        - Not promised: that a blob opens under one key only when an attacker who knows two keys
-          made it (the cipher does not commit to its key), and that a blob is the newest one.
+        - Not guaranteed: key commitment (an attacker who knows two keys can make a blob that opens
+          under both), and freshness (an older blob of the same context opens too).
 
     Example:
         >>> key = new_key()
@@ -102,12 +120,13 @@ def seal(
     length = _sealed_length(len(plaintext), min_size)
     padding = bytes(length - _OVERHEAD - len(plaintext))
     nonce = os.urandom(_NONCE)
+    # The length is inside: outside it would reveal what the padding hides.
     padded = len(plaintext).to_bytes(_LENGTH, "big") + plaintext + padding
     return _VERSION + nonce + cipher.encrypt(nonce, padded, _VERSION + context)
 
 
 def open_sealed(key: bytes, blob: bytes, *, context: bytes) -> bytes:
-    """Open what :func:`seal` made.
+    """Decrypt and verify a blob that :func:`seal` made.
 
     Args:
         key: The key it was sealed with, 32 bytes.
@@ -118,9 +137,15 @@ def open_sealed(key: bytes, blob: bytes, *, context: bytes) -> bytes:
         The plaintext.
 
     Raises:
-        PrivacyError: The blob is no sealed blob, was altered or cut, or belongs to another key
+        PrivacyError: The blob is not a sealed blob, was altered or cut, or belongs to another key
             or context.
         SettingError: A key of another length.
+
+    Example:
+        >>> key = new_key()
+        >>> blob = seal(key, b"mine", context=encode_context("user 7"))
+        >>> open_sealed(key, blob, context=encode_context("user 7"))
+        b'mine'
     """
     cipher = _cipher(key)
     if not looks_sealed(blob):
@@ -140,19 +165,24 @@ def open_sealed(key: bytes, blob: bytes, *, context: bytes) -> bytes:
 
 
 def looks_sealed(blob: bytes) -> bool:
-    """Whether bytes have a sealed blob's version and length; all that can be said without a key."""
+    """Whether bytes have the version and length of a sealed blob; the key is not needed.
+
+    Example:
+        >>> looks_sealed(seal(new_key(), b"mine", context=b"")), looks_sealed(b"mine")
+        (True, False)
+    """
     length = len(blob)
     in_class = MIN_SEALED_BYTES <= length <= MAX_SEALED_BYTES and length.bit_count() == 1
     return in_class and blob[:1] == _VERSION
 
 
 def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = SCRYPT_LOG2_COST) -> bytes:
-    """A key from a passphrase, by scrypt (RFC 7914) with N = 2^log2_cost, r = 8, p = 1.
+    """Derive a key from a passphrase, by scrypt (RFC 7914) with N = 2^log2_cost, r = 8, p = 1.
 
     Args:
         passphrase: At least 8 characters (NIST SP 800-63B); normalised to NFKC, so that it does
             not depend on the keyboard.
-        salt: 16 random bytes, kept beside what the key seals.
+        salt: 16 random bytes, stored beside the data that the key seals.
         log2_cost: From 14 to 20; each step doubles time and memory.
 
     Returns:
@@ -160,7 +190,12 @@ def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = SCRYPT_LOG2_COS
 
     Raises:
         SettingError: A short passphrase, a salt of another length, or a cost out of range.
+
+    Example:
+        >>> len(derive_key("correct horse", new_salt(), log2_cost=14))
+        32
     """
+    # Keyboards type the same character as different code points.
     text = unicodedata.normalize("NFKC", passphrase)
     if len(text) < _MIN_PASSPHRASE_LENGTH:
         raise SettingError(
@@ -180,10 +215,10 @@ def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = SCRYPT_LOG2_COS
 def wrap_key(
     key: bytes, passphrase: str, *, context: bytes, log2_cost: int = SCRYPT_LOG2_COST
 ) -> bytes:
-    """Seal a key under a passphrase: cost (1 byte) | salt (16) | sealed blob (512).
+    """Encrypt a key under a passphrase: cost (1 byte) | salt (16) | sealed blob (512).
 
-    Whoever holds the wrapped key can try passphrases, half a second and 128 MiB each: it is as
-    strong as the passphrase.
+    An attacker with the wrapped key can try passphrases, at half a second and 128 MiB each: it is
+    only as strong as the passphrase.
 
     Raises:
         SettingError: As in :func:`derive_key`, or a key of another length.
@@ -191,12 +226,13 @@ def wrap_key(
     if len(key) != KEY_BYTES:
         raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}")
     header = bytes([log2_cost]) + new_salt()
+    # The header is bound as context below, so that a lowered cost does not go unnoticed.
     outer = derive_key(passphrase, header[1:], log2_cost=log2_cost)
     return header + seal(outer, key, context=header + context)
 
 
 def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
-    """The key inside what :func:`wrap_key` made.
+    """Decrypt a key that :func:`wrap_key` encrypted.
 
     Raises:
         PrivacyError: A wrong passphrase, another context, or a damaged wrapping.
@@ -219,10 +255,16 @@ def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
 
 
 def identity_public_key(private: bytes) -> bytes:
-    """The public half of an identity key (Ed25519), 32 bytes; any 32 random bytes are private.
+    """Compute the public half of an identity key (Ed25519), 32 bytes.
+
+    Any 32 random bytes are a private key.
 
     Raises:
         SettingError: A key of another length.
+
+    Example:
+        >>> len(identity_public_key(new_key()))
+        32
     """
     return (
         Ed25519PrivateKey.from_private_bytes(_validated_key(private))
@@ -232,31 +274,47 @@ def identity_public_key(private: bytes) -> bytes:
 
 
 def sign_message(private: bytes, message: bytes) -> bytes:
-    """A signature under an identity key (Ed25519), 64 bytes; the same each time.
+    """Sign a message with an identity key (Ed25519): 64 bytes, deterministic.
 
-    Say what the message is for inside of it (see :func:`encode_context`), so that a signature made
-    for one purpose is none for another.
+    The message must state its purpose (see :func:`encode_context`), so that a signature made for
+    one purpose is invalid for any other.
 
     Raises:
         SettingError: A key of another length.
+
+    Example:
+        >>> private = new_key()
+        >>> signature = sign_message(private, b"round 3")
+        >>> public = identity_public_key(private)
+        >>> verify_signature(public, signature, b"round 3")
+        True
+        >>> verify_signature(public, signature, b"round 4")
+        False
     """
     return Ed25519PrivateKey.from_private_bytes(_validated_key(private)).sign(message)
 
 
 def verify_signature(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether a signature is the identity's own over exactly this message; rubbish is none."""
+    """Whether a signature is valid for exactly this message; a malformed one is not."""
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
+    # ValueError: a public key of another length, which a server may have sent.
     except (InvalidSignature, ValueError):
         return False
     return True
 
 
 def agreement_public_key(private: bytes) -> bytes:
-    """The public half of an agreement key (X25519), 32 bytes; any 32 random bytes are private.
+    """Compute the public half of an agreement key (X25519), 32 bytes.
+
+    Any 32 random bytes are a private key.
 
     Raises:
         SettingError: A key of another length.
+
+    Example:
+        >>> len(agreement_public_key(new_key()))
+        32
     """
     return (
         X25519PrivateKey.from_private_bytes(_validated_key(private)).public_key().public_bytes_raw()
@@ -264,25 +322,32 @@ def agreement_public_key(private: bytes) -> bytes:
 
 
 def derive_shared_secret(private: bytes, public: bytes, *, context: bytes) -> bytes:
-    """A secret of two parties: X25519, then HKDF-SHA256 over ``context``.
+    """Derive a secret of two parties: X25519, then HKDF-SHA256 over ``context``.
 
     Args:
         private: One party's private key, 32 bytes.
-        public: The other party's public key, 32 bytes. Whose it is must be known by other means,
+        public: The other party's public key, 32 bytes. It must be authenticated by other means,
             such as a signature.
-        context: What the secret is for.
+        context: The purpose of the secret.
 
     Returns:
         32 bytes, the same for both parties, unrelated for every other context.
 
     Raises:
         PrivacyError: A public key that would make the secret known to everybody (RFC 7748,
-            section 6.1), or that is none.
+            section 6.1), or that is not a key.
         SettingError: A private key of another length.
 
     Guarantees:
         - Whoever has neither private key learns nothing of the secret (as long as X25519 and
           SHA-256 hold).
+
+    Example:
+        >>> ada, bob = new_key(), new_key()
+        >>> one = derive_shared_secret(ada, agreement_public_key(bob), context=b"masks")
+        >>> other = derive_shared_secret(bob, agreement_public_key(ada), context=b"masks")
+        >>> one == other
+        True
     """
     own = X25519PrivateKey.from_private_bytes(_validated_key(private))
     try:
@@ -296,12 +361,17 @@ def derive_shared_secret(private: bytes, public: bytes, *, context: bytes) -> by
 
 
 def is_valid_agreement_key(public: bytes) -> bool:
-    """Whether an agreement key (X25519) makes a secret with every other one.
+    """Whether an agreement key (X25519) gives a secret with every private key.
 
     See :func:`derive_shared_secret`.
+
+    Example:
+        >>> public = agreement_public_key(new_key())
+        >>> is_valid_agreement_key(public), is_valid_agreement_key(bytes(32))
+        (True, False)
     """
     try:
-        # A key of low order comes to nothing with whatever private key, this one included.
+        # A key of low order gives all zeros with any private key, this one included.
         X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)).exchange(
             X25519PublicKey.from_public_bytes(public)
         )
@@ -311,11 +381,11 @@ def is_valid_agreement_key(public: bytes) -> bool:
 
 
 def expand_keystream(key: bytes, length: int) -> bytes:
-    """Pseudorandom bytes from a key that is used for nothing else (ChaCha20 from block 0).
+    """Expand a single-purpose key to pseudorandom bytes (ChaCha20 from block 0).
 
     Args:
-        key: 32 secret bytes, full of entropy.
-        length: How many bytes, from 0 to 2^32.
+        key: 32 uniformly random secret bytes.
+        length: Number of bytes, from 0 to 2^32.
 
     Returns:
         The bytes; a longer stream begins with the shorter one.
@@ -324,24 +394,27 @@ def expand_keystream(key: bytes, length: int) -> bytes:
         SettingError: A key or a stream of another length.
 
     Guarantees:
-        - Without the key the bytes cannot be told from random ones. The same key always gives the
-          same bytes: one key, one purpose.
+        - Without the key the bytes are indistinguishable from random ones. The same key always
+          gives the same bytes, so use a key for one purpose only.
+
+    Example:
+        >>> expand_keystream(bytes(32), 4).hex()  # RFC 8439, A.1, test vector 1
+        '76b8e0ad'
     """
     if not 0 <= length <= 1 << 32:
         raise SettingError(f"length is {length}; it must be from 0 to {1 << 32} bytes")
+    # A nonce of zeros is safe only because each key makes a single stream.
     cipher = Cipher(algorithms.ChaCha20(_validated_key(key), bytes(16)), mode=None)
     return cipher.encryptor().update(bytes(length))
 
 
 def _validated_key(key: bytes) -> bytes:
-    """A key of the right length."""
     if len(key) != KEY_BYTES:
         raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}: see new_key()")
     return key
 
 
 def _cipher(key: bytes) -> ChaCha20Poly1305:
-    """The cipher under a key of the right length."""
     return ChaCha20Poly1305(_validated_key(key))
 
 
@@ -364,6 +437,7 @@ def _sealed_length(plain: int, min_size: int) -> int:
 def _remove_padding(padded: bytes) -> bytes:
     """The plaintext without its length and zeros."""
     length = int.from_bytes(padded[:_LENGTH], "big")
+    # Authenticated, so only a faulty sender can get here; a slice would hide the fault.
     if length > len(padded) - _LENGTH:
         raise PrivacyError(f"a sealed blob claims {length} bytes and holds {len(padded)}")
     return padded[_LENGTH : _LENGTH + length]

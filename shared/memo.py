@@ -1,7 +1,7 @@
-"""A cache of one value: the last one that was computed, with the key it was computed from.
+"""Cache of a single value: the last one that was computed, with its key.
 
-In a simulation one process answers for many devices, and all of them are asked the same; a real
-device is asked once a process, and keeps one value for nothing.
+In a simulation one process runs many devices, which all compute the same value; on a real device
+the cache holds one value and does no harm.
 """
 
 from collections.abc import Callable
@@ -13,7 +13,7 @@ _T = TypeVar("_T")
 
 
 class LastValueCache(Generic[_T]):
-    """The last value, and the key that it was computed from.
+    """The last computed value, and the key from which it was computed.
 
     Example:
         >>> cache = LastValueCache[int]()
@@ -27,12 +27,15 @@ class LastValueCache(Generic[_T]):
         self._cached: tuple[tuple[object, ...], _T] | None = None
 
     def get(self, key: tuple[object, ...], make: Callable[[], _T]) -> _T:
-        """The value that was made from ``key``, or a new one, which is cached instead.
+        """Return the value of ``key``, computed now unless the last one had the same key.
 
         Args:
-            key: All that the value depends on. Tensors are the same if they are one object, which
-                nobody may have written into; anything else is the same if it is equal.
-            make: Makes it; nobody may write into what it returns.
+            key: Everything on which the value depends. Tensors are compared by identity and must
+                not have been modified in place; anything else is compared by equality.
+            make: Computes the value, which must not be modified in place.
+
+        Returns:
+            The cached or new value.
         """
         cached = self._cached
         if cached is None or not _same_key(cached[0], key):
@@ -44,6 +47,7 @@ class LastValueCache(Generic[_T]):
 def _same_key(some: tuple[object, ...], others: tuple[object, ...]) -> bool:
     """Whether two keys are the same."""
     return len(some) == len(others) and all(
+        # Comparing tensors by value would cost as much as what the cache saves.
         one is other or not (isinstance(one, Tensor) or one != other)
         for one, other in zip(some, others, strict=True)
     )
