@@ -7,6 +7,7 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from sottovoce.client.device.demo_device import open_demo_device
 from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.vault import open_from_environment
 from sottovoce.client.federation import enrolment, final_model, statistics_round, training_round
@@ -147,7 +148,7 @@ def _device_of(context: Context) -> Device:
 
 
 def _open_device(context: Context) -> Device:
-    """Open the device that its owner names, or a simulated population's, by partition number.
+    """Open the device that its owner names, or a simulated one, by partition number.
 
     Raises:
         SettingError: The node names neither.
@@ -158,6 +159,9 @@ def _open_device(context: Context) -> Device:
         return Device.open(folder, vault=open_from_environment(folder / "vault"))
     population = str(context.run_config.get("devices", ""))
     index = context.node_config.get("partition-id")
+    # Without a job, the server runs the demo; a node of a simulation then makes its own device.
+    if index is not None and not population and not context.run_config.get("job"):
+        return open_demo_device(context.run_id, int(index))
     if not population or index is None:
         raise SettingError(
             "this node has no device; start it with --node-config 'device=\"FOLDER\"'"

@@ -10,7 +10,7 @@ from sottovoce.server.federation.coordinator import TrainingCoordinator
 from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.sampled_coordinator import SampledTrainingCoordinator
 from sottovoce.server.federation.training_job import Job
-from sottovoce.shared.errors import SettingError
+from sottovoce.server.planning.demo_job import prepare_demo_job
 from sottovoce.shared.protocol.events import Event, EventListener, RoundEnded
 
 LOG = logging.getLogger("sottovoce.server")
@@ -50,17 +50,15 @@ class LoggedEvents:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the training job that the run's configuration names.
-
-    Raises:
-        SettingError: The configuration names no job.
-    """
-    folder = str(context.run_config.get("job", ""))
-    if not folder:
-        raise SettingError("the run's configuration lacks job=FOLDER, the folder of a prepared job")
+    """Run the training job that the run's configuration names, else a small demo."""
+    name = str(context.run_config.get("job", ""))
+    if not name:
+        LOG.warning("the run names no job=FOLDER: this is a demo on made-up features, not speech")
+    folder = Path(name) if name else prepare_demo_job(context.run_id)
     listener = context.listener if isinstance(context, ListenedContext) else LoggedEvents()
-    coordinator = open_job(Path(folder), grid, listener)
+    coordinator = open_job(folder, grid, listener)
     coordinator.run()
+    LOG.info("the model and its checkpoints are in %s", folder)
 
 
 def open_job(

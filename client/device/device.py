@@ -62,6 +62,12 @@ class Device:
 
     Attributes:
         training_cache: The training examples as the newest round read them, for the next one.
+
+    >>> profile = DeviceProfile(user="ada", budgets=(), labels=("angry", "sad"), contributes=False)
+    >>> recordings = LabelledFeatures.without_recordings(width=1536)
+    >>> device = Device.create("my-device", profile, recordings)
+    >>> Device.open("my-device").ledger.releases
+    ()
     """
 
     def __init__(
@@ -75,7 +81,7 @@ class Device:
 
     @classmethod
     def open(
-        cls, folder: Path, *, read_only: bool = False, vault: FileVault | None = None
+        cls, folder: str | Path, *, read_only: bool = False, vault: FileVault | None = None
     ) -> "Device":
         """Open the device of a folder.
 
@@ -89,6 +95,7 @@ class Device:
             PrivacyError: A damaged one.
             LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
         """
+        folder = Path(folder)
         profile = _read_profile(folder / _PROFILE)
         opened = vault or FileVault.open(folder / "vault")
         ledger = Ledger(
@@ -113,7 +120,7 @@ class Device:
     @classmethod
     def create(
         cls,
-        folder: Path,
+        folder: str | Path,
         profile: DeviceProfile,
         features: LabelledFeatures,
         *,
@@ -134,6 +141,7 @@ class Device:
             PrivacyError: There is one already, or the disk refuses.
             SettingError: A short passphrase.
         """
+        folder = Path(folder)
         vault = FileVault.create(
             folder / "vault", user=profile.user, key=key, passphrase=passphrase
         )

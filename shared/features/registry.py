@@ -30,6 +30,7 @@ __all__ = [
     "Extractor",
     "create_extractor",
     "extractor_names",
+    "is_registered",
     "register_extractor",
 ]
 
@@ -58,9 +59,8 @@ def extractor_names() -> tuple[str, ...]:
 def register_extractor(name: str, factory: Callable[[], Extractor]) -> None:
     """Register an extractor of your own under a name for scenarios and models.
 
-    It is known in this process only: import the module that registers it wherever a model that
-    reads its features is trained or used. With several ``workers`` that is every worker process,
-    so train with one.
+    It is known in this process only, so its features are computed here and not by worker
+    processes. Register it again wherever a model that reads its features is used.
 
     Args:
         name: Lower-case letters, digits, ``.``, ``_`` and ``-``.
@@ -85,6 +85,15 @@ def register_extractor(name: str, factory: Callable[[], Extractor]) -> None:
     if name in extractor_names() and _REGISTERED.get(name) is not factory:
         raise SettingError(f"there is an extractor {name!r} already; register yours as another")
     _REGISTERED[name] = factory
+
+
+def is_registered(name: str) -> bool:
+    """Whether a name, or a part of it, is one that :func:`register_extractor` made known.
+
+    >>> is_registered("descriptors")
+    False
+    """
+    return any(part in _REGISTERED for part in name.split("+"))
 
 
 def create_extractor(name: str) -> Extractor:

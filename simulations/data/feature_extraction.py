@@ -270,7 +270,8 @@ def _compute_chunks(
     chunks = [
         missing[at : at + _CHUNK_RECORDINGS] for at in range(0, len(missing), _CHUNK_RECORDINGS)
     ]
-    if workers == 0 or len(missing) <= _MAX_IN_PROCESS:
+    # A worker process would not know an extractor that this one registered.
+    if workers == 0 or len(missing) <= _MAX_IN_PROCESS or registry.is_registered(extractor):
         for chunk in chunks:
             yield _compute_here(chunk, extractor)
         return

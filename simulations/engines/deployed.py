@@ -111,8 +111,12 @@ class LoopbackDeployment:
         for process in self._processes.values():
             process.wait()
 
-    def start_superlink(self) -> int:
-        """Start the SuperLink; returns its port once it answers."""
+    def start_superlink(self, *, simulation: bool = False) -> int:
+        """Start the SuperLink; returns its port once it answers.
+
+        Args:
+            simulation: Whether it simulates its SuperNodes, on Ray.
+        """
         port = _free_port()
         self._link = f"{_HOST}:{port}"
         self._start(
@@ -120,6 +124,7 @@ class LoopbackDeployment:
             "flower-superlink",
             *("--insecure", "--host", _HOST, "--port", str(port)),
             "--disable-runtime-dependency-installation",
+            *(("--simulation",) if simulation else ()),
         )
         operator = self._home / "operator"
         operator.mkdir(parents=True, exist_ok=True)
