@@ -11,6 +11,7 @@ from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.sampled_coordinator import SampledTrainingCoordinator
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning.demo_job import prepare_demo_job
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.protocol.events import Event, EventListener, RoundEnded
 
 LOG = logging.getLogger("sottovoce.server")
@@ -50,9 +51,17 @@ class LoggedEvents:
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the training job that the run's configuration names, else a small demo."""
+    """Run the training job that the run's configuration names; without any, a small demo.
+
+    Raises:
+        SettingError: The configuration names devices and no job.
+    """
     name = str(context.run_config.get("job", ""))
     if not name:
+        if context.run_config.get("devices"):
+            raise SettingError(
+                "the run's configuration lacks job=FOLDER, the folder of a prepared job"
+            )
         LOG.warning("the run names no job=FOLDER: this is a demo on made-up features, not speech")
     folder = Path(name) if name else prepare_demo_job(context.run_id)
     listener = context.listener if isinstance(context, ListenedContext) else LoggedEvents()

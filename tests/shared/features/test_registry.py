@@ -8,6 +8,8 @@ import torch
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features import registry
+from sottovoce.shared.features.descriptors import Descriptors
+from sottovoce.shared.features.log_mel import LogMel
 
 SIGNAL = Signal(0.1 * torch.randn(1, 16_000, generator=torch.Generator().manual_seed(0)), 16_000)
 
@@ -64,3 +66,20 @@ def test_unknown_names_list_the_known(name: str) -> None:
 def test_frames_cannot_be_joined() -> None:
     with pytest.raises(SettingError, match="log-mel is not that"):
         registry.create_extractor("descriptors+log-mel")
+
+
+def test_an_extractor_of_ones_own_is_known_by_name() -> None:
+    name = "test-registry-own"
+    registry.register_extractor(name, Descriptors)
+    registry.register_extractor(name, Descriptors)  # imported twice
+
+    assert name in registry.extractor_names()
+    assert isinstance(registry.create_extractor(name), Descriptors)
+    assert registry.is_registered(f"descriptors+{name}")
+    with pytest.raises(SettingError, match="already"):
+        registry.register_extractor(name, LogMel)
+    with pytest.raises(SettingError, match="already"):
+        registry.register_extractor("descriptors", LogMel)
+    for other in ("", "a+b", "a@b", "pipeline:x", "Upper"):
+        with pytest.raises(SettingError, match="lower-case"):
+            registry.register_extractor(other, LogMel)

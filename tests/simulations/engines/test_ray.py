@@ -128,7 +128,7 @@ def test_the_servers_own_error_comes_out(on: Any, tmp_path: Any) -> None:
     with pytest.raises(ModelError, match="holds no usable job"):
         ray.run_apps(devices=4, config={"job": str(tmp_path)}, workers=1)
     with pytest.raises(SettingError, match="lacks job=FOLDER"):
-        ray.run_apps(devices=4, config={}, workers=1)
+        ray.run_apps(devices=4, config={"devices": str(tmp_path)}, workers=1)
 
 
 def test_any_other_error_of_the_server_is_an_engine_error(
