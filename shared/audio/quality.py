@@ -185,6 +185,7 @@ def _flagged(measured: QualityReport, *, loudest: float) -> QualityReport:
 
 def _frame_levels(samples: Tensor, length: int) -> Tensor:
     """Level of each half-overlapping frame in dBFS, shape (frames,)."""
+    # A signal shorter than one frame still gives one.
     short = max(0, length - len(samples))
     frames = torch.nn.functional.pad(samples, (0, short)).unfold(0, length, max(1, length // 2))
     # The least power gives digital silence a finite level of -120 dBFS.

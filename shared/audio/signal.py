@@ -80,6 +80,7 @@ def load_signal(
     try:
         with soundfile.SoundFile(path) as file:
             own_rate = int(file.samplerate)
+            # The limit counts decoded samples, so a small compressed file cannot fill the memory.
             samples = _mono(file, path, longest=int(max_duration_s * own_rate))
     except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
         raise AudioError(
@@ -118,6 +119,7 @@ def resample(signal: Signal, rate: int) -> Signal:
     if rate == signal.rate:
         return signal
     divisor = math.gcd(rate, signal.rate)
+    # The polyphase kernel grows with the product of both rates in lowest terms.
     if (rate // divisor) * (signal.rate // divisor) > _LARGEST_KERNEL:
         return Signal(_by_fourier(signal.samples, signal.rate // divisor, rate // divisor), rate)
     samples = torchaudio.functional.resample(

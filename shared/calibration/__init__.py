@@ -1,9 +1,9 @@
-"""Calibration heads: one user's small correction of what the shared model predicts.
+"""Calibration heads: one user's small correction of the shared model's predictions.
 
-What a head is stands in ``head``, the directions in which it may change the last layer in
-``adapter_basis``, where users start in ``head_prior``, how few labels become one in ``map_fit``,
-what that minimises in ``objective``, and what another model may use of it in ``head_transfer``.
-Prediction sets are in ``conformal``; what training users release about both, ``head_statistics``.
+``head`` defines a head, ``adapter_basis`` the directions in which it may change the last layer, and
+``head_prior`` the prior of users' heads. ``map_fit`` fits a head on a few labels, minimising
+``objective``; ``head_transfer`` carries it over to another model. ``conformal`` computes prediction
+sets, and ``head_statistics`` the statistics that training users release for both.
 """
 
 from sottovoce.shared.calibration.adapter_basis import AdapterBasis

@@ -21,7 +21,7 @@ from sottovoce.shared.errors import ModelError
 MAX_RANK: Final = 32
 _MAX_BYTES, _BYTES_PER_CLASS, _BYTES_PER_WEIGHT = 1920, 28, 4
 """Bytes that a stored head has for all classes, that a class takes without its weights, and that a
-weight takes. A head fits into 2 KiB once sealed, so heads with and without adapters look alike."""
+weight takes. All heads fit into 2 KiB once sealed, so their size does not reveal an adapter."""
 
 TAG_BYTES: Final = 8
 
@@ -93,7 +93,7 @@ class AdapterBasis:
         """Project utterances onto the basis, clamped to 4 public standard deviations.
 
         Args:
-            vectors: What the last layer reads, shape (utterances, width).
+            vectors: Inputs of the last layer, shape (utterances, width).
 
         Returns:
             Shape (utterances, rank), float64; NaN stays NaN.
@@ -129,8 +129,8 @@ def fit_basis(vectors: Tensor, classes: int) -> AdapterBasis | None:
     """Fit the basis on public speakers.
 
     Args:
-        vectors: What the last layer reads of their utterances, shape (utterances, width).
-        classes: How many emotions the model tells apart.
+        vectors: Inputs of the last layer for their utterances, shape (utterances, width).
+        classes: Number of emotions.
 
     Returns:
         The basis, of rank ``MAX_RANK`` or as high a rank as the width, four utterances per

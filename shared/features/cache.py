@@ -198,7 +198,7 @@ class FeatureCache:
 
     @contextmanager
     def _reported(self) -> Iterator[None]:
-        """Turn what the file system refuses into an error of ours."""
+        """Convert errors of the file system to ``FeatureError``."""
         try:
             yield
         except FileNotFoundError:
@@ -250,7 +250,7 @@ def _encode(entry: CacheEntry) -> bytes:
 
 
 def _decode(value: bytes) -> CacheEntry | None:
-    """The reverse of ``_encode``; None for what it did not write."""
+    """The reverse of ``_encode``; None for bytes that it did not write."""
     try:
         line, _, numbers = value.partition(b"\n")
         head = json.loads(line)

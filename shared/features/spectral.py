@@ -13,8 +13,8 @@ from sottovoce.shared import audio
 WINDOW = 400
 """Samples in one analysis window, 25 ms at 16 kHz."""
 
-_MIN_POWER = 1e-14  # power of what is silent throughout
-_DYNAMIC_RANGE = 1e-8  # 80 dB: what lies further below the recording's loudest is set to that
+_MIN_POWER = 1e-14  # floor of a recording that is silent throughout
+_DYNAMIC_RANGE = 1e-8  # 80 dB: powers further below the recording's loudest are raised to that
 _FFT = 512
 
 

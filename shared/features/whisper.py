@@ -85,7 +85,7 @@ class WhisperEncoder:
         """Compute Whisper's scaled log-mel spectrogram: (samples,) -> (80, frames at 100 Hz)."""
         samples = F.pad(samples, (0, max(0, _MIN_SAMPLES - len(samples))))
         spectrum = torch.stft(samples, _WINDOW, _HOP, window=self._hann, return_complex=True)
-        # The last frame is dropped, as in Whisper's own front end.
+        # The last frame is dropped, as in Whisper's own log-mel code.
         power = torch.view_as_real(spectrum[:, :-1]).square().sum(-1)
         log = (self._filters @ power).clamp_min(1e-10).log10()
         # Whisper's own scaling: 8 decades below the loudest, then to about [-1, 1].

@@ -79,7 +79,7 @@ class PublicProjection:
             frames: Real frames of each utterance, shape (utterances,), int64.
 
         Returns:
-            Shape (utterances, inputs) or (utterances, frames, inputs): what the model reads.
+            The model's inputs, shape (utterances, inputs) or (utterances, frames, inputs).
 
         Guarantees:
             As :func:`normalise_and_mask`.

@@ -120,7 +120,7 @@ class SecureAggregationConfig:
         """Bound on the probability that any value of the sum wraps around.
 
         A sum of n discrete Gaussians is sub-Gaussian with variance n noise^2 (Canonne et al. 2020,
-        corollary 17); what is left of the ring beside n updates at their bound is room for it.
+        corollary 17); the part of the ring beyond n updates at their bound is room for it.
 
         Example:
             >>> from sottovoce.shared.secure_aggregation import parameter_selection as selection

@@ -117,7 +117,7 @@ def _key(session_id: bytes, private: bytes, public: bytes, names: tuple[str, str
 
 
 def _context(session_id: bytes, encrypted: EncryptedShares) -> bytes:
-    """What the seal is bound to: session, direction and commitments."""
+    """Associated data of the ciphertext: session, direction and commitments."""
     commitments = encrypted.seed_commitment.hex(), encrypted.key_commitment.hex()
     names = encrypted.sender, encrypted.receiver
     return crypto.encode_context(_DOMAIN, "parcel", session_id.hex(), *names, *commitments)

@@ -151,6 +151,7 @@ def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -
         >>> discretisation_slack(settings, contributors=18) < 1e-6
         True
     """
+    # As in :func:`concentrated_epsilon`: below that, theorem 1 gives no bound.
     if settings.noise < MIN_STD or contributors < 1:
         return math.inf
     variance = contributors * settings.noise**2

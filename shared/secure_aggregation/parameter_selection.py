@@ -175,7 +175,7 @@ def is_secure(settings: SecureAggregationConfig, dishonest: int) -> bool:
 
 
 def _check_rates(devices: int, dropout: float, corruption: float) -> None:
-    """Refuse what is no number of devices or no share of them."""
+    """Refuse numbers of devices and shares out of range."""
     validation.require_at_least(3, devices=devices)
     for name, value in (("dropout", dropout), ("corruption", corruption)):
         if not 0 <= value < 1:
