@@ -21,10 +21,7 @@ ARROWS: Mapping[str, frozenset[str]] = {
 }
 """Which rooms a room may import; the command line, in ``sottovoce/cli``, may import them all."""
 
-PENDING_IMPORTS: Mapping[str, str] = {
-    # Until the recipe and a privacy target, which it needs of a scenario, are the server's own.
-    "server/planning/noise_calibration.py": "sottovoce.simulations.scenario.scenario",
-}
+PENDING_IMPORTS: Mapping[str, str] = {}
 """Imports against the arrows that are still there; none may be added."""
 
 MAX_MODULES = 14

@@ -20,6 +20,7 @@ import pytest
 
 from sottovoce import __version__
 from sottovoce.cli import corpora, main, reproduce, simulate
+from sottovoce.server.planning import recipe
 from sottovoce.shared.features import registry
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
@@ -223,7 +224,7 @@ def test_settings_that_are_named_exist(page: Path, reference: ModuleType) -> Non
     known = set()
     for table, kind in reference.walk_settings(scenario.Scenario):
         known |= {f"{table}.{entry.name}".removeprefix("recipe.") for entry in fields(kind)}
-    tables = "recipe|user|aggregation|projection|loss|population"
+    tables = "recipe|user|shares|aggregation|projection|loss|population"
     named = re.findall(rf"[ `](?:recipe\.)?((?:{tables})\.(?!sqlite)[a-z_]+)\b(?!\()", text(page))
     named = [name.removeprefix("recipe.") for name in named]
 
@@ -234,8 +235,8 @@ def test_settings_that_are_named_exist(page: Path, reference: ModuleType) -> Non
 def test_the_usual_recipes_are_the_code_s(reference: ModuleType) -> None:
     table = reference.format_recipes()
 
-    assert f"| `rounds` | {scenario.UTTERANCE_ROUNDS} | {scenario.USER_ROUNDS} |" in table
-    assert f"| `clip_norm` | {scenario.UTTERANCE_RECIPE.clip_norm} |" in table
+    assert f"| `rounds` | {recipe.UTTERANCE_ROUNDS} | {recipe.USER_ROUNDS} |" in table
+    assert f"| `clip_norm` | {recipe.UTTERANCE_RECIPE.clip_norm} |" in table
 
 
 def test_every_command_is_in_the_reference(reference: ModuleType) -> None:

@@ -1,6 +1,6 @@
 """Joining a run on a device: store what rounds read, and release the first sums."""
 
-import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from sottovoce.client.personalisation import feedback
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.projection import PublicProjection
-from sottovoce.shared.privacy import clipping
+from sottovoce.shared.privacy.user_level import SecureSumConfigs
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
@@ -52,19 +52,31 @@ def enrol_device(
     clips, rows = store_projected_features(device, plan, projection, speaker_statistics)
     if not device.profile.contributes:
         return None
-    if plan.user and plan.user.secure:
-        secure_sums.store_enrolment(
-            device, plan, _label_counts(plan, clips), rows[clips.for_training]
-        )
+    counts, rows = _label_counts(plan, clips), rows[clips.for_training]
+
+    def store(_: SecureSumConfigs) -> Tensor:
+        secure_sums.store_enrolment(device, plan, counts, rows)
         return torch.zeros(0)
+
+    return plan.scheme.match_sums(
+        plan,
+        plain=partial(_release_sums, device, plan, counts, rows, requests_sums=requests_sums),
+        secure=store,
+    )
+
+
+def _release_sums(
+    device: Device, plan: Plan, counts: Tensor, rows: Tensor, *, requests_sums: bool
+) -> Tensor:
+    """Book what the plan has booked in advance, and release the sums that the server asks for."""
     schedule = plan.all_rounds_release()
     if schedule:
         device.book_in_advance("schedule", plan.content_hash(), schedule)
-    if not requests_sums:
-        _book_enrolment(device, plan)
+    if not requests_sums:  # others may have been asked: who was is the server's secret
+        for name, release in plan.scheme.releases_in_advance(plan).items():
+            device.book_in_advance(name, plan.content_hash(), release)
         return torch.zeros(0)
-    counts = _released_counts(device, plan, _label_counts(plan, clips))
-    return torch.cat([counts, _centre_share(device, plan, rows[clips.for_training])])
+    return torch.cat([_released_counts(device, plan, counts), _centre_share(device, plan, rows)])
 
 
 def store_projected_features(
@@ -109,21 +121,6 @@ def _project_features(
     return torch.cat([projection.project_features(one[None]) for one in features])
 
 
-def _book_enrolment(device: Device, plan: Plan) -> None:
-    """Book the sums of enrolment where others than this device may have been asked for them.
-
-    Who was is the server's secret: whoever does not know must take it to be anybody.
-    """
-    if not plan.samples_users:
-        return
-    for name, release in (
-        ("label-counts", plan.counts_release()),
-        ("centre", plan.centre_release()),
-    ):
-        if release:
-            device.book_in_advance(name, plan.content_hash(), release)
-
-
 def _relabel(device: Device, plan: Plan) -> LabelledFeatures:
     """Read the device's clips, with labels in the plan's order."""
     clips = device.load_features()
@@ -137,7 +134,7 @@ def _label_counts(plan: Plan, labelled: LabelledFeatures) -> Tensor:
     """Count the training clips of each class, clipped, shape (classes,), float64."""
     labels = labelled.examples.labels[labelled.for_training]
     counts = torch.bincount(labels, minlength=len(plan.labels)).double()
-    return clipping.clip_to_norm(counts, plan.user.counts.clip_norm) if plan.user else counts
+    return plan.scheme.clip_counts(plan, counts)
 
 
 def _released_counts(device: Device, plan: Plan, counts: Tensor) -> Tensor:
@@ -157,9 +154,7 @@ def _centre_share(device: Device, plan: Plan, rows: Tensor) -> Tensor:
     settings, release = plan.centre, plan.centre_release()
     if settings is None or release is None:
         return torch.zeros(rows.shape[1])
-    max_norm = plan.user.centre.clip_norm if plan.user and plan.user.centre else math.inf
-    if plan.privacy_unit == "user":
-        rows = secure_sums.mean_row(rows)
+    rows, max_norm = plan.scheme.device_rows(rows), plan.scheme.centre_bound(plan)
     return device.book_and_release(
         "centre",
         plan.content_hash(),

@@ -30,8 +30,7 @@ def record_update(device: Device, plan: Plan, request: TrainRequest, sent_update
     if plan.calibration is None or not plan.calibration.subtracted_share:
         return
     update = sent_update.double()
-    if plan.user and plan.user.adaptive:
-        update, _ = plan.user.adaptive.unpack_mean(update, request.clip_norm)
+    update, _ = plan.scheme.unpack_update(plan, update, request.clip_norm)
     contribution, last = _stored_contribution(device, plan, len(update))
     if request.round > last:
         stamp = torch.frombuffer(bytearray.fromhex(plan.content_hash()), dtype=torch.uint8)

@@ -10,10 +10,10 @@ from sottovoce.client.device.device import Device, PreparedRelease, Randomness
 from sottovoce.client.federation.secagg_client import DeviceRound
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.privacy import clipping
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import (
     ENROLMENT_SUM,
     SecureSumConfigs,
-    UserLevelPrivacy,
     secure_sum_kind,
 )
 from sottovoce.shared.protocol.training_plan import Plan
@@ -26,11 +26,6 @@ LOG = logging.getLogger("sottovoce.client")
 _ROUND, _VALUE = "secure-sum", "secure-enrolment"
 
 
-def mean_row(rows: Tensor) -> Tensor:
-    """Average a user's rows into the only row, shape (1, inputs), however many clips there are."""
-    return rows.mean(0, keepdim=True) if len(rows) else rows
-
-
 def store_enrolment(device: Device, plan: Plan, counts: Tensor, rows: Tensor) -> None:
     """Store what enrolment adds to its secure sum, each part within 1, until the sum asks for it.
 
@@ -40,11 +35,12 @@ def store_enrolment(device: Device, plan: Plan, counts: Tensor, rows: Tensor) ->
         counts: Label counts within their bound, shape (classes,).
         rows: The training clips' projected rows, shape (utterances, inputs).
     """
-    user, _ = _user_level_privacy(plan)
-    parts = [counts / user.counts.clip_norm]
-    if user.centre:
-        limit = user.centre.clip_norm
-        parts.append(clipping.clip_to_norm(mean_row(rows).sum(0).double(), limit) / limit)
+    limit = _clip_norm(plan, SumKind.LABEL_COUNTS)
+    parts = [counts / limit]
+    if plan.centre:
+        limit = _clip_norm(plan, SumKind.CENTRE)
+        total = plan.scheme.device_rows(rows).sum(0).double()
+        parts.append(clipping.clip_to_norm(total, limit) / limit)
     device.vault.put_tensors(_VALUE, {"value": torch.cat(parts)})
 
 
@@ -175,12 +171,18 @@ def _compute_or_zeros(prepared: PreparedRelease, random: Randomness, size: int) 
 
 def _settings(plan: Plan, name: str) -> SecureAggregationConfig:
     """Settings of a sum, by the plan."""
-    _, secure = _user_level_privacy(plan)
-    return secure.config_for(secure_sum_kind(plan.content_hash(), name))
+    configs = plan.scheme.match_sums(plan, plain=_refuse, secure=lambda configs: configs)
+    return configs.config_for(secure_sum_kind(plan.content_hash(), name))
 
 
-def _user_level_privacy(plan: Plan) -> tuple[UserLevelPrivacy, SecureSumConfigs]:
-    """User-level privacy of the plan, and the settings of its secure sums."""
-    if plan.user is None or plan.user.secure is None:
-        raise MessageError("the plan that this device enrolled for has no secure sums")
-    return plan.user, plan.user.secure
+def _refuse() -> SecureSumConfigs:
+    """Refuse a secure sum of a plan that has none."""
+    raise MessageError("the plan that this device enrolled for has no secure sums")
+
+
+def _clip_norm(plan: Plan, kind: SumKind) -> float:
+    """L2 bound on what one user adds to a sum."""
+    mechanism = plan.scheme.sum_mechanism(plan, kind)
+    if mechanism is None:
+        raise MessageError(f"the plan that this device enrolled for hides nobody in {kind.value}")
+    return mechanism.clip_norm

@@ -15,9 +15,7 @@ from sottovoce.client.training.poisson_batch import Batch
 from sottovoce.shared.calibration import head_statistics
 from sottovoce.shared.calibration.head_statistics import SENSITIVITY
 from sottovoce.shared.errors import MessageError
-from sottovoce.shared.privacy import clipping
 from sottovoce.shared.protocol.messages import HeadStatisticsRequest
-from sottovoce.shared.protocol.training_plan import Plan
 
 
 def release_head_statistics(device: Device, request: HeadStatisticsRequest) -> Tensor:
@@ -41,8 +39,7 @@ def release_head_statistics(device: Device, request: HeadStatisticsRequest) -> T
         MessageError: Another plan, or one that asks for no head statistics.
     """
     plan = training_round.agreed_plan(device, request.plan_hash)
-    if plan.user and plan.user.secure:
-        raise MessageError("this plan's answers leave only in secure sums; nothing was sent")
+    plan.scheme.require_open_replies(plan, "this plan's answers")
     prepared = prepare_head_statistics(device, request)
     return device.book_and_release(
         prepared.name, prepared.request_digest, prepared.release, prepared.compute
@@ -69,7 +66,7 @@ def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> P
             )
             logits = torch.cat([model(*part.model_inputs()) for part in parts])
         rows = head_statistics.compute_statistics(logits, examples.labels, request.query)
-        total = _clipped_sum(plan, rows)
+        total = plan.scheme.clip_statistics(plan, rows)
         noise_std = SENSITIVITY * settings.noise_multiplier
         return (total + random.noise_source.sample_noise(tuple(total.shape), noise_std)).float()
 
@@ -79,19 +76,6 @@ def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> P
         release=release,
         compute=make,
     )
-
-
-def _clipped_sum(plan: Plan, rows: Tensor) -> Tensor:
-    """Sum a device's clips, before noise, clipped to hide its user; (STATISTICS_SIZE,), float64.
-
-    Where users alone are hidden it is the mean over clips, so that everybody counts as one.
-    """
-    total = rows.sum(0)
-    if plan.user is None or plan.user.calibration is None:
-        return total
-    if plan.privacy_unit == "user":
-        total = total / max(len(rows), 1)
-    return clipping.clip_to_norm(total, plan.user.calibration.clip_norm)
 
 
 def _digest_request(request: HeadStatisticsRequest) -> str:

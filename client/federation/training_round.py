@@ -20,7 +20,7 @@ from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import check_finite, unflatten_parameters
 from sottovoce.shared.models.projection import normalise_and_mask
 from sottovoce.shared.models.spec import build_network
-from sottovoce.shared.privacy import clipping
+from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
@@ -44,17 +44,33 @@ def train_round(device: Device, request: TrainRequest) -> Tensor:
         PrivacyError: A round too near one that the device took part in, where noise is correlated.
     """
     agreed = agreed_plan(device, request.plan_hash)
-    if agreed.user and agreed.user.secure:
-        raise MessageError("this plan's updates leave only in secure sums; nothing was trained")
+    agreed.scheme.require_open_replies(agreed, "this plan's updates")
     prepared = prepare_round(device, request)
-    if schedule := agreed.all_rounds_release():
-        device.require_booked("schedule", request.plan_hash, schedule)
-        return device.answer_once(prepared)
-    if agreed.banded_noise:
-        return participation_spacing.release_if_spaced(device, prepared, agreed.banded_noise)
-    return device.book_and_release(
-        prepared.name, prepared.request_digest, prepared.release, prepared.compute
-    )
+    booking = _DeviceBooking(device=device, prepared=prepared, plan_hash=request.plan_hash)
+    return agreed.scheme.release_round(agreed, booking)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _DeviceBooking:
+    """The ways in which a device lets a prepared update leave, each booked first."""
+
+    device: Device
+    prepared: PreparedRelease
+    plan_hash: str
+
+    def book_and_release(self) -> Tensor:
+        """Book this round, then release it."""
+        one = self.prepared
+        return self.device.book_and_release(one.name, one.request_digest, one.release, one.compute)
+
+    def release_booked(self, all_rounds: Release) -> Tensor:
+        """Release it once, where enrolment booked the record of all rounds."""
+        self.device.require_booked("schedule", self.plan_hash, all_rounds)
+        return self.device.answer_once(self.prepared)
+
+    def release_if_separated(self, banded_noise: BandedNoise) -> Tensor:
+        """Book and release it, if it is far enough from the device's other rounds."""
+        return participation_spacing.release_if_spaced(self.device, self.prepared, banded_noise)
 
 
 def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
@@ -82,7 +98,7 @@ def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
             initial_weights=request.weights,
             sampler=random.poisson_sampler,
         )
-        sent = _clip_update(agreed, update.vector, request.clip_norm)
+        sent = agreed.scheme.clip_update(agreed, update.vector, request.clip_norm)
         own_contribution.record_update(device, agreed, request, sent)
         return sent
 
@@ -92,19 +108,6 @@ def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
         release=agreed_request.release,
         compute=make,
     )
-
-
-def _clip_update(plan: Plan, update: Tensor, clip_norm: float) -> Tensor:
-    """Clip what one user adds to a sum whose noise hides users.
-
-    Where utterances are hidden too, what was noised here was bounded before; a bound on the noised
-    vector would only spoil it.
-    """
-    if plan.user is None or plan.utterance_level:
-        return update
-    if plan.user.adaptive:
-        return plan.user.adaptive.pack_update(update, clip_norm).float()
-    return clipping.clip_to_norm(update, plan.user.update.clip_norm)
 
 
 def secure_sum_step(
@@ -124,9 +127,11 @@ def secure_sum_step(
 
 def public_identity_key(device: Device, plan: Plan) -> bytes:
     """Public half of the user's identity, 32 bytes, where the plan's sums are secure."""
-    if plan.user is None or plan.user.secure is None:
-        return b""
-    return crypto.identity_public_key(device.identity_key)
+    return plan.scheme.match_sums(
+        plan,
+        plain=lambda: b"",
+        secure=lambda _: crypto.identity_public_key(device.identity_key),
+    )
 
 
 def agreed_plan(device: Device, plan_hash: str) -> Plan:

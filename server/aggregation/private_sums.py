@@ -8,6 +8,7 @@ their noise counts, and the server adds only what is missing.
 import math
 import secrets
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,9 @@ from sottovoce.server.aggregation.correlated_noise import (
 from sottovoce.server.aggregation.released_sums import ReleasedSum, ReleasedSumStore
 from sottovoce.server.aggregation.server_anchor import RECOVERY_HINT, ServerAnchor
 from sottovoce.shared import seeding
-from sottovoce.shared.calibration.head_statistics import SENSITIVITY
 from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.privacy import clipping
+from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.gaussian_noise import (
     GaussianSampler,
     SeededGaussianSampler,
@@ -30,6 +31,7 @@ from sottovoce.shared.privacy.gaussian_noise import (
 )
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import Release, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import HEAD_STATISTICS_SUM
 from sottovoce.shared.protocol.training_plan import Plan
 
@@ -65,66 +67,12 @@ def noise_std(plan: Plan, *, devices: float, denominator: float) -> float:
         devices: How many updates are summed.
         denominator: What a device divides a step's sum by.
     """
-    own = _device_noise_std(plan, devices, denominator)
-    if plan.user is None:
-        return own
-    if plan.user.secure:  # more than is promised: those who drop out or lie are not counted on
-        settings = plan.user.secure.update
-        return settings.noise * settings.granularity * math.sqrt(devices)
-    return max(own, _user_noise_std(plan.user.update, _weights_per_unit(plan, denominator)))
+    return plan.scheme.sum_noise_std(plan, SumKind.UPDATE, devices=devices, denominator=denominator)
 
 
 def cumulative_noise_factor(plan: Plan) -> float:
     """Factor from one :func:`noise_std` to the noise of all rounds' sums together."""
-    return (
-        plan.banded_noise.cumulative_noise_factor(plan.rounds)
-        if plan.banded_noise
-        else math.sqrt(plan.rounds)
-    )
-
-
-def head_statistics_noise_std(plan: Plan, devices: int) -> float:
-    """Standard deviation of the noise in each number of the summed answers of all clips."""
-    own = _device_statistics_noise(plan, devices)
-    if plan.user is None or plan.user.calibration is None:
-        return own
-    if plan.user.secure and (settings := plan.user.secure.calibration):
-        return settings.noise * settings.granularity * math.sqrt(devices)
-    return max(own, _user_noise_std(plan.user.calibration, 1.0))
-
-
-def weight_noise_std(plan: Plan, devices: int, *, classes: int) -> float:
-    """Standard deviation of the noise in the number of clips by label counts; 0 for users."""
-    if plan.privacy_unit == "user":
-        return 0.0
-    own = plan.count_noise * math.sqrt(devices)
-    hiding = _user_noise_std(plan.user.counts, 1.0) if plan.user else 0.0
-    return max(own, hiding) * math.sqrt(classes)
-
-
-def _device_statistics_noise(plan: Plan, devices: int) -> float:
-    """Standard deviation of the devices' own noise in the summed answers of all clips."""
-    if plan.calibration is None:
-        return 0.0
-    return SENSITIVITY * plan.calibration.noise_multiplier * math.sqrt(devices)
-
-
-def _weights_per_unit(plan: Plan, denominator: float) -> float:
-    """Length in weights of one unit of the update's user bound."""
-    return plan.training.learning_rate / denominator if plan.utterance_level else 1.0
-
-
-def _user_noise_std(user_noise: SumMechanism, unit: float) -> float:
-    """Standard deviation that hides a user, in weights."""
-    return user_noise.noise_std * unit
-
-
-def _device_noise_std(plan: Plan, devices: float, denominator: float) -> float:
-    """Standard deviation of the devices' own noise in the sum of a round's updates, in weights."""
-    if not plan.utterance_level:
-        return 0.0
-    one = plan.mechanism.clip_norm * plan.mechanism.noise_multiplier
-    return one * _weights_per_unit(plan, denominator) * math.sqrt(devices * plan.training.steps)
+    return plan.participation.cumulative_noise_factor(plan.rounds)
 
 
 class PrivateAggregator:
@@ -145,7 +93,7 @@ class PrivateAggregator:
         self._seed = seed
         self._anchor: ServerAnchor | None = None
         self._released_sums: ReleasedSumStore | None = None
-        if plan.user and seed is None:
+        if plan.scheme.has_private_sums and seed is None:
             self._anchor = ServerAnchor(folder, ledger=LEDGER_FILE)
             self._released_sums = ReleasedSumStore(
                 folder, plan_digest=plan.content_hash(), anchor=self._anchor
@@ -154,28 +102,31 @@ class PrivateAggregator:
         self.ledger = Ledger(
             path, owner=LEDGER_OWNER, anchor_store=self._anchor, way_out=RECOVERY_HINT
         )
-        self._correlated_noise: StoredCorrelatedNoise | SeededCorrelatedNoise | None = None
-        if plan.banded_noise and seed is None:
-            self._correlated_noise = StoredCorrelatedNoise(
-                plan.banded_noise, folder, plan_digest=plan.content_hash(), rounds=plan.rounds
-            )
-        elif plan.banded_noise:
-            self._correlated_noise = SeededCorrelatedNoise(plan.banded_noise, self._round_noise)
+        self._correlated_noise = plan.participation.match_noise(
+            independent=lambda: None, correlated=partial(self._open_correlated_noise, folder)
+        )
+
+    def _open_correlated_noise(
+        self, folder: Path, banded_noise: BandedNoise
+    ) -> StoredCorrelatedNoise | SeededCorrelatedNoise | None:
+        """Open the source of noise that is correlated across rounds."""
+        if self._seed is not None:
+            return SeededCorrelatedNoise(banded_noise, self._round_noise)
+        return StoredCorrelatedNoise(
+            banded_noise, folder, plan_digest=self._plan.content_hash(), rounds=self._plan.rounds
+        )
 
     def release_label_counts(self, parts: Sequence[Tensor]) -> Tensor:
         """Release the sum of label counts, (classes,), float64; see :meth:`_release_noised`."""
-        user = self._plan.user.counts if self._plan.user else None
-        own = self._plan.count_noise * math.sqrt(len(parts))
-        return self._release_noised("label-counts", self._plan.counts_release(), user, parts, own)
+        release = self._plan.counts_release()
+        return self._release_noised("label-counts", release, SumKind.LABEL_COUNTS, parts)
 
     def release_centre(self, parts: Sequence[Tensor]) -> Tensor:
         """Release the sum of the devices' shares of the centre, shape (inputs,), float64."""
-        settings, release = self._plan.centre, self._plan.centre_release()
-        if settings is None or release is None:
+        release = self._plan.centre_release()
+        if release is None:
             return sum_parts(parts)
-        user = self._plan.user.centre if self._plan.user else None
-        one = settings.clip_norm * settings.noise_multiplier if self._plan.utterance_level else 0.0
-        return self._release_noised("centre", release, user, parts, one * math.sqrt(len(parts)))
+        return self._release_noised("centre", release, SumKind.CENTRE, parts)
 
     def release_head_statistics(self, parts: Sequence[Tensor]) -> Tensor:
         """Release the sum of head statistics, shape (STATISTICS_SIZE,), float64.
@@ -186,9 +137,7 @@ class PrivateAggregator:
         release = self._plan.calibration_release()
         if release is None:
             raise ModelError("the plan asks for no head statistics")
-        user = self._plan.user.calibration if self._plan.user else None
-        own = _device_statistics_noise(self._plan, len(parts))
-        return self._release_noised(HEAD_STATISTICS_SUM, release, user, parts, own)
+        return self._release_noised(HEAD_STATISTICS_SUM, release, SumKind.HEAD_STATISTICS, parts)
 
     def release_updates(
         self,
@@ -206,13 +155,18 @@ class PrivateAggregator:
             denominator: What a device divides a step's sum by.
             norms: L2 norm of each part by ``clipping.l2_norm``, where it was computed already.
         """
-        user = self._plan.user.update if self._plan.user else None
-        if user and user.bands and self._correlated_noise:
-            return self._release_correlated(number, parts, user)
-        own = _device_noise_std(self._plan, len(parts), denominator)
-        unit = _weights_per_unit(self._plan, denominator)
+        mechanism = self._plan.scheme.sum_mechanism(self._plan, SumKind.UPDATE)
+        if mechanism and mechanism.bands and self._correlated_noise:
+            return self._release_correlated(number, parts, mechanism, mechanism.bands)
         release = self._plan.gradient_release(number)
-        return self._release_noised(f"round-{number}", release, user, parts, own, unit, norms)
+        return self._release_noised(
+            f"round-{number}",
+            release,
+            SumKind.UPDATE,
+            parts,
+            denominator=denominator,
+            norms=norms,
+        )
 
     def get_released_round(self, number: int) -> ReleasedSum | None:
         """Read what was released of a round already, where it is stored.
@@ -249,7 +203,11 @@ class PrivateAggregator:
         return value
 
     def _release_correlated(
-        self, number: int, parts: Sequence[Tensor], user_noise: SumMechanism
+        self,
+        number: int,
+        parts: Sequence[Tensor],
+        mechanism: SumMechanism,
+        banded_noise: BandedNoise,
     ) -> Tensor:
         """Release the sum of a round in which one group of users trains.
 
@@ -264,18 +222,18 @@ class PrivateAggregator:
             PrivacyError: The noise of earlier rounds is gone.
             ModelError: No parts.
         """
-        if self._correlated_noise is None or user_noise.bands is None:
+        if self._correlated_noise is None:
             raise PrivacyError("the plan's noise is not correlated across rounds")
         released = self.get_released_round(number)
         if released is not None:
             return released.total
         self._correlated_noise.prepare_round(number)
-        start = user_noise.bands.block_start(number)
+        start = banded_noise.block_start(number)
         booking = f"{self._plan.run}/round-{start}"
         if not self.ledger.is_booked(booking):
             self.ledger.book_release(booking, self._plan.gradient_release(start), self._budgets)
-        summed = sum_parts([clipping.clip_to_norm(part, user_noise.clip_norm) for part in parts])
-        noised = self._correlated_noise.add_noise(number, summed, user_noise.noise_std)
+        summed = sum_parts([clipping.clip_to_norm(part, mechanism.clip_norm) for part in parts])
+        noised = self._correlated_noise.add_noise(number, summed, mechanism.noise_std)
         if self._anchor:  # or an older file would release the round again, within its block
             self._anchor.record_release(f"{self._plan.run}/round-{number}")
         return noised
@@ -301,22 +259,20 @@ class PrivateAggregator:
         self,
         name: str,
         release: Release,
-        user_noise: SumMechanism | None,
+        kind: SumKind,
         parts: Sequence[Tensor],
-        device_noise_std: float,
-        unit: float = 1.0,
+        *,
+        denominator: float = 1.0,
         norms: Sequence[float] | None = None,
     ) -> Tensor:
-        """Release one sum, noised so that it hides any one user.
+        """Release one sum, noised so that it hides any one user, where the plan hides users.
 
         Args:
             name: What it is within the run.
             release: What the ledger says of it.
-            user_noise: The noise promised to users; None promises nothing, and the sum goes as it
-                is.
+            kind: Which sum it is.
             parts: What the devices sent. Without noise of their own, they are clipped here again.
-            device_noise_std: Standard deviation of all devices' own noise in the sum.
-            unit: What ``user_noise.clip_norm`` is measured in.
+            denominator: What a device divides a step's sum by.
             norms: L2 norm of each part by ``clipping.l2_norm``, where it was computed already.
 
         Guarantees:
@@ -332,20 +288,22 @@ class PrivateAggregator:
             BudgetSpent: The budget would be passed; nothing was booked.
             ModelError: No parts.
         """
-        if user_noise is None:
+        plan, scheme = self._plan, self._plan.scheme
+        mechanism = scheme.sum_mechanism(plan, kind)
+        if mechanism is None:
             return sum_parts(parts)
         released = self.get_released_sum(name)
         if released is not None:
             return released.total
         booking = self.book_release(name, release)
-        if not self._plan.utterance_level:  # a device's word for its bound is not taken
-            known: Sequence[float | None] = norms or [None] * len(parts)
-            parts = [
-                clipping.clip_to_norm(part, user_noise.clip_norm, known_norm=one)
-                for part, one in zip(parts, known, strict=True)
-            ]
-        summed = sum_parts(parts)
-        missing = math.sqrt(max(0.0, _user_noise_std(user_noise, unit) ** 2 - device_noise_std**2))
+        known: Sequence[float | None] = norms or [None] * len(parts)
+        clipped = [
+            scheme.clip_part(plan, kind, part, one) for part, one in zip(parts, known, strict=True)
+        ]
+        summed = sum_parts(clipped)
+        own = scheme.device_noise_std(plan, kind, devices=len(parts), denominator=denominator)
+        unit = scheme.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
+        missing = math.sqrt(max(0.0, (mechanism.noise_std * unit) ** 2 - own**2))
         noised = summed + self._noise(name).sample_noise(tuple(summed.shape), missing)
         return self.store_released_sum(
             name, [booking], ReleasedSum(total=noised, devices=len(parts))

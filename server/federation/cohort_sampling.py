@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,7 +105,7 @@ class CohortSelector:
 
     plan: Plan
     simulated_seed: int | None
-    groups: dict[str, int] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict)
 
     def assign_groups(
         self, folder: Path, contributors: Sequence[Participant], *, training_started: bool
@@ -120,15 +120,16 @@ class CohortSelector:
         Raises:
             ModelError: The stored split is damaged, or gone in the middle of a run.
         """
-        if bands := self.plan.banded_noise:
-            seed = self.simulated_seed
-            self.groups = participation_groups.assign_groups(
+        seed = self.simulated_seed
+        self.groups = self.plan.participation.assign_groups(
+            lambda min_separation: participation_groups.assign_groups(
                 folder,
                 [device.user for device in contributors],
                 salt=self.plan.run if seed is None else str(seed),
-                min_separation=bands.min_separation,
+                min_separation=min_separation,
                 training_started=training_started,
             )
+        )
 
     def select(self, number: int, contributors: Sequence[Participant]) -> list[Participant]:
         """Select who joins a round: everybody, a group, or a sample that only this server sees.
@@ -137,26 +138,27 @@ class CohortSelector:
             number: The round, from 1.
             contributors: Devices that train.
         """
-        if bands := self.plan.banded_noise:
-            group = bands.participation_group(number)
-            return [one for one in contributors if self.groups[one.user] == group]
-        user, seed = self.plan.user, self.simulated_seed
-        if user is None or not self.plan.samples_users:
-            return list(contributors)
-        rng: random.Random = secrets.SystemRandom()
-        if seed is not None:
-            rng = random.Random(seeding.derive_seed(seed, "cohort", number))  # noqa: S311
-        return [one for one in contributors if rng.random() < user.update.sample_rate]
+        chosen = set(
+            self.plan.participation.select_cohort(
+                number,
+                [one.user for one in contributors],
+                groups=self.groups,
+                make_rng=lambda: self._make_rng(number),
+            )
+        )
+        return [one for one in contributors if one.user in chosen]
+
+    def _make_rng(self, number: int) -> random.Random:
+        """Make the source of a round's draws; a real server's are secret."""
+        if self.simulated_seed is None:
+            return secrets.SystemRandom()
+        seed = seeding.derive_seed(self.simulated_seed, "cohort", number)
+        return random.Random(seed)  # noqa: S311
 
     def expected_size(self, contributors: int) -> float:
         """Compute the expected size of a cohort, the same in all rounds; who joined is secret."""
-        if bands := self.plan.banded_noise:  # else noise would not cancel
-            return contributors / bands.min_separation
-        user = self.plan.user
-        return contributors * (user.update.sample_rate if user else 1.0)
+        return self.plan.participation.expected_contributors(contributors)
 
     def mean_divisor(self, received: int, contributors: int) -> float:
         """Divisor of a round's sum: who came, or who was expected where that is secret."""
-        if self.plan.samples_users or self.plan.banded_noise:
-            return self.expected_size(contributors)
-        return received
+        return self.plan.participation.round_divisor(received, contributors)

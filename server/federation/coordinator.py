@@ -29,7 +29,8 @@ from sottovoce.server.federation.participants import EnrolmentSummary, Participa
 from sottovoce.server.federation.reply_validation import ReplyValidator
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError
-from sottovoce.shared.privacy.user_level import ENROLMENT_SUM
+from sottovoce.shared.privacy.scheme import SumKind
+from sottovoce.shared.privacy.user_level import ENROLMENT_SUM, SecureSumConfigs
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
 
@@ -65,13 +66,16 @@ class TrainingCoordinator:
         self._validator = ReplyValidator(job.plan, max_update_norm=job.aggregation.max_update_norm)
         self._statistics = HeadStatisticsRound(job, channel, self.aggregator, self._validator)
         self._distributor = ModelDistributor(job, folder, channel)
+        self._secure_configs: SecureSumConfigs | None = job.plan.scheme.match_sums(
+            job.plan, plain=lambda: None, secure=lambda configs: configs
+        )
         # Once enrolled, where sums are secure: enrolment brings the public keys.
         self._secure_aggregator: SecureAggregator | None = None
 
     @property
     def _uses_secure_sums(self) -> bool:
         """Whether sums are made securely."""
-        return self.job.plan.user is not None and self.job.plan.user.secure is not None
+        return self._secure_configs is not None
 
     def run(self) -> ServerState:
         """Run everything, from the last checkpoint on, and return the final state.
@@ -152,7 +156,7 @@ class TrainingCoordinator:
             feature_sum=self.aggregator.release_centre([value[classes:] for value in values]),
             # Of a run that goes on, as many as there were when it began.
             devices_aggregated=released.devices if released else len(values),
-            rows_per_device=1 if self.job.plan.privacy_unit == "user" else 0,
+            rows_per_device=self.job.plan.scheme.rows_per_device,
         )
 
     def _require_enrolled(
@@ -183,11 +187,11 @@ class TrainingCoordinator:
         roster: dict[str, bytes],
     ) -> EnrolmentSummary:
         """Enrol devices with label counts and centre out of one secure sum."""
-        plan, user = self.job.plan, self.job.plan.user
-        if user is None or user.secure is None:
+        plan = self.job.plan
+        if self._secure_configs is None:
             raise EngineError("the plan has no secure sums")
         self._secure_aggregator = SecureAggregator(
-            configs=user.secure,
+            configs=self._secure_configs,
             exchange=SecureSumExchange(
                 plan_digest=plan.content_hash(),
                 roster=roster,
@@ -202,18 +206,25 @@ class TrainingCoordinator:
         released = self._secure_aggregator.release_sum(
             ENROLMENT_SUM, releases, [device.user for device in devices]
         )
-        total, classes = released.total, len(plan.labels)
+        classes = len(plan.labels)
         sums = torch.zeros(self.job.projection.output_size, dtype=torch.float64)
-        if user.centre:
-            sums = total[classes:] * user.centre.clip_norm
+        if centre:
+            sums = self._rescale(SumKind.CENTRE, released.total[classes:])
         return EnrolmentSummary(
             contributors=[device for device in devices if device.user in released.users],
             receivers=receiving,
-            label_counts=total[:classes] * user.counts.clip_norm,
+            label_counts=self._rescale(SumKind.LABEL_COUNTS, released.total[:classes]),
             feature_sum=sums,
             devices_aggregated=released.devices,
-            rows_per_device=1,
+            rows_per_device=plan.scheme.rows_per_device,
         )
+
+    def _rescale(self, kind: SumKind, total: Tensor) -> Tensor:
+        """Bring a part of the first secure sum, each bounded by 1, back to its own units."""
+        mechanism = self.job.plan.scheme.sum_mechanism(self.job.plan, kind)
+        if mechanism is None:
+            raise EngineError(f"the plan has no secure sum of {kind.value}")
+        return total * mechanism.clip_norm
 
     def _train_round(
         self, state: ServerState, summary: EnrolmentSummary
@@ -242,9 +253,7 @@ class TrainingCoordinator:
             update_scale=rate / expected,
         )
         mean = self.compute_mean_update(request, devices, len(summary.contributors))
-        user, next_clip_norm = plan.user, None
-        if user and user.adaptive:
-            mean, next_clip_norm = user.adaptive.unpack_mean(mean, float(state.clip_norm))
+        mean, next_clip_norm = plan.scheme.unpack_update(plan, mean, float(state.clip_norm))
         next_state = apply_update(
             state, mean.float(), self.job.aggregation, rate=rate, next_clip_norm=next_clip_norm
         )

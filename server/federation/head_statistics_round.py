@@ -5,11 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from sottovoce.server.aggregation.private_sums import (
-    PrivateAggregator,
-    head_statistics_noise_std,
-    weight_noise_std,
-)
+from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.aggregation.secure_sum import SecureAggregator
 from sottovoce.server.federation.device_channel import DeviceChannel, summarise_reasons
 from sottovoce.server.federation.participants import EnrolmentSummary, Participant
@@ -19,6 +15,7 @@ from sottovoce.server.personalisation import prior_calibration
 from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE
 from sottovoce.shared.errors import EngineError
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import HEAD_STATISTICS_SUM
 from sottovoce.shared.protocol.messages import HeadStatisticsRequest
 
@@ -72,7 +69,7 @@ class HeadStatisticsRound:
             return prior
         speakers = self._job.public_speaker_logits(weights)
         query = prior_calibration.build_query(
-            prior, speakers, subtract_public_shares=plan.user is not None
+            prior, speakers, subtract_public_shares=plan.scheme.has_private_sums
         )
         total, users = torch.zeros(STATISTICS_SIZE, dtype=torch.float64), 0
         for model, devices in evaluated_models:
@@ -81,15 +78,14 @@ class HeadStatisticsRound:
             )
             part, answered = self._collect(request, devices, secure_aggregator)
             total, users = total + part, users + answered
+        utterances = summary.utterances_per_device * users
         statistics = prior_calibration.HeadStatistics(
             total=total,
-            noise_std=head_statistics_noise_std(plan, users),
-            total_weight=users
-            if plan.privacy_unit == "user"
-            else summary.utterances_per_device * users,
-            utterances=summary.utterances_per_device * users,
+            noise_std=plan.scheme.sum_noise_std(plan, SumKind.HEAD_STATISTICS, devices=users),
+            total_weight=plan.scheme.total_weight(utterances=utterances, users=users),
+            utterances=utterances,
             users=users,
-            weight_noise_std=weight_noise_std(plan, users, classes=len(summary.label_counts)),
+            weight_noise_std=plan.scheme.weight_noise_std(plan, devices=users),
         )
         return prior_calibration.calibrate_prior(prior, speakers, query, statistics)
 

@@ -36,6 +36,7 @@ from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import EngineError, ModelError, SettingError
 from sottovoce.shared.privacy.release import SumMechanism
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
 from sottovoce.shared.protocol.training_plan import Plan
@@ -138,11 +139,10 @@ class SampledTrainingCoordinator:
         self._release_and_distribute(state, summary)
         return state
 
-    @property
-    def _user_noises(self) -> tuple[SumMechanism | None, SumMechanism | None, SumMechanism | None]:
-        """Noise that hides a user in counts, centre and updates."""
-        user = self.job.plan.user
-        return (user.counts, user.centre, user.update) if user else (None, None, None)
+    def _accumulator(self, kind: SumKind, size: int) -> ClippedAccumulator:
+        """Make a sum of so many numbers, clipped to what its noise hides."""
+        plan = self.job.plan
+        return ClippedAccumulator(size, plan.scheme.sum_mechanism(plan, kind))
 
     def summarise_initial_cohort(self) -> InitialCohortSummary:
         """Summarise the initial cohort, once: saved, so that a resumed run asks nobody again.
@@ -155,8 +155,8 @@ class SampledTrainingCoordinator:
         if path.exists():
             return _load_summary(path, self.job.plan)
         plan, classes = self.job.plan, len(self.job.plan.labels)
-        counts = ClippedAccumulator(classes, self._user_noises[0])
-        centre = ClippedAccumulator(self.job.projection.output_size, self._user_noises[1])
+        counts = self._accumulator(SumKind.LABEL_COUNTS, classes)
+        centre = self._accumulator(SumKind.CENTRE, self.job.projection.output_size)
         request = self._enrolment_request(report_statistics=True)
         for nodes in self._sample_cohort(INITIAL_ROUND):
             for reply in self._enrol_newcomers(
@@ -171,7 +171,7 @@ class SampledTrainingCoordinator:
             sums = self.aggregator.release_sum("centre", release, centre)
         devices = self._sum_divisor(counts.user_count)
         utterances_per_device = max(float(noised.sum()) / devices, 1.0)
-        rows = 1.0 if plan.privacy_unit == "user" else utterances_per_device
+        rows = plan.scheme.rows_per_device or utterances_per_device
         summary = InitialCohortSummary(
             label_counts=noised,
             centre=(sums / (rows * devices)).float(),
@@ -213,7 +213,7 @@ class SampledTrainingCoordinator:
             mean = released.total / self._sum_divisor(released.devices)
             return apply_update(state, mean.float(), self.job.aggregation, rate=rate)
         joining = self._enrolment_request(report_statistics=False)
-        updates = ClippedAccumulator(len(request.weights), self._user_noises[2])
+        updates = self._accumulator(SumKind.UPDATE, len(request.weights))
         for nodes in self._sample_cohort(number):
             self._enrol_newcomers(number, nodes, joining, size=0)
             members = [node for node in nodes if node in self._channel.users_by_node]
@@ -280,7 +280,7 @@ class SampledTrainingCoordinator:
 
     def _sum_divisor(self, used: int) -> float:
         """Divisor of a sum: those expected, where who came is a secret."""
-        return self._sampler.expected_size if self.job.plan.user else float(max(used, 1))
+        return self.job.plan.scheme.sampled_divisor(used, self._sampler.expected_size)
 
     def _require_quorum(self, number: int, used: int) -> None:
         """Save a round's outcome, and require a quorum.
@@ -327,12 +327,9 @@ def _validated_sampler(job: Job) -> CohortSampler:
     plan, sampler = job.plan, job.cohort_sampler
     if sampler is None:
         raise SettingError("the job has no cohort_sampler; prepare it with one")
-    if plan.utterance_level or (plan.user and (plan.user.secure or plan.user.adaptive)):
-        raise SettingError(
-            "over a sampled population a run hides users by noise that the server adds, within a "
-            "fixed bound, or nothing: unit user without secure and without adaptive, or unit none"
-        )
-    if plan.user and (unknown := _unsupported_fields(plan.user.update)):
+    plan.scheme.check_streaming(plan)
+    mechanism = plan.scheme.sum_mechanism(plan, SumKind.UPDATE)
+    if mechanism and (unknown := _unsupported_fields(mechanism)):
         raise SettingError(
             f"the plan asks for noise with {', '.join(unknown)}, which is not made over a sampled "
             "population: noise is drawn anew in each round; leave that out"
@@ -342,9 +339,9 @@ def _validated_sampler(job: Job) -> CohortSampler:
             "the plan asks devices for head statistics after the last round; over a sampled "
             "population nobody is asked again: leave calibration out"
         )
-    if plan.user and plan.user.update.sample_rate != sampler.user_sampling_rate:
+    if mechanism and mechanism.sample_rate != sampler.user_sampling_rate:
         raise SettingError(
-            f"the plan accounts for rounds sampled with rate {plan.user.update.sample_rate:g}, "
+            f"the plan accounts for rounds sampled with rate {mechanism.sample_rate:g}, "
             f"cohorts are sampled with {sampler.user_sampling_rate:g}; they must be the same"
         )
     return sampler

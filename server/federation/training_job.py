@@ -83,7 +83,7 @@ class Job:
 
     def __post_init__(self) -> None:
         validation.require_non_negative(calibration_groups=self.calibration_groups)
-        if self.calibration_groups and (self.plan.utterance_level or self.plan.user):
+        if self.calibration_groups and self.plan.scheme.promised:
             raise SettingError(
                 f"calibration_groups is {self.calibration_groups}; devices would train as many "
                 "models more, which the plan's privacy does not pay for: leave it to plans without "

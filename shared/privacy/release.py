@@ -184,6 +184,18 @@ class Release:
                 "only gaussian ones have it"
             )
 
+    def mechanism_for(self, unit: PrivacyUnit) -> SumMechanism | None:
+        """What hides a unit in the sum that this goes into; None where that is no sum's to hide.
+
+        Example:
+            >>> release = Release(
+            ...     kind=ReleaseKind.CENTRE, mechanism=Mechanism.NONE, run="r", round=0
+            ... )
+            >>> release.mechanism_for(PrivacyUnit.USER) is None
+            True
+        """
+        return {PrivacyUnit.UTTERANCE: None, PrivacyUnit.USER: self.user}[unit]
+
     def to_dict(self) -> dict[str, Any]:
         """JSON's view of the release."""
         return asdict(self) | {"user": self.user.to_dict() if self.user else None}

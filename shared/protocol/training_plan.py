@@ -6,21 +6,24 @@ books ``plan.gradient_release(round)`` and trains with ``plan.mechanism``, which
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import Tensor
 
 from sottovoce.shared import validation
-from sottovoce.shared.calibration.head_statistics import SENSITIVITY, CalibrationRelease
+from sottovoce.shared.calibration.head_statistics import CalibrationRelease
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 from sottovoce.shared.models.losses import CROSS_ENTROPY
 from sottovoce.shared.models.parameters import hash_model
 from sottovoce.shared.models.spec import ModelSpec
-from sottovoce.shared.privacy.banded_noise import BandedNoise
-from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.participation import Participation
+from sottovoce.shared.privacy.release import Release
+from sottovoce.shared.privacy.scheme import PrivacyScheme
+from sottovoce.shared.privacy.schemes import scheme_of
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import (
     ExampleLevelMechanism,
@@ -59,6 +62,8 @@ class Plan:
             no privacy of utterances.
         user: What hides a whole user in every sum over users; None where nothing does.
         calibration: Statistics for heads and prediction sets after the last round; None asks none.
+        unit: Name of the privacy scheme where noise alone does not tell it; empty for the units
+            that are built in.
     """
 
     run: str
@@ -74,10 +79,9 @@ class Plan:
     count_noise: float
     user: UserLevelPrivacy | None = None
     calibration: CalibrationRelease | None = None
+    unit: str = ""
 
     def __post_init__(self) -> None:
-        if self.utterance_level:
-            self.training.loss.require_uncoupled()
         validation.require_at_least(1, rounds=self.rounds)
         validation.require_non_negative(count_noise=self.count_noise)
         if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
@@ -94,151 +98,57 @@ class Plan:
                 "gradients, centre, normaliser, label counts and head statistics would promise "
                 "nothing"
             )
-        if self.user:
-            self._check_user(self.user)
+        self.scheme.check_plan(self)
 
-    def _check_user(self, user: UserLevelPrivacy) -> None:
-        """Refuse a promise to users that the settings would not keep."""
-        sums = [(user.centre, self.centre), (user.calibration, self.calibration)]
-        if any((hidden is None) != (settings is None) for hidden, settings in sums):
-            raise SettingError(
-                "a plan hides its users in all of its sums, the centre's and the head statistics' "
-                "included"
-            )
-        if self.utterance_level and user.secure:
-            raise SettingError(
-                "utterances are hidden by noise of the devices' own, which secure sums cannot "
-                "count yet: hide users alone, or both without secure sums"
-            )
-        if self.samples_users and (self.utterance_level or user.secure):
-            raise SettingError(
-                f"devices join a round with a chance of {user.update.sample_rate:g}, which only "
-                "noise that the server adds is accounted for: hide users alone, without secure sums"
-            )
-        if self.utterance_level and user.adaptive:
-            raise SettingError(
-                "an adaptive clip norm hides users alone; where utterances are hidden too, the sum "
-                "of a user's gradients has a fixed bound"
-            )
-        if user.update.bands:
-            self._check_bands(user.update.bands)
-        bounded = self.mechanism.sum_norm
-        if self.utterance_level and (bounded != user.update.clip_norm or self.training.steps != 1):
-            raise SettingError(
-                f"utterances and users are both hidden only in rounds of one step whose sum is "
-                f"bounded as the user's update is: steps is {self.training.steps}, sum_norm "
-                f"{bounded}, the update's clip_norm {user.update.clip_norm}"
-            )
-
-    def _check_bands(self, banded_noise: BandedNoise) -> None:
-        """Refuse correlated noise where it would not be what is booked, or in vain."""
-        if self.utterance_level:
-            raise SettingError(
-                "utterances are hidden by noise of the devices' own, which noise correlated across "
-                "rounds cannot count: hide users alone, or leave min_separation at 1"
-            )
-        if banded_noise.min_separation > self.rounds:
-            raise SettingError(
-                f"min_separation is {banded_noise.min_separation} and rounds {self.rounds}: some "
-                "users would never train; min_separation must be at most rounds"
-            )
+    @cached_property
+    def scheme(self) -> PrivacyScheme:
+        """The privacy unit: bounds, noise, records, limits and sentences that depend on it."""
+        return scheme_of(self)
 
     @property
-    def utterance_level(self) -> bool:
-        """Whether every release is noised before it leaves, so that it hides an utterance."""
-        return self.count_noise > 0
-
-    @property
-    def samples_users(self) -> bool:
-        """Whether each device draws by itself whether it joins a round."""
-        return self.user is not None and self.user.update.sample_rate < 1
-
-    @property
-    def banded_noise(self) -> BandedNoise | None:
-        """Separation of rounds and correlation of their noise; None where all train in each."""
-        return self.user.update.bands if self.user else None
+    def participation(self) -> Participation:
+        """Which rounds a user takes part in."""
+        return self.scheme.participation(self)
 
     @property
     def initial_clip_norm(self) -> float:
         """The first round's clip norm on a user's update, where it is learned; else 1."""
-        return self.user.adaptive.start if self.user and self.user.adaptive else 1.0
+        return self.scheme.initial_clip_norm(self)
 
     @property
     def extra_coordinates(self) -> int:
         """How many numbers a device sends beside its update."""
-        return 1 if self.user and self.user.adaptive else 0
-
-    @property
-    def privacy_unit(self) -> str:
-        """What the plan protects: ``none``, ``utterance``, ``user`` or ``both``."""
-        return _UNITS[self.utterance_level, self.user is not None]
+        return self.scheme.extra_coordinates(self)
 
     def normaliser_release(self) -> Release | None:
         """The ledger's record of the training normaliser; None where there is none to book.
 
         Where only users are hidden, it never leaves but inside updates that are bounded as a whole.
         """
-        if self.normaliser is None or self.privacy_unit == "user":
-            return None
-        return self._release(
-            ReleaseKind.NORMALISER, 0, self.normaliser.noise_multiplier, self.normaliser.sensitivity
-        )
+        return self.scheme.normaliser_release(self)
 
     def centre_release(self) -> Release | None:
         """The ledger's record of the device's share of the centre; None where none is sent."""
-        if self.centre is None:
-            return None
-        return self._release(
-            ReleaseKind.CENTRE,
-            0,
-            self.centre.noise_multiplier,
-            self.centre.clip_norm,
-            user=self.user.centre if self.user else None,
-        )
+        return self.scheme.centre_release(self)
 
     def calibration_release(self) -> Release | None:
         """The ledger's record of the head statistics; None where none are asked for."""
-        if self.calibration is None:
-            return None
-        return self._release(
-            ReleaseKind.HEAD_STATISTICS,
-            0,
-            self.calibration.noise_multiplier,
-            SENSITIVITY,
-            user=self.user.calibration if self.user else None,
-        )
+        return self.scheme.calibration_release(self)
 
     def counts_release(self) -> Release:
         """The ledger's record of the label histogram."""
-        user = self.user.counts if self.user else None
-        return self._release(ReleaseKind.LABEL_COUNTS, 0, self.count_noise, 1.0, user=user)
+        return self.scheme.counts_release(self)
 
     def gradient_release(self, number: int) -> Release:
         """The ledger's record of one round's update; rounds count from 1."""
-        return self._release(
-            ReleaseKind.GRADIENT,
-            number,
-            self.mechanism.noise_multiplier,
-            self.mechanism.clip_norm,
-            sample_rate=self.training.sample_rate,
-            steps=self.training.steps,
-            user=self.user.update if self.user else None,
-        )
+        return self.scheme.gradient_release(self, number)
 
     def all_releases(self) -> Iterator[Release]:
         """Everything a device releases in its part of the run; no device releases more."""
         once = (self.centre_release(), self.normaliser_release(), self.calibration_release())
-        for release in once:
-            if release:
-                yield release
+        yield from (release for release in once if release)
         yield self.counts_release()
-        all_rounds = self.all_rounds_release()
-        if all_rounds:
-            yield all_rounds
-            return
-        min_separation = self.banded_noise.min_separation if self.banded_noise else 1
-        for round_number in range(1, self.rounds + 1, min_separation):
-            yield self.gradient_release(round_number)
+        yield from self.scheme.round_releases(self)
 
     def all_rounds_release(self) -> Release | None:
         """The ledger's record of all rounds where each device draws whether it joins a round.
@@ -246,40 +156,16 @@ class Plan:
         It pays for every round at once, those that it will not join included: whoever does not see
         the draws must take it to be in any. None where everybody joins every round.
         """
-        if not self.samples_users or self.user is None:
-            return None
-        return replace(self.gradient_release(0), user=replace(self.user.update, sums=self.rounds))
-
-    def _release(
-        self,
-        kind: ReleaseKind,
-        number: int,
-        noise: float,
-        sensitivity: float,
-        *,
-        sample_rate: float = 1.0,
-        steps: int = 1,
-        user: SumMechanism | None = None,
-    ) -> Release:
-        """One record; without any noise it says that nothing protects it."""
-        return Release(
-            kind=kind,
-            mechanism=Mechanism.GAUSSIAN if noise > 0 or user else Mechanism.NONE,
-            run=self.run,
-            round=number,
-            noise_multiplier=noise,
-            sample_rate=sample_rate,
-            steps=steps,
-            sensitivity=sensitivity if noise > 0 else 0.0,
-            user=user,
-        )
+        return self.scheme.all_rounds_release(self)
 
     def to_json(self) -> str:
         """The plan as it travels and as checkpoints store it."""
         record = asdict(self) | {"user": self.user.to_dict() if self.user else None}
         if self.training.loss == CROSS_ENTROPY:  # plans from before there were others keep theirs
             del record["training"]["loss"]
-        if not self.utterance_level:  # infinities are not JSON
+        if not self.unit:  # plans of the units that are built in travel as they always did
+            del record["unit"]
+        if not math.isfinite(self.mechanism.clip_norm):  # infinities are not JSON
             record |= {name: bool(getattr(self, name)) for name in ("centre", "normaliser")}
             record["mechanism"] = None
         return json.dumps({"schema": SCHEMA} | record, sort_keys=True, allow_nan=False)
@@ -319,14 +205,6 @@ class Plan:
             raise
         except SottovoceError as error:
             raise MessageError(f"the plan makes no sense: {error}") from error
-
-
-_UNITS = {
-    (False, False): "none",
-    (True, False): "utterance",
-    (False, True): "user",
-    (True, True): "both",
-}
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:

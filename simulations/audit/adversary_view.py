@@ -8,16 +8,14 @@ itself, without it, sees every single update.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from sottovoce.server.aggregation import private_sums
 from sottovoce.shared import seeding
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.release import SumMechanism
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.audit.device_under_test import Observation, Transcript
 
@@ -35,12 +33,14 @@ def observe(transcript: Transcript, observation: Observation, seed: int) -> Obse
         observation: What the device sent.
         seed: Decides the noise of the sums.
     """
-    return _OBSERVERS[transcript.plan.privacy_unit](transcript, observation, seed)
+    if not transcript.plan.scheme.has_private_sums:
+        return observation  # everything that the device sends
+    return _observe_sums(transcript, observation, seed)
 
 
 def threat_model(plan: Plan) -> str:
     """The same in words."""
-    return NOISED_SUMS if plan.user else ALL_MESSAGES
+    return NOISED_SUMS if plan.scheme.has_private_sums else ALL_MESSAGES
 
 
 def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:
@@ -61,11 +61,6 @@ def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:
     if rounds == len(observation.updates) and len(observation.head_statistics):
         found["last message"] = observation.head_statistics.double()
     return found
-
-
-def _observe_messages(transcript: Transcript, observation: Observation, seed: int) -> Observation:  # noqa: ARG001  (one shape for all)
-    """Everything that the device sends."""
-    return observation
 
 
 def _observe_sums(transcript: Transcript, observation: Observation, seed: int) -> Observation:
@@ -94,17 +89,15 @@ def _observe_sums(transcript: Transcript, observation: Observation, seed: int) -
 def enrolment_sum_noise(transcript: Transcript) -> tuple[float, float]:
     """Noise of the sums of counts and of centres beside one device's own, standard deviations."""
     plan = transcript.plan
-    if plan.user is None:
-        return 0.0, 0.0
-    own = (
-        plan.centre.clip_norm * plan.centre.noise_multiplier
-        if plan.centre and plan.utterance_level
-        else 0.0
+    counts, centre = (
+        _remaining_noise(
+            plan.scheme.sum_mechanism(plan, kind),
+            plan.scheme.device_noise(plan, kind),
+            transcript.devices,
+        )
+        for kind in (SumKind.LABEL_COUNTS, SumKind.CENTRE)
     )
-    return (
-        _remaining_noise(plan.user.counts, plan.count_noise, transcript.devices),
-        _remaining_noise(plan.user.centre, own, transcript.devices),
-    )
+    return counts, centre
 
 
 def _remaining_noise(user: SumMechanism | None, own: float, devices: int) -> float:
@@ -117,27 +110,19 @@ def _remaining_noise(user: SumMechanism | None, own: float, devices: int) -> flo
 
 def update_sum_noise(transcript: Transcript) -> float:
     """The same for the sum of one round's updates, in weights."""
-    plan, denominator = transcript.plan, transcript.denominator
-    if plan.user is None:
-        return 0.0
-    whole = private_sums.noise_std(plan, devices=transcript.devices, denominator=denominator)
-    own = private_sums.noise_std(replace(plan, user=None), devices=1, denominator=denominator)
-    return math.sqrt(max(0.0, whole**2 - own**2))
+    return _added_noise(transcript, SumKind.UPDATE, denominator=transcript.denominator)
 
 
 def statistics_sum_noise(transcript: Transcript) -> float:
     """The same for the sum of head statistics, in each number."""
-    plan = transcript.plan
-    if plan.user is None or plan.calibration is None:
+    return _added_noise(transcript, SumKind.HEAD_STATISTICS)
+
+
+def _added_noise(transcript: Transcript, kind: SumKind, *, denominator: float = 1.0) -> float:
+    """All noise in a sum that hides users, less one device's."""
+    plan, scheme = transcript.plan, transcript.plan.scheme
+    if scheme.sum_mechanism(plan, kind) is None:
         return 0.0
-    whole = private_sums.head_statistics_noise_std(plan, transcript.devices)
-    own = private_sums.head_statistics_noise_std(replace(plan, user=None), 1)
+    whole = scheme.sum_noise_std(plan, kind, devices=transcript.devices, denominator=denominator)
+    own = scheme.device_noise_std(plan, kind, devices=1, denominator=denominator)
     return math.sqrt(max(0.0, whole**2 - own**2))
-
-
-_OBSERVERS: Mapping[str, Callable[[Transcript, Observation, int], Observation]] = {
-    "none": _observe_messages,
-    "utterance": _observe_messages,
-    "user": _observe_sums,
-    "both": _observe_sums,
-}

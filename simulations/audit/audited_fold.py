@@ -16,6 +16,7 @@ from sottovoce.server.aggregation.server_optimizer import compute_class_weights
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation import prior_calibration
+from sottovoce.server.planning.recipe import CLASS_EXPONENTS, FROZEN_ENCODER_MODELS
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.examples import Examples
@@ -36,7 +37,7 @@ from sottovoce.simulations.data.loading import (
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
 from sottovoce.simulations.results.path_names import folder_name
 from sottovoce.simulations.scenario.loading import load_scenario
-from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, FROZEN_ENCODER_MODELS, Scenario
+from sottovoce.simulations.scenario.scenario import Scenario
 
 OnMessage = Callable[[str], None]
 
@@ -212,7 +213,9 @@ def _statistics_request(
     )
     speakers = job.public_speaker_logits(weights)
     query = prior_calibration.build_query(
-        job.estimate_head_prior(weights), speakers, subtract_public_shares=plan.user is not None
+        job.estimate_head_prior(weights),
+        speakers,
+        subtract_public_shares=plan.scheme.has_private_sums,
     )
     return StatisticsRequest(weights=weights, query=query)
 

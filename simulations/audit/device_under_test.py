@@ -224,7 +224,7 @@ def with_exact_normaliser(transcript: Transcript) -> Transcript:
     shows to be false.
     """
     settings = transcript.plan.normaliser
-    if settings is None or not transcript.plan.utterance_level:
+    if settings is None or not transcript.plan.scheme.has_private_messages:
         return transcript
     mean = replace(settings, clip_norm=1e6, noise_multiplier=1e-12)
     return replace(transcript, plan=replace(transcript.plan, normaliser=mean))

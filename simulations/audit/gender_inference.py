@@ -156,7 +156,7 @@ def simulate_trials(
         seed: Decides all noise.
     """
     distinct = 1 if _is_deterministic(transcript.plan) else trials
-    observed = trials * sums_per_trial if transcript.plan.user else distinct
+    observed = trials * sums_per_trial if transcript.plan.scheme.has_private_sums else distinct
     return GenderTrials(
         users={
             name: _sent_messages(transcript, name, one, rounds, distinct, observed, seed)
@@ -172,7 +172,7 @@ def simulate_trials(
 def _is_deterministic(plan: Plan) -> bool:
     """Whether a device sends the same in every trial: no noise, no batches, no dropout."""
     drawn = plan.training.sample_rate < 1 or plan.model.dropout > 0
-    return not (plan.utterance_level or drawn)
+    return not (plan.scheme.has_private_messages or drawn)
 
 
 def _sent_messages(

@@ -17,8 +17,8 @@ from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import load_parameters, unflatten_parameters
 from sottovoce.shared.models.spec import build_network
-from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.simulations.audit.adversary_view import update_sum_noise
 from sottovoce.simulations.audit.device_under_test import Transcript
 
@@ -77,10 +77,10 @@ def invert_gradients(
 
 def _observed_update(transcript: Transcript, update: Tensor, generator: torch.Generator) -> Tensor:
     """An update as it is seen: where users are hidden, bounded and in a noised sum."""
-    if transcript.plan.user is None:
+    plan = transcript.plan
+    if not plan.scheme.has_private_sums:
         return update
-    if not transcript.plan.utterance_level:
-        update = clipping.clip_to_norm(update, transcript.plan.user.update.clip_norm)
+    update = plan.scheme.clip_part(plan, SumKind.UPDATE, update, None)
     return update + SeededGaussianSampler(generator).sample_noise(
         tuple(update.shape), update_sum_noise(transcript)
     )

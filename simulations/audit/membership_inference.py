@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sottovoce.server.aggregation import private_sums
 from sottovoce.server.aggregation.server_optimizer import (
     AggregationSettings,
     apply_update,
@@ -27,6 +26,7 @@ from sottovoce.shared.models.losses import cross_entropy
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.simulations.audit.adversary_view import enrolment_sum_noise, update_sum_noise
 from sottovoce.simulations.audit.device_under_test import (
     DeviceUnderTest,
@@ -229,9 +229,7 @@ def train_model(
     )
     counts, rows = (part + draws.sample_noise(tuple(part.shape), noise) for part, noise in parts)
     usual = max(float(counts.sum()) / len(devices), 1.0)
-    each = (
-        1.0 if transcript.plan.privacy_unit == "user" else usual
-    )  # a user's mean row, or all rows
+    each = transcript.plan.scheme.rows_per_device or usual  # a user's mean row, or all rows
     centre = (rows / (each * len(devices))).float()
     if transcript.plan.centre is None:
         centre = torch.zeros_like(transcript.centre)
@@ -253,19 +251,17 @@ def train_model(
 def _enrolment_server_noise(transcript: Transcript) -> tuple[float, float]:
     """What the server adds to the sums of counts and of centres: all but the devices' own noise."""
     plan, left = transcript.plan, transcript.devices - 1
-    own = (
-        plan.centre.clip_norm * plan.centre.noise_multiplier
-        if plan.centre and plan.utterance_level
-        else 0.0
-    )
+    own = plan.scheme.device_noise(plan, SumKind.CENTRE)
     counts, centre = enrolment_sum_noise(transcript)
     return _subtract_noise(counts, plan.count_noise, left), _subtract_noise(centre, own, left)
 
 
 def _update_server_noise(transcript: Transcript) -> float:
     """The same for a round's updates."""
-    own = replace(transcript.plan, user=None)
-    one = private_sums.noise_std(own, devices=1, denominator=transcript.denominator)
+    plan = transcript.plan
+    one = plan.scheme.device_noise_std(
+        plan, SumKind.UPDATE, devices=1, denominator=transcript.denominator
+    )
     return _subtract_noise(update_sum_noise(transcript), one, transcript.devices - 1)
 
 

@@ -108,7 +108,7 @@ def without_normaliser(transcript: Transcript) -> Transcript:
 
     Canaries lie far out and would move an exact mean, which would blur their signal.
     """
-    if transcript.plan.utterance_level:
+    if transcript.plan.scheme.has_private_messages:
         return transcript
     return replace(transcript, plan=replace(transcript.plan, normaliser=None))
 
@@ -119,7 +119,7 @@ def sum_updates(transcript: Transcript, observation: Observation) -> Tensor:
     Without noise a device sends the mean gradient, and exact label counts that undo it.
     """
     mean = observation.updates.double().mean(0)
-    if transcript.plan.utterance_level:
+    if transcript.plan.scheme.has_private_messages:
         return mean
     return mean * float(observation.enrolment[: len(transcript.plan.labels)].double().sum())
 

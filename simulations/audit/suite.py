@@ -9,6 +9,7 @@ import torch
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.simulations.audit import (
     canary,
     gender_inference,
@@ -175,28 +176,29 @@ def audit_folds(
 ) -> Json:
     """Content of audit.json, from a run's folds; all but gender is looked for in the first."""
     case, size = audited_folds[0], _settings_for_model(audited_folds[0], settings)
-    scenario, transcript = case.scenario, case.transcript
+    target, transcript = case.scenario.privacy_target, case.transcript
+    scheme = case.scenario.privacy_scheme
     attacks = {
         way: _run_attacks(one, one_size, seed, on_progress)
         for way, one, one_size in _variants(case, size)
     }
     content = {
         "schema": SCHEMA_VERSION,
-        "unit": scenario.unit,
-        "delta": scenario.user_delta if scenario.unit == "user" else scenario.delta,
+        "unit": target.unit,
+        "delta": target.delta_for(scheme.account_unit),
         "seed": seed,
         "confidence": CONFIDENCE,
         "fold": case.name,
         "users": len(case.users),
         "rounds": len(transcript.weights),
         "threat_model": threat_model(transcript.plan),
-        **_verdict(attacks["as_run"], scenario.epsilon if scenario.is_private else None),
+        **_verdict(attacks["as_run"], target.epsilon if scheme.promised else None),
         "attacks": {
             way: found | _inferred_genders(audited_folds, way, size, seed)
             for way, found in attacks.items()
         },
     }
-    if scenario.hides_utterances and transcript.plan.normaliser:
+    if scheme.has_private_messages and transcript.plan.normaliser:
         content["exact_normaliser_attack"] = _exact_normaliser_attack(case, size, seed, on_progress)
     return content
 
@@ -214,7 +216,7 @@ def _variants(
     case: AuditedFold, settings: AuditSettings
 ) -> Iterator[tuple[str, AuditedFold, AuditSettings]]:
     """As it was run, and with its privacy switched off where it has any."""
-    private = case.scenario.is_private
+    private = case.scenario.privacy_scheme.promised
     yield "as_run", case, settings if private else _noiseless_settings(settings)
     if private:
         yield "noise_off", case.without_noise(), _noiseless_settings(settings)
@@ -286,25 +288,36 @@ def _epsilon_bounds(
     case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
 ) -> Json:
     """Lower bounds on every epsilon that the plan promises; on an utterance's where on none."""
-    unit, transcript = case.transcript.plan.privacy_unit, _first_rounds(case.transcript, settings)
+    transcript = _first_rounds(case.transcript, settings)
     found: Json = {}
-    if unit != "user":
-        found |= _utterance_bounds(case, transcript, settings, seed, on_progress)
-    if unit in ("user", "both"):
-        how = {
-            "delta": case.scenario.user_delta,
-            "confidence": _split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
-        }
-        statistics = canary.collect_statistics(
-            transcript,
-            _first_examples(case),
-            trials=settings.trials,
-            seed=seed,
-            user_level=True,
-            on_progress=on_progress,
-        )
-        found["many_run_user"] = asdict(canary.bound_epsilon(statistics[0], statistics[1], **how))
+    for unit in case.transcript.plan.scheme.audited_units:
+        found |= _BOUNDS[unit](case, transcript, settings, seed, on_progress)
     return found
+
+
+def _user_bounds(
+    case: AuditedFold,
+    transcript: Transcript,
+    settings: AuditSettings,
+    seed: int,
+    on_progress: OnProgress,
+) -> Json:
+    """A bound on a user's epsilon, from the sums that the device goes into."""
+    statistics = canary.collect_statistics(
+        transcript,
+        _first_examples(case),
+        trials=settings.trials,
+        seed=seed,
+        user_level=True,
+        on_progress=on_progress,
+    )
+    bound = canary.bound_epsilon(
+        statistics[0],
+        statistics[1],
+        delta=case.scenario.user_delta,
+        confidence=_split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
+    )
+    return {"many_run_user": asdict(bound)}
 
 
 def _utterance_bounds(
@@ -338,6 +351,9 @@ def _utterance_bounds(
     }
 
 
+_BOUNDS = {PrivacyUnit.UTTERANCE: _utterance_bounds, PrivacyUnit.USER: _user_bounds}
+
+
 def _exact_normaliser_attack(
     case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
 ) -> Json:
@@ -360,7 +376,7 @@ def _membership(
     """Membership of utterances on devices, and of users in trainings."""
     people = [person.examples for person in case.users.values()]
     found: Json = {}
-    if case.transcript.plan.privacy_unit != "user":
+    if PrivacyUnit.UTTERANCE in case.transcript.plan.scheme.audited_units:
         utterances = membership_inference.attack_utterances(
             _first_rounds(case.transcript, settings),
             people[: settings.attacked_devices],
@@ -387,7 +403,7 @@ def _identified_speakers(case: AuditedFold, settings: AuditSettings, seed: int) 
     rounds = _observed_rounds(len(case.transcript.weights))
     repeats = (
         settings.user_level_attribute_trials
-        if case.transcript.plan.user
+        if case.transcript.plan.scheme.has_private_sums
         else settings.attribute_trials
     )
     named = speaker_identification.identify_speakers(
@@ -407,7 +423,7 @@ def _inferred_genders(
         chosen,
         _observed_rounds(len(audited_folds[0].transcript.weights)),
         trials=settings.user_level_gender_trials
-        if chosen[0].transcript.plan.user
+        if chosen[0].transcript.plan.scheme.has_private_sums
         else settings.attribute_trials,
         sums_per_trial=settings.sums_per_trial,
         max_public_speakers=settings.max_public_speakers,

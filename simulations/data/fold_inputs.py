@@ -24,8 +24,8 @@ from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 if TYPE_CHECKING:  # a cached result does not depend on how scenarios and corpora are read
+    from sottovoce.server.planning.recipe import Recipe
     from sottovoce.simulations.corpora.corpus import Clip
-    from sottovoce.simulations.scenario.scenario import Recipe
 
 _HELD_OUT_EVERY = 5
 HELD_OUT_FILE = "held_out.safetensors"

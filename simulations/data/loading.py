@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sottovoce.server.planning.recipe import FROZEN_ENCODER_MODELS
 from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.features.registry import create_extractor
@@ -25,7 +26,7 @@ from sottovoce.simulations.corpora.speaker_splits import (
 )
 from sottovoce.simulations.data.cached_features import fingerprint_features, load_cached_features
 from sottovoce.simulations.data.feature_extraction import FeatureTable, extract_features
-from sottovoce.simulations.scenario.scenario import FROZEN_ENCODER_MODELS, Scenario
+from sottovoce.simulations.scenario.scenario import Scenario
 
 DEFAULT_PUBLIC_CORPUS = ("synthetic", "speakers=40,clips=20,seed=90210")
 """Voices that the projection is fitted on where no corpus is declared public: synthetic."""

@@ -8,13 +8,12 @@ from pathlib import Path
 
 import torch
 
-from sottovoce.server.planning import noise_calibration
 from sottovoce.shared import seeding
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.simulations.data import pretraining_cache
+from sottovoce.simulations.data import pretraining_cache, run_plan
 from sottovoce.simulations.data.fold_inputs import (
     HELD_OUT_FILE,
     FoldInputs,
@@ -63,7 +62,7 @@ def build_fold_inputs(
         on_message: Takes a line about public clips that cannot be used.
     """
     labels = loaded_corpus.protocol.corpus.emotions
-    plan = noise_calibration.plan_without_noise(scenario, run="", labels=labels, inputs=1)
+    plan = run_plan.plan_without_noise(scenario, run="", labels=labels, inputs=1)
     if not public:
         return _pretrain_inputs(scenario, loaded_corpus, public, plan, folder)
     name = _result_key(scenario, loaded_corpus, public, plan)
@@ -182,10 +181,8 @@ def _restore_inputs(
 def build_plan(scenario: Scenario, fold_inputs: FoldInputs, run: str) -> Plan:
     """The plan that all folds have but for their names, with the noise that was promised."""
     inputs = fold_inputs.projection.output_size
-    plan = noise_calibration.plan_without_noise(
-        scenario, run=run, labels=fold_inputs.labels, inputs=inputs
-    )
+    plan = run_plan.plan_without_noise(scenario, run=run, labels=fold_inputs.labels, inputs=inputs)
     plan = replace(plan, projection_hash=fold_inputs.projection.content_hash())
     if fold_inputs.held_out_file is None:  # nobody to compare users with
         plan = replace(plan, calibration=None)
-    return noise_calibration.add_noise(plan, scenario) if scenario.is_private else plan
+    return run_plan.add_noise(plan, scenario)

@@ -29,19 +29,21 @@ from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.server.planning import noise_calibration
+from sottovoce.server.planning.recipe import CLASS_EXPONENTS
 from sottovoce.shared.errors import CorpusError, SettingError, SottovoceError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.protocol.events import Event, RoundEnded
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
+from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.data.feature_extraction import extract_features
 from sottovoce.simulations.data.fold_inputs import FoldInputs, merge_public_corpora, pretrain
 from sottovoce.simulations.data.loading import cache_folder
 from sottovoce.simulations.data.pretraining import build_plan
 from sottovoce.simulations.engines import deployed
 from sottovoce.simulations.runs.fold_devices import pin_rosters
-from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, Scenario, fill_defaults
+from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNTHETIC_USERS = "speakers=3,clips=18,seed=7"
@@ -137,7 +139,7 @@ def _prepare(arguments: argparse.Namespace, out: Path) -> PreparedRun:
         projection=fold_inputs.projection,
         speaker_statistics=fold_inputs.speaker_statistics,
         devices=len(fold_inputs.clips),
-        budgets=noise_calibration.server_budgets(scenario),
+        budgets=noise_calibration.server_budgets(scenario.privacy_target),
         timeout_s=arguments.timeout,
         class_exponent=CLASS_EXPONENTS[scenario.recipe.class_weights],
         held_out_path=fold_inputs.held_out_file,
@@ -198,9 +200,7 @@ def _fold_inputs(scenario: Scenario, speakers: int, out: Path) -> FoldInputs:
         clips={user: tuple(clip for clip in own[0] if clip.speaker == user) for user in chosen},
         speech=speech,
         neutral=neutral,
-        spec=noise_calibration.plan_without_noise(
-            scenario, run="", labels=corpus.emotions, inputs=1
-        ).model,
+        spec=run_plan.plan_without_noise(scenario, run="", labels=corpus.emotions, inputs=1).model,
         recipe=scenario.recipe,
         user_mean=True,
         use_warm_start=bool(scenario.public),
@@ -221,7 +221,7 @@ def _load_features(
 def _plan(scenario: Scenario, fold_inputs: FoldInputs) -> Plan:
     """A private plan; its name is new, since its noise can never be repeated."""
     plan = build_plan(scenario, fold_inputs, f"loopback-{os.urandom(4).hex()}")
-    return noise_calibration.add_secure_aggregation(plan, scenario, devices=len(fold_inputs.clips))
+    return run_plan.add_secure_aggregation(plan, scenario, devices=len(fold_inputs.clips))
 
 
 def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs) -> None:
@@ -237,7 +237,9 @@ def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs
         for_training=~for_head,
     )
     profile = DeviceProfile(
-        user=user, budgets=noise_calibration.device_budgets(scenario), labels=fold_inputs.labels
+        user=user,
+        budgets=noise_calibration.device_budgets(scenario.privacy_target),
+        labels=fold_inputs.labels,
     )
     Device.create(folder, profile, features)
 

@@ -17,6 +17,7 @@ from sottovoce.server.aggregation.server_optimizer import (
     initial_state,
 )
 from sottovoce.server.planning.public_pretraining import group_means
+from sottovoce.server.planning.recipe import CLASS_EXPONENTS
 from sottovoce.shared import seeding
 from sottovoce.shared.models.examples import Examples, concatenate_examples
 from sottovoce.shared.models.parameters import load_parameters
@@ -29,7 +30,7 @@ from sottovoce.simulations.corpora.speaker_splits import EvaluationProtocol, Fol
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.results.schema import Rates
-from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, Scenario
+from sottovoce.simulations.scenario.scenario import Scenario
 
 
 def evaluate_baselines(

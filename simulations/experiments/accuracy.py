@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.experiments.commands import run_command
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
@@ -210,7 +211,8 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
     )
     rows = []
     for line in lines:
-        unit = {"none": "–", "both": "utterance and user"}.get(line["unit"], line["unit"])
+        scheme = scheme_for(line["unit"])
+        unit = scheme.wording.name if scheme.promised else "–"
         unit += ", secure sums" if line["secure"] else ""
         epsilon = f"{line['epsilon']:g}" if line["epsilon"] else "no privacy"
         deviation = f" ± {line['uar_sd']:.3f}" if line["uar_sd"] is not None else ""

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.experiments.commands import run_command
 from sottovoce.simulations.scenario import loading
 
@@ -179,8 +179,8 @@ def _result_line(
     scenario = loading.parse_scenario(
         scheme.format_config(epsilon, 0, "corpora"), source=scheme.title
     )
-    plan = noise_calibration.plan_without_noise(scenario, run="", labels=("one", "other"), inputs=1)
-    user = noise_calibration.add_noise(plan, scenario).user
+    plan = run_plan.plan_without_noise(scenario, run="", labels=("one", "other"), inputs=1)
+    user = run_plan.add_noise(plan, scenario).user
     return {
         "scheme": scheme.title,
         "min_separation": scheme.min_separation,

@@ -13,7 +13,7 @@ import torch
 
 from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.errors import SettingError
-from sottovoce.simulations.data import loading
+from sottovoce.simulations.data import loading, run_plan
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.loading import LoadedCorpus, OnMessage, OnProgress
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
@@ -58,7 +58,7 @@ def simulate_population(
     """Run a scenario that has a population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)
-    noise_calibration.check_budget(with_sampling_rate(scenario))
+    run_plan.check_budget(with_sampling_rate(scenario))
     run_folder.check_run_folder(scenario, out, resume=resume)
     loaded, fold_run = prepare_fold_run(scenario, out, on_message, on_progress)
     features_s, training = time.monotonic() - started, time.monotonic()
@@ -125,7 +125,7 @@ def _build_population(scenario: Scenario, fold_inputs: FoldInputs) -> SyntheticP
         voice_model=fit_voice_model(fold_inputs.labels, fold_inputs.clips, fold_inputs.features),
         clips=settings.clips,
         labels=fold_inputs.labels,
-        budgets=noise_calibration.device_budgets(scenario),
+        budgets=noise_calibration.device_budgets(scenario.privacy_target),
         seed=scenario.seed,
         enrolment=scenario.enrolment.partition(":")[0],
         neutral_clips=scenario.neutral_clips or 0,
@@ -179,7 +179,7 @@ def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> PrivacyR
     """Content of privacy.json: an account for each group of equal ledgers."""
     sums = fold_run.server_ledger()
     privacy = privacy_record.build_privacy_record(
-        scenario,
+        scenario.privacy_target,
         fold_run.spec.plan,
         {HELD_OUT_FOLD: {group.user: group.ledger for group in fold_run.ledger_groups}},
         {HELD_OUT_FOLD: sums} if sums else {},

@@ -60,7 +60,7 @@ def _context(run: Table) -> dict[str, Any]:
             (name, own.get(name) or LICENCES.get(name, _UNRECORDED))
             for name in dict.fromkeys(trained)
         ],
-        "promised": privacy["unit"] != "none" and privacy["epsilon"] is not None,
+        "promised": wording.is_promised(privacy),
         "promise": wording.summarise_promise(privacy),
         "plain": wording.explain_promise(privacy),
         "terms": [

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
 from sottovoce.simulations.results.schema import (
@@ -22,12 +23,6 @@ from sottovoce.simulations.results.schema import (
 TEMPLATE_FOLDER = Path(__file__).parent
 _MAX_SPEAKERS = 500
 _UNKNOWN = "unknown"
-_UNITS = {
-    "none": "nothing",
-    "utterance": "for one utterance",
-    "user": "for one person",
-    "both": "for one utterance and one person",
-}
 _BASELINES = {
     "central": "central, all recordings in one place",
     "local_only": "each speaker alone",
@@ -113,9 +108,9 @@ def _promise(run: Table, privacy: Table) -> dict[str, Any]:
     spent = (section.get("user") or {}).get("epsilon") if spent is None else spent
     audited = (section.get("audit") or {}).get("epsilon_lower")
     return {
-        "promised": privacy["unit"] != "none" and privacy["epsilon"] is not None,
+        "promised": wording.is_promised(privacy),
         "plain": wording.explain_promise(privacy),
-        "unit_words": _UNITS[privacy["unit"]],
+        "unit_words": scheme_for(privacy["unit"]).wording.protects,
         "most_spent": spent,
         "audited": audited,
         "spent_rows": ledger_tables.fold_rows(privacy["folds"]),
@@ -125,10 +120,10 @@ def _promise(run: Table, privacy: Table) -> dict[str, Any]:
 
 def _promise_facts(privacy: Table, spent: float | None, audited: float | None) -> list[Any]:
     """The promise's terms, as an auditor names them."""
-    if privacy["unit"] == "none" or privacy["epsilon"] is None:
+    if not wording.is_promised(privacy):
         return [("Protects", "nothing"), ("ε promised", "none: it is unbounded")]
     terms = [
-        ("Protects", _UNITS[privacy["unit"]].removeprefix("for ")),
+        ("Protects", scheme_for(privacy["unit"]).wording.protects.removeprefix("for ")),
         ("ε promised", wording.format_number(privacy["epsilon"])),
         ("Most spent", None if spent is None else wording.format_number(spent, 5)),
         (

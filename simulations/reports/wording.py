@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.schemes import scheme_for
 
 _WHO = {
-    "utterance": "Whoever sees everything that a device sends, the server included,",
-    "user": "Whoever sees every model that was released",
-    "both": "Whoever sees everything that a device sends, the server included,",
+    PrivacyUnit.UTTERANCE: "Whoever sees everything that a device sends, the server included,",
+    PrivacyUnit.USER: "Whoever sees every model that was released",
 }
 _DOUBT = {
-    "utterance": "and doubts whether one given recording was used, can become",
-    "user": "and doubts whether one given person's recordings were used, can become",
-    "both": "and doubts whether one given recording was used, can become",
+    PrivacyUnit.UTTERANCE: "and doubts whether one given recording was used, can become",
+    PrivacyUnit.USER: "and doubts whether one given person's recordings were used, can become",
 }
 _BUT = "starting from even odds, but for a chance of"
 _NO_PROMISE = (
@@ -94,11 +94,23 @@ def promise_strength(epsilon: float | None) -> str:
     return "strong" if epsilon <= 1 else "moderate" if epsilon <= 10 else "weak"
 
 
+def is_promised(privacy: Mapping[str, Any]) -> bool:
+    """Whether a record promises an epsilon: its unit does, and the record names one.
+
+    Example:
+        >>> is_promised({"unit": "user", "epsilon": 1.0})
+        True
+        >>> is_promised({"unit": "none", "epsilon": 1.0})
+        False
+    """
+    return bool(scheme_for(privacy["unit"]).promised) and privacy["epsilon"] is not None
+
+
 def summarise_promise(privacy: Mapping[str, Any]) -> str:
     """The promise in one line, for a heading."""
-    if privacy["unit"] == "none" or privacy["epsilon"] is None:
+    if not is_promised(privacy):
         return "no guarantee"
-    unit = {"both": "utterance and user"}.get(privacy["unit"], privacy["unit"])
+    unit = scheme_for(privacy["unit"]).wording.name
     return (
         f"ε = {format_number(privacy['epsilon'])} per {unit}, δ = {format_number(privacy['delta'])}"
     )
@@ -110,26 +122,25 @@ def explain_promise(privacy: Mapping[str, Any]) -> list[str]:
     Args:
         privacy: Content of privacy.json, or the section "privacy" of run.json.
     """
-    epsilon, unit = privacy["epsilon"], privacy["unit"]
-    if unit == "none" or epsilon is None:
+    if not is_promised(privacy):
         return [_NO_PROMISE]
-    sure, chance = attacker_certainty(epsilon), format_chance(privacy["delta"])
-    sentences = [f"{_WHO[unit]} {_DOUBT[unit]} at most {sure} sure of it, {_BUT} {chance}."]
-    user = privacy.get("user") or {}
-    if unit == "both" and user.get("epsilon") is not None:
-        sure, chance = attacker_certainty(user["epsilon"]), format_chance(user["delta"])
-        sentences.append(
-            f"{_WHO['user']} {_DOUBT['user']} at most {sure} sure of it, {_BUT} {chance}."
-        )
+    epsilon, scheme = privacy["epsilon"], scheme_for(privacy["unit"])
+    # Further units have terms of their own.
+    terms = [privacy, *(privacy.get(unit.value) or {} for unit in scheme.promised[1:])]
+    sentences = [
+        _explain_unit(unit, one)
+        for unit, one in zip(scheme.promised, terms, strict=True)
+        if one.get("epsilon") is not None
+    ]
     sentences.append(
         f"As a worst-case bound, ε = {format_number(epsilon)} is {promise_strength(epsilon)}: "
         "smaller is stronger, and below 1 is strong. It holds against any attack, also one not yet "
         "invented."
     )
-    if unit != "user":
-        who = "" if unit == "utterance" else " against those who see what a device sends"
-        sentences.append(
-            "It is made for one recording. A person is known by many, and what all recordings of "
-            f"one person have in common is protected far less, or not at all{who}."
-        )
-    return sentences
+    return [*sentences, scheme.wording.limits] if scheme.wording.limits else sentences
+
+
+def _explain_unit(unit: PrivacyUnit, terms: Mapping[str, Any]) -> str:
+    """What an attacker can learn of one unit, in a sentence."""
+    sure, chance = attacker_certainty(terms["epsilon"]), format_chance(terms["delta"])
+    return f"{_WHO[unit]} {_DOUBT[unit]} at most {sure} sure of it, {_BUT} {chance}."

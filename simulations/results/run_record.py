@@ -8,10 +8,13 @@ calibration. Keys follow the run folder's schema (:mod:`sottovoce.simulations.re
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import cast
 
 import numpy as np
 
 from sottovoce.shared import seeding
+from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import bootstrap, calibration, metrics
 from sottovoce.simulations.evaluation.fairness import measure_group
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
@@ -187,18 +190,16 @@ def privacy_section(privacy: PrivacyRecord, *, audit: float | None = None) -> Ru
         # One fold without a guarantee leaves the run without one.
         worst = max(known) if len(known) == len(found) else None
         user = {"epsilon": worst, "delta": terms["delta"]}
-    if epsilons and privacy["unit"] == "user":
-        user = user or {"epsilon": max(epsilons)}
-        user["epsilon_max"], user["epsilon_median"] = max(epsilons), median(epsilons)
-        user["per_client"] = ordered
-    if user:
         section["user"] = user
-    if epsilons and privacy["unit"] != "user":
-        section["utterance"] = {
+    if epsilons:
+        unit = scheme_for(privacy["unit"]).account_unit
+        own = {PrivacyUnit.UTTERANCE: {}, PrivacyUnit.USER: user or {"epsilon": max(epsilons)}}
+        figures = {
             "epsilon_max": max(epsilons),
             "epsilon_median": median(epsilons),
             "per_client": ordered,
         }
+        section = cast("RunPrivacy", {**section, unit.value: {**own[unit], **figures}})
     if audit is not None:
         section["audit"] = {"epsilon_lower": audit}
     return section

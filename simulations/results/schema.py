@@ -16,6 +16,7 @@ from msgspec import Meta
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.codec import Count, Number, Share, build_json_schema, convert_record
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.privacy.schemes import unit_names
 
 Record = TypeVar("Record")
 
@@ -27,7 +28,7 @@ Json = dict[str, Any]
 Table = Mapping[str, Any]
 """A part of a record for readers that look keys up by variable names."""
 
-Unit = Annotated[str, Meta(pattern="^(none|utterance|user|both)$")]
+Unit = Annotated[str, Meta(pattern=f"^({'|'.join(unit_names())})$")]
 """Unit of privacy."""
 
 

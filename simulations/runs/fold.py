@@ -84,7 +84,7 @@ class FoldRun:
         Raises:
             LedgerError: It is gone, or is not the one that the fold ended with.
         """
-        if self.spec.plan.user is None:
+        if not self.spec.plan.scheme.has_private_sums:
             return None
         facts, _ = fold_result.read_result(self.spec.folder)
         return self._archive.open_server_ledger(facts.get("sums"))
@@ -129,7 +129,7 @@ class FoldRun:
             ),
             "ledgers": self.devices.archive_ledgers(self._archive),
         }
-        if self.spec.plan.user:
+        if self.spec.plan.scheme.has_private_sums:
             facts["sums"] = self._archive.archive_server_ledger()
         # The result is written last: a fold that has one has all of its ledgers.
         fold_result.write_result(self.spec.folder, facts, scores)

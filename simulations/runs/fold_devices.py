@@ -44,12 +44,17 @@ class SpeakerDevices:
             if not devices.has_device(index):
                 devices.create_device(index, *self._device_contents(user))
         devices.commit_changes()
-        if spec.scenario.secure:
-            pin_rosters([self.open_device(user) for user in spec.fold.train])
+        spec.plan.scheme.match_sums(
+            spec.plan, plain=lambda: None, secure=lambda _: self._pin_rosters()
+        )
         devices.commit_changes()
         devices.close()
         # A run that left somebody out could not be repeated.
         spec.make_job(devices=len(spec.speakers), quorum=1.0).save(spec.server_folder)
+
+    def _pin_rosters(self) -> None:
+        """Give the training users' devices each other's public keys."""
+        pin_rosters([self.open_device(user) for user in self._spec.fold.train])
 
     def train(self, listener: EventListener | None) -> None:
         """See ``FoldDevices``."""
@@ -92,7 +97,7 @@ class SpeakerDevices:
         contributes = user in spec.fold.train
         profile = DeviceProfile(
             user=user,
-            budgets=noise_calibration.device_budgets(spec.scenario),
+            budgets=noise_calibration.device_budgets(spec.scenario.privacy_target),
             contributes=contributes,
             neutral_enrolment=not contributes and spec.scenario.neutral_clips is not None,
             labels=spec.plan.labels,

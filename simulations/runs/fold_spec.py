@@ -6,11 +6,12 @@ from pathlib import Path
 from sottovoce.server.federation.cohort_sampling import CohortSampler
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning import noise_calibration
+from sottovoce.server.planning.recipe import CLASS_EXPONENTS
 from sottovoce.shared import seeding
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.corpora.speaker_splits import EnrolmentSplit, Fold, split_enrolment
 from sottovoce.simulations.data.fold_inputs import FoldInputs
-from sottovoce.simulations.scenario.scenario import CLASS_EXPONENTS, Scenario
+from sottovoce.simulations.scenario.scenario import Scenario
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -80,7 +81,7 @@ class FoldSpec:
             devices=devices,
             quorum=quorum,
             class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
-            budgets=noise_calibration.server_budgets(self.scenario),
+            budgets=noise_calibration.server_budgets(self.scenario.privacy_target),
             simulated_seed=self.seed,
             held_out_path=self.inputs.held_out_file,
             calibration_groups=(

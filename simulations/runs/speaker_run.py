@@ -15,7 +15,7 @@ import torch
 from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.protocol.events import FoldEnded
 from sottovoce.simulations import engines
-from sottovoce.simulations.data import loading
+from sottovoce.simulations.data import loading, run_plan
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
 from sottovoce.simulations.evaluation import baselines
@@ -44,7 +44,7 @@ def simulate_speakers(
     started = time.monotonic()
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
     loading.check_encoder(scenario)
-    noise_calibration.check_budget(scenario)
+    run_plan.check_budget(scenario)
     run_folder.check_run_folder(scenario, out, resume=resume)
     if address is not None:
         on_message(engines.check_cluster(address, workers=scenario.workers, folder=out))
@@ -59,7 +59,7 @@ def simulate_speakers(
             folder=run_folder.checkpoint_folder(out, fold.name),
             ledgers=run_folder.ledger_folder(out, fold.name),
             fold=fold,
-            plan=noise_calibration.add_secure_aggregation(
+            plan=run_plan.add_secure_aggregation(
                 replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
             ),
             scenario=scenario,
@@ -68,7 +68,7 @@ def simulate_speakers(
         for fold in loaded.protocol.folds
     ]
     fold_runs = [FoldRun(spec, SpeakerDevices(spec, address=address)) for spec in specs]
-    budget = next(iter(noise_calibration.device_budgets(scenario)), None)
+    budget = next(iter(noise_calibration.device_budgets(scenario.privacy_target)), None)
     results = []
     reporter = ProgressReporter(plan, folds=len(specs), budget=budget, on_status=on_status)
     for fold_run in fold_runs:
@@ -109,4 +109,6 @@ def _privacy_record(scenario: Scenario, fold_runs: Sequence[FoldRun]) -> Privacy
         for one in fold_runs
     }
     servers = {one.spec.fold.name: sums for one in fold_runs if (sums := one.server_ledger())}
-    return privacy_record.build_privacy_record(scenario, fold_runs[0].spec.plan, users, servers)
+    return privacy_record.build_privacy_record(
+        scenario.privacy_target, fold_runs[0].spec.plan, users, servers
+    )

@@ -7,10 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from sottovoce.server.planning.recipe import Recipe
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.simulations.scenario.population import PopulationSettings
-from sottovoce.simulations.scenario.scenario import Recipe, Scenario, fill_defaults
+from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
 
 
 def parse_scenario(text: str, *, source: str) -> Scenario:
@@ -177,7 +178,7 @@ def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
     return replace(recipe, **changed)
 
 
-_NESTED_TABLES = ("projection", "aggregation", "user", "loss")
+_NESTED_TABLES = ("projection", "aggregation", "shares", "user", "loss")
 RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
     "scenario": {"tuned_over": "tuning_runs", "head_clips": "labelled_clips_per_user"},
     "population": {
@@ -190,6 +191,9 @@ RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
         "front": "projection",
         "warm_decay": "pretraining_weight_decay",
         "calibration_taken_back": "calibration_subtracted_share",
+        "centre_share": "recipe.shares.centre",
+        "normaliser_share": "recipe.shares.normaliser",
+        "calibration_share": "recipe.shares.head_statistics",
     },
     "recipe.projection": {"emphasis": "discriminant_weight", "length": "row_norm"},
     "recipe.aggregation": {
@@ -197,7 +201,12 @@ RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
         "weight_noise": "max_weight_noise_std",
         "update_norm": "max_update_norm",
     },
-    "recipe.user": {"cohort_rate": "user_sampling_rate", "spacing": "min_separation"},
+    "recipe.user": {
+        "cohort_rate": "user_sampling_rate",
+        "spacing": "min_separation",
+        "counts_share": "recipe.shares.label_counts",
+        "centre_share": "recipe.shares.centre",
+    },
 }
 """By table, settings of earlier releases and what they are called now."""
 _TYPE_NAMES: Mapping[object, str] = {

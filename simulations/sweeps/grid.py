@@ -10,8 +10,8 @@ from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.errors import SettingError
+from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.data.loading import check_encoder
 from sottovoce.simulations.results.path_names import folder_name
 from sottovoce.simulations.scenario.loading import scenario_from_tables
@@ -110,14 +110,14 @@ class Sweep:
             _put(record, setting, value)
         name = _name(settings)
         scenario = scenario_from_tables(record, source=f"the run {name}")
-        if "epsilon" in settings and not scenario.is_private:
+        if "epsilon" in settings and not scenario.privacy_scheme.promised:
             del record["epsilon"]
             scenario = scenario_from_tables(record, source=f"the run {name}")
             settings = {**settings, "epsilon": None}  # type: ignore[dict-item]
             name = _name(settings)
         try:
             check_encoder(scenario)
-            noise_calibration.check_budget(scenario)
+            run_plan.check_budget(scenario)
         except SettingError as error:
             raise SettingError(f"the run {name}: {error}") from error
         return SweepRun(name=name, settings=settings, scenario=scenario)

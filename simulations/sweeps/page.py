@@ -8,6 +8,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.reports import pages, wording
 from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, WARM, draw_svg
 from sottovoce.simulations.results.schema import Json, SweepRecord, Table
@@ -20,12 +21,6 @@ _CURVES: Final = {
     "uar": ("Recognition", "UAR on test speakers; every emotion has the same weight"),
     "worst_speaker": ("The worst speaker", "UAR of the test speaker it works worst for"),
     "ece_after": ("Calibration", "expected calibration error with users' heads; lower is better"),
-}
-_UNITS: Final = {
-    "none": "no promise",
-    "utterance": "one utterance",
-    "user": "one user",
-    "both": "both",
 }
 
 
@@ -87,7 +82,7 @@ def _label(sweep: Table, point: Table, axis: str) -> str:
         for name, value in point["settings"].items()
         if name not in (axis, "unit", "epsilon") and len(sweep["axes"][name]) > 1
     ]
-    return ", ".join([_UNITS[point["unit"]], *others])
+    return ", ".join([scheme_for(point["unit"]).wording.short, *others])
 
 
 def _curve(sweep: Table, axis: str, measure: str) -> str:
@@ -227,6 +222,9 @@ def _best(sweep: Table) -> list[tuple[str, str]]:
         if best is None or (point["uar"]["mean"] or 0) > (best["uar"]["mean"] or 0):
             found[point["unit"]] = point
     return [
-        (_UNITS[unit], f"{_mean_and_deviation(point['uar'])} at {_settings(point['settings'])}")
+        (
+            scheme_for(unit).wording.short,
+            f"{_mean_and_deviation(point['uar'])} at {_settings(point['settings'])}",
+        )
         for unit, point in found.items()
     ]

@@ -4,7 +4,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from sottovoce.server.planning.noise_calibration import device_budgets
 from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json, SweepRecord, Table
+from sottovoce.simulations.scenario.scenario import Scenario
 from sottovoce.simulations.sweeps.grid import SEED, Sweep, SweepRun
 
 MEASURES: Final = {
@@ -59,10 +61,16 @@ def _line(point: SweepRun, run: Table) -> Json:
         "unit": point.scenario.unit,
         "rounds": run["rounds"],
         "model": run["model"]["kind"],
-        "epsilon": point.scenario.epsilon if point.scenario.is_private else None,
+        "epsilon": _promised_epsilon(point.scenario),
         "noise_multiplier": run["privacy"].get("noise_multiplier"),
         **{name: _find(run, path) for name, path in MEASURES.items()},
     }
+
+
+def _promised_epsilon(scenario: Scenario) -> float | None:
+    """Epsilon of each promised unit; None where nothing is promised."""
+    budgets = device_budgets(scenario.privacy_target)
+    return budgets[0].epsilon if budgets else None
 
 
 def _find(run: Mapping[str, Any], path: Sequence[str]) -> float | None:

@@ -7,11 +7,13 @@ see ``ledger_checks``.
 
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.errors import MessageError, SottovoceError
+from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.schemes import find_scheme, scheme_for
 from sottovoce.simulations.results import run_record
 from sottovoce.simulations.results.schema import Json, PrivacyRecord, Table, read_run
 from sottovoce.simulations.scenario.scenario import Scenario
@@ -91,20 +93,25 @@ def _promise_settings(run_folder: Path) -> Json:
 def _check_promise(asked: Table, privacy: Table) -> Iterator[str]:
     """Unit, epsilon and delta of each promise, and who adds the noise."""
     unit = str(asked["unit"])
-    first = {"none": (None, None), "user": (asked["epsilon"], asked["user_delta"])}
-    epsilon, delta = first.get(unit, (asked["epsilon"], asked["delta"]))
+    scheme = find_scheme(unit, secure=bool(asked["secure"]))
+    if scheme is None:
+        yield f"config.toml asks for unit {unit} with secure {asked['secure']}: {_CHANGED}"
+        return
+    deltas = {PrivacyUnit.UTTERANCE: asked["delta"], PrivacyUnit.USER: asked["user_delta"]}
+    terms = [(asked["epsilon"], deltas[one]) for one in scheme.promised]
+    epsilon, delta = terms[0] if terms else (None, None)
     wanted = {"unit": unit, "epsilon": epsilon, "delta": delta}
     rows = [(name, privacy[name], value) for name, value in wanted.items()]
-    user = privacy.get("user")
-    if unit == "both":
-        for name, value in (("epsilon", asked["epsilon"]), ("delta", asked["user_delta"])):
+    user, further = privacy.get("user"), terms[1:]
+    for one in further:
+        for name, value in zip(("epsilon", "delta"), one, strict=True):
             rows.append((f"user.{name}", user and user[name], value))
-    elif user:
+    if user and not further:
         yield f"privacy.json promises users epsilon {user['epsilon']} of their own in unit {unit}"
     for name, there, value in rows:
         if not is_close(there, value):
             yield f"privacy.json promises {name} {there}, config.toml asks for {value}: {_CHANGED}"
-    by = {"user": "shares" if asked["secure"] else "server", "both": "devices"}.get(unit)
+    by = scheme.noise_source.value if scheme.noise_source else None
     sums = [line for one in _server_accounts(privacy) for line in one["releases"]]
     for other in sorted({str(line.get("noised_by")) for line in sums} - {by}):
         yield (
@@ -116,7 +123,8 @@ def _check_promise(asked: Table, privacy: Table) -> Iterator[str]:
 def _check_tuning(asked: Table, privacy: Table) -> Iterator[str]:
     """How many runs settings were chosen by."""
     charged = (privacy.get("tuned") or {}).get("runs", 1)
-    if asked["unit"] != "none" and not is_close(charged, asked["tuning_runs"]):
+    scheme = find_scheme(str(asked["unit"]))
+    if scheme and scheme.promised and not is_close(charged, asked["tuning_runs"]):
         yield (
             f"privacy.json charges for {charged} runs, config.toml says tuning_runs "
             f"{asked['tuning_runs']}: choosing settings cost another epsilon than it says"
@@ -151,7 +159,7 @@ def _check_statement(privacy: Table) -> Iterator[str]:
 
 def _check_servers(privacy: Table) -> Iterator[str]:
     """Where users are hidden, each fold has a server's account, and nowhere else."""
-    hides = privacy["unit"] in ("user", "both")
+    hides = scheme_for(privacy["unit"]).has_private_sums
     for fold in privacy["folds"]:
         if hides and not fold.get("server"):
             yield (
@@ -241,24 +249,31 @@ def _check_population(run: Table, privacy: Table) -> Iterator[str]:
             yield f"privacy.json counts {there} {name}, run.json {wanted}: some are left out"
 
 
+_ROUNDS_OF_LINE: Mapping[PrivacyUnit, Callable[[Table], int]] = {
+    PrivacyUnit.UTTERANCE: lambda _: 1,
+    PrivacyUnit.USER: lambda line: int(line["steps"]),
+}
+"""How many rounds a line of a unit's account stands for."""
+
+
 def _check_rounds(run: Table, privacy: Table) -> Iterator[str]:
     """Every account of a run that promises something covers all of its rounds.
 
     With participation groups, one round in ``spacing``. A line stands for one round, or in a
     user's account for as many sums as it has steps.
     """
-    if privacy["unit"] == "none":
+    scheme = scheme_for(privacy["unit"])
+    if not scheme.promised:
         return
     spacing = (privacy.get("participation") or {}).get("spacing", 1)
-    sums = privacy["unit"] == "user"
     for fold in privacy["folds"]:
-        accounts = [(name, one, sums) for name, one in fold["clients"].items()]
+        accounts = [(name, one, scheme.account_unit) for name, one in fold["clients"].items()]
         if fold.get("server"):
-            accounts.append(("the server", fold["server"], True))
+            accounts.append(("the server", fold["server"], PrivacyUnit.USER))
         wrong = []
-        for name, account, in_sums in accounts:
+        for name, account, unit in accounts:
             lines = [one for one in account["releases"] if one["kind"] == "gradient"]
-            covered = spacing * sum(one["steps"] if in_sums else 1 for one in lines)
+            covered = spacing * sum(_ROUNDS_OF_LINE[unit](one) for one in lines)
             if not covered > run["rounds"] - spacing:
                 wrong.append(
                     f"{fold['name']} {name}: privacy.json lists {covered} rounds, run.json says "

@@ -186,8 +186,8 @@ def _expected_line(release: Release, unit: PrivacyUnit) -> Json:
         "mechanism": release.mechanism.value,
         "round": release.round,
     }
-    user = release.user
-    if unit is PrivacyUnit.UTTERANCE or user is None:
+    user = release.mechanism_for(unit)
+    if user is None:
         return line | {
             "noise_multiplier": release.noise_multiplier,
             "sample_rate": release.sample_rate,

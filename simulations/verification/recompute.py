@@ -18,6 +18,7 @@ from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.population import ledger_groups
 from sottovoce.simulations.results.path_names import file_name, folder_name
 from sottovoce.simulations.results.schema import Json, Table, read_privacy
@@ -124,7 +125,7 @@ class RunVerification:
         first = (
             f"{len(self.ledger_checks)} ledgers of {folds} folds, {releases} releases, chains read"
         )
-        if self.unit == "none":
+        if not scheme_for(self.unit).promised:
             return [first, "unit none: every release should be booked as unprotected"]
         known = [
             count
@@ -182,8 +183,8 @@ def verify_run(run_folder: Path) -> RunVerification:
 
 def _accounted_ledgers(ledgers: Path, privacy: Table) -> Iterator[AccountedLedger]:
     """Every ledger that ``privacy.json`` accounts for: users', and the servers' of their sums."""
-    protects, user = privacy["unit"] != "none", privacy.get("user")
-    first = PrivacyUnit.USER if privacy["unit"] == "user" else PrivacyUnit.UTTERANCE
+    scheme, user = scheme_for(privacy["unit"]), privacy.get("user")
+    protects, first = bool(scheme.promised), scheme.account_unit
     for record in privacy["folds"]:
         fold = str(record["name"])
         folder = ledgers / folder_name(fold)

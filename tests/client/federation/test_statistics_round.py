@@ -182,7 +182,9 @@ def test_behind_the_exact_mean_every_row_would_move(
     rows = []
     monkeypatch.setattr(training_round, "load_model_and_examples", exact)
     monkeypatch.setattr(
-        statistics_round, "_clipped_sum", lambda _plan, answers: rows.append(answers) or answers[0]
+        type(PLAN.scheme),
+        "clip_statistics",
+        lambda _scheme, _plan, answers: rows.append(answers) or answers[0],
     )
     for held in (one, fewer):
         ask(held)

@@ -147,13 +147,15 @@ def test_devices_own_noise_counts_and_only_the_rest_is_added(
 def test_the_noise_in_how_many_clips_there_are_is_that_of_all_label_counts() -> None:
     utterance = replace(BOTH, user=None)
 
-    assert private_sums.weight_noise_std(OPEN, 9, classes=4) == 0
-    assert private_sums.weight_noise_std(USER, 9, classes=4) == 0, "users are counted, not clips"
-    assert private_sums.weight_noise_std(utterance, 9, classes=4) == pytest.approx(10 * 3 * 2)
-    assert private_sums.weight_noise_std(BOTH, 4, classes=4) == pytest.approx(3 * 30 * 2), (
-        "hides users too"
-    )
-    assert private_sums.weight_noise_std(BOTH, 100, classes=4) == pytest.approx(10 * 10 * 2)
+    def noise(plan: Plan, devices: int) -> float:
+        return plan.scheme.weight_noise_std(plan, devices=devices)
+
+    classes = math.sqrt(len(BOTH.labels))
+    assert noise(OPEN, 9) == 0
+    assert noise(USER, 9) == 0, "users are counted, not clips"
+    assert noise(utterance, 9) == pytest.approx(10 * 3 * classes)
+    assert noise(BOTH, 4) == pytest.approx(3 * 30 * classes), "hides users too"
+    assert noise(BOTH, 100) == pytest.approx(10 * 10 * classes)
 
 
 def test_the_noise_of_shares_is_that_of_all_devices() -> None:

@@ -15,6 +15,7 @@ from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import identity_projection
 from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy import scheme
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
@@ -70,7 +71,7 @@ def test_a_device_with_as_many_clips_as_one_may_have_is_within(
     monkeypatch: pytest.MonkeyPatch, noise: float
 ) -> None:
     """All clips are the same: every gradient is clipped, all add up to the largest update."""
-    monkeypatch.setattr(reply_limits, "MAX_UTTERANCES", CLIPS)
+    monkeypatch.setattr(scheme, "MAX_UTTERANCES", CLIPS)
     plan = replace(
         UTTERANCE, mechanism=ExampleLevelMechanism(clip_norm=0.01, noise_multiplier=noise)
     )
@@ -107,13 +108,13 @@ def test_a_devices_own_noise_never_makes_it_too_long(plan: Plan) -> None:
     user = plan.user is not None
     for _ in range(2_000):
         counts = draw.sample_noise((2,), plan.count_noise).norm() + (
-            2.0 if user else reply_limits.MAX_UTTERANCES
+            2.0 if user else scheme.MAX_UTTERANCES
         )
         sent = draw.sample_noise((9,), 2.0 * SENSITIVITY).norm() + (
-            2.0 if user else reply_limits.MAX_UTTERANCES * SENSITIVITY
+            2.0 if user else scheme.MAX_UTTERANCES * SENSITIVITY
         )
         centre = draw.sample_noise((INPUTS,), 3.0).norm() + (
-            2.0 if user else reply_limits.MAX_UTTERANCES * 1.5
+            2.0 if user else scheme.MAX_UTTERANCES * 1.5
         )
         assert counts <= reply_limits.max_counts_norm(plan)
         assert sent <= reply_limits.max_statistics_norm(plan)
@@ -129,9 +130,7 @@ def test_where_users_are_bounded_a_device_is_too() -> None:
     ):
         assert most == pytest.approx(2.0, rel=2e-3)
     assert longest(BOTH) < 2.0 * longest(USER)
-    assert reply_limits.max_counts_norm(NONE) == pytest.approx(
-        reply_limits.MAX_UTTERANCES, rel=2e-3
-    )
+    assert reply_limits.max_counts_norm(NONE) == pytest.approx(scheme.MAX_UTTERANCES, rel=2e-3)
     assert longest(NONE) == reply_limits.max_centre_norm(NONE) == math.inf, (
         "where nothing is bounded"
     )

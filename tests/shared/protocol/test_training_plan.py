@@ -98,7 +98,7 @@ def test_a_loss_that_couples_utterances_is_refused_where_they_are_promised_anyth
         replace(plan, training=training)
     text = replace(OPEN, training=training).to_json()
     assert Plan.from_json(text).training.loss.couples_utterances
-    assert replace(USER, training=training).privacy_unit == "user"
+    assert replace(USER, training=training).scheme.unit == "user"
 
 
 def test_every_setting_shows_in_the_hash() -> None:
@@ -215,7 +215,7 @@ def test_a_plan_of_an_older_release_is_refused_with_the_way_out() -> None:
 
 
 def test_a_plan_says_what_it_protects() -> None:
-    units = [plan.privacy_unit for plan in (OPEN, PRIVATE, USER, BOTH)]
+    units = [plan.scheme.unit for plan in (OPEN, PRIVATE, USER, BOTH)]
     assert units == ["none", "utterance", "user", "both"]
 
 

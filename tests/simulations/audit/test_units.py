@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from sottovoce.server.aggregation import private_sums
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol.training_plan import UserLevelPrivacy
 from sottovoce.simulations.audit import (
     canary,
@@ -82,7 +82,7 @@ def test_only_sums_are_seen_where_users_are_hidden(
     ]
     assert float(torch.stack(noises).std()) == pytest.approx(statistics_sum_noise(sums), rel=0.2)
     assert statistics_sum_noise(sums) == pytest.approx(
-        private_sums.head_statistics_noise_std(sums.plan, 20)
+        sums.plan.scheme.sum_noise_std(sums.plan, SumKind.HEAD_STATISTICS, devices=20)
     )
 
 

@@ -136,7 +136,7 @@ def make_federation_at() -> MakeFederation:
         **changes: Any,
     ) -> Federation:
         federation, job = Federation(folder, in_database), make_job(devices=len(users), **changes)
-        usual = PrivacyUnit.USER if job.plan.privacy_unit == "user" else PrivacyUnit.UTTERANCE
+        usual = job.plan.scheme.account_unit
         devices = federation.backend
         for index, user in enumerate(users):
             own = epsilon if isinstance(epsilon, float) else epsilon.get(user, 20.0)

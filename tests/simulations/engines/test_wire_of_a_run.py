@@ -713,9 +713,8 @@ def _asked_sum(request: Message, plan: Plan) -> dict[str, Rule]:
 
 def _learned(plan: Plan, folder: Path, number: int) -> bool:
     """Whether all that a round's request rests on was booked: by the server, or by the devices."""
-    first = (
-        plan.banded_noise.block_start if plan.banded_noise else int
-    )  # a block of rounds is paid for by its first
+    bands = plan.user.update.bands if plan.user else None
+    first = bands.block_start if bands else int  # a block of rounds is paid for by its first
     wanted = {plan.counts_release(), *(plan.gradient_release(first(n)) for n in range(1, number))}
     return _booked(plan, folder, wanted | {one for one in [plan.centre_release()] if one})
 

@@ -8,25 +8,25 @@ from typing import Any
 import pytest
 
 from sottovoce.server.planning import noise_calibration
+from sottovoce.server.planning.recipe import (
+    END_TO_END_ROUNDS,
+    FROZEN_ENCODER_MODELS,
+    NON_PRIVATE_ROUNDS,
+    UTTERANCE_ROUNDS,
+)
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.target import MAX_EPSILON
+from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.scenario.loading import (
     RENAMED_SETTINGS,
     load_scenario,
     parse_scenario,
 )
 from sottovoce.simulations.scenario.population import PopulationSettings
-from sottovoce.simulations.scenario.scenario import (
-    END_TO_END_ROUNDS,
-    FROZEN_ENCODER_MODELS,
-    MAX_EPSILON,
-    NON_PRIVATE_ROUNDS,
-    UTTERANCE_ROUNDS,
-    Scenario,
-    fill_defaults,
-)
+from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
 
 
 def _settled(**settings: object) -> Scenario:
@@ -90,7 +90,7 @@ def test_another_loss_is_a_table_of_its_own() -> None:
 
 def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
     demo = load_scenario("demo")
-    assert (demo.corpus, demo.is_private) == ("synthetic", True)
+    assert (demo.corpus, demo.unit) == ("synthetic", "utterance")
 
     (tmp_path / "mine.toml").write_text(demo.to_toml())
     assert load_scenario(str(tmp_path / "mine.toml")) == demo
@@ -165,7 +165,7 @@ def test_enrolment_names_its_clips() -> None:
 @pytest.mark.parametrize("epsilon", [1e-9, 1e-3, 0.1])
 def test_a_budget_too_small_for_one_round_is_refused_before_any_work(epsilon: float) -> None:
     with pytest.raises(SettingError, match=r"too small.*raise epsilon"):
-        noise_calibration.check_budget(_settled(epsilon=epsilon, rounds=1))
+        run_plan.check_budget(_settled(epsilon=epsilon, rounds=1))
 
 
 @pytest.mark.parametrize("model", ["linear", "cnn-attention"])
@@ -176,12 +176,10 @@ def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
     scenario = fill_defaults(
         Scenario(corpus="synthetic", rounds=2, epsilon=2.0, enrolment=enrolment), model=model
     )
-    plan = noise_calibration.plan_without_noise(
-        scenario, run="r", labels=("one", "other"), inputs=4
-    )
+    plan = run_plan.plan_without_noise(scenario, run="r", labels=("one", "other"), inputs=4)
 
     spent = accountant.compute_epsilon(
-        noise_calibration.add_noise(plan, scenario).all_releases(), scenario.delta
+        run_plan.add_noise(plan, scenario).all_releases(), scenario.delta
     )
 
     assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
@@ -200,15 +198,11 @@ def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
             corpus="synthetic", unit=unit, rounds=2, epsilon=2.0, enrolment=enrolment, secure=secure
         )
     )
-    plan = noise_calibration.plan_without_noise(
-        scenario, run="r", labels=("one", "other"), inputs=4
-    )
-    plan = noise_calibration.add_secure_aggregation(
-        noise_calibration.add_noise(plan, scenario), scenario, devices=20
-    )
+    plan = run_plan.plan_without_noise(scenario, run="r", labels=("one", "other"), inputs=4)
+    plan = run_plan.add_secure_aggregation(run_plan.add_noise(plan, scenario), scenario, devices=20)
 
-    assert plan.privacy_unit == unit
-    for budget in noise_calibration.device_budgets(scenario):
+    assert plan.scheme.unit == unit
+    for budget in noise_calibration.device_budgets(scenario.privacy_target):
         spent = accountant.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
         assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
     assert plan.user is not None
@@ -223,8 +217,8 @@ def test_users_in_participation_groups_are_promised_as_much(
     user = replace(usual.recipe.user, bands=bands, min_separation=min_separation)
     scenario = replace(usual, recipe=replace(usual.recipe, user=user))
     plan, everybody = (
-        noise_calibration.add_noise(
-            noise_calibration.plan_without_noise(one, run="r", labels=("one", "other"), inputs=4),
+        run_plan.add_noise(
+            run_plan.plan_without_noise(one, run="r", labels=("one", "other"), inputs=4),
             one,
         )
         for one in (scenario, usual)
@@ -234,15 +228,13 @@ def test_users_in_participation_groups_are_promised_as_much(
         plan.all_releases(), scenario.user_delta, unit=PrivacyUnit.USER
     )
     assert 0.99 * 4.0 < spent <= 4.0
-    assert plan.banded_noise is not None
-    assert (plan.banded_noise.band_count, plan.banded_noise.min_separation) == (
-        bands,
-        min_separation,
-    )
     assert plan.user is not None
+    banded_noise = plan.user.update.bands
+    assert banded_noise is not None
+    assert (banded_noise.band_count, banded_noise.min_separation) == (bands, min_separation)
     assert everybody.user is not None
     share = math.sqrt(
-        plan.banded_noise.max_participations(rounds) / rounds
+        banded_noise.max_participations(rounds) / rounds
     )  # fewer rounds of one user, less noise
     assert plan.user.update.noise_multiplier == pytest.approx(
         everybody.user.update.noise_multiplier * share, rel=2e-3
@@ -280,23 +272,19 @@ def test_more_participation_groups_than_rounds_are_refused_before_anything_is_co
     usual = _settled(unit="user", rounds=5)
     user = replace(usual.recipe.user, min_separation=6)
     with pytest.raises(SettingError, match="never train"):
-        noise_calibration.check_budget(replace(usual, recipe=replace(usual.recipe, user=user)))
+        run_plan.check_budget(replace(usual, recipe=replace(usual.recipe, user=user)))
 
 
 def test_sums_too_small_to_be_secure_are_refused() -> None:
     scenario = fill_defaults(Scenario(corpus="synthetic", unit="user", secure=True))
-    plan = noise_calibration.plan_without_noise(
-        scenario, run="r", labels=("one", "other"), inputs=4
-    )
+    plan = run_plan.plan_without_noise(scenario, run="r", labels=("one", "other"), inputs=4)
     with pytest.raises(SettingError, match="3 devices"):
-        noise_calibration.add_secure_aggregation(
-            noise_calibration.add_noise(plan, scenario), scenario, devices=3
-        )
+        run_plan.add_secure_aggregation(run_plan.add_noise(plan, scenario), scenario, devices=3)
 
 
 def test_without_a_promise_there_is_no_budget_to_check() -> None:
-    noise_calibration.check_budget(_settled(unit="none"))
-    assert noise_calibration.device_budgets(_settled(unit="none")) == ()
+    run_plan.check_budget(_settled(unit="none"))
+    assert noise_calibration.device_budgets(_settled(unit="none").privacy_target) == ()
 
 
 # --- settings that are called otherwise now ---------------------------------------------------
@@ -331,7 +319,8 @@ def test_every_renamed_setting_names_one_that_there_is() -> None:
     }
 
     assert RENAMED_SETTINGS.keys() == tables.keys()
+    shares = {f"recipe.shares.{entry.name}" for entry in fields(recipe.shares)}  # moved there
     for where, names in RENAMED_SETTINGS.items():
         known = {entry.name for entry in fields(tables[where])}
-        assert set(names.values()) <= known
+        assert set(names.values()) <= known | shares
         assert not set(names) & known, where

@@ -1,0 +1,205 @@
+"""One utterance: devices clip and noise whatever they send, so that it hides any one utterance."""
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from sottovoce.shared.calibration.head_statistics import SENSITIVITY
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
+from sottovoce.shared.privacy.scheme import (
+    PlanFacts,
+    PlanT,
+    PrivacyScheme,
+    SumKind,
+    UnitWording,
+    calibration_note,
+    clips_bound,
+)
+from sottovoce.shared.privacy.schemes.no_privacy import COMMON_TRAITS
+from sottovoce.shared.privacy.target import PrivacyTarget
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
+from sottovoce.shared.speaker.normalisation import CentreRelease, NormaliserRelease
+
+ONE_RECORDING_LIMIT = (
+    "It is made for one recording. A person is known by many, and what all recordings of one "
+    "person have in common is protected far less, or not at all"
+)
+
+
+class UtteranceScheme(PrivacyScheme):
+    """Everything that leaves a device hides any one utterance, from the server too."""
+
+    unit: ClassVar[str] = "utterance"
+    promised: ClassVar[tuple[PrivacyUnit, ...]] = (PrivacyUnit.UTTERANCE,)
+    has_private_messages: ClassVar[bool] = True
+    has_private_sums: ClassVar[bool] = False
+    rows_per_device: ClassVar[int] = 0
+    noise_source: ClassVar[NoiseSource | None] = None
+    wording: ClassVar[UnitWording] = UnitWording(
+        name="utterance",
+        short="one utterance",
+        protects="for one utterance",
+        limits=f"{ONE_RECORDING_LIMIT}.",
+    )
+
+    def describes(self, plan: PlanFacts) -> bool:
+        """Noise of devices, and nothing that hides users."""
+        return not plan.unit and plan.count_noise > 0 and plan.user is None
+
+    def check_plan(self, plan: PlanFacts) -> None:
+        """Refuse a loss that couples utterances."""
+        self.check_loss(plan.training.loss)
+
+    def add_noise(self, plan: PlanT, target: PrivacyTarget, bounds: PrivacyBounds) -> PlanT:
+        """Add noise to all that leaves a device, whose whole life stays within epsilon."""
+        return add_utterance_noise(plan, target, bounds, sum_norm=None)
+
+    def sum_mechanism(self, plan: PlanFacts, kind: SumKind) -> SumMechanism | None:
+        """Nothing hides a user."""
+        return None
+
+    def books_normaliser(self, plan: PlanFacts) -> bool:
+        """It shapes gradients whose bound is an utterance's: a release of its own."""
+        return True
+
+    def clip_counts(self, plan: PlanFacts, counts: Tensor) -> Tensor:
+        """The counts as they are: one utterance moves them by 1."""
+        return counts
+
+    def device_rows(self, rows: Tensor) -> Tensor:
+        """All of them: one utterance is one row."""
+        return rows
+
+    def centre_bound(self, plan: PlanFacts) -> float:
+        """Each row is bounded, their sum is not."""
+        return math.inf
+
+    def clip_statistics(self, plan: PlanFacts, rows: Tensor) -> Tensor:
+        """The sum over all clips, each of which is bounded."""
+        return rows.sum(0)
+
+    def clip_update(self, plan: PlanFacts, update: Tensor, clip_norm: float) -> Tensor:
+        """The update as it is: gradients were clipped and noised before."""
+        return update
+
+    def device_noise(self, plan: PlanFacts, kind: SumKind) -> float:
+        """What each device adds, in every step where there are steps."""
+        if kind is SumKind.CENTRE:
+            return plan.centre.clip_norm * plan.centre.noise_multiplier if plan.centre else 0.0
+        if kind is SumKind.HEAD_STATISTICS:
+            return SENSITIVITY * plan.calibration.noise_multiplier if plan.calibration else 0.0
+        if kind is SumKind.UPDATE:
+            return plan.mechanism.clip_norm * plan.mechanism.noise_multiplier
+        return plan.count_noise
+
+    def update_unit(self, plan: PlanFacts, denominator: float) -> float:
+        """A gradient's step: the bound is on gradients."""
+        return plan.training.learning_rate / denominator
+
+    def clip_part(
+        self, plan: PlanFacts, kind: SumKind, part: Tensor, known_norm: float | None
+    ) -> Tensor:
+        """What was sent as it is: it was noised after it was clipped."""
+        return part
+
+    def total_weight(self, *, utterances: float, users: float) -> float:
+        """Every utterance counts as one."""
+        return utterances
+
+    def sampled_divisor(self, received: int, expected: float) -> float:
+        """Those who came: no secret here."""
+        return float(max(received, 1))
+
+    def max_device_norm(self, plan: PlanFacts, kind: SumKind) -> float:
+        """As many clips as a device can hold, each within its bound, or the bound on their sum."""
+        sum_norm = plan.mechanism.sum_norm if kind is SumKind.UPDATE else None
+        return min(clips_bound(plan, kind), math.inf if sum_norm is None else sum_norm)
+
+    def update_reach(self, plan: PlanFacts, denominator: float) -> float:
+        """All steps, with momentum, which passes a step on to all later ones."""
+        steps = plan.training.steps / (1 - plan.training.momentum)
+        return steps * plan.training.learning_rate / denominator
+
+    def statement(self, plan: PlanFacts, target: PrivacyTarget) -> str:
+        """For one utterance, against the server too."""
+        return (
+            "Whatever a device sent in this run changes by a factor of at most "
+            f"e^{target.epsilon:g} in probability (but for a chance of {target.delta:g}) when "
+            "one utterance of its user is added or removed. Unit: utterance. This holds against "
+            "anyone who sees what the device sends, the server included. It covers label counts, "
+            f"centre, the normaliser that training uses, {plan.rounds} rounds of gradients"
+            f"{calibration_note(plan)}."
+        )
+
+    def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:
+        """None beside those of every run."""
+        return ()
+
+    def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
+        """What utterances have in common."""
+        return (f"{COMMON_TRAITS}: the promise is for one utterance at a time.",)
+
+
+def add_utterance_noise(
+    plan: PlanT, target: PrivacyTarget, bounds: PrivacyBounds, *, sum_norm: float | None
+) -> PlanT:
+    """Add noise to all that leaves a device, such that its whole life stays within epsilon.
+
+    Centre, normaliser and head statistics get fixed shares of the budget (in squared Gaussian mu),
+    label counts a fixed noise; the gradients get what is left, found by bisection on the safe side.
+
+    Args:
+        plan: A plan without noise.
+        target: Epsilon, the utterance's delta and the shares.
+        bounds: What one utterance adds.
+        sum_norm: L2 bound on the sum of a step's clipped gradients; None bounds nothing.
+
+    Raises:
+        SettingError: The budget is too small for these releases.
+    """
+    shares = target.shares
+    precision = accountant.gaussian_mu(target.epsilon, target.delta) ** 2
+    left = precision - 1 / bounds.count_noise**2
+    behind = left * (1 - shares.centre) if plan.centre else left
+    if not left > 0:
+        raise SettingError(
+            f"epsilon {target.epsilon} at delta {target.delta} is too small: label counts with "
+            f"noise {bounds.count_noise} spend it already; raise epsilon or recipe.count_noise"
+        )
+    centre, normaliser, calibration = plan.centre, plan.normaliser, plan.calibration
+    if calibration:
+        noise = 1 / math.sqrt(shares.head_statistics * left)
+        calibration = replace(calibration, noise_multiplier=noise)
+    if centre:
+        noise = 1 / math.sqrt(shares.centre * left)
+        centre = CentreRelease(clip_norm=bounds.centre_radius, noise_multiplier=noise)
+    if normaliser:
+        noise = 1 / math.sqrt(shares.normaliser * behind)
+        normaliser = NormaliserRelease(
+            clip_norm=bounds.normaliser_radius,
+            count_weight=bounds.normaliser_count * bounds.normaliser_radius,
+            noise_multiplier=noise,
+        )
+
+    def with_noise(multiplier: float) -> PlanT:
+        mechanism = ExampleLevelMechanism(
+            clip_norm=bounds.clip_norm, noise_multiplier=multiplier, sum_norm=sum_norm
+        )
+        return replace(
+            plan,
+            mechanism=mechanism,
+            centre=centre,
+            normaliser=normaliser,
+            count_noise=bounds.count_noise,
+            calibration=calibration,
+        )
+
+    multiplier = accountant.calibrate_noise_multiplier(
+        lambda trial: with_noise(trial).all_releases(), target.epsilon, target.delta
+    )
+    return with_noise(multiplier)
