@@ -7,6 +7,7 @@ page.
 
 __all__ = [
     "harnesses",
+    "head_benchmarks",
     "local_engine",
     "microbenchmarks",
     "pfl",

@@ -19,6 +19,7 @@ from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.simulations.benchmarks.harnesses import compare_harnesses
+from sottovoce.simulations.benchmarks.head_benchmarks import measure_sizes
 from sottovoce.simulations.benchmarks.local_engine import (
     SMALL,
     compare_workers,
@@ -31,7 +32,6 @@ from sottovoce.simulations.benchmarks.microbenchmarks import (
     SIMULATED_PRIVATE_STEP,
     Benchmark,
     list_benchmarks,
-    measure_sizes,
 )
 from sottovoce.simulations.engines.worker_process import retain_freed_memory
 

@@ -2,7 +2,6 @@
 
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -10,11 +9,8 @@ from torch.nn import functional as F
 
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.device.vault_anchor import VaultAnchor
-from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
-from sottovoce.shared import calibration
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.calibration import adapter_basis
 from sottovoce.shared.features.registry import create_extractor
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
@@ -28,6 +24,7 @@ from sottovoce.shared.privacy.gaussian_noise import (
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.simulations.benchmarks.head_benchmarks import list_head_benchmarks
 from sottovoce.simulations.benchmarks.secure_sums import list_secure_sum_benchmarks
 
 Benchmark = Callable[[], object]
@@ -52,9 +49,7 @@ def list_benchmarks(folder: Path) -> Iterator[tuple[str, Benchmark]]:
     yield "ledger: one release booked and synced", _book_release(folder)
     yield "ledger: the same, and anchored in a vault", _book_release(folder, anchored=True)
     yield "accountant: 18 releases, discretisation 1e-4", _compute_epsilon
-    yield "head: fitted on 50 labelled clips", _head()
-    yield "head: the same, with the scores of sets, and kept in a vault", _sealed_head(folder)
-    yield "head: sealed for the server", _calibrator(folder).seal_head
+    yield from list_head_benchmarks(folder)
     yield from list_secure_sum_benchmarks()
 
 
@@ -158,45 +153,3 @@ def _compute_epsilon() -> float:
         sensitivity=0.5,
     )
     return accountant.compute_epsilon([release] * 18, 1e-5)
-
-
-def measure_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of what goes over the wire for one user's head."""
-    return {"head on the wire, sealed": len(_calibrator(folder).seal_head().blob)}
-
-
-def _head() -> Benchmark:
-    """Fit one user's head."""
-    logits, labels, coordinates = _labelled()
-    return lambda: calibration.fit_head_only(logits, labels, _prior(), coordinates)
-
-
-@cache
-def _prior() -> calibration.HeadPrior:
-    """The head prior, with all directions of its adapters."""
-    voices = torch.randn(400, 128, generator=torch.Generator().manual_seed(5))
-    return calibration.HeadPrior(
-        mean=calibration.identity_head(CLASSES), basis=adapter_basis.fit_basis(voices, CLASSES)
-    )
-
-
-def _labelled() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-    """Logits, labels and coordinates of 50 clips."""
-    random = torch.Generator().manual_seed(3)
-    logits = 3 * torch.randn(50, CLASSES, generator=random)
-    labels = torch.randint(CLASSES, (50,), generator=random)
-    return logits, labels, _prior().project_vectors(torch.randn(50, 128, generator=random))
-
-
-def _sealed_head(folder: Path) -> Benchmark:
-    """All that a device does with 50 labelled clips."""
-    calibrator, labelled = _calibrator(folder), _labelled()
-    return lambda: calibrator.fit_head(*labelled)
-
-
-def _calibrator(folder: Path) -> HeadCalibrator:
-    """A device's calibrator that has fitted a head."""
-    vault = FileVault.create(Path(tempfile.mkdtemp(dir=folder)) / "vault", user="bench")
-    calibrator = HeadCalibrator(vault, model_hash="0" * 64, prior=_prior())
-    calibrator.fit_head(*_labelled())
-    return calibrator

@@ -8,10 +8,12 @@ import json
 import time
 from collections.abc import Sequence
 
-from sottovoce.shared.features import registry
 from sottovoce.shared.features.cache import FeatureCache
-from sottovoce.simulations.data import feature_extraction
-from sottovoce.simulations.data.feature_extraction import FeatureTable, Recording
+from sottovoce.simulations.data.feature_extraction import (
+    FeatureTable,
+    Recording,
+    RecordingIndex,
+)
 
 
 def load_cached_features(
@@ -28,24 +30,12 @@ def load_cached_features(
         None where a recording is missing from the cache, or its entry is damaged.
     """
     started = time.monotonic()
-    fingerprint = feature_extraction._fingerprint(registry.create_extractor(extractor))
-    contents, unreadable = feature_extraction._content_keys(recordings)
-    wanted = {contents[one.clip_id]: one for one in recordings if one.clip_id in contents}
-    entries = feature_extraction._cached_entries(wanted, fingerprint, cache)
+    index = RecordingIndex.build(recordings, extractor)
+    entries = index.cached_entries(cache)
     names = {recording.clip_id for recording in recordings}
-    if len(entries) < len(wanted) or len(names) < len(recordings):
+    if len(entries) < len({*index.contents.values()}) or len(names) < len(recordings):
         return None
-    return feature_extraction._build_table(
-        recordings,
-        contents,
-        entries,
-        unreadable,
-        extractor=extractor,
-        fingerprint=fingerprint,
-        computed=0,
-        corrupt=0,
-        started=started,
-    )
+    return index.build_table(entries, computed=0, corrupt=0, started=started)
 
 
 def fingerprint_features(
@@ -57,7 +47,7 @@ def fingerprint_features(
         Content keys by clip, of all whose bytes can be read, and a hash of all that decides their
         features and which of them are left out.
     """
-    contents, unreadable = feature_extraction._content_keys(recordings)
-    fingerprint = feature_extraction._fingerprint(registry.create_extractor(extractor))
-    reasons = {clip: str(error) for clip, error in unreadable.items()}
-    return contents, json.dumps([fingerprint, contents, reasons], sort_keys=True)
+    index = RecordingIndex.build(recordings, extractor)
+    reasons = {clip: str(error) for clip, error in index.unreadable.items()}
+    facts = [index.fingerprint, index.contents, reasons]
+    return dict(index.contents), json.dumps(facts, sort_keys=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -95,12 +95,97 @@ class FeatureTable:
     corrupt_count: int
     seconds: float
 
-    def duplicate_groups(self) -> tuple[tuple[str, ...], ...]:
-        """Groups of clips with the same content, in their order."""
-        groups: dict[str, list[str]] = {}
-        for clip_id, content in self.content_keys.items():
-            groups.setdefault(content, []).append(clip_id)
-        return tuple(tuple(group) for group in groups.values() if len(group) > 1)
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RecordingIndex:
+    """Recordings by their content, for one extractor.
+
+    Attributes:
+        recordings: In their order.
+        extractor: The extractor's name.
+        fingerprint: Hash of all that decides the values.
+        contents: Content key by clip, of all whose bytes could be read.
+        unreadable: What is wrong with the others, by clip.
+    """
+
+    recordings: Sequence[Recording]
+    extractor: str
+    fingerprint: str
+    contents: Mapping[str, str]
+    unreadable: Mapping[str, AudioError]
+
+    @classmethod
+    def build(cls, recordings: Sequence[Recording], extractor: str) -> Self:
+        """Read the content key of every recording.
+
+        Args:
+            recordings: With names that are unique.
+            extractor: Name, as ``registry.create_extractor`` takes it.
+
+        Raises:
+            SettingError: The extractor is not known.
+        """
+        fingerprint = fingerprint_extractor(registry.create_extractor(extractor))
+        contents: dict[str, str] = {}
+        unreadable: dict[str, AudioError] = {}
+        for recording in recordings:
+            try:
+                contents[recording.clip_id] = recording.content_key()
+            except AudioError as error:
+                unreadable[recording.clip_id] = error
+        return cls(
+            recordings=recordings,
+            extractor=extractor,
+            fingerprint=fingerprint,
+            contents=contents,
+            unreadable=unreadable,
+        )
+
+    def cached_entries(self, cache: FeatureCache) -> dict[str, CacheEntry]:
+        """Read the entries that the cache has, by content."""
+        wanted = dict.fromkeys(self.contents.values())
+        found = ((content, cache.get_entry(content, self.fingerprint)) for content in wanted)
+        return {content: entry for content, entry in found if entry is not None}
+
+    def build_table(
+        self, entries: Mapping[str, CacheEntry], *, computed: int, corrupt: int, started: float
+    ) -> FeatureTable:
+        """Put entries, by content, into the order of the recordings.
+
+        Args:
+            entries: One for every content.
+            computed: Recordings decoded and computed now.
+            corrupt: Damaged cache entries met and replaced.
+            started: When the work began, by ``time.monotonic``.
+        """
+        found: dict[str, Tensor] = {}
+        qualities: dict[str, QualityReport] = {}
+        excluded: list[Exclusion] = []
+        for clip_id in (recording.clip_id for recording in self.recordings):
+            if clip_id in self.unreadable:
+                error = self.unreadable[clip_id]
+                excluded.append(Exclusion(clip_id=clip_id, reason=str(error), fault=error.kind))
+                continue
+            entry = entries[self.contents[clip_id]]
+            verdict = json.loads(entry.note)
+            if verdict["quality"]:
+                qualities[clip_id] = QualityReport.from_json(verdict["quality"])
+            if entry.features is None:
+                fault = RecordingFault(verdict["fault"])
+                excluded.append(Exclusion(clip_id=clip_id, reason=verdict["reason"], fault=fault))
+            else:
+                found[clip_id] = entry.features
+        return FeatureTable(
+            extractor=self.extractor,
+            fingerprint=self.fingerprint,
+            features=found,
+            content_keys=self.contents,
+            quality=qualities,
+            excluded=tuple(excluded),
+            computed_count=computed,
+            corrupt_count=corrupt,
+            seconds=time.monotonic() - started,
+        )
 
 
 def extract_features(
@@ -138,75 +223,30 @@ def extract_features(
     started = time.monotonic()
     corrupt_before = cache.corrupt_count
     _require_unique(recordings)
-    chosen = registry.create_extractor(extractor)
-    fingerprint = _fingerprint(chosen)
-    contents, unreadable = _content_keys(recordings)
-    wanted = {contents[r.clip_id]: r for r in reversed(recordings) if r.clip_id in contents}
-    entries = _cached_entries(wanted, fingerprint, cache)
-    missing = [r for r in recordings if contents.get(r.clip_id) in wanted.keys() - entries.keys()]
-    missing = list({contents[r.clip_id]: r for r in reversed(missing)}.values())[::-1]
+    index = RecordingIndex.build(recordings, extractor)
+    contents, entries = index.contents, index.cached_entries(cache)
+    # Of recordings with equal content the first one is computed.
+    missing = [
+        recording
+        for content, recording in {
+            contents[one.clip_id]: one for one in reversed(recordings) if one.clip_id in contents
+        }.items()
+        if content not in entries
+    ][::-1]
     report = on_progress or (lambda *_: None)
     done = len(recordings) - len(missing)
     report(done, len(recordings))
     for chunk in _compute_chunks(missing, extractor, workers=_worker_count(workers)):
         fresh = {contents[clip_id]: entry for clip_id, entry in chunk}
-        cache.put_entries((content, fingerprint, entry) for content, entry in fresh.items())
+        cache.put_entries((content, index.fingerprint, entry) for content, entry in fresh.items())
         entries |= fresh
         done += len(chunk)
         report(done, len(recordings))
-    return _build_table(
-        recordings,
-        contents,
+    return index.build_table(
         entries,
-        unreadable,
-        extractor=extractor,
-        fingerprint=fingerprint,
         computed=len(missing),
         corrupt=cache.corrupt_count - corrupt_before,
         started=started,
-    )
-
-
-def _build_table(
-    recordings: Sequence[Recording],
-    contents: Mapping[str, str],
-    entries: Mapping[str, CacheEntry],
-    unreadable: Mapping[str, AudioError],
-    *,
-    extractor: str,
-    fingerprint: str,
-    computed: int,
-    corrupt: int,
-    started: float,
-) -> FeatureTable:
-    """Put entries, by content, into the order of the recordings."""
-    found: dict[str, Tensor] = {}
-    qualities: dict[str, QualityReport] = {}
-    excluded: list[Exclusion] = []
-    for clip_id in (recording.clip_id for recording in recordings):
-        if clip_id in unreadable:
-            error = unreadable[clip_id]
-            excluded.append(Exclusion(clip_id=clip_id, reason=str(error), fault=error.kind))
-            continue
-        entry = entries[contents[clip_id]]
-        verdict = json.loads(entry.note)
-        if verdict["quality"]:
-            qualities[clip_id] = QualityReport.from_json(verdict["quality"])
-        if entry.features is None:
-            fault = RecordingFault(verdict["fault"])
-            excluded.append(Exclusion(clip_id=clip_id, reason=verdict["reason"], fault=fault))
-        else:
-            found[clip_id] = entry.features
-    return FeatureTable(
-        extractor=extractor,
-        fingerprint=fingerprint,
-        features=found,
-        content_keys=contents,
-        quality=qualities,
-        excluded=tuple(excluded),
-        computed_count=computed,
-        corrupt_count=corrupt,
-        seconds=time.monotonic() - started,
     )
 
 
@@ -221,30 +261,10 @@ def _require_unique(recordings: Sequence[Recording]) -> None:
         seen.add(recording.clip_id)
 
 
-def _fingerprint(chosen: Extractor) -> str:
-    """The extractor's fingerprint, and the code that decides what is excluded."""
+def fingerprint_extractor(chosen: Extractor) -> str:
+    """Hash an extractor's fingerprint, and the code that decides what is excluded."""
     gate = [chosen.fingerprint, hash_sources(quality.__name__), hash_source(__name__)]
     return hashlib.sha256(json.dumps(gate, sort_keys=True).encode()).hexdigest()
-
-
-def _content_keys(recordings: Sequence[Recording]) -> tuple[dict[str, str], dict[str, AudioError]]:
-    """Content keys by clip, and what is wrong with those that have none."""
-    contents: dict[str, str] = {}
-    unreadable: dict[str, AudioError] = {}
-    for recording in recordings:
-        try:
-            contents[recording.clip_id] = recording.content_key()
-        except AudioError as error:
-            unreadable[recording.clip_id] = error
-    return contents, unreadable
-
-
-def _cached_entries(
-    wanted: Mapping[str, Recording], fingerprint: str, cache: FeatureCache
-) -> dict[str, CacheEntry]:
-    """Entries by content, of those that the cache has."""
-    found = ((content, cache.get_entry(content, fingerprint)) for content in wanted)
-    return {content: entry for content, entry in found if entry is not None}
 
 
 def _worker_count(workers: int | None) -> int:

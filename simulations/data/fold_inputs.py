@@ -75,60 +75,87 @@ class FoldInputs:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class UserSpeech:
+    """Usable recordings of the users' corpus.
+
+    Attributes:
+        labels: The run's classes, in order.
+        features: Tensor of each usable clip, by name.
+        clips: Usable clips of each speaker.
+    """
+
+    labels: tuple[str, ...]
+    features: Mapping[str, Tensor]
+    clips: Mapping[str, tuple[Clip, ...]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainingSettings:
+    """How a run learns from public speech.
+
+    Attributes:
+        spec: The shared model; its inputs are settled by the projection.
+        recipe: How the projection and the warm start are made.
+        user_mean: Whether speakers' means are subtracted.
+        use_warm_start: Whether the public emotions are fit to start from.
+        seed: The run's seed.
+    """
+
+    spec: ModelSpec
+    recipe: Recipe
+    user_mean: bool
+    use_warm_start: bool
+    seed: int
+
+
 def pretrain(
-    *,
-    labels: tuple[str, ...],
-    features: Mapping[str, Tensor],
-    clips: Mapping[str, tuple[Clip, ...]],
-    speech: PublicSpeech | None,
-    neutral: Tensor,
-    spec: ModelSpec,
-    recipe: Recipe,
-    user_mean: bool,
-    use_warm_start: bool,
-    seed: int,
+    users: UserSpeech,
+    public: tuple[PublicSpeech, Tensor] | None,
+    settings: PretrainingSettings,
     folder: Path,
 ) -> FoldInputs:
     """Learn from public speech what the run starts from.
 
     Args:
-        labels: The run's classes.
-        features: Tensor of each usable clip.
-        clips: Usable clips of each speaker.
-        speech: Public speech; None leaves features as they are, for end-to-end models.
-        neutral: Which public utterances are neutral, shape (utterances,), bool.
-        spec: The shared model; its inputs are settled here.
-        recipe: How the projection and the warm start are made.
-        user_mean: Whether speakers' means are subtracted.
-        use_warm_start: Whether the public emotions are fit to start from.
-        seed: The run's seed.
+        users: The users' recordings, of which nothing is learned but their width.
+        public: Public speech, and which utterances are neutral, see
+            :func:`merge_public_corpora`; None leaves features as they are, for end-to-end models.
+        settings: How it is learned.
         folder: Where the held-out public speakers are written.
+
+    Raises:
+        CorpusError: Public and users' features are of different widths.
     """
-    width = next(iter(features.values())).shape[-1]
-    if speech is None:
+    recipe = settings.recipe
+    width = next(iter(users.features.values())).shape[-1]
+    if public is None:
         projection = identity_projection(width)
         statistics = normalisation.default_statistics(width)
     else:
-        _check_same_width(width, speech)
-        projection, statistics = _fit_public_statistics(speech, neutral, recipe)
-    spec = replace(spec, inputs=projection.output_size)
-    model = build_network(spec, seeding.derive_seed(seed, "model"))
+        _check_same_width(width, public[0])
+        projection, statistics = _fit_public_statistics(*public, recipe)
+    spec = replace(settings.spec, inputs=projection.output_size)
+    model = build_network(spec, seeding.derive_seed(settings.seed, "model"))
     weights, held_out = flatten_parameters(model), None
-    if speech is not None and use_warm_start:
-        ready = public_pretraining.normalise_public_speech(projection, speech, user_mean=user_mean)
+    if public is not None and settings.use_warm_start:
+        speech, _ = public
+        ready = public_pretraining.normalise_public_speech(
+            projection, speech, user_mean=settings.user_mean
+        )
         held_out_mask = speech.speakers % _HELD_OUT_EVERY == _HELD_OUT_EVERY - 1
         if recipe.warm_start:
             weights = public_pretraining.pretrain_weights(
                 model,
                 ready.select(~held_out_mask),
                 weight_decay=recipe.pretraining_weight_decay,
-                similar_classes=_similar_classes(labels),
+                similar_classes=_similar_classes(users.labels),
             )
         held_out = _save_held_out(ready, speech.speakers, held_out_mask, folder)
     return FoldInputs(
-        labels=labels,
-        features=features,
-        clips=clips,
+        labels=users.labels,
+        features=users.features,
+        clips=users.clips,
         projection=projection,
         speaker_statistics=statistics,
         model_spec=spec,

@@ -17,6 +17,8 @@ from sottovoce.simulations.data import pretraining_cache, run_plan
 from sottovoce.simulations.data.fold_inputs import (
     HELD_OUT_FILE,
     FoldInputs,
+    PretrainingSettings,
+    UserSpeech,
     merge_public_corpora,
     pretrain,
 )
@@ -32,7 +34,6 @@ from sottovoce.simulations.data.loading import (
 from sottovoce.simulations.data.pretraining_cache import PretrainingResult
 from sottovoce.simulations.scenario.scenario import Scenario
 
-_NO_UTTERANCES = torch.zeros(0, dtype=torch.bool)
 _TRAINING_SETTINGS = (
     "user",
     "aggregation",
@@ -126,21 +127,20 @@ def _pretrain_inputs(
     folder: Path,
 ) -> FoldInputs:
     """Pretrain on public speech now."""
-    labels = plan.labels
-    speech, neutral = merge_public_corpora(labels, public) if public else (None, _NO_UTTERANCES)
-    return pretrain(
-        labels=labels,
+    users = UserSpeech(
+        labels=plan.labels,
         features=loaded_corpus.feature_table.features,
         clips=loaded_corpus.protocol.corpus.clips_by_speaker(),
-        speech=speech,
-        neutral=neutral,
+    )
+    settings = PretrainingSettings(
         spec=plan.model,
         recipe=scenario.recipe,
         user_mean=plan.normaliser is not None,
         use_warm_start=bool(scenario.public),
         seed=scenario.seed,
-        folder=folder,
     )
+    merged = merge_public_corpora(plan.labels, public) if public else None
+    return pretrain(users, merged, settings, folder)
 
 
 def _pretraining_result(

@@ -38,7 +38,13 @@ from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.data.feature_extraction import extract_features
-from sottovoce.simulations.data.fold_inputs import FoldInputs, merge_public_corpora, pretrain
+from sottovoce.simulations.data.fold_inputs import (
+    FoldInputs,
+    PretrainingSettings,
+    UserSpeech,
+    merge_public_corpora,
+    pretrain,
+)
 from sottovoce.simulations.data.loading import cache_folder
 from sottovoce.simulations.data.pretraining import build_plan
 from sottovoce.simulations.engines import deployed
@@ -193,19 +199,22 @@ def _fold_inputs(scenario: Scenario, speakers: int, out: Path) -> FoldInputs:
         _load_features(open_corpus(name, data).clips, scenario, cache)
         for name, data in scenario.public or (SYNTHETIC_PUBLIC,)
     ]
-    speech, neutral = merge_public_corpora(corpus.emotions, public)
+    plan = run_plan.plan_without_noise(scenario, run="", labels=corpus.emotions, inputs=1)
     return pretrain(
-        labels=corpus.emotions,
-        features=own[1],
-        clips={user: tuple(clip for clip in own[0] if clip.speaker == user) for user in chosen},
-        speech=speech,
-        neutral=neutral,
-        spec=run_plan.plan_without_noise(scenario, run="", labels=corpus.emotions, inputs=1).model,
-        recipe=scenario.recipe,
-        user_mean=True,
-        use_warm_start=bool(scenario.public),
-        seed=scenario.seed,
-        folder=out,
+        UserSpeech(
+            labels=corpus.emotions,
+            features=own[1],
+            clips={user: tuple(clip for clip in own[0] if clip.speaker == user) for user in chosen},
+        ),
+        merge_public_corpora(corpus.emotions, public),
+        PretrainingSettings(
+            spec=plan.model,
+            recipe=scenario.recipe,
+            user_mean=True,
+            use_warm_start=bool(scenario.public),
+            seed=scenario.seed,
+        ),
+        out,
     )
 
 

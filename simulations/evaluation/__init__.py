@@ -7,6 +7,7 @@ __all__ = [
     "calibration",
     "enrolment_replay",
     "fairness",
+    "finished_model",
     "fold_result",
     "metrics",
     "personalisation",

@@ -5,69 +5,24 @@ features. So any enrolment can be tried on test speakers without training again,
 devices run.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sottovoce.server.federation import checkpoint
 from sottovoce.shared import calibration
-from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.features.cache import FeatureCache
-from sottovoce.shared.models.network import Network
-from sottovoce.shared.models.parameters import load_parameters
-from sottovoce.shared.models.projection import PublicProjection
-from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.speaker import neutral_direction, normalisation, unlabelled_adaptation
-from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 from sottovoce.shared.speaker.unlabelled_adaptation import MeanPosterior
 from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
-from sottovoce.simulations.corpora.speaker_splits import EvaluationProtocol, Fold, apply_protocol
+from sottovoce.simulations.corpora.speaker_splits import EvaluationProtocol, apply_protocol
 from sottovoce.simulations.data.feature_extraction import extract_features
 from sottovoce.simulations.data.loading import cache_folder
 from sottovoce.simulations.evaluation import personalisation
-from sottovoce.simulations.results.path_names import folder_name
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class FoldModel:
-    """One fold's finished model.
-
-    Attributes:
-        labels: Emotions in the order of the classes.
-        network: The shared model, ready to predict.
-        projection: The public projection.
-        centre: Mean of the training users' projected rows, shape (inputs,).
-        speaker_statistics: How public speakers differ.
-        prior: Where heads start.
-        neutral_direction: Direction of neutral speech, shape (inputs,); None where the model has
-            none.
-    """
-
-    labels: tuple[str, ...]
-    network: Network
-    projection: PublicProjection
-    centre: Tensor
-    speaker_statistics: SpeakerStatistics
-    prior: HeadPrior
-    neutral_direction: Tensor | None
-
-    def predict_logits(self, rows: Tensor, mean: Tensor) -> Tensor:
-        """Logits (utterances, classes), float64, of centred rows less a speaker mean."""
-        return self.logits_and_coordinates(rows, mean)[0]
-
-    def logits_and_coordinates(self, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same, and coordinates in the prior's basis, where it has one."""
-        single = torch.ones(len(rows), dtype=torch.int64)
-        inputs = self.projection.normalise_rows(rows, mean, single)
-        logits, coordinates = self.prior.logits_and_coordinates(self.network, inputs, single)
-        return logits.double(), coordinates
+from sottovoce.simulations.evaluation.finished_model import FoldModel, load_fold_model
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -181,7 +136,7 @@ def load_speakers(run: Path, corpora: Path) -> Iterator[EvaluatedSpeaker]:
         table = extract_features(tested.corpus.clips, encoder, cache)
     by_speaker = tested.corpus.clips_by_speaker()
     for fold in tested.folds:
-        model = _load_model(run, fold)
+        model = load_fold_model(run, fold)
         for name in fold.test:
             clips = tuple(clip for clip in by_speaker[name] if clip.clip_id in table.features)
             rows = torch.stack([table.features[clip.clip_id] for clip in clips])
@@ -192,27 +147,3 @@ def load_speakers(run: Path, corpora: Path) -> Iterator[EvaluatedSpeaker]:
                 fold=fold.name,
                 model=model,
             )
-
-
-def _load_model(run: Path, fold: Fold) -> FoldModel:
-    """The model that a fold released."""
-    folder = run / "checkpoints" / folder_name(fold.name)
-    # Read by hand: the plan of an older release has another schema, but the same model.
-    job: dict[str, Any] = json.loads((folder / "server" / "job.json").read_text())
-    plan = json.loads(job["plan"])
-    public = load_file(folder / "server" / "public.safetensors")
-    released = checkpoint.load_released_model(folder / "server")[0]
-    network = build_network(ModelSpec.from_dict(plan["model"]), seed=0).eval()
-    load_parameters(network, released["weights"])
-    labels = tuple(plan["labels"])
-    return FoldModel(
-        labels=labels,
-        network=network,
-        projection=PublicProjection(
-            mean=public["mean"], matrix=public["matrix"], row_norm=float(job["length"])
-        ),
-        centre=released["centre"],
-        speaker_statistics=SpeakerStatistics.from_tensors(public),
-        prior=personalisation.load_head_prior(run, folder, len(labels))[0],
-        neutral_direction=released.get("neutral"),
-    )
