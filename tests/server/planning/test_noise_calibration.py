@@ -1,0 +1,63 @@
+"""A server plans a private run: from a recipe and a target, without simulations."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from sottovoce.server.planning import noise_calibration, recipe
+from sottovoce.shared.errors import SettingError
+from sottovoce.shared.models.losses import Loss
+from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.schemes import unit_names
+from sottovoce.shared.privacy.target import PrivacyTarget
+from sottovoce.shared.protocol.training_plan import Plan
+
+FACTS = {"run": "r", "labels": ("calm", "angry"), "inputs": 4, "extractor": "descriptors"}
+WITHOUT_SIMULATIONS = """
+import sys
+from sottovoce.server.planning import noise_calibration, recipe
+from sottovoce.shared.privacy.target import PrivacyTarget
+
+own = recipe.default_recipe(unit="user")
+target = PrivacyTarget(unit="user", epsilon=4.0, shares=own.shares)
+plan = noise_calibration.plan_without_noise(
+    own, run="r", labels=("calm", "angry"), inputs=4, extractor="descriptors", rounds=2
+)
+plan = noise_calibration.add_noise(plan, target, own.bounds)
+assert plan.scheme.unit == "user"
+assert not [name for name in sys.modules if name.startswith("sottovoce.simulations")]
+"""
+
+
+def _plan(own: recipe.Recipe) -> Plan:
+    return noise_calibration.plan_without_noise(own, **FACTS, rounds=2)  # type: ignore[arg-type]
+
+
+def test_a_server_plans_without_simulations() -> None:
+    subprocess.run([sys.executable, "-c", WITHOUT_SIMULATIONS], check=True)
+
+
+@pytest.mark.parametrize("unit", unit_names())
+def test_a_plan_costs_each_promised_unit_its_epsilon_and_hardly_less(unit: str) -> None:
+    own = recipe.default_recipe(unit=unit)
+    target = PrivacyTarget(unit=unit, epsilon=2.0, shares=own.shares)
+
+    plan = noise_calibration.add_noise(_plan(own), target, own.bounds)
+
+    assert plan.scheme.unit == unit
+    for budget in noise_calibration.device_budgets(target):
+        spent = accountant.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
+        assert 0.99 * 2.0 < spent <= 2.0
+
+
+def test_bounds_and_losses_that_a_unit_cannot_keep_are_refused() -> None:
+    own = recipe.default_recipe(unit="both")
+    target = PrivacyTarget(unit="both", shares=own.shares)
+    grouped = replace(own.bounds, user=replace(own.user, min_separation=2))
+    with pytest.raises(SettingError, match="need unit 'user'"):
+        noise_calibration.add_noise(_plan(own), target, grouped)
+    coupled = replace(own, loss=Loss(kind="mmce"))
+    with pytest.raises(SettingError, match="couples the utterances"):
+        noise_calibration.add_noise(_plan(coupled), target, own.bounds)
