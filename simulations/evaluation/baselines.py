@@ -1,4 +1,4 @@
-"""What a federated, private run is compared with, on the same folds and the same inputs."""
+"""Baselines that a federated, private run is compared with, on the same folds and inputs."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -36,13 +36,15 @@ from sottovoce.simulations.scenario.scenario import Scenario
 def evaluate_baselines(
     scenario: Scenario, protocol: EvaluationProtocol, fold_inputs: FoldInputs, plan: Plan
 ) -> dict[str, Rates]:
-    """UAR of every baseline that was asked for, pooled over folds.
+    """Compute the UAR of every baseline that the scenario asks for, pooled over folds.
 
     ``central`` trains the same model on everybody's clips in one place, ``local_only`` a
     model for each of a fold's first training users (the mean of their UARs), and
-    ``federated_no_privacy`` averages updates without noise. All know every user's exact mean; none
-    promises anything.
+    ``federated_no_privacy`` averages updates without noise. All know every user's exact mean;
+    none has a privacy guarantee.
     """
+    # The baselines use exact means and class counts, so nothing of a private mechanism is left in
+    # the plan.
     plan_without_privacy = replace(
         plan,
         mechanism=NoPrivacy(),
@@ -63,13 +65,13 @@ def evaluate_baselines(
 def train_federated_model(
     scenario: Scenario, fold: Fold, fold_inputs: FoldInputs, plan: Plan
 ) -> tuple[Tensor, dict[str, Examples]]:
-    """A fold's model trained as ``federated_no_privacy``, and its test users as it reads them.
+    """Train a fold's model as ``federated_no_privacy`` does, and prepare its test users' clips.
 
     Args:
         scenario: The settled scenario.
         fold: Who trains and who tests.
         fold_inputs: What all folds share.
-        plan: Without any promise.
+        plan: A plan without privacy.
 
     Returns:
         Weights, shape (params,), and each test user's clips.
@@ -93,6 +95,7 @@ def _pooled(
         labels = fold_data.test.labels.numpy()
         for number, logits in enumerate(train(fold_data)):
             matrix = metrics.confusion_matrix(labels, logits.argmax(1).numpy(), len(plan.labels))
+            # The n-th models of all folds share a matrix: pooled counts, then one ratio.
             totals[number] = totals.get(number, 0) + matrix
     return float(np.mean([metrics.uar(total) for total in totals.values()]))
 
@@ -105,6 +108,7 @@ class _CentralisedFold:
         self._user_mean = scenario.enrolment != "none"
         projected = [self._project_user(user) for user in fold.train]
         means = torch.cat([rows for _, rows in projected]).mean(0)
+        # A recipe without centring feeds raw projections: a zero mean leaves them as they are.
         self._centre = means if scenario.recipe.centre else torch.zeros_like(means)
         self.training_users = [self._model_inputs(user) for user in fold.train]
         self.test = concatenate_examples([self._model_inputs(user) for user in fold.test])
@@ -122,6 +126,7 @@ class _CentralisedFold:
         examples, rows = self._project_user(user)
         mean = self._centre
         if self._user_mean and self.scenario.recipe.centre:
+            # One group: all rows of the user are averaged without noise.
             mean = group_means(rows, torch.zeros(len(rows), dtype=torch.int64))[0]
         inputs = self.inputs.projection.normalise_rows(examples.features, mean, examples.frames)
         return replace(examples, features=inputs)
@@ -146,11 +151,16 @@ class _CentralisedFold:
             load_parameters(model, state.weights)
             updates = []
             for index, examples in enumerate(devices):
+                # Seed names end in round and device, so a device's batches do not depend on the
+                # others.
                 names = ("baseline", name, self.fold.name, number, index)
                 random = seeding.torch_rng(self.scenario.seed, *names)
                 training = TrainingSettings(
                     local_training=replace(
-                        self.plan.training, denominator=float(max(len(examples), 1))
+                        # A private plan divides by a public constant; a baseline may use its true
+                        # number of clips.
+                        self.plan.training,
+                        denominator=float(max(len(examples), 1)),
                     ),
                     mechanism=self.plan.mechanism,
                     class_weights=weights,
@@ -162,6 +172,8 @@ class _CentralisedFold:
             rate = compute_learning_rate(
                 settings, self.plan, number, devices=len(devices), denominator=1.0
             )
+            # Summed in the server's order and precision, so that a baseline's rounding is the
+            # run's.
             mean = (sum_parts(updates) / len(updates)).float()
             state = apply_update(state, mean, settings, rate=rate)
         return state
@@ -195,6 +207,7 @@ def _local_only(fold_data: _CentralisedFold) -> list[Tensor]:
     ]
 
 
+# Training a model for every user would take longer than the run; four give the mean UAR.
 _LOCAL_USERS = 4
 _BASELINES: dict[str, Callable[[_CentralisedFold], list[Tensor]]] = {
     "central": _central,

@@ -1,7 +1,7 @@
-"""How sure a recall is: bootstrap intervals over users.
+"""Bootstrap confidence intervals of recall over users.
 
-Users are drawn, not utterances: utterances of one user are not independent, and what a reader
-wants to know is how the system does for users it has not met.
+Users are resampled, not utterances: utterances of one user are not independent, and the question
+is how the system performs for new users.
 """
 
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ def uar_interval(
     draws: int = DEFAULT_DRAWS,
     level: float = 0.95,
 ) -> ConfidenceInterval:
-    """Estimate how far the UAR may lie from the estimate over a new draw of users.
+    """Estimate a confidence interval of the UAR over new samples of users.
 
     Percentile bootstrap: Efron & Tibshirani, An Introduction to the Bootstrap (1993).
 
@@ -50,6 +50,12 @@ def uar_interval(
 
     Raises:
         SettingError: A wrong shape, or anything but whole numbers of 0 or above.
+
+    Example:
+        >>> users = [[[4, 0], [0, 4]], [[2, 2], [0, 4]]]
+        >>> interval = uar_interval(users, np.random.default_rng(0), draws=100)
+        >>> interval.estimate, interval.low, interval.high
+        (0.875, 0.75, 1.0)
     """
     matrices = _stack("users", users)
     drawn = _uars(draw_cohorts(len(matrices), draws, generator), matrices)
@@ -76,6 +82,7 @@ def draw_cohorts(users: int, draws: int, generator: np.random.Generator) -> Coun
         [3, 3]
     """
     validation.require_at_least(1, draws=draws)
+    # Counts are enough: a multinomial draw is a resample with replacement, without its order.
     return generator.multinomial(users, np.full(users, 1 / users), size=draws)
 
 
@@ -83,6 +90,7 @@ def _uars(cohorts: CountArray, matrices: CountArray) -> FloatArray:
     """UAR of each cohort, shape (draws,)."""
     total = cohorts @ matrices.sum(axis=2)
     right = cohorts @ matrices.diagonal(axis1=1, axis2=2)
+    # A cohort may lack a class altogether; its UAR is over the classes that it has.
     here = total > 0
     share = np.divide(right, total, out=np.zeros(total.shape), where=here)
     return np.asarray(share.sum(axis=1) / here.sum(axis=1))

@@ -1,8 +1,9 @@
 """Sums per user under one system's probabilities, from which any cohort's figures follow.
 
-Users are drawn, not utterances, as in :mod:`~sottovoce.simulations.evaluation.bootstrap`. What a
-measure needs of a user is summed once; a cohort, which says how often each user was drawn, weighs
-those sums. Bins of confidence are set once, on everybody: drawing users moves what lies in them.
+Users are resampled, not utterances, as in
+:mod:`~sottovoce.simulations.evaluation.bootstrap`. Each measure is summed once per user, and a
+cohort weights those sums by how often each user was drawn. Bins of confidence are set once, on
+all users, and do not move with the cohort.
 """
 
 from functools import cached_property
@@ -14,10 +15,10 @@ from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 
 
 class BootstrapSide:
-    """One side of a paired bootstrap: predictions before, or behind, users' heads.
+    """One side of a paired bootstrap: predictions before or after users' heads.
 
-    Every measure takes cohorts, shape (draws, users): how often each user was drawn; and gives one
-    value a cohort, shape (draws,).
+    Every measure takes cohorts, shape (draws, users), the number of times that each user was drawn,
+    and returns one value per cohort, shape (draws,).
 
     Args:
         probabilities: Shape (utterances, classes), float64.
@@ -41,7 +42,7 @@ class BootstrapSide:
 
     @property
     def user_count(self) -> int:
-        """How many users there are."""
+        """Number of users on this side."""
         return len(self._clips)
 
     @cached_property
@@ -58,6 +59,7 @@ class BootstrapSide:
     def measure_user_percentile(self, cohorts: CountArray, percent: float) -> FloatArray:
         """A percentile, in [0, 100], of the UARs of each cohort's users."""
         uars = self.user_uars
+        # Percentiles are no sums: each cohort is written out, user by user.
         return np.array([np.percentile(np.repeat(uars, cohort), percent) for cohort in cohorts])
 
     def measure_ece(self, cohorts: CountArray) -> FloatArray:
@@ -74,11 +76,11 @@ class BootstrapSide:
         return self._mean_over_clips(cohorts @ self._nll, cohorts)
 
     def measure_brier(self, cohorts: CountArray) -> FloatArray:
-        """Mean Brier score, in [0, 2]."""
+        """Compute the mean Brier score, in [0, 2]."""
         return self._mean_over_clips(cohorts @ self._brier, cohorts)
 
     def measure_aurc(self, cohorts: CountArray) -> FloatArray:
-        """Area under the risk-coverage curve."""
+        """Compute the area under the risk-coverage curve."""
         ranked, wrong = self._ranking
         found = []
         for cohort in cohorts:
@@ -105,6 +107,7 @@ class BootstrapSide:
     @cached_property
     def _nll(self) -> FloatArray:
         true = self._probabilities[np.arange(len(self._labels)), self._labels]
+        # The floor keeps one certain mistake from making the mean infinite.
         return self._sum_by_user(-np.log(np.maximum(true, metrics.PROBABILITY_FLOOR)))
 
     @cached_property
@@ -129,6 +132,7 @@ class BootstrapSide:
 
         Equally confident utterances share their accuracy: their order says nothing.
         """
+        # Only ties depend on the secondary key; it makes their order reproducible.
         order = np.lexsort((self._users, -self._confidence))
         _, tie, count = np.unique(-self._confidence, return_inverse=True, return_counts=True)
         wrong = 1 - (np.bincount(tie, weights=self._right) / count)[tie]
@@ -153,5 +157,6 @@ def sum_gaps(confidence: FloatArray, correct: FloatArray, users: CountArray) -> 
     """
     found = np.zeros((int(users.max()) + 1, metrics.DEFAULT_BINS))
     bins = metrics.assign_bins(confidence, metrics.DEFAULT_BINS)
+    # np.add.at sums repeated (user, bin) pairs; plain indexing would keep the last of them.
     np.add.at(found, (users, bins), confidence - correct)
     return found

@@ -1,6 +1,7 @@
-"""How sure calibration figures are: per user, and with intervals over new draws of users.
+"""Confidence intervals of calibration errors, and errors per user.
 
-Before and after heads are paired, see :mod:`~sottovoce.simulations.evaluation.bootstrap_side`.
+Errors before and after heads are paired, see
+:mod:`~sottovoce.simulations.evaluation.bootstrap_side`.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +27,7 @@ _INTERVAL_QUANTILES = (0.025, 0.975)
 
 
 def bootstrap_intervals(scored: Predictions, *, seed: int) -> dict[str, Intervals]:
-    """By measure the 95 % intervals of ``before``, ``after`` and their ``difference``.
+    """Compute 95 % intervals of ``before``, ``after`` and their ``difference`` by measure.
 
     Args:
         scored: Test utterances, before and after heads.
@@ -40,6 +41,7 @@ def bootstrap_intervals(scored: Predictions, *, seed: int) -> dict[str, Interval
     cohorts = _cohorts(len(users), seed)
     sides = [BootstrapSide(rows, scored.labels, whose) for rows in (scored.before, scored.after)]
     found: dict[str, Intervals] = {}
+    # Both sides see the same cohorts: the difference is paired, and its interval is narrower.
     for name, measure in _MEASURES.items():
         before, after = (measure(side, cohorts) for side in sides)
         found[name] = {
@@ -51,7 +53,7 @@ def bootstrap_intervals(scored: Predictions, *, seed: int) -> dict[str, Interval
 
 
 def metrics_by_speaker(scored: Predictions) -> dict[str, SpeakerCalibration]:
-    """Each user's own figures, before and after heads; the bins of an ECE are few clips each."""
+    """Compute each user's own errors, before and after heads; ECE bins hold few clips each."""
     return {
         name: {
             "n": len(rows),
@@ -72,7 +74,7 @@ def _errors(probabilities: FloatArray, labels: CountArray) -> CalibrationErrors:
 
 
 def evaluate_prediction_sets(scored: Predictions, *, seed: int) -> PredictionSets | None:
-    """How often prediction sets hold the truth, over users; None where there are no sets.
+    """Measure the coverage of prediction sets over users; None where there are no sets.
 
     Args:
         scored: Test utterances with their sets.
@@ -97,6 +99,7 @@ def evaluate_prediction_sets(scored: Predictions, *, seed: int) -> PredictionSet
     return {
         "wanted": DEFAULT_COVERAGE,
         "covered": float(covered.mean()),
+        # A ratio of sums, not a mean of shares: users with more clips weigh more, as in "covered".
         "interval": _interval_bounds((cohorts @ hits) / (cohorts @ clips)),
         "size": float(sizes.mean()),
         "worst_tenth": float(np.mean(least)),
@@ -119,6 +122,9 @@ def _cohorts(users: int, seed: int) -> CountArray:
     """How often each user is drawn, shape (draws, users)."""
     generator = seeding.numpy_rng(seed, "record", "calibration intervals")
     return bootstrap.draw_cohorts(users, BOOTSTRAP_DRAWS, generator)
+
+
+# A purpose of its own: other draws of the run do not move when intervals are added.
 
 
 def _interval_bounds(drawn: FloatArray) -> list[float]:

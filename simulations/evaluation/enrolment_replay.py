@@ -1,7 +1,7 @@
-"""Other enrolments replayed on finished models: their effect on test speakers.
+"""Replay of other enrolments on finished models: their effect on test speakers.
 
-A run folder keeps model, projection and public statistics of every fold, and the cache keeps
-features. So any enrolment can be tried on test speakers without training again, with the code that
+A run folder has the model, projection and public statistics of every fold, and the cache has the
+features. Any enrolment can be tried on test speakers without training again, with the code that
 devices run.
 """
 
@@ -45,18 +45,18 @@ class EvaluatedSpeaker:
 
     @property
     def name(self) -> str:
-        """Who."""
+        """Name of the speaker, as in the corpus."""
         return self.clips[0].speaker
 
     def neutral_mean(self, indices: Sequence[int]) -> Tensor:
-        """The mean from clips known to be neutral, shape (inputs,); zeros without any."""
+        """Estimate the mean from clips known to be neutral, shape (inputs,); zeros without any."""
         rows, model = self.features[list(indices)], self.model
         return normalisation.estimate_mean(
             rows, model.speaker_statistics, is_neutral=True, direction=model.neutral_direction
         )
 
     def plain_mean(self, indices: Sequence[int]) -> Tensor:
-        """The plain mean of unlabelled clips, shape (inputs,)."""
+        """Compute the plain mean of unlabelled clips, shape (inputs,)."""
         return normalisation.estimate_mean(
             self.features[list(indices)], self.model.speaker_statistics, is_neutral=False
         )
@@ -64,17 +64,21 @@ class EvaluatedSpeaker:
     def unlabelled_mean(
         self, indices: Sequence[int], neutral_indices: Sequence[int] = ()
     ) -> Tensor:
-        """The mean from unlabelled clips of any class mix, and some known to be neutral."""
+        """Estimate the mean from unlabelled clips of any class mix and some known to be neutral."""
         model = self.model
         posterior = unlabelled_adaptation.initial_posterior(
             self.features[list(neutral_indices)], model.speaker_statistics, model.neutral_direction
         )
+        # The first guess of who is neutral uses the mean known so far, as a device does.
         logits = model.predict_logits(self.features[list(indices)], posterior.mean)
         neutral = torch.softmax(logits, 1)[:, neutral_direction.neutral_mask(model.labels)].sum(1)
         return self._estimate_mean(indices, neutral, posterior)
 
     def oracle_unlabelled_mean(self, indices: Sequence[int]) -> Tensor:
-        """The same with known neutral clips: what is lost then is not in estimating the mix."""
+        """Estimate the mean from clips whose neutral ones are known, an upper bound.
+
+        The loss that remains is not due to the estimated class mix.
+        """
         neutral = neutral_direction.neutral_mask(
             [self.clips[index].emotion for index in indices]
         ).double()
@@ -113,7 +117,7 @@ class EvaluatedSpeaker:
 
 
 def load_protocol(run: Path, corpora: Path) -> EvaluationProtocol:
-    """The protocol of a finished run; errors as in ``personalisation.load_speakers``."""
+    """Load the protocol of a finished run; errors as in ``personalisation.load_speakers``."""
     config = personalisation.read_config(run)
     return apply_protocol(
         config["protocol"], open_corpus(config["corpus"], corpora / config["corpus"])
@@ -121,14 +125,14 @@ def load_protocol(run: Path, corpora: Path) -> EvaluationProtocol:
 
 
 def load_speakers(run: Path, corpora: Path) -> Iterator[EvaluatedSpeaker]:
-    """All test speakers of a finished run.
+    """Iterate over all test speakers of a finished run.
 
     Args:
         run: The run folder.
         corpora: The folder in which the corpora lie under their names.
 
     Raises:
-        ModelError: What the run kept is damaged.
+        ModelError: A file of the run is damaged.
         CorpusError: The corpus is not there.
     """
     tested, encoder = load_protocol(run, corpora), str(personalisation.read_config(run)["encoder"])
@@ -138,6 +142,7 @@ def load_speakers(run: Path, corpora: Path) -> Iterator[EvaluatedSpeaker]:
     for fold in tested.folds:
         model = load_fold_model(run, fold)
         for name in fold.test:
+            # Clips with defective sound have no features; the run left them out, too.
             clips = tuple(clip for clip in by_speaker[name] if clip.clip_id in table.features)
             rows = torch.stack([table.features[clip.clip_id] for clip in clips])
             yield EvaluatedSpeaker(

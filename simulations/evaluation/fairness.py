@@ -9,7 +9,7 @@ from sottovoce.simulations.results.schema import Fairness, Groups, Rate
 
 
 def measure_fairness(scored: Predictions) -> Fairness:
-    """Make the section "fairness": UAR by group, its gap between known groups, and over speakers.
+    """Compute UAR by group, its gap between known groups, and its spread over speakers.
 
     Args:
         scored: Predictions of all folds.
@@ -23,6 +23,7 @@ def measure_fairness(scored: Predictions) -> Fairness:
         name: metrics.uar(m) for name, m in scored.confusion_by_group(scored.speakers).items()
     }
     rates = list(speakers.values())
+    # The first of equals in natural order, so a tie gives the same speaker every time.
     worst = min(speakers, key=lambda name: speakers[name])
     return {
         "gender": _groups(scored, scored.genders),
@@ -51,6 +52,7 @@ def measure_group(matrix: CountArray) -> Rate:
 
 def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] = ()) -> Groups:
     """UAR by group; the gap is between known groups, null where there are fewer than two."""
+    # A corpus without metadata has an empty column: all its clips are of an unknown group.
     names = [name or UNKNOWN for name in names] or [UNKNOWN] * len(scored.clips)
     speakers: dict[str, set[str]] = {}
     for name, speaker in zip(names, scored.speakers, strict=True):
@@ -60,5 +62,6 @@ def _groups(scored: Predictions, names: Sequence[str], *, order: Sequence[str] =
     groups: dict[str, Rate] = {
         name: {**measure_group(found[name]), "speakers": len(speakers[name])} for name in listed
     }
+    # "unknown" is not a group of people: a gap to it would say nothing about fairness.
     known = [metrics.uar(found[name]) for name in groups if name != UNKNOWN]
     return {"groups": groups, "gap": metrics.best_worst_gap(known) if len(known) > 1 else None}

@@ -30,8 +30,8 @@ class FoldModel:
         network: The shared model, ready to predict.
         projection: The public projection.
         centre: Mean of the training users' projected rows, shape (inputs,).
-        speaker_statistics: How public speakers differ.
-        prior: Where heads start.
+        speaker_statistics: Statistics of how public speakers differ.
+        prior: Prior of users' heads.
         neutral_direction: Direction of neutral speech, shape (inputs,); None where the model has
             none.
     """
@@ -45,11 +45,12 @@ class FoldModel:
     neutral_direction: Tensor | None
 
     def predict_logits(self, rows: Tensor, mean: Tensor) -> Tensor:
-        """Logits (utterances, classes), float64, of centred rows less a speaker mean."""
+        """Compute logits (utterances, classes), float64, of centred rows less a speaker mean."""
         return self.logits_and_coordinates(rows, mean)[0]
 
     def logits_and_coordinates(self, rows: Tensor, mean: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The same, and coordinates in the prior's basis, where it has one."""
+        """Compute the logits, and the coordinates in the prior's basis where it has one."""
+        # Rows are pooled already: each is an utterance of one frame.
         single = torch.ones(len(rows), dtype=torch.int64)
         inputs = self.projection.normalise_rows(rows, mean, single)
         logits, coordinates = self.prior.logits_and_coordinates(self.network, inputs, single)

@@ -49,18 +49,19 @@ class FoldResult:
 
 
 def write_result(folder: Path, facts: Json, scores: Mapping[str, Tensor]) -> None:
-    """Write a fold's scores; the facts last: a result is there once its facts are."""
+    """Write a fold's scores and facts; the fold counts as finished once the facts exist."""
+    # Facts last: a crash in between leaves a fold without a result, never half a result.
     replace_file(folder / _SCORES, save(dict(scores)))
     replace_file(folder / _FACTS, json.dumps(facts).encode())
 
 
 def has_result(folder: Path) -> bool:
-    """Whether a fold has ended."""
+    """Tell whether a fold's result has been written."""
     return (folder / _FACTS).is_file()
 
 
 def read_result(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
-    """What :func:`write_result` wrote.
+    """Read the facts and scores that :func:`write_result` wrote.
 
     Args:
         folder: The fold's.
@@ -74,8 +75,10 @@ def read_result(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
     try:
         facts = json.loads((folder / _FACTS).read_text())
         tensors = load_file(folder / _SCORES)
+        # Sets and coordinates depend on the model; older runs have neither.
         more = [name for name in (*SET_COLUMNS, COORDINATES_COLUMN) if name in tensors]
         scores = {name: tensors[name].numpy() for name in (*SCORE_COLUMNS, *more)}
+        # Columns of another run would pair clips with scores of other clips.
         if {len(column) for column in scores.values()} != {len(facts["clips"])}:
             raise ValueError("columns of different lengths")
         facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]
@@ -98,7 +101,7 @@ def load_result(
         fold: Its name.
         labels: Emotions in the order of the classes.
         clips: All clips of its test users, in any order.
-        has_heads: Whether test users labelled clips, which are left out behind heads.
+        has_heads: Whether test users labelled clips, which are not scored after heads.
     """
     facts, scores = read_result(folder)
     by_name = {clip.clip_id: clip for clip in clips}
@@ -106,6 +109,8 @@ def load_result(
     rows = np.arange(len(facts["clips"]))
     return FoldResult(
         predictions=table.select(rows, after="before"),
+        # Clips that a head was fitted on are not scored behind it: that would be testing on
+        # training data.
         personalised=table.select(rows[~scores["labelled"]], after="after") if has_heads else None,
         learning_curve=facts["curve"],
     )

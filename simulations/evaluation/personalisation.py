@@ -1,8 +1,8 @@
-"""Effect of users' own labels: heads and sets fitted anew from what a finished run kept.
+"""Effect of users' own labels: heads and sets fitted anew on the scores of a finished run.
 
-A run folder keeps the shared model's probabilities of every test clip. Their logarithms are its
-logits but for a constant per clip, which no head sees. So heads can be fitted on other labelled
-clips than the run's own, as often as it takes, with the code that devices run.
+A run folder has the shared model's probabilities of every test clip. Their logarithms are the
+logits up to a constant per clip, to which heads are invariant. Heads can be fitted on other
+labelled clips than the run's own, any number of times, with the code that devices run.
 """
 
 import json
@@ -43,12 +43,12 @@ class SpeakerData:
     """One test speaker under the shared model.
 
     Attributes:
-        name: Who.
+        name: Name of the speaker.
         gender: "" where unknown.
-        fold: Whose model it is.
+        fold: Fold whose model scored the clips.
         logits: Shape (clips, classes), float64.
         labels: Shape (clips,), int64.
-        prior: Where heads start, under this fold's model; its scores are public speakers'.
+        prior: Prior of heads under this fold's model; its scores are public speakers'.
         user_scores: Scores that the run's own training users released; None where they released
             none.
         coordinates: In the prior's basis, shape (clips, rank); None where it has none.
@@ -66,23 +66,23 @@ class SpeakerData:
     def logits_and_coordinates(
         self, chosen: Sequence[int] | Tensor
     ) -> tuple[Tensor, Tensor | None]:
-        """Logits and coordinates of some clips."""
+        """Select the logits and coordinates of some clips."""
         own = self.coordinates
         return self.logits[chosen], None if own is None else own[chosen]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ScoredDraw:
-    """Clips of one speaker that were not labelled, before and after the labelled ones were used.
+    """Unlabelled clips of one speaker, scored before and after the labelled ones were used.
 
     Attributes:
-        speaker: Who.
+        speaker: The speaker of all clips.
         labels: Shape (clips,), int64.
         before: Probabilities without a head, shape (clips, classes).
-        after: Probabilities behind the head, same shape.
+        after: Probabilities after the head, same shape.
         covered: By threshold, whether the set holds the truth, shape (clips,), bool.
-        within_threshold: By threshold, whether the truth lies within it, same shape; a set, which
-            is never empty, can hold the truth without.
+        within_threshold: By threshold, whether the truth lies within it, same shape. A set is never
+            empty, so it can hold a truth that does not.
         sizes: By threshold, how many emotions the set holds, shape (clips,), int64.
     """
 
@@ -96,16 +96,16 @@ class ScoredDraw:
 
 
 def load_speakers(run: Path, corpora: Path) -> list[SpeakerData]:
-    """All test speakers of a finished run, with the priors that it released.
+    """Load all test speakers of a finished run, with the priors that it released.
 
-    Where its users released no statistics, priors are made anew from its public speakers.
+    Where its users released no statistics, priors are estimated from its public speakers.
 
     Args:
         run: The run folder.
         corpora: The folder in which the corpora lie under their names.
 
     Raises:
-        ModelError: What the run kept is damaged.
+        ModelError: A file of the run is damaged.
         CorpusError: The corpus is not there.
     """
     config = read_config(run)
@@ -117,7 +117,7 @@ def load_speakers(run: Path, corpora: Path) -> list[SpeakerData]:
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The scenario of a finished run, as it was settled."""
+    """Read the scenario of a finished run, as it was settled."""
     return tomllib.loads((run / "config.toml").read_text())
 
 
@@ -126,6 +126,7 @@ def _fold_speakers(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable
     folder = run / "checkpoints" / folder_name(fold.name)
     facts, scores = fold_result.read_result(folder)
     scored = [clips[name] for name in facts["clips"]]
+    # Probabilities that underflowed to 0 stay finite logits.
     logits = torch.from_numpy(np.log(np.maximum(scores["before"], _MIN_PROBABILITY)))
     labels = torch.from_numpy(scores["labels"]).long()
     prior, user_scores = load_head_prior(run, folder, logits.shape[1])
@@ -151,7 +152,7 @@ def _fold_speakers(run: Path, fold: Fold, clips: Mapping[str, Clip]) -> Iterable
 def load_head_prior(
     run: Path, folder: Path, classes: int
 ) -> tuple[HeadPrior, NonconformityScores | None]:
-    """The prior of the fold's model, with public scores, and the scores that users released."""
+    """Load the prior of the fold's model with public scores, and users' released scores."""
     path = run / "checkpoints" / "held_out.safetensors"
     if not path.is_file():
         return default_prior(classes), None
@@ -175,16 +176,18 @@ def load_head_prior(
     )
     if not plan.get("calibration") or prior.scores is None:
         return replace(prior, basis=released.basis), None
+    # The released prior has users' scores: public ones are computed under the released mean.
     scores = conformal.fit_population_scores(
         prior_estimation.speaker_nonconformity(released.mean, public_speakers)
     )
+    # As on the server: public speakers must not outweigh a user's own clips.
     weight = min(scores.concentration, prior_estimation.MAX_PUBLIC_WEIGHT)
     scores = replace(scores, concentration=weight)
     return replace(released, scores=scores), released.scores
 
 
 def scores_by_fold(speakers: Sequence[SpeakerData]) -> dict[str, NonconformityScores]:
-    """For every fold the scores of the same corpus's speakers who are not tested in it.
+    """Fit for every fold the scores of the speakers who are not tested in it.
 
     Each of them is scored by the model that was not trained on them, with that model's default
     head.
@@ -199,13 +202,15 @@ def scores_by_fold(speakers: Sequence[SpeakerData]) -> dict[str, NonconformitySc
 
 
 def default_head_scores(speaker: SpeakerData) -> Tensor:
-    """Nonconformity scores of a speaker's clips under the head of users without labels."""
+    """Compute nonconformity scores of a speaker's clips under the head without labels."""
     logits = calibration.calibrate_logits(speaker.prior.mean, speaker.logits)
     return conformal.nonconformity(torch.softmax(logits, 1), speaker.labels)
 
 
 def user_score_coverage(speakers: Sequence[SpeakerData], *, coverage: float) -> float:
-    """Share of all clips whose set holds the truth, by training users' scores, without labels.
+    """Measure the share of clips whose set holds the truth, by training users' scores.
+
+    No test user's label is used for the sets.
 
     Args:
         speakers: Test speakers of a run whose users released scores.
@@ -234,7 +239,7 @@ def score_draw(
     """Fit a speaker's head on some labelled clips and score the others.
 
     Args:
-        speaker: Who.
+        speaker: Speaker whose head is fitted.
         clips: How many clips the speaker labels; every emotion keeps one to score.
         draw: Number of the draw.
         seed: Of all draws.
@@ -242,6 +247,7 @@ def score_draw(
     """
     labelled = draw_labelled_clips(speaker, clips, draw, seed=seed)
     logits, coordinates = speaker.logits_and_coordinates(labelled)
+    # Held-out probabilities: scores of clips that the head was fitted on would be too small.
     found = calibration.fit_head(logits, speaker.labels[labelled], speaker.prior, coordinates)
     own = conformal.nonconformity(found.held_out_probabilities, speaker.labels[labelled])
     rest = torch.ones(len(speaker.labels), dtype=torch.bool)
@@ -281,6 +287,7 @@ def _evaluate_sets(
         if population is None:
             continue
         for name, clips in ((whose, None), (f"{whose} and own", own)):
+            # "own" adds the user's labelled clips to the population's scores.
             limit = conformal.find_threshold(population, clips, coverage=conformal.DEFAULT_COVERAGE)
             inside = conformal.prediction_set_mask(probabilities, limit)
             covered[name] = inside.gather(1, truth)[:, 0].numpy()
@@ -290,8 +297,9 @@ def _evaluate_sets(
 
 
 def draw_labelled_clips(speaker: SpeakerData, clips: int, draw: int, *, seed: int) -> list[int]:
-    """Indices of the clips that a speaker labels: at random, less the last one of each emotion."""
+    """Draw the indices of labelled clips: at random, less the last one of each emotion."""
     left = Counter(speaker.labels.tolist())
+    # One permutation a draw, whatever the number: more labels are a superset of fewer.
     order = seeding.numpy_rng(seed, "heads", speaker.name, draw).permutation(len(speaker.labels))
     chosen: list[int] = []
     for index in order.tolist():

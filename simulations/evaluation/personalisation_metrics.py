@@ -1,4 +1,4 @@
-"""Figures on users' own labels: before and after, paired over users."""
+"""Effect of users' own labels: metrics before and after heads, paired over users."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +14,11 @@ from sottovoce.simulations.results.schema import Json
 
 _WORST_PERCENTILE = 10
 _LABEL_REDRAWS = 10
-"""How often labels are drawn anew for what calibrated predictions would show."""
+"""Number of times that labels are redrawn to estimate the ECE of calibrated predictions."""
 
 
 def paired_metrics(scored_draws: Sequence[ScoredDraw], *, seed: int) -> Json:
-    """Accuracy and calibration before and after heads, and their differences.
+    """Compare accuracy and calibration before and after heads.
 
     Args:
         scored_draws: All draws of all users.
@@ -39,15 +39,16 @@ def paired_metrics(scored_draws: Sequence[ScoredDraw], *, seed: int) -> Json:
 
 
 def expected_calibrated_ece(draws: Sequence[ScoredDraw], *, seed: int) -> float:
-    """The ECE that the same predictions would show if they were calibrated.
+    """Estimate the ECE that the same predictions would show if they were calibrated.
 
-    Labels are drawn from the probabilities themselves, for one draw of each user: so few clips show
-    a gap between confidence and accuracy even where there is none.
+    Labels are drawn from the probabilities themselves, for one draw of each user. A small sample
+    shows a gap between confidence and accuracy even where there is none.
 
     Args:
         draws: All draws of all users.
         seed: Of the labels.
     """
+    # Reversed, so that the dictionary ends with the first draw of each user.
     one_each = list({one.speaker.name: one for one in reversed(draws)}.values())
     random = seeding.numpy_rng(seed, "heads", "calibrated")
     everybody, errors = np.ones((1, len(one_each)), dtype=np.int64), []
@@ -60,16 +61,23 @@ def expected_calibrated_ece(draws: Sequence[ScoredDraw], *, seed: int) -> float:
 def _redraw_labels(draw: ScoredDraw, random: np.random.Generator) -> ScoredDraw:
     """The same clips, with labels drawn from their predicted probabilities."""
     cumulative = draw.after.cumsum(1)
+    # Inverse transform sampling; scaled by the last sum, which rounding leaves just off 1.
     classes = (random.random((len(cumulative), 1)) * cumulative[:, -1:] > cumulative).sum(1)
     return replace(draw, labels=classes.clip(0, cumulative.shape[1] - 1))
 
 
 def format_cell(name: str, values: Sequence[float]) -> str:
-    """One measure of :func:`paired_metrics` for a page: before, after, interval; bold if worse."""
+    """Format one measure of :func:`paired_metrics`: before, after, interval; bold if worse.
+
+    Example:
+        >>> format_cell("ece", [0.2, 0.1, -0.1, -0.15, -0.05])
+        '0.200 → 0.100 [-0.150, -0.050]'
+    """
     shown = f"{values[0]:.3f} → {values[1]:.3f}"
     if len(values) == 3:
         return shown
     low, high = values[3:]
+    # Accuracy should rise, errors should fall: "worse" is the other side of zero.
     worse = high < 0 if name in ("uar", "p10") else low > 0
     interval = f"[{low:+.3f}, {high:+.3f}]"
     return f"{shown} {'**' + interval + '**' if worse else interval}"
@@ -85,7 +93,7 @@ _MEASURES: Mapping[str, Callable[[BootstrapSide, CountArray], FloatArray]] = {
 
 
 def _make_side(draws: Sequence[ScoredDraw], column: str) -> BootstrapSide:
-    """One column of all draws' probabilities; a user's draws count together."""
+    """One column of all draws' probabilities; a user's draws are pooled."""
     index = {user: n for n, user in enumerate(sorted({one.speaker.name for one in draws}))}
     return BootstrapSide(
         np.concatenate([getattr(one, column) for one in draws]),
@@ -108,7 +116,7 @@ def _paired_difference(
 
 
 def coverage_by_threshold(draws: Sequence[ScoredDraw]) -> dict[str, Json]:
-    """How often sets hold the truth, by whose scores they come from.
+    """Measure how often sets hold the truth, by the scores that set their threshold.
 
     Args:
         draws: All draws of all users.

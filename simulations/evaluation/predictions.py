@@ -1,4 +1,4 @@
-"""The table of predictions on test utterances, from which a run is described."""
+"""Table of predictions on test utterances, from which all metrics are computed."""
 
 import re
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ class Predictions:
     Attributes:
         emotions: Names of the classes, in the order of the columns.
         clips: Name of each clip; none is scored twice in a fold.
-        speakers: Who speaks.
+        speakers: Speaker of each clip.
         folds: Name of the fold that tested the clip.
         labels: True class, shape (utterances,), int64.
         before: Probabilities of the shared model, shape (utterances, classes).
-        after: Probabilities behind the user's calibration head, same shape.
+        after: Probabilities after the user's calibration head, same shape.
         genders: Gender of each clip's speaker; "" where unknown. Empty: all unknown.
         ages: Age in years; None where unknown. Empty: all unknown.
         languages: Language of each clip; "" where unknown. Empty: all unknown.
@@ -74,6 +74,7 @@ class Predictions:
             if tuple(probabilities.shape) != (rows, len(self.emotions)):
                 raise SettingError(f"probabilities need {len(self.emotions)} columns, one a class")
         for name, kind in (("labels", np.int64), ("before", np.float64), ("after", np.float64)):
+            # Frozen: this is the way to store the converted arrays.
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=kind))
 
     def _check_sets(self) -> None:
@@ -87,7 +88,7 @@ class Predictions:
             object.__setattr__(self, name, np.asarray(column, dtype=kind))
 
     def confusion_by_group(self, names: Sequence[str]) -> dict[str, CountArray]:
-        """One confusion matrix (behind heads) for each name, in natural order of the names.
+        """Compute one confusion matrix (after heads) for each name, in natural order.
 
         Args:
             names: The fold, speaker or group of each clip.
@@ -101,7 +102,7 @@ class Predictions:
         }
 
     def confusion_without_heads(self) -> CountArray:
-        """The confusion matrix of the shared model alone."""
+        """Compute the confusion matrix of the shared model alone."""
         return metrics.confusion_matrix(self.labels, self.before.argmax(axis=1), self._classes)
 
     @property
@@ -111,11 +112,12 @@ class Predictions:
 
 
 def concatenate_predictions(parts: Sequence[Predictions]) -> Predictions:
-    """Put the folds of one protocol together; unknown columns stay unknown."""
+    """Concatenate the folds of one protocol; unknown columns stay unknown."""
     if not parts or any(list(part.emotions) != list(parts[0].emotions) for part in parts):
         raise SettingError("the parts of a run need the same emotions, and at least one part")
 
     def column(name: str, absent: object = "") -> list[Any]:
+        # A part without metadata gets a column of unknowns, so that rows stay aligned.
         columns = [list(getattr(part, name)) or [absent] * len(part.clips) for part in parts]
         return [cell for cells in columns for cell in cells]
 
@@ -141,13 +143,25 @@ def _concatenate(columns: Sequence[Any]) -> Any:  # noqa: ANN401  (one column's 
 
 
 def age_band(age: float | None) -> str:
-    """The band an age in years falls into; "unknown" for None and NaN."""
+    """Find the band of an age in years; "unknown" for None and NaN.
+
+    Example:
+        >>> age_band(29), age_band(30), age_band(None)
+        ('18-29', '30-44', 'unknown')
+    """
+    # "not >=" and not "<": NaN fails both, and belongs here.
     if age is None or not age >= 0:
         return UNKNOWN
     return AGE_BANDS[sum(age >= limit for limit in _AGE_LIMITS)]
 
 
 def natural_sort_key(name: str) -> list[tuple[int, int, str]]:
-    """Sort key under which fold-2 comes before fold-10."""
+    """Make a sort key under which fold-2 comes before fold-10.
+
+    Example:
+        >>> sorted(["fold-10", "fold-2"], key=natural_sort_key)
+        ['fold-2', 'fold-10']
+    """
     parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    # Numbers sort before words, and the two are never compared with each other.
     return [(0, int(part), part) if part.isdigit() else (1, 0, part) for part in parts]

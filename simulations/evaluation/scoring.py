@@ -1,4 +1,4 @@
-"""Scores of a fold's test users: the shared model alone, and behind each user's head."""
+"""Scores of a fold's test users: the shared model alone, and after each user's head."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from sottovoce.simulations.evaluation.fold_result import COORDINATES_COLUMN
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class TestUser:
-    """A test user's clips, and what their device learned from enrolment.
+    """Clips of a test user, and what their device learned from enrolment.
 
     Attributes:
         clip_ids: Names of the clips.
@@ -48,11 +48,11 @@ class TestUser:
         clip_ids: Sequence[str],
         labelled: Sequence[bool],
     ) -> Self:
-        """Take the mean and the head from the vault of a device that took the model.
+        """Read the mean and the head from the vault of a device that received the model.
 
         Args:
-            vault: The device's.
-            package: The model that it took.
+            vault: Vault of the device.
+            package: The model that it received.
             examples: As the attribute.
             clip_ids: As the attribute.
             labelled: As the attribute.
@@ -90,6 +90,7 @@ def score_users(package: ModelPackage, users: Sequence[TestUser]) -> dict[str, T
         coordinates += [] if own_coordinates is None else [own_coordinates]
         sets.append(_prediction_sets(package, user.calibrator, after[-1]))
     scores = {
+        # In double precision: a float32 softmax sums to 1 only up to rounding.
         "before": torch.softmax(torch.cat(before).double(), 1),
         "after": torch.softmax(torch.cat(after).double(), 1),
         "labels": torch.cat([user.examples.labels for user in users]),
@@ -110,13 +111,14 @@ def measure_learning_curve(
 ) -> list[tuple[int, float]]:
     """Measure UAR on the test users after each round, for display only.
 
-    Nothing is chosen by it: a model that was picked by its test users would look better than it is.
+    Nothing is selected by it: a model chosen on its test users would look better than it is.
 
     Args:
         package: The fold's final model, for its projection and network.
         users: The fold's test users.
         rounds: Number and weights of each round, shape (params,).
     """
+    # Inputs do not depend on the round: prepared once for all of them.
     ready = [
         (
             package.projection.prepare_inputs(

@@ -1,4 +1,4 @@
-"""Streams of a test speaker's unlabelled speech: one of an even mix, one that is mostly neutral."""
+"""Streams of a test speaker's unlabelled speech: one balanced, one mostly neutral."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ _SKEW = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnlabelledStreams:
-    """Two streams of one speaker, equally long, and what is scored behind both.
+    """Two streams of one speaker, equally long, and the clips that are scored after both.
 
     Attributes:
         balanced: Indices of the clips in which every emotion comes as often as can be.
@@ -46,6 +46,7 @@ def draw_streams(clips: Sequence[Clip], number: int, *, seed: int) -> Unlabelled
     """
     emotions = [clip.emotion for clip in clips]
     neutral_count = sum(emotion in NEUTRAL_LABELS for emotion in emotions)
+    # One neutral clip stays to be scored, hence the - 1.
     others = min(MAX_STREAM_CLIPS // (_SKEW + 1), (neutral_count - 1) // _SKEW)
     if others < 1:
         return None
@@ -55,6 +56,7 @@ def draw_streams(clips: Sequence[Clip], number: int, *, seed: int) -> Unlabelled
     room = {True: others * _SKEW, False: others}
     for index in random.permutation(len(clips)).tolist():
         neutral = emotions[index] in NEUTRAL_LABELS
+        # The last clip of an emotion is never used: each must remain to be scored.
         if room[neutral] and left[emotions[index]] > 1:
             room[neutral] -= 1
             left[emotions[index]] -= 1
@@ -74,6 +76,7 @@ def _draw_balanced(
     order = random.permutation(len(emotions)).tolist()
     taken = set(skewed)
     by_emotion = {
+        # Clips of the skewed stream first: every one used twice leaves another to score.
         emotion: sorted((p for p in order if emotions[p] == emotion), key=lambda p: p not in taken)
         for emotion in random.permutation(sorted(set(emotions))).tolist()
     }
@@ -81,6 +84,7 @@ def _draw_balanced(
     while wanted and any(by_emotion.values()):
         for emotion, indices in by_emotion.items():
             index = indices.pop(0) if indices else None
+            # A clip of the skewed stream costs nothing; another one must not be its emotion's last.
             if index is None or not wanted or (index not in taken and left[emotion] < 2):
                 continue
             left[emotion] -= index not in taken
