@@ -44,6 +44,7 @@ def open_corpus(name: str, data: str | Path | None = None) -> Corpus:
         return synthetic_corpus.open_synthetic(str(data or ""))
     folder = _folder(name, data)
     clips, findings = _listed(name, folder)
+    # Votes and demographics come in tables of their own, which many copies lack.
     if name == "cremad":
         clips, more = _cremad_extras(clips, folder)
         findings += more
@@ -55,6 +56,7 @@ def _folder(name: str, data: str | Path | None) -> Path:
     if data is None or not str(data):
         raise SettingError(f"corpus {name} needs its folder: --data DIR")
     folder = Path(data).expanduser()
+    # People name the manifest itself as often as its folder.
     folder = folder.parent if folder.name == manifest.MANIFEST_FILE else folder
     if not folder.is_dir():
         raise CorpusError(f"corpus {name}: {folder} is not a folder; name the one that holds it")
@@ -75,6 +77,7 @@ def _listed(name: str, folder: Path) -> tuple[list[Clip], list[Finding]]:
 
 def _settle(name: str, clips: Sequence[Clip], findings: Sequence[Finding]) -> Corpus:
     """Leave out what cannot be used and account for it."""
+    # Order matters: rows are merged before files are read, and only existing files are compared.
     once, repeated = discovery.merge_duplicate_rows(clips)
     there, absent = discovery.keep_existing(once)
     usable, aside, twins = discovery.separate_contradictions(there)
@@ -106,6 +109,7 @@ def _with_extras(
 ) -> Clip:
     """One CREMA-D clip with all that is known about it."""
     stem = Path(clip.clip_id).stem
+    # One widespread copy cut a final XX to X; the tables have the official name.
     official = stem + "X" if stem.endswith("_X") else stem
     actor = clip.speaker.removeprefix("cremad_")
     age = ages.get(actor, "")

@@ -1,4 +1,4 @@
-"""What a corpus is: clips, each with a speaker and an emotion, and what was found wrong."""
+"""Corpora: clips, each with a speaker and an emotion, and the defects that were found."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,13 +12,13 @@ from sottovoce.simulations.corpora import label_map
 
 
 class GeneratedRecording(Protocol):
-    """A recording that is made when it is asked for, and lies nowhere on a disk."""
+    """A recording that is generated on demand and stored nowhere."""
 
     def render(self) -> audio.Signal:
-        """The recording, the same on every call."""
+        """Render the recording, the same on every call."""
 
     def content_key(self) -> str:
-        """SHA-256 of all that decides the recording, as 64 hex digits."""
+        """Hash all that decides the recording: SHA-256, as 64 hex digits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +27,7 @@ class Clip:
 
     Attributes:
         clip_id: Name within the corpus: the path below its folder, with ``/``, or a made-up one.
-        speaker: Who speaks.
+        speaker: Identifier of the speaker.
         emotion: The harmonised label, the class to recognise.
         label: The label as the corpus has it.
         path: The recording, or None when ``voice`` makes it.
@@ -37,7 +37,7 @@ class Clip:
         language: As the corpus has it, usually a BCP 47 tag.
         intensity: How strongly the emotion was to be expressed, in the corpus's words.
         statement: What is said.
-        session: Which recording session.
+        vote: Emotion that listeners perceived, in the corpus's code, where the corpus asked some.
         vote: What listeners heard, in the corpus's code, where the corpus asked some.
         source_sha256: SHA-256 of the original file, where this one was re-encoded from it.
     """
@@ -62,7 +62,7 @@ class Clip:
             raise CorpusError(f"clip {self.clip_id} has both or neither of path and voice")
 
     def content_key(self) -> str:
-        """SHA-256 of the recording (file bytes, or what makes the voice), as 64 hex digits.
+        """Hash the recording (file bytes, or what makes the voice): SHA-256, 64 hex digits.
 
         Raises:
             AudioError: The file cannot be read.
@@ -70,7 +70,7 @@ class Clip:
         return self.voice.content_key() if self.voice else audio.hash_file(self._file())
 
     def load_signal(self) -> audio.Signal:
-        """The recording, mono at 16 kHz.
+        """Load the recording, mono at 16 kHz.
 
         Raises:
             AudioError: The file cannot be read as sound.
@@ -86,7 +86,7 @@ class Clip:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """A defect or an oddity of a corpus, counted, with what was done about it.
+    """Defect or oddity of a corpus, with its count and how it was handled.
 
     Attributes:
         what: The defect.
@@ -107,7 +107,12 @@ class Finding:
 
 
 def make_finding(what: str, found: Sequence[str], action: str) -> Finding:
-    """A finding that counts all of ``found`` and shows the first five."""
+    """Make a finding that counts all of ``found`` and shows the first five.
+
+    Example:
+        >>> str(make_finding("rows without a path", ["row 3"], "left out"))
+        'rows without a path: 1, left out (row 3)'
+    """
     return Finding(what=what, count=len(found), examples=tuple(found[:5]), action=action)
 
 
@@ -144,18 +149,18 @@ class Corpus:
 
     @property
     def speakers(self) -> tuple[str, ...]:
-        """The speakers, sorted."""
+        """The distinct speakers of all clips, sorted."""
         return tuple(sorted({clip.speaker for clip in self.clips}))
 
     def clips_by_speaker(self) -> dict[str, tuple[Clip, ...]]:
-        """Each speaker's clips: one speaker is one client. Speakers sorted, clips in order."""
+        """Group clips by speaker: one speaker is one client. Speakers sorted, clips in order."""
         groups: dict[str, list[Clip]] = {speaker: [] for speaker in self.speakers}
         for clip in self.clips:
             groups[clip.speaker].append(clip)
         return {speaker: tuple(clips) for speaker, clips in groups.items()}
 
     def format_mapping(self) -> list[str]:
-        """The label mapping for printing, one line a class: ``angry <- Wut, Ärger``."""
+        """Format the label mapping for printing, one line a class: ``angry <- Wut, Ärger``."""
         names = {
             ours: sorted(label for label, word in self.mapping.items() if word == ours)
             for ours in label_map.sort_emotions(self.mapping.values())
@@ -164,5 +169,10 @@ class Corpus:
 
 
 def count_values(values: Iterable[str | None]) -> dict[str, int]:
-    """How often each value occurs, sorted by value; None counts as ``unknown``."""
+    """Count how often each value occurs, sorted by value; None counts as ``unknown``.
+
+    Example:
+        >>> count_values(["male", None, "female", "male"])
+        {'female': 1, 'male': 2, 'unknown': 1}
+    """
     return dict(sorted(Counter(value or "unknown" for value in values).items()))

@@ -1,4 +1,4 @@
-"""Which recordings lie in a folder, which are there in name only, and which are the same."""
+"""Discovery of recordings in a folder: missing, empty, repeated and contradictory ones."""
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -15,7 +15,7 @@ _POINTER = b"version https://git-lfs"
 
 
 def find_clips(folder: Path, layout: Layout) -> tuple[list[Clip], list[Finding]]:
-    """The clips of a public layout below ``folder``, and what else lay there."""
+    """Find the clips of a public layout below ``folder``, and report other recordings."""
     found: dict[str, Clip] = {}
     unknown, again = [], []
     for path in _recordings(folder):
@@ -48,7 +48,7 @@ def _recordings(folder: Path) -> list[PurePosixPath]:
 
 
 def keep_existing(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
-    """The clips whose file is there and holds something, and an account of the others."""
+    """Select the clips whose file exists and is not empty, and report the others."""
     lost: dict[str, list[str]] = {
         "files that are missing": [],
         "files of zero bytes": [],
@@ -62,6 +62,7 @@ def keep_existing(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
             missing.append(clip.clip_id)
         elif size == 0:
             empty.append(clip.clip_id)
+        # A pointer is about 130 bytes: only files that small are opened.
         elif size < 200 and _is_pointer(clip):
             pointers.append(clip.clip_id)
         else:
@@ -70,7 +71,12 @@ def keep_existing(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
 
 
 def is_existing_file(path: Path) -> bool:
-    """Whether a path leads to a file; no path is too odd to ask about."""
+    """Tell whether a path leads to a file; False for a path that the system refuses.
+
+    Example:
+        >>> is_existing_file(Path("no such recording.wav"))
+        False
+    """
     return _size(path) >= 0
 
 
@@ -88,7 +94,7 @@ def _is_pointer(clip: Clip) -> bool:
 
 
 def merge_duplicate_rows(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
-    """One clip per file: rows that agree are joined, rows that contradict each other dropped."""
+    """Merge rows of one file that agree; drop rows that contradict each other."""
     groups = _group(clips, lambda clip: clip.clip_id)
     agree = {name: len({(c.speaker, c.emotion) for c in group}) == 1 for name, group in groups}
     repeats = [name for name, group in groups if agree[name] and len(group) > 1]
@@ -102,10 +108,10 @@ def merge_duplicate_rows(clips: Iterable[Clip]) -> tuple[list[Clip], list[Findin
 
 
 def separate_contradictions(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip], list[Finding]]:
-    """Part clips from those whose recording also stands under another emotion or speaker.
+    """Separate clips whose recording also has another emotion or speaker.
 
-    Identical recordings that agree are kept: they are one speaker's, so they never lie on both
-    sides of a fold. Recordings that contradict each other would teach or score a coin toss, or
+    Identical recordings that agree stay: they are one speaker's, so they never lie on both
+    sides of a fold. Recordings that contradict each other would be noise as labels, or
     put one voice on both sides of a fold; none of them is used.
 
     Args:
@@ -132,13 +138,14 @@ def separate_contradictions(clips: Sequence[Clip]) -> tuple[list[Clip], list[Cli
 
 
 def group_identical(clips: Iterable[Clip]) -> list[list[Clip]]:
-    """Clips grouped by recording: by the original's digest where known, else by file bytes."""
+    """Group clips by recording: by the original's digest where known, else by file bytes."""
     known: list[Clip] = []
     unknown: list[Clip] = []
     for clip in clips:
         (known if clip.source_sha256 else unknown).append(clip)
     # Files of different sizes differ: only those that share one are read.
     sizes = _group(unknown, lambda clip: _size(clip.path))
+    # A known digest of an original also matches a copy that was re-encoded from it.
     digested = [replace(c, source_sha256=_digest(c)) for _, g in sizes if len(g) > 1 for c in g]
     alone = [group for _, group in sizes if len(group) == 1]
     groups = _group([*known, *digested], lambda clip: clip.source_sha256)

@@ -1,4 +1,4 @@
-"""Inspection of a whole corpus: what is in it and what is wrong with it."""
+"""Inspection of a whole corpus: its counts, durations and defects."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -64,13 +64,13 @@ class CorpusReport:
     verdicts: dict[str, int]
 
     def to_dict(self) -> dict[str, Any]:
-        """The same for a program to read, ready for JSON."""
+        """Convert the report for JSON."""
         fields = {name: getattr(self, name) for name in self.__slots__}
         notes = [{name: getattr(f, name) for name in f.__slots__} for f in self.findings]
         return {**fields, "findings": notes}
 
     def format_lines(self) -> list[str]:
-        """The same for a person to read."""
+        """Format the report for a person to read, line by line."""
         per_speaker = sorted(self.speakers.values())
         spans = f"clips of {self.shortest:.2f} to {self.longest:.2f} s, median {self.median:.2f} s"
         return [
@@ -104,6 +104,7 @@ def inspect_corpus(
     """
     clips = [*corpus.clips, *corpus.set_aside]
     measured = []
+    # Threads are enough: decoding releases the interpreter's lock.
     with ThreadPoolExecutor(workers) as pool:
         for result in pool.map(_inspect_clip, clips):
             measured.append(result)

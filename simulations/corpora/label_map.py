@@ -1,4 +1,4 @@
-"""One word for each emotion: what corpora call it, and what we call it.
+"""One name for each emotion, from the names that corpora use.
 
 The table is explicit, so that a mapping can be printed and argued with. It joins spellings and
 languages, never shades of meaning: ``calm`` is not ``neutral``, ``excited`` is not ``happy``. A
@@ -8,6 +8,7 @@ label that is not in the table stays a class of its own.
 import unicodedata
 from collections.abc import Iterable
 
+# An order of our own, so that columns of the same classes mean the same in every run.
 CANONICAL_EMOTIONS = (
     "neutral",
     "calm",
@@ -58,6 +59,7 @@ _NO_LABEL = frozenset({"", "nan", "n/a", "null", "?", "xxx"})
 
 def _plain(label: str) -> str:
     """A label without case, accents or the sort of space between its words."""
+    # NFKD parts a letter from its accent; combining marks are then dropped.
     decomposed = unicodedata.normalize("NFKD", label.strip().casefold())
     bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
     return "_".join(bare.replace("-", " ").replace("_", " ").split())
@@ -71,7 +73,7 @@ _TABLE = {
 
 
 def harmonise_label(label: str) -> str:
-    """Our word for a corpus's label, or the label itself in small letters when we know none.
+    """Translate a corpus's label into ours; an unknown label comes back in lower case.
 
     Case, accents, hyphens and underscores do not matter: ``Colère`` and ``colere`` are ``angry``.
 
@@ -84,12 +86,22 @@ def harmonise_label(label: str) -> str:
 
 
 def is_missing(label: str) -> bool:
-    """Whether a cell says that nobody labelled the clip (empty, ``nan``, ``n/a``, ``xxx`` ...)."""
+    """Tell whether a cell means "not labelled" (empty, ``nan``, ``n/a``, ``xxx`` ...).
+
+    Example:
+        >>> is_missing(" NaN "), is_missing("neutral")
+        (True, False)
+    """
     return label.strip().casefold() in _NO_LABEL
 
 
 def sort_emotions(emotions: Iterable[str]) -> tuple[str, ...]:
-    """Distinct emotions: the canonical ones in their order, then the others by alphabet."""
+    """Sort distinct emotions: the canonical ones in their order, then the others by alphabet.
+
+    Example:
+        >>> sort_emotions(["sarcasm", "sad", "neutral", "sad"])
+        ('neutral', 'sad', 'sarcasm')
+    """
     present = set(emotions)
     known = [emotion for emotion in CANONICAL_EMOTIONS if emotion in present]
     return (*known, *sorted(present.difference(CANONICAL_EMOTIONS)))

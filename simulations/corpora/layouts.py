@@ -1,4 +1,4 @@
-"""The public corpora as people download them: what their file names mean.
+"""Layouts of the public corpora: the meaning of their file names.
 
 A layout reads one relative path. Folders around it do not matter, so a copy that was unpacked
 into one more folder, or twice, is read all the same.
@@ -18,10 +18,10 @@ PathParser = Callable[[PurePosixPath, Path], tuple[str, Clip] | None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Layout:
-    """A public corpus.
+    """File names of a public corpus and their meaning.
 
     Attributes:
-        title: What it is, in a line.
+        title: Its description, in a line.
         pattern: How its file names look, for messages.
         source_url: Where to get it.
         parse_path: Reads a file name; None when the file is no part of the corpus.
@@ -79,6 +79,7 @@ def _ravdess(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
     )
 
 
+# The last X? covers one widespread copy that cut a final XX to X.
 _CREMAD = re.compile(r"(1\d{3})_([A-Z]{3})_(ANG|DIS|FEA|HAP|NEU|SAD)_(LO|MD|HI|XX?)")
 _CREMAD_EMOTIONS = {
     "ANG": "anger",
@@ -149,6 +150,7 @@ _EMODB_SPEAKERS = {
 def _emodb(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
     """Speaker, text, the German emotion's first letter, version."""
     match = _EMODB.fullmatch(path.stem)
+    # Ten speakers are known; a name with another number is no file of this database.
     if not match or match[1] not in _EMODB_SPEAKERS:
         return None
     gender, age = _EMODB_SPEAKERS[match[1]]
@@ -181,6 +183,7 @@ _SAVEE_SPEAKERS = ("DC", "JE", "JK", "KL")
 
 def _savee(path: PurePosixPath, folder: Path) -> tuple[str, Clip] | None:
     """``DC_a01`` in one folder, or ``a01`` in a folder ``DC``; four men."""
+    # The name has a speaker in one distribution; the folder is the speaker in the other.
     speaker, _, code = path.stem.rpartition("_")
     speaker = speaker or path.parent.name
     match = _SAVEE.fullmatch(code)

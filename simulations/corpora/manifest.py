@@ -66,13 +66,13 @@ _ACTIONS = {
 
 
 def read_clips(folder: Path) -> tuple[list[Clip], list[Finding]]:
-    """The clips that ``folder/manifest.csv`` lists, whether or not their files are there.
+    """Read the clips that ``folder/manifest.csv`` lists, whether or not their files exist.
 
     Args:
         folder: Holds the manifest; paths in it are relative to this folder.
 
     Returns:
-        The clips in the manifest's order, and what was odd about the manifest.
+        The clips in the manifest's order, and findings about the manifest.
 
     Raises:
         CorpusError: The manifest is missing, unreadable or empty, or lacks a required column.
@@ -95,17 +95,21 @@ def _text(path: Path, tally: _Tally) -> str:
         raw = path.read_bytes()
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror}") from error
+    # Excel's "Unicode text" is UTF-16 with a byte order mark.
     if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return raw.decode("utf-16", errors="replace")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         tally.add(_UNREADABLE, f"byte {error.start}")
+        # Every byte means something in Windows-1252: a name with one odd letter is better than
+        # none.
         return raw.decode("cp1252", errors="replace")
 
 
 def _table(text: str, path: Path, tally: _Tally) -> tuple[list[str], list[Row]]:
     """Column names in small letters, and the rows that are not blank."""
+    # A line of separators only is a blank row of a spreadsheet.
     lines = [line for line in text.splitlines(keepends=True) if line.strip(" \r\n\t,;|")]
     if not lines:
         raise CorpusError(f"{path} is empty; it needs the columns {', '.join(REQUIRED_COLUMNS)}")
@@ -118,6 +122,7 @@ def _table(text: str, path: Path, tally: _Tally) -> tuple[list[str], list[Row]]:
         raise CorpusError(f"{path} is not a table: {error}") from error
     columns = [name.strip().casefold() for name in table[0]]
     for cells in table[1:]:
+        # An unquoted separator in a cell: all later cells of the row are shifted.
         if len(cells) > len(columns):
             tally.add(_TORN, cells[0])
     filled = (cells + [""] * len(columns) for cells in table[1:])
@@ -181,6 +186,7 @@ def _flaw(row: Row, inside: PurePosixPath | None) -> str | None:
 
 def _inside(text: str, folder: Path) -> PurePosixPath | None:
     """A manifest's path relative to ``folder``, or None when it leads elsewhere."""
+    # A backslash is a letter of a name on Linux, where a file has that name.
     windows = "\\" in text and not discovery.is_existing_file(folder / text)
     named = PurePosixPath(PureWindowsPath(text).as_posix() if windows else text)
     if named.is_absolute():
@@ -189,6 +195,7 @@ def _inside(text: str, folder: Path) -> PurePosixPath | None:
             return None
         named = named.relative_to(root)
     drive = windows and PureWindowsPath(text).drive
+    # ".." would read a file outside the corpus, and a Windows drive is no folder here.
     return None if drive or ".." in named.parts or not named.parts else named
 
 
@@ -197,9 +204,11 @@ def _age(text: str, tally: _Tally) -> int | None:
     if label_map.is_missing(text):
         return None
     try:
+        # Spreadsheets in German or French write 23,5.
         years = float(text.replace(",", "."))
     except ValueError:
         years = math.nan
+    # Written so that NaN fails.
     if 0 <= years <= 130:
         return int(years)
     tally.add(_NO_AGE, text)

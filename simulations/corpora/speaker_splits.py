@@ -1,4 +1,4 @@
-"""Who is trained on and who is tested: no speaker ever stands on both sides."""
+"""Splits by speaker: no speaker is in both training and test."""
 
 import itertools
 import re
@@ -33,6 +33,7 @@ class Fold:
     test: tuple[str, ...]
 
     def __post_init__(self) -> None:
+        # Checked at birth: a speaker on both sides would make every figure too good.
         both = sorted(set(self.train) & set(self.test))
         if both:
             raise CorpusError(f"{self.name} trains and tests on {', '.join(both)}; use each once")
@@ -44,7 +45,7 @@ class EvaluationProtocol:
 
     Attributes:
         name: As settled: ``5fold`` on three speakers becomes ``3fold``.
-        corpus: The clips that take part, with the labels that count.
+        corpus: The selected clips, with the labels in use.
         folds: At least one.
         findings: What the selection left out, and classes that a test fold lacks.
     """
@@ -88,6 +89,7 @@ def _by_vote(corpus: Corpus) -> tuple[Corpus, list[Finding]]:
         if clip.vote in _VOTE_EMOTIONS
     ]
     others = [clip.clip_id for clip in everyone if clip.vote not in _VOTE_EMOTIONS]
+    # Votes may agree where intended labels contradict: those recordings are tried once more.
     doubtful = {clip.clip_id for clip in corpus.set_aside}
     agreed, torn, _ = discovery.separate_contradictions(
         [clip for clip in chosen if clip.clip_id in doubtful]
@@ -122,12 +124,17 @@ selection and folds of fed-ser-leakage (Feng et al. 2021, arXiv:2112.13416).
 
 
 def protocol_names() -> tuple[str, ...]:
-    """Every name that ``protocol`` takes; ``Nfold`` stands for any number of folds."""
+    """List every name that ``protocol`` takes; ``Nfold`` stands for any number of folds.
+
+    Example:
+        >>> protocol_names()[-3:]
+        ('Nfold', 'loso', 'holdout')
+    """
     return (*PUBLISHED_PROTOCOLS, "Nfold", "loso", "holdout")
 
 
 def default_protocol(corpus: Corpus) -> str:
-    """The first published protocol of a corpus that is complete, else ``5fold``."""
+    """Find the first published protocol of a corpus that is complete, else ``5fold``."""
     fitting = (
         name
         for name, known in PUBLISHED_PROTOCOLS.items()
@@ -139,15 +146,15 @@ def default_protocol(corpus: Corpus) -> str:
 def apply_protocol(
     name: str, corpus: Corpus, *, classes: Collection[str] = ()
 ) -> EvaluationProtocol:
-    """Select clips and split speakers.
+    """Select clips and split their speakers into folds.
 
     Folds are groups of the sorted speakers, in order, as equal as can be. ``loso`` leaves one
     speaker out at a time; ``holdout`` tests once, on the last fifth.
 
     Args:
-        name: One of ``names()``, or ``default``.
+        name: One of :func:`protocol_names`, or ``default``.
         corpus: An opened corpus.
-        classes: Emotions to keep; all of them when empty.
+        classes: Emotions to select; all of them when empty.
 
     Raises:
         SettingError: The name is unknown, is for another corpus, or asks for fewer than 2 folds.
@@ -228,6 +235,7 @@ def _split_speakers(speakers: Sequence[str], count: int) -> tuple[Fold, ...]:
     size, more = divmod(len(speakers), count)
     bounds = [group * size + min(group, more) for group in range(count + 1)]
     groups = [speakers[low:high] for low, high in itertools.pairwise(bounds)]
+    # Leave-one-speaker-out: the fold is named after its speaker.
     alone = count == len(speakers)
     return tuple(
         _fold(group[0] if alone else f"fold{number}", speakers, group)
@@ -248,7 +256,7 @@ def _fold(name: str, speakers: Sequence[str], test: Sequence[str]) -> Fold:
 
 
 def check_classes(corpus: Corpus, folds: Sequence[Fold]) -> list[Finding]:
-    """Refuse a class that a fold cannot learn; report a class that a fold cannot test."""
+    """Reject a class that a fold cannot learn; report a class that a fold cannot test."""
     speakers_of: dict[str, set[str]] = {emotion: set() for emotion in corpus.emotions}
     for clip in corpus.clips:
         speakers_of[clip.emotion].add(clip.speaker)
@@ -264,6 +272,7 @@ def check_classes(corpus: Corpus, folds: Sequence[Fold]) -> list[Finding]:
                 )
             if speakers.isdisjoint(fold.test):
                 gaps.append(f"{fold.name} {emotion}")
+    # A fold that cannot test a class is no fault: recall leaves absent classes out.
     action = "recall averaged over the classes that a fold has"
     return [make_finding("classes absent from a test fold", gaps, action)] if gaps else []
 
@@ -315,6 +324,7 @@ def split_enrolment(
     free = [
         clip for clip in _shuffled(calm, seed, speaker, NEUTRAL) if clip.clip_id not in reserved
     ]
+    # Half of the neutral clips stay to be scored, and at least one in any case.
     first = free[: max(0, min(neutral, len(calm) // 2, len(free) - 1))]
     used = {clip.clip_id for clip in (*first, *second)}
     scored = tuple(clip for clip in clips if clip.clip_id not in used)

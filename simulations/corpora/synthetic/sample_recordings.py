@@ -10,7 +10,7 @@ from sottovoce.simulations.corpora.synthetic import source_filter
 from sottovoce.simulations.corpora.synthetic.synthetic_corpus import EMOTIONS, SyntheticUtterance
 
 SAMPLE_EMOTIONS: Final = ("angry", *(name for name in EMOTIONS if name != "angry"))
-"""Emotions of example recordings in turn, an easy one first."""
+"""Emotions of example recordings in order, an easy one first."""
 
 _FULL_SCALE: Final = 32_767
 _SILENCE_S: Final = 2.0
@@ -21,7 +21,7 @@ def write_sample(path: Path, *, emotion: str, seed: int, utterance: int = 0) -> 
 
     Args:
         path: The file to write; its folder must exist.
-        emotion: What the voice acts, one of :data:`SAMPLE_EMOTIONS`.
+        emotion: Emotion that the voice acts, one of :data:`SAMPLE_EMOTIONS`.
         seed: Decides whose voice it is, 0 or above.
         utterance: Which of the speaker's utterances it is, from 0.
 

@@ -86,11 +86,11 @@ class _Track:
 def synthesise_utterance(
     person: SyntheticSpeaker, manner: SpeakingStyle, statement: str, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Say a statement.
+    """Synthesise one utterance of a speaker.
 
     Args:
-        person: Who speaks.
-        manner: How.
+        person: The speaker.
+        manner: How this utterance departs from the speaker's neutral voice.
         statement: One of ``STATEMENTS``, or any string of their syllables.
         rng: Decides everything that varies when the same is said again in the same manner.
 
@@ -152,6 +152,7 @@ def _clock(rate: float, closures: Floats, stress: Floats, rng: np.random.Generat
     stretch = np.exp(rng.normal(0, 0.08, len(stress)))
     spans = (1 / rate) * stretch * (0.9 + 0.2 * stress)
     spans[-1] *= 1.35  # speakers slow down at the end
+    # A closure lasts at most 0.55 of its syllable, or fast speech would have no vowels.
     closed = np.minimum(closures * _MEAN_SYLLABLE_RATE / rate, 0.55 * spans)
     starts = _LEAD + np.concatenate([[0.0], np.cumsum(spans)[:-1]])
     marks = [0.35 * closed, 0.8 * closed, 0.75 * closed + 0.25 * spans, 0.2 * closed + 0.8 * spans]
@@ -179,6 +180,7 @@ def _formants(
     upper = np.broadcast_to(np.array(_UPPER), (len(clock.times), 2))
     scale = (_TRACT / person.tract) * np.exp(manner.lip_spread)
     stacked = np.column_stack([first, second, third, upper])
+    # Below the Nyquist frequency of 8 kHz, or a formant would fold back.
     return np.asarray(np.minimum(stacked * scale, 7600.0))
 
 
@@ -208,6 +210,7 @@ def _pulses(pitch: Floats, rough: float, rng: np.random.Generator) -> NDArray[np
     at = np.interp(np.arange(1, count + 1), phase, np.arange(length))
     period = SAMPLE_RATE / track[at.astype(int)]
     at = np.clip(at + period * min(rough, 0.08) * rng.normal(size=count), 0, length - 2)
+    # Energy per second stays the same at any pitch: fewer pulses are larger ones.
     force = np.sqrt(period) * np.exp(6 * min(rough, 0.08) * rng.normal(size=count))
     whole = at.astype(int)
     part = at - whole
@@ -255,6 +258,7 @@ def _frames(samples: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 def _overlap_add(spectra: NDArray[np.complex64], length: int) -> NDArray[np.float32]:
     """Back to samples, shape (samples,); what rings beyond three hops is cut."""
+    # The filters ring: three hops hold a window of two and 10 ms of ringing.
     pieces = np.fft.irfft(spectra, _FFT)[:, : 3 * _HOP]
     parts = pieces.reshape(len(pieces), 3, _HOP)
     out = np.zeros((len(pieces) + 2, _HOP), dtype=np.float32)
@@ -271,6 +275,7 @@ def _levelled(
 ) -> NDArray[np.float32]:
     """Bring a voice to its level, and put it into its room."""
     level = person.level + manner.energy + rng.normal(0, 1.0)
+    # Keeps silence from dividing by zero.
     now = np.sqrt(np.mean(samples**2)) + 1e-12
     voice = samples * (10 ** (level / 20) / now)
     hum = lfilter([0.436], [1, -0.9], rng.normal(size=len(samples)))  # of variance 1

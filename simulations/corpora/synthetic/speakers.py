@@ -1,4 +1,4 @@
-"""How synthetic speakers differ, and what emotions do to a voice.
+"""Synthetic speakers: how they differ, and how emotions change a voice.
 
 The directions of the emotions' effects follow the reviews of Scherer (2003, Speech Communication
 40:227-256) and Juslin and Laukka (2003, Psychological Bulletin 129:770-814) and the measurements
@@ -98,7 +98,7 @@ ACCENTS: Mapping[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSpeaker:
-    """A synthetic person.
+    """Voice of a synthetic person, and how emotions change it.
 
     Attributes:
         gender: ``female`` or ``male``.
@@ -134,10 +134,16 @@ class SyntheticSpeaker:
 
 
 def make_speaker(seed: int, index: int) -> SyntheticSpeaker:
-    """The ``index``-th speaker of a population; women and men alternate."""
+    """Make the ``index``-th speaker of a population; women and men alternate.
+
+    Example:
+        >>> make_speaker(7, 0).gender, make_speaker(7, 1).gender
+        ('female', 'male')
+    """
     rng = seeding.numpy_rng(seed, "synthetic speaker", index)
     woman = index % 2 == 0
     age = int(rng.integers(18, 80))
+    # Pitch and rate of older voices fall from about 50 on.
     old = max(0.0, age - 50) / 30
     return SyntheticSpeaker(
         gender="female" if woman else "male",
@@ -165,8 +171,9 @@ def _around(rng: np.random.Generator, log_std: float) -> float:
 
 
 def draw_style(person: SyntheticSpeaker, emotion: str, rng: np.random.Generator) -> SpeakingStyle:
-    """How one utterance of a speaker sounds: the profile, personal use of it, and chance."""
+    """Draw how one utterance sounds: the profile, the speaker's use of it, and chance."""
     strength = person.expressiveness * _around(rng, STRENGTH_LOG_STD)
+    # Clipped at 2.5 standard deviations: an outlier would be a broken voice, not a rare one.
     profile, chance = PROFILES[emotion], np.clip(rng.normal(size=len(CUES)), -2.5, 2.5)
     return SpeakingStyle(
         **{

@@ -22,7 +22,7 @@ EMOTIONS = tuple(speakers.PROFILES)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticOptions:
-    """What the embedded corpus holds.
+    """Size and seed of the embedded corpus.
 
     Attributes:
         speakers: How many people, at least 1; women and men alternate.
@@ -40,10 +40,14 @@ class SyntheticOptions:
 
 
 def parse_options(text: str) -> SyntheticOptions:
-    """Options from ``speakers=24,clips=30,seed=7``; what is not named keeps its default.
+    """Parse options as in ``speakers=24,clips=30,seed=7``; others have their default.
 
     Raises:
         SettingError: An unknown name, or a value that is not a whole number in its range.
+
+    Example:
+        >>> parse_options("speakers=3, clips=5")
+        SyntheticOptions(speakers=3, clips=5, seed=7)
     """
     values: dict[str, int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
@@ -75,7 +79,7 @@ class SyntheticUtterance:
     statement: str
 
     def render(self) -> audio.Signal:
-        """The utterance, mono at 16 kHz; the same on every call."""
+        """Render the utterance, mono at 16 kHz; the same on every call."""
         person = speakers.make_speaker(self.seed, self.speaker)
         rng = seeding.numpy_rng(self.seed, "synthetic utterance", self.speaker, self.utterance)
         manner = speakers.draw_style(person, self.emotion, rng)
@@ -83,7 +87,7 @@ class SyntheticUtterance:
         return audio.Signal(samples=torch.from_numpy(samples)[None], rate=source_filter.SAMPLE_RATE)
 
     def content_key(self) -> str:
-        """SHA-256 of the settings and of the code that renders them, as 64 hex digits."""
+        """Hash the settings and the code that renders them: SHA-256, as 64 hex digits."""
         return hashlib.sha256(f"{_code_digest()} {self!r}".encode()).hexdigest()
 
 
@@ -96,10 +100,15 @@ def _code_digest() -> str:
 
 
 def open_synthetic(text: str = "") -> Corpus:
-    """The embedded corpus.
+    """Open the embedded corpus of synthetic voices.
 
     Args:
-        text: Options as ``parse`` reads them.
+        text: Options as :func:`parse_options` reads them.
+
+    Example:
+        >>> corpus = open_synthetic("speakers=2,clips=6")
+        >>> corpus.speakers, len(corpus.clips)
+        (('voice_0000', 'voice_0001'), 12)
     """
     options = parse_options(text)
     clips = [clip for index in range(options.speakers) for clip in _clips(options, index)]
