@@ -1,3 +1,11 @@
 """A device on disk: its profile, its sealed vault, its ledger and its randomness."""
 
-__all__ = ["device", "privacy_report", "profile", "vault", "vault_anchor"]
+__all__ = [
+    "demo_device",
+    "device",
+    "privacy_report",
+    "profile",
+    "user_key",
+    "vault",
+    "vault_anchor",
+]

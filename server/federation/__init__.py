@@ -5,10 +5,13 @@ __all__ = [
     "cohort_sampling",
     "coordinator",
     "device_channel",
+    "head_statistics_round",
     "membership",
+    "model_distribution",
     "participants",
     "participation_groups",
     "reply_limits",
+    "reply_validation",
     "sampled_coordinator",
     "training_job",
 ]

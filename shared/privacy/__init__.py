@@ -3,11 +3,16 @@
 __all__ = [
     "accountant",
     "banded_noise",
+    "bounds",
     "clipping",
     "gaussian_noise",
     "hash_chain",
     "ledger",
+    "participation",
     "poisson_sampling",
     "release",
+    "scheme",
+    "schemes",
+    "target",
     "user_level",
 ]

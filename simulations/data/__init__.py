@@ -7,4 +7,5 @@ __all__ = [
     "loading",
     "pretraining",
     "pretraining_cache",
+    "run_plan",
 ]
