@@ -46,7 +46,7 @@ def build_demo_job(run: str) -> Job:
     Args:
         run: Name of the run, part of every release's name.
 
-    >>> build_demo_job("demo").plan.privacy_unit
+    >>> build_demo_job("demo").plan.scheme.unit
     'utterance'
     """
     plan = _plan(run)
