@@ -212,19 +212,24 @@ def derive_key(passphrase: str, salt: bytes, *, log2_cost: int = SCRYPT_LOG2_COS
     return kdf.derive(text.encode())
 
 
-def wrap_key(
-    key: bytes, passphrase: str, *, context: bytes, log2_cost: int = SCRYPT_LOG2_COST
-) -> bytes:
+def wrap_key(key: bytes, passphrase: str, *, context: bytes, log2_cost: int | None = None) -> bytes:
     """Encrypt a key under a passphrase: cost (1 byte) | salt (16) | sealed blob (512).
 
     An attacker with the wrapped key can try passphrases, at half a second and 128 MiB each: it is
     only as strong as the passphrase.
+
+    Args:
+        key: 32 bytes.
+        passphrase: As in :func:`derive_key`.
+        context: What the wrapping is bound to; :func:`unwrap_key` must be called with the same.
+        log2_cost: As in :func:`derive_key`; None takes ``SCRYPT_LOG2_COST``.
 
     Raises:
         SettingError: As in :func:`derive_key`, or a key of another length.
     """
     if len(key) != KEY_BYTES:
         raise SettingError(f"a key has {len(key)} bytes; it must have {KEY_BYTES}")
+    log2_cost = SCRYPT_LOG2_COST if log2_cost is None else log2_cost
     header = bytes([log2_cost]) + new_salt()
     # The header is bound as context below, so that a lowered cost does not go unnoticed.
     outer = derive_key(passphrase, header[1:], log2_cost=log2_cost)

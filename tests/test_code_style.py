@@ -1,5 +1,6 @@
 """The code reads as the field's does: limits on names, examples, signatures and imports."""
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,99 @@ def test_a_vague_docstring_is_seen(summary: str) -> None:
 def test_an_everyday_word_in_a_name_is_seen() -> None:
     assert DIALECT & set(split_words("logits_heard"))
     assert not DIALECT & set(split_words("replace_file")), "a word is not a part of a word"
+
+
+def test_no_private_name_of_ours_is_patched() -> None:
+    """A test that reaches into a module breaks with its inside and states no contract."""
+    files = sorted((HOUSE / "tests").rglob("*.py"))
+    assert len(files) > 100, "the tests are all there"
+    found = [
+        f"{file.relative_to(HOUSE)}:{line}"
+        for file in files
+        for line in _private_patches(file.read_text(encoding="utf-8"))
+    ]
+    assert found == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'monkeypatch.setattr(ledger, "_append", late)',
+        'patch.setattr("sottovoce.shared.privacy.ledger._LIMIT", 1)',
+        'patch.setattr("sottovoce.shared.privacy.ledger._Store.write", die)',
+        'patch.setattr(target=ledger, name="_append", value=late)',
+        'monkeypatch.delattr(ledger, "_append")',
+        'setattr(ledger, "_append", late)',
+        'mock.patch("sottovoce.cli.main._run")',
+        'mock.patch.object(ledger, "_append")',
+        "monkeypatch.setitem(gradients._RULES, kind, rule)",
+        'monkeypatch.setattr(crypto.wrap_key, "__kwdefaults__", {})',
+        "ledger._append = late",
+    ],
+)
+def test_a_patch_of_a_private_name_is_seen(line: str) -> None:
+    assert list(_private_patches(f"x = 1\n{line}")) == [2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'monkeypatch.setattr(ledger, "LIMIT", 1)',
+        'monkeypatch.setattr("sottovoce.shared.features.log_mel.LogMel.__call__", silent)',
+        'monkeypatch.setattr(torch, "__version__", "0.0.1")',
+        'monkeypatch.setenv("_OTHER", "1")',
+        "self._home = home",
+        "_home = ledger._append",
+    ],
+)
+def test_what_patches_no_private_name_passes(line: str) -> None:
+    assert list(_private_patches(line)) == []
+
+
+PATCHES = frozenset({"setattr", "delattr", "setitem", "delitem", "patch", "object"})
+"""What replaces an attribute: pytest's, the standard library's mock, and Python itself."""
+
+INSIDES = frozenset({"__code__", "__defaults__", "__kwdefaults__", "__dict__"})
+"""Python's own names for the inside of a function or an object."""
+
+
+def _private_patches(source: str) -> Iterator[int]:
+    """Lines that replace a private name, in the order of the syntax tree."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Call) and _called_name(node) in PATCHES:
+            # The last argument is what comes instead; a private helper of the test may do that.
+            chosen = [*node.args[:2], *(one.value for one in node.keywords if one.arg != "value")]
+            dotted = isinstance(chosen[0], ast.Constant) if chosen else False
+            chosen = chosen[:1] if dotted and not node.keywords else chosen
+            if any(map(_names_private, chosen)):
+                yield node.lineno
+        elif isinstance(node, ast.Assign):
+            yield from (node.lineno for target in node.targets if _is_foreign_private(target))
+
+
+def _called_name(call: ast.Call) -> str:
+    """The last part of what is called."""
+    function = call.func
+    return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
+
+
+def _names_private(node: ast.expr) -> bool:
+    """Whether an argument of a patch names something private, as a string or as an attribute."""
+    if isinstance(node, ast.Constant):
+        return any(map(_is_private, str(node.value).split(".")))
+    return isinstance(node, ast.Attribute) and _is_private(node.attr)
+
+
+def _is_foreign_private(target: ast.expr) -> bool:
+    """Whether an assignment sets a private attribute of something other than ``self``."""
+    if not isinstance(target, ast.Attribute) or not _is_private(target.attr):
+        return False
+    return not (isinstance(target.value, ast.Name) and target.value.id == "self")
+
+
+def _is_private(name: str) -> bool:
+    """Whether a name begins with an underscore and is not one of Python's own protocols."""
+    return name in INSIDES or (name.startswith("_") and not name.endswith("__"))
 
 
 def _is_vague(summary: str) -> bool:

@@ -34,7 +34,7 @@ _MIN_CLIP_FACTOR = torch.finfo(torch.float32).tiny
 """A gradient whose clip factor is no more is dropped: float32 would hold too few digits of it to
 keep the bound."""
 
-_MAX_GRADIENT_NUMBERS = 2**22
+MAX_GRADIENT_NUMBERS = 2**22
 """Numbers that per-utterance gradients may hold at once (16 MiB); larger batches go in parts, which
 also spares the system from handing out, and taking back, the memory of all of them in each step."""
 
@@ -338,4 +338,4 @@ def select_steps(
 
 def _part_size(flat_weights: Tensor) -> int:
     """Count the utterances whose gradients may be held at once."""
-    return max(1, _MAX_GRADIENT_NUMBERS // flat_weights.numel())
+    return max(1, MAX_GRADIENT_NUMBERS // flat_weights.numel())

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-_MAX_ACTIVATION_NORM = 1e15
+MAX_ACTIVATION_NORM = 1e15
 """Norm of activations. Up to here, scaled gradients that fall below float32's range (1.2e-38) may
 as well be zeros: each would move the product by 1.2e-23."""
 
@@ -102,7 +102,7 @@ class OuterProductGradients:
         float32 holds in full; the product is then taken in float64.
         """
         gradients, activations = self.output_gradients, self.activations
-        if not self.factor_squared_norms[1].amax() <= _MAX_ACTIVATION_NORM**2:
+        if not self.factor_squared_norms[1].amax() <= MAX_ACTIVATION_NORM**2:
             gradients, activations = gradients.double(), activations.double()
             factors = factors.double()
         return ((factors.unsqueeze(1) * gradients).mT @ activations).flatten().float()

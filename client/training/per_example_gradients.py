@@ -82,14 +82,14 @@ class GradientRecorder:
         if not layer._parameters:
             return layer
         forward: Callable[..., Tensor]
-        if type(layer) in _RULES:
+        if type(layer) in LAYER_RULES:
             forward = _recording_forward(self._tape, path, layer)
         elif type(layer) is nn.LayerNorm:
             forward = _layer_norm_forward(self._tape, path, cast(nn.LayerNorm, layer))
         elif isinstance(layer, BidirectionalLstm):
             forward = _lstm_forward(self._tape, path, layer)
         else:
-            known = [kind.__name__ for kind in (*_RULES, nn.LayerNorm, BidirectionalLstm)]
+            known = [kind.__name__ for kind in (*LAYER_RULES, nn.LayerNorm, BidirectionalLstm)]
             raise ModelError(
                 f"no rule for the gradients of {path[:-1]}, a {type(layer).__name__}; layers with "
                 f"weights must be one of {known}: add a rule in "
@@ -124,7 +124,7 @@ class GradientRecorder:
 
 def _recording_forward(tape: _Tape, path: str, layer: nn.Module) -> Callable[[Tensor], Tensor]:
     """Replace a layer's forward pass by one that records its input and output."""
-    inner, rule = layer.forward, _RULES[type(layer)]
+    inner, rule = layer.forward, LAYER_RULES[type(layer)]
 
     def forward(inputs: Tensor) -> Tensor:
         output: Tensor = inner(inputs)
@@ -290,8 +290,9 @@ def _lstm(
         yield f"bias_hh_l0{suffix}", bias
 
 
-_RULES: dict[type[nn.Module], _LayerRule] = {
+LAYER_RULES: dict[type[nn.Module], _LayerRule] = {
     nn.Linear: _linear,
     ScaledBiasLinear: _reader,
     nn.Conv1d: _convolution,
 }
+"""How the gradients of a layer's parameters are recorded, by the type of the layer."""

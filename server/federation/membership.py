@@ -13,7 +13,9 @@ from typing import Final
 
 from sottovoce.shared.errors import ModelError
 
-_WAIT_S: Final = 30.0
+LOCK_TIMEOUT_S: Final = 30.0
+"""Longest wait for another program that writes to the store."""
+
 _TABLES: Final = """
 CREATE TABLE IF NOT EXISTS members (
     node INTEGER PRIMARY KEY, user TEXT NOT NULL UNIQUE, joined INTEGER NOT NULL
@@ -122,7 +124,7 @@ class MembershipStore:
     def _database(self) -> Iterator[sqlite3.Connection]:
         """Open a connection of its own, so that nothing is held between rounds."""
         try:
-            with closing(sqlite3.connect(self._path, timeout=_WAIT_S)) as database:
+            with closing(sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S)) as database:
                 database.execute("PRAGMA synchronous = FULL")
                 yield database
         except sqlite3.Error as error:

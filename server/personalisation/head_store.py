@@ -21,7 +21,9 @@ _MAX_VERSION_JUMP: Final = 2**20
 """How far a version may be ahead of the stored one: it counts heads, and a version near the largest
 number would leave the user none to come."""
 _MAX_USER_LENGTH: Final = 128
-_WAIT_S: Final = 30.0
+LOCK_TIMEOUT_S: Final = 30.0
+"""Longest wait for another program that writes to the store."""
+
 _TABLES: Final = ("heads", "displaced")
 _COLUMNS: Final = (
     "user TEXT PRIMARY KEY, model_hash TEXT NOT NULL, version INTEGER NOT NULL, blob BLOB NOT NULL"
@@ -161,7 +163,7 @@ class HeadStore:
         """Open one transaction on a connection of its own: done at the end, or not at all."""
         try:
             with closing(
-                sqlite3.connect(self._path, timeout=_WAIT_S, isolation_level=None)
+                sqlite3.connect(self._path, timeout=LOCK_TIMEOUT_S, isolation_level=None)
             ) as database:
                 database.execute("PRAGMA synchronous = EXTRA")
                 database.execute("PRAGMA secure_delete = ON")

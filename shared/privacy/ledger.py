@@ -157,7 +157,7 @@ class Ledger:
             "n": 0,
             "prev": head,
             "id": "retired",
-            "release": _costliest_release(()).to_dict(),
+            "release": find_costliest_release(()).to_dict(),
         }
         line = _encode_line(record)
         refused = path.read_bytes() if path.exists() else None
@@ -382,7 +382,7 @@ class Ledger:
 
     def _charge_torn(self, whole: bytes, torn: bytes) -> None:
         """Set the torn bytes aside and book the costliest release they can have been."""
-        name, charged = f"torn-{len(self._releases)}", _costliest_release(self._releases)
+        name, charged = f"torn-{len(self._releases)}", find_costliest_release(self._releases)
         line = self._next_line(name, charged)
         if not self._read_only:
             try:
@@ -446,8 +446,16 @@ def _write_error(path: Path, error: StorageError) -> LedgerError:
     )
 
 
-def _costliest_release(releases: Sequence[Release]) -> Release:
-    """As costly as the costliest of these, for either unit; unprotected where none is known."""
+def find_costliest_release(releases: Sequence[Release]) -> Release:
+    """Find what a torn line is charged as: the costliest of these releases, for either unit.
+
+    Args:
+        releases: All that was booked before the torn line.
+
+    Returns:
+        A release as costly as any of these, of the kind TORN; of infinite epsilon where none of
+        them is protected.
+    """
     protected = [one for one in releases if one.mechanism is Mechanism.GAUSSIAN]
     if not protected:
         return Release(kind=ReleaseKind.TORN, mechanism=Mechanism.NONE, run="", round=0)

@@ -26,19 +26,31 @@ def leave_one_out_scores(averages: Floats, trials: Floats, signs: Floats) -> Flo
     scores = np.zeros(trials.shape[:2])
     for user in range(users):
         candidates = [people[people < users]] + ([people] if len(people) > users else [])
-        fitted = [_fit(gram, cross, signs, rest[rest != user]) for rest in candidates]
+        fitted = [fit_ridge(gram, cross, signs, rest[rest != user]) for rest in candidates]
         _, weights, offset = min(fitted, key=lambda one: one[0])
         scores[user] = cross[user] @ weights + offset
     return scores
 
 
-def _fit(gram: Floats, cross: Floats, signs: Floats, rest: Indices) -> tuple[float, Floats, float]:
-    """Kernel ridge regression on the people of ``rest``: its error, weights of all, and offset.
+def fit_ridge(
+    gram: Floats, cross: Floats, signs: Floats, rest: Indices
+) -> tuple[float, Floats, float]:
+    """Fit kernel ridge regression on the people of ``rest``.
 
     Users and public speakers have an offset each, so that each corpus is centred on its own mean,
     and on nobody who is left out: a mean over all would reveal the one whom the others lack. The
     penalty is the one of least error on single trials of the users in ``rest``, each left out of
     the fit that scores them.
+
+    Args:
+        gram: Products of everybody's averages, (people, people), users first.
+        cross: Products of users' trials with everybody's averages, (users, trials, people).
+        signs: What is looked for, +1 or -1, (people,).
+        rest: Indices of the people who are fitted on, in order.
+
+    Returns:
+        The squared error on left-out users, weights of all people, (people,), and the users'
+        offset.
     """
     users = int((rest < len(cross)).sum())  # they come first, in rest too
     both = np.stack([rest < len(cross), rest >= len(cross)], 1).astype(np.float64)

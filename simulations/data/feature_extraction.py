@@ -32,10 +32,10 @@ from sottovoce.shared.features.cache import CacheEntry, FeatureCache
 from sottovoce.shared.features.fingerprint import hash_source, hash_sources
 from sottovoce.shared.features.registry import Extractor
 
-_CHUNK_RECORDINGS = 16
+CHUNK_RECORDINGS = 16
 """Recordings a worker gets, and the cache commits, at a time."""
 
-_MAX_IN_PROCESS = 32
+MAX_IN_PROCESS = 32
 """So few recordings are computed in this process: starting workers would take longer."""
 
 
@@ -288,10 +288,10 @@ def _compute_chunks(
 ) -> Iterator[Chunk]:
     """Entries of recordings by clip, chunk by chunk, in the order in which they are done."""
     chunks = [
-        missing[at : at + _CHUNK_RECORDINGS] for at in range(0, len(missing), _CHUNK_RECORDINGS)
+        missing[at : at + CHUNK_RECORDINGS] for at in range(0, len(missing), CHUNK_RECORDINGS)
     ]
     # A worker process would not know an extractor that this one registered.
-    if workers == 0 or len(missing) <= _MAX_IN_PROCESS or registry.is_registered(extractor):
+    if workers == 0 or len(missing) <= MAX_IN_PROCESS or registry.is_registered(extractor):
         for chunk in chunks:
             yield _compute_here(chunk, extractor)
         return

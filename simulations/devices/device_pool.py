@@ -21,7 +21,7 @@ _RECOMPUTED: Final = frozenset({"population", "projected"})
 """What enrolment prepares from the job and the clips; replies are made again from the seed."""
 _REPLY_PREFIX: Final = "outbox-"
 _LAST_PROCESS: Final = "holder"
-_MAX_MEMORY_BYTES: Final = 2**29
+MAX_MEMORY_BYTES: Final = 2**29
 """Bytes of devices that a process keeps in memory, about; those unused for longest go first."""
 
 
@@ -163,7 +163,7 @@ class DevicePoolHost:
             self._devices.clear()  # what was forgotten must not be believed
             raise
         held = sum(found.memory_bytes for found in self._devices.values())
-        while held > _MAX_MEMORY_BYTES and len(self._devices) > 1:
+        while held > MAX_MEMORY_BYTES and len(self._devices) > 1:
             _, oldest = self._devices.popitem(last=False)
             held -= oldest.memory_bytes
 

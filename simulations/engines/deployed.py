@@ -32,8 +32,13 @@ from sottovoce.simulations.engines.flower_processes import (
 
 _HOST: Final = "127.0.0.1"
 _START_S: Final = 90.0
-_POLL_S: Final = 4.0
-_STOP_S: Final = 5.0
+
+POLL_INTERVAL_S: Final = 4.0
+"""Time between two looks at the state of a run."""
+
+STOP_TIMEOUT_S: Final = 5.0
+"""Longest wait for processes to end after each signal."""
+
 OnMessage = Callable[[str], None]
 
 
@@ -105,7 +110,7 @@ class LoopbackDeployment:
     ) -> None:
         for ask in (signal.SIGTERM, signal.SIGKILL):
             self._signal_processes(ask)
-            end = time.monotonic() + _STOP_S
+            end = time.monotonic() + STOP_TIMEOUT_S
             while self._is_alive() and time.monotonic() < end:
                 time.sleep(0.1)
         for process in self._processes.values():
@@ -206,7 +211,7 @@ class LoopbackDeployment:
                 raise EngineError(
                     f"the run was still {state} after {timeout_s:g} s; {self._logs()}"
                 )
-            time.sleep(_POLL_S)
+            time.sleep(POLL_INTERVAL_S)
 
     def _run_status(self, run: str) -> tuple[str, str]:
         """A run's status and what Flower says of it."""

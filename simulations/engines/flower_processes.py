@@ -16,7 +16,9 @@ _ENVIRONMENT: Final = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
     "OMP_NUM_THREADS": "1",  # processes, not threads, share the cores
 }
-_COMMAND_S: Final = 120.0
+COMMAND_TIMEOUT_S: Final = 120.0
+"""Longest time that one Flower command may take."""
+
 _FAB_FOLDERS: Final = ("sottovoce/", "client/", "server/", "shared/")
 
 
@@ -78,11 +80,11 @@ def run_command(arguments: Sequence[str], home: Path, folder: Path) -> str:
             cwd=folder,
             capture_output=True,
             text=True,
-            timeout=_COMMAND_S,
+            timeout=COMMAND_TIMEOUT_S,
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise EngineError(f"{' '.join(arguments[:2])} took over {_COMMAND_S:g} s") from error
+        raise EngineError(f"{' '.join(arguments[:2])} took over {COMMAND_TIMEOUT_S:g} s") from error
     if done.returncode:
         said = (done.stdout + done.stderr).strip()
         raise EngineError(f"{' '.join(arguments[:2])} failed: {said[-800:]}")

@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     finished = False
     try:
         torch.set_num_threads(1)
-        prepared = _prepare(arguments, out)
+        prepared = prepare_run(arguments, out)
         deployed.run_apps(
             config={"job": str(prepared.job), "devices": ""},
             devices=prepared.devices,
@@ -128,8 +128,17 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(arguments: argparse.Namespace, out: Path) -> PreparedRun:
-    """Make the job and the devices."""
+def prepare_run(arguments: argparse.Namespace, out: Path) -> PreparedRun:
+    """Make the job and the devices.
+
+    Args:
+        arguments: The parsed options.
+        out: Folder for job, devices and logs; empty, or made.
+
+    Raises:
+        SettingError: An option makes no sense, or the folder is not empty.
+        SottovoceError: A corpus cannot be read, or there are too few speakers.
+    """
     if out.exists() and any(out.iterdir()):
         raise SettingError(f"{out} is not empty; give another --out")
     if arguments.speakers < 1:

@@ -32,7 +32,9 @@ from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.simulations.engines import ray_node
 
 _ADDRESS: Final = re.compile(r"auto|(\[[0-9a-fA-F:.]+\]|[^\s:/\[\]]+):[0-9]{1,5}")
-_CONNECT_TIMEOUT_S: Final = 10.0
+CONNECT_TIMEOUT_S: Final = 10.0
+"""Longest wait for the head of a cluster to answer."""
+
 _PROBE_TIMEOUT_S: Final = 60.0
 _START_TIMEOUT_S: Final = 120.0
 _WORKER_RESOURCES: Final = {"num_cpus": 1, "num_gpus": 0}
@@ -75,7 +77,7 @@ def connect_cluster(address: str, *, workers: int, folder: Path) -> Iterator[Seq
         SettingError: The address makes no sense, or there is no room for so many workers.
         EngineError: Nobody answers, or a node cannot take part.
     """
-    where = _resolve_address(address)
+    where = resolve_address(address)
     try:
         ray.init(address=where, log_to_driver=False, logging_level=logging.ERROR)
     except (Exception, SystemExit) as error:  # Ray ends the process where it gives up
@@ -108,8 +110,18 @@ def check_address(address: str) -> None:
         )
 
 
-def _resolve_address(address: str) -> str:
-    """The HOST:PORT of a cluster whose head answers; Ray itself would try for minutes."""
+def resolve_address(address: str) -> str:
+    """Find the HOST:PORT of a cluster, and make sure that its head answers.
+
+    Ray itself would try for minutes.
+
+    Args:
+        address: ``auto`` or HOST:PORT.
+
+    Raises:
+        SettingError: It is neither.
+        EngineError: No cluster is found, or nobody answers within ``CONNECT_TIMEOUT_S``.
+    """
     check_address(address)
     try:
         where = services.canonicalize_bootstrap_address_or_die(address)
@@ -117,10 +129,10 @@ def _resolve_address(address: str) -> str:
         raise EngineError(_unreachable_message(address, str(error).partition(". ")[0])) from error
     with grpc.insecure_channel(where, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
-            grpc.channel_ready_future(channel).result(timeout=_CONNECT_TIMEOUT_S)
+            grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_S)
         except grpc.FutureTimeoutError as error:
             raise EngineError(
-                _unreachable_message(where, f"tried for {_CONNECT_TIMEOUT_S:g} s")
+                _unreachable_message(where, f"tried for {CONNECT_TIMEOUT_S:g} s")
             ) from error
     return str(where)
 

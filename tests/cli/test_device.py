@@ -129,7 +129,7 @@ def test_what_cannot_be_learned_from_is_predicted_still(
 def test_a_passphrase_opens_all_that_a_user_does(
     say: Say, tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crypto.wrap_key, "__kwdefaults__", {"log2_cost": 14})
+    monkeypatch.setattr(crypto, "SCRYPT_LOG2_COST", 14)
     device = _device(tmp_path, passphrase="quiet as a mouse")
     assert not (tmp_path / "vault" / "key").exists()
     wav, model = tiny_run.users / "s03_00.wav", tiny_run.folder / "model"

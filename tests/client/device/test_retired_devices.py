@@ -187,7 +187,7 @@ def test_a_crash_between_two_steps_leaves_a_refused_device_or_a_retired_one(
 
     with monkeypatch.context() as patch:
         if broken == "facts":
-            patch.setattr(devices, "_write_profile", crash)
+            patch.setattr(devices, "write_file", crash)
         elif broken == "anchor":
             patch.setattr("sottovoce.client.device.vault_anchor.VaultAnchor.write", crash)
         else:
@@ -222,7 +222,7 @@ def test_a_new_ledger_without_its_charge_would_be_found(
     folder = made(tmp_path / "device", replace(REAL, contributes=True)).folder
     cut(Device.open(folder))
     monkeypatch.setattr(
-        "sottovoce.shared.privacy.ledger._costliest_release",
+        "sottovoce.shared.privacy.ledger.find_costliest_release",
         lambda _: replace(release(0), kind=ReleaseKind.TORN),
     )
     Device.retire(folder)

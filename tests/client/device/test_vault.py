@@ -18,7 +18,7 @@ PHRASE = "quiet as a mouse"
 
 @pytest.fixture(autouse=True)
 def _cheap_scrypt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crypto.wrap_key, "__kwdefaults__", {"log2_cost": 14})
+    monkeypatch.setattr(crypto, "SCRYPT_LOG2_COST", 14)
 
 
 @pytest.fixture

@@ -377,7 +377,7 @@ def test_a_head_that_cannot_be_fitted_without_a_recording_is_let_go(
         raise ModelError("no minimum")
 
     with monkeypatch.context() as patch:
-        patch.setattr(FeedbackStore, "_fit", fails)
+        patch.setattr(calibration, "select_usable", fails)
         FeedbackStore(folder, model).forget_recording(names[0], NOBODY)
     assert same(head(folder, model), model.prior.mean)
     assert FeedbackStore(folder, model).refit_if_stale(NOBODY)

@@ -250,10 +250,14 @@ def test_scores_of_a_fit_that_was_cut_off_count_for_nothing(
     own = calibrator(vault)
     own.fit_head(*enrolment())
 
-    def refuse(*_: object, **_more: object) -> None:
-        raise PrivacyError("cut off")
+    put = FileVault.put
 
-    monkeypatch.setattr(own, "_store_head", refuse)
+    def refuse(self: FileVault, name: str, data: bytes, **how: bool) -> None:
+        if name == "head":
+            raise PrivacyError("cut off")
+        put(self, name, data, **how)
+
+    monkeypatch.setattr(FileVault, "put", refuse)
     with pytest.raises(PrivacyError):
         own.fit_head(*enrolment(seed=1))
 

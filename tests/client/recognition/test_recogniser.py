@@ -13,7 +13,6 @@ from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import feedback, speaker_adapter
-from sottovoce.client.personalisation.feedback import FeedbackStore
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.client.recognition import recogniser
 from sottovoce.client.recognition.prediction import Prediction
@@ -563,7 +562,7 @@ def test_a_head_that_knows_what_was_forgotten_is_fitted_again(
     name = own.label_recording(_speech(), "sad")
     ears.features = torch.ones(FEATURES)
     with monkeypatch.context() as patch:
-        patch.setattr(FeedbackStore, "_fit", dies)
+        patch.setattr(calibration, "select_usable", dies)
         with pytest.raises(Killed):
             own.forget_recording(name)
     assert own.predict(_speech()).probabilities != before, "the test can fail"

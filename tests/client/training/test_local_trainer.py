@@ -387,7 +387,7 @@ def test_large_batches_in_parts_give_the_same_update(
     training = replace(PLAIN, steps=2, learning_rate=0.1)
     whole = train(model, examples, mechanism, training)
     room = 3 * flatten_parameters(model).numel()
-    monkeypatch.setattr("sottovoce.client.training.dp_sgd._MAX_GRADIENT_NUMBERS", room)
+    monkeypatch.setattr("sottovoce.client.training.dp_sgd.MAX_GRADIENT_NUMBERS", room)
     parts = train(model, examples, mechanism, training)
 
     torch.testing.assert_close(parts.vector, whole.vector, atol=1e-5, rtol=1e-5)
@@ -403,7 +403,7 @@ def test_parts_are_noised_once(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(std)
             return super().sample_noise(shape, std)
 
-    monkeypatch.setattr("sottovoce.client.training.dp_sgd._MAX_GRADIENT_NUMBERS", 1)
+    monkeypatch.setattr("sottovoce.client.training.dp_sgd.MAX_GRADIENT_NUMBERS", 1)
     train(model, utterances(model, 7), training=replace(PLAIN, steps=2), noise=Counting())
 
     assert asked == [CLIP * PRIVATE.noise_multiplier] * 2

@@ -184,7 +184,7 @@ def test_a_share_that_is_forgotten_is_seen(kind: str, pooling: str, way: Way) ->
 def test_a_bias_read_without_its_feature_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network("linear")
     arguments = utterances(model)
-    monkeypatch.setitem(rules._RULES, type(model.head), rules._linear)
+    monkeypatch.setitem(rules.LAYER_RULES, type(model.head), rules.LAYER_RULES[nn.Linear])
 
     assert not agree(recorded(model, *arguments), looped(model, *arguments))
 
@@ -253,7 +253,7 @@ def test_scaled_slopes_that_float32_cannot_hold_would_be_seen(
     assert float(OuterProductGradients(slopes, read).weighted_sum(factors)) == pytest.approx(
         1e-6, rel=1e-5
     )
-    monkeypatch.setattr(gradient_factors, "_MAX_ACTIVATION_NORM", math.inf)
+    monkeypatch.setattr(gradient_factors, "MAX_ACTIVATION_NORM", math.inf)
     assert float(OuterProductGradients(slopes, read).weighted_sum(factors)) != pytest.approx(
         1e-6, rel=1e-5
     )

@@ -310,25 +310,21 @@ def _kill(patch: pytest.MonkeyPatch, step: str) -> None:
         raise InterruptedError
 
     if step == "hand out":
-        whole = correlated_noise.StoredCorrelatedNoise._write
+        whole = correlated_noise.replace_file
 
-        def late(
-            self: correlated_noise.StoredCorrelatedNoise,
-            number: int,
-            past: list[Tensor],
-            newest: Tensor,
-        ) -> None:
-            whole(self, number, past, newest)
-            if number:
+        def late(path: Path, data: bytes, *, secret: bool) -> None:
+            is_round = path.exists()  # the first write, before any round, holds no noise
+            whole(path, data, secret=secret)
+            if is_round:
                 raise InterruptedError
 
-        patch.setattr(correlated_noise.StoredCorrelatedNoise, "_write", late)
+        patch.setattr(correlated_noise, "replace_file", late)
         return
     owner, name = {
         "begin": (correlated_noise.StoredCorrelatedNoise, "prepare_round"),
         "book": (private_sums.clipping, "clip_to_norm"),  # the step after it
         "draw": (correlated_noise.SystemGaussianSampler, "sample_noise"),
-        "keep": (correlated_noise.StoredCorrelatedNoise, "_write"),
+        "keep": (correlated_noise, "replace_file"),
     }[step]
     patch.setattr(owner, name, die)
 

@@ -182,11 +182,11 @@ def test_a_sum_is_booked_before_its_noise_is_drawn(
 ) -> None:
     server, seen = make(tmp_path), []
 
-    def draw(self: PrivateAggregator, name: str) -> None:
+    def draw(*_: object) -> None:
         seen.append([release.round for release in booked(tmp_path).releases])
         raise InterruptedError
 
-    monkeypatch.setattr(PrivateAggregator, "_noise", draw)
+    monkeypatch.setattr(private_sums.SeededGaussianSampler, "sample_noise", draw)
     for number in (1, 2):
         with pytest.raises(InterruptedError):
             server.release_updates(number, NOTHING, denominator=1.0)

@@ -8,10 +8,17 @@ import numpy as np
 import pytest
 
 from sottovoce.client.federation.secagg_client import DeviceRound
+from sottovoce.client.federation.secagg_state import SecAggState
 from sottovoce.server.aggregation.secagg_server import ServerRound, UnmaskedSum
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import AggregationError
-from sottovoce.shared.secure_aggregation import messages, quantisation, secret_sharing, transcript
+from sottovoce.shared.secure_aggregation import (
+    framing,
+    messages,
+    quantisation,
+    secret_sharing,
+    transcript,
+)
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 from sottovoce.shared.secure_aggregation.discrete_gaussian import (
     RandomWords,
@@ -266,9 +273,10 @@ def test_a_secret_that_was_not_committed_to_is_named(secret: str) -> None:
 
     def swap(stage: str, user: str, reply: bytes) -> bytes | None:
         if stage == "advertise" and user == "user 05":
-            device = cohort.device(user)
-            setattr(device._state, secret, secret_sharing.new_secret())
-            cohort.states[user] = device.to_bytes()
+            *binding, stored = framing.unpack(cohort.states[user])
+            state = SecAggState.from_bytes(stored)
+            setattr(state, secret, secret_sharing.new_secret())
+            cohort.states[user] = framing.pack(*binding, state.to_bytes())
         lost = stage == "mask" and user == "user 05" and secret == "mask_key"
         return None if lost else reply
 

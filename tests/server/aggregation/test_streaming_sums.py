@@ -12,6 +12,7 @@ from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER,
 from sottovoce.server.aggregation.streaming_sums import ClippedAccumulator, StreamingAggregator
 from sottovoce.shared.errors import BudgetSpent
 from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
@@ -102,7 +103,9 @@ def test_a_sum_of_nobody_is_noise_of_the_promised_size(tmp_path: Path) -> None:
     assert abs(np.mean(drawn)) < 5 * spread / SIZE**0.5
 
 
-def test_it_is_booked_before_it_is_noised_and_refused_where_the_budget_ends(tmp_path: Path) -> None:
+def test_it_is_booked_before_it_is_noised_and_refused_where_the_budget_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     budget = PrivacyBudget(epsilon=0.01, delta=1e-5, unit=PrivacyUnit.USER)
     sums = StreamingAggregator(PLAN, tmp_path, budgets=[budget], seed=1)
     with pytest.raises(BudgetSpent):
@@ -111,15 +114,15 @@ def test_it_is_booked_before_it_is_noised_and_refused_where_the_budget_ends(tmp_
 
     seen = []
     free = StreamingAggregator(PLAN, tmp_path, budgets=[], seed=1)
-    noise = free._noise
+    sample = SeededGaussianSampler.sample_noise
 
-    def watched(name: str) -> object:
+    def watched(self: SeededGaussianSampler, shape: tuple[int, ...], std: float) -> torch.Tensor:
         seen.append(
             len(Ledger(tmp_path / LEDGER_FILE, owner=LEDGER_OWNER, read_only=True).releases)
         )
-        return noise(name)
+        return sample(self, shape, std)
 
-    free._noise = watched  # type: ignore[method-assign,assignment]
+    monkeypatch.setattr(SeededGaussianSampler, "sample_noise", watched)
     free.release_sum("label-counts", PLAN.counts_release(), _summed([]))
     assert seen == [1]
 

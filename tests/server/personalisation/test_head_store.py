@@ -218,7 +218,7 @@ def test_a_failed_put_leaves_the_old_head(
 ) -> None:
     stored = a_head(1)
     store.put("ada", stored)
-    monkeypatch.setattr("sottovoce.server.personalisation.head_store._WAIT_S", 0.0)
+    monkeypatch.setattr("sottovoce.server.personalisation.head_store.LOCK_TIMEOUT_S", 0.0)
 
     with closing(sqlite3.connect(tmp_path / "server" / "heads.sqlite")) as other:
         other.execute("BEGIN IMMEDIATE")

@@ -61,10 +61,10 @@ def test_an_attacker_that_has_trained_on_the_user_would_seem_to_know(
     population: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the blind test is there to find."""
-    fit = kernel_ridge._fit
+    fit = kernel_ridge.fit_ridge
     monkeypatch.setattr(
         kernel_ridge,
-        "_fit",
+        "fit_ridge",
         lambda gram, cross, signs, _: fit(gram, cross, signs, np.arange(len(signs))),
     )
 

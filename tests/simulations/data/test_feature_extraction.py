@@ -197,8 +197,8 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "_MAX_IN_PROCESS", 0)
-    monkeypatch.setattr(table, "_CHUNK_RECORDINGS", 3)
+    monkeypatch.setattr(table, "MAX_IN_PROCESS", 0)
+    monkeypatch.setattr(table, "CHUNK_RECORDINGS", 3)
     clips = []
     for n in range(12):
         path = tmp_path / f"{n}.wav"

@@ -108,7 +108,7 @@ def test_processes_and_their_children_end_with_the_context(
         f"pathlib.Path({str(tmp_path / 'child')!r}).write_text(str(child.pid))\n"
         "time.sleep(99)\n"
     )
-    monkeypatch.setattr(deployed, "_STOP_S", 0.3)
+    monkeypatch.setattr(deployed, "STOP_TIMEOUT_S", 0.3)
 
     def interrupted() -> None:
         with fleet:
@@ -152,7 +152,7 @@ def test_a_run_that_does_not_end_well_raises(
         return "a warning first\n" + json.dumps({"success": True, "runs": [entry]})
 
     monkeypatch.setattr(deployed, "run_command", listing)
-    monkeypatch.setattr(deployed, "_POLL_S", 0.01)
+    monkeypatch.setattr(deployed, "POLL_INTERVAL_S", 0.01)
 
     with pytest.raises(EngineError, match=message):
         fleet.wait_for_run("7", 0.2, lambda _line: None)
@@ -186,7 +186,7 @@ def test_a_command_that_fails_says_why(tmp_path: Path, monkeypatch: pytest.Monke
         flower_processes.run_command(
             ["flwr", "-c", "raise SystemExit('too bad')"], tmp_path, tmp_path
         )
-    monkeypatch.setattr(flower_processes, "_COMMAND_S", 0.2)
+    monkeypatch.setattr(flower_processes, "COMMAND_TIMEOUT_S", 0.2)
     with pytest.raises(EngineError, match=r"took over 0\.2 s"):
         flower_processes.run_command(
             ["flwr", "-c", "import time; time.sleep(9)"], tmp_path, tmp_path

@@ -114,7 +114,7 @@ def test_devices_for_whom_there_is_no_room_are_made_again(
         made.append(index)
         return real(own, index)
 
-    monkeypatch.setattr(device_pool, "_MAX_MEMORY_BYTES", 1)
+    monkeypatch.setattr(device_pool, "MAX_MEMORY_BYTES", 1)
     monkeypatch.setattr(DevicePool, "open_device", device)
     tight.run()
 

@@ -251,7 +251,7 @@ def test_a_cluster_that_does_not_answer_is_named_soon(
 ) -> None:
     from sottovoce.simulations.engines import ray_cluster
 
-    monkeypatch.setattr(ray_cluster, "_CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(ray_cluster, "CONNECT_TIMEOUT_S", 1.0)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{deaf.getsockname()[1]}"
@@ -302,7 +302,7 @@ def try_on(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Tries whether a run can be run on a made-up cluster."""
     from sottovoce.simulations.engines import ray_cluster
 
-    monkeypatch.setattr(ray_cluster, "_resolve_address", lambda address: address)
+    monkeypatch.setattr(ray_cluster, "resolve_address", lambda address: address)
 
     def try_(made_up: _Ray, folder: Path, workers: int = 2) -> None:
         monkeypatch.setattr(ray_cluster, "ray", made_up)

@@ -325,7 +325,7 @@ def test_an_unseen_corpus_runs_as_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(
-        feature_extraction, "_MAX_IN_PROCESS", 100
+        feature_extraction, "MAX_IN_PROCESS", 100
     )  # worker processes are tried elsewhere
     labels = ("Ärger", "Freude", "Trauer")
     users = make_corpus(

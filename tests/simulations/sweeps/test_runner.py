@@ -139,7 +139,7 @@ def test_finished_runs_are_kept_and_settings_can_be_added(
     assert messages[0] == "6 of 9 runs were finished before"
     assert summary["timing"]["computed"] == 3
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    monkeypatch.setattr(runner, "_run", lambda *_: pytest.fail("nothing is left to run"))
+    monkeypatch.setattr(runner, "simulate", lambda *_, **__: pytest.fail("nothing is left to run"))
     runner.run_sweep(plan, swept, resume=True)
     assert _without_timing(swept)["axes"]["seed"] == [0, 1]
 
