@@ -1,4 +1,4 @@
-"""The audit's section of privacy.html: what attacks on a run reached."""
+"""Section of privacy.html on the audit: results of the attacks on a run."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +17,7 @@ _BOUNDS = {
 
 
 def build_audit_context(audit: Table) -> dict[str, Any]:
-    """What the template needs: heads of both tables and their rows."""
+    """Build the template's context: headings of both tables, and their rows."""
     found = audit["attacks"]
     return {
         "attack_columns": [ATTACK_COLUMNS[name] for name in found],
@@ -33,6 +33,7 @@ def _bounds(audit: Table) -> Iterator[list[str]]:
             if name in found:
                 bound = found[name]
                 yield [ATTACK_COLUMNS[column], words, _trials(bound), *_shown(bound)]
+    # Only runs with a normaliser have this attack; it audits a variant that the run never used.
     bound = audit.get("exact_normaliser_attack")
     if bound:
         words = "one utterance, if training used the exact mean of a user and booked nothing for it"
@@ -52,6 +53,7 @@ def _shown(bound: Table) -> list[str]:
 def _joined(found: Table) -> Iterator[list[str]]:
     """One row an attack, one column for each way of running it."""
     columns = [dict(_rates(one)) for one in found.values()]
+    # A dictionary of names, in order and once each: the columns need not have the same attacks.
     for name in dict.fromkeys(name for column in columns for name in column):
         yield [name, *(column.get(name, "–") for column in columns)]
 

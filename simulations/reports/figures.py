@@ -1,4 +1,4 @@
-"""A run's pictures: accuracy, confusion, calibration, speakers, groups and budget.
+"""Figures of a run: accuracy, confusion, calibration, speakers, groups and budget.
 
 Each function takes a section of run.json or privacy.json and returns an inline SVG element whose
 description says in words what it shows.
@@ -22,7 +22,7 @@ _MAX_BARS = 120
 
 
 def plot_uar_by_round(curve: Sequence[Table], chance: float) -> str:
-    """UAR on test speakers by round: thin lines for folds, a thick one for their mean."""
+    """Plot UAR on test speakers by round: thin lines for folds, a thick one for their mean."""
     last = curve[-1]
 
     def draw(axes: Axes) -> None:
@@ -34,6 +34,7 @@ def plot_uar_by_round(curve: Sequence[Table], chance: float) -> str:
         marker = "o" if len(curve) <= _MAX_NAMES else ""
         axes.plot(rounds, mean, color=MAIN, linewidth=2.4, marker=marker, markersize=4)
         if len(folds) > 1:
+            # An empty line makes one entry of the legend for all folds.
             axes.plot([], [], color=MUTED, linewidth=0.8, label="one fold")
         axes.plot([], [], color=MAIN, linewidth=2.4, label="mean" if len(folds) > 1 else "UAR")
         axes.axhline(chance, color=WARM, linewidth=1.2, linestyle=(0, (4, 3)), label="chance")
@@ -50,8 +51,9 @@ def plot_uar_by_round(curve: Sequence[Table], chance: float) -> str:
 
 
 def plot_confusion(matrix: Sequence[Sequence[int]], emotions: Sequence[str]) -> str:
-    """Confusion matrix, rows scaled to shares of the true emotion."""
+    """Plot the confusion matrix, rows scaled to shares of the true emotion."""
     counts = np.asarray(matrix, dtype=np.float64)
+    # The maximum keeps an emotion without utterances at 0 instead of 0 / 0.
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     names = [_cut(emotion, 12) for emotion in emotions]
     size = len(names)
@@ -59,6 +61,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], emotions: Sequence[str]) -> 
     def draw(axes: Axes) -> None:
         for (row, column), share in np.ndenumerate(shares):
             axes.add_patch(_cell(column, row, float(share)))
+            # White on dark cells, ink on light ones: readable on both.
             dark = share > 0.55
             axes.text(
                 column, row, f"{100 * share:.0f}", ha="center", va="center",
@@ -80,7 +83,7 @@ def plot_confusion(matrix: Sequence[Sequence[int]], emotions: Sequence[str]) -> 
 
 
 def plot_reliability(before: Sequence[Table], after: Sequence[Table]) -> str:
-    """Accuracy against confidence, before and after calibration heads."""
+    """Plot accuracy against confidence, before and after calibration heads."""
 
     def draw(axes: Axes) -> None:
         _reliability(axes, before, after, marker=5)
@@ -96,7 +99,7 @@ def plot_reliability(before: Sequence[Table], after: Sequence[Table]) -> str:
 
 
 def plot_reliability_by_emotion(found: Mapping[str, Mapping[str, Sequence[Table]]]) -> str:
-    """For each emotion, how often it was that one against its probability."""
+    """Plot for each emotion how often it was the true one against its probability."""
 
     def panel(bins: Mapping[str, Sequence[Table]]) -> Callable[[Axes], None]:
         return lambda axes: _reliability(axes, bins["before"], bins["after"], marker=3)
@@ -125,7 +128,7 @@ def _reliability(
 
 
 def plot_abstention(coverage: Sequence[float], accuracy: Sequence[float]) -> str:
-    """Accuracy on the utterances answered, by the share of utterances answered."""
+    """Plot accuracy on the utterances answered by the share of utterances answered."""
 
     def draw(axes: Axes) -> None:
         axes.plot(coverage, accuracy, color=MAIN, linewidth=2.2)
@@ -143,13 +146,14 @@ def plot_abstention(coverage: Sequence[float], accuracy: Sequence[float]) -> str
 
 
 def plot_speakers(per_speaker: Mapping[str, Table], chance: float) -> str:
-    """UAR of each test speaker, sorted from the worst to the best."""
+    """Plot the UAR of each test speaker, sorted from the worst to the best."""
     ordered = sorted((_float(line["uar"]), name) for name, line in per_speaker.items())
     rates, names = [rate for rate, _ in ordered], [_cut(name, 12) for _, name in ordered]
     middle, tenth = metrics.percentile(rates, 50), metrics.percentile(rates, 10)
 
     def draw(axes: Axes) -> None:
         positions = np.arange(len(rates))
+        # Hundreds of bars would be thinner than a pixel: draw their outline instead.
         if len(rates) <= _MAX_BARS:
             colors = [WARM if rate < tenth else MAIN for rate in rates]
             axes.bar(positions, rates, width=0.78, color=colors, linewidth=0)
@@ -173,7 +177,7 @@ def plot_speakers(per_speaker: Mapping[str, Table], chance: float) -> str:
 
 
 def plot_prediction_sets(found: Table) -> str:
-    """How often each test speaker's prediction sets hold the truth, from the worst to the best."""
+    """Plot how often each test speaker's prediction sets hold the truth, worst to best."""
     shares = sorted(_float(line["covered"]) for line in found["per_speaker"].values())
     wanted, (low, high) = found["wanted"], found["interval"]
 
@@ -197,7 +201,7 @@ def plot_prediction_sets(found: Table) -> str:
 
 
 def plot_groups(attributes: Mapping[str, Mapping[str, Table]], overall: float) -> str:
-    """UAR of each group of speakers, one block of bars an attribute.
+    """Plot the UAR of each group of speakers, one block of bars an attribute.
 
     Args:
         attributes: For each attribute its groups, each with "uar" and "n".
@@ -206,6 +210,7 @@ def plot_groups(attributes: Mapping[str, Mapping[str, Table]], overall: float) -
     bars: list[tuple[str, float, int]] = []
     for found in attributes.values():
         bars += [(name, _float(group["uar"]), group["n"]) for name, group in found.items()]
+        # An empty bar separates the attributes.
         bars.append(("", 0, 0))
     bars.pop()
 
@@ -214,6 +219,7 @@ def plot_groups(attributes: Mapping[str, Mapping[str, Table]], overall: float) -
         axes.barh(positions, [rate for _, rate, _ in bars], height=0.72, color=MAIN, linewidth=0)
         for index, (name, rate, n) in enumerate(bars):
             text = f"{100 * rate:.1f} %, n = {n:,}" if name else ""
+            # Numbers stand in a column right of all bars, so that long bars do not push them out.
             axes.text(1.03, index, text, va="center", fontsize=9.5)
         axes.axvline(overall, color=INK, linewidth=1)
         named = [index for index, (name, _, _) in enumerate(bars) if name]
@@ -232,7 +238,7 @@ def plot_groups(attributes: Mapping[str, Mapping[str, Table]], overall: float) -
 
 
 def plot_budget(folds: Sequence[Table], limit: float | None) -> str:
-    """Epsilon spent by round: the range over clients, each fold's median, and the limit."""
+    """Plot epsilon spent by round: the range over clients, fold medians, and the limit."""
     last = max((r["round"] for fold in folds for r in _releases(fold)), default=0)
     rounds = np.arange(last + 2)
     spent = {
@@ -253,6 +259,7 @@ def plot_budget(folds: Sequence[Table], limit: float | None) -> str:
             axes.step(rounds, middle, where="post", color=MAIN, linewidth=1.3, label=name)
         if limit is not None:
             axes.axhline(limit, color=WARM, linewidth=1.6, linestyle=(0, (4, 3)), label="limit")
+        # At least a hair above 0: a run that spent nothing still needs an axis.
         top = max(limit or 0, float(high.max()), 1e-9)
         axes.set(xlabel="round", ylabel="ε spent so far", ylim=(0, 1.12 * top))
         axes.set_xlim(0, last + 1)
@@ -291,7 +298,9 @@ def _running(account: Table, last: int) -> list[float]:
     most = _float(account["epsilon"]) or math.inf
     after = dict.fromkeys(range(last + 1), 0.0)
     for release in account["releases"]:
+        # Accounting on the way is coarser and may overshoot: the final value is an upper bound.
         here = min(_float(release["epsilon_after"]), most)
+        # Several releases of one round: the last and largest counts.
         after[release["round"]] = max(after[release["round"]], here)
     spent = list(itertools.accumulate(after.values(), max))
     return [*spent, spent[-1]]  # so that the last round's step has a width

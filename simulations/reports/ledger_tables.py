@@ -1,4 +1,4 @@
-"""The ledgers of a run for people: rows of tables, and checks that anybody can repeat."""
+"""Tables of a run's ledgers, and checks that any reader can repeat."""
 
 import itertools
 from collections import Counter
@@ -9,7 +9,8 @@ from typing import Any
 from sottovoce.simulations.reports.wording import format_number
 from sottovoce.simulations.results.schema import Table
 
-MAX_ROWS = 2_000  # a page of all the clients of a large population would not open
+MAX_ROWS = 2_000  # a page with all clients of a large population would not open
+# Above this number, tables start closed: the page opens quickly.
 _OPEN_ROWS = 200
 _TOLERANCE = 1e-6
 # Epsilon after a release may come from a faster, coarser accountant: some 4 % high.
@@ -19,13 +20,18 @@ SERVER_NAME = "the server"
 
 
 def fold_accounts(fold: Table) -> dict[str, Table]:
-    """Every ledger of one fold, the server's included."""
+    """List every ledger of one fold by owner, the server's included.
+
+    Example:
+        >>> list(fold_accounts({"clients": {"anna": {}}, "server": {}}))
+        ['anna', 'the server']
+    """
     server = fold.get("server")
     return {**fold["clients"], **({SERVER_NAME: server} if server else {})}
 
 
 def fold_rows(folds: Sequence[Table]) -> list[list[str]]:
-    """Least, median and most epsilon of each fold's clients."""
+    """Make rows of the least, median and largest epsilon of each fold's clients."""
     rows = []
     for fold in folds:
         spent = [a["epsilon"] for a in fold_accounts(fold).values() if a["epsilon"] is not None]
@@ -36,11 +42,12 @@ def fold_rows(folds: Sequence[Table]) -> list[list[str]]:
 
 
 def release_rows(folds: Sequence[Table]) -> list[list[str]]:
-    """Releases by kind: how many, and the range of their settings."""
+    """Make rows of releases by kind: their number, and the range of their settings."""
     kinds: dict[str, list[Table]] = {}
     for fold in folds:
         for owner, account in fold_accounts(fold).items():
             for release in account["releases"]:
+                # "head statistics" is a plural already.
                 kind = f"sum of {release['kind']}s" if owner == SERVER_NAME else release["kind"]
                 kinds.setdefault(kind.replace("ss", "s"), []).append(release)
     settings = ("noise_multiplier", "clip_norm", "sample_rate", "steps")
@@ -55,7 +62,7 @@ def release_rows(folds: Sequence[Table]) -> list[list[str]]:
 
 
 def build_tables(folds: Sequence[Table]) -> list[dict[str, Any]]:
-    """One table a fold; in a very large one only the ledgers that spent most are listed."""
+    """Build one table a fold; of a very large fold only the ledgers that spent most."""
     size = sum(len(fold_accounts(fold)) for fold in folds)
     return [
         {
@@ -69,13 +76,18 @@ def build_tables(folds: Sequence[Table]) -> list[dict[str, Any]]:
 
 
 def check_claims(privacy: Table) -> list[tuple[bool, str]]:
-    """What the file claims, checked against itself; empty where nothing was promised."""
+    """Check what the file claims against itself; empty where nothing was promised.
+
+    Returns:
+        Pairs of a verdict and the claim in words, for the page.
+    """
     accounts = [a for fold in privacy["folds"] for a in fold_accounts(fold).values()]
     if privacy["epsilon"] is None or not accounts:
         return []
     size = f"{len(accounts):,} ledgers" if len(accounts) > 1 else "1 ledger"
     return [
         (all(_within(account) for account in accounts), f"No client passed its budget ({size})."),
+        # Composition can only add: a falling epsilon would mean that lines were removed.
         (all(_rising(account) for account in accounts), "In no ledger does ε fall."),
         (
             all(_last(account) for account in accounts),
@@ -125,6 +137,7 @@ def _range(values: Iterable[float | None]) -> str:
 
 def _at_most(value: float | None, limit: float | None) -> bool:
     """Not above the limit; where there is a limit, null passes nothing."""
+    # null fails: an unbounded epsilon must not pass as within a limit.
     return limit is None or (value is not None and value <= limit * (1 + _TOLERANCE))
 
 

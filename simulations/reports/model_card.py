@@ -1,4 +1,4 @@
-"""The model card that travels with the weights: what the model is for, and what it is not for.
+"""Model card that is delivered with the weights: intended uses, and uses to avoid.
 
 Sections follow Mitchell et al., Model Cards for Model Reporting (2019).
 """
@@ -23,7 +23,7 @@ _MARKS = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
 def render_card(run: RunRecord) -> str:
-    """Write MODEL_CARD.md for the model of a run.
+    """Render MODEL_CARD.md for the model of a run.
 
     Args:
         run: Content of run.json. Where it says nothing of a licence, the corpora that this
@@ -39,6 +39,7 @@ def render_card(run: RunRecord) -> str:
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
         autoescape=False,  # noqa: S701  (Markdown; names pass through "name", which escapes)
+        # A name that a template misspells must fail, not print nothing.
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -52,6 +53,7 @@ def render_card(run: RunRecord) -> str:
 
 def _context(run: Table) -> dict[str, Any]:
     """What the template needs besides the run."""
+    # What the run says of its own corpus goes before what is known of public ones.
     own = {run["corpus"]["name"]: run["corpus"].get("licence")}
     trained = [run["corpus"]["name"], *run["model"]["public_corpora"]]
     privacy = run["privacy"]
@@ -74,5 +76,6 @@ def _context(run: Table) -> dict[str, Any]:
 
 
 def _name(text: object) -> str:
+    # First one line, then Markdown's marks; "&" last, so that no entity appears by accident.
     """A name from the data as one line of Markdown that means nothing but itself."""
     return _MARKS.sub(r"\\\1", " ".join(str(text).split())).replace("&", "&amp;")

@@ -1,4 +1,4 @@
-"""The two pages of a run: report.html and privacy.html."""
+"""Rendering of the two pages of a run: report.html and privacy.html."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,20 +49,21 @@ def write_pages(folder: Path) -> tuple[Path, Path]:
     run, privacy, audit = read_run(folder), read_privacy(folder), read_audit(folder)
     written = folder / "report.html", folder / "privacy.html"
     pages = render_report(run, privacy), render_privacy_record(run, privacy, audit)
+    # Both are rendered before either is written: a failure leaves the old pages.
     for path, page in zip(written, pages, strict=True):
         replace_text(path, page)
     return written
 
 
 def render_report(run: RunRecord, privacy: PrivacyRecord) -> str:
-    """The page for whoever wants to know how well it works and for whom."""
+    """Render the page on how well the model works, and for whom."""
     return _page("report", run, privacy, _results(run) | _run(run))
 
 
 def render_privacy_record(
     run: RunRecord, privacy: PrivacyRecord, audit: AuditRecord | None = None
 ) -> str:
-    """The page for an auditor, and for whoever's voice it is."""
+    """Render the page for an auditor, and for the people whose voices were used."""
     return _page(
         "privacy",
         run,
@@ -91,6 +92,7 @@ def _environment() -> Environment:
     """Templates beside this file; whatever is inserted is escaped, and nothing may be missing."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE_FOLDER),
+        # Names of speakers and emotions come from the data: unescaped they could be HTML.
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -105,6 +107,7 @@ def _promise(run: Table, privacy: Table) -> dict[str, Any]:
     """What both pages say about privacy."""
     section = run["privacy"]
     spent = (section.get("utterance") or {}).get("epsilon_max")
+    # Under user-level privacy there is no epsilon of an utterance.
     spent = (section.get("user") or {}).get("epsilon") if spent is None else spent
     audited = (section.get("audit") or {}).get("epsilon_lower")
     return {
@@ -143,6 +146,7 @@ def _promise_facts(privacy: Table, spent: float | None, audited: float | None) -
             "not audited" if audited is None else wording.format_number(audited),
         ),
     ]
+    # Terms that a unit does not have are dashes, and left out.
     return [(name, value) for name, value in terms if value and not value.startswith("–")]
 
 
@@ -241,6 +245,7 @@ def _accuracy_rows(run: Table) -> dict[str, Any]:
     accuracy, emotions = run["accuracy"], run["corpus"]["emotions"]
     recalls = metrics.class_recalls(accuracy["confusion"])
     curve = accuracy.get("by_round") or []
+    # With one fold, the fold's column would repeat the total.
     folds = [fold["fold"] for fold in accuracy["per_fold"]] if len(accuracy["per_fold"]) > 1 else []
     here = {"this run": accuracy} | dict(run.get("baselines") or {})
     sums = [sum(row) for row in accuracy["confusion"]]
@@ -332,6 +337,7 @@ def _ends(intervals: Table, name: str) -> str:
 def _set_rows(sets: Table) -> list[list[str]]:
     """Each speaker's prediction sets, the worst covered first."""
     lines = (sets.get("per_speaker") or {}).items()
+    # Ties by name, so that the same run gives the same page.
     order = sorted(lines, key=lambda line: (line[1]["covered"] or 0, line[0]))
     return [
         [name, wording.format_percent(line["covered"]), wording.format_number(line["size"])]
@@ -369,7 +375,13 @@ def _fairness_rows(run: Table) -> dict[str, Any]:
 
 
 def known_groups(fairness: Table) -> dict[str, Any]:
-    """Attributes of which at least one group is known, in the schema's order."""
+    """Select the attributes of which at least one group is known, in the schema's order.
+
+    Example:
+        >>> nobody, women = {"groups": {"unknown": {}}}, {"groups": {"female": {}}}
+        >>> list(known_groups({"gender": women, "age": nobody, "language": nobody}))
+        ['gender']
+    """
     found = {kind: fairness[kind]["groups"] for kind in ("gender", "age", "language")}
     return {kind: groups for kind, groups in found.items() if set(groups) - {_UNKNOWN}}
 

@@ -1,7 +1,7 @@
-"""One picture as inline SVG: same data, same bytes; colours follow the page's theme.
+"""Inline SVG figures: same data, same bytes; colours follow the page's theme.
 
-Matplotlib draws in placeholder colours, which are then replaced by the page's CSS variables, so
-that one picture serves a light and a dark screen and paper. Text stays text.
+Matplotlib draws in placeholder colours, which are then replaced by the page's CSS variables. One
+figure serves light and dark screens and paper. Text stays text.
 """
 
 import html
@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+# Colours that nothing else uses, so that replacing them is safe.
 INK, MUTED, LINE, MAIN, WARM, ON_MAIN = (f"#0{n}0b0c" for n in range(1, 7))
 _THEME = {
     INK: "var(--ink)",
@@ -26,6 +27,7 @@ _THEME = {
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
+    # Ids are hashes with this salt; a random salt would change the bytes of every page.
     "svg.hashsalt": "sottovoce",
     "text.parse_math": False,  # names are data: "$" in one must not start a formula
     "font.family": "DejaVu Sans",  # carried by Matplotlib, so that every machine measures alike
@@ -57,8 +59,8 @@ def draw_svg(
     """Draw one pair of axes as an inline SVG element.
 
     Args:
-        name: Put before every id, so that pictures on one page do not mix.
-        label: What the picture shows, in words.
+        name: Prefix of every id, so that figures on one page do not mix.
+        label: Description of the figure in words.
         draw: Draws on the axes, in the colours above.
         size: Width and height in inches.
     """
@@ -73,10 +75,11 @@ def draw_panels(
     Args:
         name: As in :func:`draw_svg`.
         label: Likewise.
-        draws: By title, what draws each.
-        across: How many stand in a row.
+        draws: Functions that draw, by title.
+        across: Number of figures in a row.
     """
     columns = min(across, len(draws))
+    # Division that rounds up.
     rows = -(-len(draws) // columns)
 
     def draw(figure: Figure) -> None:
@@ -84,6 +87,7 @@ def draw_panels(
         for axes, (title, one) in zip(grid, draws.items(), strict=False):
             one(axes)
             axes.set_title(title, fontsize=10.5)
+        # The last row may be short: its empty axes are hidden.
         for axes in grid[len(draws) :]:
             axes.set_axis_off()
 
@@ -99,6 +103,7 @@ def _drawn(name: str, label: str, draw: Callable[[Figure], None], size: tuple[fl
         warnings.filterwarnings("ignore", message="constrained_layout not applied")
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
+        # Without date and creator the same data give the same bytes, on any day and version.
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     return _inline(stream.getvalue(), name, label)
 
@@ -106,11 +111,13 @@ def _drawn(name: str, label: str, draw: Callable[[Figure], None], size: tuple[fl
 def _inline(svg: str, name: str, label: str) -> str:
     """Fit Matplotlib's SVG into a page: own ids, the page's colours and font, a description."""
     body = svg[svg.index("<svg") :]
+    # Metadata has a date and a namespace that HTML does not know.
     body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
     box = re.search(r'viewBox="[^"]*"', body)
     start = f'<svg role="img" aria-label="{html.escape(label)}" {box.group() if box else ""}>'
     body = start + body[body.index(">") + 1 :]
     body = re.sub(r"<!--.*?-->", "", body, flags=re.DOTALL)
+    # Only ids that something refers to are needed; they get the figure's name, all others go.
     linked = set(re.findall(r'(?:url\(#|href="#)([^")]+)', body))
     for one in sorted(linked):
         body = re.sub(

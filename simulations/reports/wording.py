@@ -1,4 +1,4 @@
-"""The meaning of a privacy guarantee, for people who do not know differential privacy."""
+"""Wording of privacy guarantees for readers who do not know differential privacy."""
 
 import math
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _NO_PROMISE = (
 
 
 def format_percent(share: float | None, digits: int = 1) -> str:
-    r"""A share as a percentage, kept on one line; a dash where nothing was measured.
+    r"""Format a share as a percentage, kept on one line; a dash where nothing was measured.
 
     Example:
         >>> format_percent(0.7312), format_percent(None)
@@ -34,7 +34,7 @@ def format_percent(share: float | None, digits: int = 1) -> str:
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """A number with so many significant digits, whole numbers in full; a dash for None.
+    """Format a number with so many significant digits, whole numbers in full; a dash for None.
 
     Example:
         >>> format_number(7.9164), format_number(120_000), format_number(1e-05), format_number(None)
@@ -42,13 +42,14 @@ def format_number(value: float | None, digits: int = 3) -> str:
     """
     if value is None:
         return "–"
+    # Above 1e15 a double no longer has its last digit: the short form is more honest.
     if float(value).is_integer() and abs(value) < 1e15:
         return f"{int(value):,}"
     return f"{value:.{digits}g}".replace("e-0", "e-")
 
 
 def format_signed(value: float) -> str:
-    """A change with its sign and three significant digits.
+    """Format a change with its sign and three significant digits.
 
     Example:
         >>> format_signed(-0.01234), format_signed(0.5)
@@ -58,7 +59,7 @@ def format_signed(value: float) -> str:
 
 
 def format_chance(delta: float | None) -> str:
-    """A small chance as people say it.
+    """Format a small probability in words, as in "1 in 100,000".
 
     Example:
         >>> format_chance(1e-5), format_chance(0)
@@ -70,7 +71,7 @@ def format_chance(delta: float | None) -> str:
 
 
 def attacker_certainty(epsilon: float) -> str:
-    r"""How sure an attacker at even odds can become under epsilon, at worst.
+    r"""Compute how sure an attacker at even odds can become under epsilon, at worst.
 
     From the odds ratio e^epsilon (Kasiviswanathan & Smith, On the 'Semantics' of Differential
     Privacy, 2014).
@@ -80,22 +81,31 @@ def attacker_certainty(epsilon: float) -> str:
         ('73.1\u202f%', '99.97\u202f%')
     """
     sure = 1 / (1 + math.exp(-epsilon))
+    # Rounded to two digits it would read 100 %, which no finite epsilon allows.
     if sure >= 0.9999:
         return "more than 99.99\u202f%"
     return format_percent(sure, 1 if sure < 0.999 else 2)
 
 
 def promise_strength(epsilon: float | None) -> str:
-    """One word for a promise, after the tiers of Ponomareva et al., How to DP-fy ML (2023)."""
+    """Name the strength of a guarantee, after the tiers of Ponomareva et al. (2023).
+
+    How to DP-fy ML: a practical guide to machine learning with differential privacy.
+
+    Example:
+        >>> promise_strength(0.5), promise_strength(8.0), promise_strength(None)
+        ('strong', 'moderate', 'none')
+    """
     if epsilon is None:
         return "none"
+    # "not >=": NaN must not be called weak.
     if not epsilon >= 0:
         raise SettingError(f"epsilon is {epsilon}; it must be 0 or above")
     return "strong" if epsilon <= 1 else "moderate" if epsilon <= 10 else "weak"
 
 
 def is_promised(privacy: Mapping[str, Any]) -> bool:
-    """Whether a record promises an epsilon: its unit does, and the record names one.
+    """Tell whether a record promises an epsilon: its unit does, and the record names one.
 
     Example:
         >>> is_promised({"unit": "user", "epsilon": 1.0})
@@ -107,7 +117,12 @@ def is_promised(privacy: Mapping[str, Any]) -> bool:
 
 
 def summarise_promise(privacy: Mapping[str, Any]) -> str:
-    """The promise in one line, for a heading."""
+    """Summarise the guarantee in one line, for a heading.
+
+    Example:
+        >>> summarise_promise({"unit": "user", "epsilon": 8.0, "delta": 1e-5})
+        'ε = 8 per user, δ = 1e-5'
+    """
     if not is_promised(privacy):
         return "no guarantee"
     unit = scheme_for(privacy["unit"]).wording.name
@@ -117,10 +132,14 @@ def summarise_promise(privacy: Mapping[str, Any]) -> str:
 
 
 def explain_promise(privacy: Mapping[str, Any]) -> list[str]:
-    """The promise in plain sentences.
+    """Explain the guarantee in plain sentences.
 
     Args:
         privacy: Content of privacy.json, or the section "privacy" of run.json.
+
+    Example:
+        >>> explain_promise({"unit": "none", "epsilon": None})[0][:37]
+        'This run made no privacy promise: eps'
     """
     if not is_promised(privacy):
         return [_NO_PROMISE]
