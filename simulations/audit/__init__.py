@@ -1,4 +1,4 @@
-"""Attacks on a run, by the owner: what an adversary can show against what was promised."""
+"""Attacks on a run by its owner: empirical lower bounds against the promised guarantee."""
 
 __all__ = [
     "adversary_view",

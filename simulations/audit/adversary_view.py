@@ -1,8 +1,8 @@
-"""What an attacker sees of one device, by what the run protects: the attacks' raw material.
+"""The adversary's view of one device under the run's threat model.
 
-Under ``none`` and ``utterance`` whatever a device sends lies open to the server. Under ``user`` and
-``both`` the promise to a user is about sums: the attacker sees each sum, noised, and is taken to
-know every other user's clips, so that it takes their part off and is left with one user's part and
+Under ``none`` and ``utterance`` the server sees everything that a device sends. Under ``user`` and
+``both`` the guarantee to a user is about sums. The attacker sees each sum, noised, and is assumed
+to know every other user's clips, so it subtracts their part and is left with one user's part and
 all of the noise. That is what secure aggregation leaves visible; a server that adds the noise
 itself, without it, sees every single update.
 """
@@ -26,11 +26,11 @@ ALL_MESSAGES, NOISED_SUMS = (
 
 
 def observe(transcript: Transcript, observation: Observation, seed: int) -> Observation:
-    """What the adversary observes of a trial.
+    """Compute what the adversary observes in a trial.
 
     Args:
-        transcript: What the server asked; its plan says what is protected.
-        observation: What the device sent.
+        transcript: The server's requests; its plan says what is protected.
+        observation: Everything that the device sent.
         seed: Decides the noise of the sums.
     """
     if not transcript.plan.scheme.has_private_sums:
@@ -39,15 +39,15 @@ def observe(transcript: Transcript, observation: Observation, seed: int) -> Obse
 
 
 def threat_model(plan: Plan) -> str:
-    """The same in words."""
+    """Name the threat model in words, for the audit's table."""
     return NOISED_SUMS if plan.scheme.has_private_sums else ALL_MESSAGES
 
 
 def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:
-    """An observation as named vectors, one dimension each, float64.
+    """Split an observation into named vectors, one dimension each, float64.
 
     Args:
-        observation: What was seen of a trial.
+        observation: The adversary's observation of a trial.
         rounds: How many rounds were seen, from the first on.
 
     Returns:
@@ -58,6 +58,7 @@ def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:
         "first message": observation.enrolment.double(),
         "updates": observation.updates[:rounds].double().mean(0),
     }
+    # Head statistics are asked for after the last round only.
     if rounds == len(observation.updates) and len(observation.head_statistics):
         found["last message"] = observation.head_statistics.double()
     return found
@@ -65,6 +66,7 @@ def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:
 
 def _observe_sums(transcript: Transcript, observation: Observation, seed: int) -> Observation:
     """What is left of a sum once all others' parts are known and taken off."""
+    # A stream of its own: the device's noise must not be drawn again as the sum's.
     draws = SeededGaussianSampler(seeding.torch_rng(seed, "audit", "sums"))
     classes = len(transcript.plan.labels)
     counts, centre = observation.enrolment[:classes], observation.enrolment[classes:]
@@ -87,7 +89,7 @@ def _observe_sums(transcript: Transcript, observation: Observation, seed: int) -
 
 
 def enrolment_sum_noise(transcript: Transcript) -> tuple[float, float]:
-    """Noise of the sums of counts and of centres beside one device's own, standard deviations."""
+    """Compute the noise of the sums of counts and centres less one device's own, as std."""
     plan = transcript.plan
     counts, centre = (
         _remaining_noise(
@@ -104,17 +106,18 @@ def _remaining_noise(user: SumMechanism | None, own: float, devices: int) -> flo
     """All noise in a sum, less one device's."""
     if user is None:
         return 0.0
+    # The device's own noise is already in its message; the sum has the noise of all, or more.
     whole = max(user.noise_multiplier * user.clip_norm, own * math.sqrt(devices))
     return math.sqrt(whole**2 - own**2)
 
 
 def update_sum_noise(transcript: Transcript) -> float:
-    """The same for the sum of one round's updates, in weights."""
+    """Compute the noise of the sum of one round's updates less one device's, in weights."""
     return _added_noise(transcript, SumKind.UPDATE, denominator=transcript.denominator)
 
 
 def statistics_sum_noise(transcript: Transcript) -> float:
-    """The same for the sum of head statistics, in each number."""
+    """Compute the noise of the sum of head statistics less one device's, in each number."""
     return _added_noise(transcript, SumKind.HEAD_STATISTICS)
 
 
@@ -125,4 +128,5 @@ def _added_noise(transcript: Transcript, kind: SumKind, *, denominator: float = 
         return 0.0
     whole = scheme.sum_noise_std(plan, kind, devices=transcript.devices, denominator=denominator)
     own = scheme.device_noise_std(plan, kind, devices=1, denominator=denominator)
+    # Rounding can leave a difference of equals just below 0.
     return math.sqrt(max(0.0, whole**2 - own**2))

@@ -1,4 +1,4 @@
-"""What there is to attack: a run's first fold, made again from its settled scenario.
+"""Folds of a finished run, rebuilt from its settled scenario, to attack.
 
 The attacker is the server. It knows the plan, the models it sent and all that is public; the
 harness also knows the users' clips, to run trials with and without what the attacker looks for.
@@ -44,7 +44,7 @@ OnMessage = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SpeakerExamples:
-    """Somebody whose device may be looked at.
+    """Utterances of one speaker whose device may be attacked.
 
     Attributes:
         examples: Utterances as raw features.
@@ -57,14 +57,14 @@ class SpeakerExamples:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class AuditedFold:
-    """A fold to attack.
+    """A fold of a finished run, with everything that the attacks need.
 
     Attributes:
         scenario: The settled scenario.
         name: Name of the fold.
-        transcript: What the server asked of every device.
-        users: Those who trained, by name.
-        public_speakers: Public speakers, by name, on whom an attacker may train.
+        transcript: The server's requests to every device.
+        users: Training users, by name.
+        public_speakers: Public speakers, by name; an attacker may train on them.
     """
 
     scenario: Scenario
@@ -74,8 +74,9 @@ class AuditedFold:
     public_speakers: Mapping[str, SpeakerExamples]
 
     def without_noise(self) -> "AuditedFold":
-        """The same recipe with its privacy switched off: nothing is clipped, noised or promised."""
+        """Copy the fold with its privacy off: nothing is clipped, noised or promised."""
         transcript = self.transcript
+        # "and" keeps what the plan did not have: None stays None.
         plan = replace(
             transcript.plan,
             mechanism=NoPrivacy(),
@@ -96,13 +97,13 @@ def open_audited_folds(
     *,
     max_folds: int | None = None,
 ) -> list[AuditedFold]:
-    """Make a run's folds again, in their order.
+    """Rebuild a run's folds, in their order.
 
     Args:
-        run_folder: What ``simulate --out`` made, with its checkpoints.
+        run_folder: The folder that ``simulate --out`` made, with its checkpoints.
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
-        max_folds: How many, from the first on; None makes all.
+        max_folds: How many, from the first on; None rebuilds all.
 
     Raises:
         SettingError: No run there, or one that this version cannot attack.
@@ -110,6 +111,7 @@ def open_audited_folds(
         SottovoceError: Corpora that are not where they were, and the like.
     """
     scenario = _scenario(run_folder)
+    # Before features are computed, which takes minutes.
     _check(scenario)
     with FeatureCache(cache_folder()) as cache:
         corpus = load_corpus(scenario, cache, on_message, on_progress)
@@ -175,6 +177,7 @@ def _transcript(
 ) -> Transcript:
     """What the server asked, from its stored models."""
     sent = [weights for _, weights in checkpoint.iter_round_weights(server)]
+    # Another shape is a model of another recipe: config.toml was changed after the run.
     if len(sent) < plan.rounds or sent[0].shape != fold_inputs.initial_weights.shape:
         raise ModelError(
             f"{server} holds {len(sent)} of the {plan.rounds} models of this run; the audit needs "
@@ -189,7 +192,9 @@ def _transcript(
         speaker_statistics=fold_inputs.speaker_statistics,
         centre=tensors["centre"],
         class_weights=compute_class_weights(counts, CLASS_EXPONENTS[scenario.recipe.class_weights]),
+        # The model sent in a round is the one before it: the last one was never sent to train.
         weights=[fold_inputs.initial_weights, *sent[: plan.rounds - 1]],
+        # As the server counts it: mean clips of a user times the sampling rate.
         denominator=max(len(labels) / len(users) * plan.training.sample_rate, 1.0),
         devices=len(users),
         statistics_request=_statistics_request(scenario, plan, fold_inputs, tensors["weights"]),
@@ -233,6 +238,8 @@ def _public_speakers(
     for number, (clips, features) in enumerate(public):
         spoken: dict[str, list[Clip]] = {}
         for clip in clips:
+            # The run's labels only, and a known gender, or there is nothing to learn from the
+            # speaker.
             if clip.clip_id in features and clip.emotion in fold_inputs.labels and clip.gender:
                 spoken.setdefault(clip.speaker, []).append(clip)
         for speaker, own in spoken.items():

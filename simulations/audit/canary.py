@@ -1,9 +1,9 @@
-"""The worst utterance: one that an attacker knows, sees alone, and that moves all it can.
+"""Canaries: worst-case utterances that an attacker knows and can see alone.
 
 The canary's row points far along one direction, so that it reaches every clip norm whatever the
-user's mean is. The server, which may send what it likes, sends in every round a model that bets
-against the canary's label along that direction. What moves when the canary is in is known but for
-the noise, so the likelihood ratio of Gaussians is a linear score (Nasr et al. 2021, 2023).
+user's mean is. The server, which may send any model, sends in every round one that predicts
+against the canary's label along that direction. The canary's effect is known but for the noise,
+so the likelihood ratio of Gaussians is a linear score (Nasr et al. 2021, 2023).
 """
 
 from collections.abc import Callable
@@ -36,8 +36,8 @@ CANARY_NORM = 1e3
 """Norm of a canary's row after the projection, where usual rows have a norm of about 1."""
 
 CANARY_LOGIT = 10.0
-"""Logit by which the server's model bets against the canary: sure of it, and so still unsure of
-utterances that lie across, whose gradients then show which way the user's mean has moved."""
+"""Logit by which the server's model predicts against the canary. It is sure of the canary, and
+unsure of utterances across it, whose gradients then show how the user's mean has moved."""
 
 OnProgress = Callable[[str, int, int], None]
 
@@ -63,7 +63,8 @@ class CanaryDirection:
     effect_on_statistics: Tensor
 
     def compute_statistics(self, observation: Observation) -> list[float]:
-        """Test statistics: counts, centre, the mean update along both directions, the answer."""
+        """Compute test statistics: counts, centre, the update along both directions, the answer."""
+        # The enrolment is counts first, then the centre's share.
         classes = len(observation.enrolment) - len(self.row)
         mean = observation.updates.double().mean(0)
         return [
@@ -80,13 +81,14 @@ class CanaryDirection:
 
 
 def examples_from_rows(projection: PublicProjection, rows: Tensor, labels: list[int]) -> Examples:
-    """Utterances whose projected rows are these, as raw features.
+    """Make utterances whose projected rows are these, as raw features.
 
     Args:
         projection: The public projection; its inputs must not outnumber its features.
         rows: Shape (utterances, inputs).
         labels: One class an utterance.
     """
+    # The projection has full row rank, so its pseudo-inverse is a right inverse.
     back = torch.linalg.pinv(projection.matrix.double())
     features = projection.mean.double() + rows.double() @ back
     ones = torch.ones(len(rows), dtype=torch.int64)
@@ -95,7 +97,7 @@ def examples_from_rows(projection: PublicProjection, rows: Tensor, labels: list[
 
 
 def design_canary(transcript: Transcript, seed: int) -> tuple[Transcript, Examples, Tensor]:
-    """The transcript of a server that looks for a canary, the canary, and its row.
+    """Design a canary and the transcript of a server that looks for the canary.
 
     Returns:
         The transcript, whose model bets against the canary in every round; the utterance as raw
@@ -104,6 +106,7 @@ def design_canary(transcript: Transcript, seed: int) -> tuple[Transcript, Exampl
     draws = seeding.torch_rng(seed, "audit", "canary")
     row = _unit(torch.randn(transcript.projection.output_size, generator=draws))
     transcript = _with_model_every_round(transcript, _adversarial_weights(transcript, row))
+    # Relative to the centre, which the normaliser subtracts with most of the mean.
     far = (transcript.centre + CANARY_NORM * row)[None]
     return (
         transcript,
@@ -115,10 +118,11 @@ def design_canary(transcript: Transcript, seed: int) -> tuple[Transcript, Exampl
 def measure_direction(
     transcript: Transcript, others: Examples, canary: Examples, row: Tensor
 ) -> CanaryDirection:
-    """How updates move: three trials that the attacker runs itself, without noise."""
+    """Measure how updates move: three trials that the attacker runs itself, without noise."""
     quiet = nearly_noiseless(transcript.with_constant_model(1))
     observations = [
         run_trial(quiet, examples, 0)
+        # What neither part explains alone is the canary's effect on the others, through the mean.
         for examples in (concatenate_examples([others, canary]), others, canary)
     ]
     both, without, alone = (one.updates[0].double() for one in observations)
@@ -142,10 +146,10 @@ def collect_statistics(
     user_level: bool = False,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> tuple[Floats, Floats]:
-    """Test statistics of many trials without and with the canary.
+    """Collect test statistics of many trials without and with the canary.
 
     Args:
-        transcript: What the server asks; its model is set against the canary.
+        transcript: The server's requests; its model is set against the canary.
         others: The device's own utterances as raw features.
         trials: How many of each kind.
         seed: Decides the canary and all noise.
@@ -167,6 +171,8 @@ def collect_statistics(
     found: tuple[list[list[float]], list[list[float]]] = ([], [])
     for number in range(trials):
         for kind in (0, 1):
+            # Each trial has noise of its own, with and without: paired noise would make errors
+            # dependent.
             own = seeding.derive_seed(seed, "audit", "life", number, kind)
             seen = run_trial(transcript, device_examples[kind], own)
             found[kind].append(
@@ -179,7 +185,9 @@ def collect_statistics(
 def bound_epsilon(
     absent: Floats, present: Floats, *, delta: float, confidence: float, training_share: float = 0.3
 ) -> EpsilonBound:
-    """Lower bounds from statistics; the first trials fit the score, the others are counted.
+    """Estimate lower bounds from statistics; the first trials fit the score.
+
+    The others are counted, so that the score is independent of them.
 
     Args:
         absent: Statistics without the canary, shape (trials, statistics).
@@ -188,6 +196,7 @@ def bound_epsilon(
         confidence: Of each bound.
         training_share: Share of the trials that fit the score and the threshold.
     """
+    # At least two of each: a variance needs them.
     cut = max(2, int(training_share * len(absent)))
     weights = _discriminant(absent[:cut], present[:cut])
     first, second = absent @ weights, present @ weights
@@ -202,11 +211,12 @@ def bound_epsilon(
 def bound_first_message(
     transcript: Transcript, *, trials: int, seed: int, delta: float, confidence: float
 ) -> EpsilonBound:
-    """The same for a device's share of the centre alone, over very many trials.
+    """Bound epsilon by a device's share of the centre alone, over very many trials.
 
-    The device holds nothing but the canary, or nothing. It is the quickest release, so it shows
-    what hundreds of whole trials could not: without noise it costs more than any finite claim.
-    A bound on a part is a bound on the whole.
+    The device holds nothing but the canary, or nothing. This release is the quickest to simulate:
+    very many trials show what hundreds of whole ones could not. Without noise its cost exceeds
+    any finite claim.
+    A lower bound for a part is one for the whole.
     """
     settings = transcript.plan.centre
     row = torch.randn(
@@ -215,6 +225,7 @@ def bound_first_message(
     alone = (transcript.centre + CANARY_NORM * _unit(row))[None]
     draws = SeededGaussianSampler(seeding.torch_rng(seed, "audit", "first message"))
     if settings is None:
+        # A few thousand trials fit a threshold on one number; all others count.
         return EpsilonBound(epsilon=0.0, epsilon_gaussian=0.0, mu=0.0, ceiling=0.0, trials=0)
     found = [
         np.array(
@@ -231,7 +242,7 @@ def bound_first_message(
 def bound_last_message(
     transcript: Transcript, *, trials: int, seed: int, delta: float, confidence: float
 ) -> EpsilonBound | None:
-    """The same for a device's head statistics alone; None where nothing is asked.
+    """Bound epsilon by a device's head statistics alone; None where none are asked for.
 
     The device enrols once, with the canary or with nothing; trials differ only by the noise of its
     answer.
@@ -273,8 +284,10 @@ def _with_model_every_round(transcript: Transcript, weights: Tensor) -> Transcri
 
 def _discriminant(absent: Floats, present: Floats) -> Floats:
     """Fisher's linear discriminant (1936), shape (statistics,)."""
+    # The floor keeps a statistic without noise from dividing by zero.
     difference = present.mean(0) - absent.mean(0)
     scale = np.maximum(absent.std(0) + present.std(0), 1e-9 * (np.abs(difference).max() + 1e-300))
+    # Shrinkage: few trials leave a covariance that is nearly singular.
     covariance = (np.cov((absent / scale).T) + np.cov((present / scale).T)) / 2
     covariance = np.atleast_2d(covariance) + 1e-3 * np.eye(len(difference))
     weights: Floats = np.linalg.solve(covariance, difference / scale) / scale
@@ -289,6 +302,7 @@ def _adversarial_weights(transcript: Transcript, row: Tensor) -> Tensor:
     weights, spec = transcript.weights[0].clone(), transcript.plan.model
     if spec.kind == "linear" and not spec.reads_frames:
         slope = CANARY_LOGIT / (transcript.projection.row_norm or CANARY_NORM)
+        # Parameters are flattened row by row: a class's weights are consecutive.
         start = _least_likely_class(transcript, row) * spec.inputs
         weights[start : start + spec.inputs] -= slope * row
     return weights
@@ -301,6 +315,7 @@ def _least_likely_class(transcript: Transcript, row: Tensor) -> int:
     inputs = row * (transcript.projection.row_norm or CANARY_NORM)
     with torch.no_grad():
         logits = model(inputs[None], torch.ones(1, dtype=torch.int64))[0]
+    # Rare classes get a larger weight in the loss, which counts as a larger error.
     return int((logits - transcript.class_weights.log()).argmin())
 
 

@@ -1,8 +1,8 @@
-"""A device under attack: the product's own code on a device that lives in memory.
+"""Device under attack: the product's own code on a device in memory.
 
 An audit needs thousands of trials. They run ``client.federation`` and the trainer, with their real
-clipping, noise and booking; only disk and encryption are left out, which change no byte of what is
-sent. A test compares it with a device on disk, byte by byte.
+clipping, noise and ledger entries; only disk and encryption are left out, which change no byte of
+what is sent. A test compares it with a device on disk, byte by byte.
 """
 
 from collections.abc import Iterator, Sequence
@@ -36,17 +36,19 @@ _Noised = TypeVar(
 
 _USER: Final = "subject"
 _RESIDUAL_NOISE: Final = 1e-9
-"""Share of the noise that is left where an attacker computes what would be sent without it."""
+"""Share of the noise that remains where an attacker computes what would be sent without noise.
+
+It is not 0, since a plan with a mechanism must have noise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class StatisticsRequest:
-    """What a server asks of a device's clips after the last round.
+    """Request for statistics of a device's clips after the last round.
 
     Attributes:
         weights: The model that scores them, shape (params,), float32. No round said that
             the device's own updates moved it (``update_scale`` is 0), so nothing is subtracted.
-        query: What each of them answers.
+        query: The query that each of them answers.
     """
 
     weights: Tensor
@@ -55,18 +57,18 @@ class StatisticsRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Transcript:
-    """What a server asks of a device in a run.
+    """The server's requests to a device in a run.
 
     Attributes:
-        plan: The plan.
+        plan: Plan of the job.
         projection: The public projection.
-        speaker_statistics: How public speakers differ.
-        centre: Where the population's voices lie, shape (inputs,), float32.
+        speaker_statistics: Statistics of how public speakers differ.
+        centre: Mean of the training users' projected rows, shape (inputs,), float32.
         class_weights: Shape (classes,), float32.
         weights: The shared model before every round, each shape (params,), float32.
         denominator: Public number of utterances of a step.
         devices: How many devices a sum runs over.
-        statistics_request: What is asked after the last round; None asks nothing.
+        statistics_request: Request after the last round; None if there is none.
     """
 
     plan: Plan
@@ -80,7 +82,7 @@ class Transcript:
     statistics_request: StatisticsRequest | None = None
 
     def with_constant_model(self, rounds: int | None = None) -> "Transcript":
-        """The transcript of a server that sends the first model in every round, which it may."""
+        """Copy the transcript of a server that sends the first model in every round, as it may."""
         first = self.weights[0]
         return replace(
             self,
@@ -92,7 +94,7 @@ class Transcript:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Observation:
-    """What the server saw of one device.
+    """The messages that the server received from one device.
 
     Attributes:
         enrolment: Label counts and share of the centre, shape (classes + inputs,).
@@ -106,7 +108,7 @@ class Observation:
 
 
 class DeviceUnderTest:
-    """A device in memory; its noise comes from a seed, as on every simulated device.
+    """Device in memory; its noise comes from a seed, as on every simulated device.
 
     Args:
         examples: Its utterances as raw features; all of them enrol and train.
@@ -120,6 +122,7 @@ class DeviceUnderTest:
             examples=examples, for_enrolment=everyone, for_head=~everyone, for_training=everyone
         )
         self.profile = DeviceProfile(user=_USER, budgets=(), labels=labels, simulated_seed=seed)
+        # No budget: an audit's trials spend far more than one device may.
         self.device = Device(
             self.profile,
             InMemoryVault(UserKey(bytes(crypto.KEY_BYTES), user=_USER), lambda: features),
@@ -127,14 +130,14 @@ class DeviceUnderTest:
         )
 
     def enrol(self, transcript: Transcript) -> Tensor:
-        """Its first message, shape (classes + inputs,)."""
+        """Compute its first message, shape (classes + inputs,)."""
         value = enrolment.enrol_device(
             self.device, transcript.plan, transcript.projection, transcript.speaker_statistics
         )
         return cast(Tensor, value)
 
     def train(self, transcript: Transcript, number: int) -> Tensor:
-        """Its message of one round, from 1, shape (params,)."""
+        """Compute its message of one round, from 1, shape (params,)."""
         request = TrainRequest(
             plan_hash=transcript.plan.content_hash(),
             round=number,
@@ -146,7 +149,7 @@ class DeviceUnderTest:
         return training_round.train_round(self.device, request)
 
     def release_statistics(self, transcript: Transcript) -> Tensor:
-        """Its message after the last round, shape (WIDTH,); nothing where nothing is asked."""
+        """Compute its message after the last round, shape (WIDTH,); empty if none is asked for."""
         request = _request(transcript)
         return (
             torch.zeros(0)
@@ -155,10 +158,11 @@ class DeviceUnderTest:
         )
 
     def sample_statistics(self, transcript: Transcript, seeds: Sequence[int]) -> Iterator[Tensor]:
-        """The same, as if its noise came from each of these seeds; it has enrolled."""
+        """Sample the message after the last round for each seed of its noise; it has enrolled."""
         request = _request(transcript)
         if request is None:
             return
+        # Everything but the noise is computed once: that is what makes thousands of samples cheap.
         prepared: PreparedRelease = statistics_round.prepare_head_statistics(self.device, request)
         for seed in seeds:
             yield prepared.compute(
@@ -167,10 +171,10 @@ class DeviceUnderTest:
 
 
 def run_trial(transcript: Transcript, examples: Examples, seed: int) -> Observation:
-    """Run one trial: all that a device sends, as the server sees it.
+    """Run one trial and collect all that a device sends, as the server sees the messages.
 
     Args:
-        transcript: What is asked; as many rounds as it has weights.
+        transcript: The server's requests; as many rounds as it has weights.
         examples: The device's utterances as raw features.
         seed: Decides all of its noise.
     """
@@ -198,8 +202,9 @@ def _request(transcript: Transcript) -> HeadStatisticsRequest | None:
 
 
 def nearly_noiseless(transcript: Transcript) -> Transcript:
-    """The same transcript with next to no noise: what an attacker computes for itself."""
+    """Copy the transcript with next to no noise, as an attacker computes for itself."""
     plan = transcript.plan
+    # Without a mechanism there is no noise to remove.
     if not isinstance(plan.mechanism, ExampleLevelMechanism):
         return transcript
     changes: dict[str, object] = {
@@ -218,7 +223,7 @@ def _with_residual_noise(part: _Noised) -> _Noised:
 
 
 def with_exact_normaliser(transcript: Transcript) -> Transcript:
-    """Training with the user's exact mean subtracted, which is neither clipped, noised nor booked.
+    """Copy the transcript with the user's exact mean, neither clipped, noised nor accounted.
 
     Everything else keeps its noise. The accountant would count the mean as free, which the audit
     shows to be false.
@@ -226,5 +231,6 @@ def with_exact_normaliser(transcript: Transcript) -> Transcript:
     settings = transcript.plan.normaliser
     if settings is None or not transcript.plan.scheme.has_private_messages:
         return transcript
+    # A clip norm that nothing reaches and noise that rounds away: the mean is exact in float32.
     mean = replace(settings, clip_norm=1e6, noise_multiplier=1e-12)
     return replace(transcript, plan=replace(transcript.plan, normaliser=mean))

@@ -1,7 +1,7 @@
-"""From an attacker's right and wrong guesses to a lower bound on epsilon, with its confidence.
+"""Lower bounds on epsilon from an attacker's right and wrong guesses, with confidence.
 
-Three bounds. ``epsilon_from_rates`` needs nothing but independent trials and is never above what
-``log(trials)`` allows. ``mu_from_rates`` supposes that the mechanism is Gaussian, as ours claims to
+There are three bounds. ``epsilon_from_rates`` needs nothing but independent trials, and cannot
+exceed about ``log(trials)``. ``mu_from_rates`` assumes a Gaussian mechanism, as ours claims to
 be, and is nearly tight. ``best_one_run_bound`` needs a single trial with many canaries.
 """
 
@@ -20,18 +20,18 @@ from sottovoce.shared.errors import SettingError
 Floats = NDArray[np.float64]
 
 MAX_EPSILON = 500.0
-"""Where searches for an epsilon end."""
+"""Upper end of searches for an epsilon."""
 
 _THRESHOLDS = 400
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ErrorRates:
-    """How often a guess was wrong, at most, at some confidence.
+    """Upper bounds on the error rates of a guess, at some confidence.
 
     Attributes:
-        false_positive: Upper bound on the chance to see a canary that is not there, in (0, 1].
-        false_negative: Upper bound on the chance to miss one that is, in (0, 1].
+        false_positive: Upper bound on the chance to see an absent canary, in (0, 1].
+        false_negative: Upper bound on the chance to miss a present canary, in (0, 1].
     """
 
     false_positive: float
@@ -45,8 +45,8 @@ class EpsilonBound:
     Attributes:
         epsilon: Lower bound without any assumption on the mechanism.
         epsilon_gaussian: Lower bound if the mechanism is a Gaussian one.
-        mu: The Gaussian-DP parameter behind that.
-        ceiling: The most that ``epsilon`` could have shown with so many trials.
+        mu: The Gaussian-DP parameter behind ``epsilon_gaussian``.
+        ceiling: The largest ``epsilon`` that so many trials could have shown.
         trials: Trials that were counted, with and without the canary together.
     """
 
@@ -58,12 +58,16 @@ class EpsilonBound:
 
 
 def clopper_pearson_upper(hits: float, trials: int, alpha: float) -> float:
-    """Upper end of a one-sided Clopper-Pearson interval (Clopper & Pearson 1934).
+    """Compute the upper end of a one-sided Clopper-Pearson interval (1934).
 
     Args:
         hits: How often it happened, in [0, trials]; the expected figure where it is planned.
         trials: Of how many independent trials, at least 1.
         alpha: Chance that the true rate is higher, in (0, 1).
+
+    Example:
+        >>> round(clopper_pearson_upper(0, 100, 0.05), 4)
+        0.0295
     """
     validation.require_at_least(1, trials=trials)
     validation.require_between(0, 1, alpha=alpha)
@@ -74,25 +78,40 @@ def clopper_pearson_upper(hits: float, trials: int, alpha: float) -> float:
 
 def _clopper_pearson_upper(hits: Floats, trials: int, alpha: float) -> Floats:
     """The same for many figures at once."""
+    # Beta(hits + 1, 0) is not defined; those entries are replaced by 1.
     left = np.maximum(trials - hits, 1e-12)
     found: Floats = np.where(hits >= trials, 1.0, beta.ppf(1 - alpha, hits + 1, left))
     return found
 
 
 def epsilon_from_rates(rates: ErrorRates, delta: float) -> float:
-    """The least epsilon that allows these rates (Kairouz et al. 2015, Jagielski et al. 2020)."""
+    """Compute the least epsilon that allows these rates.
+
+    Kairouz et al. 2015; as an audit, Jagielski et al. 2020.
+
+    Example:
+        >>> rates = ErrorRates(false_positive=0.1, false_negative=0.1)
+        >>> round(epsilon_from_rates(rates, 0.0), 3)  # log(0.9 / 0.1)
+        2.197
+    """
+    # (epsilon, delta)-DP is symmetric in the two kinds of errors: both inequalities must hold.
     wrong = (rates.false_positive, rates.false_negative)
     ratios = [(1 - delta - other) / one for one, other in (wrong, wrong[::-1])]
     return max(0.0, *(math.log(ratio) if ratio > 0 else 0.0 for ratio in ratios))
 
 
 def mu_from_rates(rates: ErrorRates) -> float:
-    """The least mu whose Gaussian mechanism allows these rates (Nasr et al. 2023)."""
+    """Compute the least mu whose Gaussian mechanism allows these rates (Nasr et al. 2023).
+
+    Example:
+        >>> round(mu_from_rates(ErrorRates(false_positive=0.1, false_negative=0.1)), 3)
+        2.563
+    """
     return max(0.0, float(ndtri(1 - rates.false_positive) - ndtri(rates.false_negative)))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Epsilon of a mechanism that is exactly mu-GDP, at ``delta`` (Balle & Wang 2018).
+    """Compute the epsilon of a mechanism that is exactly mu-GDP, at ``delta``.
 
     Example:
         >>> round(gaussian_epsilon(1.666, 1e-5), 2)
@@ -104,10 +123,12 @@ def gaussian_epsilon(mu: float, delta: float) -> float:
         return 0.0
 
     def reached(epsilon: float) -> float:
+        # In logarithms: exp(epsilon) alone overflows, its product with the tail does not.
         tail = math.exp(min(epsilon + float(log_ndtr(-epsilon / mu - mu / 2)), 0.0))
         return float(ndtr(-epsilon / mu + mu / 2)) - tail
 
     low, high = 0.0, MAX_EPSILON
+    # Sixty halvings of 500 are far below a double's resolution of epsilon.
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (middle, high) if reached(middle) > delta else (low, middle)
@@ -121,7 +142,7 @@ def bound_from_trials(
     delta: float,
     confidence: float,
 ) -> EpsilonBound:
-    """Lower bounds from the scores of independent trials without and with a canary.
+    """Compute lower bounds from the scores of independent trials without and with a canary.
 
     The thresholds are chosen on other trials than those that are counted, so each bound holds at
     ``confidence`` by itself.
@@ -129,7 +150,7 @@ def bound_from_trials(
     Args:
         selection_scores: Scores (without, with) that only choose thresholds, each shape (trials,).
         counted_scores: Scores (without, with) that are counted, each shape (trials,).
-        delta: Of the promise, in (0, 1).
+        delta: Delta of the promise, in (0, 1).
         confidence: In (0, 1).
 
     Guarantees:
@@ -138,13 +159,16 @@ def bound_from_trials(
         Gaussian mechanism, so does ``epsilon_gaussian``.
     """
     validation.require_between(0, 1, confidence=confidence, delta=delta)
+    # Half of the doubt for each kind of error (union bound).
     alpha = (1 - confidence) / 2
     sizes = len(counted_scores[0]), len(counted_scores[1])
     cuts = _thresholds(selection_scores)
     planned = _expected_rates(selection_scores, cuts, sizes, alpha)
+    # Each bound is best at a threshold of its own.
     best = cuts[int(np.argmax([epsilon_from_rates(rates, delta) for rates in planned]))]
     tight = cuts[int(np.argmax([mu_from_rates(rates) for rates in planned]))]
     mu = mu_from_rates(_measured_rates(counted_scores, tight, alpha))
+    # No error at all: the best that so many trials could have shown.
     least = ErrorRates(
         false_positive=clopper_pearson_upper(0, sizes[0], alpha),
         false_negative=clopper_pearson_upper(0, sizes[1], alpha),
@@ -171,6 +195,7 @@ def _expected_rates(
 ) -> list[ErrorRates]:
     """What each cut would show on so many trials if scores were normal; smoother than counts."""
     without, present = scores
+    # Keeps a score without noise from dividing by zero.
     least = 1e-9 * (1e-300 + float(np.abs(np.concatenate(scores)).max()))
     raised = ndtr((without.mean() - cuts) / max(float(without.std()), least))
     missed = ndtr((cuts - present.mean()) / max(float(present.std()), least))
@@ -194,24 +219,30 @@ def _measured_rates(scores: tuple[Floats, Floats], cut: float, alpha: float) -> 
 
 
 def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Chance of so many correct guesses about one run, were it (epsilon, delta)-DP.
+    """Compute the chance of so many correct guesses about one run, were it (epsilon, delta)-DP.
 
     Theorem 5.2 and Appendix D of Steinke, Nasr & Jagielski (2023, arXiv 2305.08846).
 
     Args:
-        canaries: Examples that were included by an independent fair coin each, m.
+        canaries: Examples that were included with probability 1/2 each, independently, m.
         guesses: How many of them were guessed, r, at most m.
         correct: How many guesses were right, v, at most r.
-        epsilon: Of the hypothesis, 0 or above.
-        delta: Of the hypothesis, in [0, 1).
+        epsilon: Epsilon of the hypothesis, 0 or above.
+        delta: Delta of the hypothesis, in [0, 1).
+
+    Example:
+        >>> p_value(10, 10, 10, 0.0, 0.0) == 2**-10
+        True
     """
     if not 0 <= correct <= guesses <= canaries:
         raise SettingError(
             f"{correct} correct of {guesses} guesses about {canaries} canaries; each must be at "
             "most the next"
         )
+    # Randomised response is the worst case: each guess is right with e^eps / (1 + e^eps).
     right = 1 / (1 + math.exp(-epsilon))
     tail = float(binom.sf(correct - 1, guesses, right))
+    # 0 right guesses are certain, and the correction for delta below has no terms.
     if not correct:
         return 1.0
     steps = np.arange(1, correct + 1)
@@ -223,16 +254,21 @@ def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: fl
 def bound_from_one_run(
     canaries: int, guesses: int, correct: int, *, delta: float, alpha: float
 ) -> float:
-    """The largest epsilon that so many correct guesses refute; see :func:`p_value`.
+    """Find the largest epsilon that so many correct guesses refute; see :func:`p_value`.
 
     Args:
         canaries: As in :func:`p_value`.
         guesses: As in :func:`p_value`.
         correct: As in :func:`p_value`.
-        delta: Of the promise, in [0, 1).
+        delta: Delta of the promise, in [0, 1).
         alpha: Chance that the true epsilon is smaller, in (0, 1).
+
+    Example:
+        >>> round(bound_from_one_run(100, 100, 95, delta=0.0, alpha=0.05), 2)
+        2.17
     """
     low, high = 0.0, 1.0
+    # The p-value grows with epsilon: first a bracket, then halvings of it.
     while high < MAX_EPSILON and p_value(canaries, guesses, correct, high, delta) < alpha:
         high += 1
     for _ in range(40):
@@ -250,7 +286,9 @@ def best_one_run_bound(
     delta: float,
     confidence: float,
 ) -> tuple[float, int, int]:
-    """The best of several numbers of guesses on one run, each at its share of the error.
+    """Find the best bound over several numbers of guesses on one run.
+
+    Each bound gets its share of the error probability.
 
     The surest are guessed, those furthest from 0.
 
@@ -258,13 +296,14 @@ def best_one_run_bound(
         scores: One a canary, above 0 where it seems to be in, below where out, shape (canaries,).
         included: Which were in, shape (canaries,).
         guess_counts: Numbers of guesses to try, each at most the number of canaries.
-        delta: Of the promise.
-        confidence: Of the best bound, in (0, 1).
+        delta: Delta of the promise.
+        confidence: Confidence of the best bound, in (0, 1).
 
     Returns:
         Lower bound on epsilon, guesses and correct guesses behind it.
     """
     order = np.argsort(-np.abs(scores))
+    # Union bound over the numbers of guesses.
     alpha = (1 - confidence) / len(guess_counts)
     found = []
     for size in guess_counts:

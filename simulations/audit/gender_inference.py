@@ -1,4 +1,4 @@
-"""Gender inference: a speaker's gender from what a device sends, by an adaptive attacker.
+"""Gender inference: a speaker's gender from a device's messages, by an adaptive attacker.
 
 The attacker simulates other people's devices with the same plan, models and noise, as often as it
 likes, and trains on what they send on average; it is scored on single trials of a user whom it has
@@ -29,10 +29,10 @@ PartVectors = Mapping[str, Floats]
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SentMessages:
-    """What one person's device sent.
+    """Messages of one person's device in all trials.
 
     Attributes:
-        gender: The person's.
+        gender: Gender of the person.
         before_sum_noise: By number of rounds, its trials before the noise of any sum: the
             attacker's own, which it may repeat until that noise is averaged away.
         observed: By number of rounds, its trials as the server sees them; none of public speakers.
@@ -45,7 +45,7 @@ class SentMessages:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GenderTrials:
-    """Everybody's messages, by name."""
+    """Messages of all people, by name."""
 
     users: Mapping[str, SentMessages]
     public_speakers: Mapping[str, SentMessages]
@@ -53,7 +53,7 @@ class GenderTrials:
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class GenderGuesses:
-    """In which trials a user's gender was guessed right, shape (trials,), bool."""
+    """Trials in which a user's gender was guessed right, shape (trials,), bool."""
 
     gender: str
     correct: np.ndarray[tuple[int], np.dtype[np.bool_]]
@@ -61,7 +61,7 @@ class GenderGuesses:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenderRecall:
-    """Recall of guessed genders.
+    """Recall of the guessed genders, with its error.
 
     Attributes:
         uar: Unweighted average recall; every user of a gender weighs the same.
@@ -81,22 +81,23 @@ def infer_genders(
     max_public_speakers: int,
     seed: int,
 ) -> dict[str, Any]:
-    """Gender inference over a run's folds, as it stands in audit.json.
+    """Infer genders over a run's folds, as recorded in audit.json.
 
     Args:
         audited_folds: The folds; those whose users are not of two known genders are left out.
-        rounds: After how many rounds the attacker looks.
+        rounds: Numbers of rounds after which the attacker guesses.
         trials: Trials of each person.
         sums_per_trial: How often each trial of a user goes into sums with fresh noise.
         max_public_speakers: Most public speakers that the attacker trains on.
         seed: Decides all noise.
 
     Returns:
-        ``gender`` and ``gender_error`` by number of rounds and part, and what they come from in
-        ``gender_of``; empty where nobody was scored.
+        ``gender`` and ``gender_error`` by number of rounds and part, and the sizes behind them in
+        ``gender_of``; empty if nobody was scored.
     """
     folds: dict[int, list[dict[str, dict[str, GenderGuesses]]]] = {number: [] for number in rounds}
     for case in audited_folds:
+        # A fold of one gender has no recall, and unknown genders cannot be scored.
         kinds = {person.gender for person in case.users.values()}
         if len(kinds) == 2 and "" not in kinds:
             known = [pair for pair in case.public_speakers.items() if pair[1].gender in kinds]
@@ -146,15 +147,16 @@ def simulate_trials(
     """Simulate devices of users and of public speakers, with fresh noise in every trial.
 
     Args:
-        transcript: What the server asks.
-        users: Whose gender is looked for, by name.
+        transcript: The server's requests.
+        users: Users whose gender is inferred, by name.
         public_speakers: Public speakers, by name.
-        rounds: After how many rounds it looks.
+        rounds: Numbers of rounds after which the attacker guesses.
         trials: Trials of each person; one is enough where a trial has no noise of its own.
         sums_per_trial: How often each trial of a user goes into sums with fresh noise; once where
             sums add none.
         seed: Decides all noise.
     """
+    # Repeating a trial without noise would give the same messages again.
     distinct = 1 if _is_deterministic(transcript.plan) else trials
     observed = trials * sums_per_trial if transcript.plan.scheme.has_private_sums else distinct
     return GenderTrials(
@@ -163,6 +165,7 @@ def simulate_trials(
             for name, one in users.items()
         },
         public_speakers={
+            # Public speakers are the attacker's own: it needs their average, not their noise.
             name: _sent_messages(transcript, name, one, rounds, 1, 0, seed)
             for name, one in public_speakers.items()
         },
@@ -194,6 +197,7 @@ def _sent_messages(
             transcript,
             own[index % trials],
             seeding.derive_seed(seed, "audit", "sight", name, index),
+            # Fresh noise of sums on trials that are reused: the device's part is the expensive one.
         )
         for index in range(observed)
     ]
@@ -226,6 +230,7 @@ def guess_genders(trials: GenderTrials, rounds: int) -> dict[str, dict[str, Gend
         rounds: How many rounds the server saw.
     """
     users = trials.users
+    # Either label may be positive; the maximum is the same in every run.
     positive = max(one.gender for one in users.values())
     found = {}
     averages, single = _measured(trials, rounds)
@@ -243,6 +248,7 @@ def guess_genders(trials: GenderTrials, rounds: int) -> dict[str, dict[str, Gend
 
 def _everybody(trials: GenderTrials) -> dict[str, SentMessages]:
     """Users first, then public speakers under names that no user has."""
+    # A public speaker may have a user's name; the prefix keeps both.
     return {
         **trials.users,
         **{f"public speaker {name}": one for name, one in trials.public_speakers.items()},
@@ -262,6 +268,7 @@ def _measured(trials: GenderTrials, rounds: int) -> tuple[dict[str, Floats], dic
         own = np.stack(
             [one.before_sum_noise[rounds][part].mean(0) for one in _everybody(trials).values()]
         )
+        # Scaled by users' observations alone: public speakers have no noise of sums.
         centre, scale = observed.mean((0, 1)), _scale(observed)
         averages[part], single[part] = (own - centre) / scale, (observed - centre) / scale
     averages[ALL_PARTS] = np.concatenate(list(averages.values()), -1)
@@ -276,15 +283,17 @@ def _scale(observed: Floats) -> Floats:
     """
     noise = np.sqrt(observed.var(1).mean(0))
     differing = observed.std((0, 1))
+    # Noise far below what differs between users is rounding, not noise.
     scale: Floats = np.where(noise > 1e-6 * differing, noise, differing)
+    # A number that never varies says nothing; a scale of 1 leaves it at 0.
     return np.where(scale > 0, scale, 1.0)
 
 
 def score_guesses(folds: Sequence[Mapping[str, GenderGuesses]], *, seed: int = 0) -> GenderRecall:
-    """Recall of guessed genders over all folds of a run.
+    """Compute the recall of guessed genders over all folds of a run.
 
     Args:
-        folds: For each fold, what was guessed of its users; a user may be in several.
+        folds: For each fold, the guesses about its users; a user may be in several.
         seed: Decides the resampling that gives the standard error: users of each gender with
             replacement, and trials of each of them (classifiers stay as they are).
     """
@@ -298,6 +307,7 @@ def score_guesses(folds: Sequence[Mapping[str, GenderGuesses]], *, seed: int = 0
     kinds = [[people[name] for name in people if gender[name] == kind] for kind in _kinds(gender)]
     rng = seeding.numpy_rng(seed, "audit", "gender", "error")
     drawn = [np.mean([_resampled(kind, rng) for kind in kinds]) for _ in range(_RESAMPLED)]
+    # Mean over users first: a user with many trials must not outweigh the others.
     uar = np.mean([np.mean([own.mean() for own in kind]) for kind in kinds])
     return GenderRecall(uar=float(uar), standard_error=float(np.std(drawn)))
 

@@ -33,10 +33,10 @@ def invert_gradients(
     seed: int,
     rounds: int | None = None,
 ) -> float:
-    """How much of an utterance's features the server recovers.
+    """Measure how much of an utterance's features the server recovers.
 
     Args:
-        transcript: What the server asks; its first model is sent in every round.
+        transcript: The server's requests; its first model is sent in every round.
         people: Utterances of users as raw features; a batch of each is attacked.
         batch: Utterances that went into every update, of different classes: 1, or for linear
             models up to the number of classes.
@@ -44,8 +44,8 @@ def invert_gradients(
         rounds: How many updates the attacker averages; all of the transcript's by default.
 
     Returns:
-        Mean cosine between what was recovered and what the model read, 1 for all of it, about 0
-        for nothing.
+        Mean cosine between the recovered vector and the model's input, 1 if all is recovered, about
+        0 if nothing is.
     """
     model = build_network(transcript.plan.model, seed=0)
     load_parameters(model, transcript.weights[0])
@@ -76,7 +76,7 @@ def invert_gradients(
 
 
 def _observed_update(transcript: Transcript, update: Tensor, generator: torch.Generator) -> Tensor:
-    """An update as it is seen: where users are hidden, bounded and in a noised sum."""
+    """An update as the attacker sees it: under user-level privacy bounded and in a noised sum."""
     plan = transcript.plan
     if not plan.scheme.has_private_sums:
         return update
@@ -88,6 +88,7 @@ def _observed_update(transcript: Transcript, update: Tensor, generator: torch.Ge
 
 def _distinct_classes(examples: Examples, batch: int, generator: torch.Generator) -> Tensor:
     """Indices of a few utterances, each of another class."""
+    # The first utterance of each class in random order.
     order = torch.randperm(len(examples), generator=generator).tolist()
     by_class: dict[int, int] = {}
     for index in order:
@@ -111,6 +112,7 @@ def _recovered(model: Network, update: Tensor, labels: Tensor) -> Tensor:
         # A class's own utterance pulls its row up; all others push it down a little.
         return matrix[labels]
     errors, _, inputs = torch.linalg.svd(matrix, full_matrices=False)
+    # Singular vectors have no sign; the bias's gradient is the error itself, and gives one.
     alone: Tensor = inputs[0] * torch.sign(errors[:, 0] @ bias)
     return alone[None]
 

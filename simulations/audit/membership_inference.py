@@ -1,4 +1,4 @@
-"""Membership inference by likelihood ratios: was an utterance on the device, did a user train?
+"""Membership inference by likelihood ratios: of utterances on devices, of users in training.
 
 LiRA (Carlini et al. 2022): the attacker runs many trials itself, with and without each target, fits
 a normal distribution to what it sees either way, and scores what it attacks by their ratio. Its
@@ -48,12 +48,12 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MembershipMetrics:
-    """How well members were distinguished from others.
+    """How well an attack distinguishes members from others.
 
     Attributes:
-        auc: Chance that a member scores above another, ½ for a blind attacker.
-        tpr: Share of members found where 1 % of the others are taken for members.
-        guesses: How many targets were scored.
+        auc: Chance that a member scores above a non-member, ½ for a blind attacker.
+        tpr: Share of members found at a false-positive rate of 1 %.
+        guesses: Number of targets scored.
     """
 
     auc: float
@@ -62,14 +62,20 @@ class MembershipMetrics:
 
 
 def score_attack(scores: Floats, is_member: MembershipMask) -> MembershipMetrics:
-    """Score an attack.
+    """Compute AUC and true-positive rate of an attack.
 
     Args:
         scores: Higher for members, any shape.
-        is_member: Who was one, the same shape.
+        is_member: Membership, the same shape.
+
+    Example:
+        >>> scores, members = np.array([0.1, 0.2, 0.8, 0.9]), np.array([False, False, True, True])
+        >>> score_attack(scores, members)
+        MembershipMetrics(auc=1.0, tpr=1.0, guesses=4)
     """
     flat, truth = scores.ravel(), is_member.ravel()
     members, others = np.sort(flat[truth]), np.sort(flat[~truth])
+    # Mean of both sides: a tie counts half, as in the Mann-Whitney statistic.
     below = np.searchsorted(others, members, "left") + np.searchsorted(others, members, "right")
     auc = float(below.mean()) / 2 / max(len(others), 1) if len(members) else 0.5
     cut = others[-max(1, int(0.01 * len(others)))] if len(others) else 0.0
@@ -79,7 +85,7 @@ def score_attack(scores: Floats, is_member: MembershipMask) -> MembershipMetrics
 def log_likelihood_ratio(
     shadow_statistics: Floats, is_member: MembershipMask, statistics: Floats
 ) -> Floats:
-    """Log-likelihood ratio of membership.
+    """Compute the log-likelihood ratio of membership.
 
     Args:
         shadow_statistics: The attacker's own statistics, shape (shadows, targets).
@@ -87,10 +93,17 @@ def log_likelihood_ratio(
         statistics: Statistics to score, shape (trials, targets).
 
     Returns:
-        Shape (trials, targets); means for each target, one variance for all, as few shadows allow.
+        Shape (trials, targets). Means are per target, with one variance for all: shadows are few.
+
+    Example:
+        >>> shadows, inside = np.array([[1.0], [0.0]]), np.array([[True], [False]])
+        >>> ratio = log_likelihood_ratio(shadows, inside, np.array([[1.0], [0.0]]))
+        >>> bool(ratio[0, 0] > 0 > ratio[1, 0])
+        True
     """
     means = [_mean(shadow_statistics, chosen) for chosen in (is_member, ~is_member)]
     left = np.where(is_member, shadow_statistics - means[0], shadow_statistics - means[1])
+    # The floor keeps statistics without any noise from dividing by zero.
     std = max(float(left.std()), 1e-9 * (float(np.abs(shadow_statistics).max()) + 1e-300))
     distances = [np.square((statistics - mean) / std) for mean in means]
     result: Floats = (distances[1] - distances[0]) / 2
@@ -108,7 +121,12 @@ def _mean(statistics: Floats, chosen: MembershipMask) -> Floats:
 
 
 def draw_membership(trials: int, targets: int, seed: int, *names: str) -> MembershipMask:
-    """Draw by fair coins who is in which trial, shape (trials, targets)."""
+    """Draw with probability 1/2 each who is in which trial, shape (trials, targets).
+
+    Example:
+        >>> draw_membership(2, 3, 0, "users").shape
+        (2, 3)
+    """
     draws = seeding.numpy_rng(seed, "audit", "members", *names)
     chosen: MembershipMask = draws.random((trials, targets)) < 0.5
     return chosen
@@ -123,16 +141,17 @@ def attack_utterances(
     seed: int,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> MembershipMetrics:
-    """Tell which utterances were on a device, from all its updates.
+    """Attack membership of utterances on a device, from all its updates.
 
     Args:
-        transcript: What the server asks; its first model is sent in every round.
+        transcript: The server's requests; its first model is sent in every round.
         devices: Utterances that may be on each device, as raw features.
         shadows: Trials that the attacker runs itself.
         trials: Trials that it scores.
-        seed: Decides who is in, and all noise.
+        seed: Decides membership, and all noise.
         on_progress: Takes (what, done, total).
     """
+    # The same model in every round: all updates then estimate one and the same sum.
     transcript = without_normaliser(transcript.with_constant_model())
     scores, truth = [], []
     for index, examples in enumerate(devices):
@@ -153,7 +172,7 @@ def attack_utterances(
 
 
 def _reader(transcript: Transcript, examples: Examples) -> Callable[[Examples, int], Floats]:
-    """Returns what runs a trial and scores each utterance's membership, shape (utterances,)."""
+    """Make a function that runs a trial and scores each utterance, shape (utterances,)."""
     quiet = nearly_noiseless(transcript.with_constant_model(1))
     whole = sum_updates(transcript, run_trial(quiet, examples, 0))
     everyone = torch.arange(len(examples))
@@ -163,6 +182,7 @@ def _reader(transcript: Transcript, examples: Examples) -> Callable[[Examples, i
             for left in range(len(examples))
         ]
     )
+    # Beyond what single utterances explain, as the class weights: it is in every trial.
     rest = whole - each.sum(0)
 
     def read(examples: Examples, seed: int) -> Floats:
@@ -185,21 +205,22 @@ def attack_users(
     seed: int,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> MembershipMetrics:
-    """Tell which users trained, from the released model alone.
+    """Attack membership of users in training, from the released model alone.
 
     Args:
-        transcript: What the server asks; only where it starts counts, models follow from the users.
+        transcript: The server's requests; only the initial model counts, later ones follow.
         people: Utterances of each user who may take part, as raw features.
-        aggregation: How the server makes a model of updates.
+        aggregation: How the server updates the model.
         shadows: Trainings that the attacker does itself.
         trials: Trainings that it scores.
-        seed: Decides who is in, and all noise.
+        seed: Decides membership, and all noise.
         on_progress: Takes (what, done, total).
     """
     inside = draw_membership(shadows + trials, len(people), seed, "users")
     found = []
     for number, chosen in enumerate(inside):
         own = seeding.derive_seed(seed, "audit", "federation", number)
+        # Training needs somebody: an empty draw trains on the first user.
         here = [one for one, is_in in zip(people, chosen, strict=True) if is_in] or [people[0]]
         model = train_model(transcript, here, aggregation, own)
         found.append([_fit(transcript, model, one) for one in people])
@@ -220,6 +241,7 @@ def train_model(
         for index, one in enumerate(people)
     ]
     transcript = replace(transcript, devices=len(devices))
+    # The server's noise, from a stream of its own.
     draws = SeededGaussianSampler(seeding.torch_rng(seed, "sums"))
     enrolled = torch.stack([device.enrol(transcript) for device in devices]).double().sum(0)
     parts = zip(
@@ -231,6 +253,7 @@ def train_model(
     usual = max(float(counts.sum()) / len(devices), 1.0)
     each = transcript.plan.scheme.rows_per_device or usual  # a user's mean row, or all rows
     centre = (rows / (each * len(devices))).float()
+    # A recipe without centring still enrols; its centre is zero.
     if transcript.plan.centre is None:
         centre = torch.zeros_like(transcript.centre)
     transcript = replace(transcript, centre=centre, denominator=usual)
@@ -266,6 +289,7 @@ def _update_server_noise(transcript: Transcript) -> float:
 
 
 def _subtract_noise(noise: float, own: float, others: int) -> float:
+    # Where devices' noise exceeds the sum's target, the server adds none.
     """A standard deviation without the noise of so many devices."""
     return math.sqrt(max(0.0, noise**2 - others * own**2))
 

@@ -1,7 +1,7 @@
-"""One run, many canaries: privacy auditing with one training run (Steinke et al. 2023).
+"""Privacy auditing with one training run and many canaries (Steinke et al. 2023).
 
-A fair coin decides for every canary whether it is in. All are decoded at once, by the linear
-estimate of least mean squared error from the mean update, and the surest are guessed.
+Each canary is included with probability 1/2. All are decoded at once, by the linear estimate of
+least mean squared error from the mean update, and the surest are guessed.
 """
 
 from dataclasses import dataclass, replace
@@ -32,9 +32,9 @@ class OneRunBound:
 
     Attributes:
         epsilon: Lower bound, at the confidence that was asked for.
-        canaries: How many canaries there were.
-        guesses: How many were guessed.
-        correct: How many guesses were right.
+        canaries: Number of canaries.
+        guesses: Number of guesses.
+        correct: Number of right guesses.
     """
 
     epsilon: float
@@ -55,12 +55,12 @@ def audit_one_run(
     """Audit a device's updates by a single trial.
 
     Args:
-        transcript: What the server asks; its first model is sent in every round.
+        transcript: The server's requests; its first model is sent in every round.
         others: The device's own utterances as raw features, which the attacker knows.
         canaries: Most canaries to place, at least 8.
         seed: Decides which canaries are in, canaries and noise.
-        delta: Of the promise.
-        confidence: Of the bound.
+        delta: Delta of the promise.
+        confidence: Confidence of the bound.
 
     Raises:
         SettingError: Too few canaries to guess any.
@@ -69,6 +69,7 @@ def audit_one_run(
     if len(placed) < 8:
         raise SettingError(f"canaries is {len(placed)}; one run needs at least 8 to tell anything")
     transcript = without_normaliser(transcript.with_constant_model())
+    # The purpose's name is part of the seed: renaming it would draw other canaries.
     rng = seeding.torch_rng(seed, "audit", "coins")
     included = torch.rand(len(placed), generator=rng) < 0.5
     seen = run_trial(
@@ -77,6 +78,7 @@ def audit_one_run(
         seeding.derive_seed(seed, "audit", "one run"),
     )
     guess = estimate_inclusion(transcript, others, placed, seen)
+    # Few sure guesses or many unsure ones: which is better depends on the noise.
     sizes = sorted({max(4, len(placed) // part) for part in (16, 4, 1)})
     epsilon, guesses, correct = epsilon_bounds.best_one_run_bound(
         guess.numpy(), included.numpy(), sizes, delta=delta, confidence=confidence
@@ -87,13 +89,13 @@ def audit_one_run(
 def estimate_inclusion(
     transcript: Transcript, others: Examples, candidates: Examples, observation: Observation
 ) -> Tensor:
-    """Estimate how far each candidate seems to be in, shape (utterances,), float64.
+    """Estimate how far each candidate is included, shape (utterances,), float64.
 
     Args:
-        transcript: What the server asked, the same model in every round.
-        others: What is known to be on the device.
-        candidates: What may be on it.
-        observation: What the device sent.
+        transcript: The server's requests, the same model in every round.
+        others: Utterances known to be on the device.
+        candidates: Utterances that may be on it.
+        observation: The device's messages.
     """
     quiet = nearly_noiseless(transcript.with_constant_model(1))
     known = run_trial(quiet, others, 0)
@@ -104,7 +106,9 @@ def estimate_inclusion(
 
 
 def without_normaliser(transcript: Transcript) -> Transcript:
-    """Without a normaliser where nothing is noised: the plan is the server's to choose.
+    """Copy the transcript without a normaliser where nothing is noised.
+
+    The plan is the server's to choose.
 
     Canaries lie far out and would move an exact mean, which would blur their signal.
     """
@@ -114,7 +118,7 @@ def without_normaliser(transcript: Transcript) -> Transcript:
 
 
 def sum_updates(transcript: Transcript, observation: Observation) -> Tensor:
-    """The mean update as a sum over utterances, shape (params,), float64.
+    """Compute the mean update as a sum over utterances, shape (params,), float64.
 
     Without noise a device sends the mean gradient, and exact label counts that undo it.
     """
@@ -128,15 +132,21 @@ def decode_inclusion(contributions: Tensor, total: Tensor, *, noise_std: float) 
     """Estimate from a sum which contributions are in it, by least mean squared error.
 
     Args:
-        contributions: What every one would add, shape (utterances, params), float64.
-        total: What was added, noised, shape (params,), float64.
+        contributions: Each utterance's contribution, shape (utterances, params), float64.
+        total: The noised sum, shape (params,), float64.
         noise_std: Standard deviation of the noise in every number.
 
     Returns:
-        Shape (utterances,), float64.
+        Estimated inclusions between about -1/2 and 1/2, shape (utterances,), float64.
+
+    Example:
+        >>> each = torch.eye(2, dtype=torch.float64)
+        >>> total = torch.tensor([1.0, 0.0], dtype=torch.float64)
+        >>> decode_inclusion(each, total, noise_std=0.0).round(decimals=3)
+        tensor([ 0.5000, -0.5000], dtype=torch.float64)
     """
     gram = contributions @ contributions.T
-    # A fair coin has variance 1/4; a hair of noise keeps the system solvable where there is none.
+    # A Bernoulli(1/2) variable has variance 1/4; a little noise keeps the system solvable.
     ridge = max(4 * noise_std**2, 1e-9 * float(gram.diagonal().mean()))
     residual = total - contributions.sum(0) / 2
     inclusion: Tensor = torch.linalg.solve(
@@ -146,11 +156,12 @@ def decode_inclusion(contributions: Tensor, total: Tensor, *, noise_std: float) 
 
 
 def update_noise_std(transcript: Transcript) -> float:
-    """Standard deviation of the noise in one weight of the mean update."""
+    """Compute the standard deviation of the noise in one weight of the mean update."""
     mechanism, training = transcript.plan.mechanism, transcript.plan.training
     if not mechanism.noise_multiplier:
         return 0.0
     step = training.learning_rate * mechanism.noise_multiplier * mechanism.clip_norm
+    # Independent noise in every step; the mean over rounds divides its variance.
     return float(step / transcript.denominator * np.sqrt(training.steps / len(transcript.weights)))
 
 
@@ -165,6 +176,7 @@ def _canaries(transcript: Transcript, max_canaries: int, seed: int) -> Examples:
         generator=seeding.torch_rng(seed, "audit", "canaries"),
         dtype=torch.float64,
     )
+    # Orthonormal directions: canaries of different directions do not disturb each other.
     rows = torch.linalg.qr(draws).Q.T.float().repeat_interleave(labels, dim=0)
     classes_of = [number % labels for number in range(len(rows))]
     return examples_from_rows(

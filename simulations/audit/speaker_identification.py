@@ -1,4 +1,4 @@
-"""Speaker identification: the user's name, from what a device sends."""
+"""Speaker identification: the user's name from a device's messages."""
 
 from collections.abc import Mapping, Sequence
 
@@ -31,14 +31,14 @@ def identify_speakers(
     repeats: int,
     seed: int,
 ) -> dict[int, dict[str, float]]:
-    """How often the attacker names the user behind a device.
+    """Measure how often the attacker names the user behind a device.
 
     It holds one half of everybody's clips and computes what a device with them would send; the
     device holds the other half. The weight of each part is fitted before, on the quarters of the
     attacker's own half.
 
     Returns:
-        By number of rounds seen and by part, the share of trials that are named right;
+        By number of rounds seen and by part, the share of trials that are named correctly;
         1 / users by chance.
     """
     halves = [
@@ -46,7 +46,12 @@ def identify_speakers(
     ]
     quarters = [(_every_other(known, 0), _every_other(known, 1)) for known, _ in halves]
     practice = _template_cosines(
-        transcript, quarters, rounds, 1, seeding.derive_seed(seed, "audit", "practice")
+        # Another seed than the attack's: weights must not be fitted on the trials they score.
+        transcript,
+        quarters,
+        rounds,
+        1,
+        seeding.derive_seed(seed, "audit", "practice"),
     )
     shown = _template_cosines(
         transcript, halves, rounds, repeats, seeding.derive_seed(seed, "audit", "named")
@@ -60,6 +65,7 @@ def identify_speakers(
 
 def _every_other(examples: Examples, which: int) -> Examples:
     """Every other utterance."""
+    # Alternate utterances: corpora are sorted by emotion, so halves would differ in emotion.
     return examples.select(torch.arange(len(examples)) % 2 == which)
 
 
@@ -89,6 +95,7 @@ def _cosines(
     trials, templates = ([split_parts(one, rounds) for one in seen] for seen in (shown, known))
     found = {}
     for part in templates[0]:
+        # Everybody's mean is no evidence of anybody; it would dominate every cosine.
         sides = [torch.stack([one[part] for one in side]) for side in (trials, templates)]
         units = [_unit_rows(side - side.mean(0)) for side in sides]
         found[part] = units[0] @ units[1].T
@@ -104,6 +111,7 @@ def _part_weights(practice: PartCosines) -> dict[str, float]:
     for part, cosines in practice.items():
         own = torch.eye(len(cosines), dtype=torch.bool)
         difference = float(cosines[own].mean() - cosines[~own].mean())
+        # A part that is nearer to others than to its own user is noise: weight 0.
         found[part] = max(difference, 0.0) / max(float(cosines[~own].var()), _LEAST_VARIANCE)
     return found
 

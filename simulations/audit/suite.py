@@ -1,4 +1,4 @@
-"""All attacks on a run, once as it was made and once with its privacy switched off."""
+"""All attacks on a run: once as it was run, and once with its privacy switched off."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -37,12 +37,12 @@ OnProgress = Callable[[str, int, int], None]
 
 CONFIDENCE = 0.95
 ASSUMPTION_FREE_ATTACKS = ("many_run", "first_message", "last_message", "one_run", "many_run_user")
-"""Attacks that bound epsilon without any assumption; they share the doubt between them."""
+"""Attacks that bound epsilon without any assumption; they share the error probability."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditSettings:
-    """How much is tried.
+    """Sizes of the attacks: numbers of trials, canaries, users and folds.
 
     Attributes:
         trials: Trials with, and as many without, the canary; at least 20.
@@ -52,18 +52,18 @@ class AuditSettings:
         last_message_trials: Trials of which only the last message is used.
         canaries: Canaries of the one-run audit.
         max_rounds: Most rounds of a trial with canaries or members.
-        attacked_devices: How many users' utterances are looked for.
+        attacked_devices: Users whose utterances are attacked.
         shadow_trials: The attacker's own trials of each.
         membership_trials: Trials that it scores.
         shadow_trainings: The attacker's own trainings with half of the users.
         scored_trainings: Trainings that it scores.
-        attribute_trials: Trials of each user whose gender or name is looked for.
-        user_level_attribute_trials: The same where only noised sums are seen, which say little
-            each.
+        attribute_trials: Trials of each user whose gender or name is inferred.
+        user_level_attribute_trials: The same where only noised sums are seen, which carry little
+            information each.
         user_level_gender_trials: The same for gender: the noise is nearly all in the sums.
         sums_per_trial: How often each such trial goes into sums with fresh noise.
         max_public_speakers: Public speakers that the attacker trains on.
-        max_gender_folds: Folds whose users' gender is looked for.
+        max_gender_folds: Folds whose users' gender is inferred.
     """
 
     trials: int = 400
@@ -86,6 +86,7 @@ class AuditSettings:
     max_gender_folds: int = 10
 
     def __post_init__(self) -> None:
+        # With fewer, the threshold is fitted on a handful and no bound is above 0.
         validation.require_at_least(20, trials=self.trials)
 
 
@@ -129,14 +130,14 @@ def audit_run(
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> AuditRecord:
-    """Attack a run and keep what came of it.
+    """Attack a run, write the audit and render the pages again.
 
-    Writes ``audit.json``, adds the lower bound to ``run.json`` and renders the pages again.
+    Writes ``audit.json``, adds the lower bound to ``run.json`` and renders both pages.
 
     Args:
-        run_folder: What ``simulate --out`` made.
+        run_folder: The folder that ``simulate --out`` made.
         seed: Decides canaries, membership and noise; the same seed gives the same figures.
-        settings: How much is tried; the more trials, the tighter the bounds.
+        settings: Sizes of the attacks; the more trials, the tighter the bounds.
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
 
@@ -159,6 +160,7 @@ def audit_run(
         run_folder, on_message, on_progress, max_folds=settings.max_gender_folds
     )
     found = audit_folds(cases, settings, seed=seed, on_progress=on_progress)
+    # Validated before anything is written: a faulty audit leaves the run as it was.
     content = validate_audit(to_plain_json(found))
     write_json(run_folder / "audit.json", content)
     run["privacy"]["audit"] = {"epsilon_lower": content["epsilon_lower"]}
@@ -174,7 +176,14 @@ def audit_folds(
     seed: int,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> Json:
-    """Content of audit.json, from a run's folds; all but gender is looked for in the first."""
+    """Attack a run's folds and build the content of audit.json; only gender uses all folds.
+
+    Args:
+        audited_folds: At least one; the first is attacked in every way.
+        settings: Sizes of the attacks.
+        seed: Decides canaries, membership and noise.
+        on_progress: Takes (what, done, total).
+    """
     case, size = audited_folds[0], _settings_for_model(audited_folds[0], settings)
     target, transcript = case.scenario.privacy_target, case.transcript
     scheme = case.scenario.privacy_scheme
@@ -230,12 +239,12 @@ def repeat_gender_inference(
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> AuditRecord:
-    """An audit whose gender inference on the run as it was is made anew; all else stays.
+    """Repeat the gender inference on the run as it was; all else of the audit stays.
 
     Args:
         run_folder: The run that was attacked.
         audit: Content of its audit.json; its seed is used again.
-        settings: How much is tried.
+        settings: Sizes of the attacks.
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
 
@@ -243,6 +252,7 @@ def repeat_gender_inference(
         SettingError: No run there.
         SottovoceError: Corpora or models that are gone; each with its way out.
     """
+    # As in audit_run: sums in another order would give other figures.
     torch.set_num_threads(1)
     cases = open_audited_folds(
         run_folder, on_message, on_progress, max_folds=settings.max_gender_folds
@@ -256,6 +266,7 @@ def repeat_gender_inference(
 
 def _verdict(found: Json, claim: float | None) -> Json:
     """The best lower bounds, and whether the claim holds against those that suppose nothing."""
+    # Bounds that assume a Gaussian mechanism do not decide whether the claim holds.
     shown = {name: found[name] for name in ASSUMPTION_FREE_ATTACKS if name in found}
     lower = max(bound["epsilon"] for bound in shown.values())
     gaussian = max(bound.get("epsilon_gaussian", 0.0) for bound in shown.values())
@@ -269,6 +280,7 @@ def _verdict(found: Json, claim: float | None) -> Json:
 
 def _split_confidence(share: int) -> float:
     """Confidence of one of several bounds that hold together at ``CONFIDENCE``."""
+    # Bonferroni: the errors of all bounds add up to the whole.
     return 1 - (1 - CONFIDENCE) / share
 
 
@@ -375,6 +387,8 @@ def _membership(
 ) -> Json:
     """Membership of utterances on devices, and of users in trainings."""
     people = [person.examples for person in case.users.values()]
+    # Under user-level privacy the server sees no single device: utterances cannot be attacked
+    # there.
     found: Json = {}
     if PrivacyUnit.UTTERANCE in case.transcript.plan.scheme.audited_units:
         utterances = membership_inference.attack_utterances(

@@ -1,4 +1,4 @@
-"""An audit in a table of plain text."""
+"""Plain-text table of an audit's results."""
 
 from collections.abc import Iterator
 
@@ -14,7 +14,7 @@ _BOUND_NAMES = {
 
 
 def format_table(audit: AuditRecord) -> list[str]:
-    """The audit for people: what was attacked, what each attack reached, the verdict last."""
+    """Format the audit for people: each attack's result, the verdict last."""
     attacks = audit["attacks"]
     columns = {key: dict(_cells(found)) for key, found in _variants(attacks)}
     names = list(dict.fromkeys(name for cells in columns.values() for name in cells))
@@ -53,6 +53,7 @@ def _heading(audit: Table) -> str:
 
 
 def _cells(found: Table) -> Iterator[tuple[str, str]]:
+    # The dictionary's order is the table's.
     """Every figure of one column, by its name."""
     for key, words in _BOUND_NAMES.items():
         if key in found:
@@ -94,7 +95,7 @@ def _exact_normaliser_lines(audit: Table) -> Iterator[str]:
 
 
 def format_verdict(audit: AuditRecord) -> str:
-    """Whether the attacks stayed below the claim."""
+    """Format whether the attacks stayed below the claim."""
     lower, claim = audit["epsilon_lower"], audit["epsilon"]
     if claim is None:
         return f"epsilon is at least {lower:.2f}; this run claims nothing"
