@@ -1,8 +1,8 @@
-"""What the files of a run say of its privacy, beside each other: nobody and nothing is left out.
+"""Consistency of the privacy statements in a run's files: nobody and nothing is left out.
 
-``config.toml`` says what was asked for, ``run.json`` who was there and what came out,
-``privacy.json`` what was promised and spent. Accounts are compared with their ledgers elsewhere;
-see ``ledger_checks``.
+``config.toml`` has what was asked for, ``run.json`` who was there and the results,
+``privacy.json`` what was promised and spent. Accounts are compared with their ledgers in
+``ledger_checks``.
 """
 
 import re
@@ -20,23 +20,24 @@ from sottovoce.simulations.scenario.scenario import Scenario
 from sottovoce.simulations.verification.ledger_checks import is_close
 
 _MAX_SHOWN = 5
-"""How many of a kind are named one by one."""
+"""Number of contradictions of a kind that are listed one by one."""
 
 _CHANGED = "what was promised was changed after the run"
 
 
 def inconsistencies(run_folder: Path, privacy: PrivacyRecord) -> list[str]:
-    """What ``config.toml``, ``run.json`` and ``privacy.json`` say otherwise than each other.
+    """List contradictions between ``config.toml``, ``run.json`` and ``privacy.json``.
 
     Args:
-        run_folder: Where they are; one that is missing or damaged is a fault.
-        privacy: What ``privacy.json`` holds.
+        run_folder: The run; a missing or damaged file is a fault.
+        privacy: Content of ``privacy.json``.
     """
     found: list[str] = []
     asked = run = None
     try:
         asked = _promise_settings(run_folder)
     except SottovoceError as error:
+        # A damaged file is a finding, not the end: the others can still be compared.
         found.append(f"what was promised cannot be compared with what was asked for: {error}")
     try:
         run = read_run(run_folder)
@@ -78,6 +79,7 @@ def _promise_settings(run_folder: Path) -> Json:
     except ValueError as error:
         raise MessageError(f"{path} is damaged: {error}") from error
     defaults = Scenario(corpus="synthetic")
+    # Read as plain TOML: the scenario's own checks may have become stricter since.
     names = ("unit", "epsilon", "delta", "user_delta", "secure", "tuning_runs", "rounds", "seed")
     asked = {name: record.get(name, getattr(defaults, name)) for name in names}
     recipe = record.get("recipe")
@@ -113,6 +115,7 @@ def _check_promise(asked: Table, privacy: Table) -> Iterator[str]:
             yield f"privacy.json promises {name} {there}, config.toml asks for {value}: {_CHANGED}"
     by = scheme.noise_source.value if scheme.noise_source else None
     sums = [line for one in _server_accounts(privacy) for line in one["releases"]]
+    # A sum noised by somebody else protects against other parties than the promise names.
     for other in sorted({str(line.get("noised_by")) for line in sums} - {by}):
         yield (
             f"privacy.json lists sums noised by {other}, config.toml asks for {by}: the promise "
@@ -147,9 +150,11 @@ def _check_statement(privacy: Table) -> Iterator[str]:
     """The promise in words names the numbers of the promise, in the order of its units."""
     promises = [one for one in (privacy, privacy.get("user")) if one and one["epsilon"] is not None]
     words = privacy["statement"]
+    # %g on both sides: the statement was written for people, with as many digits.
     for name, pattern in (("epsilon", r"e\^([\d.e+-]+)"), ("delta", r"chance of ([\d.e+-]+)\)")):
         there = re.findall(pattern, words)
         wanted = [f"{one[name]:g}" for one in promises if one[name] is not None]
+        # Order matters: swapped numbers would promise the user the utterance's epsilon.
         if there != wanted:
             yield (
                 f"privacy.json's statement names {name} {', '.join(there) or 'nowhere'}, its terms "
@@ -186,6 +191,7 @@ def _check_privacy_section(run: Table, privacy: PrivacyRecord) -> Iterator[str]:
         f"run.json says {name} {there.get(name)}, privacy.json comes to {wanted.get(name)}: they "
         "were written together, and one was changed"
         for name in [*wanted, *(name for name in there if name not in wanted)]
+        # An audit writes its bound into run.json later, on purpose.
         if not name.startswith("privacy.audit.") and not is_close(there.get(name), wanted.get(name))
     ]
     yield from _truncate_list(wrong)
@@ -211,6 +217,7 @@ def _check_clients(run: Table, privacy: Table) -> Iterator[str]:
     clips = {name: one["n"] for name, one in run["accuracy"]["per_speaker"].items()}
     scored = {one["fold"]: one["n"] for one in run["accuracy"]["per_fold"]}
     everyone = set(clips).union(*(fold["clients"] for fold in privacy["folds"]))
+    # Every fold trains all users but its test users.
     trained = set().union(*(fold["clients"] for fold in privacy["folds"]))
     if len(trained) != run["clients"]:
         yield (
@@ -219,6 +226,7 @@ def _check_clients(run: Table, privacy: Table) -> Iterator[str]:
         )
     for fold in privacy["folds"]:
         absent = everyone - set(fold["clients"])
+        # Names without an account must have been tested: their clips add up to the fold's.
         held = sum(clips.get(name, 0) for name in absent)
         if fold["name"] in scored and held != scored[fold["name"]]:
             yield (
@@ -239,6 +247,7 @@ def _check_population(run: Table, privacy: Table) -> Iterator[str]:
             "there should be cannot be known"
         )
         return
+    # One entry stands for all devices whose ledgers are equal.
     counts = [one.get("devices_with_equal_ledgers", 0) for one in folds[0]["clients"].values()]
     rows = (
         ("users registered", folds[0]["registered"], population["registered"]),
@@ -274,6 +283,7 @@ def _check_rounds(run: Table, privacy: Table) -> Iterator[str]:
         for name, account, unit in accounts:
             lines = [one for one in account["releases"] if one["kind"] == "gradient"]
             covered = spacing * sum(_ROUNDS_OF_LINE[unit](one) for one in lines)
+            # Written so that NaN fails.
             if not covered > run["rounds"] - spacing:
                 wrong.append(
                     f"{fold['name']} {name}: privacy.json lists {covered} rounds, run.json says "

@@ -1,7 +1,7 @@
-"""Accounts of ``privacy.json`` compared with their ledgers: every difference is named.
+"""Comparison of the accounts in ``privacy.json`` with their ledgers: every difference is named.
 
-What an account should list is written down anew here, not asked of ``privacy_record``, which wrote
-it: a fault there would otherwise agree with itself.
+What an account should list is written down independently of ``privacy_record``, which wrote the
+accounts: a fault there would otherwise agree with itself.
 """
 
 import math
@@ -16,10 +16,10 @@ from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, Re
 from sottovoce.simulations.results.schema import Json, Table
 
 PLD_TOLERANCE = 1e-6
-"""Most that the same accountant may differ from itself: ``privacy.json`` keeps ten digits."""
+"""Largest difference of the same accountant from itself: ``privacy.json`` has ten digits."""
 
 PRV_TOLERANCE = 0.05
-"""Most that two accountants may differ; each errs on the high side by its own discretisation."""
+"""Largest difference of two accountants; each errs on the high side by its discretisation."""
 
 _CONSEQUENCES: Final[Mapping[str, str]] = {
     "kind": "readers see another release than was booked",
@@ -33,24 +33,24 @@ _CONSEQUENCES: Final[Mapping[str, str]] = {
     "bands": "readers see noise correlated otherwise than was booked",
     "spacing": "readers see a separation of rounds that was not booked",
 }
-"""Every key of a listed release but its epsilon, and what it means where it is not the ledger's."""
+"""Every key of a listed release but its epsilon, and the consequence of a difference."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountedLedger:
-    """A ledger, and what ``privacy.json`` says of it.
+    """A ledger, and the account of it in ``privacy.json``.
 
     Attributes:
         path: The ledger's file.
-        fold: Which fold.
-        client: Whose.
-        account: What ``privacy.json`` lists.
-        unit: Whose presence the account's epsilon is about.
-        guarantee: What that unit is promised.
-        user_guarantee: What a user is promised besides; None where the account is the user's, or
-            nothing is.
-        run_suffix: How the name ends of the run that the ledger's releases are booked for.
-        tuning: How many runs are charged for, and what they are said to cost together; None where
+        fold: Name of the fold.
+        client: Owner of the ledger.
+        account: The account in ``privacy.json``.
+        unit: Unit of privacy of the account's epsilon.
+        guarantee: The guarantee to that unit.
+        user_guarantee: The guarantee to a user besides; None where the account is the user's, or
+            there is none.
+        run_suffix: Last part of the name of the run that the ledger's releases are booked for.
+        tuning: Number of runs that are charged for, and their epsilon in all; None where
             the account's unit is charged for one.
         is_private: Whether anything is promised at all.
     """
@@ -70,13 +70,13 @@ class AccountedLedger:
 def ledger_mismatches(
     ledger: Ledger, accounted: AccountedLedger, pld: float, prv: float
 ) -> Iterator[str]:
-    """What does not agree, in words with both numbers.
+    """List the mismatches between a ledger and its account, in words with both numbers.
 
     Args:
-        ledger: Its chain holds.
-        accounted: What is said of it.
-        pld: What it costs by dp-accounting, at the account's delta.
-        prv: By Opacus, likewise.
+        ledger: A ledger whose chain was verified.
+        accounted: The account of the ledger.
+        pld: Its epsilon by dp-accounting, at the account's delta.
+        prv: Its epsilon by Opacus, likewise.
     """
     account = accounted.account
     if ledger.head_hash != account["ledger_sha256"]:
@@ -97,6 +97,7 @@ def ledger_mismatches(
             f"the ledger holds {len(ledger.releases)} releases, privacy.json lists "
             f"{len(account['releases'])}: some were left out, or put in"
         )
+    # Lists of different lengths have no lines to pair.
     else:
         yield from _check_releases(ledger.releases, accounted)
     rounds = sum(release.kind is ReleaseKind.GRADIENT for release in ledger.releases)
@@ -121,6 +122,7 @@ def _check_unprotected(ledger: Ledger, account: Table) -> Iterator[str]:
 def _check_epsilon(account: Table, terms: Table, pld: float, prv: float) -> Iterator[str]:
     """Claims against what both accountants say; written so that NaN and infinity disagree."""
     claimed, promised = account["epsilon"], terms["epsilon"]
+    # "not <=" throughout: NaN and infinity must not pass.
     if claimed is None or not abs(claimed - pld) <= PLD_TOLERANCE:
         yield f"privacy.json says epsilon {claimed}, the ledger costs {pld:.6f} by PLD"
     if claimed is None or not abs(claimed - prv) <= PRV_TOLERANCE:
@@ -130,6 +132,7 @@ def _check_epsilon(account: Table, terms: Table, pld: float, prv: float) -> Iter
     if terms["delta"] is None or not account["delta"] <= terms["delta"]:
         yield f"delta {account['delta']} was spent where {terms['delta']} was promised"
     last = account["releases"][-1]["epsilon_after"] if account["releases"] else 0.0
+    # Epsilon after a release may be coarser, so larger, but never below the exact cost.
     if last is None or not last >= pld - PLD_TOLERANCE:
         yield (
             f"privacy.json lists epsilon_after {last} for the last release, the ledger costs "
@@ -161,6 +164,7 @@ def _check_budget(account: Table, terms: Table) -> Iterator[str]:
 def _check_releases(releases: tuple[Release, ...], accounted: AccountedLedger) -> Iterator[str]:
     """Every listed release against its line; the first of each kind of difference is shown."""
     lines = [_expected_line(release, accounted.unit) for release in releases]
+    # One difference in many lines has one cause: the first is shown, the others are counted.
     for key, meaning in _CONSEQUENCES.items():
         wrong = [
             (index, listed.get(key), line[key])
@@ -203,6 +207,7 @@ def _expected_line(release: Release, unit: PrivacyUnit) -> Json:
         "steps": user.sums,
         "clip_norm": user.clip_norm,
         "noised_by": user.noised_by.value,
+        # A release without bands has neither; JSON has null there.
         "bands": user.bands.band_count if user.bands else None,
         "spacing": user.bands.min_separation if user.bands else None,
     }
@@ -239,6 +244,7 @@ def _check_guarantees(releases: tuple[Release, ...], accounted: AccountedLedger)
     user = accounted.user_guarantee
     if user is None or user["epsilon"] is None or user["delta"] is None:
         return
+    # Both guarantees are checked: a ledger may keep one and break the other.
     spent = accountant.compute_epsilon(releases, user["delta"], unit=PrivacyUnit.USER)
     if not spent <= user["epsilon"] + PLD_TOLERANCE:
         yield (
@@ -257,6 +263,7 @@ def _check_tuning(
     """What all runs that settings were chosen by cost is no less than so many of this ledger."""
     if delta is None:
         return
+    # Runs under different names, or the accountant would take them for one run's rounds.
     every = [replace(one, run=f"{one.run}/{n}") for n in range(runs) for one in releases]
     spent = accountant.compute_epsilon(every, delta, unit=unit)
     if claimed is None or not claimed >= spent - PLD_TOLERANCE:
@@ -267,9 +274,13 @@ def _check_tuning(
 
 
 def is_close(one: object, other: object) -> bool:
-    """Whether two values of JSON are the same, but for digits that it does not keep.
+    """Compare two values of JSON, up to digits that are not stored.
 
-    NaN is like nothing; a truth value is no number.
+    NaN is close to nothing, and a truth value is no number.
+
+    Example:
+        >>> is_close(1.0, 1.0 + 1e-9), is_close(1, True), is_close([1, "a"], [1, "a"])
+        (True, False, True)
     """
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(is_close, one, other))
@@ -281,5 +292,6 @@ def is_close(one: object, other: object) -> bool:
 
 
 def _number(value: object) -> TypeGuard[float]:
+    # bool is a subclass of int.
     """A number, and not a truth value."""
     return isinstance(value, int | float) and not isinstance(value, bool)

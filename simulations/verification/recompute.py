@@ -1,8 +1,8 @@
-"""Every epsilon of a run, computed again from its ledgers by two accountants that share no code.
+"""Recomputation of every epsilon of a run from its ledgers, by two independent accountants.
 
-An auditor's view: nothing that the run says of itself is taken for granted. The ledgers' chains are
+This is an auditor's view: no claim of the run is taken for granted. The ledgers' chains are
 verified, and each epsilon computed by dp-accounting's privacy-loss distributions, as the devices
-did, and by Opacus (``second_accountant``), which they never asked. Each account in
+did, and by Opacus (``second_accountant``), which shares no code with it. Each account in
 ``privacy.json`` is compared with its ledger line by line (``ledger_checks``), and the run's files
 with each other, so that nobody is left out and no promise changed (``consistency_checks``).
 Nothing in the run folder is changed.
@@ -33,17 +33,17 @@ from sottovoce.simulations.verification.second_accountant import PRV_ERROR, opac
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LedgerCheck:
-    """One client's ledger, computed again.
+    """Result of recomputing one client's ledger.
 
     Attributes:
-        fold: Which fold.
-        client: Whose.
-        release_count: How many releases the ledger holds.
+        fold: Name of the fold.
+        client: Owner of the ledger.
+        release_count: Number of releases in the ledger.
         claimed_epsilon: Epsilon in ``privacy.json``; None where it claims none.
-        pld_epsilon: By dp-accounting; infinite where a release was unprotected, NaN where the
+        pld_epsilon: Epsilon by dp-accounting; infinite if a release was unprotected, NaN if the
             ledger cannot be trusted.
-        prv_epsilon: By Opacus, likewise.
-        mismatches: What is wrong; empty where all agrees.
+        prv_epsilon: Epsilon by Opacus, likewise.
+        mismatches: Mismatches in words; empty where all agrees.
     """
 
     fold: str
@@ -57,14 +57,14 @@ class LedgerCheck:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunVerification:
-    """A whole run, computed again.
+    """Result of recomputing a whole run.
 
     Attributes:
-        unit: What the run says it protects.
-        promised_epsilon: Epsilon that it promised; None where it promised nothing.
-        delta: Of that promise.
-        ledger_checks: One of every client in every fold.
-        inconsistencies: What is wrong beside single clients.
+        unit: Unit of privacy that the run claims.
+        promised_epsilon: The promised epsilon; None where nothing was promised.
+        delta: The promised delta.
+        ledger_checks: One check for every client in every fold.
+        inconsistencies: Contradictions that concern no single client.
     """
 
     unit: str
@@ -75,13 +75,13 @@ class RunVerification:
 
     @property
     def is_consistent(self) -> bool:
-        """Whether all ledgers, both accountants and the run's files say the same."""
+        """Tell whether all ledgers, both accountants and the run's files agree."""
         return not self.inconsistencies and not any(
             count.mismatches for count in self.ledger_checks
         )
 
     def report_lines(self) -> list[str]:
-        """The verification for people: what was computed, what disagrees, the verdict last."""
+        """Format the verification for people: results, mismatches, the verdict last."""
         wrong = [
             f"{c.fold} {c.client}: {fault}" for c in self.ledger_checks for fault in c.mismatches
         ]
@@ -96,7 +96,7 @@ class RunVerification:
         return [*self._heading(), *found, verdict]
 
     def to_dict(self) -> Json:
-        """The verification for a program; infinity and NaN become null."""
+        """Convert the verification for JSON; infinity and NaN become null."""
         return {
             "agrees": self.is_consistent,
             "unit": self.unit,
@@ -129,6 +129,7 @@ class RunVerification:
             return [first, "unit none: every release should be booked as unprotected"]
         known = [
             count
+            # NaN or infinity in either is neither.
             for count in self.ledger_checks
             if math.isfinite(count.pld_epsilon + count.prv_epsilon)
         ]
@@ -148,10 +149,10 @@ class RunVerification:
 
 
 def verify_run(run_folder: Path) -> RunVerification:
-    """Compute a run's privacy again.
+    """Recompute a run's privacy from its ledgers.
 
     Args:
-        run_folder: What ``simulate --out`` made.
+        run_folder: The folder that ``simulate --out`` made.
 
     Returns:
         The verification; ``is_consistent`` says whether the run's own account holds.
@@ -188,6 +189,7 @@ def _accounted_ledgers(ledgers: Path, privacy: Table) -> Iterator[AccountedLedge
     for record in privacy["folds"]:
         fold = str(record["name"])
         folder = ledgers / folder_name(fold)
+        # Populations have one database of ledgers instead of a file for each device.
         database = ledgers / ledger_groups.DATABASE_NAME if "registered" in record else None
         run = "population" if database else fold
         for client, account in record["clients"].items():
@@ -229,6 +231,7 @@ def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
     fold, client, account = accounted.fold, accounted.client, accounted.account
     try:
         ledger = _open_ledger(accounted.path, client)
+    # A ledger that cannot be trusted has no epsilon: NaN disagrees with every claim.
     except SottovoceError as error:
         return LedgerCheck(
             fold=fold,
@@ -262,6 +265,7 @@ def _open_ledger(path: Path, client: str) -> Ledger:
     except OSError as error:
         reason = error.strerror or error
         raise LedgerError(f"its ledger {path.name} cannot be read: {reason}") from error
+    # Opening for writing would repair the torn line; evidence stays as it was found.
     if not whole:
         raise LedgerError(f"its ledger {path.name} ends in a torn line; it was cut off")
     return Ledger(path, owner=client, read_only=True)
@@ -276,6 +280,7 @@ def _unaccounted_ledgers(ledgers: Path, known: Collection[Path]) -> Iterator[str
             ledgers / ledger_groups.DATABASE_NAME,
         ]
     ):
+        # A ledger without an account would be loss that nobody sees.
         if path not in known and path.exists():
             yield f"{path.parent.name}/{path.name} is a ledger that privacy.json does not mention"
 

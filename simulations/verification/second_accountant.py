@@ -1,4 +1,4 @@
-"""The second opinion: epsilon by Opacus' accountants, which no device ever asked.
+"""Epsilon by Opacus' accountants, as a second opinion.
 
 Numerical composition of privacy random variables (Gopi et al. 2021,
 https://arxiv.org/abs/2106.02848). It shares no code with ``shared.privacy.accountant``;
@@ -22,7 +22,7 @@ from sottovoce.shared.privacy.release import (
 )
 
 PRV_ERROR = 0.005
-"""How loose the upper bound may be."""
+"""Error of the upper bound on epsilon."""
 
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sampling rate, steps) of every kind of step."""
@@ -31,15 +31,15 @@ History = tuple[tuple[float, float, int], ...]
 def opacus_epsilon(
     releases: tuple[Release, ...], delta: float, *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
 ) -> float:
-    """Epsilon by Opacus' accountants: an upper bound.
+    """Compute an upper bound on epsilon by Opacus' accountants.
 
-    By its PRV accountant, ``PRV_ERROR`` loose or less, and ``DISCRETISATION_SLACK`` for every sum
-    of discrete noise; by its RDP accountant where such noise is not known to be near Gaussian.
+    Uses the PRV accountant, at most ``PRV_ERROR`` above the truth, and ``DISCRETISATION_SLACK`` for
+    every sum of discrete noise. Where such noise may not be near Gaussian, uses the RDP accountant.
 
     Args:
         releases: Everything one device, or one server about its users, released, in any order.
         delta: In (0, 1).
-        unit: Whose presence is hidden.
+        unit: Unit of privacy.
 
     Returns:
         Epsilon; 0 for nothing but ciphertext, infinite where one release was unprotected.
@@ -55,6 +55,7 @@ def opacus_epsilon(
         if unit is PrivacyUnit.USER and release.kind is ReleaseKind.NORMALISER:
             continue  # it leaves only inside updates, which hide the user or cost infinity
         noise, rate, number = _steps(release, unit)
+        # "not >": NaN is unprotected.
         if not noise > 0:
             return math.inf
         if release.user and release.user.discrete:
@@ -66,11 +67,14 @@ def opacus_epsilon(
             continue
         steps[noise, rate] = steps.get((noise, rate), 0) + number
     for (_, noise, column), rounds in correlated.items():
+        # One round has the multiplier's own sensitivity; several move the correlated noise further.
         whole = noise * _participation_norm(column, [0]) / _participation_norm(column, rounds)
         steps[whole, 1.0] = steps.get((whole, 1.0), 0) + 1
     history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
     if not history:
         return 0.0
+    # Near-Gaussian noise is Gaussian up to a factor e^slack on probabilities: epsilon and delta
+    # pay.
     slack = near_gaussian_sums * DISCRETISATION_SLACK
     compute = _by_renyi if coarse else _by_prv
     return compute(history, delta * math.exp(-slack)) + slack
@@ -111,6 +115,7 @@ def _steps(release: Release, unit: PrivacyUnit) -> tuple[float, float, int]:
     user = release.user
     if unit is PrivacyUnit.USER:
         return (user.noise_multiplier, user.sample_rate, user.sums) if user else (0.0, 1.0, 1)
+    # Half: the server knows its own share of the distributed noise, or a bound on what devices add.
     if not release.noise_multiplier and user and user.noised_by is NoiseSource.DISTRIBUTED:
         return user.noise_multiplier / 2, 1.0, user.sums  # what a server adds hides none from it
     return release.noise_multiplier, release.sample_rate, release.steps
