@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device, PreparedRelease, Randomness
@@ -41,12 +42,11 @@ from sottovoce.shared.privacy.user_level import (
     secure_sum_name,
 )
 from sottovoce.shared.protocol import messages
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
 from sottovoce.shared.speaker.normalisation import (
-    EXACT_CENTRE,
     CentreRelease,
     NormaliserRelease,
     SpeakerStatistics,
@@ -60,18 +60,12 @@ RATE, DENOMINATOR = 0.5, 4.0
 PROJECTION = PublicProjection(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), row_norm=1.0)
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES)
 PARAMS = count_parameters(build_network(MODEL, 0))
-PLAIN = Plan(
-    run="r",
+PLAIN = make_plan(
     labels=LABELS,
     extractor="random",
     projection_hash=PROJECTION.content_hash(),
     model=MODEL,
-    rounds=3,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=RATE, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
-    normaliser=None,
-    count_noise=0.0,
 )
 UTTERANCE = replace(
     PLAIN,

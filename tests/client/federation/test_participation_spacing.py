@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
+from builders import make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -25,10 +26,9 @@ from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.messages import TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, default_statistics
+from sottovoce.shared.speaker.normalisation import default_statistics
 
 LABELS, INPUTS, CLIPS, ROUNDS, DELTA = ("angry", "sad"), 3, 6, 12, 1e-3
 FRONT = PublicProjection(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), row_norm=1.0)
@@ -40,18 +40,13 @@ BANDS = BandedNoise.from_square_root(bands=3, min_separation=4)
 def plan(bands: BandedNoise = BANDS, run: str = "r") -> Plan:
     """A plan of twelve rounds whose noise is correlated."""
     user = UserLevelPrivacy(counts=NOISE, centre=NOISE, update=replace(NOISE, bands=bands))
-    return Plan(
+    return make_plan(
         run=run,
         labels=LABELS,
         extractor="random",
         projection_hash=FRONT.content_hash(),
         model=MODEL,
         rounds=ROUNDS,
-        training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
-        mechanism=NoPrivacy(),
-        centre=EXACT_CENTRE,
-        normaliser=None,
-        count_noise=0.0,
         user=user,
     )
 

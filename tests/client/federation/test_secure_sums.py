@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_plan
 
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
@@ -38,16 +39,15 @@ from sottovoce.shared.privacy.user_level import (
     UserLevelPrivacy,
     secure_sum_name,
 )
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
-from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation.messages import (
     AdvertiseRequest,
     EncryptedSharesBatch,
     ShareRequest,
 )
 from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN, default_statistics
+from sottovoce.shared.speaker.normalisation import EXACT_MEAN, default_statistics
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS, CLIPS, DEVICES = 6, 4, 12, 5
@@ -78,18 +78,14 @@ SECURE = SecureSumConfigs(
     ),
     dishonest=0,
 )
-PLAN = Plan(
+PLAN = make_plan(
     run="run",
     labels=LABELS,
     extractor="random",
     projection_hash=FRONT.content_hash(),
     model=MODEL,
-    rounds=3,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
     normaliser=EXACT_MEAN,
-    count_noise=0.0,
     user=UserLevelPrivacy(
         counts=replace(NOISE, clip_norm=5.0),
         centre=replace(NOISE, clip_norm=0.7),

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_noised_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device, Randomness
@@ -31,31 +32,23 @@ from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import AdaptiveClipping, UserLevelPrivacy
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, NoPrivacy
 from sottovoce.shared.protocol.messages import HeadStatisticsRequest, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import (
-    CentreRelease,
-    NormaliserRelease,
     default_statistics,
 )
 
 LABELS, INPUTS, CLIPS = ("angry", "happy", "sad"), 4, 12
 FRONT = PublicProjection(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), row_norm=1.0)
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS))
-PLAN = Plan(
+PLAN = make_noised_plan(
     run="tiny",
     labels=LABELS,
     extractor="random",
     projection_hash=FRONT.content_hash(),
     model=MODEL,
-    rounds=3,
-    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
-    mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0),
-    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
-    normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
-    count_noise=4.0,
     calibration=CalibrationRelease(noise_multiplier=4.0, subtracted_share=0.5),
 )
 HIDDEN = SumMechanism(noise_multiplier=1.0, clip_norm=0.3, noised_by=NoiseSource.SERVER)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_noised_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
@@ -27,12 +28,9 @@ from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKi
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.messages import FinalModelRequest, TrainRequest
-from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
     EXACT_CENTRE,
     EXACT_MEAN,
-    CentreRelease,
-    NormaliserRelease,
     default_statistics,
 )
 
@@ -45,18 +43,14 @@ FRONT = PublicProjection(
     matrix=torch.randn(FEATURES, INPUTS, generator=torch.Generator().manual_seed(1)),
     row_norm=1.0,
 )
-PLAN = Plan(
+PLAN = make_noised_plan(
     run="run",
     labels=LABELS,
     extractor="random",
     projection_hash=FRONT.content_hash(),
     model=ModelSpec(kind="linear", inputs=INPUTS, classes=3),
-    rounds=3,
     training=LocalTraining(steps=2, sample_rate=0.5, learning_rate=0.5, denominator=1.0),
     mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=2.0),
-    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
-    normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
-    count_noise=4.0,
 )
 WEIGHTS = flatten_parameters(build_network(PLAN.model, 0)) + 0.1
 CENTRE = torch.zeros(INPUTS)

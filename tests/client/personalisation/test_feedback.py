@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_plan
 from torch import Tensor
 
 from sottovoce.client.device import vault as vaults
@@ -32,28 +33,23 @@ from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.projection import identity_projection
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.privacy.release import ReleaseKind
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.protocol.messages import FinalModelRequest
-from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN, default_statistics
+from sottovoce.shared.speaker.normalisation import EXACT_MEAN, default_statistics
 
 LABELS = ("angry", "happy", "sad")
 WIDTH = 4
 SPEC = ModelSpec(kind="linear", inputs=WIDTH, classes=len(LABELS))
 WEIGHTS = torch.cat([2 * torch.eye(len(LABELS), WIDTH).flatten(), torch.zeros(len(LABELS))])
 NOBODY = torch.zeros(WIDTH)
-PLAN = Plan(
-    run="r",
+PLAN = make_plan(
     labels=LABELS,
     extractor="ears",
     projection_hash=identity_projection(WIDTH).content_hash(),
     model=SPEC,
     rounds=1,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
     normaliser=EXACT_MEAN,
-    count_noise=0.0,
 )
 
 

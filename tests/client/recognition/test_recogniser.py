@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
@@ -26,10 +27,10 @@ from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN, default_statistics
+from sottovoce.shared.speaker.normalisation import EXACT_MEAN, default_statistics
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS = 6, 4
@@ -90,18 +91,14 @@ def _basis(width: int = INPUTS) -> AdapterBasis:
 
 
 def _plan(front: PublicProjection) -> Plan:
-    return Plan(
-        run="r",
+    return make_plan(
         labels=LABELS,
         extractor="ears",
         projection_hash=front.content_hash(),
         model=ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS)),
         rounds=1,
         training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-        mechanism=NoPrivacy(),
-        centre=EXACT_CENTRE,
         normaliser=EXACT_MEAN,
-        count_noise=0.0,
     )
 
 

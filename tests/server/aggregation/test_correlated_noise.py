@@ -7,21 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import make_plan
 from torch import Tensor
 
 from sottovoce.server.aggregation import correlated_noise, private_sums
 from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER, PrivateAggregator
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings, compute_learning_rate
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
-from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE
 
 SIZE, ROUNDS, DELTA = 4_000, 6, 1e-3
 BANDS = BandedNoise.from_square_root(bands=3, min_separation=3)
@@ -31,20 +29,7 @@ USERS = UserLevelPrivacy(
     centre=replace(HIDDEN, clip_norm=1.5),
     update=replace(HIDDEN, bands=BANDS),
 )
-PLAN = Plan(
-    run="r",
-    labels=("a", "b"),
-    extractor="x",
-    projection_hash="",
-    model=ModelSpec(kind="linear", inputs=2, classes=2),
-    rounds=ROUNDS,
-    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
-    normaliser=None,
-    count_noise=0.0,
-    user=USERS,
-)
+PLAN = make_plan(rounds=ROUNDS, user=USERS)
 NOTHING = [torch.zeros(SIZE)] * 5
 SEEDS = pytest.mark.parametrize("seed", [1, None])
 

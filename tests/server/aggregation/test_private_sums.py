@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import make_plan
 from torch import Tensor
 
 from sottovoce.server.aggregation import private_sums, released_sums, server_anchor
@@ -17,32 +18,19 @@ from sottovoce.server.aggregation.server_anchor import ServerAnchor
 from sottovoce.server.aggregation.server_optimizer import initial_state
 from sottovoce.server.federation import checkpoint
 from sottovoce.shared.errors import BudgetSpent, LedgerError, ModelError, PrivacyError
-from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.privacy import accountant, clipping
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation import discrete_gaussian
 from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, CentreRelease
+from sottovoce.shared.speaker.normalisation import CentreRelease
 
 SIZE, DEVICES = 4_000, 5
 DELTA = 1e-3
-OPEN = Plan(
-    run="r",
-    labels=("a", "b"),
-    extractor="x",
-    projection_hash="",
-    model=ModelSpec(kind="linear", inputs=2, classes=2),
-    rounds=3,
-    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
-    normaliser=None,
-    count_noise=0.0,
-)
+OPEN = make_plan()
 HIDDEN = SumMechanism(noise_multiplier=3.0, clip_norm=2.0, noised_by=NoiseSource.SERVER)
 USERS = UserLevelPrivacy(
     counts=replace(HIDDEN, clip_norm=30.0), centre=replace(HIDDEN, clip_norm=1.5), update=HIDDEN

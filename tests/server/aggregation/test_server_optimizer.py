@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import make_plan
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_optimizer import (
@@ -15,23 +16,13 @@ from sottovoce.server.aggregation.server_optimizer import (
     initial_state,
 )
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.models.spec import ModelSpec
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
-from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 
 PARAMS = 6
-OPEN = Plan(
-    run="r",
-    labels=("a", "b"),
-    extractor="x",
-    projection_hash="",
-    model=ModelSpec(kind="linear", inputs=2, classes=2),
+OPEN = make_plan(
     rounds=10,
     training=LocalTraining(steps=2, sample_rate=0.5, learning_rate=0.1, denominator=1.0),
-    mechanism=NoPrivacy(),
     centre=None,
-    normaliser=None,
-    count_noise=0.0,
 )
 PRIVATE = replace(
     OPEN, mechanism=ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=2.0), count_noise=10.0

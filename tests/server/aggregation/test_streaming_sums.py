@@ -7,33 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from builders import make_plan
 
 from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER, PrivateAggregator
 from sottovoce.server.aggregation.streaming_sums import ClippedAccumulator, StreamingAggregator
 from sottovoce.shared.errors import BudgetSpent
-from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
-from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE
 
 NOISE = SumMechanism(noise_multiplier=3.0, clip_norm=2.0, noised_by=NoiseSource.SERVER)
-PLAN = Plan(
-    run="r",
-    labels=("a", "b"),
-    extractor="x",
-    projection_hash="",
-    model=ModelSpec(kind="linear", inputs=2, classes=2),
-    rounds=3,
-    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
-    normaliser=None,
-    count_noise=0.0,
-    user=UserLevelPrivacy(counts=NOISE, centre=NOISE, update=replace(NOISE, sample_rate=0.1)),
+PLAN = make_plan(
+    user=UserLevelPrivacy(counts=NOISE, centre=NOISE, update=replace(NOISE, sample_rate=0.1))
 )
 SIZE = 4_000
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import make_plan
 
 from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
@@ -20,27 +21,20 @@ from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol import messages
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, CentreRelease
+from sottovoce.shared.speaker.normalisation import CentreRelease
 
 CLIPS, INPUTS, DENOMINATOR = 50, 3, 4.0
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=2)
 WEIGHTS = flatten_parameters(build_network(MODEL, 0))
-NONE = Plan(
-    run="r",
-    labels=("a", "b"),
-    extractor="x",
+NONE = make_plan(
     projection_hash=identity_projection(INPUTS).content_hash(),
     model=MODEL,
     rounds=2,
     training=LocalTraining(
         steps=3, sample_rate=1.0, learning_rate=0.5, denominator=1.0, momentum=0.5
     ),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
-    normaliser=None,
-    count_noise=0.0,
     calibration=CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.0),
 )
 UTTERANCE = replace(

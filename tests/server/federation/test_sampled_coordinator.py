@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_plan
 from flwr.app import Error, Message
 
 from sottovoce.server.aggregation.server_optimizer import (
@@ -31,9 +32,9 @@ from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.user_level import AdaptiveClipping, UserLevelPrivacy
 from sottovoce.shared.protocol import flower_records, messages
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, CentreRelease, default_statistics
+from sottovoce.shared.speaker.normalisation import CentreRelease, default_statistics
 from sottovoce.simulations.engines import local
 
 USERS, RATE, INPUTS, LABELS = 1_000_000, 1e-3, 3, ("angry", "happy")
@@ -42,18 +43,11 @@ UPDATE = 0.01
 
 
 def _plan(*, rate: float = RATE, noise: SumMechanism = QUIET) -> Plan:
-    return Plan(
+    return make_plan(
         run="crowd",
         labels=LABELS,
-        extractor="x",
         projection_hash=identity_projection(INPUTS).content_hash(),
         model=ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS)),
-        rounds=3,
-        training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
-        mechanism=NoPrivacy(),
-        centre=EXACT_CENTRE,
-        normaliser=None,
-        count_noise=0.0,
         user=UserLevelPrivacy(counts=noise, centre=noise, update=replace(noise, sample_rate=rate)),
     )
 

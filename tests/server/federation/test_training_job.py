@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from builders import make_plan
 from safetensors.torch import save_file
 
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
@@ -14,24 +15,18 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.protocol.local_training import LocalTraining, NoPrivacy
-from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.speaker.normalisation import default_statistics
 
 INPUTS, CLASSES = 4, 3
 FRONT = PublicProjection(mean=torch.zeros(6), matrix=torch.ones(6, INPUTS), row_norm=2.0)
-PLAN = Plan(
-    run="r",
+PLAN = make_plan(
     labels=("a", "b", "c"),
-    extractor="x",
     projection_hash=FRONT.content_hash(),
     model=ModelSpec(kind="linear", inputs=INPUTS, classes=CLASSES),
     rounds=2,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-    mechanism=NoPrivacy(),
     centre=None,
-    normaliser=None,
-    count_noise=0.0,
 )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from builders import make_noised_plan
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from sottovoce.shared.calibration import AdapterBasis, HeadPrior, identity_head
@@ -18,9 +19,7 @@ from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
-from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
-    CentreRelease,
     NormaliserRelease,
     default_statistics,
 )
@@ -29,8 +28,7 @@ FEATURES, INPUTS, PARAMS = 6, 4, 10
 PROJECTION = PublicProjection(
     mean=torch.zeros(FEATURES), matrix=torch.ones(FEATURES, INPUTS), row_norm=1.0
 )
-PLAN = Plan(
-    run="r",
+PLAN = make_noised_plan(
     labels=("angry", "sad"),
     extractor="descriptors",
     projection_hash=PROJECTION.content_hash(),
@@ -38,7 +36,6 @@ PLAN = Plan(
     rounds=2,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
     mechanism=ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=1.5),
-    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
     normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=3.0),
     count_noise=10.0,
 )

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from builders import make_plan
 
 from sottovoce.shared.calibration.head_statistics import (
     SCORE_QUANTILES,
@@ -16,10 +17,9 @@ from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy import accountant
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
-    EXACT_CENTRE,
     EXACT_MEAN,
     CentreRelease,
     NormaliserRelease,
@@ -36,7 +36,7 @@ PROJECTION = PublicProjection(
     matrix=torch.randn(FEATURES, INPUTS, generator=torch.Generator().manual_seed(1)) / 4,
     row_norm=1.0,
 )
-NOT_PRIVATE = Plan(
+NOT_PRIVATE = make_plan(
     run="run",
     labels=LABELS,
     extractor="random",
@@ -44,10 +44,7 @@ NOT_PRIVATE = Plan(
     model=ModelSpec(kind="linear", inputs=INPUTS, classes=3, bias_feature=0.3),
     rounds=ROUNDS,
     training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-    mechanism=NoPrivacy(),
-    centre=EXACT_CENTRE,
     normaliser=EXACT_MEAN,
-    count_noise=0.0,
     calibration=CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.5),
 )
 QUERY = CalibrationQuery(

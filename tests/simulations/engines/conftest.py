@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_noised_plan
 from torch import Tensor
 
 with warnings.catch_warnings():  # Flower brings a typer that click 8.3 warns about
@@ -32,11 +33,9 @@ from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
+from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
-    CentreRelease,
-    NormaliserRelease,
     default_statistics,
 )
 from sottovoce.simulations.devices.backends import DeviceBackend, open_backend
@@ -163,7 +162,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def plan(projection: PublicProjection, *, rounds: int = 3) -> Plan:
     """A private plan; three rounds cost an epsilon of 8.4 at delta 1e-5."""
-    return Plan(
+    return make_noised_plan(
         run="tiny",
         labels=LABELS,
         extractor="random",
@@ -171,10 +170,6 @@ def plan(projection: PublicProjection, *, rounds: int = 3) -> Plan:
         model=ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS)),
         rounds=rounds,
         training=LocalTraining(steps=2, sample_rate=0.5, learning_rate=0.5, denominator=1.0),
-        mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0),
-        centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
-        normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
-        count_noise=4.0,
     )
 
 

@@ -1,0 +1,116 @@
+"""Plans, jobs and devices for tests: small, whole, and changed by keyword."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sottovoce.client.device.device import Device
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.server.aggregation.server_optimizer import AggregationSettings
+from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.parameters import flatten_parameters
+from sottovoce.shared.models.projection import identity_projection
+from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.normalisation import (
+    EXACT_CENTRE,
+    CentreRelease,
+    NormaliserRelease,
+    default_statistics,
+)
+
+
+def make_plan(**changes: Any) -> Plan:
+    """Make a plan without privacy: a linear model of two inputs for two classes, three rounds.
+
+    Args:
+        changes: Fields of ``Plan``; ``labels`` and ``model`` change together.
+    """
+    plan = Plan(
+        run="r",
+        labels=("a", "b"),
+        extractor="x",
+        projection_hash="",
+        model=ModelSpec(kind="linear", inputs=2, classes=2),
+        rounds=3,
+        training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=0.5, denominator=1.0),
+        mechanism=NoPrivacy(),
+        centre=EXACT_CENTRE,
+        normaliser=None,
+        count_noise=0.0,
+    )
+    return replace(plan, **changes)
+
+
+def make_noised_plan(**changes: Any) -> Plan:
+    """Make a plan that hides each utterance; as :func:`make_plan` otherwise."""
+    noised = {
+        "mechanism": ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0),
+        "centre": CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
+        "normaliser": NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
+        "count_noise": 4.0,
+    }
+    return make_plan(**noised | changes)
+
+
+def make_job(plan: Plan | None = None, **changes: Any) -> Job:
+    """Make a job of five devices that start from a fresh model.
+
+    Args:
+        plan: By default :func:`make_plan`'s.
+        changes: Fields of ``Job``.
+    """
+    plan = plan or make_plan()
+    job = Job(
+        plan=plan,
+        aggregation=AggregationSettings(),
+        weights=flatten_parameters(build_network(plan.model, 0)),
+        projection=identity_projection(plan.model.inputs),
+        speaker_statistics=default_statistics(plan.model.inputs),
+        devices=5,
+        timeout_s=30.0,
+    )
+    return replace(job, **changes)
+
+
+def make_profile(**changes: Any) -> DeviceProfile:
+    """Make the profile of a simulated user without a budget.
+
+    Args:
+        changes: Fields of ``DeviceProfile``.
+    """
+    profile = DeviceProfile(user="ada", budgets=(), labels=("a", "b"), simulated_seed=7)
+    return replace(profile, **changes)
+
+
+def make_clips(examples: Examples, *, for_head: Tensor | None = None) -> LabelledFeatures:
+    """Make a user's recordings, of which those for the head serve nothing else.
+
+    Args:
+        examples: Features, frames and labels.
+        for_head: Shape (utterances,), bool; none by default, so all enrol the user and train.
+    """
+    if for_head is None:
+        for_head = torch.zeros(len(examples), dtype=torch.bool)
+    return LabelledFeatures(
+        examples=examples, for_enrolment=~for_head, for_head=for_head, for_training=~for_head
+    )
+
+
+def make_device(
+    folder: Path, clips: LabelledFeatures, *, passphrase: str | None = None, **changes: Any
+) -> Device:
+    """Make a device on disk.
+
+    Args:
+        folder: The device's, made if missing.
+        clips: The user's recordings.
+        passphrase: Seals the vault's key.
+        changes: Fields of ``DeviceProfile``.
+    """
+    return Device.create(folder, make_profile(**changes), clips, passphrase=passphrase)
