@@ -18,7 +18,6 @@ from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation import prior_calibration
 from sottovoce.server.planning.recipe import CLASS_EXPONENTS, FROZEN_ENCODER_MODELS
 from sottovoce.shared.errors import ModelError, SettingError
-from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.protocol.local_training import NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
@@ -30,9 +29,7 @@ from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.loading import (
     OnProgress,
     PublicCorpus,
-    cache_folder,
-    load_corpus,
-    load_public_corpora,
+    load_corpora,
 )
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
 from sottovoce.simulations.results.path_names import folder_name
@@ -113,9 +110,7 @@ def open_audited_folds(
     scenario = _scenario(run_folder)
     # Before features are computed, which takes minutes.
     _check(scenario)
-    with FeatureCache(cache_folder()) as cache:
-        corpus = load_corpus(scenario, cache, on_message, on_progress)
-    public = load_public_corpora(scenario, corpus, on_message, on_progress)
+    corpus, public = load_corpora(scenario, on_message, on_progress)
     cases = []
     with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
         fold_inputs = build_fold_inputs(scenario, corpus, public, Path(folder), on_message)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sottovoce.server.planning.recipe import FROZEN_ENCODER_MODELS
+from sottovoce.server.planning.recipe import FROZEN_ENCODER_MODELS, Recipe
 from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.features.registry import create_extractor
@@ -27,6 +27,7 @@ from sottovoce.simulations.corpora.speaker_splits import (
 from sottovoce.simulations.data.cached_features import fingerprint_features, load_cached_features
 from sottovoce.simulations.data.feature_extraction import FeatureTable, extract_features
 from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import DataSettings
 
 DEFAULT_PUBLIC_CORPUS = ("synthetic", "speakers=40,clips=20,seed=90210")
 """Voices that the projection is fitted on where no corpus is declared public: synthetic."""
@@ -87,42 +88,48 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sottovoce"
 
 
-def check_encoder(scenario: Scenario) -> None:
+def check_encoder(encoder: str, recipe: Recipe) -> None:
     """Refuse features that the model cannot read, before any is computed.
 
     Raises:
         SettingError: The encoder is unknown, or gives frames where the model reads vectors, or the
             other way round.
     """
-    recipe, chosen = scenario.recipe, create_extractor(scenario.encoder)
+    chosen = create_extractor(encoder)
     frames = recipe.model not in FROZEN_ENCODER_MODELS or recipe.pooling != "none"
     if chosen.is_framewise != frames:
         gives, reads = ("frames", "one vector") if chosen.is_framewise else ("one vector", "frames")
         raise SettingError(
-            f"encoder {scenario.encoder} gives {gives} and model {recipe.model} with pooling "
+            f"encoder {encoder} gives {gives} and model {recipe.model} with pooling "
             f"{recipe.pooling} reads {reads} an utterance; leave --encoder or --model out, or set "
             "recipe.pooling in a scenario file"
         )
 
 
 def load_corpus(
-    scenario: Scenario, cache: FeatureCache, on_message: OnMessage, on_progress: OnProgress
+    data: DataSettings,
+    cache: FeatureCache,
+    on_message: OnMessage,
+    on_progress: OnProgress,
+    *,
+    workers: int = 1,
 ) -> LoadedCorpus:
     """Open the users' corpus, split its speakers, compute features."""
-    corpus = open_corpus(scenario.corpus, scenario.data)
+    corpus = open_corpus(data.corpus, data.folder)
     for line in corpus.format_mapping():
         on_message(f"label {line}")
     for found in corpus.findings:
         on_message(f"found: {found}")
-    chosen = apply_protocol(scenario.protocol or "default", corpus)
+    chosen = apply_protocol(data.protocol or "default", corpus)
     for found in chosen.findings:
         on_message(f"{chosen.name}: {found}")
-    table = _load_features(chosen.corpus, scenario, cache, on_message, on_progress)
+    loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
+    table = loader.load(chosen.corpus, cache)
     chosen = _without_unusable_clips(chosen, table)
-    if scenario.neutral_clips and NEUTRAL not in chosen.corpus.emotions:
+    if data.enrolment.neutral_clips and NEUTRAL not in chosen.corpus.emotions:
         raise SettingError(
-            f"enrolment is {scenario.enrolment} and corpus {corpus.name} has no neutral clip; it "
-            "must be none or all"
+            f"enrolment is {data.enrolment.enrolment} and corpus {corpus.name} has no neutral "
+            "clip; it must be none or all"
         )
     exclusions = dict(Counter(entry.fault.value for entry in table.excluded)) | {
         found.what: found.count for found in corpus.findings if "left out" in found.action
@@ -155,30 +162,39 @@ def _without_unusable_clips(chosen: EvaluationProtocol, table: FeatureTable) -> 
     return replace(chosen, corpus=corpus)
 
 
-def _load_features(
-    corpus: Corpus,
-    scenario: Scenario,
-    cache: FeatureCache,
-    on_message: OnMessage,
-    on_progress: OnProgress,
-) -> FeatureTable:
-    """Features of a corpus, with an account of what was left out."""
-    before = cache.corrupt_count
-    table = load_cached_features(corpus.clips, scenario.encoder, cache)
-    damaged = cache.corrupt_count - before
-    if table is None:
-        table = extract_features(
-            corpus.clips,
-            scenario.encoder,
-            cache,
-            workers=max(scenario.workers, os.cpu_count() or 1),
-            on_progress=lambda done, total: on_progress(f"features of {corpus.name}", done, total),
-        )
-    for line in exclusion_messages(table):
-        on_message(line)
-    if damaged:
-        on_message(f"{damaged} damaged cache entries were computed again")
-    return table
+@dataclass(frozen=True, slots=True)
+class _FeatureLoader:
+    """Computes features of corpora, or takes them from the cache; says what was left out."""
+
+    encoder: str
+    workers: int
+    on_message: OnMessage
+    on_progress: OnProgress
+
+    def load(self, corpus: Corpus, cache: FeatureCache) -> FeatureTable:
+        """Load the features of a corpus."""
+        before = cache.corrupt_count
+        table = load_cached_features(corpus.clips, self.encoder, cache)
+        damaged = cache.corrupt_count - before
+        if table is None:
+            what = f"features of {corpus.name}"
+            table = extract_features(
+                corpus.clips,
+                self.encoder,
+                cache,
+                workers=max(self.workers, os.cpu_count() or 1),
+                on_progress=lambda done, total: self.on_progress(what, done, total),
+            )
+        for line in exclusion_messages(table):
+            self.on_message(line)
+        if damaged:
+            self.on_message(f"{damaged} damaged cache entries were computed again")
+        return table
+
+    def load_public(self, corpus: Corpus) -> FeatureTable:
+        """Load the features of a public corpus, by a cache opened for them."""
+        with FeatureCache(cache_folder()) as cache:
+            return self.load(corpus, cache)
 
 
 def exclusion_messages(table: FeatureTable) -> tuple[str, ...]:
@@ -187,29 +203,25 @@ def exclusion_messages(table: FeatureTable) -> tuple[str, ...]:
 
 
 def load_public_corpora(
-    scenario: Scenario, loaded_corpus: LoadedCorpus, on_message: OnMessage, on_progress: OnProgress
+    data: DataSettings,
+    loaded_corpus: LoadedCorpus,
+    on_message: OnMessage,
+    on_progress: OnProgress,
+    *,
+    workers: int = 1,
 ) -> list[PublicCorpus]:
-    """Open the public corpora; none for models that need none. Features come when asked for."""
-    if scenario.recipe.model not in FROZEN_ENCODER_MODELS:
-        return []
-    if not scenario.public:
+    """Open the public corpora. Features come when asked for."""
+    if not data.public:
         on_message("no corpus is declared public: the projection is fitted on synthetic voices")
     corpora: list[PublicCorpus] = []
-    for name, data in scenario.public or (DEFAULT_PUBLIC_CORPUS,):
-        corpus = open_corpus(name, data)
-        contents, fingerprint = fingerprint_features(corpus.clips, scenario.encoder)
+    loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
+    for name, folder in data.public or (DEFAULT_PUBLIC_CORPUS,):
+        corpus = open_corpus(name, folder)
+        contents, fingerprint = fingerprint_features(corpus.clips, data.encoder)
         _check_disjoint(name, loaded_corpus.feature_table, contents)
-        read = partial(_read_public, corpus, scenario, on_message, on_progress)
+        read = partial(loader.load_public, corpus)
         corpora.append((corpus.clips, PublicFeatures(fingerprint, read)))
     return corpora
-
-
-def _read_public(
-    corpus: Corpus, scenario: Scenario, on_message: OnMessage, on_progress: OnProgress
-) -> FeatureTable:
-    """Features of a public corpus, by a cache opened for them."""
-    with FeatureCache(cache_folder()) as cache:
-        return _load_features(corpus, scenario, cache, on_message, on_progress)
 
 
 def _check_disjoint(name: str, users: FeatureTable, public: Mapping[str, str]) -> None:
@@ -230,13 +242,18 @@ def _check_disjoint(name: str, users: FeatureTable, public: Mapping[str, str]) -
 def load_corpora(
     scenario: Scenario, on_message: OnMessage, on_progress: OnProgress
 ) -> tuple[LoadedCorpus, list[PublicCorpus]]:
-    """Open the users' corpus and the public ones; errors as for each.
+    """Open the users' corpus and the public ones; no public one for models that need none.
+
+    Errors are those of each.
 
     Args:
         scenario: The settled scenario.
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
     """
+    data, workers = scenario.data_settings, scenario.workers
     with FeatureCache(cache_folder()) as cache:
-        loaded = load_corpus(scenario, cache, on_message, on_progress)
-    return loaded, load_public_corpora(scenario, loaded, on_message, on_progress)
+        loaded = load_corpus(data, cache, on_message, on_progress, workers=workers)
+    if scenario.recipe.model not in FROZEN_ENCODER_MODELS:
+        return loaded, []
+    return loaded, load_public_corpora(data, loaded, on_message, on_progress, workers=workers)

@@ -19,7 +19,6 @@ import torch
 
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.atomic_files import replace_text
-from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.spec import build_network
@@ -167,9 +166,7 @@ def _choice(protocol: str, arguments: argparse.Namespace) -> dict[str, dict[str,
 def _load_inputs(scenario: Scenario, runs: Path) -> tuple[FoldInputs, tuple[Fold, ...]]:
     """What all folds share, and the folds."""
     quiet = (lambda _line: None, lambda _what, _done, _total: None)
-    with FeatureCache(loading.cache_folder()) as cache:
-        corpus = loading.load_corpus(scenario, cache, *quiet)
-    public = loading.load_public_corpora(scenario, corpus, *quiet)
+    corpus, public = loading.load_corpora(scenario, *quiet)
     fold_inputs = build_fold_inputs(
         scenario, corpus, public, runs / f"held-out-{scenario.protocol}"
     )

@@ -64,7 +64,7 @@ class PopulationDevices:
             host=partial(PopulationHost, self._spec.folder, self.database),
             devices=self._count,
             config={"job": str(server.resolve())},
-            workers=self._spec.scenario.workers,
+            workers=self._spec.settings.workers,
             listener=listener,
         )
         if not (server / "released.safetensors").is_file():

@@ -99,7 +99,7 @@ def prepare_fold_run(
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
     """
-    loading.check_encoder(scenario)
+    loading.check_encoder(scenario.encoder, scenario.recipe)
     loaded, public = loading.load_corpora(scenario, on_message, on_progress)
     run_folder.write_scenario(out, scenario)
     settings, sampled = require_population(scenario), with_sampling_rate(scenario)
@@ -111,7 +111,10 @@ def prepare_fold_run(
         ledgers=out / "ledgers" / HELD_OUT_FOLD,
         fold=make_held_out_fold(settings),
         plan=build_plan(sampled, fold_inputs, f"{run_folder.name_run(scenario)}/population"),
-        scenario=sampled,
+        recipe=sampled.recipe,
+        target=sampled.privacy_target,
+        enrolment=sampled.enrolment_settings,
+        settings=sampled.run_settings,
         inputs=with_held_out_clips(fold_inputs, settings, population),
     )
     return loaded, PopulationFoldRun(spec, settings, population)
@@ -128,7 +131,7 @@ def _build_population(scenario: Scenario, fold_inputs: FoldInputs) -> SyntheticP
         budgets=noise_calibration.device_budgets(scenario.privacy_target),
         seed=scenario.seed,
         enrolment=scenario.enrolment.partition(":")[0],
-        neutral_clips=scenario.neutral_clips or 0,
+        neutral_clips=scenario.enrolment_settings.neutral_clips or 0,
         labelled_clips_per_user=scenario.labelled_clips_per_user,
     )
 

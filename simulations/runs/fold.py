@@ -161,5 +161,5 @@ class FoldRun:
             fold=spec.fold.name,
             labels=spec.plan.labels,
             clips=clips,
-            has_heads=spec.scenario.labelled_clips_per_user > 0,
+            has_heads=spec.enrolment.labelled_clips_per_user > 0,
         )

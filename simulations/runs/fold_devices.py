@@ -60,15 +60,15 @@ class SpeakerDevices:
         """See ``FoldDevices``."""
         spec = self._spec
         config = {"job": str(spec.server_folder.resolve()), **self._backend.engine_config}
-        load_engine(spec.scenario.engine, address=self._address)(
+        load_engine(spec.settings.engine, address=self._address)(
             devices=len(spec.speakers),
             config=config,
-            workers=spec.scenario.workers,
+            workers=spec.settings.workers,
             listener=listener,
         )
         if not (spec.server_folder / "released.safetensors").is_file():
             raise EngineError(
-                f"{spec.fold.name}: the {spec.scenario.engine} engine ended without a model; "
+                f"{spec.fold.name}: the {spec.settings.engine} engine ended without a model; "
                 "run again with --resume"
             )
 
@@ -89,7 +89,7 @@ class SpeakerDevices:
 
     @cached_property
     def _backend(self) -> DeviceBackend:
-        return open_backend(self._spec.folder, self._spec.scenario.engine)
+        return open_backend(self._spec.folder, self._spec.settings.engine)
 
     def _device_contents(self, user: str) -> tuple[DeviceProfile, LabelledFeatures]:
         """What a user's device holds: all clips of a training user, enrolment of a new one."""
@@ -97,9 +97,9 @@ class SpeakerDevices:
         contributes = user in spec.fold.train
         profile = DeviceProfile(
             user=user,
-            budgets=noise_calibration.device_budgets(spec.scenario.privacy_target),
+            budgets=noise_calibration.device_budgets(spec.target),
             contributes=contributes,
-            neutral_enrolment=not contributes and spec.scenario.neutral_clips is not None,
+            neutral_enrolment=not contributes and spec.enrolment.neutral_clips is not None,
             labels=spec.plan.labels,
             simulated_seed=spec.seed,
         )
@@ -119,13 +119,13 @@ class SpeakerDevices:
 
     def _enrolment_features(self, user: str) -> LabelledFeatures:
         """What a new user has on the device: unlabelled clips, and those that the user labelled."""
-        scenario, inputs, split = (
-            self._spec.scenario,
+        enrolment, inputs, split = (
+            self._spec.enrolment,
             self._spec.inputs,
             self._spec.split_clips(user),
         )
-        unlabelled = split.neutral if scenario.neutral_clips else inputs.clips[user]
-        if scenario.enrolment == "none":
+        unlabelled = split.neutral if enrolment.neutral_clips else inputs.clips[user]
+        if enrolment.enrolment == "none":
             unlabelled = ()
         parts = [
             inputs.build_examples(clips, labelled=labelled)

@@ -6,12 +6,13 @@ from pathlib import Path
 from sottovoce.server.federation.cohort_sampling import CohortSampler
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning import noise_calibration
-from sottovoce.server.planning.recipe import CLASS_EXPONENTS
+from sottovoce.server.planning.recipe import CLASS_EXPONENTS, Recipe
 from sottovoce.shared import seeding
+from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.corpora.speaker_splits import EnrolmentSplit, Fold, split_enrolment
 from sottovoce.simulations.data.fold_inputs import FoldInputs
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import EnrolmentSettings, RunSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -23,7 +24,10 @@ class FoldSpec:
         ledgers: Where its ledgers are archived.
         fold: Who trains and who tests.
         plan: The plan of this fold.
-        scenario: The settled scenario.
+        recipe: How the model is trained.
+        target: What is promised.
+        enrolment: What test users bring.
+        settings: Seed, engine and workers.
         inputs: What all folds share.
     """
 
@@ -31,7 +35,10 @@ class FoldSpec:
     ledgers: Path
     fold: Fold
     plan: Plan
-    scenario: Scenario
+    recipe: Recipe
+    target: PrivacyTarget
+    enrolment: EnrolmentSettings
+    settings: RunSettings
     inputs: FoldInputs
 
     @property
@@ -42,7 +49,7 @@ class FoldSpec:
     @property
     def seed(self) -> int:
         """Decides what server and devices draw."""
-        return seeding.derive_fold_seed(self.scenario.seed, self.fold.name)
+        return seeding.derive_fold_seed(self.settings.seed, self.fold.name)
 
     @property
     def speakers(self) -> list[str]:
@@ -57,9 +64,9 @@ class FoldSpec:
         """
         return split_enrolment(
             self.inputs.clips[user],
-            neutral=self.scenario.neutral_clips or 0,
-            labelled=self.scenario.labelled_clips_per_user,
-            seed=seeding.derive_seed(self.scenario.seed, "enrolment"),
+            neutral=self.enrolment.neutral_clips or 0,
+            labelled=self.enrolment.labelled_clips_per_user,
+            seed=seeding.derive_seed(self.settings.seed, "enrolment"),
         )
 
     def make_job(
@@ -74,18 +81,16 @@ class FoldSpec:
         """
         return Job(
             plan=self.plan,
-            aggregation=self.scenario.recipe.aggregation,
+            aggregation=self.recipe.aggregation,
             weights=self.inputs.initial_weights,
             projection=self.inputs.projection,
             speaker_statistics=self.inputs.speaker_statistics,
             devices=devices,
             quorum=quorum,
-            class_exponent=CLASS_EXPONENTS[self.scenario.recipe.class_weights],
-            budgets=noise_calibration.server_budgets(self.scenario.privacy_target),
+            class_exponent=CLASS_EXPONENTS[self.recipe.class_weights],
+            budgets=noise_calibration.server_budgets(self.target),
             simulated_seed=self.seed,
             held_out_path=self.inputs.held_out_file,
-            calibration_groups=(
-                self.scenario.recipe.calibration_groups if self.plan.calibration else 0
-            ),
+            calibration_groups=(self.recipe.calibration_groups if self.plan.calibration else 0),
             cohort_sampler=cohort_sampler,
         )

@@ -43,7 +43,7 @@ def simulate_speakers(
     """Run a scenario that has no population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
-    loading.check_encoder(scenario)
+    loading.check_encoder(scenario.encoder, scenario.recipe)
     run_plan.check_budget(scenario)
     run_folder.check_run_folder(scenario, out, resume=resume)
     if address is not None:
@@ -62,7 +62,10 @@ def simulate_speakers(
             plan=run_plan.add_secure_aggregation(
                 replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
             ),
-            scenario=scenario,
+            recipe=scenario.recipe,
+            target=scenario.privacy_target,
+            enrolment=scenario.enrolment_settings,
+            settings=scenario.run_settings,
             inputs=fold_inputs,
         )
         for fold in loaded.protocol.folds

@@ -1,3 +1,3 @@
 """A scenario: everything that decides a simulated run."""
 
-__all__ = ["loading", "population", "presets", "scenario"]
+__all__ = ["loading", "population", "presets", "scenario", "settings"]

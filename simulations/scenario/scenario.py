@@ -13,17 +13,17 @@ from sottovoce.server.planning.recipe import (
     default_recipe,
     default_rounds,
 )
-from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import CROSS_ENTROPY
 from sottovoce.shared.privacy.scheme import PrivacyScheme
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.simulations.scenario.population import PopulationSettings
-
-ENGINES = ("local", "ray")
-BASELINES = ("central", "local_only", "federated_no_privacy")
-MAX_ROUNDS = 10_000
+from sottovoce.simulations.scenario.settings import (
+    DataSettings,
+    EnrolmentSettings,
+    RunSettings,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,22 +82,8 @@ class Scenario:
         self.privacy_scheme.check_bounds(self.recipe.bounds)
         self.privacy_scheme.check_loss(self.recipe.loss)
         self.privacy_target  # noqa: B018  (raises when it makes no sense)
-        validation.require_one_of(ENGINES, engine=self.engine)
-        validation.require_non_negative(
-            rounds=self.rounds,
-            labelled_clips_per_user=self.labelled_clips_per_user,
-            seed=self.seed,
-        )
-        if self.rounds > MAX_ROUNDS:
-            raise SettingError(f"rounds is {self.rounds}; it must be at most {MAX_ROUNDS}")
-        validation.require_at_least(1, workers=self.workers)
-        self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
-        for name in self.baselines:
-            validation.require_one_of(BASELINES, baselines=name)
-        if (self.corpus, self.data) in self.public:
-            raise SettingError(
-                f"{self.corpus} is the users' corpus and declared public; one corpus cannot be both"
-            )
+        # Each raises when it makes no sense.
+        _ = self.run_settings, self.data_settings
         _check_public(self)
         if self.privacy_scheme.promised and self.recipe.calibration_groups:
             raise SettingError(
@@ -108,20 +94,46 @@ class Scenario:
             _check_population(self, self.population)
 
     @property
-    def neutral_clips(self) -> int | None:
-        """K of ``neutral:K``; None for other enrolments.
+    def enrolment_settings(self) -> EnrolmentSettings:
+        """What test users bring.
 
         Raises:
-            SettingError: The enrolment is none of the three.
+            SettingError: It makes no sense.
         """
-        if self.enrolment in ("none", "all"):
-            return None
-        kind, _, number = self.enrolment.partition(":")
-        if kind != "neutral" or not number.isdigit() or int(number) < 1:
-            raise SettingError(
-                f"enrolment is {self.enrolment!r}; it must be none, all, or neutral:K with K from 1"
-            )
-        return int(number)
+        return EnrolmentSettings(
+            enrolment=self.enrolment, labelled_clips_per_user=self.labelled_clips_per_user
+        )
+
+    @property
+    def data_settings(self) -> DataSettings:
+        """Which speech the run is made of.
+
+        Raises:
+            SettingError: The users' corpus is declared public, or enrolment makes no sense.
+        """
+        return DataSettings(
+            corpus=self.corpus,
+            folder=self.data,
+            protocol=self.protocol,
+            public=self.public,
+            encoder=self.encoder,
+            enrolment=self.enrolment_settings,
+        )
+
+    @property
+    def run_settings(self) -> RunSettings:
+        """How the run is carried out.
+
+        Raises:
+            SettingError: It makes no sense.
+        """
+        return RunSettings(
+            rounds=self.rounds,
+            seed=self.seed,
+            engine=self.engine,
+            workers=self.workers,
+            baselines=self.baselines,
+        )
 
     @property
     def privacy_scheme(self) -> PrivacyScheme:

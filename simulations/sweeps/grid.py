@@ -116,7 +116,7 @@ class Sweep:
             settings = {**settings, "epsilon": None}  # type: ignore[dict-item]
             name = _name(settings)
         try:
-            check_encoder(scenario)
+            check_encoder(scenario.encoder, scenario.recipe)
             run_plan.check_budget(scenario)
         except SettingError as error:
             raise SettingError(f"the run {name}: {error}") from error

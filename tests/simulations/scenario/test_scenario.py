@@ -154,9 +154,9 @@ def test_a_link_to_the_users_folder_is_the_users_folder(tmp_path: Path) -> None:
 
 
 def test_enrolment_names_its_clips() -> None:
-    assert _settled(enrolment="neutral:5").neutral_clips == 5
-    assert _settled(enrolment="all").neutral_clips is None
-    assert _settled(enrolment="none").neutral_clips is None
+    assert _settled(enrolment="neutral:5").enrolment_settings.neutral_clips == 5
+    assert _settled(enrolment="all").enrolment_settings.neutral_clips is None
+    assert _settled(enrolment="none").enrolment_settings.neutral_clips is None
 
 
 # --- budgets ----------------------------------------------------------------------------------

@@ -1,0 +1,106 @@
+"""What single stages of a run need of a scenario: data, enrolment and run settings.
+
+A scenario is flat, as users type it; it is split into these, a recipe and a privacy target at the
+door, so that a stage's signature says what decides its result.
+"""
+
+from dataclasses import dataclass
+
+from sottovoce.shared import validation
+from sottovoce.shared.errors import SettingError
+
+ENGINES = ("local", "ray")
+BASELINES = ("central", "local_only", "federated_no_privacy")
+MAX_ROUNDS = 10_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnrolmentSettings:
+    """What test users bring before they are scored.
+
+    Attributes:
+        enrolment: What a user's normaliser is learned from: ``none``, ``neutral:K``, ``all``.
+        labelled_clips_per_user: Labelled clips on which each user's head is fitted, 0 or above.
+
+    Example:
+        >>> EnrolmentSettings(enrolment="neutral:3").neutral_clips
+        3
+    """
+
+    enrolment: str = "all"
+    labelled_clips_per_user: int = 5
+
+    def __post_init__(self) -> None:
+        validation.require_non_negative(labelled_clips_per_user=self.labelled_clips_per_user)
+        self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
+
+    @property
+    def neutral_clips(self) -> int | None:
+        """K of ``neutral:K``; None for other enrolments.
+
+        Raises:
+            SettingError: The enrolment is none of the three.
+        """
+        if self.enrolment in ("none", "all"):
+            return None
+        kind, _, number = self.enrolment.partition(":")
+        if kind != "neutral" or not number.isdigit() or int(number) < 1:
+            raise SettingError(
+                f"enrolment is {self.enrolment!r}; it must be none, all, or neutral:K with K from 1"
+            )
+        return int(number)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataSettings:
+    """Which speech a run is made of, and what is computed of it.
+
+    Attributes:
+        corpus: Name of the corpus of users.
+        folder: Its folder, or the options of ``synthetic``.
+        protocol: Which speakers test which model; empty: the corpus's usual one.
+        public: Corpora declared public, as (name, folder).
+        encoder: Name of the feature extractor.
+        enrolment: What test users bring.
+    """
+
+    corpus: str
+    folder: str = ""
+    protocol: str = ""
+    public: tuple[tuple[str, str], ...] = ()
+    encoder: str = ""
+    enrolment: EnrolmentSettings = EnrolmentSettings()
+
+    def __post_init__(self) -> None:
+        if (self.corpus, self.folder) in self.public:
+            raise SettingError(
+                f"{self.corpus} is the users' corpus and declared public; one corpus cannot be both"
+            )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSettings:
+    """How a run is carried out.
+
+    Attributes:
+        rounds: Rounds of training; 0 takes the recipe's.
+        seed: Decides every draw, 0 or above.
+        engine: What runs the apps.
+        workers: Processes for features and clients, at least 1.
+        baselines: What to compare with.
+    """
+
+    rounds: int = 0
+    seed: int = 0
+    engine: str = "local"
+    workers: int = 1
+    baselines: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        validation.require_one_of(ENGINES, engine=self.engine)
+        validation.require_non_negative(rounds=self.rounds, seed=self.seed)
+        if self.rounds > MAX_ROUNDS:
+            raise SettingError(f"rounds is {self.rounds}; it must be at most {MAX_ROUNDS}")
+        validation.require_at_least(1, workers=self.workers)
+        for name in self.baselines:
+            validation.require_one_of(BASELINES, baselines=name)
