@@ -11,6 +11,7 @@ __all__ = [
     "kernel_ridge",
     "membership_inference",
     "one_run",
+    "server_transcript",
     "speaker_identification",
     "suite",
     "table",

@@ -9,20 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from sottovoce.server.aggregation.server_optimizer import compute_class_weights
-from sottovoce.server.federation import checkpoint
-from sottovoce.server.federation.training_job import Job
-from sottovoce.server.personalisation import prior_calibration
-from sottovoce.server.planning.recipe import CLASS_EXPONENTS, FROZEN_ENCODER_MODELS
-from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.server.planning.recipe import FROZEN_ENCODER_MODELS
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.protocol.local_training import NoPrivacy
-from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN
-from sottovoce.simulations.audit.device_under_test import StatisticsRequest, Transcript
+from sottovoce.simulations.audit.device_under_test import Transcript
+from sottovoce.simulations.audit.server_transcript import rebuild_transcript
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.corpora.speaker_splits import Fold
 from sottovoce.simulations.data.fold_inputs import FoldInputs
@@ -120,8 +113,12 @@ def open_audited_folds(
             users = {
                 name: _speaker_examples(fold_inputs, fold_inputs.clips[name]) for name in fold.train
             }
-            transcript = _transcript(
-                scenario, plan, fold_inputs, users, _server_folder(run_folder, fold)
+            transcript = rebuild_transcript(
+                scenario.recipe,
+                plan,
+                fold_inputs,
+                [user.examples.labels for user in users.values()],
+                _server_folder(run_folder, fold),
             )
             cases.append(
                 AuditedFold(
@@ -161,63 +158,6 @@ def _check(scenario: Scenario) -> None:
 def _server_folder(run_folder: Path, fold: Fold) -> Path:
     """Where the fold's server stored its models."""
     return run_folder / "checkpoints" / folder_name(fold.name) / "server"
-
-
-def _transcript(
-    scenario: Scenario,
-    plan: Plan,
-    fold_inputs: FoldInputs,
-    users: Mapping[str, SpeakerExamples],
-    server: Path,
-) -> Transcript:
-    """What the server asked, from its stored models."""
-    sent = [weights for _, weights in checkpoint.iter_round_weights(server)]
-    # Another shape is a model of another recipe: config.toml was changed after the run.
-    if len(sent) < plan.rounds or sent[0].shape != fold_inputs.initial_weights.shape:
-        raise ModelError(
-            f"{server} holds {len(sent)} of the {plan.rounds} models of this run; the audit needs "
-            "them all: simulate config.toml again into a new folder"
-        )
-    tensors, _ = checkpoint.load_released_model(server)
-    labels = torch.cat([person.examples.labels for person in users.values()])
-    counts = torch.bincount(labels, minlength=len(plan.labels)).double()
-    return Transcript(
-        plan=plan,
-        projection=fold_inputs.projection,
-        speaker_statistics=fold_inputs.speaker_statistics,
-        centre=tensors["centre"],
-        class_weights=compute_class_weights(counts, CLASS_EXPONENTS[scenario.recipe.class_weights]),
-        # The model sent in a round is the one before it: the last one was never sent to train.
-        weights=[fold_inputs.initial_weights, *sent[: plan.rounds - 1]],
-        # As the server counts it: mean clips of a user times the sampling rate.
-        denominator=max(len(labels) / len(users) * plan.training.sample_rate, 1.0),
-        devices=len(users),
-        statistics_request=_statistics_request(scenario, plan, fold_inputs, tensors["weights"]),
-    )
-
-
-def _statistics_request(
-    scenario: Scenario, plan: Plan, fold_inputs: FoldInputs, weights: Tensor
-) -> StatisticsRequest | None:
-    """What the server asked after the last round, as it asks it; None where it asked nothing."""
-    if plan.calibration is None:
-        return None
-    job = Job(
-        plan=plan,
-        aggregation=scenario.recipe.aggregation,
-        weights=fold_inputs.initial_weights,
-        projection=fold_inputs.projection,
-        speaker_statistics=fold_inputs.speaker_statistics,
-        devices=1,
-        held_out_path=fold_inputs.held_out_file,
-    )
-    speakers = job.public_speaker_logits(weights)
-    query = prior_calibration.build_query(
-        job.estimate_head_prior(weights),
-        speakers,
-        subtract_public_shares=plan.scheme.has_private_sums,
-    )
-    return StatisticsRequest(weights=weights, query=query)
 
 
 def _speaker_examples(fold_inputs: FoldInputs, clips: tuple[Clip, ...]) -> SpeakerExamples:

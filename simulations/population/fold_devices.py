@@ -7,15 +7,19 @@ from pathlib import Path
 from sottovoce.client.device.device import Device
 from sottovoce.server.federation.cohort_sampling import CohortSampler
 from sottovoce.shared.errors import EngineError
+from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.protocol.events import EventListener
+from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.engines.local import run_apps
 from sottovoce.simulations.population import host
 from sottovoce.simulations.population.host import PopulationHost
 from sottovoce.simulations.population.ledger_groups import DATABASE_NAME
 from sottovoce.simulations.population.users import SyntheticPopulation, user_index
+from sottovoce.simulations.population.voice_model import fit_voice_model
 from sottovoce.simulations.runs.fold_spec import FoldSpec
 from sottovoce.simulations.runs.ledger_archive import LedgerArchive
 from sottovoce.simulations.scenario.population import PopulationSettings
+from sottovoce.simulations.scenario.settings import EnrolmentSettings
 
 
 class PopulationDevices:
@@ -84,3 +88,33 @@ class PopulationDevices:
     def close(self) -> None:
         """See ``FoldDevices``."""
         self.host.database.close()
+
+
+def build_population(
+    settings: PopulationSettings,
+    fold_inputs: FoldInputs,
+    *,
+    budgets: tuple[PrivacyBudget, ...],
+    enrolment: EnrolmentSettings,
+    seed: int,
+) -> SyntheticPopulation:
+    """Build the population of a run from the voices that its users are drawn from.
+
+    Args:
+        settings: The population's.
+        fold_inputs: What pretraining gave, with the voices' clips.
+        budgets: What every device may spend.
+        enrolment: What held-out users bring.
+        seed: The run's.
+    """
+    return SyntheticPopulation(
+        users=settings.users,
+        voice_model=fit_voice_model(fold_inputs.labels, fold_inputs.clips, fold_inputs.features),
+        clips=settings.clips,
+        labels=fold_inputs.labels,
+        budgets=budgets,
+        seed=seed,
+        enrolment=enrolment.enrolment.partition(":")[0],
+        neutral_clips=enrolment.neutral_clips or 0,
+        labelled_clips_per_user=enrolment.labelled_clips_per_user,
+    )

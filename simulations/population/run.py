@@ -14,7 +14,6 @@ import torch
 from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.errors import SettingError
 from sottovoce.simulations.data import loading, run_plan
-from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.loading import LoadedCorpus, OnMessage, OnProgress
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
 from sottovoce.simulations.population.fold import (
@@ -23,8 +22,7 @@ from sottovoce.simulations.population.fold import (
     make_held_out_fold,
     with_held_out_clips,
 )
-from sottovoce.simulations.population.users import SyntheticPopulation
-from sottovoce.simulations.population.voice_model import fit_voice_model
+from sottovoce.simulations.population.fold_devices import build_population
 from sottovoce.simulations.results import privacy_record
 from sottovoce.simulations.results.schema import (
     Json,
@@ -105,7 +103,13 @@ def prepare_fold_run(
     settings, sampled = require_population(scenario), with_sampling_rate(scenario)
     folder = out / "checkpoints"
     fold_inputs = build_fold_inputs(sampled, loaded, public, folder, on_message)
-    population = _build_population(scenario, fold_inputs)
+    population = build_population(
+        settings,
+        fold_inputs,
+        budgets=noise_calibration.device_budgets(scenario.privacy_target),
+        enrolment=scenario.enrolment_settings,
+        seed=scenario.seed,
+    )
     spec = FoldSpec(
         folder=folder / "population",
         ledgers=out / "ledgers" / HELD_OUT_FOLD,
@@ -118,22 +122,6 @@ def prepare_fold_run(
         inputs=with_held_out_clips(fold_inputs, settings, population),
     )
     return loaded, PopulationFoldRun(spec, settings, population)
-
-
-def _build_population(scenario: Scenario, fold_inputs: FoldInputs) -> SyntheticPopulation:
-    """Who the users are."""
-    settings = require_population(scenario)
-    return SyntheticPopulation(
-        users=settings.users,
-        voice_model=fit_voice_model(fold_inputs.labels, fold_inputs.clips, fold_inputs.features),
-        clips=settings.clips,
-        labels=fold_inputs.labels,
-        budgets=noise_calibration.device_budgets(scenario.privacy_target),
-        seed=scenario.seed,
-        enrolment=scenario.enrolment.partition(":")[0],
-        neutral_clips=scenario.enrolment_settings.neutral_clips or 0,
-        labelled_clips_per_user=scenario.labelled_clips_per_user,
-    )
 
 
 def _cpu_s() -> float:

@@ -7,7 +7,7 @@ from sottovoce.server.federation import checkpoint
 from sottovoce.shared.errors import EngineError, ModelError
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.protocol.events import EventListener
+from sottovoce.shared.protocol.events import EventListener, FoldEnded
 from sottovoce.simulations.evaluation import fold_result, scoring
 from sottovoce.simulations.evaluation.fold_result import FoldResult
 from sottovoce.simulations.evaluation.scoring import TestUser
@@ -58,7 +58,7 @@ class FoldRun:
         """Run all of it, or what is left of it after an interruption.
 
         Args:
-            listener: Takes the events of the fold's rounds; None leaves them to the log.
+            listener: Takes the events of the fold and its rounds; None leaves them to the log.
 
         Raises:
             SottovoceError: As the engine, the server or a device does.
@@ -67,7 +67,10 @@ class FoldRun:
             self.devices.prepare()
             self.devices.train(listener)
             self._finish()
-        return self._load_result()
+        result = self._load_result()
+        if listener:
+            listener.handle_event(FoldEnded(fold=self.spec.fold.name, uar=result.final_uar))
+        return result
 
     def user_ledger(self, user: str) -> Ledger:
         """Open a contributing user's ledger, from the run's archive.

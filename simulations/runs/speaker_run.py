@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 
 from sottovoce.server.planning import noise_calibration
-from sottovoce.shared.protocol.events import FoldEnded
 from sottovoce.simulations import engines
 from sottovoce.simulations.data import loading, run_plan
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
@@ -72,11 +71,8 @@ def simulate_speakers(
     ]
     fold_runs = [FoldRun(spec, SpeakerDevices(spec, address=address)) for spec in specs]
     budget = next(iter(noise_calibration.device_budgets(scenario.privacy_target)), None)
-    results = []
     reporter = ProgressReporter(plan, folds=len(specs), budget=budget, on_status=on_status)
-    for fold_run in fold_runs:
-        results.append(fold_run.run(reporter))
-        reporter.handle_event(FoldEnded(fold=fold_run.spec.fold.name, uar=results[-1].final_uar))
+    results = [fold_run.run(reporter) for fold_run in fold_runs]
     timing = {
         "feature_s": features_s,
         "training_s": time.monotonic() - training,
