@@ -1,4 +1,4 @@
-"""Three ways to run the same two apps: in this process, on Ray (here or on a cluster), deployed."""
+"""Engines that run the same two apps: in this process, on Ray (here or a cluster), deployed."""
 
 from functools import partial
 from importlib import import_module
@@ -22,7 +22,7 @@ class Engine(Protocol):
         workers: int,
         listener: EventListener | None = None,
     ) -> None:
-        """Run them.
+        """Run both apps to their end.
 
         Args:
             devices: How many nodes there are.
@@ -33,11 +33,11 @@ class Engine(Protocol):
 
 
 def load_engine(name: str, *, address: str | None = None) -> Engine:
-    """The engine of a name; what it needs is imported only here.
+    """Load the engine of a name; what it needs is imported only here.
 
     Args:
         name: ``local`` or ``ray``.
-        address: Of the Ray cluster to run on; None runs on this machine.
+        address: Address of the Ray cluster to run on; None runs on this machine.
 
     Raises:
         SettingError: There is none of this name, its extra is not installed, or an address is
@@ -46,6 +46,7 @@ def load_engine(name: str, *, address: str | None = None) -> Engine:
     if name not in ("local", "ray"):
         raise SettingError(f"engine is {name!r}; it must be local or ray")
     check_address(name, address)
+    # Ray is an extra: importing it here keeps the local engine free of it.
     if name == "ray":
         return partial(_ray_engine().run_apps, address=address)
     from sottovoce.simulations.engines.local import run_apps
@@ -54,10 +55,13 @@ def load_engine(name: str, *, address: str | None = None) -> Engine:
 
 
 def check_address(name: str, address: str | None) -> None:
-    """Refuse an address where it means nothing.
+    """Reject an address for an engine that has no cluster.
 
     Raises:
         SettingError: The engine has no cluster.
+
+    Example:
+        >>> check_address("ray", "auto")  # a cluster may have an address
     """
     if address is not None and name != "ray":
         raise SettingError(
@@ -67,7 +71,7 @@ def check_address(name: str, address: str | None) -> None:
 
 
 def check_cluster(address: str, *, workers: int, folder: Path) -> str:
-    """Try a Ray cluster before any work is done; see ``ray.check_cluster``."""
+    """Test a Ray cluster before any work is done; see ``ray.check_cluster``."""
     return str(_ray_engine().check_cluster(address, workers=workers, folder=folder))
 
 

@@ -1,4 +1,4 @@
-"""Events of a server in another process, by the checkpoints that it saves."""
+"""Events of a server in another process, read from the checkpoints that it saves."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ from sottovoce.shared.protocol.events import EventListener, RoundEnded
 
 
 class CheckpointEvents:
-    """Emits the rounds that were saved since it was last asked.
+    """Emits the rounds that were saved since the last call.
 
     Args:
-        folder: The job's; rounds that are saved there already are not emitted.
+        folder: Folder of the job; rounds that are saved there already are not emitted.
         listener: Takes the events.
 
     Raises:
@@ -27,6 +27,7 @@ class CheckpointEvents:
     def emit_saved_rounds(self) -> None:
         """Emit each new round, in order."""
         newest = checkpoint.read_newest_round(self._folder)
+        # Polling may find several new rounds: each gets an event of its own.
         while self._emitted < newest:
             self._emitted += 1
             self._listener.handle_event(

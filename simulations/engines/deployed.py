@@ -68,11 +68,14 @@ def run_apps(
         EngineError: A process died, the run failed, or time ran out. Every process is stopped.
     """
     for path in (*map(str, devices), *config.values()):
+        # Flower's --run-config takes the values in quotes, without any way to escape one.
         if any(sign in path for sign in "\"'\\\n"):
             raise SettingError(f"{path!r} holds a quote or a backslash; use a plain path")
     fab = build_fab(app, home / "bundle")
     on_message(f"bundle {fab.name}")
     with zipfile.ZipFile(fab) as file:
+        # "flwr run" builds the bundle again from this folder: it must hold what was checked, and no
+        # more.
         file.extractall(home / "app")
     with LoopbackDeployment(home.resolve()) as deployment:
         port = deployment.start_superlink()
@@ -108,6 +111,7 @@ class LoopbackDeployment:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        # First politely, so that they write their logs; then whoever is left.
         for ask in (signal.SIGTERM, signal.SIGKILL):
             self._signal_processes(ask)
             end = time.monotonic() + STOP_TIMEOUT_S
@@ -147,7 +151,7 @@ class LoopbackDeployment:
         return port
 
     def start_supernode(self, name: str, device: Path) -> None:
-        """Start the SuperNode of one device."""
+        """Start the SuperNode of one device, a process of its own."""
         self._start(
             name,
             "flower-supernode",
@@ -166,6 +170,7 @@ class LoopbackDeployment:
         answer = self._run_flwr("run", str(self._home / "app"), "--run-config", words)
         if not answer.get("success") or not answer.get("run-id"):
             raise EngineError(f"flwr run did not start a run: {answer}; {self._logs()}")
+        # The bundle's name has a hash of its content.
         if answer.get("fab-filename") != fab.name:
             raise EngineError(
                 f"flwr run sent {answer.get('fab-filename')}, not the checked {fab.name}; "
@@ -183,13 +188,13 @@ class LoopbackDeployment:
     ) -> None:
         """Wait until the run has ended well.
 
-        ``flwr run --stream`` exits with 0 even when the run failed, so its state is asked for.
+        ``flwr run --stream`` exits with 0 even when the run failed, so its status is asked for.
 
         Args:
             run: Flower's id of it.
             timeout_s: How long it may take, in seconds.
             on_message: Takes a line whenever its state changes.
-            on_poll: Is called whenever its state was asked for; None for nothing.
+            on_poll: Called after every check of the status; None for nothing.
 
         Raises:
             EngineError: A process died, the run failed, or time ran out.
@@ -227,6 +232,7 @@ class LoopbackDeployment:
         asked = ["flwr", *words, "--format", "json"]
         said = run_command(asked, self._home / "operator", self._home)
         try:
+            # Flower prints notices before the JSON.
             answer: dict[str, Any] = json.loads(said[said.index("{") :])
         except ValueError as error:
             raise EngineError(f"flwr {words[0]} said no JSON: {said[-500:]}") from error
@@ -243,6 +249,8 @@ class LoopbackDeployment:
                 stderr=subprocess.STDOUT,
                 env=process_environment(self._home / name),
                 cwd=self._home,
+                # A group of its own: Ctrl-C reaches this process first, which then stops all others
+                # in order.
                 start_new_session=True,
             )
 
@@ -256,6 +264,7 @@ class LoopbackDeployment:
         """Where to look, and the last lines of the first log that speaks of an error."""
         for name in self._processes:
             lines = (self._home / f"{name}.log").read_text(errors="replace").splitlines()
+            # "rror" finds "Error" and "error".
             wrong = [line for line in lines if "rror" in line]
             if wrong:
                 return f"{name} says: {wrong[-1][-300:]} (logs: {self._home})"
@@ -266,6 +275,7 @@ class LoopbackDeployment:
         for process in self._processes.values():
             process.poll()
             with contextlib.suppress(ProcessLookupError, PermissionError):
+                # Signal 0 only asks whether the group still has a process.
                 os.killpg(process.pid, 0)
                 return True
         return False

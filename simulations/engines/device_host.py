@@ -1,4 +1,4 @@
-"""Where an engine's devices are, in one process, and one process's part of an exchange."""
+"""Location of an engine's devices in one process, and one process's part of an exchange."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -20,26 +20,26 @@ APP_ERROR_CODE: Final = 2
 
 
 class DeviceHost(Protocol):
-    """Where simulated devices are in one process, other than in a folder each."""
+    """Simulated devices of one process that are not in a folder each."""
 
     def open_device(self, index: int) -> Device:
-        """The device of an index, for this message."""
+        """Open the device of an index, for this message."""
 
     def device_availability(self, index: int, group: str) -> str:
-        """What keeps a device from answering in a round; empty where nothing does.
+        """Name the reason why a device does not answer in a round; empty if it answers.
 
         An ``unavailable`` device gets no message; all others do their work, and their reply is
         lost.
         """
 
     def commit(self) -> None:
-        """Bring to disk what the devices booked and kept since the last time."""
+        """Write to disk the ledger lines and vault entries since the last commit."""
 
     def record_outcomes(self, group: str, outcomes: Mapping[str, int]) -> None:
-        """Record what became of the messages of a round so far; in the server's process."""
+        """Record the outcomes of a round's messages so far; in the server's process."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close every file that is open."""
 
 
 DeviceHostFactory = Callable[[], DeviceHost]
@@ -47,13 +47,13 @@ DeviceHostFactory = Callable[[], DeviceHost]
 
 
 def never_lost(_message: Message) -> bool:
-    """No message is lost."""
+    """Tell of every message that it is not lost."""
     return False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SimulatedNodes:
-    """What all nodes of a run know.
+    """Number and configuration of the nodes of a run.
 
     Attributes:
         devices: How many there are, by index from 0.
@@ -65,11 +65,16 @@ class SimulatedNodes:
 
     @property
     def node_ids(self) -> range:
-        """Flower's names of the nodes; nobody lists them."""
+        """Flower's identifiers of the nodes, as a range: a million are not listed.
+
+        Example:
+            >>> SimulatedNodes(devices=2, config={}).node_ids
+            range(100, 102)
+        """
         return range(FIRST_NODE_ID, FIRST_NODE_ID + self.devices)
 
     def node_context(self, index: int, host: DeviceHost | None = None) -> Context:
-        """What a node knows of itself: its index alone, or with a host, where its device is."""
+        """Make the context of a node; with a host, the context also opens the node's device."""
         known: dict[str, bool | float | int | str] = {
             "partition-id": index,
             "num-partitions": self.devices,
@@ -92,7 +97,7 @@ class _HostedContext(DeviceContext):
 
 
 def device_index(message: Message) -> int:
-    """The index of the device that a message is for."""
+    """Compute the index of the device that a message is for."""
     return int(message.metadata.dst_node_id) - FIRST_NODE_ID
 
 
@@ -114,12 +119,15 @@ def serve_messages(
             for message in own
         ]
     replies = [_serve_hosted(client, host, message, nodes) for message in own]
+    # Only now may a reply leave: what a device released must be in its ledger on disk first.
     host.commit()
     return replies
 
 
 def _copy_messages(messages: Sequence[Message]) -> list[Message]:
     """The messages as a wire would bring them, a content that many share copied once."""
+    # Keyed by identity: a broadcast sends one object to all, which is copied once and not per
+    # device.
     contents = {id(message.content): message.content for message in messages}
     copies = {name: copy.deepcopy(content) for name, content in contents.items()}
     own = []
@@ -147,12 +155,12 @@ def _serve_hosted(
 
 
 def lost_reply(message: Message, reason: str) -> Message:
-    """The reply that never came."""
+    """Make the reply of a device that was lost."""
     return Message(Error(code=_NODE_LOST_CODE, reason=reason), reply_to=message)
 
 
 def call_client(client: ClientApp, message: Message, context: Context) -> Message:
-    """Run a client; as in Flower, what it raises becomes an error reply."""
+    """Run a client; as in Flower, an exception becomes an error reply."""
     try:
         return client(message, context)
     except SottovoceError as error:

@@ -1,4 +1,4 @@
-"""Flower's own programs as child processes, and the bundle that they make of this repository."""
+"""Flower's own programs as child processes, and the app bundle made from this repository."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ _FAB_FOLDERS: Final = ("sottovoce/", "client/", "server/", "shared/")
 
 
 def build_fab(app: Path, folder: Path) -> Path:
-    """Build the bundle (FAB) that devices would be sent, and check what is in it.
+    """Build the bundle (FAB) that devices would be sent, and check its content.
 
     Returns:
         The bundle's file, in ``folder``.
@@ -33,6 +33,7 @@ def build_fab(app: Path, folder: Path) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     run_command(["flwr", "build", "--app", str(app.resolve())], folder / "flwr", folder)
+    # The folder may have bundles of earlier builds.
     bundle = max(folder.glob("*.fab"), key=lambda path: path.stat().st_mtime)
     with zipfile.ZipFile(bundle) as file:
         strangers = [name for name in file.namelist() if not _belongs_in_fab(name)]
@@ -52,7 +53,7 @@ def _belongs_in_fab(name: str) -> bool:
 
 
 def process_environment(home: Path) -> dict[str, str]:
-    """A process's environment: a Flower home of its own, this Python's programs first, no reports.
+    """Make a process's environment: its own Flower home, this Python's programs first.
 
     Args:
         home: The process's Flower home.
@@ -63,7 +64,7 @@ def process_environment(home: Path) -> dict[str, str]:
 
 
 def run_command(arguments: Sequence[str], home: Path, folder: Path) -> str:
-    """Run one of Flower's commands to its end; what it printed.
+    """Run one of Flower's commands to its end, and return its output.
 
     Args:
         arguments: The command.
@@ -92,7 +93,7 @@ def run_command(arguments: Sequence[str], home: Path, folder: Path) -> str:
 
 
 def program_path(name: str) -> str:
-    """One of Flower's programs, of the Python that runs this.
+    """Find one of Flower's programs, of the Python that runs this.
 
     Raises:
         SettingError: It is not installed.

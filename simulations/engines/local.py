@@ -1,8 +1,9 @@
 """The local engine: the unmodified ServerApp and ClientApp, in this process or in worker processes.
 
-Every worker answers for its own range of devices, so that what it has in memory of a device serves
+Every worker answers for its own range of devices, so a device in its memory serves the next round
+too. A worker's part of an exchange goes out in slices, whose replies come back only
 the next round too. A worker's part of an exchange goes out in slices, whose replies come back only
-when all that their devices booked is on disk.
+after everything that their devices booked is on disk.
 
 Flower's ``Grid`` is public; building messages without a SuperLink needs two private pieces of
 Flower 1.41 (``TaskIdentity`` and a message's id), both named here and held by a test.
@@ -58,7 +59,7 @@ def run_server_and_client(
     is_lost: Callable[[Message], bool] = device_host.never_lost,
     listener: EventListener | None = None,
 ) -> None:
-    """Run both apps to their end.
+    """Start both apps in this process and run them to their end.
 
     Args:
         server: The ServerApp.
@@ -68,11 +69,11 @@ def run_server_and_client(
         workers: Processes that run clients; 1 runs them in this process.
         host: Opens where devices are; None leaves it to the client to find them by the
             configuration, which must point to a folder of them.
-        is_lost: Which messages never reach their device, for tests of dropouts.
+        is_lost: Tells which messages never reach their device, for tests of dropouts.
         listener: Takes the run's events; None leaves them to the log.
 
     Raises:
-        SottovoceError: What the ServerApp raised.
+        SottovoceError: Any error that the ServerApp raised.
         EngineError: A worker died.
     """
     _set_task_identity()
@@ -113,14 +114,14 @@ def run_apps(
 
 
 class SingleRunGrid(Grid):
-    """What all grids of a single run have in common."""
+    """Base of all grids of a single run."""
 
     def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
-        """Nothing to do: there is one run."""
+        """Do nothing: there is one run."""
 
     @property
     def run(self) -> Any:  # noqa: ANN401  (Flower's signature)
-        """Only Flower's legacy workflows ask."""
+        """Not supported: only Flower's legacy workflows use a grid's run."""
         raise NotImplementedError
 
     def create_message(
@@ -131,7 +132,7 @@ class SingleRunGrid(Grid):
         group_id: str,
         ttl: float | None = None,
     ) -> Message:
-        """A message, as Flower's older API makes it."""
+        """Make a message, as Flower's older API does."""
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
 
@@ -139,11 +140,11 @@ class LocalGrid(SingleRunGrid):
     """A grid whose devices are in this process or its workers.
 
     Args:
-        client: What answers in this process.
-        nodes: What all nodes know.
+        client: The client that answers in this process.
+        nodes: Number and configuration of the nodes.
         workers: Processes that run clients.
         host: Opens where devices are, in every process.
-        is_lost: Which messages never reach their device.
+        is_lost: Tells which messages never reach their device.
     """
 
     def __init__(
@@ -159,10 +160,12 @@ class LocalGrid(SingleRunGrid):
         self._host = host() if host else None
         self._replies: dict[str, Message] = {}
         self._group, self._outcomes = "", Counter[str]()
+        # Not fork: torch's threads do not survive one.
         spawn = multiprocessing.get_context("spawn")
         start = partial(_start_worker, host)
         self._pools: list[Executor] = [
             ProcessPoolExecutor(1, spawn, initializer=start)
+            # A pool of one process for each worker, so that a device always meets the same one.
             for _ in range(workers if workers > 1 else 0)
         ]
 
@@ -181,7 +184,7 @@ class LocalGrid(SingleRunGrid):
             self._host.close()
 
     def get_node_ids(self) -> Iterable[int]:
-        """All nodes, as a range."""
+        """List all nodes, as a range."""
         return self._nodes.node_ids
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
@@ -189,6 +192,7 @@ class LocalGrid(SingleRunGrid):
         names, reached = [], []
         for message in messages:
             name = uuid.uuid4().hex
+            # A SuperLink would set the id; it is read only from outside.
             message.metadata.__dict__["_message_id"] = name
             names.append(name)
             if self._is_lost(message):
@@ -197,12 +201,13 @@ class LocalGrid(SingleRunGrid):
                 )
             else:
                 reached.append(message)
+        # By device, so that each worker gets the range of devices that it has in memory.
         for reply in self._reply_to_messages(sorted(reached, key=device_host.device_index)):
             self._replies[reply.metadata.reply_to_message_id] = reply
         return names
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Replies that are there."""
+        """Take the replies that have arrived."""
         names = list(message_ids)
         return [self._replies.pop(name) for name in names if name in self._replies]
 
@@ -213,6 +218,7 @@ class LocalGrid(SingleRunGrid):
         timeout: float | None = None,  # noqa: ARG002  (everything here ends)
     ) -> Iterable[Message]:
         """Push and pull; the host records what became of the messages."""
+        # A round may exchange several times: outcomes are counted over all of them.
         sent = list(messages)
         replies = list(self.pull_messages(self.push_messages(sent)))
         if sent and self._host:
@@ -281,6 +287,7 @@ def _start_worker(host: DeviceHostFactory | None) -> None:
     """Workers, not threads, share the cores."""
     initialise_worker()
     _set_task_identity()
+    # Slice assignment: the list is shared by name with the functions that read it.
     _WORKER_HOST[:] = [host()] if host else []
 
 

@@ -73,7 +73,7 @@ class PreparedRun:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare, run, show; returns the exit status."""
+    """Prepare, run and print; returns the exit status."""
     arguments = _parser().parse_args(argv)
     own = arguments.out is None
     out = Path(tempfile.mkdtemp(prefix="sottovoce-loopback-")) if own else arguments.out
@@ -94,12 +94,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         finished = True
     except SottovoceError as error:
         print(f"loopback: {error}", file=sys.stderr)
+        # 2 for a mistake in the options, as argparse has it; 1 for a run that failed.
         return 2 if isinstance(error, SettingError) else 1
     except KeyboardInterrupt:
         print("loopback: stopped; every process it started was stopped", file=sys.stderr)
         return 130
     finally:
         if own and finished:
+            # A folder of a failed run stays, with its logs.
             shutil.rmtree(out, ignore_errors=True)
     return 0
 

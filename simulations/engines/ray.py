@@ -59,13 +59,13 @@ def run_apps(
     address: str | None = None,
     listener: EventListener | None = None,
 ) -> None:
-    """Run the product's own two apps; see ``engines.Engine``.
+    """Run the product's own two apps on Ray; see ``engines.Engine``.
 
     Args:
         devices: How many nodes there are.
         config: The run's configuration, as both apps see it.
         workers: How many actors run clients.
-        address: Of a cluster that is there already: ``auto`` or HOST:PORT; None starts Ray here.
+        address: Address of an existing cluster: ``auto`` or HOST:PORT; None starts Ray here.
         listener: Takes the run's events, in the ServerApp's thread; None leaves them to the log.
 
     Raises:
@@ -92,6 +92,8 @@ def run_apps(
         raise _as_sottovoce_error(watch.error or error) from error
     finally:
         watch.over.set()
+        # Order matters: the server's thread must stop waiting before Ray goes, and end before we
+        # return.
         ray.shutdown()
         if watch.began:
             watch.ended.wait(_GRACE_S)
@@ -100,12 +102,12 @@ def run_apps(
 
 
 def check_cluster(address: str, *, workers: int, folder: Path) -> str:
-    """Try a cluster before any work is done; one line about it.
+    """Test a cluster before any work is done; returns one line about it.
 
     Args:
         address: ``auto`` or HOST:PORT.
-        workers: How many will be asked for.
-        folder: The run folder, which every node must see; nothing of this is left there.
+        workers: Number of workers that the run will ask for.
+        folder: The run folder, which every node must see; it is left as it was.
 
     Raises:
         SettingError: The address makes no sense, or there is no room for so many workers.
@@ -200,6 +202,7 @@ class _ConfiguredClient(ClientApp):
         """Run the product's client; one torch thread, as actors share the cores."""
         from sottovoce.client.app import app as product
 
+        # An actor serves many clients: set once, as torch warns of repeated changes.
         if torch.get_num_threads() > 1:
             torch.set_num_threads(1)
         return product(message, _with_config(context, self._config))
@@ -220,7 +223,7 @@ class _WatchedGrid(Grid):
         self._over = over
 
     def set_run(self, run: Any) -> None:  # noqa: ANN401  (Flower's signature)
-        """See ``Grid``."""
+        """See Flower's ``Grid``."""
         self._grid.set_run(run)
 
     @property
@@ -259,6 +262,7 @@ class _WatchedGrid(Grid):
         self._check()
         replies = list(self._grid.pull_messages(message_ids))
         for reply in replies:
+            # The app's own errors have another code and are the server's to judge.
             if reply.has_error() and reply.error.code == _WORKER_DIED:
                 reason = _WRAPPED_ERROR.sub(r"\1: \2", reply.error.reason or "")
                 raise EngineError(
@@ -279,6 +283,7 @@ class _WatchedGrid(Grid):
             replies += came
             waiting -= {reply.metadata.reply_to_message_id for reply in came}
             if waiting:
+                # An event and not a sleep: the end of the runtime interrupts the wait.
                 self._over.wait(0.02)
         return replies
 

@@ -1,4 +1,4 @@
-"""A Ray cluster that is already there: reached within a bounded time, checked, and used evenly.
+"""Connection to an existing Ray cluster: bounded in time, checked, and evenly used.
 
 A run's devices are folders on disk, and a message goes to whichever worker is free. So every node
 must see the run folder under one path, and be able to write there. This is tried before anything
@@ -48,11 +48,11 @@ _NODE_LOST_ERRORS: Final = (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClusterNode:
-    """One machine of a cluster.
+    """One machine of a Ray cluster.
 
     Attributes:
-        node_id: Ray's name of it.
-        name: What a user knows it by.
+        node_id: Ray's identifier.
+        name: Name and address, for people.
         worker_capacity: How many workers it can hold, at least 1.
     """
 
@@ -63,7 +63,7 @@ class ClusterNode:
 
 @contextmanager
 def connect_cluster(address: str, *, workers: int, folder: Path) -> Iterator[Sequence[ClusterNode]]:
-    """Be connected to a cluster on which a run of ``folder`` can be run.
+    """Connect to a cluster that can run the devices of ``folder``.
 
     Args:
         address: ``auto`` or HOST:PORT.
@@ -98,10 +98,13 @@ def connect_cluster(address: str, *, workers: int, folder: Path) -> Iterator[Seq
 
 
 def check_address(address: str) -> None:
-    """Refuse what names no cluster.
+    """Reject an address that names no cluster.
 
     Raises:
         SettingError: It is neither ``auto`` nor HOST:PORT.
+
+    Example:
+        >>> check_address("127.0.0.1:6379")
     """
     if not _ADDRESS.fullmatch(address):
         raise SettingError(
@@ -127,6 +130,7 @@ def resolve_address(address: str) -> str:
         where = services.canonicalize_bootstrap_address_or_die(address)
     except (OSError, ValueError) as error:
         raise EngineError(_unreachable_message(address, str(error).partition(". ")[0])) from error
+    # A plain connection fails within seconds; ray.init itself would retry for minutes.
     with grpc.insecure_channel(where, [("grpc.enable_http_proxy", 0)]) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=CONNECT_TIMEOUT_S)
@@ -170,6 +174,7 @@ def _matching_nodes(nodes: Sequence[ClusterNode], folder: Path) -> list[ClusterN
     folder, token = folder.resolve(), f".shared-{secrets.token_hex(8)}"
     alive = list(nodes)
     try:
+        # Twice: the second round changes the file, and shows whether nodes see changes at once.
         for _ in range(2):
             secret = secrets.token_hex()
             replace_text(folder / token, secret)
@@ -191,6 +196,7 @@ def _matching_nodes(nodes: Sequence[ClusterNode], folder: Path) -> list[ClusterN
 def _submit_probe(node: ClusterNode, folder: Path, token: str) -> Any:  # noqa: ANN401  (Ray's)
     """Have a node look; where its answer will be."""
     there = NodeAffinitySchedulingStrategy(node.node_id, soft=False)
+    # No CPU asked for, or a busy node could not answer; never tried on another node.
     probe = ray.remote(ray_node.probe_node).options(
         num_cpus=0, max_retries=0, scheduling_strategy=there
     )
@@ -238,7 +244,7 @@ def _read(path: Path) -> str:
 
 @contextmanager
 def spread_workers(workers: int) -> Iterator[None]:
-    """Have Flower's runtime make as many workers as asked for, spread over the nodes.
+    """Make Flower's runtime start as many workers as asked for, spread over the nodes.
 
     On its own it makes one for every CPU of the cluster, and Ray packs them.
     """
@@ -265,6 +271,7 @@ def spread_workers(workers: int) -> Iterator[None]:
             ray.get(came)
 
     flower: Any = raybackend
+    # Flower has no setting for it: its class is replaced for the time of the run.
     before, flower.RayBackend = flower.RayBackend, Spread
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a node of a Ray cluster finds where it is; imports little, for each node does it first."""
+"""Test of a Ray node's folder and code; imports little, since it runs first on each node."""
 
 import hashlib
 from importlib import metadata
@@ -12,7 +12,7 @@ _LIBRARIES: Final = ("torch", "flwr", "opacus", "numpy")
 
 
 def probe_node(folder: str, token: str, node_id: str) -> tuple[str, dict[str, str]]:
-    """Copy a file of the driver's; what was wrong, and what code runs here.
+    """Copy a file of the driver's; returns the error, if any, and the versions here.
 
     Args:
         folder: The folder that all nodes share.
@@ -30,13 +30,19 @@ def probe_node(folder: str, token: str, node_id: str) -> tuple[str, dict[str, st
 
 
 def code_versions() -> dict[str, str]:
-    """What must be the same wherever a device is run: the code of devices, and its libraries."""
+    """Collect the versions that must be equal on every node: device code and libraries.
+
+    Example:
+        >>> sorted(code_versions())
+        ['flwr', 'numpy', 'opacus', 'sottovoce', 'torch']
+    """
     from sottovoce import client, shared
 
     digest = hashlib.sha256()
     for room in (shared, client):
         for root in map(Path, room.__path__):
             for path in sorted(root.rglob("*.py")):
+                # The zero byte keeps names and contents apart: no two trees give the same stream.
                 digest.update(path.relative_to(root).as_posix().encode() + b"\0")
                 digest.update(path.read_bytes() + b"\0")
     found = {name: metadata.version(name) for name in _LIBRARIES}

@@ -1,6 +1,6 @@
-"""What an engine's processes are set to: one torch thread, memory that stays, a frozen heap.
+"""Settings of an engine's processes: one torch thread, retained memory, a frozen heap.
 
-They share the cores, and sums come out the same on all.
+Processes, not threads, share the cores, and sums are the same on every machine.
 """
 
 import ctypes
@@ -19,7 +19,7 @@ import torch
 
 @contextmanager
 def single_torch_thread() -> Iterator[None]:
-    """Keep torch to one thread for a while.
+    """Restrict torch to one thread within a context.
 
     A sum that is split between threads may differ in its last bit. A ledger names the weights it
     answered by their hash, so such a bit would give every engine other ledgers.
@@ -33,13 +33,14 @@ def single_torch_thread() -> Iterator[None]:
 
 
 def retain_freed_memory() -> None:
-    """Have the C library keep what is freed, for the next step wants as much again.
+    """Make the C library retain freed memory, for the next step needs as much again.
 
     glibc hands large blocks back to the system, which clears each of their pages anew when they are
     asked for: a fifth of a private step of ``cnn-attention``. Other C libraries stay as they are.
     """
     if sys.platform != "linux":
         return
+    # Absent outside glibc, musl for one: then there is nothing to set.
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(_TRIM, 2**30)
@@ -53,10 +54,10 @@ back, and from how many a block is mapped apart."""
 
 @contextmanager
 def frozen_heap() -> Iterator[None]:
-    """Leave all that is there now out of what garbage collection looks through, for a while.
+    """Exclude all present objects from garbage collection within a context.
 
-    Libraries leave half a million objects that stay for good. An exchange makes enough new ones to
-    have them all looked through again and again: a tenth of a run's time.
+    Libraries leave half a million objects that stay for good. An exchange makes enough new ones for
+    them all to be scanned again and again, which takes a tenth of a run's time.
     """
     gc.freeze()
     try:
@@ -66,9 +67,9 @@ def frozen_heap() -> Iterator[None]:
 
 
 def initialise_worker() -> None:
-    """Make this process a worker: one thread, deaf to Ctrl-C, and gone once its parent is.
+    """Set up this process as a worker: one thread, no Ctrl-C, ended with its parent.
 
-    The parent hears Ctrl-C and ends its workers. Were it killed, they would wait for work for ever.
+    The parent handles Ctrl-C and ends its workers. If it is killed, they end by themselves.
     """
     torch.set_num_threads(1)
     retain_freed_memory()
@@ -82,4 +83,5 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         multiprocessing.connection.wait([parent.sentinel])
+        # Not sys.exit: this is a thread, and only the process's end stops the others.
         os._exit(1)
