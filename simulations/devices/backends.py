@@ -1,4 +1,4 @@
-"""Where a fold's devices are stored: in folders, or in one database for the local engine."""
+"""Storage of a fold's devices: in folders, or in one database for the local engine."""
 
 import shutil
 from pathlib import Path
@@ -13,38 +13,43 @@ LOCAL_ENGINE: Final = "local"
 
 
 class DeviceBackend(Protocol):
-    """The devices of one fold, by index from 0."""
+    """Storage of the devices of one fold, by index from 0."""
 
     @property
     def engine_config(self) -> dict[str, str]:
-        """How an engine finds them."""
+        """Configuration by which an engine finds the devices."""
 
     def has_device(self, index: int) -> bool:
-        """Whether there is a device of this index."""
+        """Tell whether there is a device of this index."""
 
     def create_device(self, index: int, profile: DeviceProfile, features: LabelledFeatures) -> None:
-        """Make a device, in place of what was half made; it is there once that is committed."""
+        """Create a device, in place of an incomplete one; it exists once it is committed."""
 
     def open_device(self, index: int) -> Device:
-        """A device as the last run left it."""
+        """Open a device as the last run left it."""
 
     def commit_changes(self) -> None:
-        """Bring to disk the devices created, and what changed on those that were opened."""
+        """Write to disk the devices created, and the changes of those that were opened."""
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close every file that is open."""
 
     def delete_devices(self) -> None:
-        """Delete all devices, for good."""
+        """Delete all devices for good."""
 
 
 def open_backend(folder: Path, engine: str) -> DeviceBackend:
-    """Where the devices of a fold are stored.
+    """Open the storage of a fold's devices.
 
     Args:
-        folder: The fold's.
-        engine: What runs it. Only the local engine's processes share one database; whatever may
-            run elsewhere opens a folder each.
+        folder: Folder of the fold.
+        engine: Engine that runs it. Only the local engine's processes share one database; any other
+            may run elsewhere and opens a folder each.
+
+    Example:
+        >>> config = open_backend(Path("fold1"), "local").engine_config
+        >>> Path(config["device_database"]).name
+        'devices.sqlite'
     """
     return (
         DatabaseBackend(folder / _DATABASE)
@@ -54,7 +59,7 @@ def open_backend(folder: Path, engine: str) -> DeviceBackend:
 
 
 class FolderBackend:
-    """A folder for each device, sealed and synced as every real one's."""
+    """A folder for each device, sealed and synced like a real device's."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -70,6 +75,7 @@ class FolderBackend:
 
     def create_device(self, index: int, profile: DeviceProfile, features: LabelledFeatures) -> None:
         """See ``DeviceBackend``."""
+        # A crash may have left half a device, which would be refused.
         shutil.rmtree(self._device_folder(index), ignore_errors=True)
         Device.create(self._device_folder(index), profile, features)
 
@@ -93,7 +99,7 @@ class FolderBackend:
 
 
 class DatabaseBackend:
-    """One database for all, opened while it is used; see ``DevicePool``."""
+    """One database for all devices, opened when it is first used; see ``DevicePool``."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -104,6 +110,7 @@ class DatabaseBackend:
         """The database, opened."""
         if self._open is None:
             self._open = DevicePool(self._path)
+        # Opened late: a process that only asks for the configuration must not create the file.
         return self._open
 
     @property
@@ -113,6 +120,7 @@ class DatabaseBackend:
 
     def has_device(self, index: int) -> bool:
         """See ``DeviceBackend``."""
+        # The path first: asking must not create a database.
         return self._path.exists() and self._pool.has_device(index)
 
     def create_device(self, index: int, profile: DeviceProfile, features: LabelledFeatures) -> None:
@@ -136,5 +144,6 @@ class DatabaseBackend:
     def delete_devices(self) -> None:
         """See ``DeviceBackend``."""
         self.close()
+        # The journal and the shared-memory file beside the database go with it.
         for path in self._path.parent.glob(f"{self._path.name}*"):  # with what SQLite lays beside
             path.unlink()

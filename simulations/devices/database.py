@@ -1,7 +1,7 @@
-"""One database for many simulated devices: every ledger, anchor and persistent vault blob.
+"""One database for many simulated devices: ledgers, anchors and persistent vault entries.
 
-A device may be made anew for each message; what may not be forgotten in between lies here. What a
-slice of messages books is staged in memory and written in one synced transaction by
+A device may be created anew for each message; what must not be forgotten in between is here. The
+entries of a slice of messages are staged in memory and written in one synced transaction by
 :meth:`DeviceDatabase.commit`, which the engine calls before any reply of the slice leaves.
 """
 
@@ -42,11 +42,11 @@ CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, facts TEXT NOT NULL) S
 
 
 class DeviceDatabase:
-    """The database, and what this process has staged for it.
+    """Database of devices, with the entries that this process has staged.
 
     Args:
         path: The file; made if missing.
-        read_only: Whether it is only looked at.
+        read_only: Whether to open it for reading only.
 
     Guarantees:
         - When :meth:`commit` returns, all that was staged is on disk and synced; when it raises,
@@ -69,44 +69,46 @@ class DeviceDatabase:
                 self._database = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)
                 return
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Created with rights for the owner alone before SQLite opens it: users' data goes in.
             path.touch(mode=0o600)
             self._database = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
+            # WAL lets a reader work beside the writer; FULL syncs every commit.
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = FULL")
             self._database.executescript(_TABLES)
 
     def close(self) -> None:
-        """Let go of the file; what was staged is forgotten."""
+        """Close the file and discard what was staged."""
         self._discard_staged()
         self._database.close()
 
     def merge_journal(self) -> None:
-        """Leave one file behind, once nobody else has it open."""
+        """Merge the journal into the file, once no other process has it open."""
         with self._convert_errors():
             self._database.execute("PRAGMA journal_mode = DELETE")
 
     def ledger_lines(self, user: int) -> list[bytes]:
-        """A user's ledger, first line to last."""
+        """Read a user's ledger, first line to last."""
         rows = self._read("SELECT line FROM lines WHERE user = ? ORDER BY n", user)
         return [bytes(row[0]) for row in rows] + [line for _, line in self._lines.get(user, [])]
 
     def stage_line(self, user: int, number: int, line: bytes) -> None:
-        """Stage a user's line of this number, from 0."""
+        """Stage a line of a user's ledger under its number, from 0."""
         self._lines.setdefault(user, []).append((number, line))
 
     def ledger_anchor(self, user: int) -> Anchor | None:
-        """How far a user's ledger had come; None before its first line."""
+        """Read the anchor of a user's ledger; None before its first line."""
         if user in self._anchors:
             return self._anchors[user]
         rows = self._read("SELECT releases, head FROM anchors WHERE user = ?", user)
         return Anchor(releases=rows[0][0], head=rows[0][1]) if rows else None
 
     def stage_anchor(self, user: int, anchor: Anchor) -> None:
-        """Stage an anchor."""
+        """Stage the anchor of a user's ledger."""
         self._anchors[user] = anchor
 
     def vault_entries(self, user: int) -> dict[str, bytes]:
-        """The stored vault blobs of a user's device, by name."""
+        """Read the stored vault entries of a user's device, by name."""
         rows = self._read("SELECT name, value FROM kept WHERE user = ?", user)
         values = {name: bytes(value) for name, value in rows}
         return values | {
@@ -114,31 +116,32 @@ class DeviceDatabase:
         }
 
     def committed_vault_entry(self, user: int, name: str) -> bytes | None:
-        """One stored vault blob of a user's device, once it is on disk."""
+        """Read one stored vault entry of a user's device, once it is on disk."""
         rows = self._read("SELECT value FROM kept WHERE user = ? AND name = ?", user, name)
         return bytes(rows[0][0]) if rows else None
 
     def stage_vault_entry(self, user: int, name: str, value: bytes) -> None:
-        """Stage a vault blob of a user's device."""
+        """Stage a vault entry of a user's device."""
         self._vault_entries[user, name] = value
 
     def stage_device(self, user: int, profile: Mapping[str, object], features: bytes) -> None:
-        """Stage who owns a device, and its recordings as features; many are committed at once."""
+        """Stage a device's owner, and its recordings as features; many are committed at once."""
         self._profiles.append((user, json.dumps(profile, sort_keys=True), features))
+        # Features of a million devices do not fit into memory.
         if sum(len(entry[2]) for entry in self._profiles) > _MAX_STAGED_BYTES:
             self.commit()
 
     def device_profile(self, user: int) -> Json | None:
-        """Who owns a device, once it is on disk; None where there is none."""
+        """Read the owner of a device, once it is on disk; None where there is none."""
         rows = self._read("SELECT facts FROM owners WHERE user = ?", user)
         return json.loads(rows[0][0]) if rows else None
 
     def device_features(self, user: int) -> bytes:
-        """The recordings of a device, as features."""
+        """Read the recordings of a device, as features."""
         return bytes(self._read("SELECT clips FROM owners WHERE user = ?", user)[0][0])
 
     def commit(self) -> None:
-        """Bring what was staged to the disk, all of it or nothing.
+        """Write to disk all that was staged, or nothing.
 
         Raises:
             PrivacyError: It cannot be written; what was staged is forgotten.
@@ -147,6 +150,7 @@ class DeviceDatabase:
         lines = [(user, *line) for user, own in sorted(self._lines.items()) for line in own]
         anchors = [(user, one.releases, one.head) for user, one in sorted(self._anchors.items())]
         blobs = [(*key, value) for key, value in sorted(self._vault_entries.items())]
+        # Discarded before writing: if that fails, no later commit may write it after all.
         self._discard_staged()
         if not (lines or anchors or blobs or profiles):
             return
@@ -157,19 +161,19 @@ class DeviceDatabase:
             database.executemany("INSERT OR REPLACE INTO kept VALUES (?, ?, ?)", blobs)
 
     def write_round_notes(self, name: str, notes: Mapping[str, object]) -> None:
-        """Keep what is known of a round, in place of what was."""
+        """Write the notes on a round, in place of earlier ones."""
         with self._transaction() as database:
             row = (name, json.dumps(notes, sort_keys=True))
             database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", row)
 
     def round_notes(self) -> dict[str, Json]:
-        """What :meth:`write_round_notes` kept."""
+        """Read all notes that :meth:`write_round_notes` wrote, by round."""
         with self._convert_errors():
             rows = self._database.execute("SELECT name, facts FROM rounds").fetchall()
         return {name: json.loads(facts) for name, facts in rows}
 
     def iterate_users(self) -> Iterator[int]:
-        """Everyone who has a ledger, rising; nobody is held in memory."""
+        """Iterate over all users with a ledger, in rising order, without holding them in memory."""
         last = -1
         while rows := self._read("SELECT MIN(user) FROM lines WHERE user > ?", last):
             if rows[0][0] is None:
@@ -191,9 +195,11 @@ class DeviceDatabase:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing, synced."""
         with self._convert_errors():
+            # IMMEDIATE takes the write lock now: a lock taken later could fail half-way.
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+            # BaseException: Ctrl-C must roll back as well.
             except BaseException:
                 self._database.execute("ROLLBACK")
                 raise
@@ -214,7 +220,7 @@ class DeviceDatabase:
 class DatabaseAnchor:
     """A ledger's anchor in the database (see ``shared.privacy.hash_chain.AnchorStore``).
 
-    It shows lines that were dropped at a ledger's end. Whoever can change the database can change
+    Shows lines that were removed from a ledger's end. Whoever can change the database can change
     both; a simulated population has nobody to protect from that.
     """
 

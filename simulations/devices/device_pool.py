@@ -1,4 +1,4 @@
-"""A fold's devices in one database, which the local engine takes them from."""
+"""Pool of a fold's devices in one database, for the local engine."""
 
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -26,7 +26,7 @@ MAX_MEMORY_BYTES: Final = 2**29
 
 
 class DevicePool:
-    """Simulated devices by index, in one database.
+    """Simulated devices by index, stored in one database.
 
     Args:
         path: The database; made if missing.
@@ -39,11 +39,11 @@ class DevicePool:
         self.database = DeviceDatabase(path)
 
     def has_device(self, index: int) -> bool:
-        """Whether there is a device of this index."""
+        """Tell whether there is a device of this index."""
         return self.database.device_profile(index) is not None
 
     def create_device(self, index: int, profile: DeviceProfile, features: LabelledFeatures) -> None:
-        """Make a device; it is there once it is committed.
+        """Create a device; it exists once it is committed.
 
         Raises:
             SettingError: Its owner is real: what lies here is not sealed.
@@ -53,12 +53,13 @@ class DevicePool:
                 f"{profile.user} is no simulated user; a real device lies in a folder of its own"
             )
         data = safetensors.torch.save(
+            # Views share storage, which safetensors refuses to write.
             {name: tensor.contiguous().clone() for name, tensor in features.to_tensors().items()}
         )
         self.database.stage_device(index, profile.to_dict(), data)
 
     def open_device(self, index: int) -> DeviceInMemory:
-        """A device as the last commit left it.
+        """Open a device as the last commit left it.
 
         Raises:
             SettingError: There is none.
@@ -92,11 +93,11 @@ class DevicePool:
             raise PrivacyError(f"the clips of device {index} are damaged ({error})") from error
 
     def commit_changes(self) -> None:
-        """Bring to disk what devices booked and kept; see ``DeviceDatabase.commit``."""
+        """Write to disk the changes of devices; see ``DeviceDatabase.commit``."""
         self.database.commit()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the database."""
         self.database.close()
 
 
@@ -125,7 +126,7 @@ class DevicePoolHost:
         self._process_name = token_bytes(8) if shared else b""
 
     def open_device(self, index: int) -> Device:
-        """See ``DeviceHost``."""
+        """See ``DeviceHost``; a device is read again if another process answered for it since."""
         found = self._devices.get(index)
         if found is None or not self._has_newest_state(index):
             found = self._load_device(index)
@@ -145,6 +146,7 @@ class DevicePoolHost:
     def _load_device(self, index: int) -> DeviceInMemory:
         """A device as it was left, with what enrolment prepared."""
         found = self._pool.open_device(index)
+        # Only after enrolment: before, there is no agreed plan to prepare features for.
         if found.vault.agreed_plan_hash == self._plan:
             enrolment.store_projected_features(
                 found.device, self._job.plan, self._job.projection, self._job.speaker_statistics
@@ -163,6 +165,7 @@ class DevicePoolHost:
             self._devices.clear()  # what was forgotten must not be believed
             raise
         held = sum(found.memory_bytes for found in self._devices.values())
+        # At least one stays, however large: the next message may be for it.
         while held > MAX_MEMORY_BYTES and len(self._devices) > 1:
             _, oldest = self._devices.popitem(last=False)
             held -= oldest.memory_bytes

@@ -1,6 +1,6 @@
-"""Simulated devices in memory: vaults that seal nothing at rest, a ledger, and what they make up.
+"""Simulated devices in memory: vaults that are not sealed at rest, and a ledger.
 
-What must outlive a process goes to the database; all else is made again when it is needed.
+What must outlive a process goes to the database; all else is recomputed when needed.
 """
 
 import hashlib
@@ -34,8 +34,8 @@ class InMemoryVault:
     as ever.
 
     Args:
-        key: The user's.
-        make_features: Makes the features of the user's clips, whenever they are read.
+        key: Key of the user.
+        make_features: Makes the features of the user's clips whenever they are read.
     """
 
     def __init__(self, key: UserKey, make_features: Callable[[], LabelledFeatures]) -> None:
@@ -48,12 +48,12 @@ class InMemoryVault:
 
     @property
     def user(self) -> str:
-        """Whose vault it is."""
+        """Identifier of the user."""
         return self._key.user
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that it holds in memory, about; asked of every device in every exchange."""
+        """Approximate number of bytes in memory; asked of every device in every exchange."""
         return self._size
 
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:  # noqa: ARG002
@@ -90,6 +90,7 @@ class InMemoryVault:
     def get_tensors(self, name: str) -> dict[str, Tensor]:
         """See ``Vault``."""
         if name in self._tensors:
+            # A copy of the dictionary: callers may add to theirs.
             return dict(self._tensors[name])
         return self._make_features().to_tensors() if name == _FEATURES else self._load(name)
 
@@ -111,20 +112,21 @@ class InMemoryVault:
 
     def _record_size(self, name: str, size: int) -> None:
         """Note how much lies under a name now."""
+        # An entry that is written again replaces the old one: only the difference counts.
         self._size += size - self._sizes.get(name, 0)
         self._sizes[name] = size
 
 
 class DatabaseVault(InMemoryVault):
-    """A vault in memory of which some blobs go to the database, and outlive the process.
+    """A vault in memory, some of whose entries go to the database and outlive the process.
 
     Args:
         database: Where persistent blobs are stored.
-        index: Whose, by index.
-        user: Whose, by name.
-        seed: The run's, which the user's key is derived from.
-        is_persistent: Whether the blob of a name cannot be made again, and is stored; of the plan
-            its hash is.
+        index: Index of the user.
+        user: Name of the user.
+        seed: Seed of the run, which the user's key is derived from.
+        is_persistent: Tells whether the entry of a name cannot be recomputed, and is stored; of the
+            plan the hash is.
         make_features: As for ``InMemoryVault``.
     """
 
@@ -141,17 +143,19 @@ class DatabaseVault(InMemoryVault):
         key = seeding.numpy_rng(seed, "vault", index).bytes(crypto.KEY_BYTES)
         super().__init__(UserKey(key, user=user), make_features)
         self._database, self._index, self._is_persistent = database, index, is_persistent
+        # Straight into memory: they come from the database and must not be staged again.
         for name, data in database.vault_entries(index).items():
             super().put(name, data)
 
     @property
     def agreed_plan_hash(self) -> str:
-        """SHA-256 of the plan that the device enrolled for; empty before."""
+        """SHA-256 of the plan that the device enrolled for; empty before enrolment."""
         return self._blobs.get(_AGREED_PLAN, b"").decode()
 
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
         """See ``Vault``."""
         super().put(name, data, durable=durable)
+        # The plan is large and the same for all devices: a hash is enough to recognise it.
         if name == _PLAN:
             self._remember_plan(_digest(data))
         elif self._is_persistent(name):
@@ -178,7 +182,7 @@ class InMemoryLedger(Ledger):
     """A ledger in memory: the same lines, the same chain, the same accounting.
 
     Args:
-        owner: Whose it is.
+        owner: Name of the owner.
     """
 
     def __init__(self, owner: str) -> None:
@@ -196,7 +200,7 @@ class InMemoryLedger(Ledger):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DeviceInMemory:
-    """A simulated device, and the vault that it is made of.
+    """A simulated device together with its vault.
 
     Attributes:
         device: The device.
@@ -208,12 +212,12 @@ class DeviceInMemory:
 
     @property
     def memory_bytes(self) -> int:
-        """Bytes that it holds in memory, about: what it read last is as large as what it stores."""
+        """Approximate bytes in memory: what it read last is as large as what it stores."""
         return 2 * self.vault.memory_bytes
 
 
 def plan_hash(job: Job) -> str:
-    """What a vault remembers of the job's plan."""
+    """Hash the job's plan as a vault stores it."""
     return _digest(job.plan.to_json().encode())
 
 
