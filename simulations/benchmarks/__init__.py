@@ -1,4 +1,4 @@
-"""Speed and memory, measured; never part of the tests.
+"""Benchmarks of speed and memory; never part of the tests.
 
 ``python -m sottovoce.simulations.benchmarks`` measures all benches interleaved, several times over,
 so that a noisy machine disturbs all of them equally, and writes medians and ratios as JSON and a

@@ -36,18 +36,19 @@ from sottovoce.simulations.benchmarks.microbenchmarks import (
 from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
 _MIN_TIMED_MS = 10.0
-"""What is quicker is called several times in a row: a step of a small head after something large
-measures how a processor forgets."""
+"""Quicker work is called several times in a row: a step of a small head after something large
+measures cold caches."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and write."""
+    """Run all benchmarks and write their results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--repeats", type=int, default=15, help="measured calls of each bench")
     parser.add_argument("--runs", type=int, default=5, help="runs of each engine")
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
     arguments = parser.parse_args(argv)
+    # One thread: times of several depend on what else the machine does.
     torch.set_num_threads(1)
     retain_freed_memory()  # as a simulation's processes do
     with tempfile.TemporaryDirectory() as folder:
@@ -85,8 +86,10 @@ def _measure(folder: Path, repeats: int) -> dict[str, list[float]]:
     calls = {}
     for name, work in works.items():
         work()  # whatever is made once
+        # As many calls as fill the minimum; the clock's resolution would dominate a single one.
         calls[name] = max(1, math.ceil(_MIN_TIMED_MS / _cpu_ms(work, 1)))
     times: dict[str, list[float]] = {name: [] for name in works}
+    # Interleaved: a machine that slows down for a while slows all of them alike.
     for _ in range(repeats):
         for name, work in works.items():
             times[name].append(_cpu_ms(work, calls[name]))
@@ -98,6 +101,7 @@ def _cpu_ms(work: Benchmark, calls: int) -> float:
     started = time.process_time()
     for _ in range(calls):
         work()
+    # The floor keeps ratios finite where the clock saw no time pass.
     return max(1e3 * (time.process_time() - started) / calls, 1e-3)
 
 
@@ -111,7 +115,7 @@ def _ratios(times: dict[str, list[float]], kind: str, to: str = PYTORCH_STEP) ->
 
 
 def format_page(found: Mapping[str, Any]) -> str:
-    """The page, from benchmarks.json."""
+    """Format the page from the content of benchmarks.json."""
     lines = ["# Benchmarks", "", f"`make bench`, on {found['machine']}. CPU time of one call, "]
     lines[-1] += f"median of {found['repeats']} interleaved (least to most)."
     lines += ["", "| what | ms |", "|---|---|"]

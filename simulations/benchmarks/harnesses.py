@@ -1,4 +1,4 @@
-"""Other harnesses beside the local engine and a plain loop, on the same work, interleaved.
+"""Comparison of other harnesses with the local engine and a plain loop, interleaved.
 
 ``python -m sottovoce.simulations.benchmarks.harnesses`` prints what each costs as JSON.
 """
@@ -19,7 +19,7 @@ from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
 
 def compare_harnesses(repeats: int, *, pfl: bool = True) -> dict[str, dict[str, float]]:
-    """CPU of a client's round: medians, and medians of the ratios to the loop beside it.
+    """Measure the CPU time of a client's round in each harness.
 
     Args:
         repeats: How often each runs.
@@ -47,6 +47,7 @@ def compare_harnesses(repeats: int, *, pfl: bool = True) -> dict[str, dict[str, 
             "cpu_ms_a_client": statistics.median(costs),
             "least": min(costs),
             "most": max(costs),
+            # Ratios of runs that were made one after the other: drift of the machine cancels.
             "to_loop": statistics.median(a / b for a, b in zip(costs, loop, strict=True)),
         }
         for name, costs in found.items()
@@ -54,7 +55,7 @@ def compare_harnesses(repeats: int, *, pfl: bool = True) -> dict[str, dict[str, 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure and print."""
+    """Run the comparison and print it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=5, help="runs of each")
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")

@@ -28,7 +28,7 @@ def list_head_benchmarks(folder: Path) -> Iterator[tuple[str, Benchmark]]:
 
 
 def measure_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of what goes over the wire for one user's head."""
+    """Measure the bytes that one user's head takes on the wire."""
     return {"head on the wire, sealed": len(_calibrator(folder).seal_head().blob)}
 
 

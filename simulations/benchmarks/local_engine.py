@@ -1,4 +1,4 @@
-"""The local engine and a plain PyTorch loop on the same work: the limit of what it can reach.
+"""The local engine beside a plain PyTorch loop on the same work, its lower limit.
 
 A small head: 100 users, a Poisson cohort of 20 a round, three full-batch steps each, a norm bound
 on every update and noise on their sum. The engine's devices read and write messages, keep ledgers
@@ -46,16 +46,16 @@ _CLIP: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Workload:
-    """What an engine is measured on.
+    """A model, users and rounds on which an engine is measured.
 
     Attributes:
-        name: How it is called in tables.
+        name: Name in tables.
         spec: The model.
-        users: How many there are.
+        users: Number of users.
         user_sampling_rate: Chance that a user joins a round.
-        clips_per_user: Of each user.
-        frames_per_clip: Of each clip; 1 where the model reads vectors.
-        steps: Local steps a round.
+        clips_per_user: Clips of each user.
+        frames_per_clip: Frames of each clip; 1 where the model reads vectors.
+        steps: Local steps per round.
         rounds: Rounds of one run; the first is not counted.
     """
 
@@ -88,7 +88,7 @@ HEAVY: Final = Workload(
 
 
 class RoundTimer:
-    """The listener that notes when rounds end, and how many clients trained.
+    """Listener that records when rounds end, and how many clients trained.
 
     Args:
         cpu: Seconds of processor time so far.
@@ -100,13 +100,13 @@ class RoundTimer:
         self.clients: list[int] = []
 
     def handle_event(self, event: Event, /) -> None:
-        """Note the time of a round's end."""
+        """Record the time of a round's end."""
         if isinstance(event, RoundEnded):
             self.rounds.append((self._cpu(), time.perf_counter()))
             self.clients.append(event.cohort_size or 0)
 
     def ms_per_client(self, which: int) -> list[float]:
-        """Milliseconds a client, of every round but the first; 0 for CPU, 1 for wall."""
+        """Compute milliseconds per client, of every round but the first; 0 for CPU, 1 for wall."""
         return [
             1e3 * (self.rounds[n][which] - self.rounds[n - 1][which]) / clients
             for n in range(1, len(self.rounds))
@@ -115,7 +115,7 @@ class RoundTimer:
 
 
 def run_on_engine(work: Workload, *, workers: int) -> RoundTimer:
-    """One run on the local engine."""
+    """Make one run on the local engine and return its times."""
     from sottovoce.client.app import app as client
     from sottovoce.server.app import app as server
 
@@ -138,7 +138,7 @@ def run_on_engine(work: Workload, *, workers: int) -> RoundTimer:
 
 
 def run_plain_loop(work: Workload) -> list[float]:
-    """The same training without any engine: CPU milliseconds a client, of every round.
+    """Run the same training without any engine; returns CPU milliseconds per client and round.
 
     Local steps, a bound on each update, noise on the sum, and nothing else.
     """
@@ -159,6 +159,7 @@ def run_plain_loop(work: Workload) -> list[float]:
         total += _CLIP * torch.randn(len(total), generator=rng, dtype=torch.float64)
         weights = weights + (total / (work.users * work.user_sampling_rate)).float()
         times.append(1e3 * (time.process_time() - started) / max(len(cohort), 1))
+    # The first round is left out, as for engines: it pays for allocations.
     return times[1:]
 
 
@@ -174,7 +175,7 @@ def _trained(model: torch.nn.Module, weights: Tensor, examples: Examples, steps:
 
 
 def prepare_workload(folder: Path, work: Workload, engine: str = LOCAL_ENGINE) -> dict[str, str]:
-    """Job and devices on disk, where an engine finds them."""
+    """Write job and devices to disk, where an engine finds them."""
 
     def hidden(rate: float = 1.0) -> SumMechanism:
         return SumMechanism(
@@ -196,6 +197,7 @@ def prepare_workload(folder: Path, work: Workload, engine: str = LOCAL_ENGINE) -
         centre=None,
         normaliser=None,
         count_noise=0.0,
+        # User-level privacy, so that the server's clipping and noise are part of what is measured.
         user=UserLevelPrivacy(counts=hidden(), centre=None, update=hidden(work.user_sampling_rate)),
     )
     devices = open_backend(folder, engine)
@@ -222,6 +224,7 @@ def _device(user: str, examples: Examples) -> tuple[DeviceProfile, LabelledFeatu
     features = LabelledFeatures(
         examples=examples, for_enrolment=everything, for_head=~everything, for_training=everything
     )
+    # No budget: a benchmark repeats rounds at will.
     return DeviceProfile(user=user, budgets=(), labels=_LABELS, simulated_seed=1), features
 
 
@@ -238,7 +241,7 @@ def _examples(work: Workload, user: int) -> Examples:
 
 
 def compare_workers(repeats: int) -> dict[str, float]:
-    """Speed of two workers against one on the heavier client, by the clock.
+    """Measure the speed of two workers against one on the heavier client, by the clock.
 
     Args:
         repeats: Runs with one worker and with two, alternating.
@@ -255,7 +258,7 @@ def compare_workers(repeats: int) -> dict[str, float]:
 
 
 def measure_peak_memory() -> dict[str, float]:
-    """The most memory that a process of the small work holds, in MiB, each in one of its own."""
+    """Measure the peak memory of a process for the small work, in MiB, each in its own."""
     works = {
         "plain loop": "run_plain_loop(SMALL)",
         "local engine": "run_on_engine(SMALL, workers=1)",
@@ -267,5 +270,6 @@ def _peak(program: str) -> float:
     """MiB that a program came to hold."""
     program += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
     words = [sys.executable, "-c", program]
+    # Linux counts in KiB, macOS in bytes.
     printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
     return int(printed.splitlines()[-1]) / (1024 if sys.platform == "linux" else 2**20)

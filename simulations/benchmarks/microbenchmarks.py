@@ -1,4 +1,4 @@
-"""What is measured: each bench is made once and then called many times."""
+"""Microbenchmarks: each is prepared once and then called many times."""
 
 import tempfile
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from sottovoce.simulations.benchmarks.secure_sums import list_secure_sum_benchma
 Benchmark = Callable[[], object]
 PYTORCH_STEP, NON_PRIVATE_STEP = "step of PyTorch: ", "step without privacy: "
 SIMULATED_PRIVATE_STEP, DEVICE_PRIVATE_STEP = "step private, simulated: ", "step private: "
-"""What names of steps start with. A simulation's noise is seeded; a device's comes from the
+"""Prefixes of the names of steps. A simulation's noise is seeded; a device's comes from the
 operating system's entropy, eight draws a weight, and costs as much as the gradients."""
 UTTERANCES, FRAMES, MEL_BANDS, CLASSES = 60, 150, 64, 8
 _MODELS = {
@@ -43,7 +43,7 @@ _MODELS = {
 
 
 def list_benchmarks(folder: Path) -> Iterator[tuple[str, Benchmark]]:
-    """Name and work of every bench, in the order in which they are shown."""
+    """Iterate over all benchmarks by name, in the order in which they are shown."""
     yield from _steps()
     yield from _extractors()
     yield "ledger: one release booked and synced", _book_release(folder)
@@ -124,6 +124,7 @@ def _extractors() -> Iterator[tuple[str, Benchmark]]:
     signal = Signal(second, 16_000)
     for name in ("log-mel", "descriptors", "whisper-tiny-en"):
         chosen = create_extractor(name)
+        # The default binds this extractor: a closure would see the loop's last one.
         yield f"features of 1 s: {name}", lambda chosen=chosen: chosen(signal)  # type: ignore[misc]
 
 
@@ -142,6 +143,7 @@ _NOISE_STEPS = iter(range(1, 1_000_000))
 
 
 def _compute_epsilon() -> float:
+    # The accountant caches by settings: a multiplier of its own defeats the cache.
     """Compute an epsilon that was never computed before, so that no cache helps."""
     noise = 2.5 + next(_NOISE_STEPS) * 1e-6
     release = Release(

@@ -1,6 +1,6 @@
-"""A bench's work on apple/pfl-research, in an environment of its own.
+"""Benchmark of the same work on apple/pfl-research, in an environment of its own.
 
-pfl 0.6 wants a dp-accounting older than the one of our accountant, so it cannot be installed
+pfl 0.6 needs an older dp-accounting than our accountant, so it cannot be installed
 beside Sottovoce. Its environment holds only pfl and what it lacks; torch and NumPy are ours, so
 both are measured on the same arithmetic.
 """
@@ -23,10 +23,10 @@ _ONE_THREAD: Final = {"OMP_NUM_THREADS": "1"}
 
 
 def run_on_pfl(work: Workload, *, folder: Path = FOLDER, seed: int = 5) -> list[float]:
-    """CPU milliseconds a client of one run, of every round but the first.
+    """Measure one run on pfl: CPU milliseconds per client, of every round but the first.
 
     Args:
-        work: Of vectors, on a small head.
+        work: A workload of vectors, on a small head.
         folder: pfl's environment; made if it is not there.
         seed: Decides data and cohorts.
 
@@ -56,19 +56,21 @@ def run_on_pfl(work: Workload, *, folder: Path = FOLDER, seed: int = 5) -> list[
 
 
 def prepare_environment(folder: Path = FOLDER) -> str:
-    """The Python of pfl's environment.
+    """Prepare pfl's environment and return its Python.
 
     Raises:
         EngineError: pfl cannot be installed.
     """
     python = folder / "bin" / "python"
     done = folder / "installed"
+    # The marker is written last: an environment that was interrupted is made again.
     if done.exists() and python.exists():
         return str(python)
     venv.create(folder, with_pip=True, clear=True)
     variables = {"base": str(folder), "platbase": str(folder)}
     own = Path(sysconfig.get_path("purelib", "venv", variables))
     ours = [path for path in sys.path if Path(path).name in ("site-packages", "dist-packages")]
+    # A .pth file adds our packages behind pfl's own, which win where both have one.
     replace_text(own / "of-sottovoce.pth", "\n".join(ours) + "\n")
     install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     capture_stdout(

@@ -1,4 +1,4 @@
-"""A bench's work on pfl's own simulated backend; runs where pfl is, and Sottovoce is not.
+"""Benchmark on pfl's own simulated backend; runs where pfl is, and Sottovoce is not.
 
 Takes the work as JSON in its one argument; prints CPU milliseconds a client of every round but the
 first. A cohort is the expected number of users, drawn by pfl; there is no privacy mechanism.
@@ -26,31 +26,31 @@ from torch.nn import functional as F
 
 
 class Network(torch.nn.Sequential):
-    """The small head, as pfl wants a model."""
+    """The small head with the methods that pfl needs."""
 
     def loss(self, rows: Tensor, labels: Tensor, eval: bool = False) -> Tensor:  # noqa: A002, ARG002, FBT
-        """Mean cross-entropy."""
+        """Compute the mean cross-entropy of a batch."""
         return F.cross_entropy(self(rows), labels)
 
     def metrics(self, rows: Tensor, labels: Tensor, eval: bool = False) -> dict[str, Any]:  # noqa: A002
-        """Only the first round, which is not counted, asks."""
+        """Compute metrics; asked for in the first round only, which is not counted."""
         return {"loss": Weighted.from_unweighted(float(self.loss(rows, labels, eval)))}
 
 
 class RoundTimer(TrainingProcessCallback):  # type: ignore[misc]
-    """Notes when rounds end."""
+    """Callback that records when rounds end."""
 
     def __init__(self) -> None:
         self.ends: list[float] = []
 
     def after_central_iteration(self, *_: Any, **__: Any) -> tuple[bool, Metrics]:  # noqa: ANN401
-        """Note the time; never stop."""
+        """Record the time, and never stop the training."""
         self.ends.append(time.process_time())
         return False, Metrics()
 
 
 def run_workload(work: dict[str, int]) -> list[float]:
-    """Train; CPU milliseconds a client, of every round but the first."""
+    """Train a model; returns CPU milliseconds per client, of every round but the first."""
     torch.set_num_threads(1)
     torch.manual_seed(work["seed"])
     inputs, hidden, classes = work["inputs"], work["hidden"], work["classes"]

@@ -1,4 +1,4 @@
-"""A bench's work on Flower's Ray engine, with the CPU time of every process that Ray starts.
+"""Benchmark on Flower's Ray engine, with the CPU time of every process that Ray starts.
 
 It runs in a process of its own, since Ray leaves threads and children to the interpreter's end.
 """
@@ -21,10 +21,10 @@ _RUN_S: Final = 600.0
 
 
 def run_on_ray(work: Workload, *, workers: int = 1) -> list[float]:
-    """CPU milliseconds a client of one run, of every round but the first.
+    """Measure one run on Ray: CPU milliseconds per client, of every round but the first.
 
     Args:
-        work: What to run.
+        work: The workload.
         workers: How many actors run clients.
 
     Raises:
@@ -38,7 +38,7 @@ def run_on_ray(work: Workload, *, workers: int = 1) -> list[float]:
 
 
 def process_tree_cpu_s(known: dict[int, float]) -> float:
-    """CPU time of this process, its children, theirs, and so on, in seconds.
+    """Sum the CPU time of this process and all its descendants, in seconds.
 
     Args:
         known: CPU time of each when last seen; pass the same one at every call, so that those that
@@ -57,11 +57,14 @@ def _descendants() -> set[int]:
     parents: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
+            # A process's name may hold blanks and brackets: fields are counted from the last
+            # bracket.
             words = path.read_text().rpartition(")")[2].split()
         except OSError:
             continue
         parents[int(path.parent.name)] = int(words[1])
     found = {int(Path("/proc/self").readlink().name)}
+    # Closure over the parent relation: Ray starts processes that start others.
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
     return found - {int(Path("/proc/self").readlink().name)}

@@ -1,4 +1,4 @@
-"""One whole secure sum in one process: every device's work and the server's, added up."""
+"""Benchmark of a whole secure sum in one process: all devices' work and the server's."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -18,7 +18,7 @@ _DROPOUT, _CORRUPTION, _NOISE = 0.1, 0.1, 2.0
 
 
 def list_secure_sum_benchmarks() -> Iterator[tuple[str, Callable[[], object]]]:
-    """Name and work of one bench for each size of cohort; a tenth drops out before masking."""
+    """Iterate over one benchmark for each size of cohort; a tenth drops out before masking."""
     for devices in COHORTS:
         yield f"secure sum: {devices} devices, {PARAMETERS} parameters", _bench(devices)
 
@@ -36,6 +36,8 @@ def _bench(devices: int) -> Callable[[], object]:
     identities = {f"user {number:03d}": crypto.new_key() for number in range(devices)}
     random = np.random.default_rng(0)
     updates = {user: random.normal(size=PARAMETERS) for user in identities}
+    # As many as the protocol tolerates: the server then reconstructs their masks, its costliest
+    # case.
     lost = set(sorted(identities)[: devices - settings.quorum])
     return lambda: run_secure_round(settings, identities, updates, lost)
 
@@ -46,7 +48,7 @@ def run_secure_round(
     updates: dict[str, np.ndarray],
     dropped: set[str],
 ) -> UnmaskedSum:
-    """All five exchanges; ``dropped`` devices drop out before they send their masked update."""
+    """Run all exchanges of a round; ``dropped`` devices leave before they send their update."""
     roster = {user: crypto.identity_public_key(key) for user, key in identities.items()}
     server = ServerRound(settings=settings, round_name="bench", roster=roster)
     devices = {

@@ -1,4 +1,4 @@
-"""Benches that run in a process of their own."""
+"""Benchmarks that run in a process of their own."""
 
 import os
 import subprocess
@@ -16,13 +16,13 @@ def capture_stdout(
     failure: str,
     environment: Mapping[str, str] = _NOTHING,
 ) -> str:
-    """What a program printed.
+    """Run a program and return its output.
 
     Args:
         command: The program and its arguments.
         timeout_s: How long it may take.
-        failure: How the message of a failure begins.
-        environment: What its environment has beside this process's own.
+        failure: Beginning of the message of a failure.
+        environment: Variables besides this process's own.
 
     Raises:
         EngineError: It failed, or took too long.
@@ -39,6 +39,7 @@ def capture_stdout(
     except subprocess.TimeoutExpired as error:
         raise EngineError(f"{failure}: it took over {timeout_s:g} s") from error
     if done.returncode:
+        # The last line that speaks of an error: the rest is a traceback.
         lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [
             done.stderr
         ]
