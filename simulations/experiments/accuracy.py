@@ -1,4 +1,4 @@
-"""Accuracy and calibration of the claimed protocols: docs/results/accuracy.md.
+"""Experiment on accuracy and calibration of the claimed protocols: docs/results/accuracy.md.
 
     sottovoce reproduce accuracy --corpora ../shared/corpora --runs runs/results
 
@@ -45,11 +45,25 @@ class ResultLine:
 
     @property
     def corpus_name(self) -> str:
-        """The users' corpus."""
+        """Name of the users' corpus, from the protocol.
+
+        Example:
+            >>> ResultLine(
+            ...     protocol="emodb7-loso", unit="none", enrolment="all", seeds=(0,)
+            ... ).corpus_name
+            'emodb'
+        """
         return "".join(filter(str.isalpha, self.protocol.split("-")[0]))
 
     def run_name(self, seed: int) -> str:
-        """Folder of one seed's run."""
+        """Name the folder of one seed's run.
+
+        Example:
+            >>> ResultLine(
+            ...     protocol="emodb7-loso", unit="none", enrolment="neutral:5", seeds=(0,)
+            ... ).run_name(0)
+            'emodb7-loso-none-neutral5-0'
+        """
         epsilon = "" if self.epsilon == DEFAULT_EPSILON else f"eps{self.epsilon:g}"
         enrolment = self.enrolment.replace(":", "")
         unit = f"{self.unit}-secure" if self.secure else self.unit
@@ -57,9 +71,10 @@ class ResultLine:
         return "-".join(part for part in parts if part)
 
     def build_command(self, seed: int, corpora: str) -> list[str]:
-        """The command of one seed's run, without where it goes."""
+        """Build the command of one seed's run, without its output folder."""
         words = ["sottovoce", "simulate", "--corpus", self.corpus_name]
         words += ["--data", f"{corpora}/{self.corpus_name}", "--protocol", self.protocol]
+        # End-to-end models have no frozen encoder: nothing is pretrained on public speech.
         if not self.model:
             for public in PUBLIC[self.protocol]:
                 words += ["--public", f"{public}={corpora}/{public}"]
@@ -71,7 +86,7 @@ class ResultLine:
 
 
 def list_result_lines() -> Iterator[ResultLine]:
-    """All lines, the quick ones first."""
+    """Iterate over all lines, the quick ones first."""
     for protocol in PUBLIC:
         for unit in UNITS:
             for enrolment in ENROLMENTS:
@@ -98,7 +113,7 @@ def list_result_lines() -> Iterator[ResultLine]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, then write the table."""
+    """Make the missing runs, then write the table."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce accuracy", description=(__doc__ or "").splitlines()[0]
     )
@@ -124,6 +139,7 @@ def _run(line_spec: ResultLine, seed: int, arguments: argparse.Namespace) -> int
         return 0
     words = line_spec.build_command(seed, arguments.corpora)
     print(" ".join(words), flush=True)
+    # Only a run that has begun can be resumed.
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     return int(run_command([*words, "--out", str(out), "--quiet", *resume]) != 0)
 
@@ -135,6 +151,7 @@ def _write(arguments: argparse.Namespace) -> None:
     written = json.loads(path.read_text()) if path.exists() else []
     known = {line["command"]: line for line in written}
     found = [
+        # A line without runs keeps its earlier figures.
         _line(line_spec, arguments) or known.get(_command(line_spec, line_spec.seeds[0]))
         for line_spec in list_result_lines()
     ]

@@ -1,4 +1,4 @@
-"""Attacks on runs over RAVDESS: docs/results/audit.md.
+"""Experiment with attacks on runs over RAVDESS: docs/results/audit.md.
 
     sottovoce reproduce audit --corpora ../shared/corpora --runs runs/audits
 
@@ -29,7 +29,7 @@ RUNS: Mapping[str, tuple[str, ...]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make and attack what is missing, then write the page."""
+    """Make and attack the missing runs, then write the page."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce audit", description=(__doc__ or "").splitlines()[0]
     )
@@ -59,7 +59,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_command(name: str, corpora: str) -> list[str]:
-    """What makes a run, without where it goes."""
+    """Build the command of a run, without its output folder.
+
+    Example:
+        >>> build_command("none", "corpora")[-2:]
+        ['--unit', 'none']
+    """
     words = ["sottovoce", "simulate", "--corpus", "ravdess", "--data", f"{corpora}/ravdess"]
     words += ["--protocol", "ravdess8-6fold", "--public", f"cremad={corpora}/cremad"]
     return words + list(RUNS[name])
@@ -85,6 +90,7 @@ def _repeat_gender_inference(name: str, audit: Json, arguments: argparse.Namespa
     out = arguments.runs / name
     if not (out / "run.json").is_file():
         _run([*build_command(name, arguments.corpora), "--out", str(out), "--quiet"])
+    # "secure" is the page's own key, which the audit's schema does not know.
     plain = validate_audit({key: value for key, value in audit.items() if key != "secure"})
     return {**repeat_gender_inference(out, plain), "secure": audit["secure"]}
 
@@ -103,7 +109,7 @@ def _read(folder: Path) -> Json | None:
 
 
 def format_page(audits: Mapping[str, Json]) -> str:
-    """The page for people."""
+    """Format the page from all audits, by run."""
     commands = "".join(" ".join(build_command(name, "../shared/corpora")) + "\n" for name in audits)
     return (
         f"{_HEAD}## Lower bounds on ε\n\n{_table(_BOUND_HEADS, map(_bound_row, audits.values()))}"

@@ -1,4 +1,4 @@
-"""Runs ``sottovoce`` commands for experiments, each in a process of its own."""
+"""``sottovoce`` commands of experiments, each in a process of its own."""
 
 import subprocess
 import sys
@@ -11,5 +11,6 @@ def run_command(words: Sequence[str]) -> int:
     Args:
         words: The command as it is typed, ``sottovoce`` first.
     """
+    # This Python's module, not the program on PATH, which may be another version.
     done = subprocess.run([sys.executable, "-m", "sottovoce.cli", *words[1:]], check=False)
     return done.returncode

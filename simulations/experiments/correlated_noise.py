@@ -1,4 +1,4 @@
-"""Separated rounds, and noise correlated across them: docs/results/banded.md.
+"""Experiment on separated rounds and correlated noise: docs/results/banded.md.
 
     sottovoce reproduce correlated-noise --corpora ../shared/corpora --runs runs/banded
 
@@ -44,7 +44,7 @@ bands = {bands}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParticipationScheme:
-    """In which rounds users take part, and how noise is correlated; the rest is the user recipe."""
+    """Participation of users in rounds, and correlation of noise; the rest is the user recipe."""
 
     title: str
     min_separation: int
@@ -52,12 +52,17 @@ class ParticipationScheme:
     rounds: int
 
     def run_name(self, epsilon: float, seed: int) -> str:
-        """Folder of one run."""
+        """Name the folder of one run.
+
+        Example:
+            >>> EVERY_ROUND.run_name(8.0, 0)
+            'separation1-bands1-rounds10-eps8-0'
+        """
         rounds = f"separation{self.min_separation}-bands{self.bands}-rounds{self.rounds}"
         return f"{rounds}-eps{epsilon:g}-{seed}"
 
     def format_config(self, epsilon: float, seed: int, corpora: str) -> str:
-        """The scenario of one run."""
+        """Format the scenario of one run as TOML."""
         return CONFIG.format(
             corpora=corpora,
             epsilon=epsilon,
@@ -82,7 +87,7 @@ SPACED_SCHEMES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing, then write the table."""
+    """Make the missing runs, then write the table."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce correlated-noise", description=(__doc__ or "").splitlines()[0]
     )
@@ -113,6 +118,7 @@ def _run(
 ) -> int:
     """One run and its verification, unless it is there."""
     out = arguments.runs / scheme.run_name(epsilon, seed)
+    # A run is there once its record is: that is written last.
     if (out / "run.json").is_file():
         return 0
     arguments.runs.mkdir(parents=True, exist_ok=True)
@@ -186,6 +192,7 @@ def _result_line(
         "min_separation": scheme.min_separation,
         "bands": scheme.bands,
         "rounds": scheme.rounds,
+        # Division that rounds up: users of the first group take part once more.
         "rounds_of_a_user": -(-scheme.rounds // scheme.min_separation),
         "epsilon": epsilon,
         "delta": scenario.user_delta,

@@ -1,4 +1,4 @@
-"""Heads fitted on users' own labels: docs/results/heads.md from finished run folders.
+"""Experiment on heads fitted on users' own labels: docs/results/heads.md.
 
     sottovoce reproduce heads --corpora ../shared/corpora --runs runs/results
 
@@ -52,7 +52,7 @@ MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every run that is there, then write the page; what is not there stays as it was."""
+    """Measure every finished run, then write the page; figures without a run stay."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce heads", description=(__doc__ or "").splitlines()[0]
     )
@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="measure only runs whose name contains this")
     parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args(argv)
+    # Sums of several threads differ in their last bits, and the page would change with each run.
     torch.set_num_threads(1)
     path = arguments.out / "heads.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
@@ -91,6 +92,7 @@ def _measured(run: Path, corpora: Path) -> dict[str, Any]:
         draws = [
             personalisation.score_draw(one, clips, draw, seed=SEED, corpus_scores=others[one.fold])
             for one in everybody
+            # Without labels every draw is the same.
             for draw in range(DRAWS if clips else 1)
         ]
         figures = personalisation_metrics.paired_metrics(draws, seed=SEED) | {
@@ -180,7 +182,7 @@ SHOWN = ("0", "5", "10")
 
 
 def format_page(found: Mapping[str, Json]) -> str:
-    """The page for people."""
+    """Format the page from the figures of all runs."""
     runs = {name: line for name, line in found.items() if name in RUNS}
     seeded = {name: line for name, line in found.items() if name in SEEDED}
     return "".join([HEAD, *_heads(runs), SETS, *_sets(runs), *_seeds(seeded), _chosen()])

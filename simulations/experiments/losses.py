@@ -1,4 +1,4 @@
-"""Losses that calibrate, compared: docs/results/losses.md.
+"""Experiment on losses that calibrate: docs/results/losses.md.
 
     sottovoce reproduce losses --corpora ../shared/corpora --runs runs/losses --choose
     sottovoce reproduce losses --corpora ../shared/corpora --runs runs/losses
@@ -48,7 +48,7 @@ Json = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LossRun:
-    """One loss on one protocol under one promise."""
+    """One loss on one protocol under one privacy unit."""
 
     protocol: str
     unit: str
@@ -58,11 +58,18 @@ class LossRun:
 
     @property
     def folder_name(self) -> str:
-        """Of its run."""
+        """Name of the run's folder.
+
+        Example:
+            >>> LossRun(
+            ...     protocol="ravdess8-6fold", unit="none", name="brier", loss=Loss(kind="brier")
+            ... ).folder_name
+            'ravdess8-6fold-none-brier'
+        """
         return f"{self.protocol}-{self.unit}-{self.name}"
 
     def build_scenario(self, corpora: Path) -> Scenario:
-        """What is run."""
+        """Build the scenario of the run."""
         corpus = "".join(filter(str.isalpha, self.protocol.split("-")[0]))
         public = PUBLIC[self.protocol]
         usual = fill_defaults(
@@ -80,7 +87,7 @@ class LossRun:
 
 
 def list_runs() -> Iterator[LossRun]:
-    """All that is compared, the quick ones first."""
+    """Iterate over all runs that are compared, the quick ones first."""
     for protocol in PUBLIC:
         for unit in ("none", "utterance"):
             at: dict[str, Any] = {"protocol": protocol, "unit": unit}
@@ -88,12 +95,14 @@ def list_runs() -> Iterator[LossRun]:
             yield LossRun(name="smoothed", loss=Loss(), smoothing=SMOOTHING, **at)
             yield LossRun(name="focal", loss=Loss(kind="focal", gamma=GAMMA), **at)
             yield LossRun(name="brier", loss=Loss(kind="brier"), **at)
+            # MMCE compares pairs of utterances: it has no gradient per example that could be
+            # clipped.
             if unit == "none":
                 yield LossRun(name="mmce", loss=Loss(kind="mmce", weight=WEIGHT), **at)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Choose, or run what is missing and write the page."""
+    """Choose settings, or make the missing runs and write the page."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce losses", description=(__doc__ or "").splitlines()[0]
     )
@@ -211,6 +220,7 @@ def _test_speakers(scenario: Scenario, fold_inputs: FoldInputs, fold: Fold) -> l
 
 def _validation_fold(fold: Fold, following: Fold) -> Fold:
     """A fold's training speakers, less those of the next fold, who validate."""
+    # The next fold validates: the test fold's speakers must not choose anything.
     train = tuple(name for name in fold.train if name not in following.test)
     return Fold(name=f"{fold.name}-inner", train=train, test=following.test)
 
@@ -353,6 +363,7 @@ def _cell(name: str, line: Json, group: Sequence[Json], when: str) -> str:
     value = line["figures"][when][name]
     best = max(values) if name == "uar" else min(values)
     shown = f"{value:.3f}"
+    # Compared as shown: figures that look equal are bold together.
     return f"**{shown}**" if shown == f"{best:.3f}" else shown
 
 

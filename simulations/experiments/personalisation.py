@@ -1,4 +1,4 @@
-"""Gains from enrolment and labels: docs/results/personal.md from finished run folders.
+"""Experiment on gains from enrolment and labels: docs/results/personal.md.
 
     sottovoce reproduce personalisation --corpora ../shared/corpora --runs runs/results
 
@@ -31,7 +31,7 @@ from sottovoce.simulations.evaluation.personalisation import ScoredDraw, Speaker
 CLIPS = (0, 1, 2, 5, 10)
 DRAWS, STREAM_DRAWS, SEED = 3, 40, 0
 STREAM_SEEDS = (0, 1, 2)
-"""Of runs; streams are scored with the models of each."""
+"""Seeds of runs; streams are scored with the models of each."""
 PROTOCOLS = ("ravdess8-6fold", "cremad4-5fold", "cremad6-5fold", "emodb7-loso")
 UNITS = ("none", "utterance")
 MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
@@ -45,7 +45,7 @@ Columns = Mapping[str, torch.Tensor]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure every pair of runs that is there, then write the page; what is not there stays."""
+    """Measure every finished pair of runs, then write the page; other figures stay."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce personalisation", description=(__doc__ or "").splitlines()[0]
     )
@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", action="store_true", help="measure streams alone anew")
     parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args(argv)
+    # Sums of several threads differ in their last bits, and the page would change with each run.
     torch.set_num_threads(1)
     path = arguments.out / "personal.json"
     found = json.loads(path.read_text()) if path.is_file() else {}
@@ -310,7 +311,7 @@ SEEDED = (
 
 
 def format_page(found: Mapping[str, Json]) -> str:
-    """The page for people."""
+    """Format the page from the figures of all runs."""
     commands = "".join(COMMAND.format(unit, way) for unit in UNITS for way in ("none", "all"))
     commands += SEEDED
     tail = f"\n## Commands\n\n```\n{commands}sottovoce reproduce personalisation\n```\n"
@@ -351,6 +352,7 @@ def _stream_table(found: Mapping[str, Json]) -> Iterator[str]:
             uar = stream[way]["uar"] if way in stream else [math.nan] * 5
             even, skewed, gained, low, high = uar
             cells += [f"{even:.3f} → {skewed:.3f}"] if way != "neutral_known" else []
+            # A cost is a loss of UAR: signs and ends of the interval are turned round.
             cells.append(f"{-gained:.3f} [{-high:+.3f}, {-low:+.3f}]" if way in stream else "–")
         cells.append(personalisation_metrics.format_cell("uar", stream["all"]["uar"]))
         yield f"| {' | '.join(cells)} |\n"

@@ -1,4 +1,4 @@
-"""A million users, a thousand a round: docs/results/population.md.
+"""Experiment with a million users, a thousand a round: docs/results/population.md.
 
     sottovoce reproduce population --run runs/population
 
@@ -19,7 +19,7 @@ from sottovoce.simulations.experiments.commands import run_command
 Json = Mapping[str, Any]
 COMMAND = ("sottovoce", "simulate", "population")
 _AFTER = 3
-"""Memory growth is counted from the end of this round on."""
+"""Round from whose end on memory growth is counted: earlier rounds fill caches."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def summarise_run(run: Json) -> dict[str, Any]:
-    """The figures of the page, from run.json."""
+    """Summarise run.json in the figures of the page."""
     population, timing = run["population"], run["timing"]
     rounds = population["rounds"]
     memory = [row["rss_mb"] for row in rounds if row["round"] >= _AFTER]
@@ -58,6 +58,7 @@ def summarise_run(run: Json) -> dict[str, Any]:
         "asked": population["asked"],
         "rounds": rounds,
         "used_per_round": mean(row["used"] for row in rounds[1:]),
+        # The first row is the founding of the population, not a round.
         "worked_per_round": mean(_worked(row) for row in rounds[1:]),
         "peak_rss_mb": timing["peak_rss_mb"],
         "growth_mb_per_round": mean(steps),
@@ -79,7 +80,7 @@ def _worked(row: Json) -> int:
 
 
 def format_page(found: Json) -> str:
-    """The page."""
+    """Format the page from the summary of a run."""
     return "\n".join([*_heading(found), *_claims(found), *_rounds(found)]) + "\n"
 
 

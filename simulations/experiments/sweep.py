@@ -1,4 +1,4 @@
-"""A sweep of RAVDESS over budgets, units and seeds: docs/results/sweep.md.
+"""Experiment with RAVDESS over budgets, units and seeds: docs/results/sweep.md.
 
     sottovoce reproduce sweep --corpora ../shared/corpora --sweep sweeps/ravdess
 
@@ -20,7 +20,7 @@ _WORKERS = 2
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Make what is missing, then write the page."""
+    """Make the missing runs, then write the page."""
     parser = argparse.ArgumentParser(
         prog="sottovoce reproduce sweep", description=(__doc__ or "").splitlines()[0]
     )
@@ -45,14 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def build_command(corpora: Path) -> list[str]:
-    """The sweep, as it is typed."""
+    """Build the command of the sweep, as it is typed.
+
+    Example:
+        >>> build_command(Path("corpora"))[:4]
+        ['sottovoce', 'sweep', '--corpus', 'ravdess']
+    """
     data = ["--data", str(corpora / "ravdess"), "--public", f"cremad={corpora / 'cremad'}"]
     workers = ["--workers", str(_WORKERS)]
     return ["sottovoce", "sweep", "--corpus", "ravdess", *data, *_AXES, *workers]
 
 
 def summarise_sweep(sweep: Json) -> dict[str, Any]:
-    """The figures of the page, from sweep.json."""
+    """Summarise sweep.json in the figures of the page."""
     return {
         "command": " ".join(build_command(Path("../shared/corpora"))),
         "protocol": sweep["protocol"],
@@ -62,7 +67,7 @@ def summarise_sweep(sweep: Json) -> dict[str, Any]:
 
 
 def format_page(found: Json) -> str:
-    """The page."""
+    """Format the page from the summary of a sweep."""
     return "\n".join([*_heading(found), *map(_row, found["points"])]) + "\n"
 
 
