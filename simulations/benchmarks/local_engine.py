@@ -175,7 +175,7 @@ def _trained(model: torch.nn.Module, weights: Tensor, examples: Examples, steps:
 
 
 def prepare_workload(folder: Path, work: Workload, engine: str = LOCAL_ENGINE) -> dict[str, str]:
-    """Write job and devices to disk, where an engine finds them."""
+    """Write job and devices to disk, in the layout of an engine."""
 
     def hidden(rate: float = 1.0) -> SumMechanism:
         return SumMechanism(

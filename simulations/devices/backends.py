@@ -26,7 +26,7 @@ class DeviceBackend(Protocol):
         """Create a device, in place of an incomplete one; it exists once it is committed."""
 
     def open_device(self, index: int) -> Device:
-        """Open a device as the last run left it."""
+        """Open a device in the state of the last run."""
 
     def commit_changes(self) -> None:
         """Write to disk the devices created, and the changes of those that were opened."""

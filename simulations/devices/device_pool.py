@@ -59,7 +59,7 @@ class DevicePool:
         self.database.stage_device(index, profile.to_dict(), data)
 
     def open_device(self, index: int) -> DeviceInMemory:
-        """Open a device as the last commit left it.
+        """Open a device in the state of the last commit.
 
         Raises:
             SettingError: There is none.
@@ -97,7 +97,7 @@ class DevicePool:
         self.database.commit()
 
     def close(self) -> None:
-        """Close the database."""
+        """Close the database of devices."""
         self.database.close()
 
 

@@ -217,7 +217,7 @@ class DeviceInMemory:
 
 
 def plan_hash(job: Job) -> str:
-    """Hash the job's plan as a vault stores it."""
+    """Hash the job's plan as vaults store the hash."""
     return _digest(job.plan.to_json().encode())
 
 

@@ -93,7 +93,7 @@ def run_command(arguments: Sequence[str], home: Path, folder: Path) -> str:
 
 
 def program_path(name: str) -> str:
-    """Find one of Flower's programs, of the Python that runs this.
+    """Find one of Flower's programs, beside the running Python.
 
     Raises:
         SettingError: It is not installed.

@@ -102,7 +102,7 @@ def run_apps(
 
 
 def check_cluster(address: str, *, workers: int, folder: Path) -> str:
-    """Test a cluster before any work is done; returns one line about it.
+    """Test a cluster before any work is done; returns a line on its size.
 
     Args:
         address: ``auto`` or HOST:PORT.

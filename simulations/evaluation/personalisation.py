@@ -187,7 +187,7 @@ def load_head_prior(
 
 
 def scores_by_fold(speakers: Sequence[SpeakerData]) -> dict[str, NonconformityScores]:
-    """Fit for every fold the scores of the speakers who are not tested in it.
+    """Fit for every fold the scores of the speakers whom the fold does not test.
 
     Each of them is scored by the model that was not trained on them, with that model's default
     head.

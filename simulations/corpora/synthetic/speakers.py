@@ -98,7 +98,7 @@ ACCENTS: Mapping[str, tuple[float, float, float]] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticSpeaker:
-    """Voice of a synthetic person, and how emotions change it.
+    """Voice of a synthetic person, and the effect of emotions on the voice.
 
     Attributes:
         gender: ``female`` or ``male``.
