@@ -244,7 +244,7 @@ class Device:
         )
 
     def find_released(self, prepared: "PreparedRelease") -> Tensor | None:
-        """Find what was released for this very request, if the outbox still holds it."""
+        """Find the value released for this very request; None if the outbox no longer has one."""
         ledger_key = _ledger_key(prepared.name, prepared.request_digest, prepared.release)
         return self._read_outbox(f"outbox-{prepared.release.kind.value}", ledger_key)
 
@@ -437,7 +437,7 @@ def load_enrolment_features(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
 
 
 def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
-    """Read the clips that a head is fitted on, as a device was set up with them.
+    """Read the clips that a head is fitted on, as stored when the device was set up.
 
     Args:
         folder: An existing device; its ledger is not touched.

@@ -20,7 +20,7 @@ MAX_ROUNDS: Final = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetStatus:
-    """One budget, and what became of it.
+    """One budget, and how much of the budget is spent.
 
     Attributes:
         budget: What may be spent.

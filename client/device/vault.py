@@ -44,9 +44,9 @@ _NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class Vault(Protocol):
-    """Named blobs of one user, as the code of a device uses them.
+    """Store of one user's named blobs on a device.
 
-    On a user's machine it is a :class:`FileVault`; a simulation keeps them in memory.
+    On a user's machine it is a :class:`FileVault`; a simulation has its blobs in memory.
     """
 
     @property
@@ -186,7 +186,7 @@ class FileVault:
         return (folder / _FACTS).is_file()
 
     def put(self, name: str, data: bytes, *, durable: bool = True) -> None:
-        """Seal bytes under a name, in place of what was there.
+        """Seal bytes under a name, in place of earlier ones.
 
         Args:
             name: 1 to 64 of a-z, 0-9, '.', '_' and '-'; starts with a letter or digit.

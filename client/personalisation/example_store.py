@@ -48,7 +48,7 @@ class ExampleStore:
 
     @property
     def feature_space(self) -> tuple[str, int]:
-        """Extractor and width that a model must have to learn from these."""
+        """Extractor and width that a model must have to learn from these examples."""
         return self.extractor, int(self.features.shape[1])
 
     def with_example(self, row: Tensor, emotion: str | None = None) -> tuple["ExampleStore", str]:
@@ -68,7 +68,7 @@ class ExampleStore:
         return found, name
 
     def without_example(self, name: str) -> "ExampleStore":
-        """Remove one recording, if it is there."""
+        """Remove one recording; an unknown name changes nothing."""
         remaining = [index for index, other in enumerate(self.names) if other != name]
         return ExampleStore(
             extractor=self.extractor,

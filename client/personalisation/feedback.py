@@ -286,12 +286,12 @@ def store_projection(vault: Vault, projection: PublicProjection) -> None:
 
 
 def prepare_examples(vault: Vault, plan: Plan, mean: Tensor) -> Examples:
-    """Prepare what a vault's user labelled until now, as the model of a run reads it.
+    """Prepare a vault's labelled examples as inputs of a run's model.
 
     Args:
-        vault: The device's.
-        plan: The run's; where nothing was labelled when the device enrolled, nothing comes.
-        mean: What is subtracted for this user, shape (inputs,).
+        vault: Vault of the device.
+        plan: Plan of the run; without labels at enrolment the result is empty.
+        mean: Mean that is subtracted for this user, shape (inputs,).
     """
     tensors = vault.get_tensors(_PROJECTION) if vault.has_blob(_PROJECTION) else None
     if tensors is None:

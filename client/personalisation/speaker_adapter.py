@@ -136,7 +136,7 @@ def list_utterances(folder: Path, *, vault: FileVault | None = None) -> tuple[st
 
 
 def forget_utterance(folder: Path, name: str, *, vault: FileVault | None = None) -> None:
-    """Forget one utterance: its features go, and with them all that was learned from them.
+    """Forget one utterance: delete its features and everything learned from the features.
 
     Args:
         folder: The user's device folder.

@@ -50,7 +50,7 @@ class DeviceChannel:
         return self._grid.get_node_ids()
 
     def wait_for_nodes(self, count: int) -> list[int]:
-        """Wait for a number of nodes, and list all that are there.
+        """Wait for a number of nodes, and list all connected ones.
 
         Raises:
             EngineError: Fewer came in time.

@@ -24,7 +24,7 @@ EvaluatedModel = tuple[Tensor, Sequence[Participant]]
 
 
 class HeadStatisticsRound:
-    """Collects head statistics, and calibrates the prior of users' heads with them.
+    """Collects head statistics, from which the prior of users' heads is calibrated.
 
     Args:
         job: What the operator wants.
@@ -52,7 +52,7 @@ class HeadStatisticsRound:
         evaluated_models: Iterable[EvaluatedModel],
         secure_aggregator: SecureAggregator | None,
     ) -> HeadPrior:
-        """Estimate the prior from public speakers, and from users where the plan asks them.
+        """Estimate the prior from public speakers, and from users where the plan asks users.
 
         Args:
             weights: The final model, shape (params,), float32.

@@ -34,7 +34,7 @@ class ModelDistributor:
         self._channel = channel
 
     def save_model(self, weights: Tensor, centre: Tensor, prior: HeadPrior) -> FinalModelRequest:
-        """Save the final model with all that goes with it; build the request that brings it.
+        """Save the final model and its companions, and build the request that delivers the model.
 
         Args:
             weights: The model, shape (params,), float32.

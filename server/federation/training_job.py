@@ -37,7 +37,7 @@ SCHEMA = 4
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Job:
-    """Settings of one training run, as the operator wants it.
+    """Settings of one training run, as chosen by the operator.
 
     Attributes:
         plan: The public facts that devices agree to.
