@@ -21,6 +21,7 @@ def open_demo_device(run_id: int, index: int) -> Device:
     Returns:
         A simulated device: its noise can be repeated and protects nobody.
     """
+    # Under the run's id: two runs of the demo must not share ledgers.
     folder = demo_data.demo_folder(run_id) / "devices" / f"{index:06d}"
     if Device.exists(folder):
         return Device.open(folder)

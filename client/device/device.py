@@ -181,6 +181,7 @@ class Device:
         profile = _read_profile(folder / _PROFILE)
         vault = vault or FileVault.open(folder / "vault")
         try:
+            # Opening verifies ledger and anchor: only a refusal is a reason to retire.
             cls.open(folder, read_only=True, vault=vault)
         except LedgerError:
             pass
@@ -189,6 +190,8 @@ class Device:
                 f"the ledger of {folder} is in order, so there is nothing to recover from; a "
                 'device that shall give nothing more says "contributes": false in device.json'
             )
+        # First the profile: from here on no crash leaves a device that contributes with a new
+        # ledger.
         _write_profile(folder / _PROFILE, replace(profile, contributes=False))
         anchor_store = VaultAnchor(vault, required=False)
         with_opening = profile.simulated_seed is None
@@ -296,6 +299,7 @@ class Device:
         if self.profile.simulated_seed is None:
             return name
         same = [one for one in self.ledger.release_names if one.split("/")[-2:-1] == [name]]
+        # The first release has the plain name: most runs have no second, and old seeds stay valid.
         earlier = same.index(ledger_key)
         return f"{name}/{earlier}" if earlier else name
 
@@ -357,6 +361,7 @@ class Device:
             return stored
         key = f"{prepared.release.run}/{prepared.name}"
         answered = json.loads(self.vault.get(_ANSWERED)) if self.vault.has_blob(_ANSWERED) else {}
+        # A second request of a round would reveal more than was paid for.
         if answered.setdefault(key, prepared.request_digest) != prepared.request_digest:
             raise PrivacyError(
                 f"{prepared.name} was answered already, for another request; what was paid for "
@@ -371,6 +376,7 @@ class Device:
     @property
     def identity_key(self) -> bytes:
         """Private identity key of the user (Ed25519), 32 bytes; made when first asked for."""
+        # Made late: most devices never take part in secure sums.
         if not self.vault.has_blob(_IDENTITY):
             self.vault.put(_IDENTITY, self._draw_identity_key())
         return self.vault.get(_IDENTITY)
@@ -448,6 +454,7 @@ def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Exa
         LabelledFeatures.from_tensors(vault.get_tensors("clips")),
         _read_profile(folder / _PROFILE).labels,
     )
+    # The model may have other emotions, or the same in another order.
     numbered = clips.with_label_order(own, labels).examples
     return numbered.select(clips.for_head & (numbered.labels != UNKNOWN_LABEL))
 
@@ -482,6 +489,8 @@ class Randomness:
         """Generator of dropout masks, and of a simulation's batches."""
         seed = self._profile.simulated_seed
         if seed is None:
+            # torch's generator takes 64 bits; a random seed that nobody knows is as good as secret
+            # draws.
             return torch.Generator().manual_seed(secrets.randbits(63))
         return seeding.torch_rng(seed, "training", self._profile.user, self._name)
 

@@ -186,6 +186,7 @@ def _count_rounds_left(ledger: Ledger, budget: PrivacyBudget) -> int | None:
     last = _last_round(ledger.releases)
     if not last:
         return None
+    # Doubling, then bisection: accounting is slow, and a budget may bear thousands of rounds.
     fits, fails = 0, 1
     while fails <= MAX_ROUNDS and _fits_budget(ledger, _repeat_round(last, fails), budget):
         fits, fails = fails, 2 * fails
@@ -203,6 +204,7 @@ def _last_round(releases: tuple[Release, ...]) -> list[Release]:
         for one in releases
         if one.round
         and one.kind is not ReleaseKind.TORN
+        # Ciphertext has a round, too, but costs nothing.
         and one.mechanism is not Mechanism.ENCRYPTION
     ]
     where = [(one.run, one.round) for one in rounds]

@@ -100,6 +100,7 @@ class LabelledFeatures:
             labels: The others', in their order.
         """
         order = [labels.index(name) if name in labels else UNKNOWN_LABEL for name in own_labels]
+        # Index -1 reads the last entry, so that an unlabelled clip stays unlabelled.
         numbers = torch.tensor([*order, UNKNOWN_LABEL])[self.examples.labels]  # unknown is the last
         return replace(self, examples=replace(self.examples, labels=numbers))
 

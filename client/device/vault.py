@@ -221,6 +221,7 @@ class FileVault:
         """
         path = self._path(name)
         blob = self._key.seal_blob(name, data)
+        # A larger blob spans sectors, and a power cut could leave half of it.
         if len(blob) != crypto.MIN_SEALED_BYTES:
             raise SettingError(f"{name!r} is {len(data)} bytes, too many for one sector; use put")
         if not path.exists():
@@ -295,10 +296,12 @@ class FileVault:
         Flash storage may keep the ciphertext for a while; :meth:`erase` removes the key too.
         """
         self._path(name).unlink(missing_ok=True)
+        # A removed name is only gone once its folder is synced.
         atomic_files.sync_folder(self.folder)
 
     def erase(self) -> None:
         """Forget everything: first the key, without which the rest is noise, then the rest."""
+        # The key first: if this is interrupted, what remains cannot be opened.
         for path in (self.folder / _KEY, self.folder / _WRAPPED, self.folder / _FACTS):
             path.unlink(missing_ok=True)
         atomic_files.sync_folder(self.folder)
@@ -360,6 +363,7 @@ def _key_file(path: Path) -> bytes:
     """Read a key from a file that only its owner may read."""
     key = _read(path)
     mode = path.stat().st_mode & 0o777
+    # A key that others can read is not secret; refusing it is the only honest answer.
     if os.name == "posix" and mode & 0o077:
         raise PrivacyError(f"{path} may be read by others (mode {mode:o}); chmod 600 it, or erase")
     if len(key) != crypto.KEY_BYTES:

@@ -54,13 +54,17 @@ class ExampleStore:
     def with_example(self, row: Tensor, emotion: str | None = None) -> tuple["ExampleStore", str]:
         """Add a recording, or give one that is there another emotion; the store and its name."""
         features = row.detach().float().contiguous()
+        # The name is a hash of the features: the same recording has the same name, and is stored
+        # once.
         name = hashlib.sha256(features.numpy().tobytes()).hexdigest()[:_ID_DIGITS]
+        # A second label replaces the first.
         rest = self.without_example(name) if emotion is not None else self
         if name in rest.names:
             return self, name
         more = () if emotion is None else (*rest.emotions, emotion)
         found = ExampleStore(
             extractor=self.extractor,
+            # The newest come last: the oldest make room.
             names=(*rest.names, name)[-MAX_EXAMPLES:],
             features=torch.cat([rest.features, features[None]])[-MAX_EXAMPLES:],
             emotions=more[-MAX_EXAMPLES:],
@@ -162,6 +166,7 @@ def read_stores(vault: Vault, blob_name: str) -> tuple[ExampleStore, ...]:
 
 def write_stores(vault: Vault, blob_name: str, stores: Sequence[ExampleStore]) -> None:
     """Write all stores at once, atomically, in an order that tells nothing of what is gone."""
+    # Sorted: the order of writing would tell which extractor was used last.
     ordered = sorted((part for part in stores if part.names), key=lambda part: part.feature_space)
     words = [
         {"extractor": part.extractor, "names": part.names, "emotions": part.emotions}

@@ -85,6 +85,8 @@ class FeedbackStore(VaultLearner):
                 example_store.read_stores(self._vault, _BLOB_NAME),
                 _fitted_on(self._vault),
             )
+            # Emptied first: a program killed from here on leaves a mark that the next one fits
+            # again.
             self._vault.put(_FITTED, b"")
             name = self._add_example(features, emotion)
             try:
@@ -113,6 +115,7 @@ class FeedbackStore(VaultLearner):
         """
         with self._vault.lock_blob(_BLOB_NAME):
             _remove_recording(self._vault, name)
+            # A model that reads frames cannot fit the head again, so the old one must go.
             if self._package.spec.reads_frames and _fitted_on(self._vault) == b"":
                 discard_head(self._vault)
             self._refit_if_stale(mean)
@@ -140,6 +143,7 @@ class FeedbackStore(VaultLearner):
 
     def _refit_if_stale(self, mean: Tensor) -> None:
         """See :meth:`refit_if_stale`; the caller holds the lock of the labels."""
+        # Asked again under the lock: another program may have fitted meanwhile.
         if not self._is_stale():
             return
         try:
@@ -162,6 +166,7 @@ class FeedbackStore(VaultLearner):
         parts = [devices.load_head_examples(self._folder, self._vault, package.labels)]
         width = package.projection.mean.shape
         parts.append(load_examples(self._vault, package.extractor, package.labels, *width))
+        # Clips of another extractor are of no use to this model.
         fitting = [part for part in parts if part.features.shape[1:] == width]
         features = torch.cat([part.features for part in fitting])
         labels = torch.cat([part.labels for part in fitting])
@@ -241,6 +246,8 @@ def discard_head(vault: FileVault) -> None:
         nobody = HeadCalibrator(
             vault, model_hash=_NO_MODEL_HASH, prior=HeadPrior(mean=calibration.identity_head(2))
         )
+        # keep_version: a forgotten recording must not show in the version, which leaves in the
+        # clear.
         nobody.fit_head(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), keep_version=True)
 
 
@@ -301,6 +308,7 @@ def prepare_examples(vault: Vault, plan: Plan, mean: Tensor) -> Examples:
         matrix=tensors["matrix"],
         row_norm=float(tensors["length"]),
     )
+    # The stored projection is an earlier run's: its rows would mean something else.
     if projection.content_hash() != plan.projection_hash or plan.model.reads_frames:
         return _no_examples(plan)
     found = load_examples(vault, plan.extractor, plan.labels, len(projection.mean))

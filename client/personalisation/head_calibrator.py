@@ -89,6 +89,7 @@ class HeadCalibrator:
         Raises:
             ModelError: A hash that is none.
         """
+        # Raises for a malformed hash, before anything is stored under it.
         calibration.to_bytes(prior.mean, model_hash)
         self._vault: Final = vault
         self._model_hash: Final = model_hash
@@ -170,6 +171,7 @@ class HeadCalibrator:
                 "head": _stamp(data),
             },
         )
+        # Only heads of clips here: an empty fit is the prior and tells nothing of the user.
         if len(labels):
             self._record_own_head(data)
         version, counted, _ = self._read_record()
@@ -202,6 +204,7 @@ class HeadCalibrator:
         own = self._vault.get(_OWN) if self._vault.has_blob(_OWN) else b""
         stamp = hashlib.sha256(data).digest()
         if not self._is_own_head(data):
+            # The newest stamps stay: a server returns recent heads.
             self._vault.put(_OWN, (own + stamp)[-_MAX_OWN_HEADS * _STAMP_BYTES :])
 
     def _is_own_head(self, data: bytes) -> bool:
@@ -232,6 +235,7 @@ class HeadCalibrator:
         _, head = self._stored_head()
         if head is not None and self._vault.has_blob(_SCORES):
             stored = self._vault.get_tensors(_SCORES)
+            # Scores count only with the head that they were computed for.
             if "head" in stored and torch.equal(stored["head"], _stamp(self._stored_bytes())):
                 return stored["scores"]
         return torch.zeros(0, dtype=torch.float64)
@@ -299,6 +303,7 @@ class HeadCalibrator:
             ModelError: It opened, but holds no head for this model's classes. The old head stays.
         """
         version = self.head_version
+        # Before opening: an old head is refused whatever it holds.
         if sealed.version < self._least_version:
             raise PrivacyError(
                 f"the server offers head version {sealed.version}, this device knows "
@@ -343,6 +348,7 @@ class HeadCalibrator:
         if found is None:
             return self._prior
         posterior, model = found
+        # The same model: the restored head is known exactly. Another: only as far as heads agree.
         correlation = 1.0 if model == self._model_hash.lower() else head_transfer.HEAD_CORRELATION
         return head_transfer.transfer_posterior(
             posterior, self._prior, self._labels, correlation=correlation
@@ -368,6 +374,7 @@ class HeadCalibrator:
         """Read version, model last counted in it, and head, empty where there is none."""
         if not self._vault.has_blob(_NAME):
             return 0, _NO_MODEL, b""
+        # A record this short cannot be a header: it was damaged.
         record = self._vault.get(_NAME)
         if len(record) < _HEADER.size:
             raise PrivacyError(f"the stored head has {len(record)} bytes; delete it and fit again")

@@ -72,6 +72,7 @@ class SpeakerAdapter(VaultLearner):
     def _adapted_mean(self, rows: Tensor) -> Tensor:
         """Adapt the user's mean to enrolment and what was learned since, shape (inputs,)."""
         enrolled, is_neutral = self._enrolled()
+        # Enrolment of unknown emotion is treated like all other unlabelled speech.
         known, loose = (enrolled, rows) if is_neutral else (rows[:0], torch.cat([enrolled, rows]))
         package = self._package
         posterior = unlabelled_adaptation.initial_posterior(
@@ -94,6 +95,7 @@ class SpeakerAdapter(VaultLearner):
         stored = self._vault.get_tensors("normaliser")
         projection_hash = bytes(stored["front"].tolist()) if "front" in stored else b""
         mean, centre = stored["mean"], self._package.centre
+        # A mean of another width, or of numbers that no speech has, belongs to another model.
         fits = mean.shape == centre.shape and bool(example_store.usable_rows(mean))
         if not fits or projection_hash.hex() != self._package.projection.content_hash():
             return None
@@ -102,6 +104,7 @@ class SpeakerAdapter(VaultLearner):
     def _rows(self, features: Tensor) -> Tensor:
         """Project features and subtract the centre; broken and huge ones are left out."""
         rows = self._package.projection.project_features(features) - self._package.centre
+        # Both checks: a row may overflow only after the projection.
         return rows[example_store.usable_rows(features) & example_store.usable_rows(rows)]
 
     def _enrolled(self) -> tuple[Tensor, bool]:

@@ -58,6 +58,7 @@ class Prediction:
 
     def __post_init__(self) -> None:
         shares = list(self.probabilities.values())
+        # fsum: the order of emotions must not change whether a sum passes.
         total = math.fsum(shares)
         if shares and not (min(shares) >= 0 and abs(total - 1) < _SUM_TOLERANCE):
             raise ModelError(f"probabilities are {shares}; they must be 0 or above and sum to 1")
@@ -66,6 +67,7 @@ class Prediction:
                 f"a prediction of {self.emotion!r} with the reason {self.reason!r}; it must name "
                 "an emotion, or say why it names none"
             )
+        # NaN fails both comparisons.
         has_coverage = self.coverage is not None and 0 < self.coverage < 1
         unknown = set(self.prediction_set) - set(self.probabilities)
         if unknown or has_coverage != bool(self.prediction_set):

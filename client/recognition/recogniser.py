@@ -93,6 +93,7 @@ class Recogniser:
         vault: FileVault | None = None,
     ) -> None:
         if min_confidence is None:
+            # With two emotions twice chance would be certainty, hence the limit of one half.
             min_confidence = min(_TWICE_CHANCE / len(package.labels), _EVEN_ODDS)
         validation.require_non_negative(min_confidence=min_confidence)
         if min_confidence > 1:
@@ -146,6 +147,7 @@ class Recogniser:
         vault = example_store.open_vault(device, vault)
         personalisation = load_personalisation(package, device, vault=vault)
         if FeedbackStore(device, package, vault=vault).refit_if_stale(personalisation.mean):
+            # Fitted again: the head that was loaded before is out of date.
             personalisation = load_personalisation(package, device, vault=vault)
         return cls(package, personalisation, device=device, vault=vault, **limits)
 
@@ -244,6 +246,7 @@ class Recogniser:
         if name in learned:
             speaker_adapter.forget_utterance(folder, name, vault=vault)
             self._refresh()
+        # Even where nothing is found: an earlier call may have been killed half-way.
         FeedbackStore(folder, self.package, vault=vault).forget_recording(
             name, self.personalisation.mean
         )

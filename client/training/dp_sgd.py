@@ -79,6 +79,7 @@ class TrainingObjective:
     @cached_property
     def _differentiable_weights(self) -> dict[str, Tensor]:
         """Weight tensors once more, as leaves that require gradients."""
+        # Leaves that share storage with the flat vector: a step on it is seen here at once.
         return {name: leaf.detach().requires_grad_() for name, leaf in self.weight_tensors.items()}
 
     @cached_property
@@ -148,6 +149,8 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         """
         for weight in self.params:
             if self._gradients is not None:
+                # Opacus' own formula, 1e-6 included: its accounting and ours must mean the same
+                # clip.
                 factors = (self.max_grad_norm / (self._gradients.norms + 1e-6)).clamp_(max=1.0)
                 clipped = self._gradients.weighted_sum(
                     torch.threshold(factors, _MIN_CLIP_FACTOR, 0.0)
@@ -161,6 +164,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         """Add noise as Opacus does, but in float64: rounding comes after it, the bound before."""
         std = self.noise_multiplier * self.max_grad_norm
         for weight in self.params:
+            # The bound on a user's whole sum goes before the noise, which hides the bounded sum.
             total = clipping.clip_to_norm(weight.summed_grad, self._sum_norm)
             noised = self._noise.sample_noise(weight.shape, std).add_(total)
             weight.grad = noised.to(weight.dtype)
@@ -183,6 +187,7 @@ class _Descent:
     def zero_grad(self, set_to_none: bool = True) -> None:  # noqa: ARG002  (torch's signature)
         """Gradients are never added to: each takes the place of the last."""
         for weight in self.param_groups[0]["params"]:
+            # In place of zeroing: the next gradient replaces it, and nothing is allocated.
             weight.grad = None
 
     def step(self) -> None:
@@ -225,6 +230,7 @@ class _NoisedStep:
         isolate_examples: bool,
     ) -> None:
         current, training = objective.flat_weights, objective.training
+        # A loss that couples utterances has no gradient of one alone that a clip could bound.
         training.loss.require_uncoupled()
         self._objective = objective
         self._part_size = 1 if isolate_examples else _part_size(current)
@@ -234,6 +240,7 @@ class _NoisedStep:
         parts = batch.split(self._part_size)
         zeroed = 0
         for left, part in zip(reversed(range(len(parts))), parts, strict=True):
+            # An empty part still takes its step: noise without data hides that nobody joined.
             gradients = self._objective.per_example_gradients(part) if len(part) else None
             self._optimizer.take(gradients, last=left == 0)
             zeroed += gradients.zeroed if gradients else 0

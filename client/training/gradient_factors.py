@@ -57,6 +57,7 @@ class MaterialisedGradients:
         if self.per_example.dim() == 2:
             return _squares(self.per_example)
         each = self.per_example.flatten(2)
+        # float32 is enough here: squares are added in float64, where small parts are not lost.
         parts = torch.linalg.vector_norm(each, dim=2).double()
         if not math.isfinite(parts.sum()):  # broken, or only too large for a square in float32
             parts = torch.linalg.vector_norm(each, dim=2, dtype=torch.float64)
@@ -102,6 +103,7 @@ class OuterProductGradients:
         float32 holds in full; the product is then taken in float64.
         """
         gradients, activations = self.output_gradients, self.activations
+        # "not <=": NaN takes the careful way as well.
         if not self.factor_squared_norms[1].amax() <= MAX_ACTIVATION_NORM**2:
             gradients, activations = gradients.double(), activations.double()
             factors = factors.double()
@@ -193,6 +195,7 @@ def collect_gradients(parameter_gradients: tuple[ParameterGradients, ...]) -> Pe
     # A sum that is a number says that all are: squares of float32 are far from float64's limit.
     if math.isfinite(squares.sum()):
         return PerExampleGradients(parameter_gradients, squares.sqrt())
+    # One broken utterance adds zeros; the others are not touched.
     broken = ~squares.isfinite()
     zeroed = tuple(gradients.zero_examples(broken) for gradients in parameter_gradients)
     return PerExampleGradients(zeroed, squares.masked_fill(broken, 0).sqrt(), int(broken.sum()))

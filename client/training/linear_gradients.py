@@ -92,6 +92,7 @@ class DenseGradients:
         pairs = zip(sums[::2], sums[1::2], factors, strict=True)
         for matrix, bias, (gradients, inputs, bias_feature) in pairs:
             matrix.addmm_(gradients.mT, inputs, beta=decay, alpha=scale)
+            # Bias gradients are the output gradients themselves, summed over utterances.
             bias.mul_(decay).add_(gradients.sum(0), alpha=scale * bias_feature)
 
     def _factors(
@@ -108,6 +109,7 @@ class DenseGradients:
             inputs.append(F.linear(inputs[-1], matrix, bias).relu_())
         vectors = inputs[-1]
         if dropout_mask is not None:
+            # The ReLU's own output is needed below, before dropout.
             inputs[-1] = vectors * dropout_mask
         matrix, bias = self._last
         bias_feature = self._model.head.bias_feature
@@ -118,6 +120,7 @@ class DenseGradients:
             gradients = gradients @ matrix
             if len(factors) == 1 and dropout_mask is not None:
                 gradients = gradients * dropout_mask
+            # The derivative at 0 is 0, as torch has it.
             gradients = _through_relu(gradients, vectors, 0)
             vectors = inputs.pop()
             factors.append((gradients, vectors, 1.0))
@@ -133,6 +136,7 @@ def is_dense(model: Network) -> bool:
 def _layers(backbone: Backbone) -> list[str] | None:
     """Name the hidden layers, lowest first; None where the backbone does more."""
     names, path = [], "backbone"
+    # Walks down the wrappers; names come out from the top layer on.
     while isinstance(backbone, HiddenLayerBackbone):
         names.append(f"{path}.layer")
         backbone, path = backbone.inner, f"{path}.inner"

@@ -128,10 +128,12 @@ def compute_local_update(
         settings.mechanism, noise, model, isolate_examples=settings.isolate_examples
     )
     sampler = SeededPoissonSampler(generator) if sampler is None else sampler
+    # The careful way repeats the same batches and masks, so it begins at the same state.
     began = generator.get_state() if careful else None
     for kind in (first, *careful):
         if kind is not first:
             generator.set_state(cast(Tensor, began))
+        # A clone: momentum and steps write into it, and the caller's weights stay.
         current = nn.Parameter(initial_weights.clone())
         objective = TrainingObjective(model, current, settings.class_weights, training)
         step = kind(objective)

@@ -51,6 +51,7 @@ def run_lstm(lstm: BidirectionalLstm, features: Tensor, frames: Tensor) -> LSTMP
     Returns:
         The same outputs as ``lstm(features, frames)`` up to float rounding, and the rest.
     """
+    # An utterance without frames is read as one frame, or it would have no last state.
     order = _backwards(frames.clamp(min=1), features.shape[1])
     inputs = torch.stack([features, _reorder(features, order)])
     inward, across, bias = _weights(lstm)
@@ -61,6 +62,7 @@ def run_lstm(lstm: BidirectionalLstm, features: Tensor, frames: Tensor) -> LSTMP
     states = forward_states.permute(1, 2, 0, 3)
     both = torch.cat([states[0], _reorder(states[1], order)], dim=-1)
     outputs = both.masked_fill(~frame_mask(both, frames.clamp(min=1)), 0)
+    # The state before the first frame is 0.
     previous_states = torch.nn.functional.pad(states.detach()[:, :, :-1], (0, 0, 1, 0))
     return LSTMPass(outputs, gates, inputs.detach(), previous_states)
 
@@ -71,6 +73,7 @@ def _weights(lstm: BidirectionalLstm) -> tuple[Tensor, Tensor, Tensor]:
         torch.stack([getattr(lstm, f"{name}_l0{way}") for way in ("", "_reverse")])
         for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
     ]
+    # torch has two biases that only ever act as their sum.
     return named[0], named[1], named[2] + named[3]
 
 
@@ -113,6 +116,7 @@ def _run(gates: Tensor, across: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     for time in range(longest):
         preactivations = torch.baddbmm(gates[time], state, across).view(activated.shape[1:])
         gates_now = torch.sigmoid(preactivations, out=activated[time])
+        # The candidate is squashed by tanh; the sigmoid was computed for all gates in one call.
         torch.tanh(preactivations[:, :, 2], out=gates_now[:, :, 2])
         input_gate, forget_gate, candidate, output_gate = gates_now.unbind(2)
         cell = torch.addcmul(forget_gate * cell, input_gate, candidate, out=cells[time])
@@ -125,6 +129,7 @@ def _run_back(gradients: Tensor, activated: Tensor, cells: Tensor, across: Tenso
     to_cell, to_gates = _local_gradients(activated, cells)
     found = torch.empty_like(activated)
     state_gradient = cell_gradient = gradients.new_zeros(gradients.shape[1:])
+    # Through time from the last frame: a state acts on its own output and on the next gates.
     for time in reversed(range(len(gradients))):
         state_gradient = gradients[time] + state_gradient
         cell_gradient = torch.addcmul(cell_gradient, state_gradient, to_cell[time])
@@ -139,6 +144,7 @@ def _run_back(gradients: Tensor, activated: Tensor, cells: Tensor, across: Tenso
 def _local_gradients(activated: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
     """Local derivatives of a state in its cell (T, D, B, H), and of a cell in the gates."""
     input_gate, forget_gate, candidate, output_gate = activated.unbind(3)
+    # The cell before the first frame is 0.
     previous_cells = torch.cat([torch.zeros_like(cells[:1]), cells[:-1]])
     cell_outputs = cells.tanh()
     gate_derivatives: Sequence[Tensor] = (

@@ -79,6 +79,7 @@ class GradientRecorder:
         The wrapper knows nothing of the recorder, or only a search for garbage would ever free the
         two.
         """
+        # Containers have no weights of their own: their children are wrapped.
         if not layer._parameters:
             return layer
         forward: Callable[..., Tensor]
@@ -95,6 +96,7 @@ class GradientRecorder:
                 f"weights must be one of {known}: add a rule in "
                 "client/training/per_example_gradients.py"
             )
+        # Past the constructor, which would draw new weights.
         around = type(layer).__new__(type(layer))
         around.__dict__.update(layer.__dict__, forward=forward)
         return around
@@ -115,6 +117,7 @@ class GradientRecorder:
         """
         each = losses(self._twin(*inputs))
         outputs, rules = self._tape.drain()
+        # Losses are independent, so the gradient of their sum has each one's own in its row.
         gradients = torch.autograd.grad(each, outputs, torch.ones_like(each))
         found: dict[str, ParameterGradients] = {}
         for rule, gradient in zip(rules, gradients, strict=True):
@@ -243,6 +246,7 @@ def _convolution(
 
     Windows are views of all utterances; PyTorch copies those of one at a time.
     """
+    # Zero padding as the layer itself does, so that windows at the ends are the same.
     padding, stride, dilation = int(layer.padding[0]), layer.stride[0], layer.dilation[0]
     padded = F.pad(inputs.mT, (0, 0, padding, padding))
     taps, longest = layer.kernel_size[0], output_gradients.shape[2]
@@ -287,6 +291,7 @@ def _lstm(
             MaterialisedGradients(torch.bmm(gates, previous_states[direction])),
         )
         yield f"bias_ih_l0{suffix}", bias
+        # Both biases act as their sum and have the same gradient.
         yield f"bias_hh_l0{suffix}", bias
 
 

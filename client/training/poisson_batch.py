@@ -52,6 +52,7 @@ def sample_batch(
 ) -> Batch:
     """Sample each utterance by itself; cut the padding that nobody who joined needs."""
     joined = sampler.sample(len(examples), sample_rate)
+    # At rate 1 everybody joins, and a copy of all features would be wasted.
     chosen = examples if sample_rate >= 1 else examples.select(joined)
     dropout_mask = model.draw_dropout_mask(len(chosen), generator) if model.dropout else None
     return Batch(_trim(chosen), dropout_mask)
@@ -61,6 +62,7 @@ def _trim(examples: Examples) -> Examples:
     """Cut off the frames that are padding for all."""
     if examples.features.dim() < 3 or len(examples) == 0:
         return examples
+    # The longest of those who joined: padding beyond it costs time and means nothing.
     longest = int(examples.frames.max())
     return Examples(
         features=examples.features[:, :longest], frames=examples.frames, labels=examples.labels

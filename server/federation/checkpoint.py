@@ -43,6 +43,7 @@ def save_state(folder: Path, state: ServerState, plan_digest: str, *, durable: b
     words = {"plan": plan_digest, "round": str(state.round)}
     model = {"weights": state.released_weights.contiguous()}
     history = folder / _HISTORY / f"round-{state.round:04d}.safetensors"
+    # The history is not synced: the state below is what a run continues from.
     replace_file(history, save(model, words), durable=False)
     tensors = {name: getattr(state, name) for name in _NAMES}
     for name, follows in _default_tensors(tensors).items():  # most of them do, in most runs
@@ -76,6 +77,7 @@ def load_state(folder: Path, plan_digest: str) -> ServerState | None:
     try:
         tensors, words = load_file(path), read_metadata(path)
         number = int(words["round"])
+        # Tensors that were left out have their default values.
         tensors = _default_tensors(tensors) | tensors
         state = ServerState(round=number, **{name: tensors[name] for name in _NAMES})
     except (SafetensorError, KeyError, ValueError, OSError) as error:

@@ -135,6 +135,7 @@ class TrainingCoordinator:
             if reply.status is messages.Status.OK
             and (reply.value is not None or self._uses_secure_sums)
         ]
+        # The quorum is checked before any sum is released: a sum costs budget.
         self._require_enrolled(len(nodes), len(contributing), replies)
         receiving = [
             device for device, reply in replies if reply.status is messages.Status.RECEIVE_ONLY
@@ -333,6 +334,8 @@ class TrainingCoordinator:
                 continue
             state = initial_state(self.job.weights, self.job.plan.initial_clip_norm)
             while state.round < self.job.plan.rounds:
+                # The same rounds without the group: its clips then judge a model that never saw
+                # them.
                 state, _ = self._train_round(state, others)
             LOG.info("group %d of %d", number + 1, self.job.calibration_groups)
             yield state.released_weights, aside

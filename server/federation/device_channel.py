@@ -80,6 +80,7 @@ class DeviceChannel:
         Returns:
             The valid replies, in the order of users' names.
         """
+        # By identity: a broadcast is encoded once and not once for each device.
         shared = {id(request): request for request in requests.values()}
         records = {key: flower_records.encode_request(one) for key, one in shared.items()}
         outgoing = [
@@ -100,6 +101,7 @@ class DeviceChannel:
             except MessageError as error:
                 LOG.warning("the reply of device %d is refused: %s", node, error)
                 continue
+            # A node that answered for one user must not answer for another.
             if reply.user != self.users_by_node.get(node, reply.user):
                 LOG.warning(
                     "the device of %s answers for another; refused", self.users_by_node[node]
@@ -109,6 +111,7 @@ class DeviceChannel:
                 LOG.warning("a second device answers for %s; refused", reply.user)
                 continue
             replies[reply.user] = (Participant(user=reply.user, node=node), reply)
+        # By name and not by arrival: floating-point sums depend on the order.
         return [replies[user] for user in sorted(replies)]
 
     def request_sum_step(

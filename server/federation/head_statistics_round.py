@@ -104,6 +104,7 @@ class HeadStatisticsRound:
             )
             return released.total, released.devices
         stored = self._aggregator.get_released_sum(HEAD_STATISTICS_SUM)
+        # Released before an interruption: asking again would cost the users' budget twice.
         if stored is not None:
             return stored.total, stored.devices
         replies = self._channel.request(

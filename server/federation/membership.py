@@ -90,12 +90,15 @@ class MembershipStore:
         Returns:
             Who is a member now.
         """
+        # Two context managers: the inner one commits, the outer one closes.
         with self._database() as database, database:
             return {
                 node: user
                 for node, user in joined.items()
                 if database.execute(
-                    "INSERT OR IGNORE INTO members VALUES (?, ?, ?)", (node, user, number)
+                    # IGNORE keeps the first node of a user, and the first user of a node.
+                    "INSERT OR IGNORE INTO members VALUES (?, ?, ?)",
+                    (node, user, number),
                 ).rowcount
             }
 

@@ -72,6 +72,7 @@ def _request_with_head(
         stored = None
     if stored is None:
         return request
+    # Unverified: only the user's device can tell whether the head opens.
     head = UnverifiedHead(model_hash=stored.model_hash, version=stored.version, blob=stored.blob)
     return replace(request, stored_head=head)
 

@@ -38,6 +38,7 @@ def assign_groups(
         stored = _read(path, min_separation)
     sizes, groups = Counter(stored.values()), dict(stored)
     for user in sorted(set(users) - set(stored), key=lambda user: _sort_key(salt, user)):
+        # The smallest group first, the lowest number among equals.
         groups[user] = min(range(min_separation), key=lambda group: sizes[group])
         sizes[groups[user]] += 1
     if groups != stored:

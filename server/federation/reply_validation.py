@@ -59,6 +59,7 @@ class ReplyValidator:
         limit = reply_limits.max_update_norm(
             self._plan, params=len(request.weights), denominator=request.denominator
         )
+        # "not <=": an update with a NaN has no norm within any limit.
         if not norm <= min(limit, self._max_update_norm):
             LOG.warning("the update of %s has norm %.3g; refused", reply.user, norm)
             return None

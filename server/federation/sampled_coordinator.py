@@ -216,6 +216,7 @@ class SampledTrainingCoordinator:
         updates = self._accumulator(SumKind.UPDATE, len(request.weights))
         for nodes in self._sample_cohort(number):
             self._enrol_newcomers(number, nodes, joining, size=0)
+            # Newcomers who refused to enrol are not asked to train.
             members = [node for node in nodes if node in self._channel.users_by_node]
             requests = dict.fromkeys(members, request)
             for _, reply in self._channel.request(requests, size=len(request.weights)):
@@ -307,6 +308,7 @@ class SampledTrainingCoordinator:
         joining = self._enrolment_request(report_statistics=False)
         self._channel.begin_group(FINAL_MODEL_GROUP)
         for indices in split_into_batches(range(self._sampler.users, len(self._all_nodes))):
+            # Nodes of an earlier batch must not answer here.
             self._channel.users_by_node = {}
             nodes = [self._all_nodes[index] for index in indices]
             taking = [
@@ -339,6 +341,7 @@ def _validated_sampler(job: Job) -> CohortSampler:
             "the plan asks devices for head statistics after the last round; over a sampled "
             "population nobody is asked again: leave calibration out"
         )
+    # Sampling at another rate than was accounted for would void the guarantee.
     if mechanism and mechanism.sample_rate != sampler.user_sampling_rate:
         raise SettingError(
             f"the plan accounts for rounds sampled with rate {mechanism.sample_rate:g}, "

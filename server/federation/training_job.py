@@ -117,6 +117,7 @@ class Job:
         }
         # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
         copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        # Tensors first: a job is there once its JSON is.
         replace_file(folder / "public.safetensors", save(copies))
         replace_file(folder / "job.json", json.dumps(facts, sort_keys=True, indent=1).encode())
 

@@ -62,6 +62,7 @@ class HeadStore:
         self._path: Final = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # Created with rights for the owner alone, before SQLite writes to it.
             path.touch(mode=0o600)
         except OSError as error:
             raise PrivacyError(f"the head store {path} cannot be written: {error}") from error
@@ -90,6 +91,7 @@ class HeadStore:
             stored = database.execute(
                 "SELECT version FROM heads WHERE user = ?", (user,)
             ).fetchone()
+            # Equal is refused as well: a replayed head must not displace the stored one.
             if stored is not None and sealed.version <= stored[0]:
                 raise PrivacyError(
                     f"head version {sealed.version} of {user!r} is not newer than {stored[0]}, "
@@ -102,6 +104,7 @@ class HeadStore:
                     f"{_MAX_VERSION_JUMP} ahead of {known}, which is kept; versions count heads, "
                     "so this is no head of a device of theirs"
                 )
+            # The head before is one step of undo against a head stored under somebody else's name.
             database.execute(
                 "INSERT OR REPLACE INTO displaced SELECT * FROM heads WHERE user = ?", (user,)
             )
@@ -149,6 +152,7 @@ class HeadStore:
     def delete_user(self, user: str) -> bool:
         """Remove a user's head and every trace of the user; whether there was one."""
         with self._database() as database:
+            # Both tables: the previous head is the user's as well.
             database.execute("DELETE FROM displaced WHERE user = ?", (user,))
             return database.execute("DELETE FROM heads WHERE user = ?", (user,)).rowcount > 0
 

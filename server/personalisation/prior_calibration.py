@@ -142,6 +142,7 @@ def calibrate_prior(
     """
     try:
         found = _calibrated_prior(prior, speakers, query, statistics)
+    # A lie of one device can make any of these fail; it must not stop the run.
     except (_SINGULAR, SettingError, ModelError) as error:
         LOG.warning("the devices' head statistics make no sense, and are left out: %s", error)
         return prior
@@ -162,6 +163,7 @@ def _calibrated_prior(
     settled = replace(prior, mean=replace(prior.mean, log_temperature=temperature))
     public = conformal.fit_population_scores(speaker_nonconformity(settled.mean, speakers))
     levels, shift, doubt = _posterior_shift(query, shares, statistics)
+    # Probit approximation: averaging Phi over a normal shift divides the quantile by sqrt(1 + e^2).
     predictive = (levels + shift) / (1 + doubt.square()).sqrt()
     scores = _shifted_scores(public, levels, predictive)
     return replace(settled, scores=replace(scores, tail_mass=1 / (1 + statistics.utterances)))
@@ -176,6 +178,7 @@ def _public_shares(speaker_scores: Sequence[Tensor], edges: Tensor) -> Tensor:
 
 def _with_refined_weight(query: CalibrationQuery, statistics: HeadStatistics) -> HeadStatistics:
     """Refine the weight by what ranges add up to, where they are sent as they are."""
+    # Public shares were subtracted: then the ranges no longer add up to the weight.
     if query.shares.any():
         return statistics
     ranges = statistics.total[2:]
@@ -197,6 +200,7 @@ def _temperature_step(query: CalibrationQuery, statistics: HeadStatistics) -> fl
     gradient, curvature = newton_terms(statistics.total).tolist()
     noise = float(newton_terms(torch.full((2,), statistics.noise_std))[0])
     public_curvature = query.curvature * statistics.total_weight
+    # The floor keeps noise from making the divisor small or negative, and the step huge.
     total = max(curvature + public_curvature, _MIN_CURVATURE_SHARE * public_curvature, 1e-9)
     of_clips = statistics.total_weight / total / statistics.utterances
     error = of_clips + _USER_SD**2 / statistics.users + (noise / total) ** 2
@@ -227,6 +231,7 @@ def _posterior_shift(
         jacobian = torch.cat([density, none]) - torch.cat([none, density])
         curvature = jacobian.T @ precision @ jacobian + prior
         gradient = jacobian.T @ precision @ (seen - bound.diff()) - prior @ shift
+        # Clamped Newton steps: the likelihood is flat far from the mode.
         shift = shift + torch.linalg.solve(curvature, gradient).clamp(-0.5, 0.5)
     return levels, shift, torch.linalg.inv(curvature).diagonal().sqrt()
 
@@ -235,6 +240,7 @@ def _prior_covariance(levels: Tensor) -> Tensor:
     """Prior covariance of the shift at all levels."""
     far = levels - levels[len(levels) // 2]
     path = (far.abs()[:, None] + far.abs()[None] - (far[:, None] - far[None]).abs()) / 2
+    # A little on the diagonal keeps the covariance invertible where levels coincide.
     tiny = 1e-4 * torch.eye(len(levels), dtype=torch.float64)
     return _LEVEL_SD**2 + _SLOPE_SD**2 * torch.outer(far, far) + _PATH_SD**2 * path + tiny
 
@@ -263,11 +269,13 @@ def _shifted_scores(
     for one in range(1, len(ordered)):  # a distribution rises
         least = ordered[one - 1] + _MIN_SLOPE * (levels[one] - levels[one - 1])
         ordered[one] = torch.maximum(ordered[one], least)
+    # Far ends, so that every wanted quantile lies between two points.
     ends = torch.tensor([-_TAIL, _TAIL], dtype=torch.float64)
     grid = torch.cat([levels[:1] + ends[:1], levels, levels[-1:] + ends[1:]])
     at = torch.cat([ordered[:1] + ends[:1], ordered, ordered[-1:] + ends[1:]])
     wanted = _normal_quantile(torch.arange(1, len(atoms) + 1, dtype=torch.float64) / len(atoms))
     known = torch.special.ndtr(_interpolate(wanted, at, grid)) * len(atoms)
+    # 1e-6 undoes rounding: an exact rank must not become the next one.
     chosen = (torch.ceil(known - 1e-6).long() - 1).clamp(0, len(atoms) - 1)
     return replace(public, atoms=tuple(atoms[chosen].tolist()))
 

@@ -84,6 +84,7 @@ def undo_label_smoothing(logits: Tensor, smoothing: float, loss: Loss = CROSS_EN
     logits = logits.double()
     spread_out = smoothing / logits.shape[1]
     posterior = recover_class_posterior(loss, torch.softmax(logits, 1))
+    # A floor instead of negative targets, which no softmax reaches.
     wanted = (posterior - spread_out).clamp(min=_MIN_TARGET * (1 - smoothing))
     wanted = wanted / wanted.sum(1, keepdim=True)
     low, high = _MIN_LOG_TEMPERATURE, 0.0
@@ -130,6 +131,7 @@ def fit_head_prior(
     start = undo_label_smoothing(torch.cat([logits for logits, _ in usable]), smoothing, loss)
     prior = default_prior(len(present), log_temperature=start)
     for _ in range(_EM_ITERATIONS):
+        # E step: each speaker's head under the current prior; M step: mean and widths from all.
         posteriors = [
             _fit_posterior(index, *speaker, prior) for index, speaker in enumerate(chosen)
         ]
@@ -141,6 +143,7 @@ def fit_head_prior(
     moved = _beyond_corpus_shift(prior.mean.log_temperature - start)
     settled = default_prior(classes, log_temperature=start + moved)
     scores = conformal.fit_population_scores(speaker_nonconformity(settled.mean, usable))
+    # However many public speakers there are, they are of another corpus than users.
     weight = min(scores.concentration, MAX_PUBLIC_WEIGHT)
     scores = replace(scores, concentration=weight)
     return replace(settled, bias_sd=prior.bias_sd, scores=scores)
@@ -198,8 +201,10 @@ def _shrink_to_default(modes: Tensor, variances: Tensor, start: float) -> HeadPr
     default = default_prior(width - 1, log_temperature=start)
     mean = modes.sum(0) / (speakers + PSEUDO_SPEAKERS)
     mean[0] += start * PSEUDO_SPEAKERS / (speakers + PSEUDO_SPEAKERS)
+    # Preferences for classes are a corpus's own: the mean bias stays 0.
     mean[1:] = 0
     squares = ((modes - mean).square() + variances).sum(0)
+    # As if so many more speakers had been seen at the default's width.
     drawn = squares + PSEUDO_SPEAKERS / default.precision
     widths = (drawn / (speakers + PSEUDO_SPEAKERS)).sqrt()
     return HeadPrior(

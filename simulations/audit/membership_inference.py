@@ -289,8 +289,8 @@ def _update_server_noise(transcript: Transcript) -> float:
 
 
 def _subtract_noise(noise: float, own: float, others: int) -> float:
-    # Where devices' noise exceeds the sum's target, the server adds none.
     """A standard deviation without the noise of so many devices."""
+    # Where devices' noise exceeds the sum's target, the server adds none.
     return math.sqrt(max(0.0, noise**2 - others * own**2))
 
 

@@ -53,8 +53,8 @@ def _heading(audit: Table) -> str:
 
 
 def _cells(found: Table) -> Iterator[tuple[str, str]]:
-    # The dictionary's order is the table's.
     """Every figure of one column, by its name."""
+    # The dictionary's order is the table's.
     for key, words in _BOUND_NAMES.items():
         if key in found:
             yield words, f">= {found[key]['epsilon']:.2f} ({found[key]['trials']} trials)"

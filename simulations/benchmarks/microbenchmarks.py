@@ -143,7 +143,6 @@ _NOISE_STEPS = iter(range(1, 1_000_000))
 
 
 def _compute_epsilon() -> float:
-    # The accountant caches by settings: a multiplier of its own defeats the cache.
     """Compute an epsilon that was never computed before, so that no cache helps."""
     noise = 2.5 + next(_NOISE_STEPS) * 1e-6
     release = Release(

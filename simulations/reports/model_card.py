@@ -76,6 +76,6 @@ def _context(run: Table) -> dict[str, Any]:
 
 
 def _name(text: object) -> str:
-    # First one line, then Markdown's marks; "&" last, so that no entity appears by accident.
     """A name from the data as one line of Markdown that means nothing but itself."""
+    # First one line, then Markdown's marks; "&" last, so that no entity appears by accident.
     return _MARKS.sub(r"\\\1", " ".join(str(text).split())).replace("&", "&amp;")

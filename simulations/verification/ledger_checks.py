@@ -292,6 +292,6 @@ def is_close(one: object, other: object) -> bool:
 
 
 def _number(value: object) -> TypeGuard[float]:
-    # bool is a subclass of int.
     """A number, and not a truth value."""
+    # bool is a subclass of int.
     return isinstance(value, int | float) and not isinstance(value, bool)
