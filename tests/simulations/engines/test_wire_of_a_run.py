@@ -39,6 +39,8 @@ from torch import Tensor
 from sottovoce.client.app import app as product_client
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.device.user_key import unwrap_key
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import final_model
 from sottovoce.client.personalisation import head_calibrator
 from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER
@@ -830,15 +832,19 @@ def test_what_comes_back_does_not_tell_who_labelled_clips(tmp_path: Path, how: s
             assert _seen(here, user) == _seen(records["usual"], user), name
 
 
+PHRASE = "correct horse battery"
+
+
 def _inherit(old: Path, new: Path, how: str) -> None:
     """Give a new device what the old one leaves it: the key, or the head too, or nothing."""
     if how == "another key":
         return
     fresh, held = Device.open(new), Device.open(new).load_features()
-    before = Device.open(old)
+    before, vault = Device.open(old), FileVault.open(old / "vault")
+    key = unwrap_key(vault.wrap_key(PHRASE), PHRASE, user=vault.user)
     roster = fresh.pinned_roster
     shutil.rmtree(new)
-    again = Device.create(new, fresh.profile, held, key=before.vault._key)
+    again = Device.create(new, fresh.profile, held, key=key)
     again.pin_roster(roster)
     if how == "lived on":
         for name in ("head", "head-scores"):
