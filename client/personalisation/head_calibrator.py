@@ -65,6 +65,7 @@ class HeadCalibrator:
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
+        >>> from sottovoce.client.device.vault import FileVault
         >>> from sottovoce.shared.calibration import identity_head
         >>> vault = FileVault.create(Path(tempfile.mkdtemp()) / "vault", user="ada")
         >>> prior = HeadPrior(mean=identity_head(2))
