@@ -1,7 +1,7 @@
 """Fills the reference of the site from the code's own types, while MkDocs builds it.
 
 A line ``<!-- generated: NAME -->`` of a page is replaced by what ``GENERATORS[NAME]`` returns:
-commands from the parser, settings from the dataclasses, schemas from the tables that check files.
+commands from the parser, settings from the dataclasses, schemas from the records that check files.
 The API has a page for each package; changelog and contributors' guide come from the root.
 """
 
@@ -37,8 +37,6 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 }
 """Headings of the table of usual settings, and what each stands for."""
 _MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
-
-Shape = Any
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
@@ -77,7 +75,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for package in list_packages():
         uri = f"reference/api/{package}.md"
         files.append(File.generated(config, uri, content=format_package(package)))
-    for name, content in json_schemas().items():
+    for name, content in schema.build_schemas().items():
         uri = f"reference/schemas/{name}.schema.json"
         text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
         files.append(File.generated(config, uri, content=text))
@@ -259,49 +257,10 @@ def _leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
 # JSON Schemas
 
 
-def json_schemas() -> dict[str, dict[str, Any]]:
-    """JSON Schemas of the files of a run folder, by the file's stem."""
-    shapes = {"run": schema._RUN, "privacy": schema._PRIVACY, "audit": schema._AUDIT}
-    found = {}
-    for name, shape in shapes.items():
-        body = _json_schema(shape)
-        body["properties"] = {"schema": {"const": schema.SCHEMA_VERSION}} | body["properties"]
-        body["required"] = ["schema", *body["required"]]
-        head = {
-            "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "title": f"{name}.json of a Sottovoce run folder",
-        }
-        found[name] = head | body
-    return found
-
-
-def _json_schema(shape: Shape) -> dict[str, Any]:
-    """The JSON Schema of one shape; see ``simulations/results/schema.py``."""
-    if isinstance(shape, str):
-        return dict(_LEAVES[shape])
-    if isinstance(shape, list):
-        return {"type": "array", "items": _json_schema(shape[0])}
-    if "*" in shape:
-        return {"type": "object", "additionalProperties": _json_schema(shape["*"])}
-    inner = {key.removesuffix("?"): _json_schema(value) for key, value in shape.items()}
-    required = [key for key in shape if not key.endswith("?")]
-    return {"type": "object", "properties": inner, "required": required}
-
-
-_LEAVES: Mapping[str, dict[str, Any]] = {
-    "text": {"type": "string"},
-    "whole": {"type": "integer", "minimum": 0},
-    "number": {"type": ["number", "null"]},
-    "share": {"type": ["number", "null"], "minimum": 0, "maximum": 1},
-    "unit": {"enum": list(schema.UNITS)},
-    "any": {},
-}
-
-
 def format_schemas() -> str:
     """Every schema as a section with a link to its file."""
     lines = []
-    for name, content in json_schemas().items():
+    for name, content in schema.build_schemas().items():
         text = json.dumps(content, indent=2, ensure_ascii=False)
         lines += [f"## {name}.json", "", f"[{name}.schema.json](schemas/{name}.schema.json)", ""]
         lines += [f'??? note "{name}.schema.json"', ""]
