@@ -12,7 +12,7 @@ from sottovoce.server.aggregation.released_sums import ReleasedSum
 from sottovoce.server.aggregation.secagg_server import ServerRound, UnmaskedSum
 from sottovoce.shared.errors import AggregationError, EngineError
 from sottovoce.shared.privacy.release import Release
-from sottovoce.shared.privacy.user_level import SecureSumConfigs, secure_sum_name
+from sottovoce.shared.privacy.user_level import ENROLMENT_SUM, SecureSumConfigs, secure_sum_name
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 
@@ -136,6 +136,12 @@ class SecureAggregator:
     configs: SecureSumConfigs
     exchange: SecureSumExchange
     aggregator: PrivateAggregator
+
+    def release_enrolment(
+        self, releases: Mapping[str, Release], users: Sequence[str]
+    ) -> ReleasedSum:
+        """Make the first secure sum, of label counts and centre; see :meth:`release_sum`."""
+        return self.release_sum(ENROLMENT_SUM, releases, users)
 
     def release_sum(
         self,

@@ -30,7 +30,6 @@ from sottovoce.server.federation.reply_validation import ReplyValidator
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError
 from sottovoce.shared.privacy.scheme import SumKind
-from sottovoce.shared.privacy.user_level import ENROLMENT_SUM, SecureSumConfigs
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
 
@@ -66,7 +65,7 @@ class TrainingCoordinator:
         self._validator = ReplyValidator(job.plan, max_update_norm=job.aggregation.max_update_norm)
         self._statistics = HeadStatisticsRound(job, channel, self.aggregator, self._validator)
         self._distributor = ModelDistributor(job, folder, channel)
-        self._secure_configs: SecureSumConfigs | None = job.plan.scheme.match_sums(
+        self._secure_configs = job.plan.scheme.match_sums(
             job.plan, plain=lambda: None, secure=lambda configs: configs
         )
         # Once enrolled, where sums are secure: enrolment brings the public keys.
@@ -204,8 +203,8 @@ class TrainingCoordinator:
         releases = {"label-counts": plan.counts_release()}
         if centre := plan.centre_release():
             releases["centre"] = centre
-        released = self._secure_aggregator.release_sum(
-            ENROLMENT_SUM, releases, [device.user for device in devices]
+        released = self._secure_aggregator.release_enrolment(
+            releases, [device.user for device in devices]
         )
         classes = len(plan.labels)
         sums = torch.zeros(self.job.projection.output_size, dtype=torch.float64)

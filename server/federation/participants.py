@@ -1,9 +1,17 @@
 """Participants of a run, and the sums that enrolment released of them together."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
+
+from sottovoce.server.federation import checkpoint
+from sottovoce.shared.atomic_files import replace_file
+from sottovoce.shared.errors import ModelError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,3 +67,50 @@ class EnrolmentSummary:
             self.feature_sum
             / ((self.rows_per_device or self.utterances_per_device) * self.devices_aggregated)
         ).float()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class InitialCohortSummary:
+    """Summary of the initial cohort; every figure is a sum of booked releases.
+
+    Attributes:
+        label_counts: Noised label counts, shape (classes,), float64.
+        centre: Mean of these voices' projected rows, shape (inputs,), float32.
+        utterances_per_device: Mean number of utterances on a device, at least 1.
+    """
+
+    label_counts: Tensor
+    centre: Tensor
+    utterances_per_device: float
+
+    def save(self, path: Path, plan_hash: str) -> None:
+        """Save the summary.
+
+        Args:
+            path: The file.
+            plan_hash: SHA-256 of the plan that it belongs to.
+        """
+        words = {"plan": plan_hash, "usual": json.dumps(self.utterances_per_device)}
+        tensors = {"counts": self.label_counts.contiguous(), "centre": self.centre.contiguous()}
+        replace_file(path, save(tensors, words))
+
+    @classmethod
+    def load(cls, path: Path, plan_hash: str) -> "InitialCohortSummary":
+        """Load the summary of a plan; arguments as for :meth:`save`.
+
+        Raises:
+            ModelError: It is damaged, or another plan's.
+        """
+        way_out = f"remove {path.parent} to begin this run anew"
+        try:
+            tensors, words = load_file(path), checkpoint.read_metadata(path)
+            summary = cls(
+                label_counts=tensors["counts"],
+                centre=tensors["centre"],
+                utterances_per_device=float(words["usual"]),
+            )
+        except (SafetensorError, KeyError, ValueError, OSError) as error:
+            raise ModelError(f"{path} is damaged ({error}); {way_out}") from error
+        if words.get("plan") != plan_hash:
+            raise ModelError(f"{path} belongs to another plan; {way_out}")
+        return summary

@@ -9,14 +9,11 @@ Sums are divided by the *expected* size of the cohort: who was sampled is secret
 asleep, drop out or come too late add zeros, as the accounting of a sampled sum allows.
 """
 
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_optimizer import (
@@ -31,15 +28,14 @@ from sottovoce.server.federation.cohort_sampling import CohortSampler, split_int
 from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.membership import MembershipStore, RoundOutcome
 from sottovoce.server.federation.model_distribution import ModelDistributor
+from sottovoce.server.federation.participants import InitialCohortSummary
 from sottovoce.server.federation.reply_validation import ReplyValidator
 from sottovoce.server.federation.training_job import Job
-from sottovoce.shared.atomic_files import replace_file
-from sottovoce.shared.errors import EngineError, ModelError, SettingError
+from sottovoce.shared.errors import EngineError, SettingError
 from sottovoce.shared.privacy.release import SumMechanism
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
-from sottovoce.shared.protocol.training_plan import Plan
 
 INITIAL_ROUND: Final = 0
 """The round of the initial cohort."""
@@ -54,21 +50,6 @@ _SUPPORTED_NOISE_FIELDS: Final = frozenset(
 """Fields of a sum's noise that ``StreamingAggregator`` makes."""
 
 _INITIAL_COHORT_FILE: Final = "founded.safetensors"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class InitialCohortSummary:
-    """Summary of the initial cohort; every figure is a sum of booked releases.
-
-    Attributes:
-        label_counts: Noised label counts, shape (classes,), float64.
-        centre: Mean of these voices' projected rows, shape (inputs,), float32.
-        utterances_per_device: Mean number of utterances on a device, at least 1.
-    """
-
-    label_counts: Tensor
-    centre: Tensor
-    utterances_per_device: float
 
 
 class SampledTrainingCoordinator:
@@ -153,7 +134,7 @@ class SampledTrainingCoordinator:
         """
         path = self.folder / _INITIAL_COHORT_FILE
         if path.exists():
-            return _load_summary(path, self.job.plan)
+            return InitialCohortSummary.load(path, self.job.plan.content_hash())
         plan, classes = self.job.plan, len(self.job.plan.labels)
         counts = self._accumulator(SumKind.LABEL_COUNTS, classes)
         centre = self._accumulator(SumKind.CENTRE, self.job.projection.output_size)
@@ -177,7 +158,7 @@ class SampledTrainingCoordinator:
             centre=(sums / (rows * devices)).float(),
             utterances_per_device=utterances_per_device,
         )
-        _save_summary(path, summary, plan)
+        summary.save(path, plan.content_hash())
         return summary
 
     def train_round(self, state: ServerState, summary: InitialCohortSummary) -> ServerState:
@@ -354,31 +335,3 @@ def _unsupported_fields(noise: SumMechanism) -> list[str]:
     """Name what noise has beyond what ``StreamingAggregator`` makes: refused, never left out."""
     named = (field.name for field in fields(noise) if field.name not in _SUPPORTED_NOISE_FIELDS)
     return [name for name in named if getattr(noise, name)]
-
-
-def _save_summary(path: Path, summary: InitialCohortSummary, plan: Plan) -> None:
-    """Save the initial cohort's summary."""
-    words = {"plan": plan.content_hash(), "usual": json.dumps(summary.utterances_per_device)}
-    tensors = {"counts": summary.label_counts.contiguous(), "centre": summary.centre.contiguous()}
-    replace_file(path, save(tensors, words))
-
-
-def _load_summary(path: Path, plan: Plan) -> InitialCohortSummary:
-    """Load the initial cohort's summary.
-
-    Raises:
-        ModelError: It is damaged, or another plan's.
-    """
-    way_out = f"remove {path.parent} to begin this run anew"
-    try:
-        tensors, words = load_file(path), checkpoint.read_metadata(path)
-        summary = InitialCohortSummary(
-            label_counts=tensors["counts"],
-            centre=tensors["centre"],
-            utterances_per_device=float(words["usual"]),
-        )
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise ModelError(f"{path} is damaged ({error}); {way_out}") from error
-    if words.get("plan") != plan.content_hash():
-        raise ModelError(f"{path} belongs to another plan; {way_out}")
-    return summary

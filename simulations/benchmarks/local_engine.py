@@ -126,13 +126,12 @@ def run_on_engine(work: Workload, *, workers: int) -> RoundTimer:
             DevicePoolHost, Path(config["device_database"]), Path(config["job"]), shared=workers > 1
         )
         local.run_server_and_client(
-            server,
+            local.with_listener(server, clock),
             client,
             devices=work.users,
             config=config,
             workers=workers,
             host=host,
-            listener=clock,
         )
     return clock
 

@@ -49,7 +49,7 @@ _SLICE_MESSAGES: Final = 32
 
 
 def run_server_and_client(
-    server: ServerApp,
+    server: Callable[[Grid, Context], None],
     client: ClientApp,
     *,
     devices: int,
@@ -57,12 +57,11 @@ def run_server_and_client(
     workers: int = 1,
     host: DeviceHostFactory | None = None,
     is_lost: Callable[[Message], bool] = device_host.never_lost,
-    listener: EventListener | None = None,
 ) -> None:
     """Start both apps in this process and run them to their end.
 
     Args:
-        server: The ServerApp.
+        server: The ServerApp, or one :func:`with_listener`.
         client: The ClientApp; with several workers, the one that ``client.app`` defines.
         devices: How many nodes there are, by index from 0.
         config: The run's configuration, as both apps see it.
@@ -70,7 +69,6 @@ def run_server_and_client(
         host: Opens where devices are; None leaves it to the client to find them by the
             configuration, which must point to a folder of them.
         is_lost: Tells which messages never reach their device, for tests of dropouts.
-        listener: Takes the run's events; None leaves them to the log.
 
     Raises:
         SottovoceError: Any error that the ServerApp raised.
@@ -82,7 +80,21 @@ def run_server_and_client(
     grid = LocalGrid(client, nodes, workers=workers, host=host, is_lost=is_lost)
     context = Context(RUN_ID, 0, {}, RecordDict(), dict(config))
     with single_torch_thread(), frozen_heap(), grid:
-        server(grid, ListenedContext(context, listener) if listener else context)
+        server(grid, context)
+
+
+def with_listener(server: ServerApp, listener: EventListener) -> Callable[[Grid, Context], None]:
+    """Have a listener take the events of a ServerApp's run, instead of the log.
+
+    Args:
+        server: The ServerApp.
+        listener: Takes the events.
+    """
+
+    def main(grid: Grid, context: Context) -> None:
+        server(grid, ListenedContext(context, listener))
+
+    return main
 
 
 def run_apps(
@@ -103,13 +115,12 @@ def run_apps(
     if database := config.get("device_database"):
         host = partial(DevicePoolHost, Path(database), Path(config["job"]), shared=workers > 1)
     run_server_and_client(
-        server,
+        with_listener(server, listener) if listener else server,
         client,
         devices=devices,
         config=config,
         workers=workers,
         host=host,
-        listener=listener,
     )
 
 

@@ -25,14 +25,14 @@ class Listener:
 
 def test_every_round_is_emitted_once_in_order(make_federation: Any) -> None:
     federation, listener = make_federation("a"), Listener()
-    federation.run(listener=listener)
+    local.run_apps(devices=4, config=federation.config, workers=1, listener=listener)
 
     rounds = [(one.round, one.total_rounds, one.cohort_size) for one in listener.events]  # type: ignore[union-attr]
     total = rounds[0][1]
     assert rounds == [(number, total, 3) for number in range(1, total + 1)]
 
     again = Listener()
-    federation.run(listener=again)
+    local.run_apps(devices=4, config=federation.config, workers=1, listener=again)
     assert again.events == [], "a run that is resumed at its end has no round left"
 
 
