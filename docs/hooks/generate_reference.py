@@ -39,8 +39,12 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
 _MARKER = re.compile(r"^<!-- generated: ([a-z-]+) -->$", re.MULTILINE)
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Copy the code to where mkdocstrings finds it under the names that it is imported by."""
+def on_startup(*, command: str, dirty: bool) -> None:
+    """Copy the code to where mkdocstrings finds it under the names that it is imported by.
+
+    Before plugins are configured: mkdocstrings leaves out a search path that is not there.
+    """
+    del command, dirty
     view = ROOT / "build" / "docs" / "sottovoce"
     shutil.rmtree(view, ignore_errors=True)
     only_code = shutil.ignore_patterns("__pycache__", "*.pyc")
@@ -49,6 +53,10 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         shutil.copytree(ROOT / folder, view / folder, ignore=only_code)
     for path in view.rglob("*.py"):
         path.write_text(mark_examples(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Add the API's packages to the navigation."""
     _extend_navigation(config.nav)
     return config
 
