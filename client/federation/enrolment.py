@@ -50,6 +50,7 @@ def enrol_device(
         MessageError: The plan lacks a label that the device's clips carry.
     """
     clips, rows = store_projected_features(device, plan, projection, speaker_statistics)
+    # What predictions read is stored by now; nothing of this device's leaves.
     if not device.profile.contributes:
         return None
     counts, rows = _label_counts(plan, clips), rows[clips.for_training]

@@ -32,6 +32,7 @@ def record_update(device: Device, plan: Plan, request: TrainRequest, sent_update
     update = sent_update.double()
     update, _ = plan.scheme.unpack_update(plan, update, request.clip_norm)
     contribution, last = _stored_contribution(device, plan, len(update))
+    # A round that is answered again moved the weights once.
     if request.round > last:
         stamp = torch.frombuffer(bytearray.fromhex(plan.content_hash()), dtype=torch.uint8)
         tensors = {
@@ -39,6 +40,7 @@ def record_update(device: Device, plan: Plan, request: TrainRequest, sent_update
             "round": torch.tensor(request.round),
             "plan": stamp,
         }
+        # Not synced: what is lost costs accuracy of the statistics, and no privacy.
         device.vault.put_tensors(_NAME, tensors, durable=False)
 
 

@@ -43,6 +43,7 @@ def release_if_spaced(
         stored = device.find_released(prepared)
         if stored is not None:
             return stored
+        # Computed anew, a real device's noise would be another: two releases on one booking.
         if device.profile.simulated_seed is None:
             raise PrivacyError(
                 f"{prepared.name} was booked already, and what was released is not kept; under "
@@ -63,6 +64,7 @@ def _check_separation(device: Device, new: Release, banded_noise: BandedNoise) -
             continue
         min_separation = banded_noise.min_separation
         if old.user and old.user.bands:
+            # The wider of the two: a plan that changed must not loosen what was booked under.
             min_separation = max(min_separation, old.user.bands.min_separation)
         if abs(new.round - old.round) < min_separation:
             raise PrivacyError(

@@ -197,6 +197,7 @@ class DeviceRound:
         update, random = make_update()
         vector = self._masked(quantisation.encode_update(update, self.settings, random), seeds)
         state.shares = shares  # none before: a device that masked nothing agrees to nothing
+        # Forgotten at once: whoever takes the device later cannot take the masks off.
         state.agreement_key = state.mask_key = state.seed = b""
         signed = crypto.sign_message(
             self._identity, transcript.masked_update_payload(state.session, self.user, vector)
@@ -256,9 +257,11 @@ class DeviceRound:
         self._check_threshold(agreements, "agree")
         surviving, stored_shares = set(state.survivors), state.shares
         shares = {
+            # Of a survivor never the key: with the seed it would bare the update.
             user: (SEED_SHARE, seed) if user in surviving else (KEY_SHARE, key)
             for user, (seed, key) in stored_shares.items()
         }
+        # Both kinds of share, from enough neighbours, would open an update: no other is left.
         self._state = SecAggState(stage=SecAggStage.DONE)
         return UnmaskShares(shares=shares).to_bytes()
 
@@ -308,6 +311,7 @@ class DeviceRound:
                 f"asked to {stage.name.lower()}, but the next step is to"
                 f" {self._state.stage.name.lower()}: every step is taken once; wait for a new round"
             )
+        # Left before anything is computed: a step that fails is not tried again with other input.
         self._state.stage = SecAggStage(stage + 1)
         return self._state
 

@@ -54,6 +54,7 @@ class SecAggState:
         near = (each.to_bytes() for each in self.neighbours.values())
         rows = (framing.pack(user.encode(), *pair) for user, pair in self.shares.items())
         names = (framing.pack(*(n.encode() for n in each)) for each in (self.users, self.survivors))
+        # The order is the format: from_bytes reads the same ten parts.
         facts = self.advertisement, self.session
         return framing.pack(
             bytes([self.stage]), *secrets, *facts, *names, framing.pack(*near), framing.pack(*rows)

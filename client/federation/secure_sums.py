@@ -118,6 +118,7 @@ def _take_locked_step(
     try:
         return steps[step](body)
     finally:
+        # In finally: a refused step is taken too, and a server cannot try other requests on it.
         durable = device.profile.simulated_seed is None
         device.vault.put(_ROUND, device_round.to_bytes(), durable=durable)
 
@@ -148,6 +149,7 @@ def _book_input(
         random = device.book_release("label-counts", plan.content_hash(), plan.counts_release())
         centre = plan.centre_release()
         if centre:
+            # One vector under one noise, but the ledger holds two releases, each with its bound.
             device.book_release("centre", plan.content_hash(), centre)
         return value, random
     if prepared is None or secure_sum_kind(plan.content_hash(), name) != prepared.name:

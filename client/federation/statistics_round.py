@@ -64,6 +64,7 @@ def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> P
             parts = Batch(examples, None).split(
                 1 if device.isolate_examples else max(len(examples), 1)
             )
+            # Isolated, clip by clip: in a batch, other rows can change how a row is rounded.
             logits = torch.cat([model(*part.model_inputs()) for part in parts])
         rows = head_statistics.compute_statistics(logits, examples.labels, request.query)
         total = plan.scheme.clip_statistics(plan, rows)

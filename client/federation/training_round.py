@@ -99,6 +99,7 @@ def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
             sampler=random.poisson_sampler,
         )
         sent = agreed.scheme.clip_update(agreed, update.vector, request.clip_norm)
+        # What was sent, noise included: the exact update would be a secret in later answers.
         own_contribution.record_update(device, agreed, request, sent)
         return sent
 
@@ -191,6 +192,7 @@ _REQUEST, _MODEL, _TEMPLATE = (
 def _agree_request(plan: Plan, request: TrainRequest, *, isolate_examples: bool) -> _AgreedRequest:
     """Check a request against the plan."""
     _check_class_weights(plan, request.class_weights)
+    # repr gives every digit of a float: two requests that differ at all have two digests.
     facts = f"{request.plan_hash} {request.round} {request.denominator!r} {request.clip_norm!r}"
     return _AgreedRequest(
         training=TrainingSettings(
@@ -261,6 +263,7 @@ def _normalised_examples(device: Device, plan: Plan, digest: str, centre: Tensor
     if settings is None:
         return prepare_examples(tensors, "training", centre)
     projected, frames = tensors["training.projected"], tensors["training.frames"]
+    # Less the released centre: what remains is short, so that less of it is clipped.
     rows = normalisation.average_frames(projected, frames) - centre
     if release is None:  # the whole update is bounded, whatever mean shaped it
         return prepare_examples(tensors, "training", centre + (rows.mean(0) if len(rows) else 0))

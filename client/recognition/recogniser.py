@@ -167,6 +167,7 @@ class Recogniser:
         """
         if not isinstance(signal, Signal):
             signal = audio.load_signal(Path(signal))
+        # Before the gate: against a NaN every comparison of levels is false.
         if not bool(signal.samples.isfinite().all()):
             step = "export the recording again as 16-bit PCM"
             return self._abstain("the recording holds NaN or infinite samples", ("broken",), step)
@@ -174,6 +175,7 @@ class Recogniser:
         if not measured.is_usable:
             reason = f"the recording is {measured.flag_summary}"
             return self._abstain(reason, _flag_names(measured), _advice_for(measured))
+        # After the gate: it measures the recording as it came, at its own rate.
         features = self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
         if not bool(features.isfinite().all()):
             reason = f"{self._extractor.name} gave values that are not finite"

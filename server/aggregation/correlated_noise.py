@@ -58,6 +58,7 @@ class SeededCorrelatedNoise:
             noise_std: Standard deviation of one independent draw.
         """
         if number < self._next:
+            # Replayed from the first round: draws are seeded by round, so they are the same.
             self._past, self._next = [], 1
         noise = torch.zeros_like(summed)
         while self._next <= number:
@@ -144,6 +145,7 @@ class StoredCorrelatedNoise:
             PrivacyError: Not that round.
         """
         with lock_file(self._path.with_suffix(".lock")):
+            # Read inside the lock: of two servers, the slower one must find the round made.
             done, past, _ = self._read()
             if number != done + 1:
                 raise self._lost_noise_error(
@@ -153,6 +155,7 @@ class StoredCorrelatedNoise:
             noise = self._banded_noise.correlate_noise(fresh, past)
             newest = summed + noise
             past = (
+                # Only the bands' reach is kept: older noise is a secret that no round needs.
                 self._banded_noise.required_history([*past, noise]) if number < self._rounds else []
             )
             self._write(number, past, newest)
@@ -162,6 +165,7 @@ class StoredCorrelatedNoise:
         """Write a round, whole or not at all, for nobody else's eyes."""
         rows = torch.stack(list(past)) if past else torch.zeros(0, len(newest), dtype=newest.dtype)
         words = {"plan": self._plan, "round": str(number)}
+        # One file for noise and sum: apart, a crash could leave one without the other.
         data = save({"past": rows, "sum": newest.contiguous()}, words)
         replace_file(self._path, data, secret=True)
 
@@ -177,6 +181,7 @@ class StoredCorrelatedNoise:
             raise self._lost_noise_error(f"{self._path} is damaged ({error})") from error
         if plan != self._plan:
             raise self._lost_noise_error(f"{self._path} belongs to another plan")
+        # After the last round nothing depends on the noise, and keeping it could only betray sums.
         wanted = 0 if number == self._rounds else min(number, self._banded_noise.band_count - 1)
         if len(past) != wanted or not all(bool(row.isfinite().all()) for row in [*past, newest]):
             raise self._lost_noise_error(f"{self._path} lacks noise of rounds before {number}")

@@ -50,6 +50,7 @@ def sum_parts(parts: Sequence[Tensor]) -> Tensor:
     """
     if not parts:
         raise ModelError("a round without a single usable update; the model stays as it was")
+    # float64, as the noise: they are added before anything is rounded.
     summed = torch.zeros_like(parts[0], dtype=torch.float64)
     for part in parts:
         summed += part
@@ -179,6 +180,7 @@ class PrivateAggregator:
         total = self._correlated_noise.get_released(
             number, self._booked_rounds(), self._newest_released_round()
         )
+        # Separated rounds are divided by a fixed group size, so who came is not stored.
         return None if total is None else ReleasedSum(total=total, devices=0)
 
     def get_released_sum(self, name: str) -> ReleasedSum | None:
@@ -227,11 +229,13 @@ class PrivateAggregator:
         released = self.get_released_round(number)
         if released is not None:
             return released.total
+        # Before the booking: with it booked and no file, a restart would take the noise for lost.
         self._correlated_noise.prepare_round(number)
         start = banded_noise.block_start(number)
         booking = f"{self._plan.run}/round-{start}"
         if not self.ledger.is_booked(booking):
             self.ledger.book_release(booking, self._plan.gradient_release(start), self._budgets)
+        # Clipped here, whatever devices did: the bound that noise is scaled to is this server's.
         summed = sum_parts([clipping.clip_to_norm(part, mechanism.clip_norm) for part in parts])
         noised = self._correlated_noise.add_noise(number, summed, mechanism.noise_std)
         if self._anchor:  # or an older file would release the round again, within its block
@@ -303,6 +307,7 @@ class PrivateAggregator:
         summed = sum_parts(clipped)
         own = scheme.device_noise_std(plan, kind, devices=len(parts), denominator=denominator)
         unit = scheme.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
+        # Variances of independent noise add up; devices may have added more than is needed.
         missing = math.sqrt(max(0.0, (mechanism.noise_std * unit) ** 2 - own**2))
         noised = summed + self._noise(name).sample_noise(tuple(summed.shape), missing)
         return self.store_released_sum(
@@ -330,6 +335,7 @@ class PrivateAggregator:
                 may_be_observed or self._released_sums.was_released(booking)
             ):
                 return booking
+            # A fresh name, for the first booking paid for a sum that somebody may have seen.
             booking = f"{booking}/{secrets.token_hex(8)}"
         self.ledger.book_release(booking, release, self._budgets)
         return booking

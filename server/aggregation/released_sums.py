@@ -64,6 +64,7 @@ class ReleasedSumStore:
         except (SafetensorError, OSError, KeyError, ValueError):
             return None
         whose = (words.get("plan"), words.get("name"))
+        # Round files replace each other, so the name inside says which round this one is.
         good = whose == (self._plan, name) and bool(torch.isfinite(total).all())
         return ReleasedSum(total=total, devices=devices, users=users) if good else None
 
@@ -95,6 +96,7 @@ class ReleasedSumStore:
                 "users": json.dumps(value.users),
             }
             replace_file(self._path(name), save({"sum": value.total.contiguous()}, words))
+            # After the file: noted first, a crash in between would charge users for the sum again.
             for one in bookings:
                 self._anchor.record_release(one)
 

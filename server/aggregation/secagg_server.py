@@ -128,6 +128,7 @@ class ServerRound:
 
         self._advertised = self._parse_replies(replies, self._roster, read)
         self._check_quorum(self._advertised, "advertise")
+        # Over all advertisements: whoever was shown other ones derives another session.
         self._session = transcript.compute_session_id(self.settings, self._advertised.values())
         self._graph = neighbour_graph.harary_graph(
             self._advertised, self.settings.degree, self._session
@@ -175,6 +176,7 @@ class ServerRound:
         self._check_quorum(self._masked, "mask")
         for user in self._encrypted_shares:
             self._check_support(user, self._masked, "survive")
+        # Settled here: of whoever comes later, devices give the key share, never the seed share.
         request = Survivors(users=tuple(self._masked)).to_bytes()
         return dict.fromkeys(self._masked, request)
 
@@ -197,6 +199,7 @@ class ServerRound:
             self._check_support(user, agreed, "agree")
         requests = {}
         for user in agreed:
+            # Neighbours only: all signatures to all would grow with the square of the cohort.
             near = {other: agreed[other] for other in self._graph[user] if other in agreed}
             requests[user] = UnmaskRequest(consistency_signatures=near).to_bytes()
         return requests
@@ -210,6 +213,7 @@ class ServerRound:
         """
         shares = self._parse_replies(replies, self._masked, self._parse_unmask_shares)
         size, bits = self.settings.parameters, self.settings.bits
+        # Unsigned, to wrap round as the masks do: the ring has 2^bits elements, bits at most 32.
         total = np.zeros(size, dtype=np.uint32)
         for vector in self._masked.values():
             total = masking.add_mask(total, vector, bits)
@@ -289,6 +293,7 @@ class ServerRound:
         self._check_support(owner, shares, "give right shares")
         points = transcript.evaluation_points(self._advertised)
         known = {points[user]: shares[user][owner] for user in self._graph[owner] & set(shares)}
+        # Each share was checked against its commitment, so what can still be wrong is the secret.
         secret = secret_sharing.combine_shares(known, self.settings.threshold)
         own = self._advertised[owner]
         if owner in self._masked:
@@ -306,7 +311,9 @@ class ServerRound:
         """List the masks that are left in the sum because of one user."""
         size, bits = self.settings.parameters, self.settings.bits
         if user in self._masked:
+            # A survivor's pairwise masks cancel; only its own is left.
             return [masking.expand_mask(secret, size, bits)]
+        # A dropout's own mask was never added; its neighbours' masks with it have no counterpart.
         left = []
         for other in sorted(self._graph[user] & set(self._masked)):
             public = self._advertised[other].mask_key

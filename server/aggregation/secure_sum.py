@@ -93,6 +93,7 @@ class SecureSumExchange:
         )
 
         def send_step(step: str, requests: Mapping[str, bytes]) -> Mapping[str, bytes]:
+            # Only masking computes an update; the other steps need no model on the wire.
             carried = request if step == "mask" else None
             train = carried if isinstance(carried, messages.TrainRequest) else None
             calibrate = carried if isinstance(carried, messages.HeadStatisticsRequest) else None
@@ -170,6 +171,7 @@ class SecureAggregator:
         if released is not None:
             return released
         bookings = [
+            # Devices add the noise: the sum exists once it is unmasked, released or not.
             self.aggregator.book_release(name, one, may_be_observed=True)
             for name, one in releases.items()
         ]

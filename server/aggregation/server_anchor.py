@@ -53,6 +53,7 @@ class ServerAnchor:
     @property
     def released_bookings(self) -> list[str]:
         """Bookings whose sums were released, or were about to be."""
+        # The key in the file does not follow the property: anchors of earlier runs have it.
         return list((self._read() or {}).get("let_out", []))
 
     def record_release(self, booking: str) -> None:

@@ -117,8 +117,10 @@ def compute_class_weights(counts: Tensor, exponent: float) -> Tensor:
         counts: Noised label counts of all devices, shape (classes,), float64.
         exponent: 1 weighs classes by their inverse frequency, 0 not at all.
     """
+    # Noise can make a count negative, and a negative share has no power.
     share = counts.clamp(min=1.0) / counts.clamp(min=1.0).sum()
     weights = share.clamp(min=1 / len(counts) / 4) ** -exponent
+    # An average of 1: class weights change what a step is for, not its size.
     return (weights / (weights * share).sum()).float()
 
 
@@ -151,6 +153,7 @@ def compute_learning_rate(
             / (noise_std / devices * private_sums.cumulative_noise_factor(plan)),
         )
     if settings.schedule == "cosine":
+        # number - 1: the first round has the full rate, and the last one is not lost at 0.
         rate *= 0.5 * (1 + math.cos(math.pi * (number - 1) / plan.rounds))
     return rate
 
@@ -179,6 +182,7 @@ def apply_update(
     if settings.optimiser == "adam":
         beta = settings.second_moment_decay
         second_moment = beta * second_moment + (1 - beta) * update.square()
+        # Bias correction (Kingma & Ba 2015, algorithm 1): moments begin at zero.
         step = first_moment / (1 - momentum**number)
         step = step / ((second_moment / (1 - beta**number)).sqrt() + settings.adaptivity)
     else:

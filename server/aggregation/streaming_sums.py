@@ -90,6 +90,7 @@ class StreamingAggregator(PrivateAggregator):
             return released.total
         booking = self.book_release(name, release)
         total = accumulator.total
+        # All of it is the server's: plans whose devices add noise too are refused for streaming.
         noise_std = user.noise_multiplier * user.clip_norm
         noised = total + self._noise(name).sample_noise(tuple(total.shape), noise_std)
         return self.store_released_sum(

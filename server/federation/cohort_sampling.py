@@ -55,13 +55,16 @@ class CohortSampler:
               join, which are geometric, so time and memory go with the cohort, not with the
               population.
         """
+        # The logarithm below would be that of 0.
         if self.user_sampling_rate == 1:
             yield from range(self.users)
             return
+        # log1p keeps the digits of a small rate, which 1 - rate would lose.
         index, scale = -1, math.log1p(-self.user_sampling_rate)
         while True:
             # 1 - random() is in (0, 1], so that the logarithm is finite.
             gap = math.log(1 - rng.random()) / scale
+            # Compared as a float: with a tiny rate the gap can be infinite, which is no int.
             if not gap < self.users:
                 return
             index += 1 + int(gap)

@@ -84,6 +84,7 @@ class TrainingCoordinator:
         """
         plan = self.job.plan
         enrolled = self.enrol_devices()
+        # Enrolment comes first in a resumed run too: nodes and keys are not stored.
         state = checkpoint.load_state(self.folder, plan.content_hash())
         if state is None:
             state = initial_state(self.job.weights, plan.initial_clip_norm)
@@ -92,6 +93,7 @@ class TrainingCoordinator:
         )
         while state.round < plan.rounds:
             state, cohort_size = self._train_round(state, enrolled)
+            # A simulation makes a lost round again, to the bit, and saves the cost of syncing.
             durable = self.job.simulated_seed is None
             checkpoint.save_state(self.folder, state, plan.content_hash(), durable=durable)
             self._listener.handle_event(
@@ -233,6 +235,7 @@ class TrainingCoordinator:
         plan, number = self.job.plan, state.round + 1
         devices = self._cohorts.select(number, summary.contributors)
         expected = self._cohorts.expected_size(len(summary.contributors))
+        # From the noised counts, the same for all devices: a device's own count would be a secret.
         denominator = max(summary.utterances_per_device * plan.training.sample_rate, 1.0)
         rate = compute_learning_rate(
             self.job.aggregation,
@@ -276,6 +279,7 @@ class TrainingCoordinator:
             EngineError: Too few devices gave a usable update.
         """
         number = request.round
+        # Its aggregator looks itself for what was released before.
         if self._secure_aggregator:
             name, release = f"round-{number}", self.job.plan.gradient_release(number)
             released = self._secure_aggregator.release_sum(

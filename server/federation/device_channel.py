@@ -90,6 +90,7 @@ class DeviceChannel:
         replies: dict[str, tuple[Participant, messages.Reply]] = {}
         for answer in self._grid.send_and_receive(outgoing, timeout=self._timeout_s):
             node = answer.metadata.src_node_id
+            # A lost message has no content to decode.
             if answer.has_error():
                 self._note_failure(node, answer.error.reason)
                 continue
@@ -118,6 +119,7 @@ class DeviceChannel:
         self, requests: Mapping[str, messages.SecureSumRequest]
     ) -> dict[str, bytes]:
         """Send one step of a secure sum; the bodies of usable replies, by user."""
+        # Secure sums address users, as the roster does; Flower addresses nodes.
         nodes = {user: node for node, user in self.users_by_node.items()}
         replies = self.request({nodes[user]: request for user, request in requests.items()}, size=0)
         return {

@@ -115,6 +115,7 @@ class HeadStatisticsRound:
             for _, reply in replies
             if reply.value is not None and self._validator.accepts_statistics(reply)
         ]
+        # At least one, whatever the quorum: nobody's statistics calibrate nothing.
         if len(answers) < max(self._job.quorum * len(devices), 1):
             raise EngineError(
                 f"{len(answers)} of {len(devices)} devices sent head statistics, below the quorum "

@@ -69,6 +69,7 @@ def _request_with_head(
         stored = store.get(user)
     except PrivacyError as error:
         LOG.warning("the head of %s is not offered: %s", user, error)
+        # The device fits a head of its own; one damaged row must not keep the model from anybody.
         stored = None
     if stored is None:
         return request

@@ -58,6 +58,7 @@ class EnrolmentSummary:
     @property
     def utterances_per_device(self) -> float:
         """Mean number of utterances on a device, at least 1."""
+        # Noise can bring the sum to 0 or below, and later sums are divided by this.
         return max(float(self.label_counts.sum()) / self.devices_aggregated, 1.0)
 
     @property

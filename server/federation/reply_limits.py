@@ -44,6 +44,7 @@ def max_update_norm(plan: Plan, *, params: int, denominator: float) -> float:
         denominator: What a device divides a step's sum by.
     """
     reach = plan.scheme.update_reach(plan, denominator)
+    # Devices add noise in every step, so the reach scales the noise as it scales the bound.
     return reach * _max_norm(plan, SumKind.UPDATE, params)
 
 
@@ -51,4 +52,5 @@ def _max_norm(plan: Plan, kind: SumKind, numbers: int) -> float:
     """Largest L2 norm of what a device adds to a sum of so many numbers, with its noise."""
     bounded = plan.scheme.max_device_norm(plan, kind)
     noise = plan.scheme.device_noise(plan, kind)
+    # A triangle inequality: the longest honest part, and the longest noise that is likely to come.
     return _ROUNDING * bounded + noise * (math.sqrt(numbers) + _TAIL)

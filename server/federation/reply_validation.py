@@ -31,6 +31,7 @@ class ReplyValidator:
     def accepts_enrolment(self, reply: Reply) -> bool:
         """Whether an honest device can have sent these label counts and share of the centre."""
         classes = len(self._plan.labels)
+        # Devices that only receive, and those whose sums are secure, send nothing to be validated.
         if reply.value is None or not len(reply.value):
             return True
         counts, centre = reply.value[:classes], reply.value[classes:]

@@ -91,6 +91,7 @@ class SampledTrainingCoordinator:
         self._distributor = ModelDistributor(job, folder, channel)
         self._membership = MembershipStore(folder / MEMBERSHIP_FILE)
         self._outcome = RoundOutcome()
+        # A simulated grid gives a lazy sequence of millions, which a list would hold in memory.
         found = channel.list_nodes()
         self._all_nodes: Sequence[int] = found if isinstance(found, Sequence) else list(found)
         if len(self._all_nodes) < self._sampler.users:
@@ -145,13 +146,16 @@ class SampledTrainingCoordinator:
             ):
                 counts.add(reply[:classes])
                 centre.add(reply[classes:])
+        # Before any release: below the quorum no budget is spent.
         self._require_quorum(INITIAL_ROUND, counts.user_count)
         noised = self.aggregator.release_sum("label-counts", plan.counts_release(), counts)
         sums, release = centre.total, plan.centre_release()
         if release:
             sums = self.aggregator.release_sum("centre", release, centre)
         devices = self._sum_divisor(counts.user_count)
+        # Noise can bring the sum below 0.
         utterances_per_device = max(float(noised.sum()) / devices, 1.0)
+        # Where a user adds one mean row, a device counts as one; elsewhere as its utterances.
         rows = plan.scheme.rows_per_device or utterances_per_device
         summary = InitialCohortSummary(
             label_counts=noised,
@@ -191,6 +195,7 @@ class SampledTrainingCoordinator:
         released = self.aggregator.get_released_round(number)
         if released is not None:  # before this server was interrupted: once is all
             self._outcome = RoundOutcome()
+            # Nobody is asked again: another cohort would make it a second release on one booking.
             mean = released.total / self._sum_divisor(released.devices)
             return apply_update(state, mean.float(), self.job.aggregation, rate=rate)
         joining = self._enrolment_request(report_statistics=False)

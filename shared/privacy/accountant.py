@@ -96,6 +96,7 @@ def compute_epsilon(
     validation.require_between(0, 1, delta=delta)
     spent = _compose(releases, unit)
     slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
+    # The slack counts against epsilon and against the logarithm of delta; see noise_accounting.
     delta *= math.exp(-slack)
     if _has_closed_form(spent):
         return _closed_form_epsilon(spent.precision, delta) + slack
@@ -171,6 +172,7 @@ _STEP_BY_UNIT = {PrivacyUnit.UTTERANCE: _utterance_step, PrivacyUnit.USER: _user
 
 def _compose(releases: Iterable[Release], unit: PrivacyUnit) -> _Composition:
     """All that was spent; one unprotected release makes it infinite."""
+    # Squared mus of Gaussians without sampling add up: all of them are one Gaussian.
     precision, needs_renyi, near_gaussian = 0.0, False, 0
     sampled: dict[tuple[float, float], int] = {}
     correlated: dict[str, list[tuple[int, int, float]]] = {}
@@ -242,6 +244,7 @@ def _composed_epsilon(spent: _Composition, delta: float, interval: float) -> flo
 
 def _approximate_precision(spent: _Composition) -> float:
     """Squared mu in all, roughly: what sampling amplifies, and at least that of a single step."""
+    # Losses reach as far as those of one step without sampling, however low the rate.
     single = max((1 / noise**2 for _, noise, _ in spent.sampled), default=0.0)
     amplified = sum(steps * (rate / noise) ** 2 for rate, noise, steps in spent.sampled)
     return spent.precision + max(single, amplified)
@@ -256,6 +259,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 def _gaussian_epsilon(precision: float, delta: float) -> float:
     """Epsilon of one Gaussian of squared mu ``precision``, exactly (Balle & Wang 2018)."""
+    # One mechanism of sensitivity 1: its standard deviation is 1 / mu.
     return float(dp_accounting.get_epsilon_gaussian(1 / math.sqrt(precision), delta))
 
 
@@ -318,6 +322,7 @@ def calibrate_noise_multiplier(
             return False
         return _composed_epsilon(spent, rest, _DISCRETISATION_INTERVAL) > left
 
+    # A bracket by doubling; what is returned is its upper end, which keeps the budget.
     low, high = 0.0, 1.0
     while passes(high):
         low, high = high, high * 2

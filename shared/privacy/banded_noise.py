@@ -100,6 +100,7 @@ class BandedNoise:
             past: What this gave in the rounds before, the newest last; missing ones are zeros, as
                 before the first round.
         """
+        # Forward substitution: row t of C X = Z, solved for X, whose diagonal is 1.
         noise = fresh.clone()
         for back, weight in enumerate(self.coefficients[1:], 1):
             if back <= len(past):

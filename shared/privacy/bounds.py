@@ -77,6 +77,7 @@ class UserLevelSettings:
     @property
     def banded_noise(self) -> BandedNoise | None:
         """Participation groups and correlated noise; None where all train in each round."""
+        # A single group is everybody, and a single band is independent noise: the plain scheme.
         if self.min_separation == 1:
             return None
         return BandedNoise.from_square_root(bands=self.bands, min_separation=self.min_separation)

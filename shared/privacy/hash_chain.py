@@ -31,6 +31,7 @@ def genesis_hash(owner: str, salt: bytes = b"") -> str:
     Returns:
         SHA-256 over a tag, owner and salt, 64 hexadecimal digits.
     """
+    # Encoded with lengths: no owner and salt spell what another owner and salt do.
     return sha256_hex(crypto.encode_context("sottovoce ledger", owner, salt.hex()))
 
 

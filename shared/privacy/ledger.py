@@ -105,6 +105,7 @@ class Ledger:
         data = self._load()
         self._known_size = len(data)  # lines that another writer added are never built on
         whole, torn = self._read_lines(data)
+        # Before the torn line is charged: a ledger that is refused must not be written to.
         self._check_anchor()
         if torn:
             self._charge_torn(whole, torn)
@@ -260,6 +261,7 @@ class Ledger:
             raise LedgerError(f"{self.path} was opened to be read; open the device to book in it")
         if self.is_booked(name):
             raise LedgerError(f"the release {name!r} is booked already")
+        # Another program that books after this check is found by the size of the file.
         self.check_budget([release], budgets)
         self._append(name, release)
         self.sync_anchor()
@@ -358,6 +360,7 @@ class Ledger:
                 f"the ledger {self.path.name} holds {found} releases, its owner has booked {known}:"
                 f" lines were dropped at its end. {self._way_out}"
             )
+        # At the anchor's place, not at the end: lines beyond it may have been booked since.
         if self._heads[known] != self._anchor.head:
             raise LedgerError(
                 f"the ledger {self.path.name} is not the one that its owner has written: after "
@@ -456,6 +459,7 @@ def find_costliest_release(releases: Sequence[Release]) -> Release:
         A release as costly as any of these, of the kind TORN; of infinite epsilon where none of
         them is protected.
     """
+    # Ciphertext costs nothing: the torn line may have been of anything that costs.
     protected = [one for one in releases if one.mechanism is Mechanism.GAUSSIAN]
     if not protected:
         return Release(kind=ReleaseKind.TORN, mechanism=Mechanism.NONE, run="", round=0)
@@ -470,4 +474,5 @@ def find_costliest_release(releases: Sequence[Release]) -> Release:
 
 def _release_epsilon(unit: PrivacyUnit, release: Release) -> float:
     """Epsilon of one release alone, to tell which is the costliest."""
+    # Only the order counts; any delta of the usual size serves.
     return accountant.compute_epsilon([release], 1e-5, unit=unit, fast=True)

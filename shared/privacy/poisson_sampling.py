@@ -56,5 +56,6 @@ class SystemPoissonSampler:
         """See ``PoissonSampler.sample``."""
         words = np.frombuffer(os.urandom(_BITS // 8 * count), dtype=np.uint64)
         if probability >= 1:
+            # 2^64 does not fit into the 64 bits compared below.
             return torch.ones(count, dtype=torch.bool)
         return torch.from_numpy(words < np.uint64(math.floor(probability * 2.0**_BITS)))

@@ -112,6 +112,7 @@ class SumMechanism:
     def noise_std(self) -> float:
         """Standard deviation of one independent draw, in the units of ``clip_norm``."""
         std = self.noise_multiplier * self.clip_norm
+        # One round of a user moves CG by a column's norm times the bound (see banded_noise).
         return std * self.bands.column_norm if self.bands else std
 
     def to_dict(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 ENROLMENT_SUM, HEAD_STATISTICS_SUM = "enrolment", "head-statistics"
 """The secure sums that are of no round; the others are ``round-N``."""
 
+# Promise and shares are computed in two ways, which round differently.
 _ROUNDING_TOLERANCE = 1 + 1e-9
 
 
@@ -29,6 +30,7 @@ def secure_sum_name(plan: str, kind: str, attempt: str = "") -> str:
         kind: ``enrolment``, ``head-statistics`` or ``round-N``.
         attempt: Tells apart sums that are begun again.
     """
+    # 128 bits of the hash tell plans apart; names have at most 128 characters.
     return "/".join(part for part in (plan[:32], kind, attempt) if part)
 
 
@@ -163,7 +165,9 @@ class AdaptiveClipping:
             mean: Shape (params + 1,), float64, noised.
             clip_norm: The round's clip norm.
         """
+        # From the mean of +weight and -weight back to the share that was within.
         within = (float(mean[-1]) / self.weight + 1) / 2
+        # Geometric steps (Andrew et al. 2021); noise can take the share out of [0, 1].
         following = clip_norm * math.exp(-self.rate * (min(max(within, 0.0), 1.0) - self.quantile))
         low = max(self.start / _MAX_CLIP_DRIFT, validation.MIN_NORM)
         high = min(self.start * _MAX_CLIP_DRIFT, validation.MAX_NORM)

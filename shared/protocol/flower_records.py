@@ -183,6 +183,7 @@ def _encode_secure_sum(request: SecureSumRequest) -> RecordDict:
         "body": request.body,
     }
     summed = request.train_request or request.statistics_request
+    # The request travels inside, as it does alone, so that both are validated by one reader.
     record = encode_request(summed) if summed else build_record({}, {})
     record.config_records[_SUM] = ConfigRecord({**config})
     return record
@@ -336,6 +337,7 @@ def decode_reply(content: RecordDict, *, size: int) -> Reply:
     config = read_config(content)
     user = read_text(config, "user")
     head, version, body = config.get("head"), config.get("version"), config.get("body")
+    # A peer chooses this text: unlimited, it would fill logs and databases.
     if not 0 < len(user) <= _MAX_USER_LENGTH:
         raise MessageError(f"a user's name has {len(user)} characters; 1 to {_MAX_USER_LENGTH}")
     try:
@@ -345,6 +347,7 @@ def decode_reply(content: RecordDict, *, size: int) -> Reply:
     if not (isinstance(head, bytes) and isinstance(version, int) and isinstance(body, bytes)):
         raise MessageError(f"the reply of {user} lacks its head, the head's version or a body")
     value = None
+    # Without a size nothing was asked for, and what was sent along is not even read.
     if status is Status.OK and size:
         value = read_tensor(content, "release", "value", 1)
         if len(value) != size:
@@ -376,6 +379,7 @@ def content_key(content: RecordDict) -> tuple[object, ...]:
     for name, record in content.items():
         parts.append(name)
         if isinstance(record, ConfigRecord):
+            # With the type: 1, 1.0 and True are equal as keys, and not all of them are valid.
             parts += [(key, type(value), value) for key, value in record.items()]
         elif isinstance(record, ArrayRecord):
             parts += [(key, one.dtype, one.shape, one.data) for key, one in record.items()]

@@ -168,6 +168,7 @@ class Plan:
         if not math.isfinite(self.mechanism.clip_norm):  # infinities are not JSON
             record |= {name: bool(getattr(self, name)) for name in ("centre", "normaliser")}
             record["mechanism"] = None
+        # Sorted, for the hash of this text is what server and devices agree on.
         return json.dumps({"schema": SCHEMA} | record, sort_keys=True, allow_nan=False)
 
     def content_hash(self) -> str:
@@ -201,6 +202,7 @@ class Plan:
             return cls(**_settings(record))
         except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise MessageError(f"the plan cannot be read: {error}") from error
+        # Already in words for the peer; a SottovoceError below is a setting's, and gets them.
         except MessageError:
             raise
         except SottovoceError as error:

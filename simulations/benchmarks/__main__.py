@@ -64,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
         "torch": torch.__version__,
         "repeats": arguments.repeats,
+        # KiB on Linux, where results are made.
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
         "median_ms": {name: statistics.median(found) for name, found in times.items()},
         "spread_ms": {name: [min(found), max(found)] for name, found in times.items()},

@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=int, default=5, help="runs of each")
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
     arguments = parser.parse_args(argv)
+    # pfl's process has one thread too: harnesses are compared, not schedulers.
     torch.set_num_threads(1)
     retain_freed_memory()
     try:

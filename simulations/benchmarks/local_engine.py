@@ -155,6 +155,7 @@ def run_plain_loop(work: Workload) -> list[float]:
         for user in cohort.tolist():
             update = _trained(model, weights, examples[user], work.steps)
             total += update * min(1.0, _CLIP / float(torch.linalg.vector_norm(update)))
+        # The noise multiplier is 1, as in the engine's plan.
         total += _CLIP * torch.randn(len(total), generator=rng, dtype=torch.float64)
         weights = weights + (total / (work.users * work.user_sampling_rate)).float()
         times.append(1e3 * (time.process_time() - started) / max(len(cohort), 1))

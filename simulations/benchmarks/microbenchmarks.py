@@ -144,6 +144,7 @@ _NOISE_STEPS = iter(range(1, 1_000_000))
 
 def _compute_epsilon() -> float:
     """Compute an epsilon that was never computed before, so that no cache helps."""
+    # Another noise each time, too little to change the work: the accountant caches its figures.
     noise = 2.5 + next(_NOISE_STEPS) * 1e-6
     release = Release(
         kind=ReleaseKind.GRADIENT,

@@ -66,6 +66,7 @@ def prepare_environment(folder: Path = FOLDER) -> str:
     # The marker is written last: an environment that was interrupted is made again.
     if done.exists() and python.exists():
         return str(python)
+    # clear: leftovers of an interrupted installation must not be imported.
     venv.create(folder, with_pip=True, clear=True)
     variables = {"base": str(folder), "platbase": str(folder)}
     own = Path(sysconfig.get_path("purelib", "venv", variables))

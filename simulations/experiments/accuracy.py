@@ -149,6 +149,7 @@ def _write(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "accuracy.json"
     written = json.loads(path.read_text()) if path.exists() else []
+    # By command: it names all settings, and the page shows it.
     known = {line["command"]: line for line in written}
     found = [
         # A line without runs keeps its earlier figures.

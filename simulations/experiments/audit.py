@@ -77,6 +77,7 @@ def _make(name: str, arguments: argparse.Namespace) -> int:
         resume = ["--resume"] if (out / "config.toml").is_file() else []
         words = [*build_command(name, arguments.corpora), "--out", str(out), "--quiet", *resume]
         failed += _run(words)
+    # A run that failed left no model to attack.
     if not failed and not (out / "audit.json").is_file():
         failed += _run(["sottovoce", "audit", str(out), "--quiet"])
     return failed

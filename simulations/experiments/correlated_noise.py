@@ -127,6 +127,7 @@ def _run(
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     words = ["sottovoce", "simulate", str(scenario), "--out", str(out), "--quiet", *resume]
     print(*words, flush=True)
+    # Verified at once, so that a run that disagrees with its ledgers counts as failed.
     for command in (words, ["sottovoce", "verify", str(out)]):
         if run_command(command):
             return 1
@@ -138,6 +139,7 @@ def _write(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "banded.json"
     lines = json.loads(path.read_text()) if path.exists() else []
+    # By scheme and epsilon, so that lines whose run folders were removed keep their figures.
     known = {(line["scheme"], line["epsilon"]): line for line in lines}
     for epsilon in EPSILONS:
         for scheme in (EVERY_ROUND, *SPACED_SCHEMES):

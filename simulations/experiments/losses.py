@@ -113,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default="", help="make only lines that contain this, no table")
     parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args(argv)
+    # As a run does: with more threads sums come in another order, and figures differ.
     torch.set_num_threads(1)
     arguments.runs.mkdir(parents=True, exist_ok=True)
     chosen = arguments.runs / "choice.json"

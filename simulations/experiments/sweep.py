@@ -16,6 +16,7 @@ from sottovoce.simulations.experiments.commands import run_command
 
 Json = Mapping[str, Any]
 _AXES = ("--epsilons", "1,2,4,8,16", "--units", "utterance,user", "--seeds", "0,1,2")
+# The page is made on two cores.
 _WORKERS = 2
 
 

@@ -65,6 +65,7 @@ def draw_behaviour(settings: PopulationSettings, seed: int, index: int) -> Devic
         seed: The run's.
         index: Which user, from 0.
     """
+    # All draws at once and always: a setting that needs fewer must not shift the others.
     rng = seeding.numpy_rng(seed, "habits", index)
     zone, start, hours, dropout = int(rng.integers(24)), rng.normal(), rng.random(), rng.random()
     speed = math.exp(settings.log_speed_std * rng.normal())
@@ -75,6 +76,7 @@ def draw_behaviour(settings: PopulationSettings, seed: int, index: int) -> Devic
         available_hours=_DAY_HOURS
         if always
         else _draw_hours(settings.available_hours_per_day, hours),
+        # Uniform from 0 to twice the setting, whose mean is the setting.
         dropout_probability=settings.dropout * 2 * dropout,
         median_reply_s=settings.median_reply_s * speed,
     )

@@ -47,8 +47,10 @@ def group_ledgers(database: DeviceDatabase, users: int) -> Iterator[LedgerGroup]
     count: dict[tuple[Release, ...], int] = {}
     for index in database.iterate_users():
         ledger = open_ledger(database, index)
+        # Opened above, so verified; but held-out users release nothing that is accounted for.
         if index >= users:
             continue
+        # The round does not change what a release costs, and would make every device a group.
         releases = tuple(replace(release, round=0) for release in ledger.releases)
         first.setdefault(releases, (user_name(index), ledger))
         count[releases] = count.get(releases, 0) + 1

@@ -106,6 +106,7 @@ class SyntheticPopulation:
                     voice=FeatureOnlyVoice(seed=self.seed, index=index, number=number),
                 )
             )
+        # One frame a clip: features are vectors.
         ones = torch.ones(len(labels), dtype=torch.int64)
         return clips, Examples(features=features, frames=ones, labels=labels)
 
@@ -148,6 +149,7 @@ class SyntheticPopulation:
             unlabelled = split.neutral if self.enrolment == "neutral" else clips
         row = {clip.clip_id: number for number, clip in enumerate(clips)}
         chosen = torch.tensor([row[clip.clip_id] for clip in (*unlabelled, *split.labelled)]).long()
+        # A clip may be in both parts; as unlabelled speech it must not show its label.
         first = torch.arange(len(chosen)) < len(unlabelled)
         taken = examples.select(chosen)
         labels = torch.where(first, -1, taken.labels)

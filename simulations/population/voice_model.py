@@ -135,6 +135,7 @@ def fit_voice_model(
         "mean": mean,
         "basis": basis,
         "emotions": emotions,
+        # Unbiased: a factor F with F'F the sample covariance, so that z @ F has it as its own.
         "speakers": speakers / (len(order) - 1) ** 0.5,
         "interactions": interactions.reshape(len(order), len(labels), -1) / (len(order) - 1) ** 0.5,
         "residual": _symmetric_root(covariance),
@@ -152,6 +153,7 @@ def _group_means(rows: Tensor, group: Tensor, groups: int) -> Tensor:
 def _symmetric_root(covariance: Tensor) -> Tensor:
     """A symmetric square root."""
     values, vectors = torch.linalg.eigh(covariance)
+    # Rounding can leave an eigenvalue just below 0.
     root: Tensor = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
     return root
 

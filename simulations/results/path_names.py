@@ -7,7 +7,9 @@ from sottovoce.shared import seeding
 
 def file_name(user: str) -> str:
     """A user's name as a file name that cannot leave its folder."""
+    # 60 characters, in UTF-8 and with suffix and ending, stay within 255 bytes.
     plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in user)[:60]
+    # The suffix tells apart names that become equal above, also where case does not count.
     return f"{plain}-{seeding.derive_seed(0, 'file', user) % 0xFFFFFFFF:08x}"
 
 

@@ -151,9 +151,11 @@ def _account(
     so_far: list[Release] = []
     for release in ledger.releases:
         so_far.append(release)
+        # Coarse, but an upper bound still: it is asked once for every release.
         spent = accountant.compute_epsilon(so_far, delta, unit=unit, fast=True)
         releases.append(_line(release, unit, spent))
     spent = ledger.epsilon_spent(delta, unit)
+    # JSON has no infinity: an unprotected release shows as null, never as a large number.
     limit = budget.epsilon if budget and math.isfinite(spent) else None
     return {
         "epsilon": spent if limit else None,

@@ -53,6 +53,7 @@ __all__ = [
     "write_json",
 ]
 
+# Integers first: arange with steps of 0.05 may or may not hold its end.
 _COVERAGES = np.arange(1, 21) / 20
 
 

@@ -28,6 +28,7 @@ class LedgerArchive:
     def archive_server_ledger(self) -> str:
         """Archive the ledger of the fold's server; returns its head hash."""
         path = self._spec.server_folder / LEDGER_FILE
+        # Opened only to be verified: bytes are copied as they are, or the hash would change.
         ledger = Ledger(path, owner=LEDGER_OWNER, read_only=True)
         replace_file(self._server_path, ledger.path.read_bytes())
         return ledger.head_hash

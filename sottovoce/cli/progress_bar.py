@@ -42,6 +42,7 @@ class ProgressConsole:
     def __enter__(self) -> Self:
         log = logging.getLogger("sottovoce")
         log.setLevel(logging.INFO)
+        # A root logger with a handler would print every warning twice.
         log.propagate = False
         log.addHandler(self._handler)
         if self._live:
@@ -95,6 +96,7 @@ class ProgressConsole:
         """How long it may still take; nothing before two rounds were seen."""
         now = time.monotonic()
         if self._first_status is None:
+            # Counted from here: a resumed run has rounds behind it that took no time now.
             self._first_status = now, status.rounds_done
         since, before = self._first_status
         if status.rounds_done <= before or status.rounds_done == status.total_rounds:

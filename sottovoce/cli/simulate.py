@@ -152,6 +152,7 @@ def _build_population(
     settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
     if known is not None:
         return replace(known, **settings)
+    # One of them alone would leave the sampling rate, and so the noise, to a guess.
     if settings and set(settings) != set(names):
         raise SettingError("a population needs both --users and --cohort")
     return PopulationSettings(**settings) if settings else None

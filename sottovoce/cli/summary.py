@@ -35,6 +35,7 @@ def _privacy_line(privacy: Table) -> str:
     if privacy["epsilon"] is None:
         return "none: this run protects nothing"
     spent = {unit: privacy[unit] for unit in ("utterance", "user") if unit in privacy}
+    # Every device has its own ledger, so utterances have a maximum; a user has the server's.
     most = {"utterance": "epsilon_max", "user": "epsilon"}
     return "; ".join(
         f"one {unit}: epsilon {one[most[unit]]:.2f} of {privacy['epsilon']:g} spent "

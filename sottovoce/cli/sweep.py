@@ -148,6 +148,7 @@ def _parse_value(word: str) -> str | int | float | bool:
     """A word as TOML would read it; any other is a text."""
     if word in ("true", "false"):
         return word == "true"
+    # int first: float would take whole numbers too, and a seed of 0.0 is none.
     for kind in (int, float):
         try:
             return kind(word)

@@ -26,6 +26,7 @@ def _add_report(commands: Commands) -> None:
 
 def run_report_command(arguments: argparse.Namespace) -> int:
     """Render both pages and print their paths."""
+    # Imported here, as in all commands: Matplotlib would slow down --help by a second.
     from sottovoce.simulations.reports import render_pages
 
     for path in render_pages(arguments.run_folder):

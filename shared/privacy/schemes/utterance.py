@@ -164,6 +164,7 @@ def add_utterance_noise(
     """
     shares = target.shares
     precision = accountant.gaussian_mu(target.epsilon, target.delta) ** 2
+    # Label counts have sensitivity 1: their squared mu is 1 / noise^2.
     left = precision - 1 / bounds.count_noise**2
     behind = left * (1 - shares.centre) if plan.centre else left
     if not left > 0:
