@@ -44,7 +44,7 @@ class LoggedEvents:
     """The listener of a server that nobody watches: it logs each round."""
 
     def handle_event(self, event: Event, /) -> None:
-        """Log one event."""
+        """Log the end of a round; ignore other events."""
         if isinstance(event, RoundEnded):
             LOG.info("round %d of %d", event.round, event.total_rounds)
 

@@ -23,7 +23,7 @@ from enum import StrEnum
 
 
 class RecordingFault(StrEnum):
-    """Why a recording cannot be used; reports count recordings by it."""
+    """Reason why a recording cannot be used; reports count recordings by reason."""
 
     UNREADABLE = "cannot be read"
     NOT_AUDIO = "cannot be read as audio"

@@ -117,7 +117,7 @@ class DeviceRound:
         return self._state.stage
 
     def advertise(self, request: bytes) -> bytes:
-        """Draw fresh keys and sign them.
+        """Draw fresh keys and sign their advertisement.
 
         Raises:
             MessageError: The request is malformed.

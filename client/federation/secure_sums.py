@@ -27,7 +27,7 @@ _ROUND, _VALUE = "secure-sum", "secure-enrolment"
 
 
 def store_enrolment(device: Device, plan: Plan, counts: Tensor, rows: Tensor) -> None:
-    """Store what enrolment adds to its secure sum, each part within 1, until the sum asks for it.
+    """Store what enrolment adds to its secure sum, in parts within norm 1, until it is requested.
 
     Args:
         device: The user's device.

@@ -217,7 +217,7 @@ def digest_request(facts: str, tensors: Sequence[Tensor]) -> str:
 
 
 def model_with_weights(plan: Plan, weights: Tensor) -> Network:
-    """Build the shared model with these weights; nobody may change it."""
+    """Return the shared model with these weights; it is cached and must not be modified."""
     return _MODEL.get((plan.model, weights), lambda: _build_model(plan, weights))
 
 
@@ -279,12 +279,12 @@ def _normalised_examples(device: Device, plan: Plan, digest: str, centre: Tensor
 
 
 def load_speaker_statistics(device: Device) -> SpeakerStatistics:
-    """Read how speakers differ, by public corpora, as enrolment stored it."""
+    """Load the speaker statistics of public corpora that enrolment stored."""
     return SpeakerStatistics.from_tensors(device.vault.get_tensors("population"))
 
 
 def prepare_examples(tensors: dict[str, Tensor], name: str, mean: Tensor) -> Examples:
-    """Subtract a mean from projected clips, and scale and mask them, as the model reads them."""
+    """Prepare projected clips as the model's input: subtract a mean, scale and mask."""
     frames, row_norm = tensors[f"{name}.frames"], float(tensors["length"])
     inputs = normalise_and_mask(tensors[f"{name}.projected"], mean, frames, row_norm=row_norm)
     return Examples(features=inputs, frames=frames, labels=tensors[f"{name}.labels"])

@@ -22,7 +22,7 @@ from sottovoce.shared.errors import PrivacyError
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class ReleasedSum:
-    """A noised sum, and how many devices are in it.
+    """A noised sum and its number of devices.
 
     Attributes:
         total: Shape (n,), float64.

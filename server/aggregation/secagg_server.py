@@ -137,7 +137,7 @@ class ServerRound:
         return dict.fromkeys(self._advertised, request)
 
     def route_shares(self, replies: MessagesByUser) -> dict[str, bytes]:
-        """Bring everybody the shares that neighbours sealed for them.
+        """Route to every device the shares that its neighbours sealed.
 
         Raises:
             AggregationError: Below the quorum, or somebody's masks could not be taken off.

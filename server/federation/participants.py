@@ -85,7 +85,7 @@ class InitialCohortSummary:
     utterances_per_device: float
 
     def save(self, path: Path, plan_hash: str) -> None:
-        """Save the summary.
+        """Write the summary to a file.
 
         Args:
             path: The file.

@@ -26,7 +26,7 @@ def plan_without_noise(
     rounds: int,
     subtracts_user_mean: bool = True,
 ) -> Plan:
-    """Make a plan without noise; :func:`add_noise` makes a private one of it.
+    """Make a plan without noise, which :func:`add_noise` can make private.
 
     Args:
         recipe: How the model is trained; its share for head statistics says whether they are asked.

@@ -101,7 +101,7 @@ class Recipe:
 
     @property
     def bounds(self) -> PrivacyBounds:
-        """What one utterance and one user add to releases: what noise is scaled to."""
+        """Bounds on the contributions of one utterance and one user, to which noise is scaled."""
         return PrivacyBounds(
             clip_norm=self.clip_norm,
             centre_radius=self.centre_radius,

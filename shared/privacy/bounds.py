@@ -13,7 +13,7 @@ from sottovoce.shared.privacy.banded_noise import BandedNoise
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UserLevelSettings:
-    """How users are hidden in sums over them.
+    """Settings of user-level privacy in sums over users.
 
     Attributes:
         update_norm: L2 bound on a user's update in weights; where devices add noise of their own,

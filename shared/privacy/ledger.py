@@ -27,7 +27,7 @@ from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, Re
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivacyBudget:
-    """What may be spent in a life, and in one run of it.
+    """Limits on the privacy loss of a device's life, and of one run.
 
     Attributes:
         epsilon: Most privacy loss, above 0 and finite; no budget at all lets everything pass, which
@@ -131,7 +131,7 @@ class Ledger:
     def replace_with_spent(
         cls, path: Path, owner: str, anchor_store: AnchorStore, *, with_opening: bool
     ) -> Path | None:
-        """Put a spent ledger in place of one that is refused; no budget can pay after it.
+        """Replace a refused ledger by a spent one, from which no budget can pay.
 
         Args:
             path: The ledger that is refused, if it is there still.
@@ -204,17 +204,17 @@ class Ledger:
         return tuple(self._names)
 
     def epsilon_spent(self, delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE) -> float:
-        """What has been spent, at ``delta``."""
+        """Privacy loss spent so far, at ``delta``."""
         return accountant.compute_epsilon(self._releases, delta, unit=unit)
 
     def projected_epsilon(
         self, releases: Iterable[Release], delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
     ) -> float:
-        """What will have been spent once these releases are booked too; nothing is booked."""
+        """Privacy loss once these releases are booked too; nothing is booked."""
         return accountant.compute_epsilon([*self._releases, *releases], delta, unit=unit)
 
     def releases_of(self, run: str) -> tuple[Release, ...]:
-        """What one run may have released: its own releases, and every torn one."""
+        """Releases attributed to one run: its own, and every torn release."""
         return tuple(
             one for one in self._releases if one.run == run or one.kind is ReleaseKind.TORN
         )

@@ -27,7 +27,7 @@ class RoundBooking(Protocol[Result_co]):
     """
 
     def book_and_release(self) -> Result_co:
-        """Book this round, then release it."""
+        """Book this round, then make its release."""
         ...
 
     def release_booked(self, all_rounds: Release) -> Result_co:
@@ -62,7 +62,7 @@ class Participation(ABC):
 
     @abstractmethod
     def releases_in_advance(self, releases: Mapping[str, Release]) -> Mapping[str, Release]:
-        """The sums of enrolment that a device books even where it is not asked for them.
+        """Enrolment sums that a device books in advance, whether or not they are requested.
 
         Args:
             releases: The records of all sums of enrolment, by name.
@@ -122,7 +122,7 @@ class Participation(ABC):
     def match_noise(
         self, *, independent: Callable[[], T], correlated: Callable[[BandedNoise], T]
     ) -> T:
-        """Make what adds noise to rounds: independent in each, or correlated across them."""
+        """Choose between independent noise in each round and noise correlated across rounds."""
 
     @abstractmethod
     def describe(self, rounds: int) -> str:
@@ -138,7 +138,7 @@ class Participation(ABC):
 
     @property
     def assumptions(self) -> tuple[str, ...]:
-        """What the records rest on, beside what the scheme assumes."""
+        """Assumptions behind the records, beside those of the scheme."""
         return ()
 
 
@@ -172,7 +172,7 @@ class EveryRound(Participation):
         rounds: int,
         record: Callable[[int], Release],
     ) -> T:
-        """Book the round, then release it."""
+        """Book the round, then make its release."""
         return booking.book_and_release()
 
     def assign_groups(self, assign: Callable[[int], Mapping[str, int]]) -> Mapping[str, int]:
@@ -187,11 +187,11 @@ class EveryRound(Participation):
         groups: Mapping[str, int],
         make_rng: Callable[[], Random],
     ) -> list[str]:
-        """Everybody."""
+        """Select every contributing user."""
         return list(users)
 
     def expected_contributors(self, contributing: int) -> float:
-        """All of them."""
+        """All contributing devices, in every round."""
         return contributing * 1.0
 
     def round_divisor(self, received: int, contributing: int) -> float:
@@ -316,7 +316,7 @@ class SeparatedRounds(EveryRound):
         groups: Mapping[str, int],
         make_rng: Callable[[], Random],
     ) -> list[str]:
-        """The round's group."""
+        """Select the users of the round's participation group."""
         group = self.banded_noise.participation_group(number)
         return [one for one in users if groups[one] == group]
 

@@ -19,7 +19,7 @@ logarithm of delta: see ``noise_accounting.discretisation_slack``."""
 
 
 class ReleaseKind(StrEnum):
-    """What a release was made for."""
+    """Purpose that a release serves."""
 
     CENTRE = "centre"
     NORMALISER = "normaliser"
@@ -61,7 +61,7 @@ class NoiseSource(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SumMechanism:
-    """What hides one user in the noised sum that a release goes into.
+    """Mechanism that hides one user in the noised sum of a release.
 
     Attributes:
         noise_multiplier: Standard deviation of the sum's noise over ``clip_norm``, above 0; where
@@ -186,7 +186,7 @@ class Release:
             )
 
     def mechanism_for(self, unit: PrivacyUnit) -> SumMechanism | None:
-        """What hides a unit in the sum that this goes into; None where that is no sum's to hide.
+        """Mechanism that hides a unit in the release's sum; None where no sum hides the unit.
 
         Example:
             >>> release = Release(

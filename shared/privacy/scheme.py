@@ -51,7 +51,7 @@ STREAMING_HINT: Final = (
 
 
 class PlanFacts(Protocol):
-    """The public facts of a plan that a scheme reads; ``Plan`` has them."""
+    """Public facts of a plan that a scheme reads; ``Plan`` implements the protocol."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -238,7 +238,7 @@ class PrivacyScheme(ABC):
 
     @abstractmethod
     def sum_mechanism(self, plan: PlanFacts, kind: SumKind) -> SumMechanism | None:
-        """What hides a user in a sum; None where nothing does, or where there is no such sum."""
+        """Mechanism that hides a user in a sum; None without such a sum or without protection."""
 
     @abstractmethod
     def books_normaliser(self, plan: PlanFacts) -> bool:
@@ -324,7 +324,7 @@ class PrivacyScheme(ABC):
         )
 
     def releases_in_advance(self, plan: PlanFacts) -> Mapping[str, Release]:
-        """The sums of enrolment that a device books even where it is not asked for them."""
+        """Enrolment sums that a device books in advance, whether or not they are requested."""
         once = {"label-counts": self.counts_release(plan), "centre": self.centre_release(plan)}
         present = {name: release for name, release in once.items() if release}
         return self.participation(plan).releases_in_advance(present)
@@ -506,7 +506,7 @@ class PrivacyScheme(ABC):
 
     @abstractmethod
     def total_weight(self, *, utterances: float, users: float) -> float:
-        """What a sum of head statistics weighs: utterances, or users where each counts as one."""
+        """Weight of a sum of head statistics: its utterances, or users where each counts as one."""
 
     def weight_noise_std(self, plan: PlanFacts, *, devices: int) -> float:
         """Standard deviation of the noise in that weight, which label counts give."""
@@ -547,11 +547,11 @@ class PrivacyScheme(ABC):
 
     @abstractmethod
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:
-        """What the promise rests on, beside what every run does."""
+        """Assumptions behind the guarantee, beside those of every run."""
 
     @abstractmethod
     def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
-        """What this unit leaves open, beside what no plan protects."""
+        """Risks that this unit leaves open, beside those that every plan leaves open."""
 
 
 def make_release(
@@ -563,7 +563,7 @@ def make_release(
     *,
     user: SumMechanism | None = None,
 ) -> Release:
-    """Make one record; without any noise it says that nothing protects it.
+    """Make the record of one release; without any noise it is marked as unprotected.
 
     Args:
         plan: Names the run.
@@ -585,7 +585,7 @@ def make_release(
 
 
 def calibration_note(plan: PlanFacts) -> str:
-    """What is released after the last round, where anything is."""
+    """Phrase for the release of head statistics after the last round; empty without one."""
     return ", and the head statistics" if plan.calibration else ""
 
 

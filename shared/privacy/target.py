@@ -44,7 +44,7 @@ class BudgetShares:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PrivacyTarget:
-    """What a run is to promise.
+    """Privacy guarantee that a run aims for.
 
     Attributes:
         unit: What is protected, by the name of a registered scheme: ``utterance``, ``user``,

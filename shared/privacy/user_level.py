@@ -48,7 +48,7 @@ def secure_sum_kind(plan: str, name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SecureSumConfigs:
-    """Sums that nobody sees before every device's share of the noise is in them.
+    """Configurations of secure sums, which nobody sees before every noise share is in.
 
     Attributes:
         enrolment: Of the first sum: label counts and centre, each brought to a bound of 1.
@@ -139,7 +139,7 @@ class AdaptiveClipping:
         return math.hypot(1.0, self.weight)
 
     def pack_update(self, update: Tensor, clip_norm: float) -> Tensor:
-        """What a device sends, shape (params + 1,), float64.
+        """Clip an update and append its indicator, shape (params + 1,), float64.
 
         Args:
             update: Shape (params,).

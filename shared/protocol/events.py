@@ -50,11 +50,11 @@ class EventListener(Protocol):
     """Takes the events of a run, in the order in which they happen."""
 
     def handle_event(self, event: Event, /) -> None:
-        """Take one event."""
+        """Handle one event of a run."""
 
 
 class IgnoreEvents:
     """The listener that ignores all events."""
 
     def handle_event(self, event: Event, /) -> None:
-        """Do nothing."""
+        """Do nothing with the event."""

@@ -52,7 +52,7 @@ _ENROL_CACHE, _TRAIN_CACHE, _STATISTICS_CACHE = (
 
 
 def encode_request(request: Request) -> RecordDict:
-    """Encode a request as Flower carries it."""
+    """Encode a request as a Flower ``RecordDict``."""
     match request:
         case EnrolRequest():
             return _encode_enrol(request)
@@ -307,7 +307,7 @@ def _read_stored_head(config: ConfigRecord) -> UnverifiedHead:
 
 
 def encode_reply(reply: Reply) -> RecordDict:
-    """Encode a device's reply as Flower carries it."""
+    """Encode a device's reply as a Flower ``RecordDict``."""
     config: dict[str, ConfigValue] = {
         "body": reply.body,
         "user": reply.user,

@@ -218,7 +218,7 @@ Request = EnrolRequest | TrainRequest | SecureSumRequest | HeadStatisticsRequest
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Reply:
-    """A device's answer.
+    """Answer of a device to one request.
 
     Attributes:
         user: The user's pseudonym.

@@ -43,7 +43,7 @@ SCHEMA = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What every device of a run does.
+    """Settings of a run that all its devices follow.
 
     Attributes:
         run: Name of the run, part of every release's name.
@@ -102,7 +102,7 @@ class Plan:
 
     @cached_property
     def scheme(self) -> PrivacyScheme:
-        """The privacy unit: bounds, noise, records, limits and sentences that depend on it."""
+        """Privacy scheme of the plan: its bounds, noise, records, limits and sentences."""
         return scheme_of(self)
 
     @property
@@ -159,7 +159,7 @@ class Plan:
         return self.scheme.all_rounds_release(self)
 
     def to_json(self) -> str:
-        """The plan as it travels and as checkpoints store it."""
+        """Encode the plan as JSON, for messages and checkpoints."""
         record = asdict(self) | {"user": self.user.to_dict() if self.user else None}
         if self.training.loss == CROSS_ENTROPY:  # plans from before there were others keep theirs
             del record["training"]["loss"]
@@ -186,7 +186,7 @@ class Plan:
 
     @classmethod
     def from_json(cls, text: str) -> "Plan":
-        """Read a plan.
+        """Read a plan from its JSON text.
 
         Raises:
             MessageError: Not a plan, or one of another schema.

@@ -41,7 +41,7 @@ def load_cached_features(
 def fingerprint_features(
     recordings: Sequence[Recording], extractor: str
 ) -> tuple[dict[str, str], str]:
-    """What decides the features of recordings, without reading any.
+    """Fingerprint everything that determines recordings' features, without reading features.
 
     Returns:
         Content keys by clip, of all whose bytes can be read, and a hash of all that decides their

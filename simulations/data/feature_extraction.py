@@ -40,7 +40,7 @@ MAX_IN_PROCESS = 32
 
 
 class Recording(Protocol):
-    """What features are computed from; ``corpora.corpus.Clip`` is one. Must survive pickling."""
+    """Recording to compute features of, such as ``corpora.corpus.Clip``. Must survive pickling."""
 
     @property
     def clip_id(self) -> str:

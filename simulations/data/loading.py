@@ -65,7 +65,7 @@ class PublicFeatures(Mapping[str, Tensor]):
 
     @property
     def feature_table(self) -> FeatureTable:
-        """All of them."""
+        """Features of all public clips, read on first use."""
         if self._table is None:
             self._table = self._read()
         return self._table
@@ -198,7 +198,7 @@ class _FeatureLoader:
 
 
 def exclusion_messages(table: FeatureTable) -> tuple[str, ...]:
-    """What to say of the clips that cannot be used."""
+    """Messages about the clips that cannot be used."""
     return tuple(f"left out: {entry.clip_id}: {entry.reason}" for entry in table.excluded)
 
 

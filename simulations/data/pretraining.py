@@ -53,7 +53,7 @@ def build_fold_inputs(
     folder: Path,
     on_message: OnMessage = lambda _line: None,
 ) -> FoldInputs:
-    """What all folds share.
+    """Build the inputs that all folds share.
 
     Args:
         scenario: The settled scenario.

@@ -30,7 +30,7 @@ _DIGEST_BYTES: Final = 32
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PretrainingResult:
-    """What a run takes from public corpora.
+    """Results of pretraining on public corpora that a run uses.
 
     Attributes:
         projection: The public projection.
@@ -93,7 +93,7 @@ def store_result(folder: Path, name: str, result: PretrainingResult) -> None:
 
 
 def load_result(folder: Path, name: str) -> PretrainingResult | None:
-    """What was stored under this name; None where there is nothing, or nothing to be trusted."""
+    """Load a cached result by name; None where it is missing or damaged."""
     try:
         blob = _entry_path(folder, name).read_bytes()
         digest, data = blob[:_DIGEST_BYTES], blob[_DIGEST_BYTES:]

@@ -38,7 +38,7 @@ def add_noise(plan: Plan, scenario: Scenario) -> Plan:
 
 
 def add_secure_aggregation(plan: Plan, scenario: Scenario, *, devices: int) -> Plan:
-    """Make a plan's sums secure, where a scenario asks for it.
+    """Add secure aggregation to a plan, where the scenario asks for secure sums.
 
     Raises:
         SettingError: Too few devices for the dropout and corruption that sums must bear.

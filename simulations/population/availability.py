@@ -24,7 +24,7 @@ deviation of the logarithm."""
 
 
 class Availability(StrEnum):
-    """What becomes of a device that a round sampled."""
+    """Availability of a device that a round sampled."""
 
     AVAILABLE = ""
     UNAVAILABLE = "unavailable"
@@ -34,7 +34,7 @@ class Availability(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeviceBehaviour:
-    """One device's behaviour.
+    """Availability, dropout and reply time of one device.
 
     Attributes:
         clock_offset_h: Hours that its clock is ahead of the server's, 0 to 23.
@@ -91,7 +91,7 @@ def _draw_hours(mean: float, draw: float) -> float:
 def draw_availability(
     settings: PopulationSettings, seed: int, index: int, number: int
 ) -> Availability:
-    """What becomes of a device in a round that sampled it.
+    """Draw the availability of one sampled device in a round.
 
     Args:
         settings: The population's.

@@ -152,7 +152,7 @@ def memory_growth_mb(rounds: Sequence[Json]) -> float | None:
 
 
 def require_population(scenario: Scenario) -> PopulationSettings:
-    """The scenario's population."""
+    """Return the scenario's population, or refuse a scenario without one."""
     if scenario.population is None:
         raise SettingError("the scenario has no population; add a table [population]")
     return scenario.population

@@ -119,7 +119,7 @@ class SyntheticPopulation:
         )
 
     def device_profile(self, index: int) -> DeviceProfile:
-        """What a user's owner decided."""
+        """Build the profile of a user's device, with its owner's decisions."""
         return DeviceProfile(
             user=user_name(index),
             budgets=self.budgets,
@@ -130,7 +130,7 @@ class SyntheticPopulation:
         )
 
     def device_features(self, index: int) -> LabelledFeatures:
-        """What a user's device holds: all clips of a contributor, enrolment of a held-out user."""
+        """Features on a user's device: all clips of a contributor, enrolment of a held-out user."""
         if index >= self.users:
             return self._enrolment_features(index)
         features, labels = self.voice_model.draw_user(self.seed, index, self.clips)
@@ -164,7 +164,7 @@ class SyntheticPopulation:
 def open_device(
     population: SyntheticPopulation, database: DeviceDatabase, job: Job, plan: str, index: int
 ) -> Device:
-    """A user's device as its last message left it.
+    """Open a user's device in its state after its last message.
 
     Args:
         population: Who the users are.

@@ -79,13 +79,13 @@ class VoiceModel:
         return self.mean + drawn @ self.basis, labels
 
     def save(self, path: Path) -> None:
-        """Write them."""
+        """Write the voices to a file."""
         names = self.__dataclass_fields__
         replace_file(path, save({name: getattr(self, name).contiguous() for name in names}))
 
     @classmethod
     def load(cls, path: Path) -> "VoiceModel":
-        """Read them.
+        """Read the voices from a file.
 
         Raises:
             ModelError: The file is missing or damaged.

@@ -41,7 +41,7 @@ def build_privacy_record(
     user_ledgers: Mapping[str, Mapping[str, Ledger]],
     server_ledgers: Mapping[str, Ledger],
 ) -> PrivacyRecord:
-    """Content of privacy.json.
+    """Build the content of privacy.json.
 
     Args:
         target: What was to be promised.

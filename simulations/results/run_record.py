@@ -60,7 +60,7 @@ _COVERAGES = np.arange(1, 21) / 20
 def accuracy_section(
     scored: Predictions, *, seed: int, curve: Sequence[CurvePoint] = ()
 ) -> Accuracy:
-    """The section "accuracy".
+    """Build the section "accuracy" of run.json.
 
     Args:
         scored: Predictions of all folds.
@@ -207,7 +207,7 @@ def privacy_section(privacy: PrivacyRecord, *, audit: float | None = None) -> Ru
 
 
 def assemble_run_record(sections: RunRecord) -> RunRecord:
-    """Round the numbers of run.json, leave out sections that are empty, and check it.
+    """Assemble run.json: round its numbers, leave out empty sections and validate the result.
 
     Args:
         sections: All of it, in the schema's order; numbers may be NumPy's.

@@ -33,7 +33,7 @@ Unit = Annotated[str, Meta(pattern=f"^({'|'.join(unit_names())})$")]
 
 
 class CorpusFacts(TypedDict):
-    """The users' corpus."""
+    """Facts about the users' corpus."""
 
     name: str
     clips: Count
@@ -84,7 +84,7 @@ class FoldRate(TypedDict):
 
 
 class CurvePoint(TypedDict):
-    """Accuracy after a round: the mean of the folds scored in it."""
+    """Mean accuracy after a round, over the folds that were scored."""
 
     round: Count
     uar: Share
@@ -227,7 +227,7 @@ class Fairness(TypedDict):
 
 
 class Spending(TypedDict):
-    """What one client spent; an epsilon of null says that there is no guarantee."""
+    """Privacy loss of one client; an epsilon of null means no guarantee."""
 
     epsilon: Number
     remaining: Number
@@ -235,7 +235,7 @@ class Spending(TypedDict):
 
 
 class UtterancePrivacy(TypedDict):
-    """What clients spent for each utterance."""
+    """Privacy loss per utterance, over all clients."""
 
     epsilon_max: Number
     epsilon_median: Number
@@ -243,7 +243,7 @@ class UtterancePrivacy(TypedDict):
 
 
 class UserPrivacy(TypedDict):
-    """What was spent for each user."""
+    """Privacy loss for each user."""
 
     epsilon: Number
     delta: NotRequired[Number]
@@ -259,7 +259,7 @@ class AuditedPrivacy(TypedDict):
 
 
 class RunPrivacy(TypedDict):
-    """What was promised and what was spent, from privacy.json."""
+    """Guarantee of a run and the privacy loss spent, from privacy.json."""
 
     unit: Unit
     epsilon: Number
@@ -276,7 +276,7 @@ class RunPrivacy(TypedDict):
 
 
 class RoundOutcome(TypedDict):
-    """What became of the devices that a round asked."""
+    """Outcome of a round for the devices that were asked."""
 
     round: Count
     sampled: Count
@@ -291,7 +291,7 @@ class RoundOutcome(TypedDict):
 
 
 class PopulationFacts(TypedDict):
-    """A simulated population."""
+    """Facts about a simulated population and its rounds."""
 
     voices: str
     registered: Count
@@ -349,7 +349,7 @@ class Budget(TypedDict):
 
 
 class Account(Spending):
-    """One ledger's account."""
+    """Account of one ledger's spending and releases."""
 
     delta: Number
     budget: Budget
@@ -368,7 +368,7 @@ class FoldAccounts(TypedDict):
 
 
 class Guarantee(TypedDict):
-    """What one unit is promised, and by what noise."""
+    """Guarantee for one unit, and its noise."""
 
     epsilon: Number
     delta: Number
@@ -388,7 +388,7 @@ class Participation(TypedDict):
 
 
 class TuningCost(TypedDict):
-    """What all runs that settings were chosen by cost together."""
+    """Total privacy cost of all runs that settings were chosen by."""
 
     runs: Count
     utterance: NotRequired[Number]
@@ -448,7 +448,7 @@ class GenderTrials(TypedDict):
 
 
 class Attacks(TypedDict):
-    """What every attack came to."""
+    """Results of every attack on a run."""
 
     many_run: NotRequired[EpsilonBound | None]
     first_message: NotRequired[EpsilonBound | None]

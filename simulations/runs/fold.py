@@ -32,7 +32,7 @@ class FoldDevices(Protocol):
         """
 
     def open_device(self, user: str) -> Device:
-        """Open a user's device, as the run left it."""
+        """Open a user's device in its state after the run."""
 
     def archive_ledgers(self, archive: LedgerArchive) -> dict[str, str]:
         """Archive the ledgers of devices that have one each; returns their head hashes by user."""

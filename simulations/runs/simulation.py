@@ -21,7 +21,7 @@ def simulate(
     on_progress: OnProgress = lambda _what, _done, _total: None,
     on_status: OnStatus = lambda _status: None,
 ) -> RunRecord:
-    """Run a scenario.
+    """Run a scenario and write its run folder.
 
     Args:
         scenario: Settled.

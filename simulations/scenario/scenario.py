@@ -28,7 +28,7 @@ from sottovoce.simulations.scenario.settings import (
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """One simulated run.
+    """Settings of one simulated run.
 
     Attributes:
         corpus: Name of the corpus of users.
@@ -95,7 +95,7 @@ class Scenario:
 
     @property
     def enrolment_settings(self) -> EnrolmentSettings:
-        """What test users bring.
+        """Enrolment settings of test users.
 
         Raises:
             SettingError: It makes no sense.
@@ -137,7 +137,7 @@ class Scenario:
 
     @property
     def privacy_scheme(self) -> PrivacyScheme:
-        """The privacy unit.
+        """Privacy scheme for the scenario's unit.
 
         Raises:
             SettingError: There is no such unit, or it has no secure sums.
@@ -146,7 +146,7 @@ class Scenario:
 
     @property
     def privacy_target(self) -> PrivacyTarget:
-        """What the run is to promise.
+        """Privacy guarantee that the run aims for.
 
         Raises:
             SettingError: It makes no sense.

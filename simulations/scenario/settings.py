@@ -16,7 +16,7 @@ MAX_ROUNDS = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EnrolmentSettings:
-    """What test users bring before they are scored.
+    """Settings of test users' enrolment and personal heads.
 
     Attributes:
         enrolment: What a user's normaliser is learned from: ``none``, ``neutral:K``, ``all``.
@@ -53,7 +53,7 @@ class EnrolmentSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DataSettings:
-    """Which speech a run is made of, and what is computed of it.
+    """Choice of a run's corpora, protocol, features and enrolment.
 
     Attributes:
         corpus: Name of the corpus of users.

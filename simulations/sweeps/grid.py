@@ -66,7 +66,7 @@ class SweepRun:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep:
-    """A scenario and what varies in it.
+    """A base scenario and the settings that vary.
 
     Attributes:
         base: The scenario as tables of TOML.

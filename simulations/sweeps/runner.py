@@ -46,7 +46,7 @@ def run_sweep(
     on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> SweepRecord:
-    """Run a sweep.
+    """Run every scenario of a sweep.
 
     Args:
         sweep: Which runs.

@@ -29,7 +29,7 @@ MEASURES: Final = {
 def summarise_runs(
     sweep: Sweep, runs: Sequence[tuple[SweepRun, Table]], *, wall_s: float, computed: int
 ) -> SweepRecord:
-    """Content of sweep.json.
+    """Summarise finished runs as the content of sweep.json.
 
     Args:
         sweep: What was swept over.

@@ -13,7 +13,7 @@ _SAMPLE_SEED = 1
 
 
 def add_corpora_command(commands: Commands) -> None:
-    """Add ``corpora``."""
+    """Add the command ``corpora`` and its subcommands."""
     group = add_command_group(
         commands,
         "corpora",
@@ -78,7 +78,7 @@ def run_list_command(arguments: argparse.Namespace) -> int:
 
 
 def run_check_command(arguments: argparse.Namespace) -> int:
-    """Check one corpus."""
+    """Check one corpus and print a report."""
     from sottovoce.simulations.corpora import inspect_corpus, open_corpus
 
     report = inspect_corpus(open_corpus(arguments.name, arguments.data))

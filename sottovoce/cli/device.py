@@ -160,7 +160,7 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 
 def run_device_forget_command(arguments: argparse.Namespace) -> int:
-    """Forget by name; the user's mean and head are then what they would be without them."""
+    """Forget recordings by name, and their influence on the user's mean and head."""
     from sottovoce.client.device.vault import open_from_environment
     from sottovoce.client.personalisation.example_store import open_vault
     from sottovoce.client.recognition.recogniser import Recogniser

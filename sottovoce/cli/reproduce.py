@@ -19,7 +19,7 @@ EXPERIMENTS = (
 
 
 def add_reproduce_command(commands: Commands) -> None:
-    """Add ``reproduce``."""
+    """Add the command ``reproduce``."""
     parser = add_command(
         commands,
         "reproduce",

@@ -43,7 +43,7 @@ _SETTINGS = (
 
 
 def add_simulate_command(commands: Commands) -> None:
-    """Add ``simulate``."""
+    """Add the command ``simulate``."""
     parser = add_command(
         commands,
         "simulate",

@@ -43,7 +43,7 @@ _SETTINGS = (
 
 
 def add_sweep_command(commands: Commands) -> None:
-    """Add ``sweep``."""
+    """Add the command ``sweep``."""
     parser = add_command(
         commands,
         "sweep",

@@ -65,7 +65,7 @@ class BothScheme(UserScheme):
         return not plan.unit and plan.count_noise > 0 and plan.user is not None
 
     def check_bounds(self, bounds: PrivacyBounds) -> None:
-        """Refuse participation groups."""
+        """Refuse bounds with participation groups."""
         PrivacyScheme.check_bounds(self, bounds)
 
     def check_loss(self, loss: Loss) -> None:
@@ -101,7 +101,7 @@ class BothScheme(UserScheme):
             )
 
     def add_noise(self, plan: PlanT, target: PrivacyTarget, bounds: PrivacyBounds) -> PlanT:
-        """Add noise for utterances, then what sums over users need beside it."""
+        """Add noise for utterances, then the further noise that sums over users need."""
         noised = add_utterance_noise(plan, target, bounds, sum_norm=bounds.user.update_norm)
         return add_user_noise(noised, target, bounds, self._mechanism, target.shares)
 
@@ -126,7 +126,7 @@ class BothScheme(UserScheme):
         return clipping.clip_to_norm(total, calibration.clip_norm) if calibration else total
 
     def clip_update(self, plan: PlanFacts, update: Tensor, clip_norm: float) -> Tensor:
-        """The update as it is: it was bounded before it was noised, and a bound would spoil it."""
+        """Return the update unchanged: it was clipped before noise; a later clip adds bias."""
         return update
 
     def device_noise(self, plan: PlanFacts, kind: SumKind) -> float:
@@ -140,7 +140,7 @@ class BothScheme(UserScheme):
     def clip_part(
         self, plan: PlanFacts, kind: SumKind, part: Tensor, known_norm: float | None
     ) -> Tensor:
-        """What was sent as it is: its bound is only as good as devices are honest."""
+        """Return the part unchanged: its bound is only as good as devices are honest."""
         return part
 
     def total_weight(self, *, utterances: float, users: float) -> float:
@@ -175,7 +175,7 @@ class BothScheme(UserScheme):
         return (_DEVICE_NOISE_CLAIM,)
 
     def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
-        """What utterances have in common, against the server."""
+        """Traits common to a user's utterances, against the server."""
         return (
             f"{COMMON_TRAITS}, against the server: its promise is for one utterance at a time.",
         )

@@ -43,7 +43,7 @@ class NoPrivacyScheme(PrivacyScheme):
         """Any loss will do."""
 
     def check_plan(self, plan: PlanFacts) -> None:
-        """Nothing to keep."""
+        """Accept every plan: nothing is promised."""
 
     def add_noise(self, plan: PlanT, target: PrivacyTarget, bounds: PrivacyBounds) -> PlanT:
         """No noise: the plan as it is."""
@@ -62,11 +62,11 @@ class NoPrivacyScheme(PrivacyScheme):
         return counts
 
     def device_rows(self, rows: Tensor) -> Tensor:
-        """All of them."""
+        """Return all rows of the device."""
         return rows
 
     def centre_bound(self, plan: PlanFacts) -> float:
-        """No bound."""
+        """Infinity: the centre has no bound."""
         return math.inf
 
     def clip_statistics(self, plan: PlanFacts, rows: Tensor) -> Tensor:
@@ -78,11 +78,11 @@ class NoPrivacyScheme(PrivacyScheme):
         return update
 
     def device_noise(self, plan: PlanFacts, kind: SumKind) -> float:
-        """No noise."""
+        """Zero: devices add no noise."""
         return 0.0
 
     def update_unit(self, plan: PlanFacts, denominator: float) -> float:
-        """Weights."""
+        """Length 1: updates are measured in weights."""
         return 1.0
 
     def clip_part(
@@ -92,7 +92,7 @@ class NoPrivacyScheme(PrivacyScheme):
         part: Tensor,
         known_norm: float | None,
     ) -> Tensor:
-        """What was sent as it is."""
+        """Return the part unchanged, without clipping."""
         return part
 
     def total_weight(self, *, utterances: float, users: float) -> float:
@@ -104,7 +104,7 @@ class NoPrivacyScheme(PrivacyScheme):
         return float(max(received, 1))
 
     def check_streaming(self, plan: PlanFacts) -> None:
-        """Nothing to keep."""
+        """Accept every plan: nothing is promised."""
 
     def max_device_norm(self, plan: PlanFacts, kind: SumKind) -> float:
         """As many clips as a device can hold; an update is not bounded."""
@@ -126,5 +126,5 @@ class NoPrivacyScheme(PrivacyScheme):
         return ()
 
     def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
-        """What utterances have in common, and more."""
+        """Traits common to a user's utterances."""
         return (f"{COMMON_TRAITS}: the promise is for one utterance at a time.",)

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 
 class SecureUserScheme(UserScheme):
-    """The sums over users hide any one user from the server too, and from those who side with it.
+    """Scheme that hides one user in secure sums, from the server and colluding devices too.
 
     A plan hides users from when :meth:`add_noise` scaled the noise, and securely from when
     :meth:`add_secure_sums` knows how many devices share it.
@@ -50,7 +50,7 @@ class SecureUserScheme(UserScheme):
         )
 
     def check_bounds(self, bounds: PrivacyBounds) -> None:
-        """Refuse participation groups."""
+        """Refuse bounds with participation groups."""
         super(UserScheme, self).check_bounds(bounds)
 
     def check_plan(self, plan: PlanFacts) -> None:
@@ -111,7 +111,7 @@ class SecureUserScheme(UserScheme):
         plain: Callable[[], T],
         secure: Callable[[SecureSumConfigs], T],
     ) -> T:
-        """Secure sums."""
+        """Choose sums by secure aggregation."""
         return secure(_secure_sums(plan))
 
     def sum_noise_std(

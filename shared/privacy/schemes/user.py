@@ -82,7 +82,7 @@ class UserScheme(PrivacyScheme):
         )
 
     def sum_mechanism(self, plan: PlanFacts, kind: SumKind) -> SumMechanism | None:
-        """What the plan says."""
+        """Mechanism that the plan sets for a sum of this kind."""
         user = user_level(plan)
         return {
             SumKind.LABEL_COUNTS: user.counts,
@@ -96,7 +96,7 @@ class UserScheme(PrivacyScheme):
         return False
 
     def participation(self, plan: PlanFacts) -> Participation:
-        """What the updates' mechanism accounts for."""
+        """Participation that the updates' mechanism accounts for."""
         return choose_participation(user_level(plan).update)
 
     def clip_counts(self, plan: PlanFacts, counts: Tensor) -> Tensor:
@@ -108,7 +108,7 @@ class UserScheme(PrivacyScheme):
         return rows.mean(0, keepdim=True) if len(rows) else rows
 
     def centre_bound(self, plan: PlanFacts) -> float:
-        """The user's bound."""
+        """L2 bound on a user's share of the centre; infinite without a centre."""
         centre = user_level(plan).centre
         return centre.clip_norm if centre else math.inf
 
@@ -130,7 +130,7 @@ class UserScheme(PrivacyScheme):
     def unpack_update(
         self, plan: PlanFacts, update: Tensor, clip_norm: float
     ) -> tuple[Tensor, float | None]:
-        """Where the clip norm is learned, undo its scale and learn it."""
+        """Unscale the update and learn the next clip norm, where the clip norm is adaptive."""
         adaptive = user_level(plan).adaptive
         return adaptive.unpack_mean(update, clip_norm) if adaptive else (update, None)
 
@@ -140,11 +140,11 @@ class UserScheme(PrivacyScheme):
         return adaptive.start if adaptive else 1.0
 
     def extra_coordinates(self, plan: PlanFacts) -> int:
-        """One, where the clip norm is learned: whether the update was within it."""
+        """One clipping indicator where the clip norm is learned; otherwise none."""
         return 1 if user_level(plan).adaptive else 0
 
     def device_noise(self, plan: PlanFacts, kind: SumKind) -> float:
-        """Devices add none."""
+        """Zero: devices add no noise of their own."""
         return 0.0
 
     def update_unit(self, plan: PlanFacts, denominator: float) -> float:
@@ -205,16 +205,16 @@ class UserScheme(PrivacyScheme):
         )
 
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:
-        """An honest server."""
+        """An honest server, and the assumptions of participation."""
         return (_SERVER_NOISE_CLAIM, *self.participation(plan).assumptions)
 
     def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
-        """What the server sees."""
+        """Each user's own update, which the server sees."""
         return ("Each user's own update, against the server that noises the sum.",)
 
 
 def user_level(plan: PlanFacts) -> UserLevelPrivacy:
-    """What hides users in a plan's sums.
+    """Return the user-level privacy of a plan's sums.
 
     Raises:
         SettingError: Nothing does.

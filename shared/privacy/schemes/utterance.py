@@ -88,7 +88,7 @@ class UtteranceScheme(PrivacyScheme):
         return update
 
     def device_noise(self, plan: PlanFacts, kind: SumKind) -> float:
-        """What each device adds, in every step where there are steps."""
+        """Standard deviation of a device's noise; per step where there are steps."""
         if kind is SumKind.CENTRE:
             return plan.centre.clip_norm * plan.centre.noise_multiplier if plan.centre else 0.0
         if kind is SumKind.HEAD_STATISTICS:
@@ -104,7 +104,7 @@ class UtteranceScheme(PrivacyScheme):
     def clip_part(
         self, plan: PlanFacts, kind: SumKind, part: Tensor, known_norm: float | None
     ) -> Tensor:
-        """What was sent as it is: it was noised after it was clipped."""
+        """Return the part unchanged: the device clipped before it added noise."""
         return part
 
     def total_weight(self, *, utterances: float, users: float) -> float:
@@ -141,7 +141,7 @@ class UtteranceScheme(PrivacyScheme):
         return ()
 
     def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
-        """What utterances have in common."""
+        """Traits common to a user's utterances."""
         return (f"{COMMON_TRAITS}: the promise is for one utterance at a time.",)
 
 
