@@ -279,7 +279,7 @@ class TrainingCoordinator:
             EngineError: Too few devices gave a usable update.
         """
         number = request.round
-        # Its aggregator looks itself for what was released before.
+        # Its aggregator looks up what was released before.
         if self._secure_aggregator:
             name, release = f"round-{number}", self.job.plan.gradient_release(number)
             released = self._secure_aggregator.release_sum(

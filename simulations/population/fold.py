@@ -77,7 +77,7 @@ def make_held_out_fold(settings: PopulationSettings) -> Fold:
 
     Example:
         >>> make_held_out_fold(PopulationSettings(users=100, cohort=5, held_out=2)).test
-        ('u000100', 'u000101')
+        ('user-000000100', 'user-000000101')
     """
     names = tuple(user_name(index) for index in _held_out_indices(settings))
     return Fold(name=HELD_OUT_FOLD, train=(), test=names)

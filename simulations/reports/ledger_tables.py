@@ -23,7 +23,7 @@ def fold_accounts(fold: Table) -> dict[str, Table]:
     """List every ledger of one fold by owner, the server's included.
 
     Example:
-        >>> list(fold_accounts({"clients": {"anna": {}}, "server": {}}))
+        >>> list(fold_accounts({"clients": {"anna": {}}, "server": {"epsilon": 8.0}}))
         ['anna', 'the server']
     """
     server = fold.get("server")
