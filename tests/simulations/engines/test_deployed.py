@@ -70,7 +70,8 @@ def test_the_bundle_holds_what_a_device_needs_and_nothing_else(tmp_path: Path) -
         "sottovoce/__init__.py",
     } <= names
     assert str(Path.home()).encode() not in code
-    assert bundle.stat().st_size < 2**20
+    # Flower takes 10 MB; ours is text, a good part of it docstrings and their examples.
+    assert bundle.stat().st_size < 2 * 2**20
 
 
 @pytest.mark.parametrize(
