@@ -16,8 +16,8 @@ from sottovoce.shared.privacy.scheme import (
     SumKind,
     UnitWording,
 )
-from sottovoce.shared.privacy.schemes.no_privacy import COMMON_TRAITS
 from sottovoce.shared.privacy.schemes.secure_user import refuse_sampling
+from sottovoce.shared.privacy.schemes.unhidden_users import COMMON_TRAITS
 from sottovoce.shared.privacy.schemes.user import (
     UserScheme,
     add_user_noise,

@@ -217,7 +217,7 @@ def user_level(plan: PlanFacts) -> UserLevelPrivacy:
     """Return the user-level privacy of a plan's sums.
 
     Raises:
-        SettingError: Nothing does.
+        SettingError: The plan hides no users.
     """
     if plan.user is None:
         raise SettingError("the plan hides no users in its sums")
@@ -228,7 +228,7 @@ def check_sums(plan: PlanFacts) -> None:
     """Refuse a plan that hides users in some of its sums only.
 
     Raises:
-        SettingError: It does.
+        SettingError: A sum is without such noise, or noise without such a sum.
     """
     user = user_level(plan)
     sums = [(user.centre, plan.centre), (user.calibration, plan.calibration)]

@@ -4,23 +4,20 @@ import math
 from dataclasses import replace
 from typing import ClassVar
 
-from torch import Tensor
-
 from sottovoce.shared.calibration.head_statistics import SENSITIVITY
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.bounds import PrivacyBounds
-from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
+from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.scheme import (
     PlanFacts,
     PlanT,
-    PrivacyScheme,
     SumKind,
     UnitWording,
     calibration_note,
     clips_bound,
 )
-from sottovoce.shared.privacy.schemes.no_privacy import COMMON_TRAITS
+from sottovoce.shared.privacy.schemes.unhidden_users import UnhiddenUsersScheme
 from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
 from sottovoce.shared.speaker.normalisation import CentreRelease, NormaliserRelease
@@ -31,15 +28,12 @@ ONE_RECORDING_LIMIT = (
 )
 
 
-class UtteranceScheme(PrivacyScheme):
+class UtteranceScheme(UnhiddenUsersScheme):
     """Everything that leaves a device hides any one utterance, from the server too."""
 
     unit: ClassVar[str] = "utterance"
     promised: ClassVar[tuple[PrivacyUnit, ...]] = (PrivacyUnit.UTTERANCE,)
     has_private_messages: ClassVar[bool] = True
-    has_private_sums: ClassVar[bool] = False
-    rows_per_device: ClassVar[int] = 0
-    noise_source: ClassVar[NoiseSource | None] = None
     wording: ClassVar[UnitWording] = UnitWording(
         name="utterance",
         short="one utterance",
@@ -59,34 +53,6 @@ class UtteranceScheme(PrivacyScheme):
         """Add noise to all that leaves a device, whose whole life stays within epsilon."""
         return add_utterance_noise(plan, target, bounds, sum_norm=None)
 
-    def sum_mechanism(self, plan: PlanFacts, kind: SumKind) -> SumMechanism | None:
-        """Nothing hides a user."""
-        return None
-
-    def books_normaliser(self, plan: PlanFacts) -> bool:
-        """It shapes gradients whose bound is an utterance's: a release of its own."""
-        return True
-
-    def clip_counts(self, plan: PlanFacts, counts: Tensor) -> Tensor:
-        """The counts as they are: one utterance moves them by 1."""
-        return counts
-
-    def device_rows(self, rows: Tensor) -> Tensor:
-        """All of them: one utterance is one row."""
-        return rows
-
-    def centre_bound(self, plan: PlanFacts) -> float:
-        """Each row is bounded, their sum is not."""
-        return math.inf
-
-    def clip_statistics(self, plan: PlanFacts, rows: Tensor) -> Tensor:
-        """The sum over all clips, each of which is bounded."""
-        return rows.sum(0)
-
-    def clip_update(self, plan: PlanFacts, update: Tensor, clip_norm: float) -> Tensor:
-        """The update as it is: gradients were clipped and noised before."""
-        return update
-
     def device_noise(self, plan: PlanFacts, kind: SumKind) -> float:
         """Standard deviation of a device's noise; per step where there are steps."""
         if kind is SumKind.CENTRE:
@@ -100,20 +66,6 @@ class UtteranceScheme(PrivacyScheme):
     def update_unit(self, plan: PlanFacts, denominator: float) -> float:
         """A gradient's step: the bound is on gradients."""
         return plan.training.learning_rate / denominator
-
-    def clip_part(
-        self, plan: PlanFacts, kind: SumKind, part: Tensor, known_norm: float | None
-    ) -> Tensor:
-        """Return the part unchanged: the device clipped before it added noise."""
-        return part
-
-    def total_weight(self, *, utterances: float, users: float) -> float:
-        """Every utterance counts as one."""
-        return utterances
-
-    def sampled_divisor(self, received: int, expected: float) -> float:
-        """Those who came: no secret here."""
-        return float(max(received, 1))
 
     def max_device_norm(self, plan: PlanFacts, kind: SumKind) -> float:
         """As many clips as a device can hold, each within its bound, or the bound on their sum."""
@@ -135,14 +87,6 @@ class UtteranceScheme(PrivacyScheme):
             f"centre, the normaliser that training uses, {plan.rounds} rounds of gradients"
             f"{calibration_note(plan)}."
         )
-
-    def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:
-        """None beside those of every run."""
-        return ()
-
-    def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
-        """Traits common to a user's utterances."""
-        return (f"{COMMON_TRAITS}: the promise is for one utterance at a time.",)
 
 
 def add_utterance_noise(
