@@ -36,7 +36,14 @@ DIALECT = frozenset(
         "lives",
     }
 )
-"""Everyday words that once stood for terms of the field; "hangs together" is looked for as text."""
+"""Everyday words that once stood for terms of the field, as they would stand in a name."""
+
+DIALECT_TEXT = re.compile(
+    r"\b(heard|told|kept|given|places?|alike|crowds?|coins?|price[ds]?|grain|worth|course|witness"
+    r"|worlds?|lives|hangs? together|takes? turns)\b",
+    re.IGNORECASE,
+)
+"""The same words in prose, inflected, for headings and entries of the glossary."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
