@@ -16,7 +16,7 @@ from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.privacy.schemes import scheme_for
-from sottovoce.simulations.experiments.commands import run_command
+from sottovoce.simulations.experiments.commands import build_parser, run_command
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
     "ravdess8-6fold": ("cremad",),
@@ -114,14 +114,10 @@ def list_result_lines() -> Iterator[ResultLine]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the missing runs, then write the table."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce accuracy", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("accuracy", __doc__)
     parser.add_argument("--corpora", default="../shared/corpora", help="folder of the corpora")
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="run only lines whose name contains this")
-    parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args(argv)
     failed = 0
     for line_spec in () if arguments.table else list_result_lines():

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
-from sottovoce.simulations.experiments.commands import run_command
+from sottovoce.simulations.experiments.commands import build_parser, run_command
 
 Json = Mapping[str, Any]
 
@@ -30,16 +30,12 @@ RUNS: Mapping[str, tuple[str, ...]] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make and attack the missing runs, then write the page."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce audit", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("audit", __doc__)
     parser.add_argument("--corpora", default="../shared/corpora", help="folder of the corpora")
     parser.add_argument("--runs", type=Path, default=Path("runs/audits"), help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument(
         "--gender", nargs="*", default=(), choices=RUNS, help="runs to look for gender in again"
     )
-    parser.add_argument("--table", action="store_true", help="write the page, run nothing")
     arguments = parser.parse_args(argv)
     failed = 0
     for name in () if arguments.table or arguments.gender else RUNS:

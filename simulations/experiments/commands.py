@@ -1,8 +1,29 @@
-"""``sottovoce`` commands of experiments, each in a process of its own."""
+"""How experiments are called, and how they call ``sottovoce`` in a process of its own."""
 
+import argparse
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+
+def build_parser(name: str, documentation: str | None) -> argparse.ArgumentParser:
+    """Build the parser of one experiment, with the options that all of them have.
+
+    Args:
+        name: What ``sottovoce reproduce`` knows it by.
+        documentation: The experiment's docstring, whose first line describes it.
+
+    Example:
+        >>> build_parser("sweep", "A sweep over budgets.").parse_args(["--table"]).table
+        True
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"sottovoce reproduce {name}", description=(documentation or "").partition("\n")[0]
+    )
+    parser.add_argument("--out", type=Path, default=Path("docs/results"), help="the page's folder")
+    parser.add_argument("--table", action="store_true", help="write the page alone, run nothing")
+    return parser
 
 
 def run_command(words: Sequence[str]) -> int:

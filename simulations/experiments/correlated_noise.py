@@ -15,7 +15,7 @@ from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.data import run_plan
-from sottovoce.simulations.experiments.commands import run_command
+from sottovoce.simulations.experiments.commands import build_parser, run_command
 from sottovoce.simulations.scenario import loading
 
 SEEDS = (0, 1)
@@ -88,14 +88,10 @@ SPACED_SCHEMES = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the missing runs, then write the table."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce correlated-noise", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("correlated-noise", __doc__)
     parser.add_argument("--corpora", default="../shared/corpora", help="folder of the corpora")
     parser.add_argument("--runs", type=Path, default=Path("runs/banded"), help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="run only those whose name contains this")
-    parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args(argv)
     failed = 0
     for scheme, epsilon, seed in () if arguments.table else _all():

@@ -5,7 +5,6 @@
 Nothing is trained: run folders hold what is needed; ``sottovoce reproduce accuracy`` makes them.
 """
 
-import argparse
 import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ import torch
 
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.simulations.evaluation import personalisation, personalisation_metrics
+from sottovoce.simulations.experiments.commands import build_parser
 
 LABELLED = (0, 1, 2, 5, 10, 20)
 DRAWS, SEED = 5, 0
@@ -53,14 +53,10 @@ MEASURES = ("uar", "ece", "nll", "brier", "p10", "worst")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every finished run, then write the page; figures without a run stay."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce heads", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("heads", __doc__)
     parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="measure only runs whose name contains this")
-    parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args(argv)
     # Sums of several threads differ in their last bits, and the page would change with each run.
     torch.set_num_threads(1)

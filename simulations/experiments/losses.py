@@ -28,7 +28,7 @@ from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
 from sottovoce.simulations.evaluation import baselines, metrics, personalisation
 from sottovoce.simulations.evaluation.personalisation import SpeakerData
-from sottovoce.simulations.experiments.commands import run_command
+from sottovoce.simulations.experiments.commands import build_parser, run_command
 from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
 
 PUBLIC = {"ravdess8-6fold": "cremad", "cremad6-5fold": "ravdess"}
@@ -103,15 +103,11 @@ def list_runs() -> Iterator[LossRun]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Choose settings, or make the missing runs and write the page."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce losses", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("losses", __doc__)
     parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
     parser.add_argument("--runs", type=Path, default=Path("runs/losses"), help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--choose", action="store_true", help="choose settings, run nothing")
     parser.add_argument("--only", default="", help="make only lines that contain this, no table")
-    parser.add_argument("--table", action="store_true", help="write the table, run nothing")
     arguments = parser.parse_args(argv)
     # As a run does: with more threads sums come in another order, and figures differ.
     torch.set_num_threads(1)

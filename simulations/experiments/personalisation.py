@@ -6,7 +6,6 @@ Nothing is trained: run folders hold models, the cache holds features. Needed ar
 ``--enrolment none`` and ``--enrolment all``, as ``sottovoce reproduce accuracy`` makes them.
 """
 
-import argparse
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from sottovoce.simulations.evaluation import (
 )
 from sottovoce.simulations.evaluation.enrolment_replay import EvaluatedSpeaker
 from sottovoce.simulations.evaluation.personalisation import ScoredDraw, SpeakerData
+from sottovoce.simulations.experiments.commands import build_parser
 
 CLIPS = (0, 1, 2, 5, 10)
 DRAWS, STREAM_DRAWS, SEED = 3, 40, 0
@@ -46,15 +46,11 @@ Columns = Mapping[str, torch.Tensor]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every finished pair of runs, then write the page; other figures stay."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce personalisation", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("personalisation", __doc__)
     parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
     parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
     parser.add_argument("--only", default="", help="measure only lines whose name contains this")
     parser.add_argument("--streams", action="store_true", help="measure streams alone anew")
-    parser.add_argument("--table", action="store_true", help="write the page, measure nothing")
     arguments = parser.parse_args(argv)
     # Sums of several threads differ in their last bits, and the page would change with each run.
     torch.set_num_threads(1)

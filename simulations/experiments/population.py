@@ -5,7 +5,6 @@
 A run that is there already is not made again; one that was interrupted goes on.
 """
 
-import argparse
 import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from statistics import mean
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
-from sottovoce.simulations.experiments.commands import run_command
+from sottovoce.simulations.experiments.commands import build_parser, run_command
 
 Json = Mapping[str, Any]
 COMMAND = ("sottovoce", "simulate", "population")
@@ -24,12 +23,8 @@ _AFTER = 3
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the run if it is missing, then write the page."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce population", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("population", __doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/population"), help="the run folder")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--table", action="store_true", help="write the page, run nothing")
     arguments = parser.parse_args(argv)
     path = arguments.out / "population.json"
     if arguments.table:

@@ -5,14 +5,13 @@
 Runs that are there already are not made again.
 """
 
-import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
-from sottovoce.simulations.experiments.commands import run_command
+from sottovoce.simulations.experiments.commands import build_parser, run_command
 
 Json = Mapping[str, Any]
 _AXES = ("--epsilons", "1,2,4,8,16", "--units", "utterance,user", "--seeds", "0,1,2")
@@ -22,13 +21,9 @@ _WORKERS = 2
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Make the missing runs, then write the page."""
-    parser = argparse.ArgumentParser(
-        prog="sottovoce reproduce sweep", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = build_parser("sweep", __doc__)
     parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
     parser.add_argument("--sweep", type=Path, default=Path("sweeps/ravdess"), help="its folder")
-    parser.add_argument("--out", type=Path, default=Path("docs/results"))
-    parser.add_argument("--table", action="store_true", help="write the page, run nothing")
     arguments = parser.parse_args(argv)
     path = arguments.out / "sweep.json"
     if arguments.table:
