@@ -2,7 +2,7 @@
 
 A file that a program writes in place can be cut short by a crash, and one that is renamed over
 another can come back as the old one after a power cut. Every module writes its files through the
-functions below, which say what a crash and a power cut leave (``tests/test_architecture.py`` holds
+functions below, which say what a crash and a power cut leave (``tests/test_file_writes.py`` holds
 every module to it).
 """
 
@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared.errors import FileChangedError, StorageError
-
-STATE_FILE: Final = "state.safetensors"
-"""The newest checkpoint, in the job's folder."""
 
 PARTIAL_FILES: Final = ".*.tmp"
 """Pattern of the names under which files are written before they replace others."""

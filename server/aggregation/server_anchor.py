@@ -10,12 +10,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-from sottovoce.shared.atomic_files import STATE_FILE, replace_file
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import LedgerError, PrivacyError, StorageError
 from sottovoce.shared.privacy.hash_chain import Anchor
 
 ANCHOR_FILE: Final = "anchor.json"
 
+STATE_FILE: Final = "state.safetensors"
+"""The newest checkpoint, in the job's folder: where one is, rounds were made."""
 
 RECOVERY_HINT: Final = (
     "Put the newest copy of the server's whole folder back. Without one, what these users were "

@@ -9,8 +9,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from sottovoce.server.aggregation.server_anchor import STATE_FILE
 from sottovoce.server.aggregation.server_optimizer import ServerState
-from sottovoce.shared.atomic_files import STATE_FILE, replace_file
+from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.calibration import HeadPrior, prior_from_file
 from sottovoce.shared.errors import ModelError
 

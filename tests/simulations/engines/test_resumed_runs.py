@@ -8,7 +8,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from sottovoce.client.app import app as product
-from sottovoce.shared import atomic_files
+from sottovoce.server.aggregation import server_anchor
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.protocol import flower_records, messages
 
@@ -114,7 +114,7 @@ def test_a_damaged_checkpoint_is_refused(make_federation: Any) -> None:
     federation = make_federation("a")
     with pytest.raises(Killed):
         federation.run(tamper=kill_at(3))
-    path = federation.folder / "server" / atomic_files.STATE_FILE
+    path = federation.folder / "server" / server_anchor.STATE_FILE
     path.write_bytes(path.read_bytes()[:-4])
 
     with pytest.raises(ModelError, match=r"damaged.*remove .*state"):
