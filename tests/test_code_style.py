@@ -15,8 +15,6 @@ MAX_ONE_WORD_SHARE = 0.30
 MIN_DOCSTRING_WORDS = 4
 
 WITH_MANY_IMPORTS = {
-    "client/federation/training_round.py",
-    "client/recognition/recogniser.py",
     "simulations/benchmarks/local_engine.py",
     "simulations/engines/loopback.py",
     "simulations/evaluation/baselines.py",

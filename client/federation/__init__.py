@@ -1,8 +1,10 @@
 """A device's part in a run: enrolment, rounds, secure sums, statistics, the final model."""
 
 __all__ = [
+    "agreed_plan",
     "enrolment",
     "final_model",
+    "model_inputs",
     "own_contribution",
     "participation_spacing",
     "secagg_client",

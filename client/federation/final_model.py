@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.federation import training_round
+from sottovoce.client.federation.agreed_plan import check_centre, read_agreed_plan
+from sottovoce.client.federation.model_inputs import (
+    load_speaker_statistics,
+    model_with_weights,
+    prepare_examples,
+)
 from sottovoce.client.personalisation import feedback
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.shared import calibration
@@ -47,9 +52,9 @@ def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
     Raises:
         MessageError: A centre or a direction that does not fit.
     """
-    agreed = training_round.agreed_plan(device, request.plan_hash)
-    model = training_round.model_with_weights(agreed, request.weights).eval()
-    training_round.check_centre(agreed, request.centre)
+    agreed = read_agreed_plan(device, request.plan_hash)
+    model = model_with_weights(agreed, request.weights).eval()
+    check_centre(agreed, request.centre)
     projected = device.vault.get_tensors("projected")
     try:
         validate_direction(request.neutral_direction, agreed.model.inputs)
@@ -72,7 +77,7 @@ def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
             calibrator, request.stored_head, device.profile.user
         )
         if has_restored or not calibrator.is_fitted:
-            enrolled = training_round.prepare_examples(projected, "calibration", own)
+            enrolled = prepare_examples(projected, "calibration", own)
             labelled_since = feedback.prepare_examples(device.vault, agreed, own)
             labelled = (
                 concatenate_examples([enrolled, labelled_since])
@@ -147,7 +152,7 @@ def _speaker_mean(
     own = (rows - centre)[rows.isfinite().all(1)]
     return centre + normalisation.estimate_mean(
         own,
-        training_round.load_speaker_statistics(device),
+        load_speaker_statistics(device),
         is_neutral=device.profile.neutral_enrolment,
         direction=direction,
     )

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device, PreparedRelease, Randomness
-from sottovoce.client.federation import own_contribution, training_round
+from sottovoce.client.federation import model_inputs, own_contribution
+from sottovoce.client.federation.agreed_plan import digest_request, read_agreed_plan
 from sottovoce.client.training.poisson_batch import Batch
 from sottovoce.shared.calibration import head_statistics
 from sottovoce.shared.calibration.head_statistics import SENSITIVITY
@@ -38,7 +39,7 @@ def release_head_statistics(device: Device, request: HeadStatisticsRequest) -> T
         BudgetSpent: This would pass the budget.
         MessageError: Another plan, or one that asks for no head statistics.
     """
-    plan = training_round.agreed_plan(device, request.plan_hash)
+    plan = read_agreed_plan(device, request.plan_hash)
     plan.scheme.require_open_replies(plan, "this plan's answers")
     prepared = prepare_head_statistics(device, request)
     return device.book_and_release(
@@ -48,11 +49,11 @@ def release_head_statistics(device: Device, request: HeadStatisticsRequest) -> T
 
 def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> PreparedRelease:
     """Prepare a device's answer, which waits to be booked; see :func:`release_head_statistics`."""
-    plan = training_round.agreed_plan(device, request.plan_hash)
+    plan = read_agreed_plan(device, request.plan_hash)
     settings, release = plan.calibration, plan.calibration_release()
     if settings is None or release is None:
         raise MessageError("the plan asks for no head statistics; nothing was sent")
-    model, examples = training_round.load_model_and_examples(
+    model, examples = model_inputs.load_model_and_examples(
         device,
         plan,
         own_contribution.subtract_contribution(device, plan, request.weights),
@@ -84,4 +85,4 @@ def _digest_request(request: HeadStatisticsRequest) -> str:
     query = request.query
     facts = f"{request.plan_hash} {query.log_temperature!r} {query.curvature!r}"
     tensors = (request.weights, request.centre, query.edges, query.shares)
-    return training_round.digest_request(facts, tensors)
+    return digest_request(facts, tensors)

@@ -6,7 +6,6 @@ sure enough says so. Without a device, or with one that knows nothing of this mo
 population's centre and prior stand in for the user.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,52 +15,23 @@ from torch import Tensor
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store, feedback, speaker_adapter
 from sottovoce.client.personalisation.feedback import FeedbackStore
-from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.client.recognition.prediction import Prediction
+from sottovoce.client.recognition.recording_features import FeatureReader, RecordingFeatures
+from sottovoce.client.recognition.user_personalisation import (
+    Personalisation,
+    default_personalisation,
+    load_personalisation,
+)
 from sottovoce.shared import audio, calibration, validation
-from sottovoce.shared.audio import Signal, quality
-from sottovoce.shared.audio.quality import QualityFlag, QualityReport
-from sottovoce.shared.calibration import CalibrationHead, conformal
-from sottovoce.shared.calibration.head import is_same_head
-from sottovoce.shared.errors import AudioError, ModelError, RecordingFault, SettingError
-from sottovoce.shared.features import registry
-from sottovoce.shared.features.registry import Extractor
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.calibration import conformal
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.examples import MAX_FRAMES, stack_utterances
 from sottovoce.shared.models.model_package import ModelPackage
-from sottovoce.shared.models.network import Network
 
 _TWICE_CHANCE = 2.0
 _EVEN_ODDS = 0.5
-_ADVICE = {
-    QualityFlag.SILENT: "check that the microphone is on and speak again",
-    QualityFlag.TOO_SHORT: f"record at least {quality.MIN_DURATION_S:g} s of speech",
-    QualityFlag.CLIPPED: "hold the microphone further away, or lower its gain",
-    QualityFlag.NOISY: "record where it is quieter",
-    QualityFlag.QUIET: "speak closer to the microphone",
-}
-"""Advice against each flaw, the worst flaw first."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Personalisation:
-    """Mean, head and scores that make a prediction a user's own.
-
-    Attributes:
-        mean: Subtracted from projected features, shape (inputs,), float32.
-        head: Applied to the logits.
-        has_own_mean: Whether the mean is this user's; if not, it is the population's.
-        has_own_head: Whether the head is this user's and this model's; if not, it is the prior's
-            mean.
-        nonconformity_scores: Of the user's labelled clips, shape (clips,), float64; None has none.
-            They move the threshold of prediction sets.
-    """
-
-    mean: Tensor
-    head: CalibrationHead
-    has_own_mean: bool
-    has_own_head: bool
-    nonconformity_scores: Tensor | None = None
 
 
 class Recogniser:
@@ -103,9 +73,9 @@ class Recogniser:
         validation.require_between(0, 1, coverage=coverage)
         self._min_confidence = min_confidence
         self._coverage = coverage
-        self._threshold = _set_threshold(package, self.personalisation, coverage)
-        self._extractor: Extractor = _extractor(package)
-        self._network: Network = package.build_network()
+        self._threshold = self.personalisation.find_threshold(package, coverage)
+        self._reader = FeatureReader(package.extractor)
+        self._network = package.build_network()
         self._device = device
         self._vault = vault
 
@@ -167,20 +137,10 @@ class Recogniser:
         """
         if not isinstance(signal, Signal):
             signal = audio.load_signal(Path(signal))
-        # Before the gate: against a NaN every comparison of levels is false.
-        if not bool(signal.samples.isfinite().all()):
-            step = "export the recording again as 16-bit PCM"
-            return self._abstain("the recording holds NaN or infinite samples", ("broken",), step)
-        measured = quality.measure_quality(signal)
-        if not measured.is_usable:
-            reason = f"the recording is {measured.flag_summary}"
-            return self._abstain(reason, _flag_names(measured), _advice_for(measured))
-        # After the gate: it measures the recording as it came, at its own rate.
-        features = self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
-        if not bool(features.isfinite().all()):
-            reason = f"{self._extractor.name} gave values that are not finite"
-            return self._abstain(reason, _flag_names(measured), "record again")
-        return self._decide(self.predict_probabilities(features), measured)
+        recording = self._reader.read_features(signal)
+        if recording.features is None:
+            return self._abstain(recording.reason, recording.quality, recording.next_step)
+        return self._decide(self.predict_probabilities(recording.features), recording)
 
     def learn_voice(self, signal: Signal) -> str:
         """Learn the user's voice from one recording, whatever its emotion; nothing leaves.
@@ -201,7 +161,7 @@ class Recogniser:
             PrivacyError: The vault cannot be read or written.
         """
         own = SpeakerAdapter(self._folder(), self.package, vault=self._vault)
-        name = own.add(self._features(signal))
+        name = own.add(self._reader.require_features(signal))
         self._refresh()
         return name
 
@@ -228,7 +188,9 @@ class Recogniser:
             PrivacyError: The vault cannot be read or written.
         """
         own = FeedbackStore(self._folder(), self.package, vault=self._vault)
-        name = own.add_label(self._features(signal), emotion, self.personalisation.mean)
+        name = own.add_label(
+            self._reader.require_features(signal), emotion, self.personalisation.mean
+        )
         self._refresh()
         return name
 
@@ -266,22 +228,7 @@ class Recogniser:
     def _refresh(self) -> None:
         """Load again what the device knows of its user."""
         self.personalisation = load_personalisation(self.package, self._folder(), vault=self._vault)
-        self._threshold = _set_threshold(self.package, self.personalisation, self._coverage)
-
-    def _features(self, signal: Signal) -> Tensor:
-        """Extract the features of a recording, if something can be learned from it."""
-        if not bool(signal.samples.isfinite().all()):
-            raise AudioError(
-                "the recording holds NaN or infinite samples; nothing was learned",
-                kind=RecordingFault.NOT_FINITE,
-            )
-        measured = quality.measure_quality(signal)
-        if measured.fault:
-            raise AudioError(
-                f"the recording is {measured.flag_summary}; nothing was learned from it",
-                kind=measured.fault,
-            )
-        return self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
+        self._threshold = self.personalisation.find_threshold(self.package, self._coverage)
 
     def predict_probabilities(self, features: Tensor) -> Tensor:
         """Predict each emotion's probability, (classes,), float64, from a recording's features.
@@ -303,13 +250,13 @@ class Recogniser:
             0,
         )
 
-    def _decide(self, probabilities: Tensor, measured: QualityReport) -> Prediction:
+    def _decide(self, probabilities: Tensor, recording: RecordingFeatures) -> Prediction:
         """Decide on an answer, or abstain where the model is not sure enough."""
         best = int(probabilities.argmax())
         confidence = float(probabilities[best])
         if not confidence >= 0:  # NaN: weights or a head that no check could foresee
             return self._abstain(
-                "the model gave no numbers", _flag_names(measured), "get the model again"
+                "the model gave no numbers", recording.quality, "get the model again"
             )
         inside = (
             []
@@ -324,8 +271,8 @@ class Recogniser:
             confidence=confidence,
             emotions=tuple(self.package.labels[index] for index in inside),
             reason=reason,
-            quality_words=_flag_names(measured),
-            next_step=_advice_for(measured) or ("" if sure else self._advise()),
+            quality_words=recording.quality,
+            next_step=recording.next_step or ("" if sure else self._advise()),
         )
 
     def _abstain(self, reason: str, quality_words: tuple[str, ...], step: str) -> Prediction:
@@ -386,74 +333,3 @@ def find_model(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     return folder / "model" if (folder / "model" / "model.json").is_file() else folder
-
-
-def _extractor(package: ModelPackage) -> Extractor:
-    """Create the extractor of the features that the model reads."""
-    try:
-        return registry.create_extractor(package.extractor)
-    except SettingError as error:
-        raise ModelError(
-            f"the model reads features that this release cannot compute ({error}); install the "
-            "release that trained it, or copy the model folder again"
-        ) from error
-
-
-def default_personalisation(package: ModelPackage) -> Personalisation:
-    """Population's centre and the prior's mean head, for a user of whom nothing is known."""
-    return Personalisation(
-        mean=package.centre, head=package.prior.mean, has_own_mean=False, has_own_head=False
-    )
-
-
-def load_personalisation(
-    package: ModelPackage, device: Path, *, vault: FileVault | None = None
-) -> Personalisation:
-    """Load what a device's vault knows of its user under this model.
-
-    A mean learned behind another projection, and a head fitted for another model, would be wrong
-    here: centre and prior stand in for them.
-
-    Args:
-        package: The model.
-        device: The user's device folder.
-        vault: The device's, opened; None opens it, which a passphrase forbids.
-
-    Raises:
-        SettingError: There is no device in the folder.
-        PrivacyError: The vault, or what it holds, is damaged.
-    """
-    vault = example_store.open_vault(device, vault)
-    mean = SpeakerAdapter(device, package, vault=vault).speaker_mean()
-    calibrator = HeadCalibrator(vault, model_hash=package.model_hash, prior=package.prior)
-    head, scores = calibrator.current_head(), calibrator.nonconformity_scores()
-    return Personalisation(
-        mean=package.centre if mean is None else mean,
-        head=head,
-        has_own_mean=mean is not None,
-        has_own_head=not is_same_head(head, package.prior.mean),
-        nonconformity_scores=scores if len(scores) else None,
-    )
-
-
-def _set_threshold(
-    package: ModelPackage, personalisation: Personalisation, coverage: float
-) -> float | None:
-    """Largest nonconformity score in a set; None where nobody's scores are known."""
-    if package.prior.scores is None:
-        return None
-    return conformal.find_threshold(
-        package.prior.scores, personalisation.nonconformity_scores, coverage=coverage
-    )
-
-
-def _flag_names(measured: QualityReport) -> tuple[str, ...]:
-    """Name the flags in plain words."""
-    return tuple(
-        str(flag.name).lower().replace("_", " ") for flag in QualityFlag if flag in measured.flags
-    )
-
-
-def _advice_for(measured: QualityReport) -> str:
-    """Advise against the worst flaw; "" where there is none."""
-    return next((step for flag, step in _ADVICE.items() if flag in measured.flags), "")

@@ -13,6 +13,7 @@ from sottovoce.client.device.device import Device, Randomness
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import (
     enrolment,
+    model_inputs,
     own_contribution,
     statistics_round,
     training_round,
@@ -168,12 +169,12 @@ def test_behind_the_exact_mean_every_row_would_move(
 
     def exact(held: Device, plan: Plan, weights: Tensor, centre: Tensor) -> Any:
         tensors = held.vault.get_tensors("projected")
-        model = training_round.model_with_weights(plan, weights).eval()
+        model = model_inputs.model_with_weights(plan, weights).eval()
         mean = centre + tensors["training.projected"].mean(0)
-        return model, training_round.prepare_examples(tensors, "training", mean)
+        return model, model_inputs.prepare_examples(tensors, "training", mean)
 
     rows = []
-    monkeypatch.setattr(training_round, "load_model_and_examples", exact)
+    monkeypatch.setattr(model_inputs, "load_model_and_examples", exact)
     monkeypatch.setattr(
         type(PLAN.scheme),
         "clip_statistics",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
-from sottovoce.client.federation import enrolment, final_model, training_round
+from sottovoce.client.federation import enrolment, final_model, model_inputs, training_round
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.client.training.local_trainer import LocalUpdate
 from sottovoce.shared.calibration import HeadPrior, identity_head
@@ -471,7 +471,7 @@ def test_statistics_that_were_enrolled_under_the_old_name_of_a_field_are_read(
     tensors["offset_spread"] = tensors.pop("offset_variance")
     one.vault.put_tensors("population", tensors)
 
-    read = training_round.load_speaker_statistics(one)
+    read = model_inputs.load_speaker_statistics(one)
 
     assert torch.equal(read.offset_variance, PEOPLE.offset_variance)
     assert torch.equal(read.between, PEOPLE.between)
@@ -580,7 +580,7 @@ def test_at_prediction_the_mean_is_exact_and_stays_on_the_device(tmp_path: Path)
 def test_training_never_sees_the_exact_mean(tmp_path: Path) -> None:
     """Behind the same noise, exact mean and released mean give different updates."""
     one = enrolled(tmp_path)
-    examples = training_round._training_examples(one, PLAN, PLAN.content_hash(), CENTRE)
+    examples = model_inputs.load_training_examples(one, PLAN, PLAN.content_hash(), CENTRE)
     projected = FRONT.project_features(one.load_features().examples.features)
     exact = projected - projected.mean(0)
     exact = exact / torch.linalg.vector_norm(exact, dim=1, keepdim=True)

@@ -15,9 +15,10 @@ from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import feedback, speaker_adapter
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
-from sottovoce.client.recognition import recogniser
+from sottovoce.client.recognition import recording_features
 from sottovoce.client.recognition.prediction import Prediction
 from sottovoce.client.recognition.recogniser import Recogniser
+from sottovoce.client.recognition.user_personalisation import load_personalisation
 from sottovoce.shared import calibration
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.calibration import AdapterBasis, CalibrationHead, HeadPrior, conformal
@@ -55,7 +56,7 @@ class Ears:
 def ears(monkeypatch: pytest.MonkeyPatch) -> Ears:
     """Stands for every extractor."""
     own = Ears()
-    monkeypatch.setattr(recogniser.registry, "create_extractor", lambda _name: own)
+    monkeypatch.setattr(recording_features.registry, "create_extractor", lambda _name: own)
     return own
 
 
@@ -362,7 +363,7 @@ def test_a_head_of_another_model_is_left_alone(ears: Ears, tmp_path: Path) -> No
     device = _joined(tmp_path / "device", _bundle())
     other = replace(_bundle(), model_hash="f" * 64)
 
-    person = recogniser.load_personalisation(other, device.folder)
+    person = load_personalisation(other, device.folder)
 
     assert (person.has_own_mean, person.has_own_head) == (True, False)
     assert torch.equal(person.head.bias, other.prior.mean.bias)
@@ -372,7 +373,7 @@ def test_a_mean_from_behind_another_front_is_left_alone(ears: Ears, tmp_path: Pa
     device = _joined(tmp_path / "device", _bundle())
     other = _bundle(seed=9)
 
-    person = recogniser.load_personalisation(other, device.folder)
+    person = load_personalisation(other, device.folder)
 
     assert (person.has_own_mean, person.has_own_head) == (False, False)
     assert torch.equal(person.mean, other.centre)
@@ -381,15 +382,15 @@ def test_a_mean_from_behind_another_front_is_left_alone(ears: Ears, tmp_path: Pa
 def test_a_user_who_gave_nothing_is_anybody(ears: Ears, tmp_path: Path) -> None:
     bundle = _bundle()
     device = _joined(tmp_path / "device", bundle, enrolled=0, labelled=0)
-    person = recogniser.load_personalisation(bundle, device.folder)
+    person = load_personalisation(bundle, device.folder)
     assert (person.has_own_mean, person.has_own_head) == (False, False)
 
     elsewhere = replace(bundle, centre=torch.ones(INPUTS))  # another run's, behind one front
-    person = recogniser.load_personalisation(elsewhere, device.folder)
+    person = load_personalisation(elsewhere, device.folder)
     assert (person.has_own_mean, person.mean.tolist()) == (False, elsewhere.centre.tolist())
 
     fresh = _device(tmp_path / "fresh")
-    person = recogniser.load_personalisation(bundle, fresh.folder)
+    person = load_personalisation(bundle, fresh.folder)
     assert (person.has_own_mean, person.has_own_head) == (False, False)
 
 
@@ -426,7 +427,7 @@ def test_a_fitted_head_is_the_one_applied(ears: Ears, tmp_path: Path) -> None:
     )
     fitted = calibrator.fit_head(torch.tensor([[9.0, 0.0, 0.0]] * 20), torch.full((20,), 2))
 
-    person = recogniser.load_personalisation(bundle, device.folder)
+    person = load_personalisation(bundle, device.folder)
 
     assert torch.equal(person.head.bias, fitted.bias)
     assert int(person.head.bias.argmax()) == 2

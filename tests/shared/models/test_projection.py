@@ -150,7 +150,7 @@ def test_inputs_are_prepared_in_one_way() -> None:
     house = Path(__file__).resolve().parents[3]
     allowed = {
         "shared/models/projection.py",
-        "client/federation/training_round.py",  # of rows and their norm that enrolment stored
+        "client/federation/model_inputs.py",  # of rows and their norm that enrolment stored
         "simulations/runs/fold.py",  # the learning curve, for display
     }
     callers = {

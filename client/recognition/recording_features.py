@@ -1,0 +1,131 @@
+"""Features of a recording, behind the quality gate: what prediction and learning both begin with.
+
+signal -> finite samples? -> quality gate -> 16 kHz -> features -> finite? A recording that is
+refused on the way has no features, but a reason and an advice in words.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sottovoce.shared import audio
+from sottovoce.shared.audio import Signal, quality
+from sottovoce.shared.audio.quality import QualityFlag, QualityReport
+from sottovoce.shared.errors import AudioError, ModelError, RecordingFault, SettingError
+from sottovoce.shared.features import registry
+
+_ADVICE = {
+    QualityFlag.SILENT: "check that the microphone is on and speak again",
+    QualityFlag.TOO_SHORT: f"record at least {quality.MIN_DURATION_S:g} s of speech",
+    QualityFlag.CLIPPED: "hold the microphone further away, or lower its gain",
+    QualityFlag.NOISY: "record where it is quieter",
+    QualityFlag.QUIET: "speak closer to the microphone",
+}
+"""Advice against each flaw, the worst flaw first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class RecordingFeatures:
+    """The features of one recording, or the reason why there are none.
+
+    Attributes:
+        features: Shape (features,) or (frames, features); None where the recording was refused.
+        reason: Why it was refused, in words; "" where it was not.
+        quality: What is wrong with the recording, in words such as ``noisy``; of a usable one too.
+        next_step: What to do about it; "" where there is nothing to do.
+    """
+
+    features: Tensor | None
+    reason: str = ""
+    quality: tuple[str, ...] = ()
+    next_step: str = ""
+
+
+class FeatureReader:
+    """Computes the features that a model reads, of recordings that pass the quality gate.
+
+    Args:
+        extractor: The extractor's name, as the model's package has it.
+
+    Raises:
+        ModelError: This release has no such extractor.
+    """
+
+    def __init__(self, extractor: str) -> None:
+        try:
+            self._extractor = registry.create_extractor(extractor)
+        except SettingError as error:
+            raise ModelError(
+                f"the model reads features that this release cannot compute ({error}); install the "
+                "release that trained it, or copy the model folder again"
+            ) from error
+
+    def read_features(self, signal: Signal) -> RecordingFeatures:
+        """Compute the features of a recording, or say why it has none.
+
+        Args:
+            signal: Any length, any rate.
+        """
+        # Before the gate: against a NaN every comparison of levels is false.
+        if not bool(signal.samples.isfinite().all()):
+            return RecordingFeatures(
+                features=None,
+                reason="the recording holds NaN or infinite samples",
+                quality=("broken",),
+                next_step="export the recording again as 16-bit PCM",
+            )
+        measured = quality.measure_quality(signal)
+        flags, advice = _flag_names(measured), _advice_for(measured)
+        if not measured.is_usable:
+            reason = f"the recording is {measured.flag_summary}"
+            return RecordingFeatures(features=None, reason=reason, quality=flags, next_step=advice)
+        features = self._extract(signal)
+        if not bool(features.isfinite().all()):
+            reason = f"{self._extractor.name} gave values that are not finite"
+            return RecordingFeatures(
+                features=None, reason=reason, quality=flags, next_step="record again"
+            )
+        return RecordingFeatures(features=features, quality=flags, next_step=advice)
+
+    def require_features(self, signal: Signal) -> Tensor:
+        """Compute the features of a recording that something shall be learned from.
+
+        Features that are not finite come back as they are: what stores them refuses them.
+
+        Args:
+            signal: Any length, any rate.
+
+        Returns:
+            Shape (features,) or (frames, features).
+
+        Raises:
+            AudioError: The quality gate refuses the recording: nothing is learned from silence.
+        """
+        if not bool(signal.samples.isfinite().all()):
+            raise AudioError(
+                "the recording holds NaN or infinite samples; nothing was learned",
+                kind=RecordingFault.NOT_FINITE,
+            )
+        measured = quality.measure_quality(signal)
+        if measured.fault:
+            raise AudioError(
+                f"the recording is {measured.flag_summary}; nothing was learned from it",
+                kind=measured.fault,
+            )
+        return self._extract(signal)
+
+    def _extract(self, signal: Signal) -> Tensor:
+        # After the gate: it measures the recording as it came, at its own rate.
+        return self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
+
+
+def _flag_names(measured: QualityReport) -> tuple[str, ...]:
+    """Name the flags in plain words."""
+    return tuple(
+        str(flag.name).lower().replace("_", " ") for flag in QualityFlag if flag in measured.flags
+    )
+
+
+def _advice_for(measured: QualityReport) -> str:
+    """Advise against the worst flaw; "" where there is none."""
+    return next((step for flag, step in _ADVICE.items() if flag in measured.flags), "")
