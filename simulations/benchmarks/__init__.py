@@ -12,7 +12,9 @@ __all__ = [
     "microbenchmarks",
     "pfl",
     "pfl_worker",
+    "plain_loop",
     "ray_engine",
     "secure_sums",
     "subprocesses",
+    "workloads",
 ]

@@ -18,13 +18,9 @@ import torch
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
-from sottovoce.simulations.benchmarks.harnesses import compare_harnesses
+from sottovoce.simulations.benchmarks.harnesses import compare_harnesses, measure_peak_memory
 from sottovoce.simulations.benchmarks.head_benchmarks import measure_sizes
-from sottovoce.simulations.benchmarks.local_engine import (
-    SMALL,
-    compare_workers,
-    measure_peak_memory,
-)
+from sottovoce.simulations.benchmarks.local_engine import compare_workers
 from sottovoce.simulations.benchmarks.microbenchmarks import (
     DEVICE_PRIVATE_STEP,
     NON_PRIVATE_STEP,
@@ -33,6 +29,7 @@ from sottovoce.simulations.benchmarks.microbenchmarks import (
     Benchmark,
     list_benchmarks,
 )
+from sottovoce.simulations.benchmarks.workloads import SMALL
 from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
 _MIN_TIMED_MS = 10.0

@@ -6,15 +6,18 @@
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 from collections.abc import Sequence
 
 import torch
 
 from sottovoce.shared.errors import SottovoceError
-from sottovoce.simulations.benchmarks.local_engine import SMALL, run_on_engine, run_plain_loop
+from sottovoce.simulations.benchmarks.local_engine import run_on_engine
 from sottovoce.simulations.benchmarks.pfl import prepare_environment, run_on_pfl
+from sottovoce.simulations.benchmarks.plain_loop import run_plain_loop
 from sottovoce.simulations.benchmarks.ray_engine import run_on_ray
+from sottovoce.simulations.benchmarks.workloads import SMALL
 from sottovoce.simulations.engines.worker_process import retain_freed_memory
 
 
@@ -52,6 +55,25 @@ def compare_harnesses(repeats: int, *, pfl: bool = True) -> dict[str, dict[str, 
         }
         for name, costs in found.items()
     }
+
+
+def measure_peak_memory() -> dict[str, float]:
+    """Measure the peak memory of a process for the small work, in MiB, each in its own."""
+    works = {
+        "plain loop": "run_plain_loop(SMALL)",
+        "local engine": "run_on_engine(SMALL, workers=1)",
+    }
+    # A process that imports what this module does.
+    return {name: _peak(f"from {__name__} import *; {work}") for name, work in works.items()}
+
+
+def _peak(program: str) -> float:
+    """MiB that a program came to hold."""
+    program += "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    words = [sys.executable, "-c", program]
+    # Linux counts in KiB, macOS in bytes.
+    printed = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    return int(printed.splitlines()[-1]) / (1024 if sys.platform == "linux" else 2**20)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

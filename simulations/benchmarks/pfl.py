@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared.atomic_files import replace_text
-from sottovoce.simulations.benchmarks.local_engine import Workload
 from sottovoce.simulations.benchmarks.subprocesses import capture_stdout
+from sottovoce.simulations.benchmarks.workloads import Workload
 
 FOLDER: Final = Path("build") / "pfl"
 _PFL: Final = "pfl==0.6.0"

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared.models.spec import ModelSpec
-from sottovoce.simulations.benchmarks import local_engine
-from sottovoce.simulations.benchmarks.local_engine import RoundTimer, Workload
+from sottovoce.simulations.benchmarks.local_engine import RoundTimer
 from sottovoce.simulations.benchmarks.subprocesses import capture_stdout
+from sottovoce.simulations.benchmarks.workloads import Workload, prepare_workload
 
 _RUN_S: Final = 600.0
 
@@ -77,7 +77,7 @@ def _measured(work: Workload, workers: int) -> list[float]:
     clock = RoundTimer(partial(process_tree_cpu_s, {}))
 
     with tempfile.TemporaryDirectory() as folder:
-        config = local_engine.prepare_workload(Path(folder), work, "ray")
+        config = prepare_workload(Path(folder), work, "ray")
         ray.run_apps(devices=work.users, config=config, workers=workers, listener=clock)
     return clock.ms_per_client(0)
 

@@ -3,6 +3,7 @@
 __all__ = [
     "cached_features",
     "feature_extraction",
+    "few_speakers",
     "fold_inputs",
     "loading",
     "pretraining",

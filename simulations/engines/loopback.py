@@ -10,66 +10,28 @@ comes from the operating system, as on any real device, so no two runs give the 
 
 import argparse
 import hashlib
-import os
 import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
 import torch
-from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.server.federation import checkpoint
-from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation.head_store import HeadStore
-from sottovoce.server.planning import noise_calibration
-from sottovoce.server.planning.recipe import CLASS_EXPONENTS
-from sottovoce.shared.errors import CorpusError, SettingError, SottovoceError
-from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.protocol.events import Event, RoundEnded
-from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.simulations.corpora.catalogue import open_corpus
-from sottovoce.simulations.corpora.corpus import Clip
-from sottovoce.simulations.data import run_plan
-from sottovoce.simulations.data.feature_extraction import extract_features
-from sottovoce.simulations.data.fold_inputs import (
-    FoldInputs,
-    PretrainingSettings,
-    UserSpeech,
-    merge_public_corpora,
-    pretrain,
-)
-from sottovoce.simulations.data.loading import cache_folder
-from sottovoce.simulations.data.pretraining import build_plan
 from sottovoce.simulations.engines import deployed
-from sottovoce.simulations.runs.fold_devices import pin_rosters
+from sottovoce.simulations.engines.loopback_run import PreparedRun, prepare_run
 from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNTHETIC_USERS = "speakers=3,clips=18,seed=7"
-SYNTHETIC_PUBLIC = ("synthetic", "speakers=16,clips=12,seed=90210")
-LABELLED_CLIPS = 6
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class PreparedRun:
-    """A job and its devices, ready to run.
-
-    Attributes:
-        job: The job's folder.
-        devices: The devices' folders.
-        plan: The plan.
-    """
-
-    job: Path
-    devices: list[Path]
-    plan: Plan
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,7 +42,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     finished = False
     try:
         torch.set_num_threads(1)
-        prepared = prepare_run(arguments, out)
+        prepared = prepare_run(
+            _scenario(arguments),
+            out,
+            speakers=arguments.speakers,
+            timeout_s=arguments.timeout,
+            on_message=_print_status,
+        )
         deployed.run_apps(
             config={"job": str(prepared.job), "devices": ""},
             devices=prepared.devices,
@@ -130,45 +98,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare_run(arguments: argparse.Namespace, out: Path) -> PreparedRun:
-    """Make the job and the devices.
-
-    Args:
-        arguments: The parsed options.
-        out: Folder for job, devices and logs; empty, or made.
-
-    Raises:
-        SettingError: An option makes no sense, or the folder is not empty.
-        SottovoceError: A corpus cannot be read, or there are too few speakers.
-    """
-    if out.exists() and any(out.iterdir()):
-        raise SettingError(f"{out} is not empty; give another --out")
-    if arguments.speakers < 1:
-        raise SettingError(f"speakers is {arguments.speakers}; it must be at least 1")
-    scenario = _scenario(arguments)
-    fold_inputs = _fold_inputs(scenario, arguments.speakers, out)
-    plan = _plan(scenario, fold_inputs)
-    folder = (out / "job").resolve()
-    Job(
-        plan=plan,
-        aggregation=scenario.recipe.aggregation,
-        weights=fold_inputs.initial_weights,
-        projection=fold_inputs.projection,
-        speaker_statistics=fold_inputs.speaker_statistics,
-        devices=len(fold_inputs.clips),
-        budgets=noise_calibration.server_budgets(scenario.privacy_target),
-        timeout_s=arguments.timeout,
-        class_exponent=CLASS_EXPONENTS[scenario.recipe.class_weights],
-        held_out_path=fold_inputs.held_out_file,
-    ).save(folder)
-    devices = []
-    for number, user in enumerate(fold_inputs.clips, 1):
-        devices.append((out / "devices" / f"{number:06d}").resolve())
-        _device(devices[-1], user, scenario, fold_inputs)
-    pin_rosters([Device.open(folder) for folder in devices])
-    return PreparedRun(job=folder, devices=devices, plan=plan)
-
-
 def _scenario(arguments: argparse.Namespace) -> Scenario:
     """What the options mean."""
     corpus = arguments.corpus or ("ravdess" if arguments.data else "synthetic")
@@ -196,72 +125,6 @@ def _public(word: str) -> tuple[str, str]:
     if not equals:
         raise SettingError(f"--public is {word!r}; it must be NAME=DIR")
     return name, folder
-
-
-def _fold_inputs(scenario: Scenario, speakers: int, out: Path) -> FoldInputs:
-    """Features of a few users, and what pretraining gives."""
-    cache = FeatureCache(cache_folder())
-    corpus = open_corpus(scenario.corpus, scenario.data)
-    chosen = corpus.speakers[:speakers]
-    if len(chosen) < speakers:
-        raise CorpusError(f"{corpus.name} has {len(chosen)} speakers; ask for fewer --speakers")
-    own = _load_features([clip for clip in corpus.clips if clip.speaker in chosen], scenario, cache)
-    public = [
-        _load_features(open_corpus(name, data).clips, scenario, cache)
-        for name, data in scenario.public or (SYNTHETIC_PUBLIC,)
-    ]
-    plan = run_plan.plan_without_noise(scenario, run="", labels=corpus.emotions, inputs=1)
-    return pretrain(
-        UserSpeech(
-            labels=corpus.emotions,
-            features=own[1],
-            clips={user: tuple(clip for clip in own[0] if clip.speaker == user) for user in chosen},
-        ),
-        merge_public_corpora(corpus.emotions, public),
-        PretrainingSettings(
-            spec=plan.model,
-            recipe=scenario.recipe,
-            user_mean=True,
-            use_warm_start=bool(scenario.public),
-            seed=scenario.seed,
-        ),
-        out,
-    )
-
-
-def _load_features(
-    clips: Sequence[Clip], scenario: Scenario, cache: FeatureCache
-) -> tuple[list[Clip], Mapping[str, Tensor]]:
-    """Clips that can be used, and their features."""
-    table = extract_features(clips, scenario.encoder, cache, workers=os.cpu_count())
-    _print_status(f"features of {len(table.features)} clips in {table.seconds:.0f} s")
-    return [clip for clip in clips if clip.clip_id in table.features], table.features
-
-
-def _plan(scenario: Scenario, fold_inputs: FoldInputs) -> Plan:
-    """A private plan; its name is new, since its noise can never be repeated."""
-    plan = build_plan(scenario, fold_inputs, f"loopback-{os.urandom(4).hex()}")
-    return run_plan.add_secure_aggregation(plan, scenario, devices=len(fold_inputs.clips))
-
-
-def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs) -> None:
-    """A user's real device: no seed, so its noise comes from the operating system."""
-    clips = list(fold_inputs.clips[user])
-    number = torch.arange(len(clips))
-    # A head learns from clips that training has not seen, spread over the user's emotions.
-    for_head = number % max(len(clips) // LABELLED_CLIPS, 2) == 0
-    features = LabelledFeatures(
-        examples=fold_inputs.build_examples(clips),
-        for_enrolment=torch.ones(len(clips), dtype=torch.bool),
-        for_head=for_head,
-        for_training=~for_head,
-    )
-    profile = DeviceProfile(
-        user=user,
-        budgets=noise_calibration.device_budgets(scenario.privacy_target),
-        labels=fold_inputs.labels,
-    )
-    Device.create(folder, profile, features)
 
 
 def _print_results(prepared: PreparedRun, out: Path) -> None:

@@ -26,7 +26,8 @@ from sottovoce.simulations.corpora.speaker_splits import Fold
 from sottovoce.simulations.data import loading
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
-from sottovoce.simulations.evaluation import baselines, metrics, personalisation
+from sottovoce.simulations.evaluation import metrics, personalisation
+from sottovoce.simulations.evaluation.baselines import comparison
 from sottovoce.simulations.evaluation.personalisation import SpeakerData
 from sottovoce.simulations.experiments.commands import build_parser, run_command
 from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
@@ -185,7 +186,7 @@ def _test_speakers(scenario: Scenario, fold_inputs: FoldInputs, fold: Fold) -> l
     The rounds are the run's own; devices, their messages and their head statistics are left out.
     """
     plan = replace(build_plan(scenario, fold_inputs, "losses"), centre=None, normaliser=None)
-    weights, users = baselines.train_federated_model(scenario, fold, fold_inputs, plan)
+    weights, users = comparison.train_federated_model(scenario, fold, fold_inputs, plan)
     job = Job(
         plan=plan,
         aggregation=scenario.recipe.aggregation,

@@ -17,7 +17,7 @@ from sottovoce.simulations import engines
 from sottovoce.simulations.data import loading, run_plan
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
-from sottovoce.simulations.evaluation import baselines
+from sottovoce.simulations.evaluation.baselines import comparison
 from sottovoce.simulations.results import privacy_record
 from sottovoce.simulations.results.schema import PrivacyRecord, RunRecord
 from sottovoce.simulations.runs import run_folder
@@ -78,7 +78,7 @@ def simulate_speakers(
         "training_s": time.monotonic() - training,
         "rounds_per_s": scenario.rounds * len(specs) / (time.monotonic() - training),
     }
-    baseline_results = baselines.evaluate_baselines(scenario, loaded.protocol, fold_inputs, plan)
+    baseline_results = comparison.evaluate_baselines(scenario, loaded.protocol, fold_inputs, plan)
     privacy = _privacy_record(scenario, fold_runs)
     clients = sum(len(spec.fold.train) for spec in specs)
     timing |= {

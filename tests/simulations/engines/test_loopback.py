@@ -54,7 +54,7 @@ def test_a_failed_run_is_a_failed_command(
         raise EngineError("the run ended as finished:failed")
 
     prepared = loopback.PreparedRun(job=tmp_path, devices=[], plan=None)
-    monkeypatch.setattr(loopback, "prepare_run", lambda *_: prepared)
+    monkeypatch.setattr(loopback, "prepare_run", lambda *_, **__: prepared)
     monkeypatch.setattr(loopback.deployed, "run_apps", fails)
 
     assert loopback.main(["--out", str(tmp_path)]) == 1
@@ -63,7 +63,7 @@ def test_a_failed_run_is_a_failed_command(
 
 
 def test_ctrl_c_has_its_own_status(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def stopped(*_: object) -> None:
+    def stopped(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loopback, "prepare_run", stopped)
