@@ -1,6 +1,5 @@
 """The ClientApp: Flower's glue around ``client.federation``. One speaker is one client."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,9 +11,10 @@ from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.vault import open_from_environment
 from sottovoce.client.federation import enrolment, final_model, statistics_round, training_round
 from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.protocol import flower_records, messages
 
-LOG = logging.getLogger("sottovoce.client")
+LOG = get_logger("sottovoce.client")
 
 app = ClientApp()
 

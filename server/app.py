@@ -1,6 +1,5 @@
 """The ServerApp: Flower's glue around the coordinators of ``server.federation``."""
 
-import logging
 from pathlib import Path
 
 from flwr.app import Context
@@ -12,9 +11,10 @@ from sottovoce.server.federation.sampled_coordinator import SampledTrainingCoord
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning.demo_job import prepare_demo_job
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.protocol.events import Event, EventListener, RoundEnded
 
-LOG = logging.getLogger("sottovoce.server")
+LOG = get_logger("sottovoce.server")
 
 app = ServerApp()
 

@@ -1,7 +1,5 @@
 """Taking the final model on a device: the user's mean, and the user's head."""
 
-import logging
-
 import torch
 from torch import Tensor
 
@@ -19,13 +17,14 @@ from sottovoce.shared.calibration import HeadPrior, SealedHead, UnverifiedHead
 from sottovoce.shared.errors import MessageError, ModelError, SottovoceError
 from sottovoce.shared.models.examples import Examples, concatenate_examples
 from sottovoce.shared.models.network import Network
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.neutral_direction import validate_direction
 
-LOG = logging.getLogger("sottovoce.client")
+LOG = get_logger("sottovoce.client")
 
 
 def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:

@@ -1,6 +1,5 @@
 """A device's part in the secure sums of a run, one message at a time. No Flower in here."""
 
-import logging
 from collections.abc import Callable, Mapping
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor
 from sottovoce.client.device.device import Device, PreparedRelease, Randomness
 from sottovoce.client.federation.secagg_client import DeviceRound
 from sottovoce.shared.errors import MessageError, ModelError
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import (
@@ -21,7 +21,7 @@ from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 from sottovoce.shared.secure_aggregation.discrete_gaussian import RandomWords
 from sottovoce.shared.secure_aggregation.quantisation import Floats
 
-LOG = logging.getLogger("sottovoce.client")
+LOG = get_logger("sottovoce.client")
 
 _ROUND, _VALUE = "secure-sum", "secure-enrolment"
 

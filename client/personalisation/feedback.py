@@ -15,7 +15,6 @@ teaches the device that it is wrong.
 
 import hashlib
 import json
-import logging
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Final
@@ -33,9 +32,10 @@ from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.protocol.training_plan import Plan
 
-LOG = logging.getLogger("sottovoce.client")
+LOG = get_logger("sottovoce.client")
 
 _BLOB_NAME: Final = "labelled"
 _PROJECTION: Final = "labelled-front"

@@ -1,6 +1,5 @@
 """A secure sum from its first message to the unmasking, over whatever carries the messages."""
 
-import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +10,13 @@ from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.aggregation.released_sums import ReleasedSum
 from sottovoce.server.aggregation.secagg_server import ServerRound, UnmaskedSum
 from sottovoce.shared.errors import AggregationError, EngineError
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.privacy.user_level import ENROLMENT_SUM, SecureSumConfigs, secure_sum_name
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 
-LOG = logging.getLogger("sottovoce.server")
+LOG = get_logger("sottovoce.server")
 
 SendStep = Callable[[str, Mapping[str, bytes]], Mapping[str, bytes]]
 """Carries one step's requests, by user, and brings the answers that came."""

@@ -5,7 +5,6 @@ continues from its last checkpoint, every reply is validated before it counts, a
 sums is the order of users' names, whatever the order of arrival.
 """
 
-import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -22,7 +21,7 @@ from sottovoce.server.aggregation.server_optimizer import (
 )
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.cohort_sampling import CohortSelector
-from sottovoce.server.federation.device_channel import DeviceChannel, summarise_reasons
+from sottovoce.server.federation.device_channel import LOG, DeviceChannel, summarise_reasons
 from sottovoce.server.federation.head_statistics_round import EvaluatedModel, HeadStatisticsRound
 from sottovoce.server.federation.model_distribution import ModelDistributor
 from sottovoce.server.federation.participants import EnrolmentSummary, Participant
@@ -32,8 +31,6 @@ from sottovoce.shared.errors import EngineError
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
-
-LOG = logging.getLogger("sottovoce.server")
 
 
 class TrainingCoordinator:

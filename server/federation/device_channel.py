@@ -5,7 +5,6 @@ device that was not asked or that answered for somebody else before, and where s
 that user already.
 """
 
-import logging
 import time
 from collections.abc import Iterable, Mapping
 
@@ -14,9 +13,10 @@ from flwr.serverapp import Grid
 
 from sottovoce.server.federation.participants import Participant
 from sottovoce.shared.errors import EngineError, MessageError
+from sottovoce.shared.printable import get_logger, quote_peer
 from sottovoce.shared.protocol import flower_records, messages
 
-LOG = logging.getLogger("sottovoce.server")
+LOG = get_logger("sottovoce.server")
 
 
 class DeviceChannel:
@@ -132,10 +132,12 @@ class DeviceChannel:
         """Count, and log, that nothing came from a device."""
         self.unresponsive += 1
         if self._logs_failures:
-            LOG.warning("device %d failed: %s", node, reason)
+            LOG.warning("device %d failed: %s", node, quote_peer(reason or "no reason"))
 
 
 def summarise_reasons(replies: Iterable[tuple[Participant, messages.Reply]]) -> str:
-    """Summarise why devices sent nothing, the first few reasons once each."""
+    """Summarise why devices sent nothing: the first few reasons, quoted, for they are theirs."""
     reasons = sorted({reply.reason for _, reply in replies if reply.reason})
-    return "; ".join(reasons[:3]) or "none answered"
+    if not reasons:
+        return "none answered"
+    return f"devices say {', '.join(quote_peer(reason) for reason in reasons[:3])}"

@@ -1,6 +1,5 @@
 """Distribution of the final model, and storage of the sealed heads that come back."""
 
-import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,10 @@ from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.shared.calibration import HeadPrior, SealedHead, UnverifiedHead
 from sottovoce.shared.errors import PrivacyError, SottovoceError
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.protocol.messages import FinalModelRequest, Reply
 
-LOG = logging.getLogger("sottovoce.server")
+LOG = get_logger("sottovoce.server")
 
 
 class ModelDistributor:

@@ -1,15 +1,14 @@
 """Validation of replies by the norms that a plan allows; see ``reply_limits``."""
 
-import logging
-
 from torch import Tensor
 
 from sottovoce.server.federation import reply_limits
+from sottovoce.shared.printable import get_logger, quote_peer
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.protocol.messages import Reply, Status, TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 
-LOG = logging.getLogger("sottovoce.server")
+LOG = get_logger("sottovoce.server")
 
 
 class ReplyValidator:
@@ -54,7 +53,7 @@ class ReplyValidator:
             request: What it answers.
         """
         if reply.status is not Status.OK or reply.value is None:
-            LOG.warning("%s takes no part: %s", reply.user, reply.reason)
+            LOG.warning("%s takes no part: %s", reply.user, quote_peer(reply.reason))
             return None
         norm = clipping.l2_norm(reply.value)
         limit = reply_limits.max_update_norm(

@@ -23,7 +23,6 @@ The noised number of clips is uncertain too. Ranges that are sent as they are ad
 more, with less noise; what is left of the uncertainty counts as the rest does.
 """
 
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -42,6 +41,7 @@ from sottovoce.shared.calibration.head_statistics import (
     newton_terms,
 )
 from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.printable import get_logger
 
 _LEVEL_SD: Final = 2.0
 """How far, in normal quantiles, all levels of users may lie from those of public speakers."""
@@ -68,7 +68,7 @@ _STEPS: Final = 30
 _MIN_SLOPE: Final = 0.2
 _TAIL: Final = 9.0
 
-LOG = logging.getLogger("sottovoce.server")
+LOG = get_logger("sottovoce.server")
 
 _SINGULAR: Final[type[Exception]] = torch.linalg.LinAlgError  # type: ignore[attr-defined]
 """Error of torch for a matrix that cannot be inverted."""

@@ -18,6 +18,7 @@ import torch
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.benchmarks.harnesses import compare_harnesses, measure_peak_memory
 from sottovoce.simulations.benchmarks.head_benchmarks import measure_sizes
 from sottovoce.simulations.benchmarks.local_engine import compare_workers
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     replace_text(arguments.out / "benchmarks.json", json.dumps(result, indent=1) + "\n")
     replace_text(arguments.out / "benchmarks.md", format_page(result))
-    sys.stdout.write(format_page(result))
+    print_lines(*format_page(result).splitlines())
     return 0
 
 

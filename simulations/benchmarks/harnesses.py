@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 
 from sottovoce.shared.errors import SottovoceError
+from sottovoce.shared.printable import print_error, print_json_text
 from sottovoce.simulations.benchmarks.local_engine import run_on_engine
 from sottovoce.simulations.benchmarks.pfl import prepare_environment, run_on_pfl
 from sottovoce.simulations.benchmarks.plain_loop import run_plain_loop
@@ -88,9 +89,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = compare_harnesses(arguments.runs, pfl=not arguments.no_pfl)
     except SottovoceError as error:
-        sys.stderr.write(f"{error}\n")
+        print_error(error)
         return 1
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+    print_json_text(json.dumps(found, indent=1))
     return 0
 
 

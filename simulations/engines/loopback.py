@@ -25,6 +25,7 @@ from sottovoce.client.device.device import Device
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.printable import print_lines
 from sottovoce.shared.protocol.events import Event, RoundEnded
 from sottovoce.simulations.engines import deployed
 from sottovoce.simulations.engines.loopback_run import PreparedRun, prepare_run
@@ -61,11 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _print_results(prepared, out)
         finished = True
     except SottovoceError as error:
-        print(f"loopback: {error}", file=sys.stderr)
+        print_lines(f"loopback: {error}", file=sys.stderr)
         # 2 for a mistake in the options, as argparse has it; 1 for a run that failed.
         return 2 if isinstance(error, SettingError) else 1
     except KeyboardInterrupt:
-        print("loopback: stopped; every process it started was stopped", file=sys.stderr)
+        print_lines("loopback: stopped; all its processes were stopped", file=sys.stderr)
         return 130
     finally:
         if own and finished:
@@ -131,17 +132,17 @@ def _print_results(prepared: PreparedRun, out: Path) -> None:
     """What came out: the model's hash, each device's ledger, the sealed heads."""
     tensors, _ = checkpoint.load_released_model(prepared.job)
     state = checkpoint.load_state(prepared.job, prepared.plan.content_hash())
-    print(f"rounds      {state.round if state else 0} of {prepared.plan.rounds}")
-    print(f"model       sha256 {prepared.plan.hash_model(tensors['weights'])}")
+    print_lines(f"rounds      {state.round if state else 0} of {prepared.plan.rounds}")
+    print_lines(f"model       sha256 {prepared.plan.hash_model(tensors['weights'])}")
     bundle = next((out / "flower" / "bundle").glob("*.fab"))
-    print(f"bundle      sha256 {hashlib.sha256(bundle.read_bytes()).hexdigest()}")
-    print(f"heads       {len(HeadStore(prepared.job / 'heads.sqlite').list_users())} sealed")
-    print(f"{'device':<12}{'releases':>9}{'epsilon':>9}{'budget':>8}  ledger's last line")
+    print_lines(f"bundle      sha256 {hashlib.sha256(bundle.read_bytes()).hexdigest()}")
+    print_lines(f"heads       {len(HeadStore(prepared.job / 'heads.sqlite').list_users())} sealed")
+    print_lines(f"{'device':<12}{'releases':>9}{'epsilon':>9}{'budget':>8}  ledger's last line")
     for folder in prepared.devices:
         device = Device.open(folder)
         budget = device.profile.budgets[0]
         spent = device.ledger.epsilon_spent(budget.delta, budget.unit)
-        print(
+        print_lines(
             f"{device.profile.user:<12}{len(device.ledger.releases):>9}{spent:>9.3f}"
             f"{budget.epsilon:>8g}  {device.ledger.head_hash[:16]}"
         )
@@ -158,7 +159,7 @@ class _PrintedRounds:
 
 def _print_status(line: str) -> None:
     """One line of progress."""
-    print(line, file=sys.stderr, flush=True)
+    print_lines(line, file=sys.stderr)
 
 
 def _stop(_number: int, _frame: object) -> NoReturn:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.printable import print_lines
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.experiments.commands import build_parser, run_command
 
@@ -134,7 +135,7 @@ def _run(line_spec: ResultLine, seed: int, arguments: argparse.Namespace) -> int
     if (out / "run.json").is_file():
         return 0
     words = line_spec.build_command(seed, arguments.corpora)
-    print(" ".join(words), flush=True)
+    print_lines(" ".join(words))
     # Only a run that has begun can be resumed.
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     return int(run_command([*words, "--out", str(out), "--quiet", *resume]) != 0)

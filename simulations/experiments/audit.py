@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.experiments.commands import build_parser, run_command
 
 Json = Mapping[str, Any]
@@ -94,7 +95,7 @@ def _repeat_gender_inference(name: str, audit: Json, arguments: argparse.Namespa
 
 def _run(words: Sequence[str]) -> int:
     """Run a command; 1 if it failed."""
-    print(" ".join(words), flush=True)
+    print_lines(" ".join(words))
     return int(run_command(words) != 0)
 
 

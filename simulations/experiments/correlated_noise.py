@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.experiments.commands import build_parser, run_command
 from sottovoce.simulations.scenario import loading
@@ -122,7 +123,7 @@ def _run(
     replace_text(scenario, scheme.format_config(epsilon, seed, arguments.corpora))
     resume = ["--resume"] if (out / "config.toml").is_file() else []
     words = ["sottovoce", "simulate", str(scenario), "--out", str(out), "--quiet", *resume]
-    print(*words, flush=True)
+    print_lines(" ".join(words))
     # Verified at once, so that a run that disagrees with its ledgers counts as failed.
     for command in (words, ["sottovoce", "verify", str(out)]):
         if run_command(command):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.evaluation import personalisation, personalisation_metrics
 from sottovoce.simulations.experiments.commands import build_parser
 
@@ -64,13 +65,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     found = json.loads(path.read_text()) if path.is_file() else {}
     for name in RUNS if not arguments.table else ():
         if arguments.only in name and (arguments.runs / name / "run.json").is_file():
-            print(name, flush=True)
+            print_lines(name)
             found[name] = _measured(arguments.runs / name, arguments.corpora)
     for name, seeds in SEEDED.items() if not arguments.table else ():
         runs = [arguments.runs / f"{name}-{seed}" for seed in seeds]
         there = [run for run in runs if (run / "run.json").is_file()]
         if arguments.only in name and len(there) > 1:
-            print(f"{name}, {len(there)} seeds", flush=True)
+            print_lines(f"{name}, {len(there)} seeds")
             found[name] = _over_seeds(there, arguments.corpora)
     found = {name: found[name] for name in (*RUNS, *SEEDED) if name in found}
     replace_text(path, json.dumps(found, indent=1) + "\n")

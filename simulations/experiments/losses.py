@@ -22,6 +22,7 @@ from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.corpora.speaker_splits import Fold
 from sottovoce.simulations.data import loading
 from sottovoce.simulations.data.fold_inputs import FoldInputs
@@ -166,7 +167,7 @@ def _choice(protocol: str, arguments: argparse.Namespace) -> dict[str, dict[str,
         chances = torch.softmax(logits, 1).numpy()
         setting = {"focal": f" {loss.gamma:g}", "mmce": f" {loss.weight:g}"}.get(loss.kind, "")
         found[f"{loss.kind}{setting}"] = _figures(chances, labels)
-        print(protocol, loss, found[f"{loss.kind}{setting}"], flush=True)
+        print_lines(f"{protocol} {loss} {found[f'{loss.kind}{setting}']}")
     return found
 
 
@@ -242,7 +243,7 @@ def _make(line: LossRun, arguments: argparse.Namespace) -> int:
     path = arguments.runs / f"{line.folder_name}.json"
     if path.is_file():
         return 0
-    print(line.folder_name, flush=True)
+    print_lines(line.folder_name)
     if _run(line, arguments):
         return 1
     everybody = personalisation.load_speakers(arguments.runs / line.folder_name, arguments.corpora)

@@ -17,6 +17,7 @@ import torch
 
 from sottovoce.shared import seeding
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.corpora.speaker_splits import split_enrolment
 from sottovoce.simulations.evaluation import (
     enrolment_replay,
@@ -61,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         without, enrolled = (arguments.runs / f"{name}-{kind}-0" for kind in ("none", "all"))
         there = all((run / "run.json").is_file() for run in (without, enrolled))
         if arguments.only in name and there:
-            print(name, flush=True)
+            print_lines(name)
             found[name] = _measured(without, enrolled, arguments.corpora)
     for name in names if not arguments.table else ():
         if arguments.only in name and name in found:
@@ -148,7 +149,7 @@ def _streams_by_seed(runs: Path, name: str, corpora: Path) -> dict[str, Json]:
     for seed in STREAM_SEEDS:
         run = runs / f"{name}-all-{seed}"
         if (run / "run.json").is_file():
-            print(f"{name}, streams, seed {seed}", flush=True)
+            print_lines(f"{name}, streams, seed {seed}")
             found[str(seed)] = _streams(list(enrolment_replay.load_speakers(run, corpora)))
     return found
 

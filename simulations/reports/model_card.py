@@ -8,6 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sottovoce.shared.printable import clean_inserted_value
 from sottovoce.simulations.reports import wording
 from sottovoce.simulations.reports.pages import TEMPLATE_FOLDER, known_groups
 from sottovoce.simulations.results.schema import RunRecord, Table, validate_run
@@ -41,6 +42,7 @@ def render_card(run: RunRecord) -> str:
         autoescape=False,  # noqa: S701  (Markdown; names pass through "name", which escapes)
         # A name that a template misspells must fail, not print nothing.
         undefined=StrictUndefined,
+        finalize=clean_inserted_value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.printable import clean_inserted_value
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
@@ -95,6 +96,7 @@ def _environment() -> Environment:
         # Names of speakers and emotions come from the data: unescaped they could be HTML.
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=clean_inserted_value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

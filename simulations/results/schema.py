@@ -16,6 +16,7 @@ from msgspec import Meta
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.codec import Count, Number, Share, build_json_schema, convert_record
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.printable import clean_json
 from sottovoce.shared.privacy.schemes import unit_names
 
 Record = TypeVar("Record")
@@ -615,7 +616,8 @@ def dump_json(content: Mapping[str, Any]) -> str:
         >>> dump_json({"uar": 0.1 + 0.2, "gap": float("nan")})
         '{\n "uar": 0.3,\n "gap": null\n}\n'
     """
-    return json.dumps(to_plain_json(content), ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(to_plain_json(content), ensure_ascii=False, indent=1, allow_nan=False)
+    return clean_json(text) + "\n"
 
 
 def to_plain_json(value: Any) -> Any:  # noqa: ANN401  (whatever a run may hold)

@@ -8,6 +8,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
+from sottovoce.shared.printable import clean_inserted_value
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.reports import pages, wording
 from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, WARM, draw_svg
@@ -36,6 +37,7 @@ def render_page(sweep: SweepRecord) -> str:
         ),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=clean_inserted_value,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sottovoce.cli.options import Commands, add_command, add_command_group, print_json
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.printable import print_lines
 from sottovoce.shared.validation import require_one_of
 
 _SILENCE = Path("silence.wav")
@@ -73,7 +74,7 @@ def run_list_command(arguments: argparse.Namespace) -> int:
         print_json(dict(TITLES))
     else:
         width = max(map(len, TITLES))
-        print("\n".join(f"{name:<{width}}  {title}" for name, title in TITLES.items()))
+        print_lines(*(f"{name:<{width}}  {title}" for name, title in TITLES.items()))
     return 0
 
 
@@ -82,7 +83,7 @@ def run_check_command(arguments: argparse.Namespace) -> int:
     from sottovoce.simulations.corpora import inspect_corpus, open_corpus
 
     report = inspect_corpus(open_corpus(arguments.name, arguments.data))
-    print_json(report.to_dict()) if arguments.json else print("\n".join(report.format_lines()))
+    print_json(report.to_dict()) if arguments.json else print_lines(*report.format_lines())
     return 0
 
 
@@ -102,8 +103,8 @@ def run_sample_command(arguments: argparse.Namespace) -> int:
     for number, path in enumerate(arguments.files):
         emotion = emotions[number % len(emotions)]
         samples.write_sample(path, emotion=emotion, seed=arguments.seed, utterance=number)
-        print(f"{path}: {emotion}")
+        print_lines(f"{path}: {emotion}")
     if arguments.silence:
         samples.write_silence(arguments.silence)
-        print(f"{arguments.silence}: silence")
+        print_lines(f"{arguments.silence}: silence")
     return 0

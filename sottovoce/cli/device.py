@@ -1,7 +1,6 @@
 """The commands of a user's own device: ``predict`` and ``device``."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +12,7 @@ from sottovoce.cli.options import (
     print_json,
 )
 from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.printable import print_error, print_json_text, print_lines
 from sottovoce.shared.validation import suggest_name
 
 if TYPE_CHECKING:
@@ -106,15 +106,15 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
                 learned["labelled"] = recogniser.label_recording(signal, arguments.label)
         except SottovoceError as error:
             failed += 1
-            print(f"sottovoce: {error}", file=sys.stderr)
+            print_error(error)
         if prediction is None:
             continue
         if arguments.json:
             record = {"file": str(path)} | prediction.to_dict() | learned
-            print(json.dumps(record, ensure_ascii=False))
+            print_json_text(json.dumps(record, ensure_ascii=False))
         else:
             more = (f"{how} as {name}" for how, name in learned.items())
-            print("; ".join([f"{path}: {prediction}", *more]))
+            print_lines("; ".join([f"{path}: {prediction}", *more]))
     return 1 if failed else 0
 
 
@@ -178,9 +178,11 @@ def run_device_forget_command(arguments: argparse.Namespace) -> int:
         elif not recogniser:
             head_removed |= _forget_without_model(folder, vault, name)
     left = _learned_names(folder, vault)
-    print(f"forgotten: {len(names) - len(unknown)}; still kept: {len(left)}")
+    print_lines(f"forgotten: {len(names) - len(unknown)}; still kept: {len(left)}")
     if head_removed:
-        print("the user's head is let go: the next predict fits it again, on what is still kept")
+        print_lines(
+            "the user's head is let go: the next predict fits it again, on what is still kept"
+        )
     if unknown:  # said last: a command that was cut short is finished by being repeated
         known = ", ".join(sorted(left)) or "none"
         raise SettingError(f"{folder} keeps no recording {', '.join(unknown)}; it keeps {known}")
@@ -214,7 +216,7 @@ def run_device_retire_command(arguments: argparse.Namespace) -> int:
     folder = arguments.folder
     aside = Device.retire(folder, vault=open_from_environment(folder / "vault"))
     where = f"; the refused ledger is kept as {aside}" if aside else ""
-    print(f"retired: the device gives nothing more and goes on receiving models{where}")
+    print_lines(f"retired: the device gives nothing more and goes on receiving models{where}")
     return 0
 
 
@@ -228,5 +230,5 @@ def run_device_privacy_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(report.to_dict())
     else:
-        print("\n".join(report.format_lines()))
+        print_lines(*report.format_lines())
     return 0

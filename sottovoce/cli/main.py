@@ -15,6 +15,7 @@ from sottovoce import __version__
 from sottovoce.cli import corpora, device, reproduce, simulate, sweep, verify
 from sottovoce.cli.options import CommandParser, add_completion_option
 from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.printable import print_error, print_lines
 
 _START = """\
 Sottovoce: federated, differentially private speech emotion recognition.
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if left:
         _refuse_words(arguments.parser, left)
     if arguments.parser is parser and not hasattr(arguments, "run"):
-        print(_START)
+        print_lines(*_START.splitlines())
         return 2
     if not hasattr(arguments, "run"):
         arguments.parser.print_help()
@@ -42,16 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status: int = arguments.run(arguments)
     except SettingError as error:
-        print(f"sottovoce: {error}", file=sys.stderr)
+        print_error(error)
         return 2
     except SottovoceError as error:
-        print(f"sottovoce: {error}", file=sys.stderr)
+        print_error(error)
         return 1
     except OSError as error:
-        print(f"sottovoce: {_explain_os_error(error)}", file=sys.stderr)
+        print_error(_explain_os_error(error))
         return 1
     except KeyboardInterrupt:
-        print(f"\nsottovoce: stopped{_resume_hint(arguments, argv)}", file=sys.stderr)
+        print_lines("", file=sys.stderr)  # the terminal has just echoed ^C
+        print_error(f"stopped{_resume_hint(arguments, argv)}")
         return 130
     return status
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.printable import clean_text, print_json_text, print_lines
 from sottovoce.shared.validation import suggest_name
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
@@ -46,6 +47,10 @@ class CommandParser(argparse.ArgumentParser):
                 return
             if word.startswith("--") and option not in self._option_string_actions:
                 self.refuse_option(option)
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse; the words of a mistake are cleaned like all that is printed."""
+        super().error(clean_text(message))
 
     def refuse_option(self, option: str) -> NoReturn:
         """End with a usage error that names an unknown option, and the one that was meant."""
@@ -113,7 +118,7 @@ class _PrintCompletion(argparse.Action):
         import shtab
 
         _complete_paths(parser, shtab.FILE)
-        print(shtab.complete(parser, str(values)))
+        print_lines(*shtab.complete(parser, str(values)).splitlines())
         parser.exit()
 
 
@@ -229,4 +234,4 @@ def print_json(value: object) -> None:
     """Print JSON for a program."""
     import json
 
-    print(json.dumps(value, indent=1, ensure_ascii=False))
+    print_json_text(json.dumps(value, indent=1, ensure_ascii=False))

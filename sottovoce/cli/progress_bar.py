@@ -16,6 +16,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from sottovoce.shared.printable import clean_text
 from sottovoce.simulations.runs.progress import RunStatus
 
 
@@ -26,11 +27,11 @@ class ProgressConsole:
         self._quiet = quiet
         self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
         self._bars = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[details]}"),
+            TextColumn("{task.fields[details]}", markup=False),
             console=self._terminal,
         )
         self._first_status: tuple[float, int] | None = None
@@ -62,16 +63,17 @@ class ProgressConsole:
     def print_message(self, line: str) -> None:
         """Print a line, unless quiet."""
         if not self._quiet:
-            self._terminal.print(line, markup=False)
+            self._terminal.print(clean_text(line), markup=False)
 
     def print_warning(self, line: str) -> None:
         """Print what went wrong, quiet or not."""
-        self._terminal.print(f"warning: {line}", markup=False)
+        self._terminal.print(clean_text(f"warning: {line}"), markup=False)
 
     def update_progress(self, task: str, done: int, total: int, *, details: str = "") -> None:
         """Show how much of a task is done; in a pipe a line at every tenth."""
         if self._quiet or not total:
             return
+        task, details = clean_text(task), clean_text(details)
         if self._live:
             if task not in self._tasks:
                 self._tasks[task] = self._bars.add_task(task, total=total, details="")
@@ -81,7 +83,7 @@ class ProgressConsole:
         if self._shown.get(task) != tenth:
             self._shown[task] = tenth
             parts = [f"{task}: {done} of {total}", *([details] if details else [])]
-            self._terminal.print(", ".join(parts), markup=False)
+            self._terminal.print(clean_text(", ".join(parts)), markup=False)
 
     def show_status(self, status: RunStatus) -> None:
         """Show rounds done, epsilon spent and accuracy so far."""

@@ -16,6 +16,7 @@ from sottovoce.cli.options import (
     print_json,
 )
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.printable import print_lines
 
 if TYPE_CHECKING:
     from sottovoce.simulations.scenario.population import PopulationSettings
@@ -93,7 +94,7 @@ def add_simulate_command(commands: Commands) -> None:
 def run_simulate_command(arguments: argparse.Namespace) -> int:
     """Build the scenario, run it, print its summary."""
     from sottovoce.cli.progress_bar import ProgressConsole
-    from sottovoce.cli.summary import format_summary
+    from sottovoce.cli.summary import summarise_run
     from sottovoce.simulations.runs import simulation
 
     scenario = build_scenario(arguments)
@@ -109,7 +110,7 @@ def run_simulate_command(arguments: argparse.Namespace) -> int:
             on_progress=console.update_progress,
             on_status=console.show_status,
         )
-    print_json(run) if arguments.json else print(format_summary(run, out))
+    print_json(run) if arguments.json else print_lines(*summarise_run(run, out))
     return 0
 
 

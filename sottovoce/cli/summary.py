@@ -5,7 +5,7 @@ from pathlib import Path
 from sottovoce.simulations.results.schema import RunRecord, Table
 
 
-def format_summary(run: RunRecord, out: Path) -> str:
+def summarise_run(run: RunRecord, out: Path) -> list[str]:
     """A run in a dozen lines of plain text."""
     accuracy, calibration, privacy = run["accuracy"], run["calibration"], run["privacy"]
     before, after = calibration["before"], calibration["after"]
@@ -27,7 +27,7 @@ def format_summary(run: RunRecord, out: Path) -> str:
         ("privacy page", str(out / "privacy.html")),
     ]
     width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {text}" for name, text in rows)
+    return [f"{name:<{width}}  {text}" for name, text in rows]
 
 
 def _privacy_line(privacy: Table) -> str:

@@ -14,6 +14,7 @@ from sottovoce.cli.options import (
     parse_public_corpus,
 )
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.printable import print_json_text, print_lines
 
 if TYPE_CHECKING:
     from sottovoce.simulations.sweeps.grid import Axis
@@ -103,7 +104,10 @@ def run_sweep_command(arguments: argparse.Namespace) -> int:
             on_message=console.print_message,
             on_progress=console.update_progress,
         )
-    print(dump_json(found) if arguments.json else out / "sweep.html")
+    if arguments.json:
+        print_json_text(dump_json(found))
+    else:
+        print_lines(out / "sweep.html")
     return 0
 
 

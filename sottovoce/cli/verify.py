@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from sottovoce.cli.options import Commands, add_command, print_json
+from sottovoce.shared.printable import print_lines
 
 
 def add_run_commands(commands: Commands) -> None:
@@ -30,7 +31,7 @@ def run_report_command(arguments: argparse.Namespace) -> int:
     from sottovoce.simulations.reports import render_pages
 
     for path in render_pages(arguments.run_folder):
-        print(path)
+        print_lines(path)
     return 0
 
 
@@ -54,7 +55,7 @@ def run_verify_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print_json(verification.to_dict())
     else:
-        print("\n".join(verification.report_lines()))
+        print_lines(*verification.report_lines())
     return 0 if verification.is_consistent else 1
 
 
@@ -92,7 +93,7 @@ def run_audit_command(arguments: argparse.Namespace) -> int:
             on_message=console.print_message,
             on_progress=console.update_progress,
         )
-    print_json(audit) if arguments.json else print("\n".join(format_table(audit)))
+    print_json(audit) if arguments.json else print_lines(*format_table(audit))
     return 0 if audit["holds"] else 1
 
 

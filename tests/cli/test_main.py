@@ -1,5 +1,6 @@
 """What all commands share: help, usage errors, quick start."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -8,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from sottovoce.cli import main
 
 Say = Callable[..., tuple[int, str, str]]
 
@@ -132,3 +135,26 @@ def test_no_command_is_a_usage_error(say: Say) -> None:
     assert say()[0] == 2
     assert say("simulate")[0] == 2
     assert say("fly")[0] == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "a.wav", "--model", "no\x1b[2J\nsottovoce: all is well"],
+        ["device", "privacy", "no\u202e\x9b31m"],
+        ["corpora", "check", "folder", "--data", "caf\udce9"],
+        ["device", "priv\x1b[2J"],
+        ["report", "no\x1b]0;owned\x07"],
+    ],
+    ids=lambda words: " ".join(words[:2]).encode("unicode_escape").decode(),
+)
+def test_names_are_shown_and_never_obeyed(
+    words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with contextlib.suppress(SystemExit):
+        main.main(words)
+
+    out, err = capfd.readouterr()
+    assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u2028\u202e]", out + err)
+    assert "sottovoce: all is well" not in err.splitlines()
+    assert "Traceback" not in err
