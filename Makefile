@@ -6,6 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sottovoce-installed
 VIEW := build/typing/sottovoce
 ARGS ?=
+SECONDS ?= 3600
 
 # Nothing that is started here reports home, looks for updates or installs anything by itself.
 export FLWR_TELEMETRY_ENABLED := 0
@@ -15,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check lint typecheck format bench bench-others docs loopback results hooks clean
+.PHONY: help setup demo test fuzz check lint typecheck format bench bench-others docs loopback results hooks clean
 
 help: ## Show what can be made
 	@echo 'Sottovoce: federated, differentially private speech emotion recognition.'
@@ -42,6 +43,9 @@ demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded vo
 
 test: $(STAMP) ## Run all tests, on all cores, and print coverage; make test ARGS="-k ledger" runs some
 	$(BIN)/python -m pytest -q --numprocesses=auto --dist=loadfile --cov $(ARGS)
+
+fuzz: $(STAMP) ## Fuzz every reader of foreign bytes for an hour; make fuzz SECONDS=600 ARGS="wire" for less
+	$(BIN)/python tests/fuzzing/run.py --seconds $(SECONDS) $(ARGS)
 
 check: lint typecheck ## Check style and types of every room
 
