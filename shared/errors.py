@@ -27,6 +27,7 @@ class RecordingFault(StrEnum):
 
     UNREADABLE = "cannot be read"
     NOT_AUDIO = "cannot be read as audio"
+    BAD_FORMAT = "has a rate or channels beyond the limits"
     EMPTY = "holds no samples"
     NOT_FINITE = "holds NaN or infinite samples"
     TOO_LONG = "is longer than"

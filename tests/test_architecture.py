@@ -27,7 +27,7 @@ PENDING_IMPORTS: Mapping[str, str] = {}
 MAX_MODULES = 14
 """Most modules of a folder."""
 
-AUDIO = ("shared/audio/signal.py", "shared/features/*.py")
+AUDIO = ("shared/audio/signal.py", "shared/audio/decoding.py", "shared/features/*.py")
 PAGES = ("simulations/reports/*.py", "simulations/sweeps/page.py")
 DOORS: Mapping[str, tuple[str, ...]] = {
     "flwr": (

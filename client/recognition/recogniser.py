@@ -26,7 +26,7 @@ from sottovoce.client.recognition.user_personalisation import (
 from sottovoce.shared import audio, calibration, validation
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.calibration import conformal
-from sottovoce.shared.errors import SettingError
+from sottovoce.shared.errors import AudioError, SettingError
 from sottovoce.shared.models.examples import MAX_FRAMES, stack_utterances
 from sottovoce.shared.models.model_package import ModelPackage
 
@@ -132,11 +132,17 @@ class Recogniser:
             numbers, or a confidence below the limit.
 
         Raises:
-            AudioError: The file is missing, or holds no sound that can be read.
+            AudioError: The file is missing, or holds no sound that can be read; or samples without
+                their sampling rate.
             ModelError: The extractor's features are not what the model reads.
         """
+        if isinstance(signal, (str, Path)):
+            signal = audio.load_signal(signal)
         if not isinstance(signal, Signal):
-            signal = audio.load_signal(Path(signal))
+            raise AudioError(
+                f"predict got a {type(signal).__name__}, which says no sampling rate; give it "
+                "Signal(samples, rate) or a path"
+            )
         recording = self._reader.read_features(signal)
         if recording.features is None:
             return self._abstain(recording.reason, recording.quality, recording.next_step)

@@ -20,6 +20,8 @@ _ADVICE = {
     QualityFlag.CLIPPED: "hold the microphone further away, or lower its gain",
     QualityFlag.NOISY: "record where it is quieter",
     QualityFlag.QUIET: "speak closer to the microphone",
+    QualityFlag.CUT_SHORT: "the file ends before its headers say: copy or record it again",
+    QualityFlag.CHANNELS_CANCEL: "check the polarity of the microphones' plugs",
 }
 """Advice against each flaw, the worst flaw first."""
 

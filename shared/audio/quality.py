@@ -2,13 +2,15 @@
 
 import enum
 import math
+import operator
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import RecordingDefect, Signal
 from sottovoce.shared.errors import AudioError, RecordingFault
 
 MIN_DURATION_S = 0.25
@@ -19,6 +21,7 @@ CLIPPED_FRACTION = 1e-3
 NOISY_DB = 10.0
 
 _FRAME_S = 0.020
+_PIECE_SAMPLES = 1 << 23
 
 
 class QualityFlag(enum.Flag):
@@ -29,7 +32,16 @@ class QualityFlag(enum.Flag):
     CLIPPED = enum.auto()
     NOISY = enum.auto()
     QUIET = enum.auto()
+    CUT_SHORT = enum.auto()
+    CHANNELS_CANCEL = enum.auto()
+    DEAD_CHANNEL = enum.auto()
 
+
+_DEFECTS = {
+    RecordingDefect.CUT_SHORT: QualityFlag.CUT_SHORT,
+    RecordingDefect.CHANNELS_CANCEL: QualityFlag.CHANNELS_CANCEL,
+    RecordingDefect.DEAD_CHANNEL: QualityFlag.DEAD_CHANNEL,
+}
 
 UNUSABLE = QualityFlag.SILENT | QualityFlag.TOO_SHORT
 
@@ -90,6 +102,9 @@ class QualityReport:
             ),
             QualityFlag.NOISY: f"noisy ({self.snr_db:.0f} dB, want {NOISY_DB:g})",
             QualityFlag.QUIET: f"quiet ({self.level_dbfs:.0f} dBFS, want {QUIET_DBFS:g})",
+            QualityFlag.CUT_SHORT: "cut short (the file ends before its headers say)",
+            QualityFlag.CHANNELS_CANCEL: "of channels that cancel (the loudest one is read)",
+            QualityFlag.DEAD_CHANNEL: "with a dead channel (it is left out)",
         }
         return ", ".join(text for flag, text in words.items() if flag in self.flags)
 
@@ -116,7 +131,8 @@ def measure_quality(signal: Signal) -> QualityReport:
     Limits: silent below -70 dBFS in its loudest 20 ms; too short below 0.25 s; clipped with more
     than 0.1 % of samples at full scale; noisy below an estimated 10 dB; quiet below -55 dBFS.
     Only silence and shortness make a recording unusable: whispered, distant and overdriven
-    speech is still speech.
+    speech is still speech. What the recording's reader found wrong (``signal.defects``) becomes a
+    flag as well.
 
     Args:
         signal: Any signal, any rate.
@@ -130,18 +146,24 @@ def measure_quality(signal: Signal) -> QualityReport:
         -9.0
     """
     # A constant offset of cheap microphones is inaudible and must not count as level.
-    samples = signal.samples[0].double()
-    levels = _frame_levels(samples - samples.mean(), max(1, round(_FRAME_S * signal.rate)))
-    peak = float(samples.abs().amax())
+    samples = signal.samples[0]
+    offset = samples.mean(dtype=torch.float64)
+    levels = _frame_levels(samples, offset, max(1, round(_FRAME_S * signal.rate)))
+    # In pieces: an hour in double precision would take a gigabyte.
+    pieces = torch.split(samples, _PIECE_SAMPLES)
+    power = sum(float((piece.double() - offset).square().sum()) for piece in pieces)
+    clipped = sum(int((piece.abs() >= FULL_SCALE).sum()) for piece in pieces)
     measured = QualityReport(
         flags=QualityFlag(0),
         duration_s=signal.duration_s,
-        level_dbfs=_decibel(float((samples - samples.mean()).square().mean())),
-        peak=peak,
-        clipped_fraction=float((samples.abs() >= FULL_SCALE).double().mean()),
+        level_dbfs=_decibel(power / len(samples)),
+        peak=float(samples.abs().amax()),
+        clipped_fraction=clipped / len(samples),
         snr_db=float(torch.quantile(levels, 0.95) - torch.quantile(levels, 0.10)),
     )
-    return _flagged(measured, loudest=float(levels.max()))
+    flagged = _flagged(measured, loudest=float(levels.max()))
+    found = [flag for defect, flag in _DEFECTS.items() if defect in signal.defects]
+    return replace(flagged, flags=reduce(operator.or_, found, flagged.flags))
 
 
 def require_usable(signal: Signal) -> QualityReport:
@@ -183,13 +205,20 @@ def _flagged(measured: QualityReport, *, loudest: float) -> QualityReport:
     return QualityReport(**figures)
 
 
-def _frame_levels(samples: Tensor, length: int) -> Tensor:
-    """Level of each half-overlapping frame in dBFS, shape (frames,)."""
+def _frame_levels(samples: Tensor, offset: Tensor, length: int) -> Tensor:
+    """Level of each half-overlapping frame in dBFS, shape (frames,), less a constant offset."""
+    step = max(1, length // 2)
     # A signal shorter than one frame still gives one.
-    short = max(0, length - len(samples))
-    frames = torch.nn.functional.pad(samples, (0, short)).unfold(0, length, max(1, length // 2))
-    # The least power gives digital silence a finite level of -120 dBFS.
-    return 10 * torch.log10(frames.square().mean(1) + 1e-12)
+    frames = max(1, (len(samples) - length) // step + 1)
+    at_once = max(1, _PIECE_SAMPLES // step)
+    levels = []
+    for first in range(0, frames, at_once):
+        last = min(frames, first + at_once)
+        part = samples[first * step : (last - 1) * step + length].double() - offset
+        part = torch.nn.functional.pad(part, (0, max(0, length - len(part))))
+        # The least power gives digital silence a finite level of -120 dBFS.
+        levels.append(10 * torch.log10(part.unfold(0, length, step).square().mean(1) + 1e-12))
+    return torch.cat(levels)
 
 
 def _decibel(power: float) -> float:

@@ -1,12 +1,12 @@
-"""Signals: audio with its sampling rate, decoding of files, and resampling."""
+"""Signals: audio with its sampling rate, and resampling."""
 
-import hashlib
+import enum
 import math
+import operator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import soundfile
 import torch
 import torchaudio.functional
 from torch import Tensor
@@ -16,32 +16,84 @@ from sottovoce.shared.errors import AudioError, RecordingFault
 SAMPLE_RATE = 16_000
 """Sampling rate of every built-in extractor, in Hz."""
 
+MAX_RATE = 768_000
+"""Highest sampling rate of a signal in Hz, twice that of any studio."""
+
+MAX_CHANNELS = 32
+"""Most channels of a recording."""
+
 MAX_AMPLITUDE = 100.0
 """Largest sample accepted as audio; full scale is 1. Integers stored as floats lie above."""
 
-_BLOCK = 1 << 18
+ONE_PASS_SAMPLES = 1 << 23
+"""Longest signal that is resampled in one pass; longer ones are converted in parts."""
+
 _LARGEST_KERNEL = 1 << 24
+_CHUNK_S, _GUARD_S = 16, 1
+_FULL_SCALE = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+class RecordingDefect(enum.Flag):
+    """Defects of a recording that only its reader sees; any combination is possible."""
+
+    CUT_SHORT = enum.auto()
+    """The file ends, or breaks off, before its own headers say."""
+
+    CHANNELS_CANCEL = enum.auto()
+    """The mean of the channels loses the sound; the loudest channel stands for all."""
+
+    DEAD_CHANNEL = enum.auto()
+    """A channel holds nothing beside others; it is left out."""
+
+
+NO_DEFECT = RecordingDefect(0)
+"""The value of recordings without any."""
+
+
+@dataclass(frozen=True, slots=True, eq=False, init=False)
 class Signal:
     """Mono audio with its sampling rate.
 
     Attributes:
         samples: Shape (1, samples), float32, full scale is 1; finite, at least one sample.
         rate: Samples a second, above 0.
-
-    Raises:
-        AudioError: The samples are not such a tensor, or the rate is not above 0.
+        defects: What the recording's reader found wrong with it.
     """
 
     samples: Tensor
     rate: int
+    defects: RecordingDefect
 
-    def __post_init__(self) -> None:
-        _require_samples(self.samples, "the signal")
-        if not self.rate > 0:
-            raise AudioError(f"the signal's rate is {self.rate} Hz; it must be above 0")
+    def __init__(
+        self,
+        samples: Tensor | np.ndarray,
+        rate: float,
+        *,
+        defects: RecordingDefect = NO_DEFECT,
+    ) -> None:
+        """Take samples in the layouts of torchaudio, soundfile and NumPy.
+
+        Args:
+            samples: One channel of any length: shape (samples,), or (1, samples) as torchaudio
+                loads it, or (samples, 1) as soundfile reads it. Several channels: a tensor of shape
+                (channels, samples) or a NumPy array of shape (samples, channels), at most
+                ``MAX_CHANNELS``; they are joined as :func:`mix_channels` does. Floats of any width
+                have full scale 1; int8, int16 and int32 are divided by their own full scale, uint8
+                is centred at 128 as in WAV.
+            rate: Samples a second, a whole number from 1 to ``MAX_RATE``; 44100.0 is one.
+            defects: What the recording's reader found wrong with it.
+
+        Raises:
+            AudioError: Samples of another kind or shape, none at all, NaN, infinity or samples far
+                beyond full scale; or another rate.
+        """
+        whole = _require_rate(rate)
+        channels = _as_channels(samples, "the signal")
+        require_samples(channels, "the signal")
+        mono, found = mix_channels(channels)
+        object.__setattr__(self, "samples", mono)
+        object.__setattr__(self, "rate", whole)
+        object.__setattr__(self, "defects", defects | found)
 
     @property
     def duration_s(self) -> float:
@@ -53,43 +105,109 @@ class Signal:
         """
         return self.samples.shape[1] / self.rate
 
+    def cut(self, start_s: float, seconds: float) -> "Signal":
+        """Cut a part out of the signal; it shares the samples, and keeps the defects.
 
-def load_signal(
-    path: str | Path, *, rate: int = SAMPLE_RATE, max_duration_s: float = 3_600.0
-) -> Signal:
-    """Read a recording as mono audio at a common rate.
+        Args:
+            start_s: Where the part begins, in seconds, 0 or above and before the end.
+            seconds: How long it is, above 0; less where the signal ends before.
 
-    Reads whatever libsndfile reads: WAV, FLAC, OGG Vorbis and Opus, MP3, AIFF, ... Channels are
-    averaged. Nothing is trimmed, scaled or dithered.
+        Example:
+            >>> Signal(torch.zeros(1, 8_000), 16_000).cut(0.25, 10).duration_s
+            0.25
+        """
+        first = round(start_s * self.rate)
+        last = first + max(1, round(seconds * self.rate))
+        return Signal(self.samples[:, first:last], self.rate, defects=self.defects)
+
+
+class ChannelLevels:
+    """Power of channels and of their mean, added up block by block.
 
     Args:
-        path: The file.
-        rate: Sampling rate of the result in Hz; the file may have any other.
-        max_duration_s: Longest recording that is read, in seconds; longer ones are refused.
+        channels: How many channels.
+
+    Example:
+        >>> levels = ChannelLevels(2)
+        >>> levels.add(np.array([[0.5, -0.5], [0.25, -0.25]], dtype=np.float32))
+        >>> levels.choose_channels()
+        ((0,), <RecordingDefect.CHANNELS_CANCEL: 2>)
+    """
+
+    _DEAD = 1e-6  # 60 dB below the loudest channel
+    _CANCELLED = 0.1  # 10 dB below what the mean of unrelated channels has
+    _SHARE = 0.1  # of the sound
+    _FRAME = 2_048
+
+    def __init__(self, channels: int) -> None:
+        self._power = np.zeros(channels)
+        self._pair_power = np.zeros(2)  # all of it, and that of frames whose mean cancels
+
+    def add(self, block: np.ndarray) -> None:
+        """Add a block of shape (samples, channels)."""
+        for start in range(0, len(block), self._FRAME):
+            frame = block[start : start + self._FRAME].astype(np.float64)
+            # A constant offset is inaudible, and must not hide that the rest cancels.
+            frame = frame - frame.mean(axis=0)
+            power = np.square(frame).sum(axis=0)
+            self._power += power
+            live = power > self._DEAD * power.max()
+            mixed = np.square(frame[:, live].mean(axis=1)).sum() if live.any() else 0.0
+            unrelated = power[live].sum() / max(1, live.sum()) ** 2
+            cancels = live.sum() > 1 and mixed < self._CANCELLED * unrelated
+            self._pair_power += power.max() * np.array([1.0, float(cancels)])
+
+    def choose_channels(self) -> tuple[tuple[int, ...], RecordingDefect]:
+        """Choose the channels whose mean stands for all, and name their defects.
+
+        Returns:
+            The live channels; the loudest one alone where a tenth of the sound cancels in the mean
+            of all. All of them where all are silent.
+        """
+        loudest = float(self._power.max())
+        if loudest == 0:
+            return tuple(range(len(self._power))), NO_DEFECT
+        live = tuple(np.flatnonzero(self._power > self._DEAD * loudest).tolist())
+        dead = NO_DEFECT
+        if len(live) < len(self._power):
+            dead = RecordingDefect.DEAD_CHANNEL
+        if self._pair_power[1] > self._SHARE * self._pair_power[0]:
+            return (int(self._power.argmax()),), dead | RecordingDefect.CHANNELS_CANCEL
+        return live, dead
+
+
+def mix_channels(channels: Tensor) -> tuple[Tensor, RecordingDefect]:
+    """Join channels to one: their mean, unless channels are dead or cancel each other.
+
+    Channels 60 dB below the loudest are dead and left out. Where a tenth of the sound is lost in
+    the mean, as with a plug of reversed polarity, the loudest channel stands for all.
+
+    Args:
+        channels: Shape (channels, samples), float32, finite.
 
     Returns:
-        The signal, samples of shape (1, samples), float32.
+        Shape (1, samples), float32; the same tensor for one channel; and what was wrong.
 
-    Raises:
-        AudioError: The file is missing, unreadable, empty, too long, or holds NaN, infinity or
-            samples far beyond full scale.
+    Example:
+        >>> left = torch.tensor([0.5, -0.5, 0.25, -0.25])
+        >>> mono, defects = mix_channels(torch.stack([left, -left]))
+        >>> torch.equal(mono[0], left), defects
+        (True, <RecordingDefect.CHANNELS_CANCEL: 2>)
     """
-    path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path} is not a file; check the path, or the manifest that names it")
-    try:
-        with soundfile.SoundFile(path) as file:
-            own_rate = int(file.samplerate)
-            # The limit counts decoded samples, so a small compressed file cannot fill the memory.
-            samples = _mono(file, path, longest=int(max_duration_s * own_rate))
-    except (soundfile.SoundFileError, OSError, TypeError, ValueError) as error:
-        raise AudioError(
-            f"{path} cannot be read as audio ({error}); "
-            "convert it to WAV, FLAC or OGG, or leave it out",
-            kind=RecordingFault.NOT_AUDIO,
-        ) from error
-    _require_samples(samples, str(path))
-    return resample(Signal(samples, own_rate), rate)
+    if channels.shape[0] == 1:
+        return channels, NO_DEFECT
+    block = channels.numpy(force=True).T
+    levels = ChannelLevels(channels.shape[0])
+    levels.add(block)
+    chosen, defects = levels.choose_channels()
+    return torch.from_numpy(mean_of_channels(block, chosen))[None], defects
+
+
+def mean_of_channels(block: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
+    """Average the chosen columns of a block, shape (samples, channels) to (samples,), float32."""
+    picked = block if len(chosen) == block.shape[1] else block[:, list(chosen)]
+    mean: np.ndarray = picked.mean(axis=1, dtype=np.float32)
+    return mean
 
 
 def resample(signal: Signal, rate: int) -> Signal:
@@ -97,42 +215,67 @@ def resample(signal: Signal, rate: int) -> Signal:
 
     A Kaiser-windowed sinc of 64 zero crossings (the "kaiser best" of resampy, after J. O. Smith,
     Digital Audio Resampling, 2002). Rates without a usable common divisor would need a kernel of
-    gigabytes and go through one Fourier transform of the whole signal instead.
+    gigabytes and go through one Fourier transform of the whole signal instead. Signals of more than
+    eight million samples are converted in parts of 16 s that overlap, so that the memory beside
+    both signals stays bounded.
 
     Args:
         signal: Any signal.
-        rate: Samples a second wanted, above 0.
+        rate: Samples a second wanted, a whole number from 1 to ``MAX_RATE``.
 
     Returns:
         A signal of ceil(samples * rate / signal.rate) samples; the same object where the rate
         already fits.
 
     Raises:
-        AudioError: The rate is not above 0.
+        AudioError: The rate is another.
 
     Example:
         >>> resample(Signal(torch.zeros(1, 44_100), 44_100), 16_000).samples.shape
         torch.Size([1, 16000])
     """
-    if not rate > 0:
-        raise AudioError(f"the rate asked for is {rate} Hz; it must be above 0")
+    rate = _require_rate(rate)
     if rate == signal.rate:
         return signal
-    divisor = math.gcd(rate, signal.rate)
-    # The polyphase kernel grows with the product of both rates in lowest terms.
-    if (rate // divisor) * (signal.rate // divisor) > _LARGEST_KERNEL:
-        return Signal(_by_fourier(signal.samples, signal.rate // divisor, rate // divisor), rate)
-    samples = torchaudio.functional.resample(
-        signal.samples,
-        signal.rate,
-        rate,
-        # The parameters of resampy's "kaiser_best" filter.
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
-        resampling_method="sinc_interp_kaiser",
-        beta=14.769656459379492,
-    )
-    return Signal(samples, rate)
+    whole = signal.samples
+    if whole.shape[1] <= ONE_PASS_SAMPLES:
+        converted = _resample_once(whole, signal.rate, rate)
+    else:
+        step = _CHUNK_S * signal.rate
+        pieces = (whole[:, at : at + step] for at in range(0, whole.shape[1], step))
+        converted = torch.cat(list(resample_pieces(pieces, signal.rate, rate)), dim=1)
+    return Signal(converted, rate, defects=signal.defects)
+
+
+def resample_pieces(pieces: Iterable[Tensor], old: int, new: int) -> Iterator[Tensor]:
+    """Convert consecutive pieces of a signal, of any lengths, in parts that overlap.
+
+    Args:
+        pieces: Each of shape (1, samples), float32.
+        old: Their sampling rate in Hz.
+        new: The rate wanted.
+
+    Yields:
+        Consecutive pieces at the new rate, as one conversion of the whole would give them but for
+        rounding.
+    """
+    # Whole seconds are whole samples at both rates: parts fit together to the sample.
+    guard, step = _GUARD_S * old, _CHUNK_S * old
+    held: list[Tensor] = []
+    length = skipped = 0
+    for piece in pieces:
+        held.append(piece)
+        length += piece.shape[1]
+        while length >= skipped + step + guard:
+            joined = torch.cat(held, dim=1)
+            part = _resample_once(joined[:, : skipped + step + guard], old, new)
+            start = skipped // old * new
+            yield part[:, start : start + _CHUNK_S * new].clone()
+            # A copy, so that what was converted can be let go.
+            held = [joined[:, skipped + step - guard :].clone()]
+            length, skipped = held[0].shape[1], guard
+    if length > skipped:
+        yield _resample_once(torch.cat(held, dim=1), old, new)[:, skipped // old * new :]
 
 
 def require_sample_rate(signal: Signal, rate: int, *, reader: str) -> None:
@@ -148,50 +291,26 @@ def require_sample_rate(signal: Signal, rate: int, *, reader: str) -> None:
         )
 
 
-def hash_file(path: str | Path) -> str:
-    """Hash a file's bytes with SHA-256: 64 hexadecimal digits.
+def require_samples(samples: Tensor, name: str) -> None:
+    """Raise ``AudioError`` unless a float32 tensor holds usable sound.
 
     Raises:
-        AudioError: The file cannot be read.
+        AudioError: No samples, NaN, infinity, or samples far beyond full scale; the message calls
+            the sound by ``name``.
     """
-    try:
-        with Path(path).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise AudioError(
-            f"{path} cannot be read ({error.strerror}); check the path and its permissions",
-            kind=RecordingFault.UNREADABLE,
-        ) from error
-
-
-def _mono(file: soundfile.SoundFile, path: Path, *, longest: int) -> Tensor:
-    """Channels averaged block by block, so that a header that lies cannot fill the memory."""
-    blocks: list[np.ndarray] = []
-    read = 0
-    # Lengths in headers can lie; only what was read counts.
-    while len(block := file.read(_BLOCK, dtype="float32", always_2d=True)):
-        read += len(block)
-        if read > longest:
-            raise AudioError(
-                f"{path} is longer than {longest / file.samplerate:.0f} s; "
-                "cut it into utterances first",
-                kind=RecordingFault.TOO_LONG,
-            )
-        blocks.append(block.mean(axis=1, dtype=np.float32))
-    joined = np.concatenate(blocks) if blocks else np.zeros(0, dtype=np.float32)
-    return torch.from_numpy(joined)[None]
-
-
-def _require_samples(samples: Tensor, name: str) -> None:
-    """Raise ``AudioError`` unless a tensor holds the samples of a signal; ``name`` has them."""
-    if samples.dtype != torch.float32 or samples.dim() != 2 or samples.shape[0] != 1:
-        raise AudioError(
-            f"{name} has {samples.dtype} of shape {tuple(samples.shape)}; need float32 (1, samples)"
-        )
     if samples.shape[1] == 0:
         raise AudioError(
             f"{name} holds no samples; record it again, or leave it out", kind=RecordingFault.EMPTY
         )
+    require_amplitude(samples, name)
+
+
+def require_amplitude(samples: Tensor, name: str) -> None:
+    """Raise ``AudioError`` unless samples are finite and not far beyond full scale.
+
+    Raises:
+        AudioError: One is NaN, infinite, or above ``MAX_AMPLITUDE``; ``name`` has it.
+    """
     peak = float(samples.abs().amax())
     if not math.isfinite(peak):
         raise AudioError(
@@ -204,6 +323,94 @@ def _require_samples(samples: Tensor, name: str) -> None:
             "divide its samples by full scale (32768 for 16-bit)",
             kind=RecordingFault.TOO_LOUD,
         )
+
+
+def _require_rate(rate: object) -> int:
+    """The rate as an integer, if it is a whole number in range."""
+    try:
+        whole = operator.index(rate)  # type: ignore[arg-type]
+    except TypeError:
+        whole = int(rate) if isinstance(rate, (float, np.floating)) and rate % 1 == 0 else 0
+    if isinstance(rate, (bool, np.bool_)) or not 0 < whole <= MAX_RATE:
+        raise AudioError(
+            f"the rate is {rate!r} Hz; it must be above 0, a whole number, and at most {MAX_RATE}"
+        )
+    return whole
+
+
+def _as_channels(samples: object, name: str) -> Tensor:
+    """Samples as float32 of shape (channels, samples)."""
+    if isinstance(samples, Tensor):
+        values, channels_first = samples.detach().cpu(), True
+    elif isinstance(samples, np.ndarray):
+        values, channels_first = _from_numpy(samples, name), False
+    else:
+        raise AudioError(
+            f"{name} is a {type(samples).__name__}; need a tensor or a NumPy array of samples"
+        )
+    shape = tuple(values.shape)
+    if values.dim() == 1:
+        values = values[None]
+    elif values.dim() == 2 and 1 not in shape:
+        values = values if channels_first else values.T
+    elif values.dim() == 2:
+        values = values if shape[0] == 1 else values.T
+    else:
+        raise AudioError(f"{name} has shape {shape}; need (samples,) or two axes, one for channels")
+    if values.shape[0] > MAX_CHANNELS:
+        raise AudioError(
+            f"{name} of shape {shape} has {values.shape[0]} channels, {MAX_CHANNELS} may be; a "
+            "tensor is (channels, samples), a NumPy array (samples, channels)"
+        )
+    return _as_float(values, name)
+
+
+def _from_numpy(samples: np.ndarray, name: str) -> Tensor:
+    """A NumPy array as a tensor of its own kind."""
+    native = np.array(samples, dtype=samples.dtype.newbyteorder("="), order="C")
+    try:
+        return torch.from_numpy(native)
+    except (TypeError, ValueError):
+        raise AudioError(_wrong_kind(name, str(samples.dtype))) from None
+
+
+def _as_float(values: Tensor, name: str) -> Tensor:
+    """Samples as float32 with full scale 1."""
+    kind = str(values.dtype).removeprefix("torch.")
+    if kind in _FULL_SCALE:
+        return (values.double() / _FULL_SCALE[kind]).float()
+    if kind == "uint8":
+        return (values.float() - 128) / 128
+    if not values.is_floating_point():
+        raise AudioError(_wrong_kind(name, kind))
+    # float64 beyond the range of float32 becomes infinite, and is refused as such.
+    return values.float()
+
+
+def _wrong_kind(name: str, kind: str) -> str:
+    return (
+        f"{name} has {kind} samples, whose full scale is unknown; need floats with full scale 1, "
+        "int8, int16, int32 or uint8"
+    )
+
+
+def _resample_once(samples: Tensor, old: int, new: int) -> Tensor:
+    """Samples at another rate, in one pass."""
+    divisor = math.gcd(new, old)
+    # The polyphase kernel grows with the product of both rates in lowest terms.
+    if (new // divisor) * (old // divisor) > _LARGEST_KERNEL:
+        return _by_fourier(samples, old // divisor, new // divisor)
+    converted: Tensor = torchaudio.functional.resample(
+        samples,
+        old,
+        new,
+        # The parameters of resampy's "kaiser_best" filter.
+        lowpass_filter_width=64,
+        rolloff=0.9475937167399596,
+        resampling_method="sinc_interp_kaiser",
+        beta=14.769656459379492,
+    )
+    return converted
 
 
 def _by_fourier(samples: Tensor, old: int, new: int) -> Tensor:

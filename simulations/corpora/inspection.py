@@ -21,6 +21,9 @@ _FLAGS = {
     QualityFlag.QUIET: "quiet",
     QualityFlag.CLIPPED: "clipped",
     QualityFlag.NOISY: "noisy",
+    QualityFlag.CUT_SHORT: "cut short",
+    QualityFlag.CHANNELS_CANCEL: "channels cancel",
+    QualityFlag.DEAD_CHANNEL: "dead channel",
 }
 _ACTIONS = {
     _UNREADABLE: _SKIPPED,
@@ -44,8 +47,8 @@ class CorpusReport:
         mapping: Original label to harmonised one.
         findings: Everything wrong, from opening and from measuring.
         verdicts: Clips by defect of their sound: ``unreadable``, ``zero-length``,
-            ``not finite``, ``silent``, ``too short``, ``quiet``, ``clipped``, ``noisy``; only
-            those that occur.
+            ``not finite``, ``silent``, ``too short``, ``quiet``, ``clipped``, ``noisy``,
+            ``cut short``, ``channels cancel``, ``dead channel``; only those that occur.
     """
 
     corpus: str

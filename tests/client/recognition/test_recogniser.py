@@ -157,6 +157,13 @@ def _speech(*, seconds: float = 1.0, rate: int = RATE, level: float = 0.2) -> Si
 # --- no guess where there is nothing to hear --------------------------------------------------
 
 
+@pytest.mark.usefixtures("ears")
+def test_samples_without_their_rate_are_refused() -> None:
+    for samples in (torch.zeros(RATE).numpy(), torch.zeros(RATE), [0.0], None):
+        with pytest.raises(AudioError, match=r"Signal\(samples, rate\)"):
+            Recogniser(_bundle()).predict(samples)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("signal", "flag", "step"),
     [

@@ -1,0 +1,234 @@
+"""Decoding of recordings, with bounds on what a file may ask for."""
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from sottovoce.shared.audio.containers import has_length_in_header, is_cut_short
+from sottovoce.shared.audio.signal import (
+    MAX_CHANNELS,
+    MAX_RATE,
+    SAMPLE_RATE,
+    ChannelLevels,
+    RecordingDefect,
+    Signal,
+    mean_of_channels,
+    require_amplitude,
+    require_samples,
+    resample,
+    resample_pieces,
+)
+from sottovoce.shared.errors import AudioError, RecordingFault
+
+MIN_RATE = 1_000
+"""Lowest sampling rate of a file in Hz; below it no vowel can be told."""
+
+_MOST_VALUES = 3_600 * 192_000
+"""Most decoded values of a recording, all channels together: an hour at a studio's rate."""
+
+_BLOCK_VALUES = 1 << 18
+_FLAC_BLOCK = 4_096
+"""Frames that are lost where a FLAC file breaks off: no more than one of its own blocks."""
+
+ONE_PASS_SAMPLES = 1 << 22
+"""Longest recording that is resampled after it was read; longer ones are while they are read."""
+_LOST_S, _LOST_SHARE = 0.1, 0.02
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Format:
+    """What a file's headers say, checked."""
+
+    name: str
+    rate: int
+    channels: int
+    frames: int
+    longest: int
+
+    @property
+    def block(self) -> int:
+        """Frames of a block that is decoded at once."""
+        return _FLAC_BLOCK if self.name == "FLAC" else max(1, _BLOCK_VALUES // self.channels)
+
+
+def load_signal(
+    path: str | Path, *, rate: int = SAMPLE_RATE, max_duration_s: float = 3_600.0
+) -> Signal:
+    """Read a recording as mono audio at a common rate.
+
+    Reads whatever libsndfile reads: WAV, FLAC, OGG Vorbis and Opus, MP3, AIFF, ... Channels are
+    averaged, but for dead ones and those that cancel each other
+    (:func:`~sottovoce.shared.audio.signal.mix_channels`). Of a file that breaks off, what can be
+    read is read. Both stand in the signal's ``defects``. Nothing is trimmed, scaled or dithered.
+
+    Args:
+        path: The file.
+        rate: Sampling rate of the result in Hz; the file may have any from ``MIN_RATE`` to
+            ``MAX_RATE``.
+        max_duration_s: Longest recording that is read, in seconds; longer ones are refused.
+
+    Returns:
+        The signal, samples of shape (1, samples), float32.
+
+    Guarantees:
+        - Memory beside the result stays below 500 MB, whatever the file's headers say.
+        - Whatever the bytes of the file, no other error than ``AudioError`` is raised.
+
+    Raises:
+        AudioError: The file is missing, unreadable, empty, too long, or holds NaN, infinity or
+            samples far beyond full scale; its rate or its channels are beyond the limits.
+    """
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise AudioError(f"{path} is not a file; check the path, or the manifest that names it")
+        return _decode(path, rate, max_duration_s)
+    except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError) as error:
+        raise AudioError(
+            f"{path} cannot be read as audio ({error}); "
+            "convert it to WAV, FLAC or OGG, or leave it out",
+            kind=RecordingFault.NOT_AUDIO,
+        ) from error
+
+
+def hash_file(path: str | Path) -> str:
+    """Hash a file's bytes with SHA-256: 64 hexadecimal digits.
+
+    Raises:
+        AudioError: The file cannot be read.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise AudioError(
+            f"{path} cannot be read ({error.strerror}); check the path and its permissions",
+            kind=RecordingFault.UNREADABLE,
+        ) from error
+
+
+def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
+    """Decode a file once; twice where it has several channels, to see how they relate."""
+    described = _read_format(path, max_duration_s)
+    chosen, defects = tuple(range(described.channels)), RecordingDefect(0)
+    if described.channels > 1:
+        levels = ChannelLevels(described.channels)
+        for block in _read_blocks(path, described):
+            require_amplitude(torch.from_numpy(block), str(path))
+            levels.add(block)
+        chosen, defects = levels.choose_channels()
+    samples, frames = _read_mono(path, described, chosen, rate)
+    if _breaks_off(path, described, frames):
+        defects |= RecordingDefect.CUT_SHORT
+        if not frames:
+            raise AudioError(
+                f"{path} is cut short: it ends before any sound; copy it again, or leave it out",
+                kind=RecordingFault.EMPTY,
+            )
+    require_samples(samples, str(path))
+    is_converted = frames > ONE_PASS_SAMPLES
+    signal = Signal(samples, rate if is_converted else described.rate, defects=defects)
+    return resample(signal, rate)
+
+
+def _read_format(path: Path, max_duration_s: float) -> _Format:
+    """Read what the headers say, and refuse what is beyond the limits before anything is decoded.
+
+    Raises:
+        AudioError: A rate or a number of channels that no recording of speech has.
+    """
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+        rate, channels = int(file.samplerate), int(file.channels)
+        name, frames = str(file.format), int(file.frames)
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise AudioError(
+            f"{path} has a sampling rate of {rate} Hz; it must be from {MIN_RATE} to {MAX_RATE}: "
+            "export it again at 16000 Hz or more, or leave it out",
+            kind=RecordingFault.BAD_FORMAT,
+        )
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise AudioError(
+            f"{path} has {channels} channels, {MAX_CHANNELS} may be; export one of them, or "
+            "leave it out",
+            kind=RecordingFault.BAD_FORMAT,
+        )
+    longest = min(int(max_duration_s * rate), _MOST_VALUES // channels)
+    return _Format(name=name, rate=rate, channels=channels, frames=frames, longest=longest)
+
+
+def _read_blocks(path: Path, described: _Format) -> Iterator[np.ndarray]:
+    """Decode block by block, shape (frames, channels), float32, up to where the file breaks off.
+
+    Raises:
+        AudioError: More frames than the limit; what was decoded counts, for headers can lie.
+    """
+    read = 0
+    with soundfile.SoundFile(os.fsencode(path)) as file:
+        while True:
+            try:
+                block = file.read(described.block, dtype="float32", always_2d=True)
+            except soundfile.SoundFileError:
+                if not read:
+                    raise
+                return
+            if not len(block):
+                return
+            read += len(block)
+            if read > described.longest:
+                raise AudioError(
+                    f"{path} is longer than {described.longest / described.rate:.0f} s; "
+                    "cut it into utterances first",
+                    kind=RecordingFault.TOO_LONG,
+                )
+            yield block
+
+
+def _read_mono(
+    path: Path, described: _Format, chosen: tuple[int, ...], rate: int
+) -> tuple[Tensor, int]:
+    """Decode the mean of the chosen channels, and how many frames that took.
+
+    Recordings of more than ``ONE_PASS_SAMPLES`` come at the new rate already, for the memory.
+    """
+    frames = 0
+    held: list[Tensor] = []
+    blocks = _read_blocks(path, described)
+
+    def pieces() -> Iterator[Tensor]:
+        nonlocal frames
+        for block in blocks:
+            frames += len(block)
+            piece = torch.from_numpy(mean_of_channels(block, chosen))[None]
+            require_amplitude(piece, str(path))
+            yield piece
+
+    stream = pieces()
+    for piece in stream:
+        held.append(piece)
+        if frames > ONE_PASS_SAMPLES:
+            whole = chain(held, stream)
+            return _join(resample_pieces(whole, described.rate, rate)), frames
+    return _join(held), frames
+
+
+def _join(pieces: Iterable[Tensor]) -> Tensor:
+    return torch.cat([torch.zeros(1, 0), *pieces], dim=1)
+
+
+def _breaks_off(path: Path, described: _Format, frames: int) -> bool:
+    """Whether a file that gave so many frames holds less than its headers promise."""
+    missing = described.frames - frames
+    if described.name == "FLAC":
+        return missing > 0
+    if described.name in {"MP3", "MPEG"}:
+        lost = missing > max(_LOST_S * described.rate, _LOST_SHARE * described.frames)
+        return lost and has_length_in_header(path)
+    return is_cut_short(path)
