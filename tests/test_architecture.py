@@ -44,6 +44,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
     "cryptography": ("shared/crypto.py",),
+    "mpmath": ("shared/privacy/gaussian_noise.py",),
     "msgspec": ("shared/codec.py", "simulations/results/schema.py"),
     # A device needs none of these.
     "jinja2": PAGES,

@@ -33,6 +33,7 @@ from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import count_parameters, flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy.gaussian_noise import lattice_step
 from sottovoce.shared.privacy.release import NoiseSource, Release, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import (
     ENROLMENT_SUM,
@@ -289,9 +290,31 @@ def test_noise_is_the_same_whatever_the_device_holds(
 class Silence:
     """No noise."""
 
-    def sample_noise(self, shape: Any, std: float) -> Tensor:
-        """Zeros."""
-        return torch.zeros(tuple(shape), dtype=torch.float64) * std
+    def add_noise(self, values: Tensor, std: float) -> Tensor:
+        """The values."""
+        return values.double() + 0 * std
+
+
+@pytest.mark.parametrize("kind", RELEASES)
+def test_what_leaves_a_real_device_lies_on_its_noises_lattice(
+    tmp_path: Path, kind: ReleaseKind
+) -> None:
+    """With clips and without: low-order bits that only some values can reach would betray them."""
+    for name, clips in (("empty", 0), ("full", CLIPS)):
+        device = make(tmp_path / name, seed=None, clips=clips)
+
+        released = RELEASES[kind](device).double()
+
+        release = booked(device, kind)
+        steps = released / lattice_step(release.noise_multiplier * release.sensitivity)
+        if kind is ReleaseKind.NORMALISER and clips:
+            continue  # divided by a noised count: only its numerator lies there
+        # Steps are whole but for float32's rounding of what is made of them.
+        assert float((steps - steps.round()).abs().max()) < 0.01
+        assert steps.round().unique().numel() > 40
+        simulated = RELEASES[kind](make(tmp_path / f"{name}, simulated", clips=clips)).double()
+        steps = simulated / lattice_step(release.noise_multiplier * release.sensitivity)
+        assert float((steps - steps.round()).abs().max()) > 0.1  # the test can tell
 
 
 @pytest.mark.parametrize("kind", RELEASES)

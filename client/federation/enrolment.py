@@ -144,9 +144,7 @@ def _released_counts(device: Device, plan: Plan, counts: Tensor) -> Tensor:
         "label-counts",
         plan.content_hash(),
         plan.counts_release(),
-        lambda random: (
-            counts + random.noise_source.sample_noise((len(counts),), plan.count_noise)
-        ).float(),
+        lambda random: random.noise_source.add_noise(counts, plan.count_noise).float(),
     )
 
 

@@ -70,7 +70,7 @@ def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> P
         rows = head_statistics.compute_statistics(logits, examples.labels, request.query)
         total = plan.scheme.clip_statistics(plan, rows)
         noise_std = SENSITIVITY * settings.noise_multiplier
-        return (total + random.noise_source.sample_noise(tuple(total.shape), noise_std)).float()
+        return random.noise_source.add_noise(total, noise_std).float()
 
     return PreparedRelease(
         name="head-statistics",

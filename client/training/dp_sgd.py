@@ -166,8 +166,7 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         for weight in self.params:
             # The bound on a user's whole sum goes before the noise, which hides the bounded sum.
             total = clipping.clip_to_norm(weight.summed_grad, self._sum_norm)
-            noised = self._noise.sample_noise(weight.shape, std).add_(total)
-            weight.grad = noised.to(weight.dtype)
+            weight.grad = self._noise.add_noise(total, std).to(weight.dtype)
 
 
 class _Descent:

@@ -17,7 +17,11 @@ from torch import Tensor
 from sottovoce.shared.atomic_files import lock_file, replace_file
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.privacy.banded_noise import BandedNoise
-from sottovoce.shared.privacy.gaussian_noise import GaussianSampler, SystemGaussianSampler
+from sottovoce.shared.privacy.gaussian_noise import (
+    GaussianSampler,
+    SystemGaussianSampler,
+    round_to_lattice,
+)
 
 NOISE_FILE: Final = "noise.safetensors"
 """File in the job's folder where a real server stores it until the run ends."""
@@ -153,7 +157,7 @@ class StoredCorrelatedNoise:
                 )
             fresh = SystemGaussianSampler().sample_noise(tuple(summed.shape), noise_std)
             noise = self._banded_noise.correlate_noise(fresh, past)
-            newest = summed + noise
+            newest = round_to_lattice(summed + noise, noise_std)
             past = (
                 # Only the bands' reach is kept: older noise is a secret that no round needs.
                 self._banded_noise.required_history([*past, noise]) if number < self._rounds else []

@@ -309,7 +309,7 @@ class PrivateAggregator:
         unit = scheme.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
         # Variances of independent noise add up; devices may have added more than is needed.
         missing = math.sqrt(max(0.0, (mechanism.noise_std * unit) ** 2 - own**2))
-        noised = summed + self._noise(name).sample_noise(tuple(summed.shape), missing)
+        noised = self._noise(name).add_noise(summed, missing)
         return self.store_released_sum(
             name, [booking], ReleasedSum(total=noised, devices=len(parts))
         ).total

@@ -92,7 +92,7 @@ class StreamingAggregator(PrivateAggregator):
         total = accumulator.total
         # All of it is the server's: plans whose devices add noise too are refused for streaming.
         noise_std = user.noise_multiplier * user.clip_norm
-        noised = total + self._noise(name).sample_noise(tuple(total.shape), noise_std)
+        noised = self._noise(name).add_noise(total, noise_std)
         return self.store_released_sum(
             name, [booking], ReleasedSum(total=noised, devices=accumulator.user_count)
         ).total

@@ -3,43 +3,83 @@
 Whoever can repeat the noise can subtract it again. A simulation must repeat, so its noise comes
 from a seed and protects nobody; a device's and an operator's noise comes from the operating
 system's entropy and cannot be repeated by anyone, themselves included.
+
+Floating point betrays noise in another way. Which float64 values ``value + noise`` can reach
+depends on ``value`` (Mironov 2012, "On significance of the least significant bits for differential
+privacy"), and epsilon of the Gaussian mechanism says nothing of that. So what a device releases is
+the mechanism's output over the real numbers, rounded to a coarse lattice: rounding is
+post-processing, every multiple of the lattice can be reached from every value, and no accountant
+needs to know of it. See ``SystemGaussianSampler``.
 """
 
 import math
-import os
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Final, Protocol
 
+import mpmath
 import numpy as np
 import torch
 from torch import Tensor
 
 from sottovoce.shared.errors import PrivacyError
+from sottovoce.shared.privacy.system_random import Words, draw_system_words
 
-_DRAWS = 4
-"""Gaussians summed into one value, see ``SystemGaussianSampler``."""
+LATTICE_BITS: Final = 6
+"""The lattice's step is the noise's scale, rounded down to a power of two, over 2 to this: at most
+std / 64, which adds less than 3e-5 to the noise's variance."""
+
+_UNIFORM_BITS = 52
+"""Bits of a uniform number at first: its interval's midpoint must be a float64."""
+
+_MARGIN = 2.0**-30
+"""More than the error of a float64 draw, in units of the noise's scale, where ``_is_precise``."""
+
+_MIN_PRECISE = 2.0**-20
+"""Least uniform number and radius whose error is below the margin, see ``_is_precise``."""
+
+_MIN_STD, _MAX_STD = 2.0**-900, 2.0**900
+"""Scales whose lattice float64 can hold."""
+
+_EXTENSION_BITS = 64
+"""Bits by which an undecided uniform number is extended: one random word."""
 
 
 class GaussianSampler(Protocol):
     """Source of privacy noise."""
 
+    def add_noise(self, values: Tensor, std: float) -> Tensor:
+        """Release values by the Gaussian mechanism.
+
+        Args:
+            values: What is to be hidden, any shape, finite.
+            std: Standard deviation of the noise, in the units of the values: 0, or from 2^-900 to
+                2^900.
+
+        Returns:
+            The noised values, of the same shape, float64. What is made of them is post-processing.
+
+        Raises:
+            PrivacyError: ``std`` is out of range or NaN, or a value is NaN or infinite.
+
+        Guarantees:
+            - A ``std`` of 0 gives the values themselves.
+            - No two calls share a draw.
+        """
+        ...
+
     def sample_noise(self, shape: Sequence[int], std: float) -> Tensor:
-        """Independent draws from a normal distribution of mean 0.
+        """Draw noise that is combined with other noise before anything is released.
 
         Args:
             shape: Shape of the result.
-            std: Standard deviation, in the units of what is noised, 0 or above.
+            std: Standard deviation, as in ``add_noise``.
 
         Returns:
-            The noise, float64. Add it in float64, then round: rounding the noise first would leave
-            the low bits of the secret visible.
+            Independent draws from a normal distribution of mean 0, float64. Values that they are
+            added to must be rounded by ``round_to_lattice`` before they are released.
 
         Raises:
-            PrivacyError: ``std`` is negative, NaN or infinite.
-
-        Guarantees:
-            - A ``std`` of 0 gives zeros; a shape with a 0 gives no values.
-            - No two calls share a draw.
+            PrivacyError: ``std`` is out of range or NaN.
         """
         ...
 
@@ -54,6 +94,11 @@ class SeededGaussianSampler:
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
 
+    def add_noise(self, values: Tensor, std: float) -> Tensor:
+        """See ``GaussianSampler.add_noise``."""
+        _require_finite(values)
+        return self.sample_noise(values.shape, std).add_(values)
+
     def sample_noise(self, shape: Sequence[int], std: float) -> Tensor:
         """See ``GaussianSampler.sample_noise``."""
         _check_std(std)
@@ -64,33 +109,179 @@ class SeededGaussianSampler:
 class SystemGaussianSampler:
     """Noise from the operating system's entropy, for devices and operators.
 
-    Each value is the sum of four Gaussians, halved, so that the values that floating point can
-    and cannot reach do not reveal the noise (Holohan and Braghin 2021, section 5.1,
-    https://arxiv.org/abs/2107.10138; Opacus' secure mode does the same). Each Gaussian is the
-    cosine half of a Box-Muller pair of 53-bit uniforms; the sine half is thrown away, because two
-    values made of one pair would betray each other.
+    ``add_noise`` returns round(value + std Z) for a real number Z that is exactly normal, rounded
+    to a lattice that depends on ``std`` alone. Z is one half of a Box-Muller pair of two uniform
+    real numbers, of which the first 52 bits are drawn at first. Float64 says where the sum lies, to
+    an error that is bounded; if the whole interval rounds to one multiple of the lattice, that is
+    the result, whatever the further bits. If not, which happens once in four million draws, further
+    bits are drawn and interval arithmetic of growing precision decides. So nothing is approximated,
+    both halves of a pair serve, and tails do not end.
+
+    Args:
+        draw_words: Source of uniform words of 64 bits; another one than the operating system's
+            serves tests only.
+
+    Example:
+        >>> released = SystemGaussianSampler().add_noise(torch.zeros(1_000), std=3.0)
+        >>> bool(2.5 < released.std() < 3.5)
+        True
+        >>> step = lattice_step(3.0)
+        >>> step, bool((released / step == (released / step).round()).all())
+        (0.03125, True)
     """
+
+    def __init__(self, draw_words: Callable[[int], Words] = draw_system_words) -> None:
+        self._draw_words = draw_words
+
+    def add_noise(self, values: Tensor, std: float) -> Tensor:
+        """See ``GaussianSampler.add_noise``; the result lies on the lattice of ``std``."""
+        _check_std(std)
+        _require_finite(values)
+        flat = values.detach().double().reshape(-1)
+        if std == 0 or not len(flat):
+            return flat.reshape(values.shape).clone()
+        step = lattice_step(std)
+        draws = _PairedDraws(self._draw_words, len(flat))
+        exact = draws.values.mul(std / step).add_(flat / step)
+        rounded = exact.round()
+        # The sum's rounding error grows with what is added; a draw of 53 bits is below 9.
+        margin = _MARGIN * std / step + 2.0**-50 * (2 * float(flat.abs().max()) + 9 * std) / step
+        # Near a half, or where float64 is not precise: the further bits may count.
+        undecided = ((exact - rounded).abs_() >= 0.5 - margin).logical_or_(draws.imprecise)
+        for index in undecided.nonzero().flatten().tolist():
+            rounded[index] = draws.round_exactly(index, float(flat[index]), std, step)
+        return rounded.mul_(step).reshape(values.shape)
 
     def sample_noise(self, shape: Sequence[int], std: float) -> Tensor:
         """See ``GaussianSampler.sample_noise``."""
         _check_std(std)
-        size = math.prod(shape)
-        radius, angle = _uniforms(2 * _DRAWS * size).reshape(2, _DRAWS, size)
-        gaussians = np.sqrt(-2 * np.log(radius)) * np.cos(2 * math.pi * angle)
-        values = gaussians.sum(axis=0) * (std / math.sqrt(_DRAWS))
-        return torch.from_numpy(values.reshape(tuple(shape)))
+        draws = _PairedDraws(self._draw_words, math.prod(shape))
+        return draws.values.mul_(std).reshape(tuple(shape))
 
 
-def _uniforms(size: int) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
-    """Multiples of 2**-53 in (0, 1], shape (size,), each from its own 64 bits of entropy."""
-    words = np.frombuffer(os.urandom(8 * size), dtype=np.uint64)
-    return ((words >> np.uint64(11)).astype(np.float64) + 1) * 2.0**-53
+def lattice_step(std: float) -> float:
+    """Step of the lattice that noise of a scale is rounded to: a power of two, below std / 64.
+
+    Args:
+        std: Standard deviation of the noise, above 0.
+
+    Example:
+        >>> lattice_step(1.0), lattice_step(1.9), lattice_step(2.0)
+        (0.015625, 0.015625, 0.03125)
+    """
+    _, exponent = math.frexp(std)
+    return math.ldexp(1.0, exponent - 1 - LATTICE_BITS)
+
+
+def round_to_lattice(values: Tensor, std: float) -> Tensor:
+    """Round values whose noise was combined from draws, so that low-order bits betray nothing.
+
+    Unlike ``SystemGaussianSampler.add_noise`` this is not exact: a draw's error in float64, 2^-49
+    of the scale on average, can move a value across the middle between two multiples. That has a
+    probability below 2^-41 for each number and each draw that is combined in it, which adds as much
+    to delta.
+
+    Args:
+        values: Noised values, any shape, float64.
+        std: Standard deviation of the newest independent draw in them; 0 leaves them as they are.
+
+    Returns:
+        The nearest multiples of ``lattice_step(std)``.
+    """
+    if std == 0:
+        return values
+    step = lattice_step(std)
+    return (values / step).round_().mul_(step)
+
+
+class _PairedDraws:
+    """Normal draws in float64, and the bits from which each can be told more precisely.
+
+    The halves of a pair lie apart: draw i and draw pairs + i come of the same two uniforms.
+    """
+
+    def __init__(self, draw_words: Callable[[int], Words], size: int) -> None:
+        self._draw_words = draw_words
+        self._pairs = (size + 1) // 2
+        # Python's whole numbers hold what is drawn later; most pairs never need it.
+        self._extended: dict[int, tuple[int, int, int]] = {}
+        self._heads = draw_words(2 * self._pairs) >> np.uint64(64 - _UNIFORM_BITS)
+        # The midpoint of an interval of 2^-52: at most 2^-53 from the real number.
+        uniforms = torch.from_numpy((self._heads.astype(np.float64) + 0.5) * 2.0**-_UNIFORM_BITS)
+        chances, turns = uniforms[: self._pairs], uniforms[self._pairs :]
+        radii = chances.log().mul_(-2).sqrt_()
+        angles = turns.mul(2 * math.pi)
+        self.values = torch.cat([radii * angles.cos(), angles.sin_().mul_(radii)])[:size]
+        imprecise = ~_is_precise(chances, radii)
+        self.imprecise = torch.cat([imprecise, imprecise])[:size]
+
+    def round_exactly(self, index: int, value: float, std: float, step: float) -> float:
+        """Round (value + std x draw) / step, with as many further bits as that takes."""
+        pair, is_sine = index % self._pairs, index >= self._pairs
+        while True:
+            low, high = self._bounds(pair, value, std, step, is_sine=is_sine)
+            if low == high:
+                return low
+            # Ends with probability 1: no real number is drawn twice.
+            self._extend(pair)
+
+    def _extend(self, pair: int) -> None:
+        """Draw the next bits of a pair's uniforms; the other half sees the same ones."""
+        bits, chance, turn = self._digits(pair)
+        more = [int(word) for word in self._draw_words(2)]
+        self._extended[pair] = (
+            bits + _EXTENSION_BITS,
+            chance << _EXTENSION_BITS | more[0],
+            turn << _EXTENSION_BITS | more[1],
+        )
+
+    def _digits(self, pair: int) -> tuple[int, int, int]:
+        """How many bits of a pair are drawn, and its uniforms' bits as whole numbers."""
+        first = (_UNIFORM_BITS, int(self._heads[pair]), int(self._heads[self._pairs + pair]))
+        return self._extended.get(pair, first)
+
+    def _bounds(
+        self, pair: int, value: float, std: float, step: float, *, is_sine: bool
+    ) -> tuple[float, float]:
+        """The multiples of the step between which the sum's rounding lies."""
+        bits, chance, turn = self._digits(pair)
+        if chance == 0:
+            return -math.inf, math.inf  # nothing bounds the radius yet
+        interval: Any = mpmath.ctx_iv.MPIntervalContext()  # its own: the shared one's precision is
+        interval.prec = bits + _EXTENSION_BITS  # everybody's
+        scale = interval.mpf(2) ** -bits
+        squares = -2 * interval.log(interval.mpf([chance, chance + 1]) * scale)
+        # Rounded outwards, the logarithm of 1 may lie above 0.
+        radii = interval.sqrt(interval.mpf([max(squares.a, interval.mpf(0)), squares.b]))
+        angles = 2 * interval.pi * interval.mpf([turn, turn + 1]) * scale
+        draws = radii * (interval.sin(angles) if is_sine else interval.cos(angles))
+        total = (interval.mpf(value) + interval.mpf(std) * draws) / interval.mpf(step)
+        with mpmath.workprec(interval.prec):
+            low, high = (mpmath.floor(mpmath.mpf(end.mid) + 0.5) for end in (total.a, total.b))
+        return float(low), float(high)
+
+
+def _is_precise(chances: Tensor, radii: Tensor) -> Tensor:
+    """Where the float64 draw is within the margin of all real numbers that begin alike.
+
+    A radius is sqrt(-2 ln u), so that of all u in an interval of half width h = 2^-53 around the
+    midpoint m it is at most 2 h / ((m - h) r) from the midpoint's r: below 2^-31 where m and r are
+    at least 2^-20. The angle's 2 pi h and the few units in the last place of the logarithm, the
+    root and the cosine come to less than 2^-45.
+    """
+    return (chances >= _MIN_PRECISE).logical_and_(radii >= _MIN_PRECISE)
+
+
+def _require_finite(values: Tensor) -> None:
+    """Refuse what no noise hides."""
+    if not bool(values.isfinite().all()):
+        raise PrivacyError("a value to be noised is NaN or infinite, which noise cannot hide")
 
 
 def _check_std(std: float) -> None:
     """Refuse a scale that would silently be no noise, or no number."""
-    if not (math.isfinite(std) and std >= 0):
+    if not (std == 0 or _MIN_STD <= std <= _MAX_STD):
         raise PrivacyError(
-            f"std of the noise is {std}; it must be finite and 0 or above: "
+            f"std of the noise is {std}; it must be 0, or from 2^-900 to 2^900: "
             "check clip_norm and noise_multiplier"
         )

@@ -5,12 +5,13 @@ not follow from a seed that could be tried out: torch's generator keeps 32 bits 
 """
 
 import math
-import os
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sottovoce.shared.privacy.system_random import draw_system_words
 
 _BITS = 64
 
@@ -54,7 +55,7 @@ class SystemPoissonSampler:
 
     def sample(self, count: int, probability: float) -> Tensor:
         """See ``PoissonSampler.sample``."""
-        words = np.frombuffer(os.urandom(_BITS // 8 * count), dtype=np.uint64)
+        words = draw_system_words(count)
         if probability >= 1:
             # 2^64 does not fit into the 64 bits compared below.
             return torch.ones(count, dtype=torch.bool)

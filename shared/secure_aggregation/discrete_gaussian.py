@@ -10,7 +10,6 @@ nothing is approximated, and a hundred thousand values take a tenth of a second.
 """
 
 import math
-import os
 from collections.abc import Callable
 from decimal import Context, Decimal
 from fractions import Fraction
@@ -19,9 +18,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from sottovoce.shared.errors import PrivacyError
+from sottovoce.shared.privacy.system_random import Words, draw_system_words
 
 Integers = np.ndarray[Any, np.dtype[np.int64]]
-Words = np.ndarray[Any, np.dtype[np.uint64]]
 
 MIN_STD: Final = 0.5
 MAX_STD: Final = 2.0**40
@@ -42,7 +41,7 @@ class SystemRandomWords:
 
     def draw_words(self, size: int) -> Words:
         """See ``RandomWords.draw_words``."""
-        return np.frombuffer(os.urandom(8 * size), dtype=np.uint64)
+        return draw_system_words(size)
 
 
 class SeededRandomWords:

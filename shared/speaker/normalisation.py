@@ -249,7 +249,7 @@ def release_sum(
     """
     exact = clipping.clip_to_norm(_clipped_sum(rows, settings.clip_norm), max_norm)
     noise_std = settings.clip_norm * settings.noise_multiplier if settings.noise_multiplier else 0.0
-    return (exact + noise.sample_noise(tuple(exact.shape), noise_std)).float()
+    return noise.add_noise(exact, noise_std).float()
 
 
 def _clipped_sum(rows: Tensor, clip_norm: float) -> Tensor:
@@ -312,7 +312,7 @@ def release_mean(
     noise_std = (
         settings.sensitivity * settings.noise_multiplier if settings.noise_multiplier else 0.0
     )
-    noised = exact + noise.sample_noise(tuple(exact.shape), noise_std)
+    noised = noise.add_noise(exact, noise_std)
     # Without noise there is nothing to shrink, and no bound on the count is needed.
     if not noise_std:
         return (exact[:-1] / max(len(rows), 1)).float()

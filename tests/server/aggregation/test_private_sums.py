@@ -174,7 +174,7 @@ def test_a_sum_is_booked_before_its_noise_is_drawn(
         seen.append([release.round for release in booked(tmp_path).releases])
         raise InterruptedError
 
-    monkeypatch.setattr(private_sums.SeededGaussianSampler, "sample_noise", draw)
+    monkeypatch.setattr(private_sums.SeededGaussianSampler, "add_noise", draw)
     for number in (1, 2):
         with pytest.raises(InterruptedError):
             server.release_updates(number, NOTHING, denominator=1.0)
@@ -258,7 +258,7 @@ def test_a_sum_that_was_never_let_out_is_paid_for_once(
         raise InterruptedError
 
     owner, name = {
-        "draw": (private_sums.SystemGaussianSampler, "sample_noise"),
+        "draw": (private_sums.SystemGaussianSampler, "add_noise"),
         "keep": (released_sums, "replace_file"),
         "note": (ServerAnchor, "record_release"),
     }[step]

@@ -100,15 +100,15 @@ def test_it_is_booked_before_it_is_noised_and_refused_where_the_budget_ends(
 
     seen = []
     free = StreamingAggregator(PLAN, tmp_path, budgets=[], seed=1)
-    sample = SeededGaussianSampler.sample_noise
+    add = SeededGaussianSampler.add_noise
 
-    def watched(self: SeededGaussianSampler, shape: tuple[int, ...], std: float) -> torch.Tensor:
+    def watched(self: SeededGaussianSampler, values: torch.Tensor, std: float) -> torch.Tensor:
         seen.append(
             len(Ledger(tmp_path / LEDGER_FILE, owner=LEDGER_OWNER, read_only=True).releases)
         )
-        return sample(self, shape, std)
+        return add(self, values, std)
 
-    monkeypatch.setattr(SeededGaussianSampler, "sample_noise", watched)
+    monkeypatch.setattr(SeededGaussianSampler, "add_noise", watched)
     free.release_sum("label-counts", PLAN.counts_release(), _summed([]))
     assert seen == [1]
 
