@@ -544,6 +544,9 @@ def _read_profile(path: Path) -> DeviceProfile:
             )
         return DeviceProfile.from_dict(record)
     except FileNotFoundError:
-        raise SettingError(f"{path.parent} holds no device; make one first") from None
+        raise SettingError(
+            f"{path.parent} holds no device; the app that trains makes one, in Python with "
+            f"sottovoce.Device.create({str(path.parent)!r}, ...): name the folder that it made"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PrivacyError(f"{path} is damaged ({error}); restore it from a backup") from error

@@ -47,18 +47,15 @@ class AggregationSettings:
     def __post_init__(self) -> None:
         validation.require_one_of(("average", "adam"), optimiser=self.optimiser)
         validation.require_one_of(("constant", "cosine"), schedule=self.schedule)
-        validation.require_positive(
-            max_weight_noise_std=self.max_weight_noise_std,
+        validation.require_norm(
             learning_rate=self.learning_rate,
+            max_weight_noise_std=self.max_weight_noise_std,
             adaptivity=self.adaptivity,
             max_update_norm=self.max_update_norm,
         )
-        validation.require_at_least(1, averaged_rounds=self.averaged_rounds)
-        validation.require_non_negative(
+        validation.require_count(1, validation.MAX_ROUNDS, averaged_rounds=self.averaged_rounds)
+        validation.require_fraction(
             momentum=self.momentum, second_moment_decay=self.second_moment_decay
-        )
-        validation.require_between(
-            -1, 1, momentum=self.momentum, second_moment_decay=self.second_moment_decay
         )
 
 

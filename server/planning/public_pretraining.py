@@ -18,6 +18,9 @@ from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
+MAX_DIMS = 65_536
+"""Most inputs of a model: more than any extractor has features."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProjectionSettings:
@@ -37,9 +40,11 @@ class ProjectionSettings:
     row_norm: float = 1.0
 
     def __post_init__(self) -> None:
-        validation.require_non_negative(
-            dims=self.dims,
-            whitening=self.whitening,
+        validation.require_count(0, MAX_DIMS, dims=self.dims)
+        validation.require_range(0, 1, whitening=self.whitening)
+        validation.require_range(
+            0,
+            validation.MAX_FACTOR,
             discriminant_weight=self.discriminant_weight,
             row_norm=self.row_norm,
         )
@@ -82,7 +87,8 @@ def fit_projection(
     if len(rows) <= max(settings.dims, 1):
         raise CorpusError(
             f"the public corpora have {len(rows)} utterances, too few for a projection to "
-            f"{settings.dims} inputs; add a public corpus or ask for fewer inputs"
+            f"{settings.dims} inputs; add a public corpus, or set recipe.projection.dims below "
+            f"{len(rows)} in a scenario file (0 keeps all features)"
         )
     wide = rows.double()
     mean = wide.mean(0)

@@ -13,9 +13,15 @@ from sottovoce.shared.models.losses import CROSS_ENTROPY, Loss
 from sottovoce.shared.models.spec import MODEL_KINDS, POOLINGS
 from sottovoce.shared.privacy.bounds import PrivacyBounds, UserLevelSettings
 from sottovoce.shared.privacy.target import BudgetShares
+from sottovoce.shared.protocol.local_training import MIN_SAMPLE_RATE
+from sottovoce.shared.validation import MAX_FACTOR, MIN_FACTOR
 
 CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
 FROZEN_ENCODER_MODELS = ("linear", "mlp")
+MAX_HIDDEN = 4096
+MAX_STEPS = 10_000
+MAX_GROUPS = 100
+"""Largest width of a hidden layer, number of local steps, and of groups for cross-fitting."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,18 +91,27 @@ class Recipe:
         validation.require_one_of(MODEL_KINDS, model=self.model)
         validation.require_one_of(POOLINGS, pooling=self.pooling)
         validation.require_one_of(CLASS_EXPONENTS, class_weights=self.class_weights)
+        self._check_numbers()
         self.loss.check_smoothing(self.label_smoothing)
-        validation.require_positive(learning_rate=self.learning_rate)
         self.bounds  # noqa: B018  (raises where one is not above 0)
-        validation.require_rate(sample_rate=self.sample_rate)
-        validation.require_non_negative(
-            calibration_subtracted_share=self.calibration_subtracted_share
+
+    def _check_numbers(self) -> None:
+        """Refuse numbers that are none, or that would exhaust memory, time or floats."""
+        validation.require_count(1, MAX_HIDDEN, hidden=self.hidden)
+        validation.require_count(1, MAX_STEPS, steps=self.steps)
+        validation.require_count(0, MAX_GROUPS, calibration_groups=self.calibration_groups)
+        validation.require_range(MIN_SAMPLE_RATE, 1, sample_rate=self.sample_rate)
+        validation.require_fraction(
+            dropout=self.dropout, momentum=self.momentum, label_smoothing=self.label_smoothing
         )
-        validation.require_at_least(1, steps=self.steps, hidden=self.hidden)
-        validation.require_non_negative(
-            pretraining_weight_decay=self.pretraining_weight_decay,
-            dropout=self.dropout,
-            calibration_groups=self.calibration_groups,
+        validation.require_range(
+            0, 1, calibration_subtracted_share=self.calibration_subtracted_share
+        )
+        validation.require_range(
+            0, MAX_FACTOR, pretraining_weight_decay=self.pretraining_weight_decay
+        )
+        validation.require_range(
+            MIN_FACTOR, MAX_FACTOR, learning_rate=self.learning_rate, bias_feature=self.bias_feature
         )
 
     @property

@@ -53,10 +53,8 @@ class Loss:
 
     def __post_init__(self) -> None:
         validation.require_one_of(LOSS_KINDS, kind=self.kind)
-        validation.require_non_negative(gamma=self.gamma)
-        if self.gamma > MAX_GAMMA:
-            raise SettingError(f"gamma is {self.gamma}; it must be at most {MAX_GAMMA:g}")
-        validation.require_positive(weight=self.weight)
+        validation.require_range(0, MAX_GAMMA, gamma=self.gamma)
+        validation.require_range(validation.MIN_FACTOR, validation.MAX_FACTOR, weight=self.weight)
 
     @property
     def couples_utterances(self) -> bool:

@@ -5,10 +5,14 @@ uses the bounds that it needs.
 """
 
 from dataclasses import dataclass, field
+from typing import Final
 
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy.banded_noise import BandedNoise
+
+MIN_USER_SAMPLING_RATE: Final = 1e-9
+"""One user of a billion; accountants lose what is far below it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,16 +58,20 @@ class UserLevelSettings:
     bands: int = 1
 
     def __post_init__(self) -> None:
-        validation.require_non_negative(dropout=self.dropout, corruption=self.corruption)
-        validation.require_positive(
+        validation.require_fraction(dropout=self.dropout, corruption=self.corruption)
+        validation.require_norm(
             update_norm=self.update_norm,
             counts_norm=self.counts_norm,
             centre_norm=self.centre_norm,
             calibration_norm=self.calibration_norm,
         )
         validation.require_between(0, 1, quantile=self.quantile)
-        validation.require_rate(user_sampling_rate=self.user_sampling_rate)
-        validation.require_at_least(1, min_separation=self.min_separation, bands=self.bands)
+        validation.require_range(
+            MIN_USER_SAMPLING_RATE, 1, user_sampling_rate=self.user_sampling_rate
+        )
+        validation.require_count(
+            1, validation.MAX_ROUNDS, min_separation=self.min_separation, bands=self.bands
+        )
         # Raises where bands is larger.
         BandedNoise.from_square_root(bands=self.bands, min_separation=self.min_separation)
         if self.min_separation > 1 and (self.adaptive or self.user_sampling_rate < 1):
@@ -105,7 +113,7 @@ class PrivacyBounds:
     user: UserLevelSettings = field(default_factory=UserLevelSettings)
 
     def __post_init__(self) -> None:
-        validation.require_positive(
+        validation.require_norm(
             clip_norm=self.clip_norm,
             centre_radius=self.centre_radius,
             normaliser_radius=self.normaliser_radius,

@@ -10,6 +10,14 @@ from sottovoce.shared.privacy.release import PrivacyUnit
 MAX_EPSILON: Final = 100.0
 """Largest epsilon that counts as a promise."""
 
+MIN_DELTA: Final = 1e-30
+"""Smallest delta that accountants compute with: below it floats lose the tails of noise."""
+
+MIN_SHARE: Final = 1e-6
+"""Smallest share of a budget that a release is paid from."""
+
+MAX_TUNING_RUNS: Final = 1_000_000
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetShares:
@@ -38,8 +46,13 @@ class BudgetShares:
     def __post_init__(self) -> None:
         validation.require_between(0, 0.5, label_counts=self.label_counts, centre=self.centre)
         validation.require_between(0, 1, normaliser=self.normaliser)
-        validation.require_non_negative(head_statistics=self.head_statistics)
-        validation.require_between(-1, 0.5, head_statistics=self.head_statistics)
+        named = {"label_counts": self.label_counts, "centre": self.centre}
+        named["normaliser"] = self.normaliser
+        if self.head_statistics != 0:
+            validation.require_between(0, 0.5, head_statistics=self.head_statistics)
+            named["head_statistics"] = self.head_statistics
+        # Of less, the noise is so large that floats do not hold its square.
+        validation.require_range(MIN_SHARE, 1 - MIN_SHARE, **named)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +92,8 @@ class PrivacyTarget:
                 "say so with unit none"
             )
         validation.require_between(0, 1, delta=self.delta, user_delta=self.user_delta)
-        validation.require_at_least(1, tuning_runs=self.tuning_runs)
+        validation.require_range(MIN_DELTA, 1, delta=self.delta, user_delta=self.user_delta)
+        validation.require_count(1, MAX_TUNING_RUNS, tuning_runs=self.tuning_runs)
 
     def delta_for(self, unit: PrivacyUnit) -> float:
         """The delta of one unit.

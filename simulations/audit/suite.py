@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -38,6 +39,10 @@ OnProgress = Callable[[str, int, int], None]
 CONFIDENCE = 0.95
 ASSUMPTION_FREE_ATTACKS = ("many_run", "first_message", "last_message", "one_run", "many_run_user")
 """Attacks that bound epsilon without any assumption; they share the error probability."""
+
+
+MAX_TRIALS: Final = 1_000_000
+"""Most trials with, and without, the canary; their scores are held in memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,7 +92,7 @@ class AuditSettings:
 
     def __post_init__(self) -> None:
         # With fewer, the threshold is fitted on a handful and no bound is above 0.
-        validation.require_at_least(20, trials=self.trials)
+        validation.require_count(20, MAX_TRIALS, trials=self.trials)
 
 
 def _noiseless_settings(settings: AuditSettings) -> AuditSettings:

@@ -14,7 +14,7 @@ from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_fin
 NEUTRAL = "neutral"
 GENERIC_PROTOCOLS = ("5fold", "loso", "holdout")
 """Protocols for any corpus; any number of folds from 2 up may stand before ``fold``."""
-_FOLDS = re.compile(r"([1-9]\d*)fold")
+_FOLDS = re.compile(r"([1-9][0-9]{0,8})fold")
 _VOTE_EMOTIONS = {"N": "neutral", "H": "happy", "S": "sad", "A": "angry"}
 
 
@@ -44,7 +44,7 @@ class EvaluationProtocol:
     """A corpus made ready for evaluation.
 
     Attributes:
-        name: As settled: ``5fold`` on three speakers becomes ``3fold``.
+        name: As settled: the usual ``5fold`` becomes ``3fold`` on three speakers.
         corpus: The selected clips, with the labels in use.
         folds: At least one.
         findings: What the selection left out, and classes that a test fold lacks.
@@ -157,11 +157,12 @@ def apply_protocol(
         classes: Emotions to select; all of them when empty.
 
     Raises:
-        SettingError: The name is unknown, is for another corpus, or asks for fewer than 2 folds.
+        SettingError: The name is unknown, is for another corpus, or asks for fewer than 2 folds
+            or for more than there are speakers.
         CorpusError: One speaker only, an incomplete copy, a class that a training fold lacks, or
             fewer than two classes.
     """
-    name = default_protocol(corpus) if name == "default" else name
+    usual, name = name == "default", default_protocol(corpus) if name == "default" else name
     known = PUBLISHED_PROTOCOLS.get(name)
     asked = _fold_count(name, known, corpus)
     selected, notes = known.select(corpus) if known else _select_all(corpus)
@@ -173,6 +174,11 @@ def apply_protocol(
             "a protocol needs at least 2, one to train on and one to test on"
         )
     if not known and asked > len(speakers):
+        if not usual:
+            raise SettingError(
+                f"protocol is {name} and corpus {corpus.name} has {len(speakers)} speakers with "
+                f"usable clips; it must be at most {len(speakers)}fold: use that, or loso"
+            )
         action = f"{len(speakers)}fold, one speaker a fold"
         notes.append(make_finding(f"speakers, too few for {name}", speakers, action))
         name, asked = f"{len(speakers)}fold", len(speakers)

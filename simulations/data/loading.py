@@ -23,11 +23,12 @@ from sottovoce.simulations.corpora.speaker_splits import (
     EvaluationProtocol,
     apply_protocol,
     check_classes,
+    split_enrolment,
 )
 from sottovoce.simulations.data.cached_features import fingerprint_features, load_cached_features
 from sottovoce.simulations.data.feature_extraction import FeatureTable, extract_features
 from sottovoce.simulations.scenario.scenario import Scenario
-from sottovoce.simulations.scenario.settings import DataSettings
+from sottovoce.simulations.scenario.settings import DataSettings, EnrolmentSettings
 
 DEFAULT_PUBLIC_CORPUS = ("synthetic", "speakers=40,clips=20,seed=90210")
 """Voices that the projection is fitted on where no corpus is declared public: synthetic."""
@@ -123,6 +124,8 @@ def load_corpus(
     chosen = apply_protocol(data.protocol or "default", corpus)
     for found in chosen.findings:
         on_message(f"{chosen.name}: {found}")
+    for line in enrolment_messages(data.enrolment, chosen.corpus):
+        on_message(line)
     loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
     table = loader.load(chosen.corpus, cache)
     chosen = _without_unusable_clips(chosen, table)
@@ -195,6 +198,30 @@ class _FeatureLoader:
         """Load the features of a public corpus, by a cache opened for them."""
         with FeatureCache(cache_folder()) as cache:
             return self.load(corpus, cache)
+
+
+def enrolment_messages(enrolment: EnrolmentSettings, corpus: Corpus) -> tuple[str, ...]:
+    """Messages about enrolment clips that were asked for and that not every speaker has.
+
+    Args:
+        enrolment: What test users bring.
+        corpus: The users' corpus, with the labels in use.
+    """
+    neutral, labelled = enrolment.neutral_clips or 0, enrolment.labelled_clips_per_user
+    splits = [
+        split_enrolment(clips, neutral=neutral, labelled=labelled, seed=0)
+        for clips in corpus.clips_by_speaker().values()
+    ]
+    uses = (
+        ("labelled", labelled, [len(split.labelled) for split in splits]),
+        ("neutral", neutral, [len(split.neutral) for split in splits]),
+    )
+    return tuple(
+        f"{asked} {use} clips of each test user were asked for and speakers have from {min(there)} "
+        f"to {max(there)} to enrol, as clips of each emotion stay to be scored: those are used"
+        for use, asked, there in uses
+        if min(there) < asked
+    )
 
 
 def exclusion_messages(table: FeatureTable) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.planning import noise_calibration
 from sottovoce.server.planning.recipe import CLASS_EXPONENTS
+from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.data import run_plan
@@ -22,6 +23,9 @@ from sottovoce.simulations.runs.fold_devices import pin_rosters
 from sottovoce.simulations.scenario.scenario import Scenario
 
 LABELLED_CLIPS = 6
+MAX_SPEAKERS = 64
+"""Each is a process of its own."""
+MAX_TIMEOUT_S = 1e6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +66,8 @@ def prepare_run(
     """
     if out.exists() and any(out.iterdir()):
         raise SettingError(f"{out} is not empty; give another --out")
-    if speakers < 1:
-        raise SettingError(f"speakers is {speakers}; it must be at least 1")
+    validation.require_count(1, MAX_SPEAKERS, speakers=speakers)
+    validation.require_range(1, MAX_TIMEOUT_S, timeout=timeout_s)
     fold_inputs = load_few_speakers(scenario, speakers, out, on_message)
     plan = _plan(scenario, fold_inputs)
     folder = (out / "job").resolve()

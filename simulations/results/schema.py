@@ -42,12 +42,20 @@ class CorpusFacts(TypedDict):
     emotions: Annotated[list[str], Meta(min_length=1)]
 
 
+class ClipRange(TypedDict):
+    """Fewest and most clips of one use that a test user had."""
+
+    min: Count
+    max: Count
+
+
 class ProtocolFacts(TypedDict):
     """Evaluation protocol: how speakers are split, and what a user enrols with."""
 
     name: str
     folds: Count
     enrolment: str
+    neutral_clips_used: NotRequired[ClipRange]
 
 
 class ModelFacts(TypedDict):
@@ -199,6 +207,7 @@ class Calibration(TypedDict):
     sets: NotRequired[PredictionSets]
     uar: NotRequired[BeforeAfter]
     labelled_clips_per_user: NotRequired[Count]
+    labelled_clips_used: NotRequired[ClipRange]
 
 
 class Groups(TypedDict):

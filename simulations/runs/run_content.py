@@ -16,7 +16,9 @@ from sottovoce.simulations.results import run_record
 from sottovoce.simulations.results.schema import (
     SCHEMA_VERSION,
     BeforeAfter,
+    ClipRange,
     PrivacyRecord,
+    ProtocolFacts,
     Rates,
     RunRecord,
 )
@@ -65,6 +67,16 @@ def describe_run(finished: FinishedRun) -> RunRecord:
     calibration = run_record.calibration_section(behind_heads, seed=scenario.seed)
     calibration["uar"] = _uar_before_after(behind_heads)
     calibration["labelled_clips_per_user"] = scenario.labelled_clips_per_user
+    # What was asked for is not always there: what was used is what the figures rest on.
+    splits = [spec.split_clips(user) for spec in specs for user in spec.fold.test]
+    calibration["labelled_clips_used"] = _clip_range([len(split.labelled) for split in splits])
+    facts: ProtocolFacts = {
+        "name": protocol.name,
+        "folds": len(protocol.folds),
+        "enrolment": scenario.enrolment,
+    }
+    if scenario.enrolment_settings.neutral_clips:
+        facts["neutral_clips_used"] = _clip_range([len(split.neutral) for split in splits])
     return run_record.assemble_run_record(
         {
             "schema": SCHEMA_VERSION,
@@ -74,11 +86,7 @@ def describe_run(finished: FinishedRun) -> RunRecord:
                 "speakers": len(corpus.speakers),
                 "emotions": list(corpus.emotions),
             },
-            "protocol": {
-                "name": protocol.name,
-                "folds": len(protocol.folds),
-                "enrolment": scenario.enrolment,
-            },
+            "protocol": facts,
             "seed": scenario.seed,
             "engine": scenario.engine,
             "unit": scenario.unit,
@@ -99,6 +107,11 @@ def describe_run(finished: FinishedRun) -> RunRecord:
             "exclusions": dict(finished.corpus.exclusion_counts),
         }
     )
+
+
+def _clip_range(counts: Sequence[int]) -> ClipRange:
+    """Fewest and most of some numbers of clips."""
+    return {"min": min(counts), "max": max(counts)}
 
 
 def _uar_before_after(scored: Predictions) -> BeforeAfter:

@@ -3,9 +3,15 @@
 from dataclasses import dataclass
 
 from sottovoce.shared import validation
-from sottovoce.shared.errors import SettingError
 
 MAX_USERS = 1_000_000_000
+MAX_COHORT = 1_000_000
+MAX_HELD_OUT = 10_000
+MAX_CLIPS = 1_000
+"""A round's cohort and the held-out users' clips are held in memory."""
+MAX_SECONDS = 1e8
+"""Three years: longer than any reply, deadline or interval of rounds."""
+MAX_LOG_SPEED_STD = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,25 +46,22 @@ class PopulationSettings:
     quorum: float = 0.05
 
     def __post_init__(self) -> None:
-        validation.require_at_least(1, users=self.users, cohort=self.cohort, held_out=self.held_out)
-        validation.require_at_least(2, clips=self.clips)
-        validation.require_positive(
-            available_hours_per_day=self.available_hours_per_day,
-            median_reply_s=self.median_reply_s,
-            deadline_s=self.deadline_s,
-            round_interval_s=self.round_interval_s,
+        validation.require_count(1, MAX_USERS, **{"population.users": self.users})
+        most = min(MAX_COHORT, self.users)
+        validation.require_count(1, most, **{"population.cohort": self.cohort})
+        validation.require_count(1, MAX_HELD_OUT, **{"population.held_out": self.held_out})
+        validation.require_count(2, MAX_CLIPS, **{"population.clips": self.clips})
+        ranges = (
+            ("available_hours_per_day", self.available_hours_per_day, 1e-3, 24),
+            ("dropout", self.dropout, 0, 0.5),  # a device's own is up to twice the mean
+            ("median_reply_s", self.median_reply_s, 1e-3, MAX_SECONDS),
+            ("log_speed_std", self.log_speed_std, 0, MAX_LOG_SPEED_STD),
+            ("deadline_s", self.deadline_s, 1e-3, MAX_SECONDS),
+            ("round_interval_s", self.round_interval_s, 1e-3, MAX_SECONDS),
         )
-        validation.require_non_negative(dropout=self.dropout, log_speed_std=self.log_speed_std)
-        validation.require_rate(quorum=self.quorum)
-        limits = (
-            ("users", self.users, MAX_USERS),
-            ("cohort", self.cohort, self.users),
-            ("available_hours_per_day", self.available_hours_per_day, 24),
-            ("dropout", self.dropout, 0.5),  # a device's own is up to twice the mean
-        )
-        for name, value, most in limits:
-            if value > most:
-                raise SettingError(f"population.{name} is {value:g}; it must be at most {most:g}")
+        for name, value, low, high in ranges:
+            validation.require_range(low, high, **{f"population.{name}": value})
+        validation.require_rate(**{"population.quorum": self.quorum})
 
     @property
     def user_sampling_rate(self) -> float:

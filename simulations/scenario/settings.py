@@ -4,6 +4,7 @@ A scenario is flat, as users type it; it is split into these, a recipe and a pri
 door, so that a stage's signature says what decides its result.
 """
 
+import re
 from dataclasses import dataclass
 
 from sottovoce.shared import validation
@@ -11,7 +12,9 @@ from sottovoce.shared.errors import SettingError
 
 ENGINES = ("local", "ray")
 BASELINES = ("central", "local_only", "federated_no_privacy")
-MAX_ROUNDS = 10_000
+MAX_WORKERS = 1024
+MAX_ENROLMENT_CLIPS = 10_000
+"""Most labelled, or neutral, clips that a test user brings."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +34,9 @@ class EnrolmentSettings:
     labelled_clips_per_user: int = 5
 
     def __post_init__(self) -> None:
-        validation.require_non_negative(labelled_clips_per_user=self.labelled_clips_per_user)
+        validation.require_count(
+            0, MAX_ENROLMENT_CLIPS, labelled_clips_per_user=self.labelled_clips_per_user
+        )
         self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
 
     @property
@@ -43,12 +48,17 @@ class EnrolmentSettings:
         """
         if self.enrolment in ("none", "all"):
             return None
-        kind, _, number = self.enrolment.partition(":")
-        if kind != "neutral" or not number.isdigit() or int(number) < 1:
+        # Not str.isdigit: it takes digits that int does not, such as a superscript.
+        found = re.fullmatch(r"neutral:([1-9][0-9]{0,8})", str(self.enrolment))
+        if not found:
+            known = ("none", "all", "neutral:5")
             raise SettingError(
-                f"enrolment is {self.enrolment!r}; it must be none, all, or neutral:K with K from 1"
+                f"enrolment is {validation.format_value(self.enrolment)}"
+                f"{validation.suggest_name(self.enrolment, known)}; it must be none, all, or "
+                f"neutral:K with K from 1 to {MAX_ENROLMENT_CLIPS:,}"
             )
-        return int(number)
+        validation.require_count(1, MAX_ENROLMENT_CLIPS, **{"K of neutral:K": int(found[1])})
+        return int(found[1])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,9 +108,14 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         validation.require_one_of(ENGINES, engine=self.engine)
-        validation.require_non_negative(rounds=self.rounds, seed=self.seed)
-        if self.rounds > MAX_ROUNDS:
-            raise SettingError(f"rounds is {self.rounds}; it must be at most {MAX_ROUNDS}")
-        validation.require_at_least(1, workers=self.workers)
+        if self.rounds != 0 or isinstance(self.rounds, bool):
+            try:
+                validation.require_count(1, validation.MAX_ROUNDS, rounds=self.rounds)
+            except SettingError as error:
+                raise SettingError(
+                    f"{error}; leave it out, or at 0, for the usual number"
+                ) from error
+        validation.require_count(0, validation.MAX_SEED, seed=self.seed)
+        validation.require_count(1, MAX_WORKERS, workers=self.workers)
         for name in self.baselines:
             validation.require_one_of(BASELINES, baselines=name)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.validation import format_value, suggest_name
 from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.data.loading import check_encoder
 from sottovoce.simulations.results.path_names import folder_name
@@ -40,7 +41,8 @@ class Axis:
         known = [entry.name for entry in fields(Scenario) if entry.name not in _FIXED]
         if self.setting not in known and not self.setting.startswith("recipe."):
             raise SettingError(
-                f"a sweep cannot vary {self.setting!r}; it varies {', '.join(sorted(known))}, or "
+                f"a sweep cannot vary {format_value(self.setting)}"
+                f"{suggest_name(self.setting, known)}; it varies {', '.join(sorted(known))}, or "
                 "a setting of the recipe such as recipe.clip_norm"
             )
         if not self.values:

@@ -30,6 +30,7 @@ from sottovoce.simulations.engines.worker_process import initialise_worker
 from sottovoce.simulations.results.schema import SweepRecord, read_run, write_json
 from sottovoce.simulations.runs.run_folder import is_same_scenario
 from sottovoce.simulations.runs.simulation import simulate
+from sottovoce.simulations.scenario.settings import MAX_WORKERS
 from sottovoce.simulations.sweeps.grid import Sweep, SweepRun
 from sottovoce.simulations.sweeps.table import summarise_runs
 
@@ -66,7 +67,7 @@ def run_sweep(
             was finished is kept.
     """
     started = time.monotonic()
-    validation.require_at_least(1, workers=workers)
+    validation.require_count(1, MAX_WORKERS, workers=workers)
     torch.set_num_threads(1)
     _check_folder(out, resume=resume)
     points = sweep.expand_runs()

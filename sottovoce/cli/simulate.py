@@ -70,7 +70,7 @@ def add_simulate_command(commands: Commands) -> None:
     add = parser.add_argument_group("training").add_argument
     add("--model", help="linear, mlp, cnn-attention, tcn or bilstm-attention")
     add("--encoder", metavar="NAME", help="feature extractor (default: the model's usual one)")
-    add("--rounds", type=int, metavar="N", help="rounds of training (default: the recipe's)")
+    add("--rounds", type=int, metavar="N", help="rounds of training (default, or 0: the recipe's)")
     add("--seed", type=int, metavar="N", help="decides every draw (default 0)")
     add = add_evaluation_options(parser).add_argument
     add(
@@ -126,7 +126,7 @@ def build_scenario(arguments: argparse.Namespace) -> "Scenario":
     if arguments.scenario is None and "corpus" not in settings:
         raise SettingError("say what to simulate: a scenario such as demo, or --corpus NAME")
     base = load_scenario(arguments.scenario) if arguments.scenario else None
-    if arguments.users or arguments.cohort:
+    if arguments.users is not None or arguments.cohort is not None:
         known = base.population if base else None
         settings["population"] = _build_population(arguments, known)
     return vary_scenario(base, settings, model=arguments.model)
@@ -150,7 +150,8 @@ def _build_population(
     from sottovoce.simulations.scenario.population import PopulationSettings
 
     names = ("users", "cohort")
-    settings = {name: getattr(arguments, name) for name in names if getattr(arguments, name)}
+    values = {name: getattr(arguments, name) for name in names}
+    settings = {name: value for name, value in values.items() if value is not None}
     if known is not None:
         return replace(known, **settings)
     # One of them alone would leave the sampling rate, and so the noise, to a guess.

@@ -5,6 +5,7 @@ and any worker can make any clip.
 """
 
 import hashlib
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,8 @@ from sottovoce.simulations.corpora.corpus import Clip, Corpus
 from sottovoce.simulations.corpora.synthetic import source_filter, speakers
 
 EMOTIONS = tuple(speakers.PROFILES)
+MAX_CLIPS = 100_000
+"""Most clips of the embedded corpus; a population draws users from the voices instead."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,8 +38,15 @@ class SyntheticOptions:
     seed: int = 7
 
     def __post_init__(self) -> None:
-        validation.require_at_least(1, speakers=self.speakers, clips=self.clips)
-        validation.require_non_negative(seed=self.seed)
+        validation.require_count(1, MAX_CLIPS, speakers=self.speakers, clips=self.clips)
+        validation.require_count(0, validation.MAX_SEED, seed=self.seed)
+        # Refused before the first clip is made: all of them are listed in memory.
+        if self.speakers * self.clips > MAX_CLIPS:
+            raise SettingError(
+                f"synthetic speakers={self.speakers},clips={self.clips} are "
+                f"{self.speakers * self.clips:,} clips; they must be at most {MAX_CLIPS:,}: ask "
+                "for fewer, or for a population of users, with --users and --cohort"
+            )
 
 
 def parse_options(text: str) -> SyntheticOptions:
@@ -52,10 +62,19 @@ def parse_options(text: str) -> SyntheticOptions:
     values: dict[str, int] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (part.strip() for part in item.partition("="))
-        if name not in SyntheticOptions.__slots__ or not value.isdigit():
+        known = SyntheticOptions.__slots__
+        if name not in known:
             raise SettingError(
-                f"synthetic option {item!r} is not understood; write speakers=24,clips=30,seed=7"
+                f"synthetic option {validation.format_value(item)} is not understood"
+                f"{validation.suggest_name(name, known)}; write speakers=24,clips=30,seed=7"
             )
+        if not re.fullmatch("[0-9]{1,19}", value):
+            raise SettingError(
+                f"synthetic option {name} is {validation.format_value(value)}; it must be a whole "
+                "number of at most 19 digits, as in speakers=24,clips=30,seed=7"
+            )
+        if name in values:
+            raise SettingError(f"synthetic option {name} stands there twice; write it once")
         values[name] = int(value)
     return SyntheticOptions(**values)
 

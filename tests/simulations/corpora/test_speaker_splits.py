@@ -72,11 +72,17 @@ def test_a_fold_with_a_speaker_on_both_sides_cannot_be_made() -> None:
         Fold(name="fold1", train=("a", "b"), test=("b",))
 
 
-def test_few_speakers_make_few_folds_and_it_is_said() -> None:
-    settled = apply_protocol("5fold", corpus(3))
+def test_the_usual_protocol_makes_few_folds_of_few_speakers_and_says_so() -> None:
+    settled = apply_protocol("default", corpus(3))
 
     assert (settled.name, len(settled.folds)) == ("3fold", 3)
     assert settled.findings[0].action == "3fold, one speaker a fold"
+
+
+@pytest.mark.parametrize("name", ["5fold", "50fold", "999999999fold"])
+def test_more_folds_than_speakers_are_refused_where_they_were_asked_for(name: str) -> None:
+    with pytest.raises(SettingError, match=rf"protocol is {name} .* at most 3fold"):
+        apply_protocol(name, corpus(3))
 
 
 def test_one_speaker_is_refused() -> None:

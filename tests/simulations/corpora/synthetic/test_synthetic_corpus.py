@@ -1,4 +1,5 @@
 import pickle
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -54,6 +55,26 @@ def test_options_are_read() -> None:
 def test_options_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(SettingError):
         parse_options(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("speakers=1000000000", "speakers is 1000000000; it must be a whole number from 1"),
+        ("speakers=100000,clips=100000", "10,000,000,000 clips; they must be at most 100,000"),
+        ("speakers=" + "9" * 5000, "at most 19 digits"),
+        ("speakers=\u00b2", "at most 19 digits"),
+        ("speakers=10^9", "at most 19 digits"),
+        ("seed=9999999999999999999", "seed is 9999999999999999999"),
+        ("speakres=3", "did you mean speakers"),
+        ("clips=3,clips=4", "clips stands there twice"),
+    ],
+    ids=lambda text: text[:20],
+)
+def test_too_large_a_corpus_is_refused_before_any_of_it_is_made(text: str, words: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(words)) as caught:
+        open_corpus("synthetic", text)
+    assert len(str(caught.value)) < 300
 
 
 def test_a_clip_is_the_same_whenever_and_wherever_it_is_made() -> None:
