@@ -31,8 +31,19 @@ Number = float | None
 Share = Annotated[float, msgspec.Meta(ge=-1e-9, le=1 + 1e-9)] | None
 """A number from 0 to 1; null where nothing could be measured."""
 
+MAX_DEPTH = 64
+"""Most objects and lists of a JSON text that are open at once."""
+_BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
+"""Strings, so that brackets inside them are passed over, and brackets."""
+
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """64 hexadecimal digits."""
+
+Ed25519Signature = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{128}$")]
+"""128 hexadecimal digits."""
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
+"""A text of 1 to 200 characters."""
 
 
 def decode_json(
@@ -61,7 +72,9 @@ def decode_json(
         sottovoce.shared.errors.MessageError: rounds.json is damaged: at [1]: expected ...
     """
     try:
-        content = json.loads(data, parse_constant=_refuse_constant)
+        text = data.decode() if isinstance(data, bytes) else data
+        _require_shallow(text)
+        content = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as fault:
         raise error(f"{name} is damaged: {fault}") from fault
     return convert_record(content, record, name=name, error=error)
@@ -111,6 +124,8 @@ def convert_record(
         return msgspec.convert(content, record)
     except msgspec.ValidationError as fault:
         raise error(f"{name} is damaged: {_describe(content, str(fault))}") from fault
+    except (OverflowError, UnicodeError) as fault:  # half a letter, or hundreds of digits
+        raise error(f"{name} is damaged: {fault}") from fault
 
 
 def to_plain(value: Any) -> Any:  # noqa: ANN401  (whatever a record may hold)
@@ -169,7 +184,7 @@ def _describe(content: object, fault: str) -> str:
     path = where.strip("`").removeprefix("$").removeprefix(".") or "the top"
     found = _value_at(content, path)
     found = found[:60] if isinstance(found, str) else found
-    said = f", found {found!r}" if isinstance(found, str | int | float) else ""
+    said = f", found {found!r:.70}" if isinstance(found, str | int | float) else ""
     return f"at {path}: {what[:1].lower()}{what[1:]}{said}"
 
 
@@ -183,6 +198,15 @@ def _value_at(content: object, path: str) -> object:
         else:
             return None
     return content
+
+
+def _require_shallow(text: str) -> None:
+    """Refuse nesting beyond ``MAX_DEPTH`` before a parser follows it down."""
+    depth = 0
+    for found in _BRACKETS.finditer(text):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(found[0], 0)
+        if depth > MAX_DEPTH:
+            raise ValueError(f"more than {MAX_DEPTH} brackets are open at once")
 
 
 def _refuse_constant(text: str) -> float:

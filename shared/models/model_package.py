@@ -1,7 +1,10 @@
 """Model package: everything that turns features into probabilities, and nothing else.
 
-Two files: ``model.safetensors`` with the tensors, ``model.json`` with labels, settings and the
-SHA-256 of the tensors. A package whose files do not belong together is refused.
+A folder of ``model.safetensors`` with the tensors, ``model.json`` with labels and settings, a card
+for people, and a manifest with the SHA-256 of each file. A folder whose files do not belong
+together is refused. Folders of earlier releases have no manifest; they are read with a warning,
+because devices hold heads that are bound to them, and a manifest alone stops no forger: who needs
+to know whose a model is pins its signer's key, and then a folder without a manifest is refused.
 """
 
 import hashlib
@@ -10,40 +13,39 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
-from sottovoce.shared.atomic_files import replace_file, replace_text
+from sottovoce.shared import codec
 from sottovoce.shared.calibration import HeadPrior, prior_from_file
-from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.errors import ModelError, SottovoceError
+from sottovoce.shared.models.model_folder import (
+    MANIFEST_FILE,
+    METADATA_FILE,
+    WEIGHTS_FILE,
+    read_model_folder,
+    write_model_folder,
+)
+from sottovoce.shared.models.model_record import (
+    SCHEMA,
+    ModelRecord,
+    decode_record,
+    load_tensors,
+)
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.speaker.neutral_direction import validate_direction
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
-SCHEMA = 2
-_WEIGHTS_FILE, _METADATA_FILE = "model.safetensors", "model.json"
+LOG = get_logger("sottovoce.models")
+
 _NEUTRAL_DIRECTION = "neutral_direction"
 _STATISTICS_PREFIX = "speaker_statistics."
-
-_SCHEMA_1_METADATA = {"length": "row_norm", "user_mean": "subtracts_user_mean"}
-_SCHEMA_1_TENSORS = {
-    "front.mean": "projection.mean",
-    "front.matrix": "projection.matrix",
-    "neutral": _NEUTRAL_DIRECTION,
-    "population.between": _STATISTICS_PREFIX + "between",
-    "population.within": _STATISTICS_PREFIX + "within",
-    "population.neutral_offset": _STATISTICS_PREFIX + "neutral_offset",
-    "population.neutral_within": _STATISTICS_PREFIX + "neutral_within",
-    "population.offset_spread": _STATISTICS_PREFIX + "offset_variance",
-}
-"""Names of schema 1, which devices still hold, and their present names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,7 +88,11 @@ class ModelPackage:
             "labels": classes == self.spec.classes == len(set(self.labels)),
             "projection": inputs == self.spec.inputs,
             "centre": self.centre.shape == (inputs,) and bool(self.centre.isfinite().all()),
-            "speaker_statistics": self.speaker_statistics.between.shape == (inputs,),
+            "speaker_statistics": self.speaker_statistics.between.shape == (inputs,)
+            and all(
+                bool(tensor.isfinite().all())
+                for tensor in self.speaker_statistics.to_tensors().values()
+            ),
             "prior": self.prior.mean.classes == classes,
             "basis": self.prior.basis is None or self.prior.basis.width == self._width,
             "weights": self.weights.dtype == torch.float32,
@@ -143,9 +149,25 @@ class ModelPackage:
         inputs = self.projection.prepare_inputs(features, mean, frames)
         return self.prior.logits_and_coordinates(network or self.build_network(), inputs, frames)
 
-    def save(self, folder: Path) -> None:
-        """Write both files; the metadata last, so that an incomplete package is refused."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def save(
+        self,
+        folder: Path,
+        *,
+        card: bytes | None = None,
+        fold: str = "",
+        trained_without: tuple[str, ...] = (),
+    ) -> str:
+        """Write the model folder, the manifest last, so that an incomplete one is refused.
+
+        Args:
+            folder: Made where it is missing; a signature in it is removed.
+            card: Content of ``MODEL_CARD.md``; None writes none.
+            fold: The fold that the model is of, in a run.
+            trained_without: Speakers that the model was not trained on, in a run.
+
+        Returns:
+            SHA-256 of the manifest, and so of the whole folder: 64 hexadecimal digits.
+        """
         statistics = self.speaker_statistics.to_tensors()
         tensors = {
             "weights": self.weights,
@@ -158,83 +180,89 @@ class ModelPackage:
             tensors[_NEUTRAL_DIRECTION] = self.neutral_direction
         # Copies: safetensors refuses tensors that share memory, as default statistics do.
         data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
-        metadata = {
-            "schema": SCHEMA,
-            "labels": list(self.labels),
-            "extractor": self.extractor,
-            "model": self.spec.to_dict(),
-            "row_norm": self.projection.row_norm,
-            "subtracts_user_mean": self.subtracts_user_mean,
-            "prior": self.prior.as_dict(),
-            "model_hash": self.model_hash,
-            "sha256": hashlib.sha256(data).hexdigest(),
-        }
-        replace_file(folder / _WEIGHTS_FILE, data)
-        text = json.dumps(metadata, indent=1, sort_keys=True)
-        replace_text(folder / _METADATA_FILE, text + "\n")
+        record = ModelRecord(
+            schema=SCHEMA,
+            labels=self.labels,
+            extractor=self.extractor,
+            model=self.spec.to_dict(),
+            row_norm=self.projection.row_norm,
+            subtracts_user_mean=self.subtracts_user_mean,
+            prior=self.prior.as_dict(),
+            model_hash=self.model_hash,
+            sha256=hashlib.sha256(data).hexdigest(),
+            fold=fold,
+            trained_without=trained_without,
+        )
+        text = json.dumps(codec.to_plain(record), indent=1, sort_keys=True) + "\n"
+        files = {WEIGHTS_FILE: data, METADATA_FILE: text.encode()}
+        return write_model_folder(folder, files | ({"MODEL_CARD.md": card} if card else {}))
 
     @classmethod
-    def load(cls, folder: Path) -> "ModelPackage":
-        """Read a package of the present schema or of schema 1.
+    def load(cls, folder: Path, *, trusted_key: str = "") -> "ModelPackage":
+        """Read a model folder of the present schema, or of an earlier one with a warning.
+
+        Args:
+            folder: The model folder.
+            trusted_key: Public key that must have signed it, 64 hexadecimal digits; "" asks for no
+                signature.
+
+        Guarantees:
+            - Nothing is downloaded, run or unpickled, whatever the files say.
+            - Less than 1 GB of memory is used, and none for what the files only claim.
 
         Raises:
-            ModelError: None there, damaged, or of another release.
+            ModelError: None there, damaged, altered, of another release, or not signed by the key.
         """
         way_out = "copy the model folder again, or train it anew"
         try:
-            metadata: dict[str, Any] = json.loads((folder / _METADATA_FILE).read_text())
-            data = (folder / _WEIGHTS_FILE).read_bytes()
-            schema = metadata["schema"]
-            if schema not in (1, SCHEMA):
-                raise ModelError(f"its schema is {schema}, this release reads 1 and {SCHEMA}")
-            if hashlib.sha256(data).hexdigest() != metadata["sha256"]:
-                raise ModelError(f"{_WEIGHTS_FILE} is not the one that {_METADATA_FILE} names")
-            tensors = load(data)
-            if schema == 1:
-                metadata, tensors = _from_schema_1(metadata, tensors)
-            package = cls(**_fields(metadata, tensors))
-            package.build_network()  # refuses weights of another length, or that are not finite
+            content = read_model_folder(folder, trusted_key=trusted_key)
+            package = cls._from_files(content.files, has_manifest=bool(content.digest))
         except FileNotFoundError as error:
             raise ModelError(f"{folder} holds no model: no {error.filename}; {way_out}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise ModelError(f"{folder} holds no usable model ({error}); {way_out}") from error
-        except (ModelError, SettingError) as error:
+        except SottovoceError as error:
             raise ModelError(f"{folder} holds no usable model: {error}; {way_out}") from error
+        if not content.digest:
+            LOG.warning(
+                "%s was written by an earlier release, without a manifest: nothing shows that "
+                "its labels and settings belong to its weights; export the model anew",
+                folder,
+            )
         return package
 
-
-def _from_schema_1(
-    metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Metadata and tensors of an earlier release under their present names."""
-    return (
-        {_SCHEMA_1_METADATA.get(name, name): value for name, value in metadata.items()},
-        {_SCHEMA_1_TENSORS.get(name, name): tensor for name, tensor in tensors.items()},
-    )
-
-
-def _fields(metadata: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The package's fields from its files."""
-    projection = PublicProjection(
-        mean=tensors["projection.mean"],
-        matrix=tensors["projection.matrix"],
-        row_norm=float(metadata["row_norm"]),
-    )
-    statistics = {
-        name.removeprefix(_STATISTICS_PREFIX): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(_STATISTICS_PREFIX)
-    }
-    return {
-        "labels": tuple(metadata["labels"]),
-        "extractor": str(metadata["extractor"]),
-        "spec": ModelSpec.from_dict(metadata["model"]),
-        "weights": tensors["weights"],
-        "projection": projection,
-        "centre": tensors["centre"],
-        "speaker_statistics": SpeakerStatistics.from_tensors(statistics),
-        "prior": prior_from_file(metadata["prior"], tensors),
-        "subtracts_user_mean": bool(metadata["subtracts_user_mean"]),
-        "model_hash": str(metadata["model_hash"]),
-        "neutral_direction": tensors.get(_NEUTRAL_DIRECTION),
-    }
+    @classmethod
+    def _from_files(cls, files: Mapping[str, bytes], *, has_manifest: bool) -> "ModelPackage":
+        """Build the package, each part checked against the model's description."""
+        record = decode_record(files[METADATA_FILE], name=METADATA_FILE)
+        if record.schema == SCHEMA and not has_manifest:
+            raise ModelError(f"its schema is {SCHEMA}, and its {MANIFEST_FILE} is missing")
+        data = files[WEIGHTS_FILE]
+        if hashlib.sha256(data).hexdigest() != record.sha256:
+            raise ModelError(f"{WEIGHTS_FILE} is not the one that {METADATA_FILE} names")
+        spec = ModelSpec.from_dict(record.model)
+        tensors = load_tensors(data, record, spec)
+        statistics = {
+            name.removeprefix(_STATISTICS_PREFIX): tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_STATISTICS_PREFIX)
+        }
+        package = cls(
+            labels=record.labels,
+            extractor=record.extractor,
+            spec=spec,
+            weights=tensors["weights"],
+            projection=PublicProjection(
+                mean=tensors["projection.mean"],
+                matrix=tensors["projection.matrix"],
+                row_norm=record.row_norm,
+            ),
+            centre=tensors["centre"],
+            speaker_statistics=SpeakerStatistics.from_tensors(statistics),
+            prior=prior_from_file(record.prior, tensors),
+            subtracts_user_mean=record.subtracts_user_mean,
+            model_hash=record.model_hash,
+            neutral_direction=tensors.get(_NEUTRAL_DIRECTION),
+        )
+        package.build_network()  # refuses weights that are not finite
+        return package

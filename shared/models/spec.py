@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 
 import torch
 from torch import nn
@@ -23,6 +24,12 @@ from sottovoce.shared.models.network import Backbone, Network
 MODEL_KINDS = ("linear", "mlp", "cnn-attention", "tcn", "bilstm-attention")
 """Two classifiers on frozen features, and three models that learn from log-mel."""
 POOLINGS = ("none", "mean-std", "attentive")
+
+MAX_WIDTH = 1 << 16
+MAX_CLASSES = 1 << 10
+MAX_PARAMETERS = 1 << 24
+"""Bounds on a description that comes from elsewhere, in a model folder or a server's plan: 64 MiB
+of weights. Without them a few digits of a file would take all of a device's memory."""
 
 _FROZEN_FEATURE_KINDS = ("linear", "mlp")
 _LOG_MEL_BACKBONES: dict[str, Callable[[int, int], Backbone]] = {
@@ -63,7 +70,7 @@ class ModelSpec:
         validation.require_one_of(MODEL_KINDS, kind=self.kind)
         validation.require_one_of(POOLINGS, pooling=self.pooling)
         for name, value, least in self._counts():
-            if not (isinstance(value, int) and value >= least):
+            if not (isinstance(value, int) and not isinstance(value, bool) and value >= least):
                 raise SettingError(f"{name} is {value!r}; it must be a whole number from {least}")
         validation.require_positive(bias_feature=self.bias_feature)
         if not (math.isfinite(self.dropout) and 0 <= self.dropout < 1):
@@ -119,11 +126,31 @@ class ModelSpec:
                 "use a model.json of this version"
             )
         try:
-            return cls(**values)  # type: ignore[arg-type]  # checked at birth
-        except (SettingError, TypeError) as error:
+            spec = cls(**values)  # type: ignore[arg-type]  # checked at birth
+        except (SettingError, TypeError, OverflowError) as error:
             raise ModelError(
                 f"a model that cannot be: {error}; use an intact model.json"
             ) from error
+        spec.require_affordable()
+        return spec
+
+    def require_affordable(self) -> None:
+        """Refuse a model that is larger than any that devices train, before it is built.
+
+        Raises:
+            ModelError: A width, a number of classes or of weights above its bound.
+
+        Example:
+            >>> ModelSpec(kind="mlp", inputs=64, classes=6, hidden=10**9).require_affordable()
+            Traceback (most recent call last):
+            sottovoce.shared.errors.ModelError: hidden of the model is 1000000000; at most 65536...
+        """
+        limits = {"inputs": MAX_WIDTH, "hidden": MAX_WIDTH, "classes": MAX_CLASSES}
+        for name, limit in limits.items():
+            if getattr(self, name) > limit:
+                raise ModelError(f"{name} of the model is {getattr(self, name)}; at most {limit}")
+        if (params := count_spec_parameters(self)) > MAX_PARAMETERS:
+            raise ModelError(f"the model has {params} weights; at most {MAX_PARAMETERS}")
 
 
 def build_network(spec: ModelSpec, seed: int) -> Network:
@@ -150,6 +177,23 @@ def build_network(spec: ModelSpec, seed: int) -> Network:
         nn.init.zeros_(network.head.weight)
         nn.init.zeros_(network.head.bias)
     return network
+
+
+def count_spec_parameters(spec: ModelSpec) -> int:
+    """Count the weights of a description's network, without allocating memory.
+
+    Example:
+        >>> count_spec_parameters(ModelSpec(kind="linear", inputs=64, classes=6))
+        390
+    """
+    return sum(shape.numel() for shape in _parameter_shapes(spec))
+
+
+@lru_cache(maxsize=16)
+def _parameter_shapes(spec: ModelSpec) -> tuple[torch.Size, ...]:
+    with torch.device("meta"):
+        network = Network(_build_backbone(spec), spec.classes, spec.dropout, spec.bias_feature)
+    return tuple(weight.shape for weight in network.parameters())
 
 
 def _build_backbone(spec: ModelSpec) -> Backbone:

@@ -137,10 +137,9 @@ def export_model(out: Path, fold_run: FoldRun, run: RunRecord) -> None:
     # Here, because it brings in Matplotlib: a second before the first round of every run.
     from sottovoce.simulations.reports.model_card import render_card
 
-    folder = out / "model"
-    package = fold_run.load_model()
-    package.save(folder)
-    words = json.loads((folder / "model.json").read_text())
-    words |= {"fold": fold_run.spec.fold.name, "trained_without": list(fold_run.spec.fold.test)}
-    replace_file(folder / "model.json", (json.dumps(words, indent=1) + "\n").encode())
-    replace_file(folder / "MODEL_CARD.md", render_card(run).encode())
+    fold_run.load_model().save(
+        out / "model",
+        card=render_card(run).encode(),
+        fold=fold_run.spec.fold.name,
+        trained_without=tuple(fold_run.spec.fold.test),
+    )

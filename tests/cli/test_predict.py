@@ -1,5 +1,6 @@
 """The command ``predict``."""
 
+import hashlib
 import json
 import shutil
 import wave
@@ -84,8 +85,8 @@ def test_a_bad_recording_fails_after_the_others_were_predicted(
     [
         ("model.json", "{", ["no usable model", "copy"]),
         ("model.json", "[]", ["no usable model", "copy"]),
-        ("model.json", None, ["no model", "model.json"]),
-        ("model.safetensors", "x", ["not the one that model.json names"]),
+        ("model.json", None, ["no usable model", "model.json", "missing"]),
+        ("model.safetensors", "x", ["not the one that manifest.json names", "copy"]),
         ("model.safetensors", None, ["model.safetensors"]),
     ],
 )
@@ -106,7 +107,7 @@ def test_a_damaged_model_is_refused(
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("schema", 3),
+        ("schema", 4),
         ("labels", ["angry"]),
         ("labels", ["angry", "angry"]),
         ("extractor", "ears"),
@@ -123,6 +124,10 @@ def test_a_model_whose_words_were_changed_is_refused(
 ) -> None:
     path = copied / "model" / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    manifest = copied / "model" / "manifest.json"  # hashed again: what is left are the values
+    hashes = json.loads(manifest.read_text())
+    hashes["files"]["model.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(hashes))
 
     status, out, last = say("predict", tiny_run.users / "s00_00.wav", "--model", copied / "model")
 

@@ -78,3 +78,30 @@ def test_what_json_has_no_type_for_is_made_plain() -> None:
     assert codec.to_plain({1: (Path("a") / "b", Kind.LINEAR, None)}) == {
         "1": ["a/b", "linear", None]
     }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 200_000,
+        '{"a":' * 200_000,
+        "[" + "9" * 400 + "]",
+        '["\\ud800"]',
+        "[1e999]",
+        "[NaN]",
+        b"\xff\xfe",
+        '"' + "\\" * 100_001,
+    ],
+    ids=lambda text: repr(text[:8]),
+)
+def test_extreme_texts_are_refused_in_its_own_words(text: str | bytes) -> None:
+    with pytest.raises(MessageError, match="note is damaged") as caught:
+        codec.decode_json(text, list[float], name="note")
+
+    assert len(str(caught.value)) < 500
+
+
+def test_brackets_in_strings_open_nothing() -> None:
+    text = '["' + "[" * 1_000 + '\\"["]'
+
+    assert codec.decode_json(text, list[str], name="note") == ["[" * 1_000 + '"[']

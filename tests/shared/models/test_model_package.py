@@ -1,17 +1,21 @@
-"""A package that an earlier release wrote is read; one of an unknown schema is refused."""
+"""A model folder is one thing: read whole as it was written, or refused; strangers' too."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from sottovoce.shared import crypto
 from sottovoce.shared.calibration import HeadPrior, identity_head
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models import ModelSpec, build_network, flatten_parameters
-from sottovoce.shared.models.model_package import SCHEMA, ModelPackage
+from sottovoce.shared.models.model_folder import sign_model_folder
+from sottovoce.shared.models.model_package import ModelPackage
+from sottovoce.shared.models.model_record import SCHEMA
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
@@ -56,24 +60,27 @@ def package() -> ModelPackage:
     )
 
 
-def _write_as_schema_1(folder: Path) -> None:
+def write_as_schema(folder: Path, schema: int) -> None:
     """Turn a package into what earlier releases wrote."""
-    tensors = load_file(folder / "model.safetensors")
-    data = save({OLD_TENSORS.get(name, name): tensor for name, tensor in tensors.items()})
     metadata = json.loads((folder / "model.json").read_text())
-    metadata = {OLD_METADATA.get(name, name): value for name, value in metadata.items()}
-    metadata |= {"schema": 1, "sha256": hashlib.sha256(data).hexdigest()}
+    data = (folder / "model.safetensors").read_bytes()
+    if schema == 1:
+        tensors = load_file(folder / "model.safetensors")
+        data = save({OLD_TENSORS.get(name, name): tensor for name, tensor in tensors.items()})
+        metadata = {OLD_METADATA.get(name, name): value for name, value in metadata.items()}
+    metadata |= {"schema": schema, "sha256": hashlib.sha256(data).hexdigest()}
     (folder / "model.safetensors").write_bytes(data)
     (folder / "model.json").write_text(json.dumps(metadata))
+    (folder / "manifest.json").unlink()
 
 
-@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("schema", [1, 2, SCHEMA])
 def test_a_package_is_read_as_it_was_written(
-    tmp_path: Path, package: ModelPackage, old: bool
+    tmp_path: Path, package: ModelPackage, schema: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     package.save(tmp_path)
-    if old:
-        _write_as_schema_1(tmp_path)
+    if schema != SCHEMA:
+        write_as_schema(tmp_path, schema)
 
     again = ModelPackage.load(tmp_path)
 
@@ -83,15 +90,182 @@ def test_a_package_is_read_as_it_was_written(
         assert torch.equal(getattr(again.speaker_statistics, name), tensor)
     assert again.neutral_direction is not None
     assert torch.equal(again.neutral_direction, torch.eye(INPUTS)[1])
+    assert ("without a manifest" in caplog.text) == (schema != SCHEMA)
 
 
-@pytest.mark.parametrize("schema", [0, SCHEMA + 1, "1"])
+@pytest.mark.parametrize("schema", [0, SCHEMA + 1, "1", True, None])
 def test_a_package_of_another_schema_is_refused(
     tmp_path: Path, package: ModelPackage, schema: object
 ) -> None:
     package.save(tmp_path)
-    path = tmp_path / "model.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": schema}))
+    rewrite(tmp_path, schema=schema)
 
-    with pytest.raises(ModelError, match=rf"schema is {schema}.* reads 1 and {SCHEMA}.*copy the"):
+    with pytest.raises(ModelError, match=rf"schema is .* reads 1 to {SCHEMA}.*copy the"):
         ModelPackage.load(tmp_path)
+
+
+def rewrite(folder: Path, **changes: object) -> None:
+    """Alter model.json, and hash the folder again as whoever alters it can."""
+    path = folder / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    hash_again(folder)
+
+
+def hash_again(folder: Path) -> None:
+    names = [path.name for path in folder.iterdir() if path.name.startswith("model")]
+    hashes = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in names}
+    (folder / "manifest.json").write_text(json.dumps({"schema": 1, "files": hashes}))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": ["sad", "angry"]},
+        {"prior": {**HeadPrior(mean=identity_head(2)).as_dict(), "bias": [5.0, -5.0]}},
+        {"extractor": "log-mel"},
+        {"row_norm": 3.0},
+        {"subtracts_user_mean": False},
+        {"trained_without": ["nobody"]},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_whatever_is_altered_in_the_metadata_is_noticed(
+    tmp_path: Path, package: ModelPackage, changes: dict[str, object]
+) -> None:
+    package.save(tmp_path, card=b"# Card")
+    path = tmp_path / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+    with pytest.raises(ModelError, match=r"model\.json is not the one that manifest\.json names"):
+        ModelPackage.load(tmp_path)
+
+
+def test_a_card_a_foreign_file_or_a_missing_manifest_is_noticed(
+    tmp_path: Path, package: ModelPackage
+) -> None:
+    package.save(tmp_path, card=b"# Card")
+    ModelPackage.load(tmp_path)
+    (tmp_path / ".DS_Store").write_bytes(b"left by a system")
+    ModelPackage.load(tmp_path)
+
+    (tmp_path / "weights.bin").write_bytes(b"")
+    with pytest.raises(ModelError, match=r"holds weights\.bin.*move it elsewhere"):
+        ModelPackage.load(tmp_path)
+    (tmp_path / "weights.bin").unlink()
+    (tmp_path / "MODEL_CARD.md").write_bytes(b"# Other card")
+    with pytest.raises(ModelError, match=r"MODEL_CARD\.md is not the one"):
+        ModelPackage.load(tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    with pytest.raises(ModelError, match=r"manifest\.json is missing"):
+        ModelPackage.load(tmp_path)
+
+
+def test_a_signature_shows_whose_a_model_is(tmp_path: Path, package: ModelPackage) -> None:
+    package.save(tmp_path)
+    own, other = crypto.new_key(), crypto.new_key()
+    key = crypto.identity_public_key(own).hex()
+    with pytest.raises(ModelError, match="it is not signed"):
+        ModelPackage.load(tmp_path, trusted_key=key)
+
+    assert sign_model_folder(tmp_path, own) == key
+    ModelPackage.load(tmp_path)
+    ModelPackage.load(tmp_path, trusted_key=key)
+
+    with pytest.raises(ModelError, match="must be by"):
+        ModelPackage.load(tmp_path, trusted_key=crypto.identity_public_key(other).hex())
+    rewrite(tmp_path, labels=["sad", "angry"])  # and hashed again: only the signature shows it
+    with pytest.raises(ModelError, match=r"manifest\.sig does not sign these files"):
+        ModelPackage.load(tmp_path)
+    (tmp_path / "manifest.sig").unlink()
+    ModelPackage.load(tmp_path)
+    with pytest.raises(ModelError, match="it is not signed"):
+        ModelPackage.load(tmp_path, trusted_key=key)
+
+
+def test_an_earlier_folder_does_not_pass_for_a_signed_one(
+    tmp_path: Path, package: ModelPackage
+) -> None:
+    package.save(tmp_path)
+    key = sign_model_folder(tmp_path, crypto.new_key())
+    write_as_schema(tmp_path, 2)
+
+    with pytest.raises(ModelError, match="so nobody signed it"):
+        ModelPackage.load(tmp_path, trusted_key=key)
+
+
+def test_saving_again_removes_the_signature(tmp_path: Path, package: ModelPackage) -> None:
+    package.save(tmp_path)
+    sign_model_folder(tmp_path, crypto.new_key())
+    package.save(tmp_path)
+
+    assert not (tmp_path / "manifest.sig").exists()
+    ModelPackage.load(tmp_path)
+
+
+SPEC_CHANGES: list[dict[str, object]] = [
+    {"hidden": 10**9},
+    {"kind": "bilstm-attention", "hidden": 10**18},
+    {"inputs": 10**9},
+    {"classes": 10**6},
+    {"kind": "mlp", "hidden": 2**16, "inputs": 2**16},
+    {"hidden": "9" * 1_000},
+    {"dropout": 10**400},
+]
+
+
+@pytest.mark.parametrize("changes", SPEC_CHANGES, ids=lambda one: str(one)[:30])
+def test_a_model_beyond_all_bounds_is_refused_before_it_is_built(
+    tmp_path: Path, package: ModelPackage, changes: dict[str, object]
+) -> None:
+    package.save(tmp_path)
+    rewrite(tmp_path, model=SPEC.to_dict() | changes)
+
+    with pytest.raises(ModelError, match="no usable model"):
+        ModelPackage.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("weights", torch.zeros(9)),
+        ("weights", torch.zeros(8, dtype=torch.float64)),
+        ("weights", torch.full((8,), torch.nan)),
+        ("centre", torch.zeros(INPUTS + 1)),
+        ("projection.mean", torch.zeros(())),
+        ("projection.matrix", torch.zeros(FEATURES, INPUTS, 1)),
+        ("neutral_direction", torch.zeros(INPUTS, 1)),
+        ("speaker_statistics.within", torch.full((INPUTS,), torch.inf)),
+        ("basis.matrix", torch.zeros(0, INPUTS)),
+        ("basis.matrix", torch.zeros(())),
+    ],
+    ids=str,
+)
+def test_a_tensor_of_another_shape_type_or_value_is_refused(
+    tmp_path: Path, package: ModelPackage, name: str, wrong: torch.Tensor
+) -> None:
+    package.save(tmp_path)
+    data = save(load_file(tmp_path / "model.safetensors") | {name: wrong})
+    (tmp_path / "model.safetensors").write_bytes(data)
+    rewrite(tmp_path, sha256=hashlib.sha256(data).hexdigest())
+
+    with pytest.raises(ModelError, match="no usable model"):
+        ModelPackage.load(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "model.json", "model.safetensors"])
+def test_a_pipe_a_link_or_a_folder_in_place_of_a_file_is_refused(
+    tmp_path: Path, package: ModelPackage, file: str
+) -> None:
+    makers = {
+        "a pipe": os.mkfifo,
+        "a link": lambda path: path.symlink_to("/dev/zero"),
+        "a folder": lambda path: path.mkdir(),
+    }
+    for number, (what, make) in enumerate(makers.items()):
+        folder = tmp_path / str(number)
+        package.save(folder)
+        (folder / file).unlink()
+        make(folder / file)
+
+        with pytest.raises(ModelError, match=f"{file} is {what}"):
+            ModelPackage.load(folder)
