@@ -307,7 +307,7 @@ def calibrate_noise_multiplier(
     validation.require_positive(epsilon=budget)
     validation.require_between(0, 1, delta=delta)
 
-    def passes(noise: float) -> bool:
+    def passes(noise: float, interval: float = _DISCRETISATION_INTERVAL) -> bool:
         spent = _compose(releases_for(noise), unit)
         slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
         left, rest = budget - slack, delta * math.exp(-slack)
@@ -320,21 +320,41 @@ def calibrate_noise_multiplier(
         # Far below the budget, an unsampled plan need not be discretised to know that it keeps it.
         if _has_closed_form(spent) and exact + MAX_DISCRETISATION_ERROR <= left:
             return False
-        return _composed_epsilon(spent, rest, _DISCRETISATION_INTERVAL) > left
+        return _composed_epsilon(spent, rest, interval) > left
 
-    # A bracket by doubling; what is returned is its upper end, which keeps the budget.
+    # To discretise finely takes long. Coarsely, most multipliers of the search are found to lie far
+    # from its result; less noise than one that passes the budget passes it as well.
+    too_low, enough = 0.0, math.inf
+    for noise in _bracket_noise(lambda noise: passes(noise, _COARSE_INTERVAL)) or ():
+        if passes(noise):
+            too_low = max(too_low, noise)
+        else:
+            enough = min(enough, noise)
+    found = _bracket_noise(
+        lambda noise: passes(noise) if too_low < noise < enough else noise <= too_low
+    )
+    if found is None:
+        raise SettingError(
+            f"epsilon {budget} at delta {delta} is too small for this plan even for one round; "
+            "raise epsilon, or lower the share of the normaliser and of the label counts"
+        )
+    return found[1]
+
+
+def _bracket_noise(passes: Callable[[float], bool]) -> tuple[float, float] | None:
+    """Two multipliers, 0.1 % apart at most: the lower passes a budget, the upper keeps it.
+
+    None where none up to 1e7 keeps it.
+    """
     low, high = 0.0, 1.0
     while passes(high):
         low, high = high, high * 2
         if high > 1e7:
-            raise SettingError(
-                f"epsilon {budget} at delta {delta} is too small for this plan even for one round; "
-                "raise epsilon, or lower the share of the normaliser and of the label counts"
-            )
+            return None
     while high - low > 1e-3 * high:
         middle = (low + high) / 2
         if passes(middle):
             low = middle
         else:
             high = middle
-    return high
+    return low, high
