@@ -42,7 +42,7 @@ demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded vo
 	$(BIN)/sottovoce simulate demo --out runs/demo
 
 test: $(STAMP) ## Run all tests, on all cores, and print coverage; make test ARGS="-k ledger" runs some
-	$(BIN)/python -m pytest -q --numprocesses=auto --dist=loadfile --cov $(ARGS)
+	$(BIN)/python -m pytest -q --numprocesses=auto --dist=worksteal --cov $(ARGS)
 
 fuzz: $(STAMP) ## Fuzz every reader of foreign bytes for an hour; make fuzz SECONDS=600 ARGS="wire" for less
 	$(BIN)/python tests/fuzzing/run.py --seconds $(SECONDS) $(ARGS)

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+# Workers of the suite share the cores, and so do the processes that tests start. Whoever starts
+# torch reads it once, when it is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
@@ -20,6 +24,11 @@ with warnings.catch_warnings():  # Flower brings a typer that click 8.3 warns ab
     import flwr.app  # noqa: F401
 
 _BESIDE = Path(__file__).resolve().parent.parent.parent / "shared" / "corpora"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long tests first, so that none of them is what all other workers wait for in the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
 @pytest.fixture(scope="session")

@@ -155,11 +155,6 @@ def make_federation(make_federation_at: MakeFederation, tmp_path: Path) -> MakeF
     return lambda name, **changes: make_federation_at(tmp_path / name, **changes)
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Name the marker of tests that start a federation of processes."""
-    config.addinivalue_line("markers", 'slow: takes a minute or more; leave out by -m "not slow"')
-
-
 def plan(projection: PublicProjection, *, rounds: int = 3) -> Plan:
     """A private plan; three rounds cost an epsilon of 8.4 at delta 1e-5."""
     return make_noised_plan(
