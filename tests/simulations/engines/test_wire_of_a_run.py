@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -653,12 +654,18 @@ def _may_ask(request: Message, plan: Plan, folder: Path) -> dict[str, Rule]:
 def _directions(request: Message, folder: Path) -> dict[str, Rule]:
     """In what directions heads may bend: what public speakers say under these very weights."""
     weights = flower_records.decode_final_model_request(request.content).weights
-    tensors = Job.load(folder / "server").estimate_head_prior(weights).basis_tensors()
+    tensors = _public_directions(folder / "server", tuple(weights.tolist()))
     assert tensors, "these runs have public speakers"
     return {
         "basis": _is("ArrayRecord"),
         **{f"basis/{name}": _array(tensor) for name, tensor in tensors.items()},
     }
+
+
+@lru_cache(maxsize=1)
+def _public_directions(job: Path, weights: tuple[float, ...]) -> dict[str, Tensor]:
+    """What a job's public speakers say of these weights; every device is told the same."""
+    return dict(Job.load(job).estimate_head_prior(torch.tensor(weights)).basis_tensors())
 
 
 def _offered(request: Message, folder: Path) -> dict[str, Rule]:
@@ -840,8 +847,7 @@ def _inherit(old: Path, new: Path, how: str) -> None:
     if how == "another key":
         return
     fresh, held = Device.open(new), Device.open(new).load_features()
-    before, vault = Device.open(old), FileVault.open(old / "vault")
-    key = unwrap_key(vault.wrap_key(PHRASE), PHRASE, user=vault.user)
+    before, key = Device.open(old), _carried_key(old)
     roster = fresh.pinned_roster
     shutil.rmtree(new)
     again = Device.create(new, fresh.profile, held, key=key)
@@ -849,6 +855,13 @@ def _inherit(old: Path, new: Path, how: str) -> None:
     if how == "lived on":
         for name in ("head", "head-scores"):
             again.vault.put(name, before.vault.get(name))
+
+
+@lru_cache(maxsize=len(USERS))
+def _carried_key(device: Path) -> bytes:
+    """The key as its user takes it along; a phrase is slow to try, on purpose."""
+    vault = FileVault.open(device / "vault")
+    return unwrap_key(vault.wrap_key(PHRASE), PHRASE, user=vault.user)
 
 
 def test_a_size_that_tells_would_be_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
