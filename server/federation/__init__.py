@@ -13,5 +13,6 @@ __all__ = [
     "reply_limits",
     "reply_validation",
     "sampled_coordinator",
+    "sum_collection",
     "training_job",
 ]

@@ -8,11 +8,9 @@ sums is the order of users' names, whatever the order of arrival.
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from sottovoce.server.aggregation.private_sums import PrivateAggregator
-from sottovoce.server.aggregation.secure_sum import SecureAggregator, SecureSumExchange
 from sottovoce.server.aggregation.server_optimizer import (
     ServerState,
     apply_update,
@@ -26,9 +24,13 @@ from sottovoce.server.federation.head_statistics_round import EvaluatedModel, He
 from sottovoce.server.federation.model_distribution import ModelDistributor
 from sottovoce.server.federation.participants import EnrolmentSummary, Participant
 from sottovoce.server.federation.reply_validation import ReplyValidator
+from sottovoce.server.federation.sum_collection import (
+    OpenSumCollector,
+    SecureSumCollector,
+    SumCollector,
+)
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError
-from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
 
@@ -60,18 +62,20 @@ class TrainingCoordinator:
         self._listener = listener or IgnoreEvents()
         self._cohorts = CohortSelector(plan=job.plan, simulated_seed=job.simulated_seed)
         self._validator = ReplyValidator(job.plan, max_update_norm=job.aggregation.max_update_norm)
-        self._statistics = HeadStatisticsRound(job, channel, self.aggregator, self._validator)
         self._distributor = ModelDistributor(job, folder, channel)
-        self._secure_configs = job.plan.scheme.match_sums(
-            job.plan, plain=lambda: None, secure=lambda configs: configs
-        )
-        # Once enrolled, where sums are secure: enrolment brings the public keys.
-        self._secure_aggregator: SecureAggregator | None = None
+        self.sums = self._choose_collector()
+        self._statistics = HeadStatisticsRound(job, self.sums)
 
-    @property
-    def _uses_secure_sums(self) -> bool:
-        """Whether sums are made securely."""
-        return self._secure_configs is not None
+    def _choose_collector(self) -> SumCollector:
+        """How the plan's scheme collects its sums."""
+        parts = (self.job, self._channel, self.aggregator)
+        return self.job.plan.scheme.match_sums(
+            self.job.plan,
+            plain=lambda: OpenSumCollector(
+                *parts, validator=self._validator, cohorts=self._cohorts
+            ),
+            secure=lambda configs: SecureSumCollector(*parts, configs=configs),
+        )
 
     def run(self) -> ServerState:
         """Run everything, from the last checkpoint on, and return the final state.
@@ -116,47 +120,23 @@ class TrainingCoordinator:
             projection=self.job.projection,
             speaker_statistics=self.job.speaker_statistics,
         )
-        size = (
-            0
-            if self._uses_secure_sums
-            else len(self.job.plan.labels) + self.job.projection.output_size
-        )
         replies = [
             (device, reply)
-            for device, reply in self._channel.request(dict.fromkeys(nodes, request), size=size)
+            for device, reply in self._channel.request(
+                dict.fromkeys(nodes, request), size=self.sums.enrolment_size
+            )
             if self._validator.accepts_enrolment(reply)
         ]
         self._channel.users_by_node = {device.node: device.user for device, _ in replies}
         contributing = [
-            (device, reply)
-            for device, reply in replies
-            if reply.status is messages.Status.OK
-            and (reply.value is not None or self._uses_secure_sums)
+            (device, reply) for device, reply in replies if self.sums.is_contribution(reply)
         ]
         # The quorum is checked before any sum is released: a sum costs budget.
         self._require_enrolled(len(nodes), len(contributing), replies)
         receiving = [
             device for device, reply in replies if reply.status is messages.Status.RECEIVE_ONLY
         ]
-        if self._uses_secure_sums:
-            roster = {device.user: reply.body for device, reply in contributing}
-            return self._enrol_securely(
-                [device for device, _ in contributing], receiving, roster=roster
-            )
-        values = [reply.value for _, reply in contributing if reply.value is not None]
-        classes = len(self.job.plan.labels)
-        released = self.aggregator.get_released_sum("label-counts")
-        return EnrolmentSummary(
-            contributors=[device for device, _ in contributing],
-            receivers=receiving,
-            label_counts=self.aggregator.release_label_counts(
-                [value[:classes] for value in values]
-            ),
-            feature_sum=self.aggregator.release_centre([value[classes:] for value in values]),
-            # Of a run that goes on, as many as there were when it began.
-            devices_aggregated=released.devices if released else len(values),
-            rows_per_device=self.job.plan.scheme.rows_per_device,
-        )
+        return self.sums.release_enrolment(contributing, receiving)
 
     def _require_enrolled(
         self,
@@ -177,53 +157,6 @@ class TrainingCoordinator:
                 f"{self.job.quorum:g} ({summarise_reasons(replies)}). See the devices' own logs, "
                 "then run again with --resume"
             )
-
-    def _enrol_securely(
-        self,
-        devices: list[Participant],
-        receiving: list[Participant],
-        *,
-        roster: dict[str, bytes],
-    ) -> EnrolmentSummary:
-        """Enrol devices with label counts and centre out of one secure sum."""
-        plan = self.job.plan
-        if self._secure_configs is None:
-            raise EngineError("the plan has no secure sums")
-        self._secure_aggregator = SecureAggregator(
-            configs=self._secure_configs,
-            exchange=SecureSumExchange(
-                plan_digest=plan.content_hash(),
-                roster=roster,
-                send=self._channel.request_sum_step,
-                is_simulated=self.job.simulated_seed is not None,
-            ),
-            aggregator=self.aggregator,
-        )
-        releases = {"label-counts": plan.counts_release()}
-        if centre := plan.centre_release():
-            releases["centre"] = centre
-        released = self._secure_aggregator.release_enrolment(
-            releases, [device.user for device in devices]
-        )
-        classes = len(plan.labels)
-        sums = torch.zeros(self.job.projection.output_size, dtype=torch.float64)
-        if centre:
-            sums = self._rescale(SumKind.CENTRE, released.total[classes:])
-        return EnrolmentSummary(
-            contributors=[device for device in devices if device.user in released.users],
-            receivers=receiving,
-            label_counts=self._rescale(SumKind.LABEL_COUNTS, released.total[:classes]),
-            feature_sum=sums,
-            devices_aggregated=released.devices,
-            rows_per_device=plan.scheme.rows_per_device,
-        )
-
-    def _rescale(self, kind: SumKind, total: Tensor) -> Tensor:
-        """Bring a part of the first secure sum, each bounded by 1, back to its own units."""
-        mechanism = self.job.plan.scheme.sum_mechanism(self.job.plan, kind)
-        if mechanism is None:
-            raise EngineError(f"the plan has no secure sum of {kind.value}")
-        return total * mechanism.clip_norm
 
     def _train_round(
         self, state: ServerState, summary: EnrolmentSummary
@@ -252,67 +185,18 @@ class TrainingCoordinator:
             clip_norm=float(state.clip_norm),
             update_scale=rate / expected,
         )
-        mean = self.compute_mean_update(request, devices, len(summary.contributors))
+        mean = self.sums.compute_mean_update(request, devices, len(summary.contributors))
         mean, next_clip_norm = plan.scheme.unpack_update(plan, mean, float(state.clip_norm))
         next_state = apply_update(
             state, mean.float(), self.job.aggregation, rate=rate, next_clip_norm=next_clip_norm
         )
         return next_state, len(devices)
 
-    def compute_mean_update(
-        self, request: messages.TrainRequest, devices: Sequence[Participant], contributors: int
-    ) -> Tensor:
-        """Collect the devices' updates and compute their mean, shape (params,), float64.
-
-        Args:
-            request: The round's request.
-            devices: The round's cohort.
-            contributors: How many devices train in this run.
-
-        Guarantees:
-            - A round whose sum was released before this server was interrupted is not asked again.
-
-        Raises:
-            EngineError: Too few devices gave a usable update.
-        """
-        number = request.round
-        # Its aggregator looks up what was released before.
-        if self._secure_aggregator:
-            name, release = f"round-{number}", self.job.plan.gradient_release(number)
-            released = self._secure_aggregator.release_sum(
-                name, {name: release}, [one.user for one in devices], request
-            )
-            return released.total / released.devices
-        stored = self.aggregator.get_released_round(number)
-        if stored is not None:
-            return stored.total / self._cohorts.mean_divisor(stored.devices, contributors)
-        size = len(request.weights) + self.job.plan.extra_coordinates
-        replies = self._channel.request({device.node: request for device in devices}, size=size)
-        updates, norms = [], []
-        for _, reply in replies:
-            norm = self._validator.update_norm(reply, request)
-            if norm is not None and reply.value is not None:
-                updates.append(reply.value)
-                norms.append(norm)
-        if len(updates) < self.job.quorum * len(devices):
-            raise EngineError(
-                f"round {number}: {len(updates)} of {len(devices)} devices gave a usable "
-                f"update, below the quorum of {self.job.quorum:g} ({summarise_reasons(replies)}). "
-                "The rounds before are kept: run again with --resume"
-            )
-        count = self._cohorts.mean_divisor(len(updates), contributors)
-        if not updates:  # sampling may leave out everybody
-            updates, norms = [torch.zeros(size)], [0.0]
-        total = self.aggregator.release_updates(
-            number, updates, denominator=request.denominator, norms=norms
-        )
-        return total / count
-
     def _distribute_final_model(self, state: ServerState, summary: EnrolmentSummary) -> None:
         """Distribute the model and the heads' prior; store the sealed heads that come back."""
         weights = state.released_weights
         prior = self._statistics.calibrate_prior(
-            weights, summary, self._iter_evaluated_models(weights, summary), self._secure_aggregator
+            weights, summary, self._iter_evaluated_models(weights, summary)
         )
         request = self._distributor.save_model(weights, summary.centre, prior)
         self._distributor.send_model(request, (*summary.contributors, *summary.receivers))

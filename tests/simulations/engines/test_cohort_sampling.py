@@ -113,7 +113,7 @@ def test_a_mean_is_over_those_expected(plan: Plan, make_job: Any, tmp_path: Any)
     )
     devices = [Participant(user=str(node), node=node) for node in (100, 101, 102)]
     for came in (devices, devices[:1], []):
-        mean = training.compute_mean_update(request, came, contributors=10)
+        mean = training.sums.compute_mean_update(request, came, contributors=10)
         assert torch.allclose(mean.float(), update * len(came) / (10 * RATE), atol=1e-6)
 
 

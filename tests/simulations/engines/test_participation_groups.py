@@ -180,7 +180,7 @@ def test_a_mean_is_over_a_groups_share_whoever_came(
     )
     devices = [Participant(user=str(node), node=node) for node in (100, 101, 102)]
     for came in (devices, devices[:1], []):
-        mean = training.compute_mean_update(request, came, contributors=10)
+        mean = training.sums.compute_mean_update(request, came, contributors=10)
         assert torch.allclose(mean.float(), update * len(came) / 5, atol=1e-6)
 
 
