@@ -156,6 +156,7 @@ def _calibrated_prior(
     prior: HeadPrior, speakers: SpeakerLogits, query: CalibrationQuery, statistics: HeadStatistics
 ) -> HeadPrior:
     """See :func:`calibrate_prior`; raises where the sum makes no sense."""
+    _require_finite(statistics.total, "sum")
     usual = replace(prior.mean, log_temperature=query.log_temperature)
     shares = _public_shares(speaker_nonconformity(usual, speakers), query.edges)
     statistics = _with_refined_weight(query, statistics)
@@ -165,8 +166,16 @@ def _calibrated_prior(
     levels, shift, doubt = _posterior_shift(query, shares, statistics)
     # Probit approximation: averaging Phi over a normal shift divides the quantile by sqrt(1 + e^2).
     predictive = (levels + shift) / (1 + doubt.square()).sqrt()
+    # A rank of NaN would become the first one: the emptiest sets, with a promise.
+    _require_finite(predictive, "shift of the scores")
     scores = _shifted_scores(public, levels, predictive)
     return replace(settled, scores=replace(scores, tail_mass=1 / (1 + statistics.utterances)))
+
+
+def _require_finite(numbers: Tensor, name: str) -> None:
+    """Refuse a NaN or an infinity."""
+    if not bool(numbers.isfinite().all()):
+        raise ModelError(f"the {name} holds NaN or infinite numbers")
 
 
 def _public_shares(speaker_scores: Sequence[Tensor], edges: Tensor) -> Tensor:

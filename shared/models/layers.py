@@ -53,9 +53,13 @@ class MeanStdPooling(nn.Module):
             >>> MeanStdPooling()(padded, torch.tensor([2]))
             tensor([[2.0000, 1.0000]])
         """
-        # The clamp leaves an utterance without frames at a mean of 0 instead of NaN.
-        real = frame_mask(features, frames).to(features.dtype)
-        return weighted_moments(features, real / real.sum(dim=1, keepdim=True).clamp(min=1))
+        mask = frame_mask(features, frames)
+        real = mask.to(features.dtype)
+        # Filled, since a weight of 0 times an infinity is NaN. The clamp leaves an utterance
+        # without frames at a mean of 0 instead of NaN.
+        return weighted_moments(
+            features.masked_fill(~mask, 0), real / real.sum(dim=1, keepdim=True).clamp(min=1)
+        )
 
 
 class AttentivePooling(nn.Module):
@@ -77,11 +81,13 @@ class AttentivePooling(nn.Module):
             >>> pool(torch.zeros(2, 5, 3), torch.tensor([5, 2])).shape
             torch.Size([2, 6])
         """
+        padding = ~frame_mask(features, frames)
+        # Filled first, since a weight of 0 times an infinity is NaN, and so is its gradient.
+        features = features.masked_fill(padding, 0)
         scores: Tensor = self.score(torch.tanh(self.projection(features)))
         # Not -inf: the softmax of an utterance without frames would be NaN.
         lowest = torch.finfo(scores.dtype).min
-        scores = scores.masked_fill(~frame_mask(features, frames), lowest)
-        return weighted_moments(features, scores.softmax(dim=1))
+        return weighted_moments(features, scores.masked_fill(padding, lowest).softmax(dim=1))
 
 
 class ConvolutionBlock(nn.Module):
@@ -124,7 +130,7 @@ class ConvolutionBlock(nn.Module):
         left = (frames + self.stride - 1) // self.stride
         active = F.gelu(self.norm(filtered))
         # Bias and norm make padding non-zero; the next convolution must read zeros there.
-        return active * frame_mask(active, left), left
+        return active.masked_fill(~frame_mask(active, left), 0), left
 
 
 class BidirectionalLstm(nn.LSTM):

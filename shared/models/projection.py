@@ -140,6 +140,7 @@ def normalise_and_mask(
         - A row depends on its own features and the mean alone. One utterance can move another's
           inputs only through a mean computed from it, which must then be a booked release.
         - A row with a NaN or an infinity comes out with NaN; training counts its gradient as zeros.
+          Behind the last frame anything comes out as zeros.
 
     Example:
         >>> rows = torch.tensor([[[3.0, 4.0], [9.0, 9.0]]])
@@ -151,9 +152,10 @@ def normalise_and_mask(
         norm = torch.linalg.vector_norm(centred, dim=-1, keepdim=True)
         centred = centred * (row_norm / norm.clamp(min=1e-12))
     if centred.dim() == 3:
-        # Subtracting the mean has made the padding non-zero.
+        # Subtracting the mean has made the padding non-zero. Filled, since 0 times an infinity
+        # is NaN.
         steps = torch.arange(centred.shape[1])[None, :, None]
-        centred = centred * (steps < frames[:, None, None])
+        centred = centred.masked_fill(steps >= frames[:, None, None], 0)
     return centred
 
 

@@ -90,7 +90,8 @@ def average_frames(projected: Tensor, frames: Tensor) -> Tensor:
     """Average each utterance over its real frames.
 
     Args:
-        projected: Shape (utterances, inputs) or (utterances, frames, inputs), padding arbitrary.
+        projected: Shape (utterances, inputs) or (utterances, frames, inputs), padding
+            arbitrary, also NaN or infinite.
         frames: Real frames of each utterance, shape (utterances,), int64.
 
     Returns:
@@ -104,8 +105,9 @@ def average_frames(projected: Tensor, frames: Tensor) -> Tensor:
     if projected.dim() == 2:
         return projected
     steps = torch.arange(projected.shape[1])[None, :, None]
-    real = steps < frames[:, None, None]
-    return (projected * real).sum(1) / frames[:, None].clamp(min=1)
+    # Filled, since 0 times an infinity is NaN.
+    real = projected.masked_fill(steps >= frames[:, None, None], 0)
+    return real.sum(1) / frames[:, None].clamp(min=1)
 
 
 def expected_neutral_offset(

@@ -224,12 +224,24 @@ def test_an_answer_that_makes_no_sense_crashes_nothing(value: float, doubt: floa
     assert abs(found.mean.log_temperature - ASKED.log_temperature) <= 0.6
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("part", [slice(0, 2), slice(2, 3), slice(2, None), slice(-1, None)])
 def test_where_nothing_can_be_learned_the_public_prior_stays(
-    caplog: pytest.LogCaptureFixture,
+    caplog: pytest.LogCaptureFixture, value: float, part: slice
 ) -> None:
-    statistics = summed(people(USERS, log_temperature=0.3, what="users"))
-    statistics.total[:2] = math.nan  # gradient and curvature of the loss
+    """Gradient and curvature of the loss come first, then a count for each range of scores."""
+    users = people(USERS, log_temperature=0.3, what="users")
+    statistics = summed(users)
+    statistics.total[part] = value
 
     with caplog.at_level("WARNING", logger="sottovoce.server"):
         assert prior_calibration.calibrate_prior(PRIOR, PUBLIC, ASKED, statistics) is PRIOR
     assert "make no sense" in caplog.text
+
+
+@pytest.mark.parametrize("field", ["total_weight", "weight_noise_std", "noise_std"])
+def test_a_weight_that_is_no_number_leaves_the_public_prior(field: str) -> None:
+    statistics = summed(people(USERS, log_temperature=0.3, what="users"), spread=1.0)
+    broken = replace(statistics, **{field: math.nan})
+
+    assert prior_calibration.calibrate_prior(PRIOR, PUBLIC, ASKED, broken) is PRIOR

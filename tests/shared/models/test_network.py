@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -46,6 +48,28 @@ def test_padding_does_not_change_the_logits(kind: str, pooling: str, extra: int)
     for index, length in enumerate(frames.tolist()):
         alone = model(features[index : index + 1, :length], frames[index : index + 1])
         torch.testing.assert_close(alone[0], logits[index], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "pooling"), HEADS)
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_whatever_the_padding_holds_changes_neither_logits_nor_gradients(
+    kind: str, pooling: str, value: float
+) -> None:
+    """A weight of 0 times an infinity is NaN."""
+    model, frames = network(kind, pooling), torch.tensor([3, 1])
+    features = padded(frames, 5)
+    spoiled = features.clone()
+    spoiled[0, 3:], spoiled[1, 1:] = value, value
+
+    found = []
+    for one in (features, spoiled):
+        model.zero_grad()
+        logits = model(one, frames)
+        logits.square().sum().backward()
+        found.append([logits, *(part.grad for part in model.parameters())])
+
+    assert all(bool(part.isfinite().all()) for part in found[1])
+    assert all(map(torch.equal, *found))
 
 
 @pytest.mark.parametrize(("kind", "pooling"), ON_FRAMES)

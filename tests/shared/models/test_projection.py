@@ -111,6 +111,18 @@ def test_padding_stays_zero_behind_a_mean() -> None:
     assert inputs[1, :2].count_nonzero() == 2 * INPUTS
 
 
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, 1e38])
+@pytest.mark.parametrize("row_norm", [0.0, 1.0])
+def test_padding_is_zeros_whatever_it_held(value: float, row_norm: float) -> None:
+    projected, frames = torch.ones(2, 5, INPUTS), torch.tensor([5, 2])
+    projected[1, 2:] = value
+
+    inputs = normalise_and_mask(projected, torch.full((INPUTS,), 9.0), frames, row_norm=row_norm)
+
+    assert inputs.isfinite().all()
+    assert inputs[1, 2:].count_nonzero() == 0
+
+
 def test_the_identity_projection_changes_nothing() -> None:
     features = torch.randn(3, FEATURES)
     assert torch.equal(identity_projection(FEATURES).project_features(features), features)

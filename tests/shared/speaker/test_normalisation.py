@@ -301,12 +301,13 @@ def test_what_the_model_hears_of_neutral_speech_corrects_neutral_clips() -> None
     assert torch.allclose(unlabelled, rows.mean(0)), "clips of any emotion are not corrected"
 
 
-def test_frames_beyond_the_last_say_nothing() -> None:
+@pytest.mark.parametrize("value", [99.0, math.inf, -math.inf, math.nan])
+def test_frames_beyond_the_last_say_nothing(value: float) -> None:
     projected = torch.randn(3, 8, INPUTS, generator=torch.Generator().manual_seed(0))
     frames = torch.tensor([8, 3, 1])
     rows = normalisation.average_frames(projected, frames)
-    projected[1, 3:] = 99.0
-    projected[2, 1:] = -99.0
+    projected[1, 3:] = value
+    projected[2, 1:] = -value
 
     assert torch.equal(normalisation.average_frames(projected, frames), rows)
     assert torch.allclose(rows[1], projected[1, :3].mean(0))
