@@ -29,8 +29,8 @@ Json = dict[str, Any]
 Table = Mapping[str, Any]
 """A part of a record for readers that look keys up by variable names."""
 
-Unit = Annotated[str, Meta(pattern=f"^({'|'.join(unit_names())})$")]
-"""Unit of privacy."""
+Unit = str
+"""Name of a unit of privacy; which ones there are is known when a record is read."""
 
 
 class CorpusFacts(TypedDict):
@@ -548,9 +548,18 @@ def build_schemas() -> dict[str, Json]:
         ['audit', 'privacy', 'run', 'sweep']
     """
     return {
-        name: build_json_schema(record, title=f"Sottovoce {name}.json")
+        name: _with_units(build_json_schema(record, title=f"Sottovoce {name}.json"))
         for name, record in RECORDS.items()
     }
+
+
+def _with_units(schema: Json) -> Json:
+    """Restrict every unit to those of this version, and those that were registered."""
+    for definition in schema["$defs"].values():
+        unit = definition.get("properties", {}).get("unit")
+        if unit is not None:
+            unit["enum"] = list(unit_names())
+    return schema
 
 
 def validate_run(run: object, *, name: str = "run.json") -> RunRecord:
@@ -656,6 +665,20 @@ def _read(folder: Path, name: str) -> object:
     return content
 
 
+def _require_known_units(content: Json, name: str) -> None:
+    """Refuse a unit that no scheme has, at the top or in a run's privacy section."""
+    section = content.get("privacy")
+    units = {"unit": content.get("unit")}
+    if isinstance(section, dict):
+        units["privacy.unit"] = section.get("unit")
+    for path, unit in units.items():
+        if unit is not None and unit not in unit_names():
+            raise MessageError(
+                f"{name} is damaged: at {path}: expected one of {', '.join(unit_names())}, found "
+                f"{unit!r}"
+            )
+
+
 def _validate(content: object, record: type[Record], name: str) -> Record:
     """Schema first, then every key."""
     if not isinstance(content, dict) or "schema" not in content:
@@ -674,5 +697,6 @@ def _validate(content: object, record: type[Record], name: str) -> Record:
             f"{SCHEMA_VERSION}: run the simulation again, or read it with the release that wrote it"
         )
     convert_record(content, record, name=name)
+    _require_known_units(content, name)
     # What was read, and not what it was converted to: readers may look for keys of their own.
     return cast(Record, content)

@@ -14,6 +14,7 @@ from sottovoce.server.planning import noise_calibration, recipe
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import PlanFacts, PlanT, PrivacyScheme, SumKind, UnitWording
 from sottovoce.shared.privacy.schemes import (
@@ -27,6 +28,8 @@ from sottovoce.shared.privacy.schemes import (
 from sottovoce.shared.privacy.schemes.user import UserScheme
 from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.simulations.results import schema
+from sottovoce.simulations.results.privacy_record import build_privacy_record
 
 RECIPE = recipe.default_recipe(unit="user")
 BARE = noise_calibration.plan_without_noise(
@@ -97,6 +100,34 @@ def test_a_seventh_unit_plans_travels_books_and_states(
     assert usual.user is not None
     assert booked.user.noise_multiplier == 2 * usual.user.update.noise_multiplier
     assert float(total.std()) == pytest.approx(booked.user.noise_std, rel=0.03)
+
+
+def test_a_seventh_unit_writes_and_reads_its_privacy_record(
+    tmp_path: Path, seventh: ReplacedUserScheme
+) -> None:
+    plan, target = _planned("replaced-user")
+    Ledger.create(tmp_path / "ada.jsonl", "ada")
+    device = Ledger(tmp_path / "ada.jsonl")
+    server = PrivateAggregator(
+        plan, tmp_path, budgets=noise_calibration.server_budgets(target), seed=1
+    )
+    server.release_updates(1, [torch.zeros(20)], denominator=1.0)
+
+    record = build_privacy_record(
+        target, plan, {"fold-1": {"ada": device}}, {"fold-1": server.ledger}
+    )
+    schema.write_json(tmp_path / "privacy.json", record)
+
+    assert schema.read_privacy(tmp_path)["unit"] == seventh.unit
+    published = schema.build_schemas()["privacy"]["$defs"]["PrivacyRecord"]["properties"]
+    assert published["unit"]["enum"] == list(unit_names())
+    assert "replaced" in record["statement"]
+    unregister_scheme(seventh)
+    try:
+        with pytest.raises(MessageError, match=r"unit: expected one of none, .* 'replaced-user'"):
+            schema.read_privacy(tmp_path)
+    finally:
+        register_scheme(seventh)
 
 
 def test_a_plan_of_a_unit_that_nobody_registered_is_refused(seventh: ReplacedUserScheme) -> None:
