@@ -97,7 +97,7 @@ class SumCollector(ABC):
 
 
 class OpenSumCollector(SumCollector):
-    """Collects replies that the server reads one by one, and sums them.
+    """Collects replies one by one and sums them, in the open to the server.
 
     Args:
         job: What the operator wants.
@@ -286,7 +286,7 @@ class SecureSumCollector(SumCollector):
         devices: Sequence[Participant],
         contributors: int,  # noqa: ARG002  (the sum itself says who is in it)
     ) -> Tensor:
-        """Divide the unmasked sum by those who are in it."""
+        """Divide the unmasked sum by the number of its devices."""
         name, release = f"round-{request.round}", self._job.plan.gradient_release(request.round)
         released = self._require_enrolled().release_sum(
             name, {name: release}, [one.user for one in devices], request
@@ -296,7 +296,7 @@ class SecureSumCollector(SumCollector):
     def collect_head_statistics(
         self, request: messages.HeadStatisticsRequest, devices: Sequence[Participant]
     ) -> tuple[Tensor, int]:
-        """Unmask the sum of those who are in it."""
+        """Unmask the sum, and say how many devices it holds."""
         release = self._job.plan.calibration_release()
         if release is None:
             raise EngineError("the plan asks for no head statistics")
