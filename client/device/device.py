@@ -548,5 +548,5 @@ def _read_profile(path: Path) -> DeviceProfile:
             f"{path.parent} holds no device; the app that trains makes one, in Python with "
             f"sottovoce.Device.create({str(path.parent)!r}, ...): name the folder that it made"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise PrivacyError(f"{path} is damaged ({error}); restore it from a backup") from error

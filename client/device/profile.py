@@ -1,12 +1,14 @@
 """The decisions of a device's owner, and the owner's recordings as features."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from sottovoce.shared.codec import convert_record
+from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 
@@ -51,8 +53,11 @@ class DeviceProfile:
     def from_dict(cls, record: Mapping[str, Any]) -> "DeviceProfile":
         """Read what :meth:`to_dict` gave; the caller turns what is raised into its own error."""
         known = dict(record)
-        labels, budgets = tuple(known.pop("labels")), _read_budgets(known)
-        return cls(**known, budgets=budgets, labels=labels)
+        budgets = _read_budgets(known)
+        if unknown := set(known) - {field.name for field in fields(cls)}:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        # By type: a word where true or false belongs would count as true.
+        return convert_record(known | {"budgets": budgets}, cls, name="profile", error=PrivacyError)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

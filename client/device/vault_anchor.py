@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Final
 
 from sottovoce.client.device.vault import Vault
-from sottovoce.shared.errors import LedgerError, PrivacyError
+from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy.hash_chain import Anchor
 
 _NAME: Final = "ledger-anchor"
@@ -41,7 +41,7 @@ class VaultAnchor:
         try:
             record = json.loads(self._vault.get(_NAME))
             return Anchor(releases=record["releases"], head=record["head"])
-        except (PrivacyError, ValueError, KeyError, TypeError) as error:
+        except (SottovoceError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise LedgerError(f"the ledger's anchor is damaged ({error}). {_WAY_OUT}") from error
 
     def write(self, anchor: Anchor) -> None:

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.shared.atomic_files import lock_file, replace_file
-from sottovoce.shared.errors import PrivacyError
+from sottovoce.shared.checksums import encode_tensors, read_tensors
+from sottovoce.shared.errors import ModelError, PrivacyError
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.gaussian_noise import (
     GaussianSampler,
@@ -170,18 +169,16 @@ class StoredCorrelatedNoise:
         rows = torch.stack(list(past)) if past else torch.zeros(0, len(newest), dtype=newest.dtype)
         words = {"plan": self._plan, "round": str(number)}
         # One file for noise and sum: apart, a crash could leave one without the other.
-        data = save({"past": rows, "sum": newest.contiguous()}, words)
+        data = encode_tensors({"past": rows, "sum": newest}, words)
         replace_file(self._path, data, secret=True)
 
     def _read(self) -> tuple[int, list[Tensor], Tensor]:
         """Read the newest round, the noise that later ones need, and that round's sum."""
         try:
-            tensors = load_file(self._path)
-            with safe_open(self._path, framework="pt") as file:
-                words = dict(file.metadata() or {})
+            tensors, words = read_tensors(self._path)
             number, plan = int(words["round"]), words["plan"]
             past, newest = list(tensors["past"]), tensors["sum"]
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (ModelError, KeyError, ValueError) as error:
             raise self._lost_noise_error(f"{self._path} is damaged ({error})") from error
         if plan != self._plan:
             raise self._lost_noise_error(f"{self._path} belongs to another plan")

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_anchor import ServerAnchor
 from sottovoce.shared.atomic_files import lock_file, replace_file
-from sottovoce.shared.errors import PrivacyError
+from sottovoce.shared.checksums import encode_tensors, read_tensors
+from sottovoce.shared.errors import ModelError, PrivacyError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,11 +56,10 @@ class ReleasedSumStore:
     def get(self, name: str) -> ReleasedSum | None:
         """Read what was released under this name; None where nothing usable is stored."""
         try:
-            with safe_open(self._path(name), framework="pt") as file:
-                words = dict(file.metadata() or {})
-                total: Tensor = file.get_tensor("sum")
+            tensors, words = read_tensors(self._path(name))
+            total = tensors["sum"]
             devices, users = int(words["devices"]), tuple(json.loads(words["users"]))
-        except (SafetensorError, OSError, KeyError, ValueError):
+        except (ModelError, KeyError, ValueError, TypeError):
             return None
         whose = (words.get("plan"), words.get("name"))
         # Round files replace each other, so the name inside says which round this one is.
@@ -95,7 +93,7 @@ class ReleasedSumStore:
                 "devices": str(value.devices),
                 "users": json.dumps(value.users),
             }
-            replace_file(self._path(name), save({"sum": value.total.contiguous()}, words))
+            replace_file(self._path(name), encode_tensors({"sum": value.total}, words))
             # After the file: noted first, a crash in between would charge users for the sum again.
             for one in bookings:
                 self._anchor.record_release(one)

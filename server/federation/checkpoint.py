@@ -1,18 +1,19 @@
 """Checkpoints: the server's state after each round, whole or not at all."""
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_anchor import STATE_FILE
 from sottovoce.server.aggregation.server_optimizer import ServerState
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.calibration import HeadPrior, prior_from_file
+from sottovoce.shared.checksums import encode_tensors, read_tensors
 from sottovoce.shared.errors import ModelError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
 
 _NAMES = ("weights", "first_moment", "second_moment", "recent_weights", "clip_norm")
 _HISTORY = "rounds"
+_LOG = logging.getLogger(__name__)
 
 
 def save_state(folder: Path, state: ServerState, plan_digest: str, *, durable: bool = True) -> None:
@@ -42,17 +44,17 @@ def save_state(folder: Path, state: ServerState, plan_digest: str, *, durable: b
         StorageError: The disk refuses.
     """
     words = {"plan": plan_digest, "round": str(state.round)}
-    model = {"weights": state.released_weights.contiguous()}
+    model = {"weights": state.released_weights}
     history = folder / _HISTORY / f"round-{state.round:04d}.safetensors"
     # The history is not synced: the state below is what a run continues from.
-    replace_file(history, save(model, words), durable=False)
+    replace_file(history, encode_tensors(model, words), durable=False)
     tensors = {name: getattr(state, name) for name in _NAMES}
     for name, follows in _default_tensors(tensors).items():  # most of them do, in most runs
         if torch.equal(tensors[name], follows):
             del tensors[name]
     # Copies: safetensors refuses tensors that share memory, as weights and recent weights may.
-    tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-    replace_file(folder / STATE_FILE, save(tensors, words), durable=durable)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    replace_file(folder / STATE_FILE, encode_tensors(tensors, words), durable=durable)
 
 
 def _default_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -69,19 +71,19 @@ def load_state(folder: Path, plan_digest: str) -> ServerState | None:
     """Load the newest round saved, or None.
 
     Raises:
-        ModelError: The checkpoint is damaged or belongs to another plan.
+        ModelError: The checkpoint is damaged, as its checksum shows, or belongs to another plan.
     """
     path = folder / STATE_FILE
     if not path.exists():
         return None
     way_out = f"remove {path} to train this fold from its start"
     try:
-        tensors, words = load_file(path), read_metadata(path)
+        tensors, words = read_tensors(path)
         number = int(words["round"])
         # Tensors that were left out have their default values.
         tensors = _default_tensors(tensors) | tensors
         state = ServerState(round=number, **{name: tensors[name] for name in _NAMES})
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+    except (ModelError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"the checkpoint {path} is damaged ({error}); {way_out}") from error
     if words.get("plan") != plan_digest:
         raise ModelError(f"the checkpoint {path} belongs to another plan; {way_out}")
@@ -102,19 +104,16 @@ def iter_round_weights(folder: Path) -> Iterator[tuple[int, Tensor]]:
     """Iterate over saved rounds and their weights, (params,); damaged rounds are left out."""
     for path in sorted((folder / _HISTORY).glob("round-*.safetensors")):
         try:
-            yield int(path.stem.removeprefix("round-")), load_file(path)["weights"]
+            yield int(path.stem.removeprefix("round-")), read_tensors(path)[0]["weights"]
         # What reads these, learning curves and audits, can do without a round.
-        except (SafetensorError, KeyError, ValueError, OSError):
-            continue
+        except (ModelError, KeyError, ValueError) as error:
+            _LOG.warning("%s is damaged and left out of what follows: %s", path, error)
 
 
 def save_released_model(folder: Path, tensors: dict[str, Tensor], prior: HeadPrior) -> None:
     """Save what devices get in the end: weights, centre and the heads' prior."""
-    contiguous = {
-        name: tensor.contiguous()
-        for name, tensor in (tensors | prior.prefixed_basis_tensors()).items()
-    }
-    data = save(contiguous, {"prior": json.dumps(prior.as_dict())})
+    words = {"prior": json.dumps(prior.as_dict())}
+    data = encode_tensors(tensors | prior.prefixed_basis_tensors(), words)
     replace_file(folder / "released.safetensors", data)
 
 
@@ -122,13 +121,13 @@ def load_released_model(folder: Path) -> tuple[dict[str, Tensor], HeadPrior]:
     """Load what :func:`save_released_model` saved.
 
     Raises:
-        ModelError: Nothing there, or damaged.
+        ModelError: Nothing there, or damaged, as its checksum shows.
     """
     path = folder / "released.safetensors"
     try:
-        tensors = load_file(path)
-        prior = prior_from_file(json.loads(read_metadata(path)["prior"]), tensors)
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+        tensors, words = read_tensors(path)
+        prior = prior_from_file(json.loads(words["prior"]), tensors)
+    except (ModelError, KeyError, ValueError, TypeError) as error:
         raise ModelError(f"{path} is missing or damaged ({error}); run the job again") from error
     return tensors, prior
 

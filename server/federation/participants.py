@@ -5,12 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
-from sottovoce.server.federation import checkpoint
 from sottovoce.shared.atomic_files import replace_file
+from sottovoce.shared.checksums import encode_tensors, read_tensors
 from sottovoce.shared.errors import ModelError
 
 
@@ -92,8 +90,8 @@ class InitialCohortSummary:
             plan_hash: SHA-256 of the plan that it belongs to.
         """
         words = {"plan": plan_hash, "usual": json.dumps(self.utterances_per_device)}
-        tensors = {"counts": self.label_counts.contiguous(), "centre": self.centre.contiguous()}
-        replace_file(path, save(tensors, words))
+        tensors = {"counts": self.label_counts, "centre": self.centre}
+        replace_file(path, encode_tensors(tensors, words))
 
     @classmethod
     def load(cls, path: Path, plan_hash: str) -> "InitialCohortSummary":
@@ -104,13 +102,13 @@ class InitialCohortSummary:
         """
         way_out = f"remove {path.parent} to begin this run anew"
         try:
-            tensors, words = load_file(path), checkpoint.read_metadata(path)
+            tensors, words = read_tensors(path)
             summary = cls(
                 label_counts=tensors["counts"],
                 centre=tensors["centre"],
                 utterances_per_device=float(words["usual"]),
             )
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (ModelError, KeyError, ValueError) as error:
             raise ModelError(f"{path} is damaged ({error}); {way_out}") from error
         if words.get("plan") != plan_hash:
             raise ModelError(f"{path} belongs to another plan; {way_out}")

@@ -58,6 +58,12 @@ multiple of the interval and grows in between (Doroshenko et al. 2022), so one i
 _MIN_CLOSED_PRECISION = 1e-4
 """Squared mu below which the closed form runs out of digits; discretising is quick there."""
 
+MIN_DELTA = 1e-100
+"""Delta below which the accountants run out of digits."""
+
+_MAX_PLD_STEPS = 10**7
+"""Sampled steps above which a distribution of losses would fill the memory."""
+
 _COARSE_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
 
 
@@ -84,6 +90,8 @@ def compute_epsilon(
         - Never below the true epsilon of the described releases.
         - No releases cost 0; ciphertext costs 0.
         - A further release never lowers it.
+        - No releases break it: those that no accountant can hold (a delta below ``MIN_DELTA``, once
+          the slack of discrete noise is paid) cost infinity.
         - A release that hides a user only in the sum costs an utterance what replacing the user
           costs, twice the sensitivity; it holds against those who see the sum alone.
         - A release that hides utterances alone costs a user infinity.
@@ -98,6 +106,8 @@ def compute_epsilon(
     slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
     # The slack counts against epsilon and against the logarithm of delta; see noise_accounting.
     delta *= math.exp(-slack)
+    if delta < MIN_DELTA and (spent.precision or spent.sampled):
+        return math.inf
     if _has_closed_form(spent):
         return _closed_form_epsilon(spent.precision, delta) + slack
     interval = _COARSE_INTERVAL if fast else _DISCRETISATION_INTERVAL
@@ -231,7 +241,8 @@ def _composed_epsilon(spent: _Composition, delta: float, interval: float) -> flo
         return math.inf
     accountant: dp_accounting.PrivacyAccountant
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
-    if needs_renyi or _approximate_precision(spent) > _MAX_PLD_PRECISION:
+    too_many = sum(steps for _, _, steps in sampled) > _MAX_PLD_STEPS
+    if needs_renyi or too_many or _approximate_precision(spent) > _MAX_PLD_PRECISION:
         accountant = rdp.RdpAccountant(_ORDERS)
     if precision:
         # A hair more precision than was spent covers the rounding of the sum.

@@ -39,6 +39,8 @@ class BandedNoise:
 
     def __post_init__(self) -> None:
         validation.require_at_least(1, min_separation=self.min_separation)
+        # Whole and bounded: programs index rounds by it.
+        validation.require_whole_number(min_separation=self.min_separation)
         falling = (1.0, *self.coefficients)
         good = all(0 <= low <= high for high, low in pairwise(falling))
         if not good or self.coefficients[:1] != (1.0,):
@@ -46,7 +48,7 @@ class BandedNoise:
                 f"coefficients of bands are {self.coefficients}; they must begin with 1 and fall "
                 "from there, none below 0"
             )
-        if self.band_count > self.min_separation or self.min_separation != int(self.min_separation):
+        if self.band_count > self.min_separation:
             raise SettingError(
                 f"bands is {self.band_count} and min_separation {self.min_separation}; "
                 "min_separation must be a whole number and at least bands, or a user's rounds "

@@ -51,7 +51,7 @@ class Anchor:
     """How far a ledger had come.
 
     Attributes:
-        releases: How many releases it held, 0 or above.
+        releases: How many releases it held, a whole number, 0 or above.
         head: SHA-256 of its last line, 64 hexadecimal digits.
     """
 
@@ -59,7 +59,7 @@ class Anchor:
     head: str
 
     def __post_init__(self) -> None:
-        validation.require_non_negative(releases=self.releases)
+        validation.require_whole_number(releases=self.releases)
         if not is_sha256_hex(self.head):
             raise LedgerError(f"the anchor's head is {self.head!r}; it must be a SHA-256 in hex")
 

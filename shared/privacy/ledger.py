@@ -11,18 +11,23 @@ counts as spent: as the costliest release the ledger knows, or as unprotected wh
 
 import itertools
 import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, FileChangedError, LedgerError, StorageError
 from sottovoce.shared.privacy import accountant, hash_chain
 from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor, AnchorStore
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
+
+_MAX_EPSILON: Final = 1e9
+"""No promise at all long before; numbers of files end here."""
+
+_MAX_LEDGER_BYTES: Final = 2**28
+"""Some half a million releases; a longer file is no ledger, and would fill the memory."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,15 +49,20 @@ class PrivacyBudget:
     per_run: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.epsilon > 0 and math.isfinite(self.epsilon)):
+        if not 0 < self.epsilon <= _MAX_EPSILON:
             raise LedgerError(
-                f"the budget's epsilon is {self.epsilon}; it must be finite and above 0"
+                f"the budget's epsilon is {self.epsilon}; it must be finite and above 0, "
+                f"at most {_MAX_EPSILON:g}"
             )
-        if not 0 < self.delta < 1:
-            raise LedgerError(f"the budget's delta is {self.delta}; it must be in (0, 1)")
-        if self.per_run is not None and not (self.per_run > 0 and math.isfinite(self.per_run)):
+        if not accountant.MIN_DELTA <= self.delta < 1:
             raise LedgerError(
-                f"the budget's per_run is {self.per_run}; it must be finite and above 0, or left "
+                f"the budget's delta is {self.delta}; it must be in (0, 1), "
+                f"at least {accountant.MIN_DELTA:g}"
+            )
+        if self.per_run is not None and not 0 < self.per_run <= _MAX_EPSILON:
+            raise LedgerError(
+                f"the budget's per_run is {self.per_run}; it must be finite and above 0, at most "
+                f"{_MAX_EPSILON:g}, or left "
                 "out where a single run may spend all"
             )
 
@@ -289,7 +299,21 @@ class Ledger:
 
     def _load(self) -> bytes:
         """All that is written, whole lines and perhaps a torn one."""
-        return self.path.read_bytes() if self.path.exists() else b""
+        try:
+            if not self.path.exists():
+                return b""
+            # Asked first: a pipe would never end, and what is too long would fill the memory.
+            if not self.path.is_file() or self.path.stat().st_size > _MAX_LEDGER_BYTES:
+                raise LedgerError(
+                    f"{self.path} is no ledger: it is no regular file, or has more than "
+                    f"{_MAX_LEDGER_BYTES >> 20} MiB. {self._way_out}"
+                )
+            return self.path.read_bytes()
+        except OSError as error:
+            raise LedgerError(
+                f"the ledger {self.path} cannot be read ({error.strerror or error}); check its "
+                "permissions: nothing leaves this device until it can be read"
+            ) from error
 
     def _write_line(self, line: bytes) -> None:
         """Write one line behind those that are known; ``StorageError`` where the disk refuses."""
@@ -325,7 +349,7 @@ class Ledger:
             begins = record["owner"] if opens else record["prev"]
             salt = bytes.fromhex(record["salt"]) if opens else b""
             good = hash_chain.is_sha256_hex(begins)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._chain_error(0) from error
         if not good:
             raise self._chain_error(0)
@@ -341,7 +365,13 @@ class Ledger:
             record: dict[str, Any] = json.loads(raw)
             name, release = str(record["id"]), Release.from_dict(record["release"])
             good = record["n"] == len(self._releases) and record["prev"] == self.head_hash
-        except (ValueError, KeyError, TypeError) as error:
+        except LedgerError as error:
+            # The chain can hold: whoever wrote the line can have chained it anew.
+            raise LedgerError(
+                f"line {number + 1} of the ledger {self.path.name} is no release: {error}. "
+                f"{self._way_out}"
+            ) from error
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise self._chain_error(number) from error
         if not good or name in self._names:
             raise self._chain_error(number)

@@ -18,6 +18,17 @@ DISCRETISATION_SLACK: Final = 1e-4
 logarithm of delta: see ``noise_accounting.discretisation_slack``."""
 
 
+MIN_NOISE: Final = 1e-6
+MAX_NOISE: Final = 1e12
+MIN_RATE: Final = 1e-9
+MAX_STEPS: Final = 10**6
+MAX_ROUND: Final = 10**9
+"""Ends of the numbers of a release. No accountant says anything useful beyond them, and some divide
+by zero, overflow or fill the memory: a ledger may come from anybody."""
+
+_MAX_RUN_LENGTH: Final = 1024
+
+
 class ReleaseKind(StrEnum):
     """Purpose that a release serves."""
 
@@ -90,11 +101,9 @@ class SumMechanism:
     bands: BandedNoise | None = None
 
     def __post_init__(self) -> None:
-        validation.require_positive(
-            noise_multiplier=self.noise_multiplier, clip_norm=self.clip_norm
-        )
-        validation.require_rate(sample_rate=self.sample_rate)
-        validation.require_at_least(1, sums=self.sums)
+        validation.require_range(MIN_NOISE, MAX_NOISE, noise_multiplier=self.noise_multiplier)
+        validation.require_positive(clip_norm=self.clip_norm)
+        _check_numbers(self.sample_rate, sums=self.sums)
         if self.near_gaussian and not (self.discrete and self.sample_rate == 1):
             raise SettingError(
                 "near_gaussian is for discrete noise in sums without sampling: set discrete, and "
@@ -135,6 +144,9 @@ class SumMechanism:
         """Read it back; the caller turns what is raised into its own error."""
         values = dict(record)
         values["noised_by"] = NoiseSource(values["noised_by"])
+        flags = (values.get("discrete", False), values.get("fine", False))
+        if not all(isinstance(flag, bool) for flag in flags):
+            raise SettingError("discrete and fine must be true or false")
         if values.get("bands") is not None:
             values["bands"] = BandedNoise.from_dict(values["bands"])
         return cls(near_gaussian=values.pop("fine", False), **values)
@@ -170,15 +182,14 @@ class Release:
     user: SumMechanism | None = None
 
     def __post_init__(self) -> None:
-        validation.require_rate(sample_rate=self.sample_rate)
-        validation.require_at_least(1, steps=self.steps)
-        validation.require_non_negative(round=self.round, sensitivity=self.sensitivity)
+        _check_numbers(self.sample_rate, steps=self.steps)
+        validation.require_count(0, MAX_ROUND, round=self.round)
+        validation.require_non_negative(sensitivity=self.sensitivity)
         if self.mechanism is Mechanism.GAUSSIAN and not (self.user and not self.noise_multiplier):
-            validation.require_positive(
-                noise_multiplier=self.noise_multiplier, sensitivity=self.sensitivity
-            )
-        else:
-            validation.require_non_negative(noise_multiplier=self.noise_multiplier)
+            validation.require_positive(sensitivity=self.sensitivity)
+            validation.require_range(MIN_NOISE, MAX_NOISE, noise_multiplier=self.noise_multiplier)
+        elif self.noise_multiplier:
+            validation.require_range(MIN_NOISE, MAX_NOISE, noise_multiplier=self.noise_multiplier)
         if self.user and self.mechanism is not Mechanism.GAUSSIAN:
             raise SettingError(
                 f"a release of mechanism {self.mechanism.value!r} names noise that hides its user; "
@@ -213,6 +224,7 @@ class Release:
         if set(record) != names:
             raise LedgerError(f"a release has the fields {sorted(record)}; needed: {sorted(names)}")
         try:
+            _require_run_name(record["run"])
             user = record["user"]
             values = record | {
                 "kind": ReleaseKind(record["kind"]),
@@ -222,3 +234,15 @@ class Release:
             return cls(**values)
         except (TypeError, ValueError, KeyError, SettingError) as error:
             raise LedgerError(f"a release cannot be read: {error}") from error
+
+
+def _check_numbers(sample_rate: float, **counts: int) -> None:
+    """Check a sampling rate, and how many steps or sums were taken at it."""
+    validation.require_range(MIN_RATE, 1, sample_rate=sample_rate)
+    validation.require_count(1, MAX_STEPS, **counts)
+
+
+def _require_run_name(run: object) -> None:
+    """Refuse what is no name of a run: releases of a run are looked up by it."""
+    if not isinstance(run, str) or len(run) > _MAX_RUN_LENGTH:
+        raise SettingError(f"run must be a text of at most {_MAX_RUN_LENGTH} characters")

@@ -1,17 +1,16 @@
 """The result of a fold: scores of its test clips, and the head hashes of its ledgers."""
 
-import json
+import hashlib
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor
 
 from sottovoce.shared.atomic_files import replace_file
+from sottovoce.shared.checksums import decode_record, encode_record, encode_tensors, read_tensors
 from sottovoce.shared.errors import ModelError
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.evaluation.predictions import Predictions
@@ -50,9 +49,12 @@ class FoldResult:
 
 def write_result(folder: Path, facts: Json, scores: Mapping[str, Tensor]) -> None:
     """Write a fold's scores and facts; the fold counts as finished once the facts exist."""
+    data = encode_tensors(scores)
     # Facts last: a crash in between leaves a fold without a result, never half a result.
-    replace_file(folder / _SCORES, save(dict(scores)))
-    replace_file(folder / _FACTS, json.dumps(facts).encode())
+    replace_file(folder / _SCORES, data)
+    # With the scores' own hash: those of another fold or run would match their own checksum.
+    facts = {**facts, "scores_sha256": hashlib.sha256(data).hexdigest()}
+    replace_file(folder / _FACTS, encode_record(facts))
 
 
 def has_result(folder: Path) -> bool:
@@ -70,25 +72,40 @@ def read_result(folder: Path) -> tuple[Json, dict[str, np.ndarray]]:
         Facts (``clips``, ``curve``, heads of ``ledgers``) and scores by column.
 
     Raises:
-        ModelError: The files are damaged, or belong to other clips.
+        ModelError: The files are damaged or were changed, as their checksums show, or belong to
+            other clips.
     """
     try:
-        facts = json.loads((folder / _FACTS).read_text())
-        tensors = load_file(folder / _SCORES)
+        facts = decode_record((folder / _FACTS).read_bytes())
+        tensors, _ = read_tensors(folder / _SCORES)
+        if facts["scores_sha256"] != hashlib.sha256((folder / _SCORES).read_bytes()).hexdigest():
+            raise ValueError(f"{_SCORES} is not the file that was written with {_FACTS}")
         # Sets and coordinates depend on the model; older runs have neither.
         more = [name for name in (*SET_COLUMNS, COORDINATES_COLUMN) if name in tensors]
         scores = {name: tensors[name].numpy() for name in (*SCORE_COLUMNS, *more)}
         # Columns of another run would pair clips with scores of other clips.
         if {len(column) for column in scores.values()} != {len(facts["clips"])}:
             raise ValueError("columns of different lengths")
+        wrong = [n for n, column in scores.items() if not np.isfinite(column).all()]
+        if wrong:
+            raise ValueError(f"{wrong[0]} has a NaN or an infinity")
         facts["curve"] = [(int(number), float(uar)) for number, uar in facts["curve"]]
         facts["ledgers"] = dict(facts["ledgers"])
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        raise ModelError(
-            f"the scores in {folder} are damaged ({error}); remove "
-            "that folder and go on with --resume: this fold is trained again"
-        ) from error
+        if len(set(facts["clips"])) != len(facts["clips"]) or not all(
+            isinstance(clip, str) for clip in facts["clips"]
+        ):
+            raise ValueError("clips are not names, each once")
+    except (ModelError, OSError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise _damaged(folder, str(error)) from error
     return facts, scores
+
+
+def _damaged(folder: Path, what: str) -> ModelError:
+    """The error of a result that cannot be used; it is refused, never repaired."""
+    return ModelError(
+        f"the scores in {folder} are damaged ({what}); remove "
+        "that folder and go on with --resume: this fold is trained again"
+    )
 
 
 def load_result(
@@ -105,7 +122,17 @@ def load_result(
     """
     facts, scores = read_result(folder)
     by_name = {clip.clip_id: clip for clip in clips}
-    table = _ScoreTable([by_name[name] for name in facts["clips"]], scores, fold, labels)
+    if unknown := set(facts["clips"]) - set(by_name):
+        raise _damaged(folder, f"{min(unknown)} is no clip of the test users of {fold}")
+    tested = [by_name[name] for name in facts["clips"]]
+    # The corpus knows the truth: what is stored beside the scores must not say otherwise.
+    if scores["labels"].tolist() != [labels.index(clip.emotion) for clip in tested]:
+        raise _damaged(folder, "its labels are not those of the corpus")
+    shapes = {name: (len(tested), len(labels)) for name in ("before", "after")}
+    wrong = [name for name, shape in shapes.items() if scores[name].shape != shape]
+    if wrong:
+        raise _damaged(folder, f"{wrong[0]} is not of {len(labels)} classes")
+    table = _ScoreTable(tested, scores, fold, labels)
     rows = np.arange(len(facts["clips"]))
     return FoldResult(
         predictions=table.select(rows, after="before"),

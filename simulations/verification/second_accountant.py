@@ -7,6 +7,7 @@ https://arxiv.org/abs/2106.02848). It shares no code with ``shared.privacy.accou
 
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Iterable
 from functools import lru_cache
 
@@ -23,6 +24,12 @@ from sottovoce.shared.privacy.release import (
 
 PRV_ERROR = 0.005
 """Error of the upper bound on epsilon."""
+
+_MAX_CELLS = 2e7
+"""Cells of a grid of losses that fit into memory, a gibibyte with all copies."""
+
+_MIN_DELTA = 1e-100
+"""Delta below which floats run out of digits."""
 
 History = tuple[tuple[float, float, int], ...]
 """(noise multiplier, sampling rate, steps) of every kind of step."""
@@ -76,8 +83,7 @@ def opacus_epsilon(
     # Near-Gaussian noise is Gaussian up to a factor e^slack on probabilities: epsilon and delta
     # pay.
     slack = near_gaussian_sums * DISCRETISATION_SLACK
-    compute = _by_renyi if coarse else _by_prv
-    return compute(history, delta * math.exp(-slack)) + slack
+    return _compose_history(history, delta * math.exp(-slack), coarse=coarse) + slack
 
 
 def _column(release: Release, unit: PrivacyUnit) -> tuple[float, ...]:
@@ -95,19 +101,15 @@ def _column(release: Release, unit: PrivacyUnit) -> tuple[float, ...]:
 def _participation_norm(column: tuple[float, ...], rounds: Iterable[int]) -> float:
     """How far a user in these rounds moves CG, over the bound on one update.
 
-    C is written out, one column a round, and the user's updates all point one way, which is the
+    C's columns of these rounds are added up, and the user's updates all point one way, which is the
     worst they can do where C has no negative entry. Nothing is taken for granted about supports.
     """
-    rounds = list(rounds)
-    size = max(rounds) + len(column)
-    matrix = np.zeros((size, size))
-    for index in range(size):
-        for back, weight in enumerate(column[: size - index]):
-            matrix[index + back, index] = weight
-    updates = np.zeros(size)
+    # Only rows that a participation reaches: a ledger may name any round.
+    moved: dict[int, float] = defaultdict(float)
     for number in rounds:
-        updates[number] += 1.0
-    return float(np.linalg.norm(matrix @ updates))
+        for back, weight in enumerate(column):
+            moved[number + back] += weight
+    return math.sqrt(math.fsum(value * value for value in moved.values()))
 
 
 def _steps(release: Release, unit: PrivacyUnit) -> tuple[float, float, int]:
@@ -119,6 +121,22 @@ def _steps(release: Release, unit: PrivacyUnit) -> tuple[float, float, int]:
     if not release.noise_multiplier and user and user.noised_by is NoiseSource.DISTRIBUTED:
         return user.noise_multiplier / 2, 1.0, user.sums  # what a server adds hides none from it
     return release.noise_multiplier, release.sample_rate, release.steps
+
+
+def _compose_history(history: History, delta: float, *, coarse: bool) -> float:
+    """Epsilon of a history; infinite where floats cannot hold its delta."""
+    if delta < _MIN_DELTA:
+        return math.inf
+    compute = _by_renyi if coarse or not _fits_grid(history, delta) else _by_prv
+    return compute(history, delta)
+
+
+def _fits_grid(history: History, delta: float) -> bool:
+    """Whether the grid of the PRV accountant fits into memory: a ledger may name any numbers."""
+    steps = sum(number for _, _, number in history)
+    # It spans the losses, about epsilon, in cells of this width (Gopi et al. 2021, theorem 5.5).
+    cell = PRV_ERROR / math.sqrt(steps * math.log(12 / delta) / 2)
+    return _by_renyi(history, delta) <= _MAX_CELLS * cell
 
 
 @lru_cache(maxsize=1024)

@@ -10,6 +10,7 @@ import torch
 
 from sottovoce.server.aggregation.server_optimizer import ServerState
 from sottovoce.server.federation import checkpoint
+from sottovoce.shared import checksums
 from sottovoce.shared.calibration import HeadPrior, identity_head
 from sottovoce.shared.errors import ModelError, StorageError
 
@@ -59,10 +60,10 @@ def test_another_runs_checkpoint_is_refused(tmp_path: Path) -> None:
 def test_a_state_under_the_old_names_is_refused_and_not_misread(tmp_path: Path) -> None:
     checkpoint.save_state(tmp_path, state(2), PLAN)
     path = tmp_path / "state.safetensors"
-    tensors = checkpoint.load_file(path)
+    tensors, words = checksums.read_tensors(path)
     old = {"first_moment": "direction", "recent_weights": "tail", "clip_norm": "clip"}
     renamed = {old.get(name, name): tensor for name, tensor in tensors.items()}
-    path.write_bytes(checkpoint.save(renamed, checkpoint.read_metadata(path)))
+    path.write_bytes(checksums.encode_tensors(renamed, words))
 
     with pytest.raises(ModelError, match=r"damaged .*'clip_norm'.* remove .*state\.safetensors"):
         checkpoint.load_state(tmp_path, PLAN)
@@ -76,6 +77,24 @@ def test_a_cut_off_checkpoint_is_refused_with_a_way_out(tmp_path: Path, share: f
 
     with pytest.raises(ModelError, match=r"damaged .* remove .*state\.safetensors"):
         checkpoint.load_state(tmp_path, PLAN)
+
+
+@pytest.mark.parametrize("place", [-1, -9, 12, 40])
+def test_a_changed_byte_shows(tmp_path: Path, place: int) -> None:
+    checkpoint.save_state(tmp_path, state(1), PLAN)
+    checkpoint.save_released_model(
+        tmp_path, {"weights": torch.ones(4)}, HeadPrior(mean=identity_head(3), bias_sd=0.2)
+    )
+    for path in (*tmp_path.glob("*.safetensors"), *tmp_path.glob("rounds/*")):
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1
+        path.write_bytes(data)
+
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoint.load_state(tmp_path, PLAN)
+    with pytest.raises(ModelError, match="damaged"):
+        checkpoint.load_released_model(tmp_path)
+    assert list(checkpoint.iter_round_weights(tmp_path)) == []
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
