@@ -6,6 +6,7 @@ functions below, which say what a crash and a power cut leave (``tests/test_file
 every module to it).
 """
 
+import errno
 import os
 import secrets
 from collections.abc import Iterator
@@ -13,10 +14,13 @@ from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Final
 
-from sottovoce.shared.errors import FileChangedError, StorageError
+from sottovoce.shared.errors import FileChangedError, FolderInUseError, StorageError
 
 PARTIAL_FILES: Final = ".*.tmp"
 """Pattern of the names under which files are written before they replace others."""
+
+
+_MAX_NOTE_BYTES: Final = 512
 
 
 def replace_file(
@@ -153,6 +157,65 @@ def lock_file(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+@contextmanager
+def claim_file(path: Path, note: bytes) -> Iterator[None]:
+    """Hold a file that only one process can hold, until the block ends or the process is dead.
+
+    Args:
+        path: The claim's own file (mode 0600), which is removed in the end.
+        note: What others find in it.
+
+    Guarantees:
+        - Nobody waits: whoever comes second is refused, where the system has ``flock``.
+        - What a killed process leaves behind claims nothing.
+
+    Raises:
+        FolderInUseError: Another process holds it; its text is that one's note.
+        StorageError: The disk refuses.
+    """
+    with _convert_errors(path):
+        handle = _claim(path)
+        os.ftruncate(handle, 0)
+        _write_once(handle, note)
+    try:
+        yield
+    finally:
+        # Removed before it is let go: whoever opened it meanwhile finds that the name is gone.
+        with suppress(OSError):
+            path.unlink()
+        os.close(handle)
+
+
+def _claim(path: Path) -> int:
+    """Open and lock a file without waiting; the file that is locked is the one of that name."""
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+        if not _try_lock(handle):
+            note = os.read(handle, _MAX_NOTE_BYTES)
+            os.close(handle)
+            raise FolderInUseError(note.decode(errors="replace"))
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        os.close(handle)  # its last holder has removed it
+
+
+def _try_lock(handle: int) -> bool:
+    """Lock an open file unless another process has; true where there is nothing to lock with."""
+    if os.name != "posix":
+        return True
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+    return True
 
 
 def sync_folder(path: Path) -> None:

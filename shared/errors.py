@@ -11,7 +11,8 @@ SottovoceError
 │   ├── LedgerError     a ledger that cannot be trusted
 │   └── AggregationError  a secure sum that cannot be made, or that somebody tampers with
 ├── StorageError        a file that the disk refuses to take
-│   └── FileChangedError  a file that another program changed since it was read
+│   ├── FileChangedError  a file that another program changed since it was read
+│   └── FolderInUseError  a folder that another process works in
 ├── MessageError        a message that breaks the schema
 └── EngineError         an engine that failed to run the apps
 
@@ -97,6 +98,10 @@ class StorageError(SottovoceError):
 
 class FileChangedError(StorageError):
     """A file that another program changed since it was read."""
+
+
+class FolderInUseError(StorageError):
+    """A folder that another process works in."""
 
 
 class MessageError(SottovoceError):

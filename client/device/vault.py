@@ -30,6 +30,7 @@ from torch import Tensor
 from sottovoce.client.device.user_key import UserKey, unwrap_key
 from sottovoce.shared import atomic_files, crypto
 from sottovoce.shared.errors import PrivacyError, SettingError, StorageError
+from sottovoce.shared.folder_claims import claim_folder
 
 _SCHEMA: Final = 1
 _FACTS: Final = "vault.json"
@@ -140,9 +141,18 @@ class FileVault:
             key: A key recovered from another device; without one a new key is drawn.
 
         Raises:
-            PrivacyError: The folder holds a vault or sealed blobs already, or cannot be written.
+            PrivacyError: The folder holds a vault or sealed blobs already, another process makes
+                one there, or it cannot be written.
             SettingError: A short passphrase, a key of another length, or no user.
         """
+        try:
+            with claim_folder(folder):
+                return cls._create(folder, user=user, passphrase=passphrase, key=key)
+        except StorageError as error:
+            raise PrivacyError(str(error)) from error
+
+    @classmethod
+    def _create(cls, folder: Path, *, user: str, passphrase: str | None, key: bytes | None) -> Self:
         if cls.exists(folder) or any(folder.glob(f"*{_SUFFIX}")):
             raise PrivacyError(f"{folder} holds a vault already; open it, or choose another folder")
         _make_private(folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.sqlite_errors import explain_error
 
 LOCK_TIMEOUT_S: Final = 30.0
 """Longest wait for another program that writes to the store."""
@@ -132,6 +133,5 @@ class MembershipStore:
                 yield database
         except sqlite3.Error as error:
             raise ModelError(
-                f"the members in {self._path} cannot be used ({error}); free some space or restore "
-                "the file, then go on with --resume"
+                f"the members in {self._path} cannot be used: {explain_error(error, self._path)}"
             ) from error

@@ -15,6 +15,7 @@ from typing import Final
 from sottovoce.shared import crypto
 from sottovoce.shared.calibration import MAX_HEAD_BYTES, SealedHead
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
+from sottovoce.shared.sqlite_errors import explain_error
 
 _SCHEMA: Final = 2
 _MAX_VERSION_JUMP: Final = 2**20
@@ -177,8 +178,8 @@ class HeadStore:
                 database.execute("COMMIT")
         except sqlite3.Error as error:
             raise PrivacyError(
-                f"the head store {self._path} cannot be used ({error}); restore a backup, or remove"
-                " it and let devices put their heads again"
+                f"the head store {self._path} cannot be used: {explain_error(error, self._path)}; "
+                "where there is no backup, remove it and let devices put their heads again"
             ) from error
 
 

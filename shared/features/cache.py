@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared.errors import FeatureError
+from sottovoce.shared.sqlite_errors import explain_error
 
 DATABASE_FILE = "features.sqlite"
 _SCHEMA = """
@@ -206,14 +207,13 @@ class FeatureCache:
         except OSError as error:
             raise self._unusable(error) from error
 
-    def _unusable(self, error: Exception) -> FeatureError:
+    def _unusable(self, error: sqlite3.Error | OSError) -> FeatureError:
         """The error that names the database, what is wrong, and the way out."""
-        way_out = "make room on the disk, or choose another folder"
-        if "locked" in str(error):
-            way_out = (
-                f"another process has held it for {_LOCK_TIMEOUT_S:.0f} s; wait for it, or end it"
-            )
-        return FeatureError(f"the feature cache {self.path} cannot be used ({error}); {way_out}")
+        waited = f" for {_LOCK_TIMEOUT_S:.0f} s" if "locked" in str(error) else ""
+        return FeatureError(
+            f"the feature cache {self.path} cannot be used{waited}: "
+            f"{explain_error(error, self.path)}, or choose another folder (SOTTOVOCE_CACHE)"
+        )
 
 
 def _is_corruption(error: sqlite3.DatabaseError) -> bool:

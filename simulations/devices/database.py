@@ -8,13 +8,14 @@ entries of a slice of messages are staged in memory and written in one synced tr
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
 from sottovoce.shared.errors import LedgerError, PrivacyError
 from sottovoce.shared.privacy.hash_chain import Anchor
 from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.sqlite_errors import explain_error
 from sottovoce.simulations.results.schema import Json
 
 _LOCK_TIMEOUT_S: Final = 60.0
@@ -71,6 +72,7 @@ class DeviceDatabase:
             path.parent.mkdir(parents=True, exist_ok=True)
             # Created with rights for the owner alone before SQLite opens it: users' data goes in.
             path.touch(mode=0o600)
+            self._identity = _identity(path)
             self._database = sqlite3.connect(path, timeout=_LOCK_TIMEOUT_S, isolation_level=None)
             # WAL lets a reader work beside the writer; FULL syncs every commit.
             self._database.execute("PRAGMA journal_mode = WAL")
@@ -195,15 +197,29 @@ class DeviceDatabase:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing, synced."""
         with self._convert_errors():
+            self._require_in_place()
             # IMMEDIATE takes the write lock now: a lock taken later could fail half-way.
             self._database.execute("BEGIN IMMEDIATE")
             try:
                 yield self._database
+                self._database.execute("COMMIT")
             # BaseException: Ctrl-C must roll back as well.
             except BaseException:
-                self._database.execute("ROLLBACK")
+                # SQLite may have rolled back by itself, as on a full disk; and no error of this
+                # must hide the one that matters.
+                with suppress(sqlite3.Error):
+                    if self._database.in_transaction:
+                        self._database.execute("ROLLBACK")
                 raise
-            self._database.execute("COMMIT")
+
+    def _require_in_place(self) -> None:
+        """Refuse to write to a file that was removed or replaced: what is in it is lost."""
+        if _identity(self.path) != self._identity:
+            raise PrivacyError(
+                f"the devices' database {self.path} was moved, removed or replaced while it was in "
+                "use; put its folder back, or begin anew in another: nothing leaves a device "
+                "before its ledger is written"
+            )
 
     @contextmanager
     def _convert_errors(self) -> Iterator[None]:
@@ -212,9 +228,19 @@ class DeviceDatabase:
             yield
         except (sqlite3.Error, OSError) as error:
             raise PrivacyError(
-                f"the devices' database {self.path} cannot be used ({error}); free some space "
-                "or restore the file: nothing leaves a device before its ledger is written"
+                f"the devices' database {self.path} cannot be used: "
+                f"{explain_error(error, self.path)}. Nothing leaves a device before its ledger is "
+                "written"
             ) from error
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file lies at a path; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class DatabaseAnchor:

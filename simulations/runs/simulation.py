@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sottovoce.shared.folder_claims import claim_folder
 from sottovoce.simulations import engines
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
 from sottovoce.simulations.population.run import simulate_population
@@ -37,19 +38,21 @@ def simulate(
         Content of run.json.
 
     Raises:
+        FolderInUseError: Another process works in the run folder; names it.
         SottovoceError: Bad input, a full disk, a broken promise: each with its way out.
     """
     engines.check_address(scenario.engine, address)
-    if scenario.population:
-        return simulate_population(
-            scenario, out, resume=resume, on_message=on_message, on_progress=on_progress
+    with claim_folder(out):
+        if scenario.population:
+            return simulate_population(
+                scenario, out, resume=resume, on_message=on_message, on_progress=on_progress
+            )
+        return simulate_speakers(
+            scenario,
+            out,
+            resume=resume,
+            address=address,
+            on_message=on_message,
+            on_progress=on_progress,
+            on_status=on_status,
         )
-    return simulate_speakers(
-        scenario,
-        out,
-        resume=resume,
-        address=address,
-        on_message=on_message,
-        on_progress=on_progress,
-        on_status=on_status,
-    )

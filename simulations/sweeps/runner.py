@@ -23,6 +23,7 @@ import torch
 from sottovoce.shared import validation
 from sottovoce.shared.atomic_files import replace_file, replace_text
 from sottovoce.shared.errors import EngineError, SettingError, SottovoceError
+from sottovoce.shared.folder_claims import claim_folder
 from sottovoce.simulations import engines
 from sottovoce.simulations.data.loading import OnMessage, OnProgress
 from sottovoce.simulations.data.pretraining import warm_cache
@@ -69,32 +70,33 @@ def run_sweep(
     started = time.monotonic()
     validation.require_count(1, MAX_WORKERS, workers=workers)
     torch.set_num_threads(1)
-    _check_folder(out, resume=resume)
-    points = sweep.expand_runs()
-    for point in points:
-        engines.check_address(point.scenario.engine, address)
-    axes = {axis.setting: list(axis.values) for axis in sweep.axes}
-    settled = {**sweep.base, "sweep": axes}
-    replace_file(out / SETTINGS_FILE, tomli_w.dumps(settled).encode())
-    left = [point for point in points if not _finished(point, out)]
-    done = len(points) - len(left)
-    if done:
-        on_message(f"{done} of {len(points)} runs were finished before")
-    on_progress("runs", done, len(points))
-    if left:
-        _prepare(left, on_message, on_progress)
-        for point in _all_run(left, out, workers=workers, address=address):
-            done += 1
-            on_message(_line(point, out, done, len(points), started, len(left)))
-            on_progress("runs", done, len(points))
-    runs = [(point, read_run(_folder(out, point))) for point in points]
-    summary = summarise_runs(sweep, runs, wall_s=time.monotonic() - started, computed=len(left))
-    write_json(out / "sweep.json", summary)
-    # Here, because it brings in Matplotlib.
-    from sottovoce.simulations.sweeps.page import render_page
+    with claim_folder(out):
+        _check_folder(out, resume=resume)
+        points = sweep.expand_runs()
+        for point in points:
+            engines.check_address(point.scenario.engine, address)
+        axes = {axis.setting: list(axis.values) for axis in sweep.axes}
+        settled = {**sweep.base, "sweep": axes}
+        replace_file(out / SETTINGS_FILE, tomli_w.dumps(settled).encode())
+        left = [point for point in points if not _finished(point, out)]
+        done = len(points) - len(left)
+        if done:
+            on_message(f"{done} of {len(points)} runs were finished before")
+        on_progress("runs", done, len(points))
+        if left:
+            _prepare(left, on_message, on_progress)
+            for point in _all_run(left, out, workers=workers, address=address):
+                done += 1
+                on_message(_line(point, out, done, len(points), started, len(left)))
+                on_progress("runs", done, len(points))
+        runs = [(point, read_run(_folder(out, point))) for point in points]
+        summary = summarise_runs(sweep, runs, wall_s=time.monotonic() - started, computed=len(left))
+        write_json(out / "sweep.json", summary)
+        # Here, because it brings in Matplotlib.
+        from sottovoce.simulations.sweeps.page import render_page
 
-    replace_text(out / "sweep.html", render_page(summary))
-    return summary
+        replace_text(out / "sweep.html", render_page(summary))
+        return summary
 
 
 def _check_folder(out: Path, *, resume: bool) -> None:

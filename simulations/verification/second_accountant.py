@@ -151,7 +151,11 @@ def _by_prv(history: History, delta: float) -> float:
         # log(1 - rate) is minus infinity at rate 1, which is what the formula wants there.
         # Opacus also tells, of a bound that only sizes its grid, that it could be tighter.
         warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
-        return float(second.get_epsilon(delta, eps_error=PRV_ERROR))
+        try:
+            return float(second.get_epsilon(delta, eps_error=PRV_ERROR))
+        # At the ends of floats it finds no epsilon; Renyi divergences bound it there as well.
+        except (ValueError, RuntimeError, ArithmeticError):
+            return _by_renyi(history, delta)
 
 
 @lru_cache(maxsize=1024)

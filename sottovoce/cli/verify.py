@@ -28,9 +28,12 @@ def _add_report(commands: Commands) -> None:
 def run_report_command(arguments: argparse.Namespace) -> int:
     """Render both pages and print their paths."""
     # Imported here, as in all commands: Matplotlib would slow down --help by a second.
+    from sottovoce.shared.folder_claims import claim_folder
     from sottovoce.simulations.reports import render_pages
 
-    for path in render_pages(arguments.run_folder):
+    with claim_folder(arguments.run_folder):
+        pages = render_pages(arguments.run_folder)
+    for path in pages:
         print_lines(path)
     return 0
 
@@ -82,10 +85,14 @@ def _add_audit(commands: Commands) -> None:
 def run_audit_command(arguments: argparse.Namespace) -> int:
     """Attack; a claim that an attack refutes is a failure."""
     from sottovoce.cli.progress_bar import ProgressConsole
+    from sottovoce.shared.folder_claims import claim_folder
     from sottovoce.simulations.audit.suite import AuditSettings, audit_run
     from sottovoce.simulations.audit.table import format_table
 
-    with ProgressConsole(quiet=arguments.quiet or arguments.json) as console:
+    with (
+        ProgressConsole(quiet=arguments.quiet or arguments.json) as console,
+        claim_folder(arguments.run_folder),
+    ):
         audit = audit_run(
             arguments.run_folder,
             seed=arguments.seed,

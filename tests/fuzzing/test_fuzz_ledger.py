@@ -17,6 +17,10 @@ from sottovoce.shared.privacy import accountant, hash_chain
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import (
+    MAX_NOISE,
+    MAX_STEPS,
+    MIN_NOISE,
+    MIN_RATE,
     Mechanism,
     NoiseSource,
     PrivacyUnit,
@@ -136,9 +140,9 @@ def test_the_refusal_names_line_value_and_limit(tmp_path: Path) -> None:
         st.builds(
             make_release,
             st.just(None),
-            noise_multiplier=st.sampled_from([1e-6, 1e-3, 0.5, 1.0, 1e3, 1e12]),
-            sample_rate=st.sampled_from([1e-9, 0.1, 1.0]),
-            steps=st.sampled_from([1, 1_000, 10**6]),
+            noise_multiplier=st.sampled_from([MIN_NOISE, 1e-3, 0.5, 1.0, MAX_NOISE]),
+            sample_rate=st.sampled_from([MIN_RATE, 0.1, 1.0]),
+            steps=st.sampled_from([1, 1_000, MAX_STEPS]),
         ),
         max_size=2,
     )

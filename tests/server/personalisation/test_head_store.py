@@ -233,7 +233,7 @@ def test_a_damaged_store_says_so(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "heads.sqlite"
     path.write_bytes(content)
 
-    with pytest.raises(PrivacyError, match="restore a backup"):
+    with pytest.raises(PrivacyError, match="restore the file from a backup"):
         HeadStore(path)
 
 

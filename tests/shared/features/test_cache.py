@@ -145,7 +145,7 @@ def test_a_full_disk_is_said_clearly_and_what_was_kept_stays(tmp_path: Path) -> 
     cache.put_entry("a", PRINT, entry(0, 3))
     cache._connection.execute("PRAGMA max_page_count = 8")  # SQLite's own "disk is full"
 
-    with pytest.raises(FeatureError, match=r"full.*make room"):
+    with pytest.raises(FeatureError, match=r"the disk is full.*free some space"):
         cache.put_entry("b", PRINT, entry(1, 100_000))
     assert cache.get_entry("a", PRINT) is not None
     assert cache.get_entry("b", PRINT) is None

@@ -1,6 +1,7 @@
 """The database of simulated devices: ledgers that keep their promises, and survive being killed."""
 
 import os
+import resource
 import signal
 import sqlite3
 import time
@@ -70,6 +71,45 @@ def test_what_is_staged_is_seen_here_and_on_disk_once_it_is_committed(path: Path
     assert _lines(path) == []
     database.commit()
     assert len(_lines(path)) == 1
+
+
+def test_a_full_disk_is_named_and_nothing_is_written(path: Path) -> None:
+    database = DeviceDatabase(path)
+    _ledger(database).book_release("r/a", USUAL, [BUDGET])
+    database.commit()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    database.stage_vault_entry(7, "big", bytes(2**23))
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limit[1]))
+    try:
+        with pytest.raises(PrivacyError, match="the disk") as refused:
+            database.commit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    assert "rollback" not in str(refused.value)
+    assert "free some space" in str(refused.value)
+    _ledger(database).book_release("r/b", USUAL, [BUDGET])
+    database.commit()  # nothing is left of the transaction that failed
+    assert len(_lines(path)) == 2
+    assert database.committed_vault_entry(7, "big") is None
+
+
+def test_lines_of_another_process_are_named_as_such(path: Path) -> None:
+    first, second = DeviceDatabase(path), DeviceDatabase(path)
+    for database in (first, second):
+        _ledger(database).book_release("r/a", USUAL, [BUDGET])
+    first.commit()
+    with pytest.raises(PrivacyError, match="another process has written the same entries"):
+        second.commit()
+
+
+def test_a_database_that_was_removed_while_in_use_takes_nothing_more(path: Path) -> None:
+    database = DeviceDatabase(path)
+    _ledger(database).book_release("r/a", USUAL, [BUDGET])
+    path.unlink()
+    with pytest.raises(PrivacyError, match="moved, removed or replaced while it was in use"):
+        database.commit()
 
 
 def test_a_budget_ends_here_too(path: Path) -> None:
