@@ -45,6 +45,9 @@ Ed25519Signature = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{128}$")]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 """A text of 1 to 200 characters."""
 
+LongName = Annotated[str, msgspec.Meta(min_length=1, max_length=5_000)]
+"""A text of 1 to 5,000 characters, such as a path."""
+
 
 def decode_json(
     data: bytes | str,

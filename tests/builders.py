@@ -11,9 +11,11 @@ from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.server.federation.training_job import Job
+from sottovoce.shared.calibration import HeadPrior, identity_head
 from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
-from sottovoce.shared.models.projection import identity_projection
+from sottovoce.shared.models.projection import PublicProjection, identity_projection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
@@ -114,3 +116,25 @@ def make_device(
         changes: Fields of ``DeviceProfile``.
     """
     return Device.create(folder, make_profile(**changes), clips, passphrase=passphrase)
+
+
+def build_model_package(**changes: Any) -> ModelPackage:
+    """Make a linear model of three inputs for two emotions.
+
+    Args:
+        changes: Fields of ``ModelPackage``.
+    """
+    spec = ModelSpec(kind="linear", inputs=3, classes=2)
+    fields: dict[str, Any] = {
+        "labels": ("angry", "sad"),
+        "extractor": "descriptors",
+        "spec": spec,
+        "weights": flatten_parameters(build_network(spec, 0)),
+        "projection": PublicProjection(mean=torch.zeros(4), matrix=torch.eye(4)[:, :3]),
+        "centre": torch.zeros(3),
+        "speaker_statistics": default_statistics(3),
+        "prior": HeadPrior(mean=identity_head(2)),
+        "subtracts_user_mean": True,
+        "model_hash": "ab" * 32,
+    }
+    return ModelPackage(**fields | changes)

@@ -87,6 +87,7 @@ class Recogniser:
         *,
         min_confidence: float | None = None,
         coverage: float = conformal.DEFAULT_COVERAGE,
+        trusted_key: str = "",
         vault: FileVault | None = None,
     ) -> Self:
         """Open a model folder and, if there is one, the user's device folder.
@@ -98,10 +99,13 @@ class Recogniser:
                 ledger is not touched, because nothing leaves.
             min_confidence: As in the constructor.
             coverage: Likewise.
-            vault: Likewise.
+            trusted_key: Public key that must have signed the model, 64 hexadecimal digits; "" asks
+                for no signature.
+            vault: As in the constructor.
 
         Raises:
-            ModelError: The model is missing or damaged.
+            ModelError: The model is missing, damaged, or not signed by the key.
+            FeatureError: It reads an encoder that this machine's owner has not installed.
             SettingError: There is no such device.
             PrivacyError: The vault is damaged, or its key is not its owner's alone.
 
@@ -109,7 +113,7 @@ class Recogniser:
         >>> recogniser.predict("hello.wav").quality
         ()
         """
-        package = ModelPackage.load(find_model(model))
+        package = ModelPackage.load(find_model(model), trusted_key=trusted_key)
         limits: dict[str, Any] = {"min_confidence": min_confidence, "coverage": coverage}
         if device is None:
             return cls(package, **limits)

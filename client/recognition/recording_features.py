@@ -51,11 +51,13 @@ class FeatureReader:
 
     Raises:
         ModelError: This release has no such extractor.
+        FeatureError: Its weights were not installed by this machine's owner.
     """
 
     def __init__(self, extractor: str) -> None:
         try:
             self._extractor = registry.create_extractor(extractor)
+            registry.require_installed_encoders(extractor)
         except SettingError as error:
             raise ModelError(
                 f"the model reads features that this release cannot compute ({error}); install the "

@@ -1,21 +1,19 @@
 """torchaudio's wav2vec 2.0, HuBERT and WavLM encoders: by name, or from your own file.
 
-``wav2vec2-base``, ``hubert-base``, ... download their weights when they are first used (torchaudio
-keeps them). ``pipeline:/folder/file.pt`` reads a model that ``save_pipeline`` wrote. Either
-takes ``@layer``, as in ``hubert-base@6``; layers count from 1.
+``wav2vec2-base``, ``hubert-base``, ... read weights that this machine's owner installed (see
+``encoder_store``); nothing is downloaded. ``pipeline:/folder/file.pt`` reads a model that
+``save_pipeline`` wrote. Either takes ``@layer``, as in ``hubert-base@6``; layers count from 1.
 
 Baevski et al. 2020 (arXiv:2006.11477), Hsu et al. 2021 (arXiv:2106.07447), Chen et al. 2022
 (arXiv:2110.13900), Conneau et al. 2020 (arXiv:2006.13979).
 """
 
 import hashlib
-import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import torch
 import torchaudio
@@ -24,7 +22,8 @@ from torch.nn import functional as F
 
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.errors import FeatureError, ModelError, SettingError
+from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.features import encoder_store
 from sottovoce.shared.features.fingerprint import compute_fingerprint
 
 PIPELINES: Mapping[str, str] = {
@@ -48,6 +47,9 @@ _BUILDERS = {
 }
 _MIN_SAMPLES = 1_600  # samples; the stem of convolutions needs 400 for one frame, 720 for two
 _MAX_PART_S = 30
+_RATE, _MIN_RATE, _MAX_RATE = 16_000, 1_000, 384_000
+_MAX_SETTINGS, _MAX_SETTING, _MAX_LAYERS = 200, 1 << 13, 100
+"""Most numbers of a network's settings, and their bound: far beyond any encoder that there is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -92,7 +94,7 @@ class PipelineStatistics:
         """Hash of everything that decides the values, including the weights, which are loaded.
 
         Raises:
-            FeatureError: The weights cannot be downloaded, or are not there.
+            FeatureError: The weights are not installed.
         """
         settings = {"source": self.source, "layer": self._depth()}
         weights = load_pipeline(self.source).sha256
@@ -105,7 +107,7 @@ class PipelineStatistics:
 
         Raises:
             AudioError: The signal has another rate than the model.
-            FeatureError: The weights cannot be downloaded, or are not there.
+            FeatureError: The weights are not installed.
         """
         loaded = load_pipeline(self.source)
         audio.require_sample_rate(signal, loaded.rate, reader=self.name)
@@ -150,20 +152,68 @@ def load_pipeline(source: str) -> PretrainedEncoder:
     """Load the model of a pipeline's name or file; once per process.
 
     Raises:
-        FeatureError: The weights cannot be downloaded, or the file is not there.
+        FeatureError: The weights are not installed, or the file is not there.
         ModelError: The file is damaged or holds something else.
     """
     if source.startswith(FILE_PREFIX):
         return _from_file(Path(source.removeprefix(FILE_PREFIX)))
-    pipeline = getattr(torchaudio.pipelines, PIPELINES[source])
-    try:
-        model = pipeline.get_model()
-    except (URLError, OSError, RuntimeError) as error:
-        raise FeatureError(
-            f"the weights of {source} cannot be had ({error}); they are downloaded on first use: "
-            f"connect to a network once, or put the file into {torch.hub.get_dir()}/checkpoints"
-        ) from error
-    return _loaded(model, rate=int(pipeline.sample_rate))
+    pipeline: Any = getattr(torchaudio.pipelines, PIPELINES[source])
+    weights = encoder_store.load_weights(source)
+    build = _BUILDERS["wavlm" if source.startswith("wavlm") else "wav2vec2"]
+    model = _build(build, pipeline._params, weights, name=source)
+    return _loaded(_Normalised(model) if pipeline._normalize_waveform else model, rate=_RATE)
+
+
+def install_encoder(source: str, *, file: Path | None = None, sha256: str = "") -> str:
+    """Install an encoder on the owner's word: the only way in which one is downloaded.
+
+    Args:
+        source: Name of a pipeline, or ``pipeline:`` and the path of the owner's own file.
+        file: A checkpoint of the pipeline that is here already; None downloads it.
+        sha256: The checkpoint's hash, from its publisher; "" trusts a ``file`` as it is, and
+            refuses a download, naming the hash that it has.
+
+    Returns:
+        SHA-256 that is compared from now on.
+
+    Raises:
+        SettingError: No such pipeline, or another hash.
+        FeatureError: It cannot be downloaded, or there is no such file.
+        ModelError: It holds anything but the tensors of that encoder.
+    """
+    if source.startswith(FILE_PREFIX):
+        path = Path(source.removeprefix(FILE_PREFIX))
+        _from_file(path)
+        return encoder_store.pin_file(source, path)
+    parse_name(source)
+    pipeline: Any = getattr(torchaudio.pipelines, PIPELINES[source])
+    if file is None:
+        data = encoder_store.download_weights(pipeline._path)
+    else:
+        data = encoder_store.read_own_file(file)
+        sha256 = sha256 or hashlib.sha256(data).hexdigest()
+    digest = encoder_store.install_weights(source, data, sha256=sha256)
+    load_pipeline.cache_clear()
+    load_pipeline(source)  # refuses the tensors of another encoder now, and not at first use
+    return digest
+
+
+class _Normalised(nn.Module):
+    """A model that normalises the waveform first, as torchaudio's large pipelines do."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model: Any = model
+
+    def extract_features(
+        self, samples: Tensor, *, num_layers: int
+    ) -> tuple[list[Tensor], Tensor | None]:
+        """Compute the layers' outputs, as ``Wav2Vec2Model.extract_features`` does."""
+        normal = F.layer_norm(samples, samples.shape)
+        found: tuple[list[Tensor], Tensor | None] = self.model.extract_features(
+            normal, num_layers=num_layers
+        )
+        return found
 
 
 def save_pipeline(
@@ -188,22 +238,57 @@ def save_pipeline(
 
 
 def _from_file(path: Path) -> PretrainedEncoder:
-    """Read what ``save_pipeline`` wrote; nothing in the file is run."""
-    if not path.is_file():
-        raise FeatureError(f"{path} is not a file; pipeline: needs one that save_pipeline wrote")
+    """Read the owner's file, which ``save_pipeline`` wrote; nothing in it is run."""
+    data = encoder_store.read_own_file(path, pinned_as=f"{FILE_PREFIX}{path}")
+    stored = encoder_store.unpickle_tensors(data, str(path))
+    settings, weights, rate = stored.get("settings"), stored.get("state"), stored.get("rate")
+    build = _BUILDERS.get(str(stored.get("kind")))
+    if not (
+        build
+        and isinstance(settings, dict)
+        and isinstance(weights, dict)
+        and isinstance(rate, int)
+        and _MIN_RATE <= rate <= _MAX_RATE
+    ):
+        raise ModelError(f"{path} is no pipeline; write it with save_pipeline")
+    return _loaded(_build(build, settings, weights, name=str(path)), rate=rate)
+
+
+def _build(
+    build: Callable[..., nn.Module],
+    settings: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    *,
+    name: str,
+) -> nn.Module:
+    """Build a network for these weights, once its shapes were compared without any memory."""
+    way_out = "write it with save_pipeline, or add the encoder again"
+    numbers, layers = list(_numbers(settings)), settings.get("encoder_num_layers")
+    within = len(numbers) <= _MAX_SETTINGS and all(abs(one) <= _MAX_SETTING for one in numbers)
+    # Layers are built one by one: thousands of them would take minutes.
+    if not (within and isinstance(layers, int) and layers <= _MAX_LAYERS):
+        raise ModelError(f"{name} is damaged: its settings are those of no encoder; {way_out}")
     try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-        model = _BUILDERS[stored["kind"]](**stored["settings"])
-        model.load_state_dict(stored["state"])
-        rate = int(stored["rate"])
-    except (
-        pickle.UnpicklingError, AttributeError, EOFError, IndexError, KeyError, OSError,
-        RuntimeError, TypeError, ValueError,
-    ) as error:  # fmt: skip
-        raise ModelError(
-            f"{path} is damaged or not a pipeline ({error}); write it with save_pipeline"
-        ) from error
-    return _loaded(model, rate=rate)
+        with torch.device("meta"):
+            needed = {key: one.shape for key, one in build(**settings).state_dict().items()}
+        if needed != {key: one.shape for key, one in weights.items()}:
+            raise ModelError(f"{name} holds the weights of another network; {way_out}")
+        model = build(**settings)
+        model.load_state_dict(weights)
+    except ModelError:
+        raise
+    except Exception as error:  # torchaudio raises anything for settings that cannot be
+        raise ModelError(f"{name} is damaged ({error}); {way_out}") from error
+    return model
+
+
+def _numbers(value: object) -> Iterator[float]:
+    """All numbers of nested settings."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(item)
 
 
 def _loaded(model: nn.Module, *, rate: int) -> PretrainedEncoder:

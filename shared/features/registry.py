@@ -7,7 +7,7 @@ whisper-tiny-en           (1536,)            mean and std of encoder layers 2 an
 whisper-tiny-en-frames    (frames, 768)      the same layers, 10 frames a second
 descriptors               (476,)             statistics of the descriptor set
 log-mel                   (frames, 64)       normalised spectrogram, 50 frames a second
-wav2vec2-base, ...        (2 x width,)       torchaudio's pipelines; weights are downloaded
+wav2vec2-base, ...        (2 x width,)       torchaudio's pipelines, once their weights are added
 pipeline:/folder/file.pt  (2 x width,)       the same from a file
 first+second              (sum of widths,)   vectors of several, side by side
 your own                  as you like        what :func:`register_extractor` was given
@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.features import pretrained
+from sottovoce.shared.features import encoder_store, pretrained
 from sottovoce.shared.features.descriptors import Descriptors
 from sottovoce.shared.features.extractor import Extractor, Fusion
 from sottovoce.shared.features.log_mel import LogMel
@@ -43,6 +43,7 @@ _BUILT_IN: dict[str, Callable[[], Extractor]] = {
     "log-mel": LogMel,
 }
 _REGISTERED: dict[str, Callable[[], Extractor]] = {}
+_MAX_PARTS = 8
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -113,8 +114,29 @@ def create_extractor(name: str) -> Extractor:
         >>> create_extractor("whisper-tiny-en+descriptors").is_framewise
         False
     """
+    if name.count("+") >= _MAX_PARTS:
+        raise SettingError(
+            f"extractor {name[:80]!r}... joins {name.count('+') + 1} others; at most {_MAX_PARTS}"
+        )
     parts = [_create_single(part) for part in name.split("+")]
     return parts[0] if len(parts) == 1 else Fusion(parts)
+
+
+def require_installed_encoders(name: str) -> None:
+    """Refuse an extractor whose weights this machine's owner has not installed.
+
+    For names that a model file chose: it decides neither what is downloaded nor what is read.
+
+    Raises:
+        FeatureError: A pipeline, or a file, that was not installed; it was not looked at.
+
+    Example:
+        >>> require_installed_encoders("descriptors+whisper-tiny-en")  # both are packaged
+    """
+    for part in name.split("+"):
+        source = part.partition("@")[0]
+        if source in pretrained.PIPELINES or source.startswith(pretrained.FILE_PREFIX):
+            encoder_store.require_installed(source)
 
 
 def _create_single(name: str) -> Extractor:
@@ -126,7 +148,7 @@ def _create_single(name: str) -> Extractor:
     if source in pretrained.PIPELINES or source.startswith(pretrained.FILE_PREFIX):
         return pretrained.parse_name(name)
     raise SettingError(
-        f"extractor is {name!r}{suggest_name(name, extractor_names())}; it must be one of "
+        f"extractor is {name[:200]!r}{suggest_name(name, extractor_names())}; it must be one of "
         f"{', '.join(extractor_names())}, "
         f"{pretrained.FILE_PREFIX}FILE, or several joined by +"
     )

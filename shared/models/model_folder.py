@@ -158,7 +158,7 @@ def sign_model_folder(folder: Path, private_key: bytes) -> str:
 
 
 def parse_public_key(text: str) -> str:
-    """Parse a public key as :func:`sign_model_folder` gives it.
+    """Parse a public key in hexadecimal digits, as it is printed.
 
     Raises:
         SettingError: Not 64 hexadecimal digits.
@@ -173,6 +173,23 @@ def parse_public_key(text: str) -> str:
             f"the trusted key is {text[:80]!r}; it must be the 64 hexadecimal digits that "
             "'sottovoce model sign' printed"
         )
+    return key
+
+
+def read_private_key(path: Path) -> bytes:
+    """Read a private key of 64 hexadecimal digits, as ``sottovoce model key`` writes it.
+
+    Raises:
+        SettingError: There is no such file, or it holds anything else.
+    """
+    way_out = "name one that 'sottovoce model key' wrote"
+    try:
+        text = read_bounded_file(path.resolve(), max_bytes=1_000, error=SettingError)
+        key = bytes.fromhex(text.decode("ascii"))
+    except (FileNotFoundError, ValueError, RuntimeError):
+        raise SettingError(f"{path} holds no key; {way_out}") from None
+    if len(key) != crypto.KEY_BYTES:
+        raise SettingError(f"{path} holds a key of {len(key)} bytes; {way_out}")
     return key
 
 

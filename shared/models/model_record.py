@@ -12,7 +12,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from sottovoce.shared import codec
-from sottovoce.shared.codec import Name, Sha256
+from sottovoce.shared.codec import LongName, Name, Sha256
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.spec import ModelSpec, count_spec_parameters
 
@@ -58,7 +58,7 @@ class ModelRecord:
 
     schema: Literal[1, 2, 3]
     labels: tuple[Name, ...]
-    extractor: Name
+    extractor: LongName
     model: dict[str, str | int | float]
     row_norm: float
     subtracts_user_mean: bool

@@ -7,7 +7,9 @@ A module adds its commands to the parser and imports what they need only when th
 __all__ = [
     "corpora",
     "device",
+    "encoder",
     "main",
+    "model",
     "options",
     "progress_bar",
     "reproduce",

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sottovoce.cli.model import add_trusted_key, read_trusted_key
 from sottovoce.cli.options import (
     Commands,
     add_command,
@@ -37,6 +38,7 @@ def _add_predict(commands: Commands) -> None:
     parser.add_argument(
         "--model", type=Path, required=True, metavar="RUN", help="a run folder, or the model in it"
     )
+    add_trusted_key(parser)
     add = parser.add_argument_group("personalisation").add_argument
     add(
         "--device",
@@ -86,6 +88,7 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
         arguments.device,
         min_confidence=min_confidence,
         coverage=arguments.coverage,
+        trusted_key=read_trusted_key(arguments),
         vault=open_from_environment(arguments.device / "vault") if arguments.device else None,
     )
     labels = recogniser.package.labels

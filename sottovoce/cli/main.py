@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from sottovoce import __version__
-from sottovoce.cli import corpora, device, reproduce, simulate, sweep, verify
+from sottovoce.cli import corpora, device, encoder, model, reproduce, simulate, sweep, verify
 from sottovoce.cli.options import CommandParser, add_completion_option
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.printable import print_error, print_lines
@@ -74,6 +74,8 @@ def build_parser() -> CommandParser:
         corpora.add_corpora_command,
         verify.add_run_commands,
         device.add_device_commands,
+        model.add_model_commands,
+        encoder.add_encoder_commands,
         reproduce.add_reproduce_command,
     ):
         add(commands)

@@ -33,6 +33,11 @@ Say = Callable[..., tuple[int, str, str]]
         "device forget",
         "device retire",
         "reproduce",
+        "model key",
+        "model sign",
+        "model verify",
+        "encoder add",
+        "encoder list",
     ],
 )
 def test_every_command_helps_with_an_example(say: Say, command: str) -> None:
