@@ -4,7 +4,11 @@
 catalogue       ``open_corpus``: a corpus by name
 corpus          ``Clip``, ``Corpus``, ``Finding``: what a corpus is
 label_map       the table that joins labels of many corpora and languages
+user_label_map  a user's own: labels to keep, merge, drop or rename
+labelling       one label a clip: votes, codes, maps
+table           CSV and its dialects
 manifest        folders with a ``manifest.csv``
+links           linked folders, and paths that a manifest writes
 layouts         file names of the public corpora
 discovery       missing, empty, repeated and contradictory recordings
 inspection      ``inspect_corpus``: measure every recording and report

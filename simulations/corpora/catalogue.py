@@ -3,14 +3,20 @@
 import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sottovoce.shared import validation
 from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.simulations.corpora import discovery, manifest
 from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
+from sottovoce.simulations.corpora.labelling import label_clips
 from sottovoce.simulations.corpora.layouts import LAYOUTS
 from sottovoce.simulations.corpora.synthetic import synthetic_corpus
+from sottovoce.simulations.corpora.user_label_map import (
+    LABEL_MAP_FILE,
+    UserLabelMap,
+    read_label_map,
+)
 
 FOLDER = "folder"
 SYNTHETIC = "synthetic"
@@ -24,31 +30,55 @@ TITLES: Mapping[str, str] = {
 _BESIDE = (".", "extra", "processedResults", "..", "../extra", "../processedResults")
 
 
-def open_corpus(name: str, data: str | Path | None = None) -> Corpus:
+def open_corpus(
+    name: str,
+    data: str | Path | None = None,
+    *,
+    labels: str | Path = "",
+    follow_links: bool = False,
+) -> Corpus:
     """Open a corpus: find its clips, harmonise their labels, leave out what cannot be used.
 
-    A known layout with a ``manifest.csv`` in its folder is read by that manifest, whatever its
-    files are called.
+    A known layout with a ``manifest.csv`` in its folder is read by that manifest, if the files
+    that it lists are called as the layout's are.
 
     Args:
         name: One of ``TITLES``.
         data: Its folder (or the manifest in it); for ``synthetic`` the options as
             ``key=value,...``, or nothing.
+        labels: A label map, as ``user_label_map.read_label_map`` takes it; without one,
+            ``labels.csv`` in the folder is read where there is one.
+        follow_links: Whether paths of a manifest may lead out of the folder through links.
 
     Raises:
         SettingError: ``name`` is unknown, ``data`` is missing or an option is wrong.
-        CorpusError: The folder or its manifest is missing, or no clip of it can be used.
+        CorpusError: The folder or its manifest is missing, is of another layout than ``name``,
+            or no clip of it can be used.
     """
     validation.require_one_of(TITLES, corpus=name)
     if name == SYNTHETIC:
-        return synthetic_corpus.open_synthetic(str(data or ""))
+        made = synthetic_corpus.open_synthetic(str(data or ""))
+        return _relabel(made, read_label_map(labels)) if str(labels) else made
     folder = _folder(name, data)
-    clips, findings = _listed(name, folder)
+    clips, findings = _listed(name, folder, follow_links=follow_links)
+    user_map = _find_label_map(folder, labels)
     # Votes and demographics come in tables of their own, which many copies lack.
     if name == "cremad":
         clips, more = _cremad_extras(clips, folder)
         findings += more
-    return _settle(name, clips, findings)
+    return _settle(name, clips, findings, user_map)
+
+
+def _relabel(made: Corpus, user_map: UserLabelMap) -> Corpus:
+    """A corpus without defects under a user's own labels."""
+    found = label_clips(made.clips, user_map)
+    return replace(
+        made,
+        clips=tuple(found.clips),
+        mapping=found.mapping,
+        findings=(*made.findings, *found.findings),
+        label_map=user_map.name,
+    )
 
 
 def _folder(name: str, data: str | Path | None) -> Path:
@@ -63,10 +93,11 @@ def _folder(name: str, data: str | Path | None) -> Path:
     return folder
 
 
-def _listed(name: str, folder: Path) -> tuple[list[Clip], list[Finding]]:
+def _listed(name: str, folder: Path, *, follow_links: bool) -> tuple[list[Clip], list[Finding]]:
     """The clips by manifest where there is one, else by the layout's file names."""
     if (folder / manifest.MANIFEST_FILE).is_file():
-        return manifest.read_clips(folder)
+        clips, findings = manifest.read_clips(folder, follow_links=follow_links)
+        return clips, [*findings, *_check_layout(name, clips, folder)]
     if name == FOLDER:
         raise CorpusError(
             f"{folder} has no {manifest.MANIFEST_FILE}; write one with the columns "
@@ -75,19 +106,64 @@ def _listed(name: str, folder: Path) -> tuple[list[Clip], list[Finding]]:
     return discovery.find_clips(folder, LAYOUTS[name])
 
 
-def _settle(name: str, clips: Sequence[Clip], findings: Sequence[Finding]) -> Corpus:
+def _check_layout(name: str, clips: Sequence[Clip], folder: Path) -> list[Finding]:
+    """Refuse another corpus under a known one's name, whose licence the model's card would state.
+
+    Raises:
+        CorpusError: Less than half of the file names are the layout's.
+    """
+    if name == FOLDER or not clips:
+        return []
+    odd = [clip.clip_id for clip in clips if not _is_named_by(name, clip, folder)]
+    if len(odd) * 2 <= len(clips):
+        note = make_finding("files whose name is no part of the layout", odd, "used all the same")
+        return [note] if odd else []
+    counts = {
+        other: sum(_is_named_by(other, clip, folder) for clip in clips)
+        for other in LAYOUTS
+        if other != name
+    }
+    likely = max(counts, key=lambda other: counts[other])
+    right = likely if counts[likely] * 2 > len(clips) else FOLDER
+    looks = f"they look like {right}" if right != FOLDER else f"such as {odd[0]}"
+    raise CorpusError(
+        f"{len(odd)} of the {len(clips)} files that {folder} lists are not named as those of "
+        f"{name} ({LAYOUTS[name].pattern}), {looks}; use --corpus {right}"
+    )
+
+
+def _is_named_by(name: str, clip: Clip, folder: Path) -> bool:
+    """Whether a file's name is one of a layout's."""
+    return LAYOUTS[name].parse_path(PurePosixPath(clip.clip_id), folder) is not None
+
+
+def _find_label_map(folder: Path, labels: str | Path) -> UserLabelMap | None:
+    """The label map that was asked for, else the folder's own, if it has one."""
+    own = folder / LABEL_MAP_FILE
+    if not str(labels):
+        return read_label_map(own) if own.exists() else None
+    return read_label_map(labels)
+
+
+def _settle(
+    name: str,
+    clips: Sequence[Clip],
+    findings: Sequence[Finding],
+    user_map: UserLabelMap | None,
+) -> Corpus:
     """Leave out what cannot be used and account for it."""
     # Order matters: rows are merged before files are read, and only existing files are compared.
-    once, repeated = discovery.merge_duplicate_rows(clips)
-    there, absent = discovery.keep_existing(once)
+    labelled = label_clips(clips, user_map)
+    there, absent = discovery.keep_existing(labelled.clips)
     usable, aside, twins = discovery.separate_contradictions(there)
     return Corpus(
         name=name,
         clips=tuple(sorted(usable, key=lambda clip: clip.clip_id)),
-        mapping={clip.label: clip.emotion for clip in clips},
-        findings=(*findings, *repeated, *absent, *twins),
+        mapping=labelled.mapping,
+        findings=(*findings, *labelled.findings, *absent, *twins),
         set_aside=tuple(sorted(aside, key=lambda clip: clip.clip_id)),
-        clips_found=len(clips),
+        clips_found=len({clip.clip_id for clip in clips}),
+        label_map=user_map.name if user_map else "",
     )
 
 

@@ -37,9 +37,12 @@ class Clip:
         language: As the corpus has it, usually a BCP 47 tag.
         intensity: How strongly the emotion was to be expressed, in the corpus's words.
         statement: What is said.
+        session: In which session it was recorded.
         vote: Emotion that listeners perceived, in the corpus's code, where the corpus asked some.
-        vote: What listeners heard, in the corpus's code, where the corpus asked some.
+        rater: Who chose the label, where a corpus has one row a rater.
         source_sha256: SHA-256 of the original file, where this one was re-encoded from it.
+        other_columns: Cells of the manifest without a meaning here, by column; folds can be made
+            by them.
     """
 
     clip_id: str
@@ -55,7 +58,9 @@ class Clip:
     statement: str | None = None
     session: str | None = None
     vote: str | None = None
+    rater: str | None = None
     source_sha256: str | None = None
+    other_columns: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.voice is None):
@@ -128,6 +133,7 @@ class Corpus:
         set_aside: Clips whose recording also stands under another label; a protocol that
             relabels clips may find that they agree after all.
         clips_found: Clips met, before any was left out.
+        label_map: What a user's own label map is called; empty where there is none.
     """
 
     name: str
@@ -136,6 +142,7 @@ class Corpus:
     findings: tuple[Finding, ...] = ()
     set_aside: tuple[Clip, ...] = ()
     clips_found: int
+    label_map: str = ""
 
     def __post_init__(self) -> None:
         if not self.clips:

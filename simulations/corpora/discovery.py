@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from sottovoce.shared.errors import AudioError, CorpusError
 from sottovoce.simulations.corpora.corpus import Clip, Finding, make_finding
 from sottovoce.simulations.corpora.layouts import Layout
+from sottovoce.simulations.corpora.links import FolderWalk, file_size, readable_name
 
 # Lossless first: of two files of one recording, the first kind found is kept.
 AUDIO_SUFFIXES = (".wav", ".flac", ".aiff", ".aif", ".opus", ".ogg", ".mp3")
@@ -18,31 +19,34 @@ def find_clips(folder: Path, layout: Layout) -> tuple[list[Clip], list[Finding]]
     """Find the clips of a public layout below ``folder``, and report other recordings."""
     found: dict[str, Clip] = {}
     unknown, again = [], []
-    for path in _recordings(folder):
+    walk = FolderWalk(folder=folder)
+    for path in _recordings(walk):
         parsed = layout.parse_path(path, folder)
         if parsed is None:
-            unknown.append(str(path))
+            unknown.append(readable_name(str(path)))
         elif parsed[0] in found:
-            again.append(str(path))
+            again.append(readable_name(str(path)))
         else:
-            found[parsed[0]] = parsed[1]
+            clip = parsed[1]
+            found[parsed[0]] = replace(clip, clip_id=readable_name(clip.clip_id))
     if not found:
+        seen = "; ".join(map(str, walk.findings()))
         raise CorpusError(
-            f"{folder} holds no file like {layout.pattern} and no manifest.csv; "
-            f"{layout.title} comes from {layout.source_url}"
+            f"{folder} holds no file like {layout.pattern} and no manifest.csv"
+            f"{f' ({seen})' if seen else ''}; {layout.title} comes from {layout.source_url}"
         )
     notes = [
         make_finding("recordings whose name is no part of the layout", unknown, "left out"),
         make_finding("further files of a recording already met", again, "left out"),
     ]
-    return list(found.values()), [note for note in notes if note.count]
+    return list(found.values()), [*(note for note in notes if note.count), *walk.findings()]
 
 
-def _recordings(folder: Path) -> list[PurePosixPath]:
-    """Relative paths of all sound files below ``folder``, lossless kinds first, then by name."""
-    below = (path for path in folder.rglob("*") if path.suffix.lower() in AUDIO_SUFFIXES)
+def _recordings(walk: FolderWalk) -> list[PurePosixPath]:
+    """Relative paths of all sound files below a folder, lossless kinds first, then by name."""
+    below = (path for path in walk.find_files() if path.suffix.lower() in AUDIO_SUFFIXES)
     # macOS archives carry "._name.wav" beside "name.wav": metadata, no sound.
-    paths = [path.relative_to(folder) for path in below if not path.name.startswith("._")]
+    paths = [path.relative_to(walk.folder) for path in below if not path.name.startswith("._")]
     posix = [PurePosixPath(path.as_posix()) for path in paths]
     return sorted(posix, key=lambda path: (AUDIO_SUFFIXES.index(path.suffix.lower()), str(path)))
 
@@ -57,7 +61,7 @@ def keep_existing(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
     missing, empty, pointers = lost.values()
     present = []
     for clip in clips:
-        size = _size(clip.path)
+        size = file_size(clip.path)
         if size < 0:
             missing.append(clip.clip_id)
         elif size == 0:
@@ -70,41 +74,9 @@ def keep_existing(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
     return present, [make_finding(what, ids, "left out") for what, ids in lost.items() if ids]
 
 
-def is_existing_file(path: Path) -> bool:
-    """Tell whether a path leads to a file; False for a path that the system refuses.
-
-    Example:
-        >>> is_existing_file(Path("no such recording.wav"))
-        False
-    """
-    return _size(path) >= 0
-
-
-def _size(path: Path | None) -> int:
-    """A file's size in bytes, or -1 where there is no file that can be asked."""
-    try:
-        return path.stat().st_size if path and path.is_file() else -1
-    except (OSError, ValueError):  # a name too long, or with a zero byte in it
-        return -1
-
-
 def _is_pointer(clip: Clip) -> bool:
     """Whether a small file is Git LFS's note of where the recording is."""
     return clip.path is not None and clip.path.read_bytes().startswith(_POINTER)
-
-
-def merge_duplicate_rows(clips: Iterable[Clip]) -> tuple[list[Clip], list[Finding]]:
-    """Merge rows of one file that agree; drop rows that contradict each other."""
-    groups = _group(clips, lambda clip: clip.clip_id)
-    agree = {name: len({(c.speaker, c.emotion) for c in group}) == 1 for name, group in groups}
-    repeats = [name for name, group in groups if agree[name] and len(group) > 1]
-    clashes = [name for name, _ in groups if not agree[name]]
-    notes = [
-        make_finding("files listed more than once", repeats, "counted once"),
-        make_finding("files listed under two speakers or emotions", clashes, "left out"),
-    ]
-    unique = [group[0] for name, group in groups if agree[name]]
-    return unique, [note for note in notes if note.count]
 
 
 def separate_contradictions(clips: Sequence[Clip]) -> tuple[list[Clip], list[Clip], list[Finding]]:
@@ -144,11 +116,11 @@ def group_identical(clips: Iterable[Clip]) -> list[list[Clip]]:
     for clip in clips:
         (known if clip.source_sha256 else unknown).append(clip)
     # Files of different sizes differ: only those that share one are read.
-    sizes = _group(unknown, lambda clip: _size(clip.path))
+    sizes = group_clips(unknown, lambda clip: file_size(clip.path))
     # A known digest of an original also matches a copy that was re-encoded from it.
     digested = [replace(c, source_sha256=_digest(c)) for _, g in sizes if len(g) > 1 for c in g]
     alone = [group for _, group in sizes if len(group) == 1]
-    groups = _group([*known, *digested], lambda clip: clip.source_sha256)
+    groups = group_clips([*known, *digested], lambda clip: clip.source_sha256)
     return alone + [group for _, group in groups]
 
 
@@ -160,8 +132,10 @@ def _digest(clip: Clip) -> str:
         return clip.clip_id
 
 
-def _group(clips: Iterable[Clip], key: Callable[[Clip], Hashable]) -> list[tuple[str, list[Clip]]]:
-    """Clips with the same key, in order of first appearance."""
+def group_clips(
+    clips: Iterable[Clip], key: Callable[[Clip], Hashable]
+) -> list[tuple[str, list[Clip]]]:
+    """Group clips with the same key, in order of first appearance."""
     groups: dict[Hashable, list[Clip]] = defaultdict(list)
     for clip in clips:
         groups[key(clip)].append(clip)

@@ -2,11 +2,15 @@
 
 The table is explicit, so that a mapping can be printed and argued with. It joins spellings and
 languages, never shades of meaning: ``calm`` is not ``neutral``, ``excited`` is not ``happy``. A
-label that is not in the table stays a class of its own.
+label that is not in the table stays a class of its own. A user's own map (``user_label_map``)
+goes before it.
 """
 
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+
+from sottovoce.shared.identity import identity_key, tidy_name
 
 # An order of our own, so that columns of the same classes mean the same in every run.
 CANONICAL_EMOTIONS = (
@@ -54,45 +58,158 @@ _SYNONYMS = {
     "frustrated": "fru frustration frustriert frustre frustrado frustracion frustrato frustrazione",
 }
 
-_NO_LABEL = frozenset({"", "nan", "n/a", "null", "?", "xxx"})
+_MISSING = frozenset({"", "nan", "n/a", "#n/a", "<na>", "null", "?"})
+CODE_BOOKS: Mapping[str, tuple[Mapping[str, str], frozenset[str]]] = {
+    "MSP-Podcast": (
+        {
+            "a": "angry",
+            "s": "sad",
+            "h": "happy",
+            "u": "surprised",
+            "f": "fearful",
+            "d": "disgust",
+            "c": "contempt",
+            "n": "neutral",
+            "o": "other",
+            "x": "xxx",
+        },
+        frozenset("hs"),
+    ),
+    "EMO-DB": (
+        {
+            "w": "angry",
+            "l": "bored",
+            "e": "disgust",
+            "a": "fearful",
+            "f": "happy",
+            "t": "sad",
+            "n": "neutral",
+        },
+        frozenset("wt"),
+    ),
+}
+"""One-letter codes of corpora, and the letters by which each is recognised.
+
+``A`` is anger in one and fear (*Angst*) in the other: letters alone say nothing.
+"""
 
 
-def _plain(label: str) -> str:
-    """A label without case, accents or the sort of space between its words."""
-    # NFKD parts a letter from its accent; combining marks are then dropped.
-    decomposed = unicodedata.normalize("NFKD", label.strip().casefold())
-    bare = "".join(letter for letter in decomposed if not unicodedata.combining(letter))
-    return "_".join(bare.replace("-", " ").replace("_", " ").split())
+def fold_label(label: str) -> str:
+    """Fold a label for comparison with the table: no case, Latin accents, or kinds of space.
+
+    Marks of other scripts stay: without them, Japanese, Hindi and Thai have other words.
+
+    Example:
+        >>> fold_label(" Très-Fâchée"), fold_label("がんき") == fold_label("かんき")
+        ('tres_fachee', False)
+    """
+    letters: list[str] = []
+    latin = False
+    for letter in unicodedata.normalize("NFKD", identity_key(label)):
+        if not unicodedata.combining(letter):
+            latin = "LATIN" in unicodedata.name(letter, "")
+        elif latin:
+            continue
+        letters.append(letter)
+    return _join_words(unicodedata.normalize("NFC", "".join(letters)))
+
+
+def _join_words(text: str) -> str:
+    return "_".join(text.replace("-", " ").replace("_", " ").split())
+
+
+def _fold_words(words: str) -> frozenset[str]:
+    return frozenset(map(fold_label, words.split()))
 
 
 _TABLE = {
-    word: emotion
+    fold_label(word): emotion
     for emotion, words in _SYNONYMS.items()
-    for word in (emotion, *(_plain(word) for word in words.split()))
+    for word in (emotion, *words.split())
 }
+
+NO_AGREEMENT = _fold_words(
+    "xxx no_agreement noagreement undecided unknown unk ambiguous mixed unbekannt inconnu"
+    " desconocido desconhecido sconosciuto onbekend keine_übereinstimmung sans_accord"
+    " sin_acuerdo nessun_accordo 未知 不一致"
+)
+"""Words for "the raters did not agree", or could not say; folded as labels are."""
+OTHER = _fold_words(
+    "oth other others andere anderes sonstige sonstiges autre autres otro otra otros altro altra"
+    " altri outro outra overig anders 其他 其它 その他"
+)
+"""Words for "an emotion that the list does not have"; folded as labels are."""
 
 
 def harmonise_label(label: str) -> str:
-    """Translate a corpus's label into ours; an unknown label comes back in lower case.
+    """Translate a corpus's label into ours; an unknown label stays, in lower case.
 
-    Case, accents, hyphens and underscores do not matter: ``Colère`` and ``colere`` are ``angry``.
+    Case, accents, hyphens and underscores do not matter for finding a label in the table:
+    ``Colère`` and ``colere`` are ``angry``. A label that is not there keeps its marks.
 
     Example:
-        >>> [harmonise_label(label) for label in ("Freude", "colère", "Boredom", "Sarcasm")]
-        ['happy', 'angry', 'bored', 'sarcasm']
+        >>> [harmonise_label(label) for label in ("Freude", "colère", "Boredom", "Señales Mixtas")]
+        ['happy', 'angry', 'bored', 'señales_mixtas']
     """
-    plain = _plain(label)
-    return _TABLE.get(plain, plain)
+    known = _TABLE.get(fold_label(label))
+    return known or name_class(label)
+
+
+def name_class(label: str) -> str:
+    """Name the class of a label that the table does not have.
+
+    Example:
+        >>> name_class("Zärtlich  gestimmt")
+        'zärtlich_gestimmt'
+    """
+    # A title such as İ decomposes when it becomes small.
+    small = unicodedata.normalize("NFC", tidy_name(label).lower())
+    return _join_words(small) or small
+
+
+def is_known(label: str) -> bool:
+    """Tell whether the table has a label.
+
+    Example:
+        >>> is_known("Freude"), is_known("Sarcasm")
+        (True, False)
+    """
+    return fold_label(label) in _TABLE
 
 
 def is_missing(label: str) -> bool:
-    """Tell whether a cell means "not labelled" (empty, ``nan``, ``n/a``, ``xxx`` ...).
+    """Tell whether a cell is empty, or what programs write for that (``nan``, ``n/a`` ...).
 
     Example:
         >>> is_missing(" NaN "), is_missing("neutral")
         (True, False)
     """
-    return label.strip().casefold() in _NO_LABEL
+    return identity_key(label) in _MISSING
+
+
+def is_missing_speaker(name: str) -> bool:
+    """Tell whether a cell names nobody; Nan and Null are names of people.
+
+    Example:
+        >>> is_missing_speaker("NaN"), is_missing_speaker("Nan"), is_missing_speaker("Unknown")
+        (True, False, True)
+    """
+    if tidy_name(name) in ("Nan", "Null"):
+        return False
+    return is_missing(name) or identity_key(name) in ("xxx", "unknown", "unk", "unbekannt")
+
+
+def is_number(label: str) -> bool:
+    """Tell whether a label is a number, or several, and so a rating or a code.
+
+    Example:
+        >>> is_number("3,5"), is_number("[2; 4]"), is_number("3 happy"), is_number("😡")
+        (True, True, False, False)
+    """
+    return bool(_NUMBER.fullmatch(label)) and any(map(str.isdigit, label))
+
+
+_NUMBER = re.compile(r"[\d\s.,;:/%+\-()\[\]]+")
 
 
 def sort_emotions(emotions: Iterable[str]) -> tuple[str, ...]:

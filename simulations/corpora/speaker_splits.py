@@ -8,12 +8,15 @@ from dataclasses import dataclass, replace
 
 from sottovoce.shared import seeding, validation
 from sottovoce.shared.errors import CorpusError, SettingError
+from sottovoce.shared.identity import choose_spellings, identity_key
 from sottovoce.simulations.corpora import discovery
 from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
 
 NEUTRAL = "neutral"
 GENERIC_PROTOCOLS = ("5fold", "loso", "holdout")
 """Protocols for any corpus; any number of folds from 2 up may stand before ``fold``."""
+BY_COLUMN = "by:"
+"""Begins the name of a protocol whose folds are the values of a column, as ``by:session``."""
 _FOLDS = re.compile(r"([1-9][0-9]{0,8})fold")
 _VOTE_EMOTIONS = {"N": "neutral", "H": "happy", "S": "sad", "A": "angry"}
 
@@ -34,7 +37,8 @@ class Fold:
 
     def __post_init__(self) -> None:
         # Checked at birth: a speaker on both sides would make every figure too good.
-        both = sorted(set(self.train) & set(self.test))
+        trained = {identity_key(speaker) for speaker in self.train}
+        both = sorted(name for name in set(self.test) if identity_key(name) in trained)
         if both:
             raise CorpusError(f"{self.name} trains and tests on {', '.join(both)}; use each once")
 
@@ -124,21 +128,28 @@ selection and folds of fed-ser-leakage (Feng et al. 2021, arXiv:2112.13416).
 
 
 def protocol_names() -> tuple[str, ...]:
-    """List every name that ``protocol`` takes; ``Nfold`` stands for any number of folds.
+    """List every name that ``protocol`` takes.
+
+    ``Nfold`` stands for any number of folds, ``by:COLUMN`` for any column of a manifest.
 
     Example:
         >>> protocol_names()[-3:]
         ('Nfold', 'loso', 'holdout')
     """
-    return (*PUBLISHED_PROTOCOLS, "Nfold", "loso", "holdout")
+    return (*PUBLISHED_PROTOCOLS, f"{BY_COLUMN}COLUMN", "Nfold", "loso", "holdout")
 
 
 def default_protocol(corpus: Corpus) -> str:
-    """Find the first published protocol of a corpus that is complete, else ``5fold``."""
+    """Find the first published protocol of a corpus that is complete, else ``5fold``.
+
+    A corpus under a user's own label map has no published protocol.
+    """
     fitting = (
         name
         for name, known in PUBLISHED_PROTOCOLS.items()
-        if known.corpus == corpus.name and known.speakers == len(corpus.speakers)
+        if known.corpus == corpus.name
+        and known.speakers == len(corpus.speakers)
+        and not corpus.label_map
     )
     return next(fitting, GENERIC_PROTOCOLS[0])
 
@@ -149,7 +160,8 @@ def apply_protocol(
     """Select clips and split their speakers into folds.
 
     Folds are groups of the sorted speakers, in order, as equal as can be. ``loso`` leaves one
-    speaker out at a time; ``holdout`` tests once, on the last fifth.
+    speaker out at a time; ``holdout`` tests once, on the last fifth; ``by:COLUMN`` tests on the
+    speakers of one value of the column at a time.
 
     Args:
         name: One of :func:`protocol_names`, or ``default``.
@@ -157,14 +169,15 @@ def apply_protocol(
         classes: Emotions to select; all of them when empty.
 
     Raises:
-        SettingError: The name is unknown, is for another corpus, or asks for fewer than 2 folds
-            or for more than there are speakers.
-        CorpusError: One speaker only, an incomplete copy, a class that a training fold lacks, or
-            fewer than two classes.
+        SettingError: The name is unknown, is for another corpus, asks for fewer than 2 folds or
+            for more than there are speakers, or names a column that no clip has.
+        CorpusError: One speaker only, an incomplete copy, a class that a training fold lacks,
+            fewer than two classes, or a speaker with two values of the column.
     """
     usual, name = name == "default", default_protocol(corpus) if name == "default" else name
     known = PUBLISHED_PROTOCOLS.get(name)
-    asked = _fold_count(name, known, corpus)
+    column = identity_key(name.removeprefix(BY_COLUMN)) if name.startswith(BY_COLUMN) else None
+    asked = 0 if column is not None else _fold_count(name, known, corpus)
     selected, notes = known.select(corpus) if known else _select_all(corpus)
     selected, dropped = _select_classes(selected, classes)
     speakers = selected.speakers
@@ -182,7 +195,10 @@ def apply_protocol(
         action = f"{len(speakers)}fold, one speaker a fold"
         notes.append(make_finding(f"speakers, too few for {name}", speakers, action))
         name, asked = f"{len(speakers)}fold", len(speakers)
-    folds = _holdout(speakers) if name == "holdout" else _split_speakers(speakers, asked)
+    if column is not None:
+        folds = _split_by_column(selected, column)
+    else:
+        folds = _holdout(speakers) if name == "holdout" else _split_speakers(speakers, asked)
     gaps = check_classes(selected, folds)
     return EvaluationProtocol(
         name=name, corpus=selected, folds=folds, findings=(*notes, *dropped, *gaps)
@@ -209,6 +225,11 @@ def _require_complete(name: str, known: _PublishedProtocol, corpus: Corpus) -> N
         raise SettingError(
             f"protocol {name} is for {known.corpus}, the corpus is {corpus.name}; "
             f"use --corpus {known.corpus}, or one of {', '.join(GENERIC_PROTOCOLS)}"
+        )
+    if corpus.label_map:
+        raise SettingError(
+            f"protocol {name} has labels of its own and the label map {corpus.label_map} changes "
+            f"them; leave it out, or use {known.folds}fold: its figures have no published ones"
         )
     if len(corpus.speakers) != known.speakers:
         raise CorpusError(
@@ -247,6 +268,66 @@ def _split_speakers(speakers: Sequence[str], count: int) -> tuple[Fold, ...]:
         _fold(group[0] if alone else f"fold{number}", speakers, group)
         for number, group in enumerate(groups, start=1)
     )
+
+
+_CLIP_COLUMNS = ("session", "gender", "age", "language", "intensity", "statement")
+
+
+def _column_value(clip: Clip, column: str) -> str:
+    """What a clip has in a column; empty where it has nothing."""
+    if column in _CLIP_COLUMNS:
+        value = getattr(clip, column)
+        return "" if value is None else str(value)
+    return dict(clip.other_columns).get(column, "")
+
+
+def _split_by_column(corpus: Corpus, column: str) -> tuple[Fold, ...]:
+    """One fold for each value of a column, named after it, which tests the speakers that have it.
+
+    Raises:
+        SettingError: No clip has the column.
+        CorpusError: A clip has no value, a speaker has two, or all have the same.
+    """
+    values = {clip.clip_id: _column_value(clip, column) for clip in corpus.clips}
+    _require_column(corpus, column, values)
+    names = choose_spellings(values.values())
+    groups: dict[str, set[str]] = {name: set() for name in sorted(names.values())}
+    for clip in corpus.clips:
+        groups[names[identity_key(values[clip.clip_id])]].add(clip.speaker)
+    counts = Counter(speaker for group in groups.values() for speaker in group)
+    torn = sorted(speaker for speaker, count in counts.items() if count > 1)
+    if torn:
+        raise CorpusError(
+            f"{len(torn)} speakers have clips of more than one {column} ({', '.join(torn[:3])}), "
+            "and no speaker may train and test; split by another column, or use loso"
+        )
+    if len(groups) < 2:
+        raise CorpusError(
+            f"all clips of corpus {corpus.name} have the {column} {next(iter(groups))}; folds by "
+            f"{column} need at least 2"
+        )
+    return tuple(_fold(name, corpus.speakers, sorted(group)) for name, group in groups.items())
+
+
+def _require_column(corpus: Corpus, column: str, values: Mapping[str, str]) -> None:
+    """Refuse a column that no clip has, or not every clip."""
+    empty = [clip for clip, value in values.items() if not identity_key(value)]
+    if len(empty) == len(values):
+        others = sorted({name for clip in corpus.clips for name, _ in clip.other_columns})
+        there = [
+            *(name for name in _CLIP_COLUMNS if any(getattr(clip, name) for clip in corpus.clips)),
+            *others,
+        ]
+        raise SettingError(
+            f"protocol is {BY_COLUMN}{column} and no clip of corpus {corpus.name} has a {column}"
+            f"{validation.suggest_name(column, there)}; its clips have {', '.join(there) or 'none'}"
+        )
+    if empty:
+        raise CorpusError(
+            f"{len(empty)} clips of corpus {corpus.name} have no {column} "
+            f"({', '.join(empty[:3])}); {BY_COLUMN}{column} needs one for every clip: fill it in, "
+            "or remove the clips"
+        )
 
 
 def _holdout(speakers: Sequence[str]) -> tuple[Fold, ...]:

@@ -45,7 +45,7 @@ def test_shades_of_meaning_are_not_joined() -> None:
 
 
 def test_no_synonym_stands_under_two_emotions() -> None:
-    words = [label_map._plain(w) for text in label_map._SYNONYMS.values() for w in text.split()]
+    words = [label_map.fold_label(w) for text in label_map._SYNONYMS.values() for w in text.split()]
     assert len(words) == len(set(words))
     assert set(label_map._SYNONYMS) == set(label_map.CANONICAL_EMOTIONS)
 

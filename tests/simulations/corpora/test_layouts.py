@@ -135,11 +135,34 @@ def test_tess(tmp_path: Path, wav: WriteWav) -> None:
 
 
 def test_a_manifest_goes_before_the_file_names(tmp_path: Path, wav: WriteWav) -> None:
-    wav("audio/one.wav")
+    wav("audio/03a01Wa.wav")
     wav("03a01Fa.wav")
-    (tmp_path / "manifest.csv").write_text("path,speaker,emotion\naudio/one.wav,x,fear\n")
+    (tmp_path / "manifest.csv").write_text("path,speaker,emotion\naudio/03a01Wa.wav,x,fear\n")
 
-    assert [clip.clip_id for clip in open_corpus("emodb", tmp_path).clips] == ["audio/one.wav"]
+    (clip,) = open_corpus("emodb", tmp_path).clips
+
+    assert (clip.clip_id, clip.speaker, clip.emotion) == ("audio/03a01Wa.wav", "x", "fearful")
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "right"),
+    [
+        ("ravdess", ["03a01Fa", "16b10Lb", "08a02Wc"], "they look like emodb; use --corpus emodb"),
+        ("emodb", ["1001_DFA_ANG_XX", "1002_DFA_ANG_XX", "03a01Fa"], "use --corpus cremad"),
+        ("cremad", ["DC_a01", "KL_su12"], "use --corpus savee"),
+        ("tess", ["one", "two", "OAF_back_angry"], "use --corpus folder"),
+    ],
+)
+def test_a_manifest_of_another_corpus_is_refused(
+    tmp_path: Path, wav: WriteWav, asked: str, names: list[str], right: str
+) -> None:
+    rows = [f"{wav(f'audio/{name}.wav').relative_to(tmp_path)},x,fear" for name in names]
+    (tmp_path / "manifest.csv").write_text("\n".join(["path,speaker,emotion", *rows]))
+
+    with pytest.raises(CorpusError, match=right):
+        open_corpus(asked, tmp_path)
+
+    assert len(open_corpus("folder", tmp_path).clips) == len(names)
 
 
 def test_a_lossless_file_goes_before_a_lossy_one(tmp_path: Path, wav: WriteWav) -> None:

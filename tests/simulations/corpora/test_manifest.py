@@ -1,3 +1,4 @@
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -224,3 +225,174 @@ def test_the_manifest_itself_may_be_named(pair: Path) -> None:
     open_with(pair, HEAD + "a/1.wav,A,sad\n")
 
     assert len(open_corpus("folder", pair / "manifest.csv").clips) == 1
+
+
+QUOTED = "path,speaker,emotion,statement\n"
+
+
+@pytest.mark.parametrize(
+    ("cell", "statement"),
+    [
+        ('"Well then, she said', "Well then, she said"),
+        ('"', ""),
+        ('"Well', "Well"),
+        ('"a ""b"" c', 'a "b" c'),
+        ('"two\nlines"', "two\nlines"),
+        ('"two, lines\n\nand a blank one"', "two, lines\n\nand a blank one"),
+        ('say "yes"', 'say "yes"'),
+    ],
+)
+def test_no_quotation_mark_swallows_a_row(
+    tmp_path: Path, wav: WriteWav, cell: str, statement: str
+) -> None:
+    names = [wav(f"{number}.wav", seed=number).name for number in range(6)]
+    rows = [f"{name},A,sad,hello" for name in names]
+    rows[2] = f"{names[2]},A,sad,{cell}"
+    rows[4] = f'{names[4]},A,sad,"also open'
+
+    corpus = open_with(tmp_path, QUOTED + "\n".join(rows) + "\n")
+
+    assert [clip.clip_id for clip in corpus.clips] == names
+    assert corpus.clips[2].statement == (statement or None)
+    assert corpus.clips[4].statement == "also open"
+
+
+@pytest.mark.parametrize(
+    ("header", "row", "read"),
+    [
+        ("path,statement,speaker,emotion", 'a/1.wav,"Well, yes,Ada,sad', ("Ada", "sad")),
+        ("path,speaker,emotion", 'a/1.wav,"Ada,sad', ("Ada", "sad")),
+        ("path;speaker;emotion", 'a/1.wav;"Ada;sad', ("Ada", "sad")),
+        ("speaker,path,emotion", '"Ada,a/1.wav,sad', ("Ada", "sad")),
+    ],
+)
+def test_an_open_quotation_mark_moves_no_cell(
+    pair: Path, header: str, row: str, read: tuple[str, str]
+) -> None:
+    separator = ";" if ";" in header else ","
+    columns = header.split(separator)
+    last = separator.join({"path": "a/2.wav", "emotion": "sad"}.get(c, "B") for c in columns)
+
+    corpus = open_with(pair, f"{header}\n{row}\n{last}\n")
+
+    assert [(clip.speaker, clip.emotion) for clip in corpus.clips] == [read, ("B", "sad")]
+    assert found(corpus) == {"quotation marks that are never closed": 1}
+
+
+def test_a_row_with_too_many_cells_gives_no_clip_another_speaker(pair: Path) -> None:
+    corpus = open_with(pair, QUOTED + "a/1.wav,Ada, Countess,sad,hello\na/2.wav,Bo,sad,hello,,\n")
+
+    assert [clip.speaker for clip in corpus.clips] == ["Bo"]
+    assert found(corpus) == {"rows with more cells than columns": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        (HEAD + "a/1.wav,A,sad\na/2.wav,B,Wut\n").encode("utf-16-le"),
+        (HEAD + "a/1.wav,A,sad\na/2.wav,B,Wut\n").encode("utf-16-be"),
+        (HEAD + "a/1.wav,A,sad\na/2.wav,B,Wut\n").encode("utf-32"),
+        b"path,speaker,emotion\ra/1.wav,A,sad\ra/2.wav,B,Wut\r",
+        b"p\xe2\x80\x8bath,\xef\xbb\xbfspeaker,EMOTION\na/1.wav,A,sad\na/2.wav,B,Wut\n",
+        b"speaker;path;emotion;a,b,c,d\nA;a/1.wav;sad;\nB;a/2.wav;Wut;\n",
+        b"sep=,\r\n\r\npath,speaker,emotion\r\na/1.wav,A,sad\r\na/2.wav,B,Wut\r\n",
+    ],
+)
+def test_more_dialects_are_understood(pair: Path, text: bytes) -> None:
+    corpus = open_with(pair, text)
+
+    assert [(c.clip_id, c.speaker, c.emotion) for c in corpus.clips] == [
+        ("a/1.wav", "A", "sad"),
+        ("a/2.wav", "B", "angry"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"PK\x03\x04 and so on", "spreadsheet or an archive; save the table as CSV"),
+        (b"\x1f\x8b\x08", "is compressed"),
+        (",".join(["path", "speaker", "emotion", *map(str, range(1_000))]), "1003 columns"),
+    ],
+)
+def test_what_is_no_table_says_so(pair: Path, text: str | bytes, says: str) -> None:
+    with pytest.raises(CorpusError, match=says):
+        open_with(pair, text)
+
+
+def test_a_manifest_that_would_never_end_is_refused(pair: Path) -> None:
+    (pair / "manifest.csv").symlink_to("/dev/zero")
+    with pytest.raises(CorpusError, match=r"has no manifest\.csv"):
+        open_corpus("folder", pair)
+
+    (pair / "manifest.csv").unlink()
+    with (pair / "manifest.csv").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(CorpusError, match="at most 134217728"):
+        open_corpus("folder", pair)
+
+
+def test_absurd_cells_are_counted(pair: Path) -> None:
+    corpus = open_with(
+        pair,
+        HEAD
+        + f"a/1.wav,A,sad\na/2.wav,{'A' * 150_000},sad\na/2.wav,{'B' * 300},sad\n"
+        + f'a/2.wav,"{"C" * 150_000}",sad\n',
+    )
+
+    assert found(corpus) == {
+        "rows with a cell that is too long": 2,
+        "rows whose speaker or emotion has more than 200 characters": 1,
+    }
+
+
+def test_one_speaker_in_many_spellings_is_one_client(tmp_path: Path, wav: WriteWav) -> None:
+    spellings = ["José", "Jose\u0301", "JOSÉ", "Jos\u200bé", "\u202aJosé\u202c"]
+    rows = [f"{wav(f'{n}.wav').name},{name},sad\n" for n, name in enumerate(spellings)]
+    other = f"{wav('x.wav').name},Jose,sad\n"
+
+    corpus = open_with(tmp_path, HEAD + "".join(rows) + other)
+
+    assert corpus.speakers == ("Jose", "José")
+    assert found(corpus) == {"speakers whose name is written in several ways": 1}
+
+
+@pytest.mark.parametrize("name", ["Nan", "Null", "None"])
+def test_somebody_may_be_called_nan(pair: Path, name: str) -> None:
+    assert open_with(pair, HEAD + f"a/1.wav,{name},sad\n").speakers == (name,)
+
+
+def test_nobody_is_called_unknown(pair: Path) -> None:
+    corpus = open_with(pair, HEAD + "a/1.wav,A,sad\na/2.wav,Unknown,sad\n")
+
+    assert found(corpus) == {"rows without a speaker": 1}
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"),
+    [
+        (b"Jos\xc3\xa9.wav", b"Jose\xcc\x81.wav"),
+        (b"Jose\xcc\x81.wav", b"Jos\xc3\xa9.wav"),
+        (b"Erkl\xe4rung.wav", b"Erkl\xe4rung.wav"),
+        ("Erklärung.wav".encode(), b"Erkl\xe4rung.wav"),
+    ],
+)
+def test_a_file_is_found_whatever_form_its_name_has(
+    tmp_path: Path, wav: WriteWav, written: bytes, stored: bytes
+) -> None:
+    wav("a.wav").rename(tmp_path / os.fsdecode(stored))
+
+    corpus = open_with(tmp_path, HEAD.encode() + written + b",A,sad\n")
+
+    (clip,) = corpus.clips
+    clip.clip_id.encode()
+    assert clip.load_signal().duration_s == pytest.approx(0.3)
+
+
+def test_one_file_under_two_spellings_is_one_clip(tmp_path: Path, wav: WriteWav) -> None:
+    wav("José.wav")
+
+    corpus = open_with(tmp_path, HEAD + "José.wav,A,sad\nJose\u0301.wav,A,sad\n")
+
+    assert len(corpus.clips) == 1
+    assert found(corpus) == {"files listed more than once": 1}
