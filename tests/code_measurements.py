@@ -45,6 +45,9 @@ DIALECT_TEXT = re.compile(
 )
 """The same words in prose, inflected, for headings and entries of the glossary."""
 
+_IMPORTERS = frozenset({"import_module", "__import__"})
+"""Functions that import a module by its name."""
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -149,6 +152,8 @@ class CodeBase:
                     found.add(self._resolve(f"{node.module}.{alias.name}"))
             elif isinstance(node, ast.Import):
                 found |= {self._resolve(alias.name) for alias in node.names}
+            elif isinstance(node, ast.Call) and _called_name(node) in _IMPORTERS:
+                found |= {self._resolve(name) for name in _constants(node.args[:1])}
         return {one for one in found if one and one != file}
 
     def many_imports(self, limit: int = 15) -> list[str]:
@@ -157,7 +162,7 @@ class CodeBase:
         return [f"{file} ({count})" for file, count in counts.items() if count > limit]
 
     def import_circles(self) -> list[list[str]]:
-        """Groups of modules that import one another, inside functions too."""
+        """Groups of modules that import one another, inside functions and for types too."""
         graph = {file: self.imports_of(file) for file in self.trees}
         return [sorted(group) for group in _components(graph) if len(group) > 1]
 
@@ -213,6 +218,17 @@ def _definitions(file: str, tree: ast.Module) -> Iterator[Definition]:
                     yield from visit(node.body, f"{name}.", is_public)
 
     yield from visit(tree.body, "", True)
+
+
+def _called_name(call: ast.Call) -> str:
+    called = call.func
+    return called.attr if isinstance(called, ast.Attribute) else getattr(called, "id", "")
+
+
+def _constants(nodes: list[ast.expr]) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
 
 
 def _is_dunder(name: str) -> bool:

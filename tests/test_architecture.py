@@ -121,55 +121,6 @@ def _module_name(file: Path) -> str:
     return name if name.partition(".")[0] == PACKAGE else f"{PACKAGE}.{name}"
 
 
-def circles(house: Path) -> list[set[str]]:
-    """Groups of modules that import each other, directly or through others.
-
-    Imports within functions count; those for type checkers alone do not.
-    """
-    known = modules(house)
-    imported = {name: set(_modules_imported(file, known)) - {name} for name, file in known.items()}
-    reached = {name: _reachable(name, imported) for name in known}
-    found = {
-        frozenset(other for other in reached[name] if name in reached[other])
-        for name in known
-        if name in reached[name]
-    }
-    return sorted((set(group) for group in found), key=sorted)
-
-
-def _modules_imported(file: Path, known: Mapping[str, Path]) -> Iterator[str]:
-    """The house's own modules that a file imports."""
-    tree = ast.parse(file.read_text(encoding="utf-8"))
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
-        for inner in ast.walk(node)
-    }
-    for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                inner, outer = f"{node.module}.{alias.name}", node.module or ""
-                yield from (name for name in [inner if inner in known else outer] if name in known)
-        elif isinstance(node, ast.Call):
-            yield from (name for name in _imported_by_name(node) if name in known)
-
-
-def _reachable(start: str, imported: Mapping[str, set[str]]) -> set[str]:
-    """All modules that a module imports, directly or through others."""
-    seen: set[str] = set()
-    left = [start]
-    while left:
-        new = imported[left.pop()] - seen
-        seen |= new
-        left += new
-    return seen
-
-
 def crowded_folders(house: Path) -> list[str]:
     """Folders with too many modules."""
     sizes = Counter(
@@ -189,38 +140,6 @@ def test_what_is_pending_is_still_there() -> None:
     """What was put right leaves the list, so that it cannot come back."""
     for file, module in PENDING_IMPORTS.items():
         assert module in {name for _, name in _imports(HOUSE / file)}
-
-
-def test_no_modules_import_each_other() -> None:
-    assert circles(HOUSE) == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "from sottovoce.server.b import x",
-        "from sottovoce.server import b",
-        "def f():\n    import sottovoce.server.b",
-    ],
-)
-def test_a_circle_is_seen(tmp_path: Path, line: str) -> None:
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "a.py").write_text(line + "\n")
-    (tmp_path / "server" / "b.py").write_text("import sottovoce.server.c\n")
-    (tmp_path / "server" / "c.py").write_text("from sottovoce.server.a import f\n")
-    (tmp_path / "server" / "d.py").write_text("from sottovoce.server.a import f\n")
-
-    assert circles(tmp_path) == [{f"sottovoce.server.{name}" for name in "abc"}]
-
-
-def test_imports_for_types_alone_are_no_circle(tmp_path: Path) -> None:
-    (tmp_path / "server").mkdir()
-    (tmp_path / "server" / "a.py").write_text(
-        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sottovoce.server.b\n"
-    )
-    (tmp_path / "server" / "b.py").write_text("import sottovoce.server.a\n")
-
-    assert circles(tmp_path) == []
 
 
 def test_no_folder_is_crowded() -> None:

@@ -3,6 +3,7 @@
 import ast
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from code_measurements import DIALECT, HOUSE, CodeBase, split_words
@@ -46,6 +47,27 @@ def test_no_module_imports_more_than_fifteen_others(code: CodeBase) -> None:
 
 def test_modules_import_one_another_in_no_circle(code: CodeBase) -> None:
     assert code.import_circles() == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from sottovoce.server.b import x",
+        "from sottovoce.server import b",
+        "def f():\n    import sottovoce.server.b",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import sottovoce.server.b",
+        "import importlib\nimportlib.import_module('sottovoce.server.b')",
+        "__import__('sottovoce.server.b')",
+    ],
+)
+def test_an_import_circle_is_seen(tmp_path: Path, line: str) -> None:
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "a.py").write_text(line + "\n")
+    (tmp_path / "server" / "b.py").write_text("import sottovoce.server.c\n")
+    (tmp_path / "server" / "c.py").write_text("from sottovoce.server.a import f\n")
+    (tmp_path / "server" / "d.py").write_text("from sottovoce.server.a import f\n")
+
+    assert CodeBase(tmp_path).import_circles() == [[f"server/{name}.py" for name in "abc"]]
 
 
 def test_no_public_name_uses_a_word_of_the_dialect(code: CodeBase) -> None:

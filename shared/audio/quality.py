@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared.audio import RecordingDefect, Signal
-from sottovoce.shared.errors import AudioError, RecordingFault
+from sottovoce.shared.errors import RecordingFault
 
 MIN_DURATION_S = 0.25
 SILENT_DBFS = -70.0
@@ -164,27 +164,6 @@ def measure_quality(signal: Signal) -> QualityReport:
     flagged = _flagged(measured, loudest=float(levels.max()))
     found = [flag for defect, flag in _DEFECTS.items() if defect in signal.defects]
     return replace(flagged, flags=reduce(operator.or_, found, flagged.flags))
-
-
-def require_usable(signal: Signal) -> QualityReport:
-    """Measure a signal and refuse it if it is unusable.
-
-    Raises:
-        AudioError: The signal is silent or too short; the message says which, with the figures.
-
-    Example:
-        >>> require_usable(Signal(torch.zeros(1, 16_000), 16_000))
-        Traceback (most recent call last):
-        ...
-        sottovoce.shared.errors.AudioError: the recording is silent ...
-    """
-    quality = measure_quality(signal)
-    if quality.fault:
-        raise AudioError(
-            f"the recording is {quality.flag_summary}; record it again, or leave it out",
-            kind=quality.fault,
-        )
-    return quality
 
 
 def _flagged(measured: QualityReport, *, loudest: float) -> QualityReport:

@@ -154,22 +154,6 @@ def adapt_mean(
     return mean.float()
 
 
-def mostly_neutral_probability(neutral_probability: Tensor, *, uniform_share: float) -> float:
-    """Compute the probability that unlabelled speech is mostly neutral.
-
-    Arguments are as for :func:`adapt_mean`.
-
-    Example:
-        >>> sure = torch.full((10,), 0.95)
-        >>> round(mostly_neutral_probability(sure, uniform_share=0.2), 2)
-        1.0
-    """
-    if not len(neutral_probability) or not 0 < uniform_share < 1:
-        return 0.0
-    mixes = [share for share in _NEUTRAL_SHARES if share > uniform_share]
-    return 1 - float(_mix_posterior(neutral_probability.double(), mixes, uniform_share)[0])
-
-
 def _mix_posterior(probabilities: Tensor, mixes: Sequence[float], uniform_share: float) -> Tensor:
     """Probability of an even mix, then of each mostly neutral one, shape (1 + mixes,), float64."""
     # Bayes: dividing by the class frequencies under which the model predicts leaves likelihoods.
