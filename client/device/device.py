@@ -21,7 +21,8 @@ from torch import Tensor
 from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault, Vault, write_file
 from sottovoce.client.device.vault_anchor import VaultAnchor
-from sottovoce.shared import crypto, seeding
+from sottovoce.shared import codec, crypto, seeding
+from sottovoce.shared.bounded_files import read_bounded_file
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.examples import Examples
@@ -41,6 +42,7 @@ from sottovoce.shared.secure_aggregation.discrete_gaussian import (
 from sottovoce.shared.speaker import normalisation
 
 _SCHEMA: Final = 2
+_MAX_PROFILE_BYTES: Final = 1 << 20
 _PROFILE: Final = "device.json"
 _IDENTITY: Final = "identity"
 _ROSTER: Final = "roster"
@@ -535,18 +537,19 @@ def _write_profile(path: Path, profile: DeviceProfile) -> None:
 
 def _read_profile(path: Path) -> DeviceProfile:
     """Read the owner's decisions from ``device.json``."""
+    name, way_out = str(path), "restore it from a backup"
     try:
-        record: dict[str, Any] = json.loads(path.read_text())
-        if (schema := record.pop("schema")) != _SCHEMA:
+        data = read_bounded_file(path, max_bytes=_MAX_PROFILE_BYTES, error=PrivacyError)
+        record = codec.decode_json(data, dict[str, Any], name=name, error=PrivacyError)
+        if (schema := record.pop("schema", None)) != _SCHEMA:
             raise PrivacyError(
-                f"{path} has schema {schema}, this version reads {_SCHEMA}; update the app, or "
-                "make the device anew"
+                f"{path} has schema {schema!r:.20}, this version reads {_SCHEMA}; update the app, "
+                "or make the device anew"
             )
-        return DeviceProfile.from_dict(record)
+        return DeviceProfile.from_dict(record, name=name)
     except FileNotFoundError:
-        raise SettingError(
-            f"{path.parent} holds no device; the app that trains makes one, in Python with "
-            f"sottovoce.Device.create({str(path.parent)!r}, ...): name the folder that it made"
-        ) from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise PrivacyError(f"{path} is damaged ({error}); restore it from a backup") from error
+        raise SettingError(f"{path.parent} holds no device; make one first") from None
+    except LedgerError as error:  # a budget that cannot be
+        raise PrivacyError(f"{path} is damaged ({error}); {way_out}") from error
+    except PrivacyError as error:
+        raise PrivacyError(f"{error}; {way_out}") from error

@@ -1,16 +1,18 @@
 """The decisions of a device's owner, and the owner's recordings as features."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, Final
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
-from sottovoce.shared.codec import convert_record
+from sottovoce.shared import codec
+from sottovoce.shared.codec import Name
 from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import PrivacyBudget
+from sottovoce.shared.privacy.release import PrivacyUnit
 
 UNKNOWN_LABEL: Final = -1
 """Label of a clip that its user has not labelled."""
@@ -50,14 +52,50 @@ class DeviceProfile:
         }
 
     @classmethod
-    def from_dict(cls, record: Mapping[str, Any]) -> "DeviceProfile":
-        """Read what :meth:`to_dict` gave; the caller turns what is raised into its own error."""
-        known = dict(record)
-        budgets = _read_budgets(known)
-        if unknown := set(known) - {field.name for field in fields(cls)}:
-            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
-        # By type: a word where true or false belongs would count as true.
-        return convert_record(known | {"budgets": budgets}, cls, name="profile", error=PrivacyError)
+    def from_dict(cls, content: Mapping[str, Any], *, name: str) -> "DeviceProfile":
+        """Read what :meth:`to_dict` gave.
+
+        Args:
+            content: The values, as a JSON reader gives them.
+            name: What to call them in messages.
+
+        Raises:
+            PrivacyError: A value of another type, a budget that cannot be, or a key that is
+                unknown: ignored, a misspelt decision of the owner would not be followed.
+        """
+        unknown = sorted(set(content) - set(_ProfileRecord.__annotations__))
+        if unknown:
+            known = ", ".join(sorted(_ProfileRecord.__annotations__))
+            raise PrivacyError(
+                f"{name} is damaged: {', '.join(unknown[:3])} is unknown; its keys are {known}"
+            )
+        record = codec.convert_record(content, _ProfileRecord, name=name, error=PrivacyError)
+        return cls(
+            user=record["user"],
+            budgets=_read_budgets(record),
+            contributes=record.get("contributes", True),
+            neutral_enrolment=record.get("neutral_enrolment", False),
+            labels=record["labels"],
+            simulated_seed=record.get("simulated_seed"),
+        )
+
+
+class _BudgetRecord(TypedDict):
+    epsilon: float
+    delta: float
+    unit: NotRequired[PrivacyUnit]
+    per_run: NotRequired[float | None]
+
+
+class _ProfileRecord(TypedDict):
+    user: Name
+    labels: tuple[Name, ...]
+    contributes: NotRequired[bool]
+    neutral_enrolment: NotRequired[bool]
+    simulated_seed: NotRequired[int | None]
+    budgets: NotRequired[list[_BudgetRecord]]
+    # The first devices had one, for utterances, or null.
+    budget: NotRequired[_BudgetRecord | None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -135,10 +173,11 @@ class LabelledFeatures:
         )
 
 
-def _read_budgets(record: dict[str, Any]) -> tuple[PrivacyBudget, ...]:
-    """Take the budgets out of a record; the first devices had one, for utterances, or null."""
+def _read_budgets(record: _ProfileRecord) -> tuple[PrivacyBudget, ...]:
+    """Budgets of a record; one that names none at all is damaged, for none lets everything pass."""
     if "budget" in record:
-        budget = record.pop("budget")
+        budget = record["budget"]
         return (PrivacyBudget(**budget),) if budget else ()
-    budgets = record.pop("budgets")
-    return tuple(PrivacyBudget.from_dict(budget) for budget in budgets)
+    if "budgets" not in record:
+        raise PrivacyError("device.json is damaged: it names no budgets; restore it from a backup")
+    return tuple(PrivacyBudget(**budget) for budget in record["budgets"])

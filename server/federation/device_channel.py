@@ -91,8 +91,8 @@ class DeviceChannel:
         for answer in self._grid.send_and_receive(outgoing, timeout=self._timeout_s):
             node = answer.metadata.src_node_id
             # A lost message has no content to decode.
-            if answer.has_error():
-                self._note_failure(node, answer.error.reason)
+            if not answer.has_content():
+                self._note_failure(node, answer.error.reason if answer.has_error() else None)
                 continue
             if node not in requests:
                 LOG.warning("device %d answers without being asked; refused", node)

@@ -177,7 +177,7 @@ def parse_public_key(text: str) -> str:
 
 
 def read_private_key(path: Path) -> bytes:
-    """Read a private key of 64 hexadecimal digits, as ``sottovoce model key`` writes it.
+    """Read a private key of 64 hexadecimal digits from a file.
 
     Raises:
         SettingError: There is no such file, or it holds anything else.

@@ -1,26 +1,30 @@
 """Flower's records: the codec of ``messages``, and the only part of it that knows Flower.
 
-Whoever reads checks schema, names, shapes, dtypes and finiteness, so that a bad peer is a
-``MessageError`` and never a crash.
+Whoever reads checks schema, names, shapes, dtypes and finiteness. A ``decode`` function raises
+``MessageError`` and nothing else, whatever a peer sends, so that a bad peer is left out and never a
+crash. Arrays have one encoding, which is compared and not parsed: no pickle, no archive, no other
+type or byte order is ever looked into.
 """
 
 import io
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from torch import Tensor
 
+from sottovoce.shared import codec
 from sottovoce.shared.calibration import UnverifiedHead, prior_from_dict
 from sottovoce.shared.calibration.head_statistics import CalibrationQuery
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.printable import clean_text
 from sottovoce.shared.protocol.messages import (
     EnrolRequest,
     FinalModelRequest,
@@ -36,12 +40,17 @@ from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 SCHEMA: Final = 1
 CONFIG_KEY: Final = "sottovoce"
+_Decoded = TypeVar("_Decoded")
 ConfigValue = str | int | float | bool | bytes
 """What Flower's configuration records can hold, of which we use these."""
 
 _FLOAT: Final = "<f4"
 _SUM, _BASIS, _MODEL, _NEUTRAL = "sum", "basis", "model", "neutral"
 _MAX_USER_LENGTH: Final = 128
+_MAX_REASON_LENGTH: Final = 200
+_MAX_COUNT: Final = 1 << 63
+_MAX_AXIS: Final = 1 << 31
+_FLOAT_NAME: Final = "float32"
 
 _ENROL_CACHE, _TRAIN_CACHE, _STATISTICS_CACHE = (
     LastValueCache[EnrolRequest](),
@@ -86,7 +95,9 @@ def decode_enrol_request(content: RecordDict) -> EnrolRequest:
     Raises:
         MessageError: It breaks the schema, or the projection is not the plan's.
     """
-    return _ENROL_CACHE.get(content_key(content), lambda: _decode_enrol(content))
+    return _read_or_refuse(
+        lambda: _ENROL_CACHE.get(content_key(content), lambda: _decode_enrol(content))
+    )
 
 
 def _decode_enrol(content: RecordDict) -> EnrolRequest:
@@ -118,7 +129,7 @@ def _decode_enrol(content: RecordDict) -> EnrolRequest:
     report_statistics = config.get("tells", True)
     if not isinstance(report_statistics, bool):
         raise MessageError(
-            f"the message's tells is {report_statistics!r}; it must be true or false"
+            f"the message's tells is {_show(report_statistics)}; it must be true or false"
         )
     return EnrolRequest(
         plan=plan,
@@ -150,22 +161,21 @@ def decode_train_request(content: RecordDict) -> TrainRequest:
     Raises:
         MessageError: It breaks the schema, or a number is out of its range.
     """
-    return _TRAIN_CACHE.get(content_key(content), lambda: _decode_train(content))
+    return _read_or_refuse(
+        lambda: _TRAIN_CACHE.get(content_key(content), lambda: _decode_train(content))
+    )
 
 
 def _decode_train(content: RecordDict) -> TrainRequest:
     config = read_config(content)
-    number, denominator = config.get("round"), config.get("denominator")
-    clip_norm = config.get("clip")
-    if not isinstance(number, int):
-        raise MessageError(f"the round is {number!r}; it must be a whole number from 1")
+    denominator, clip_norm = config.get("denominator"), config.get("clip")
     if not isinstance(denominator, float):
-        raise MessageError(f"the denominator is {denominator!r}; it must be finite and above 0")
+        raise MessageError(f"the denominator is {_show(denominator)}; it must be a number above 0")
     if not isinstance(clip_norm, float):
-        raise MessageError(f"the clip norm is {clip_norm!r}; it must be a number")
+        raise MessageError(f"the clip norm is {_show(clip_norm)}; it must be a number")
     return TrainRequest(
         plan_hash=read_text(config, "plan"),
-        round=number,
+        round=read_count(config, "round"),
         weights=read_tensor(content, _MODEL, "weights", 1),
         class_weights=read_tensor(content, _MODEL, "class_weights", 1),
         centre=read_tensor(content, _MODEL, "centre", 1),
@@ -195,13 +205,17 @@ def decode_secure_sum_request(content: RecordDict) -> SecureSumRequest:
     Raises:
         MessageError: It breaks the schema, or there is no such step.
     """
+    return _read_or_refuse(lambda: _decode_secure_sum(content))
+
+
+def _decode_secure_sum(content: RecordDict) -> SecureSumRequest:
     read_config(content)
     config = content.config_records.get(_SUM)
     if config is None:
         raise MessageError("the message names no secure sum")
     step, body = read_text(config, "step"), config.get("body")
     if not isinstance(body, bytes):
-        raise MessageError(f"the body of the step {step!r} is {body!r}; it must be bytes")
+        raise MessageError(f"the body of the step {_show(step)} is {_show(body)}; it must be bytes")
     has_query = step == "mask" and "question" in content.array_records
     has_model = step == "mask" and _MODEL in content.array_records and not has_query
     return SecureSumRequest(
@@ -231,14 +245,16 @@ def decode_statistics_request(content: RecordDict) -> HeadStatisticsRequest:
     Raises:
         MessageError: It breaks the schema.
     """
-    return _STATISTICS_CACHE.get(content_key(content), lambda: _decode_statistics(content))
+    return _read_or_refuse(
+        lambda: _STATISTICS_CACHE.get(content_key(content), lambda: _decode_statistics(content))
+    )
 
 
 def _decode_statistics(content: RecordDict) -> HeadStatisticsRequest:
     config = read_config(content)
     temperature = config.get("log_temperature")
     if not isinstance(temperature, float):
-        raise MessageError(f"the log temperature is {temperature!r}; it must be a number")
+        raise MessageError(f"the log temperature is {_show(temperature)}; it must be a number")
     query = CalibrationQuery(
         log_temperature=temperature,
         curvature=read_number(config, "bend"),
@@ -276,6 +292,10 @@ def decode_final_model_request(content: RecordDict) -> FinalModelRequest:
     Raises:
         MessageError: It breaks the schema, or the prior cannot be used.
     """
+    return _read_or_refuse(lambda: _decode_final_model(content))
+
+
+def _decode_final_model(content: RecordDict) -> FinalModelRequest:
     config = read_config(content)
     basis = {}
     if _BASIS in content.array_records:
@@ -284,8 +304,11 @@ def decode_final_model_request(content: RecordDict) -> FinalModelRequest:
             for name, axes in (("centre", 1), ("matrix", 2))
         }
     try:
-        prior = prior_from_dict(json.loads(read_text(config, "prior")), basis)
-    except (ModelError, ValueError, TypeError) as error:
+        numbers = codec.decode_json(
+            read_text(config, "prior"), dict[str, float | list[float]], name="the prior"
+        )
+        prior = prior_from_dict(numbers, basis)
+    except ModelError as error:
         raise MessageError(f"the prior of the heads cannot be used: {error}") from error
     has_direction = _NEUTRAL in content.array_records.get(_MODEL, {})
     return FinalModelRequest(
@@ -300,9 +323,10 @@ def decode_final_model_request(content: RecordDict) -> FinalModelRequest:
 
 def _read_stored_head(config: ConfigRecord) -> UnverifiedHead:
     """The user's head, as the server claims to have stored it."""
-    blob, version = config["kept"], config.get("kept_version")
-    if not (isinstance(blob, bytes) and isinstance(version, int)):
-        raise MessageError("the message's stored head lacks its ciphertext or its version")
+    blob = config["kept"]
+    if not isinstance(blob, bytes):
+        raise MessageError("the message's stored head lacks its ciphertext")
+    version = read_count(config, "kept_version")
     return UnverifiedHead(model_hash=read_text(config, "kept_model"), version=version, blob=blob)
 
 
@@ -334,31 +358,35 @@ def decode_reply(content: RecordDict, *, size: int) -> Reply:
         >>> decode_reply(content, size=2).value
         tensor([1., 1.])
     """
+    return _read_or_refuse(lambda: _decode_reply(content, size))
+
+
+def _decode_reply(content: RecordDict, size: int) -> Reply:
     config = read_config(content)
     user = read_text(config, "user")
-    head, version, body = config.get("head"), config.get("version"), config.get("body")
+    head, body = config.get("head"), config.get("body")
     # A peer chooses this text: unlimited, it would fill logs and databases.
     if not 0 < len(user) <= _MAX_USER_LENGTH:
         raise MessageError(f"a user's name has {len(user)} characters; 1 to {_MAX_USER_LENGTH}")
+    if clean_text(user) != user:
+        raise MessageError(f"a user's name is {user!r}; it must be of characters that are shown")
     try:
         status = Status(read_text(config, "status"))
     except ValueError as error:
         raise MessageError(f"the status of {user} is unknown: {error}") from error
-    if not (isinstance(head, bytes) and isinstance(version, int) and isinstance(body, bytes)):
-        raise MessageError(f"the reply of {user} lacks its head, the head's version or a body")
+    if not (isinstance(head, bytes) and isinstance(body, bytes)):
+        raise MessageError(f"the reply of {user} lacks its head or a body")
     value = None
     # Without a size nothing was asked for, and what was sent along is not even read.
     if status is Status.OK and size:
-        value = read_tensor(content, "release", "value", 1)
-        if len(value) != size:
-            raise MessageError(f"{user} sent {len(value)} numbers where {size} were asked for")
+        value = read_tensor(content, "release", "value", 1, size=size)
     return Reply(
         user=user,
         status=status,
-        reason=str(config.get("reason", ""))[:500],
+        reason=clean_text(read_text(config, "reason"), max_length=_MAX_REASON_LENGTH),
         value=value,
         head=head,
-        version=version,
+        version=read_count(config, "version"),
         body=body,
     )
 
@@ -395,7 +423,7 @@ def read_config(content: RecordDict) -> ConfigRecord:
         raise MessageError("a message without our values; it is not one of ours")
     if config.get("schema") != SCHEMA:
         raise MessageError(
-            f"a message of schema {config.get('schema')!r}; this version reads {SCHEMA}: "
+            f"a message of schema {_show(config.get('schema'))}; this version reads {SCHEMA}: "
             "update the older of the two sides"
         )
     return config
@@ -405,7 +433,16 @@ def read_text(config: ConfigRecord, name: str) -> str:
     """One value that must be text."""
     value = config.get(name)
     if not isinstance(value, str):
-        raise MessageError(f"the message's {name} is {value!r}; it must be text")
+        raise MessageError(f"the message's {name} is {_show(value)}; it must be text")
+    return value
+
+
+def read_count(config: ConfigRecord, name: str) -> int:
+    """One value that must be a whole number, 0 or above, of at most 63 bits."""
+    value = config.get(name)
+    # In Python a truth value is a number.
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _MAX_COUNT:
+        raise MessageError(f"the message's {name} is {_show(value)}; it must be a whole number")
     return value
 
 
@@ -413,23 +450,29 @@ def read_number(config: ConfigRecord, name: str) -> float:
     """One value that must be a finite number, 0 or above."""
     value = config.get(name)
     if not isinstance(value, float) or not 0 <= value < float("inf"):
-        raise MessageError(f"the message's {name} is {value!r}; it must be finite, 0 or above")
+        raise MessageError(f"the message's {name} is {_show(value)}; it must be finite, 0 or above")
     return value
 
 
-def read_tensor(content: RecordDict, group: str, name: str, axes: int) -> Tensor:
-    """One float32 array that must be finite and of ``axes`` axes."""
+def read_tensor(
+    content: RecordDict, group: str, name: str, axes: int, *, size: int | None = None
+) -> Tensor:
+    """One float32 array that must be finite.
+
+    Args:
+        content: The message.
+        group: Name of the group of arrays.
+        name: Name of the array in it.
+        axes: How many axes it must have.
+        size: How many numbers it must hold; None for any.
+    """
     arrays = content.array_records.get(group)
     if arrays is None or name not in arrays:
         raise MessageError(f"the message lacks the array {group}/{name}")
-    try:
-        value = _numbers(arrays[name], axes)
-    except Exception as error:  # a hostile header makes NumPy raise far more than ValueError
-        raise MessageError(f"the array {group}/{name} cannot be read: {error}") from error
-    if value.dtype != np.float32 or value.ndim != axes:
+    value = _numbers(arrays[name], axes, f"the array {group}/{name}")
+    if size is not None and value.size != size:
         raise MessageError(
-            f"the array {group}/{name} is {value.dtype} with {value.ndim} axes; "
-            f"needed: float32 with {axes}"
+            f"the array {group}/{name} has {value.size} numbers where {size} were asked for"
         )
     numbers = torch.empty(value.shape, dtype=torch.float32)
     numbers.numpy()[...] = value  # a copy: what came cannot be written into
@@ -437,6 +480,26 @@ def read_tensor(content: RecordDict, group: str, name: str, axes: int) -> Tensor
     if not (math.isfinite(numbers.sum()) or numbers.isfinite().all()):
         raise MessageError(f"the array {group}/{name} holds a NaN or an infinity")
     return numbers
+
+
+def _read_or_refuse(read: Callable[[], _Decoded]) -> _Decoded:
+    """Read a message; whatever goes wrong in it is the peer's, and one kind of error."""
+    try:
+        return read()
+    except MessageError:
+        raise
+    except Exception as error:
+        kind = type(error).__name__
+        raise MessageError(
+            f"the message cannot be read ({kind}: {clean_text(error, max_length=200)})"
+        ) from error
+
+
+def _show(value: object) -> str:
+    """A peer's value in a message for people: short, whatever it is."""
+    return (
+        f"{value!r:.80}" if isinstance(value, str | bytes | int | float) else type(value).__name__
+    )
 
 
 def _array(tensor: Tensor) -> Array:
@@ -462,16 +525,18 @@ def _header(shape: tuple[int, ...], kind: str) -> bytes:
     return file.getvalue()
 
 
-def _numbers(array: Array, axes: int) -> "np.ndarray[Any, np.dtype[Any]]":
-    """The numbers of an array, which may be any that NumPy reads.
-
-    Those that this program wrote are found without a copy, by the header that it gives them.
-    """
-    shape = tuple(array.shape)
-    ours = array.stype == "numpy.ndarray" and len(shape) == axes
-    if ours and all(isinstance(size, int) and size >= 0 for size in shape):
-        header = _header(shape, _FLOAT)
-        size = len(header) + math.prod(shape) * 4
-        if len(array.data) == size and array.data.startswith(header):
-            return np.frombuffer(array.data, _FLOAT, offset=len(header)).reshape(shape)
-    return array.numpy()
+def _numbers(array: Array, axes: int, what: str) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """The numbers of an array, in place: behind the one header that its shape can have."""
+    shape, data = tuple(array.shape), array.data
+    if not all(type(length) is int and 0 <= length <= _MAX_AXIS for length in shape):
+        raise MessageError(f"{what} has the shape {_show(str(shape))}, which no array has")
+    if len(shape) != axes or array.dtype != _FLOAT_NAME or array.stype != "numpy.ndarray":
+        raise MessageError(
+            f"{what} is {_show(array.dtype)} with {len(shape)} axes; needed: float32 with {axes}"
+        )
+    header, count = _header(shape, _FLOAT), math.prod(shape)
+    if not isinstance(data, bytes) or len(data) != len(header) + 4 * count:
+        raise MessageError(f"{what} of shape {shape} has {len(data)} bytes; it cannot be read")
+    if not data.startswith(header):
+        raise MessageError(f"{what} is not in the one form that arrays travel in: cannot be read")
+    return np.frombuffer(data, _FLOAT, offset=len(header)).reshape(shape)

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sottovoce.shared import validation
+from sottovoce.shared import codec, validation
 from sottovoce.shared.calibration.head_statistics import CalibrationRelease
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 from sottovoce.shared.models.losses import CROSS_ENTROPY
@@ -39,6 +39,9 @@ from sottovoce.shared.speaker.normalisation import (
 )
 
 SCHEMA = 4
+
+_MAX_ROUNDS, _MAX_STEPS, _MAX_NAME_LENGTH = 1_000_000, 10_000, 5_000
+"""Bounds on a plan that comes from a server."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,21 +195,38 @@ class Plan:
             MessageError: Not a plan, or one of another schema.
         """
         try:
-            record: dict[str, Any] = json.loads(text)
+            record = codec.decode_json(text, dict[str, Any], name="the plan")
             schema = record.pop("schema")
             if schema != SCHEMA:
                 raise MessageError(
                     f"the plan has schema {schema}; this version reads {SCHEMA}: update the older "
                     "of server and device, or prepare the job again"
                 )
-            return cls(**_settings(record))
-        except (TypeError, ValueError, KeyError, AttributeError) as error:
+            plan = cls(**_settings(record))
+            _require_bounded(plan)
+        except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError) as error:
             raise MessageError(f"the plan cannot be read: {error}") from error
         # Already in words for the peer; a SottovoceError below is a setting's, and gets them.
         except MessageError:
             raise
         except SottovoceError as error:
             raise MessageError(f"the plan makes no sense: {error}") from error
+        return plan
+
+
+def _require_bounded(plan: Plan) -> None:
+    """Refuse what would occupy a device for ever: a server chooses these numbers."""
+    limits = {
+        "rounds": (plan.rounds, _MAX_ROUNDS),
+        "steps": (plan.training.steps, _MAX_STEPS),
+        "length of a name": (
+            max(len(str(text)) for text in (plan.run, plan.extractor, *plan.labels)),
+            _MAX_NAME_LENGTH,
+        ),
+    }
+    for name, (value, limit) in limits.items():
+        if value > limit:
+            raise MessageError(f"the plan's {name} is {value}; at most {limit}")
 
 
 def _settings(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class DevicePool:
         record = self.database.device_profile(index)
         if record is None:
             raise SettingError(f"{self.database.path} holds no device of index {index}")
-        profile = DeviceProfile.from_dict(record)
+        profile = DeviceProfile.from_dict(record, name=f"device {index} of {self.database.path}")
         seed = profile.simulated_seed
         if seed is None:
             raise PrivacyError(f"{self.database.path} names a real device; it is damaged")
