@@ -13,11 +13,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 
-from sottovoce.shared.errors import MessageError, SottovoceError
+from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.validation import format_value, suggest_name
 
 Record = TypeVar("Record")
 
@@ -35,6 +36,10 @@ MAX_DEPTH = 64
 """Most objects and lists of a JSON text that are open at once."""
 _BRACKETS = re.compile(r'"(?:[^"\\]++|\\.)*+"|[\[\]{}]', re.DOTALL)
 """Strings, so that brackets inside them are passed over, and brackets."""
+MAX_WHOLE_NUMBER: Final = 2**64
+"""Larger than any whole number of ours; TOML and other readers promise 64 bits."""
+
+_MAX_SHOWN: Final = 120
 
 Sha256 = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
 """64 hexadecimal digits."""
@@ -84,9 +89,9 @@ def decode_json(
 
 
 def decode_toml(
-    text: str, record: type[Record], *, name: str, error: type[SottovoceError] = MessageError
+    text: str, record: type[Record], *, name: str, error: type[SottovoceError] = SettingError
 ) -> Record:
-    """Read a record from TOML; see :func:`decode_json`.
+    """Read settings, as people write them, from TOML; see :func:`convert_settings`.
 
     Example:
         >>> decode_toml("rounds = 3", dict[str, Count], name="job.toml")
@@ -94,9 +99,46 @@ def decode_toml(
     """
     try:
         content = tomllib.loads(text)
-    except ValueError as fault:
-        raise error(f"{name} is damaged: {fault}") from fault
-    return convert_record(content, record, name=name, error=error)
+    except (ValueError, RecursionError) as fault:  # a number of thousands of digits; brackets
+        raise error(f"{name} is not TOML: {_shorten(str(fault))}") from fault
+    return convert_settings(content, record, name=name, error=error)
+
+
+def convert_settings(
+    content: object,
+    record: type[Record],
+    *,
+    name: str,
+    error: type[SottovoceError] = SettingError,
+) -> Record:
+    """Check that plain values are settings; unlike those of a record, all keys must be known.
+
+    Args:
+        content: Whatever was read.
+        record: What it must be; frozen dataclasses check themselves when they are made.
+        name: What to call it in messages; empty where it needs no name, as options of a command.
+        error: Class of the error.
+
+    Guarantees:
+        - No number of what comes back is NaN, infinite, or a whole number beyond 64 bits.
+
+    Raises:
+        SottovoceError: Of class ``error``; the message holds the path, the value, what it must be,
+            and the name that was meant where a key is misspelt.
+
+    Example:
+        >>> convert_settings([3, -1], list[Count], name="rounds.toml")
+        Traceback (most recent call last):
+        ...
+        sottovoce.shared.errors.SettingError: rounds.toml: [1] is -1; it must be a whole number >= 0
+    """
+    unfit = _find_unfit_number(content)
+    fault = "{} is {}; it must be {}".format(*unfit) if unfit else ""
+    fault = fault or _find_unknown_key(content, record)
+    if fault:
+        raise error(f"{name}: {fault}".removeprefix(": "))
+    _check_tables(content, record, "", name, error)
+    return msgspec.convert(content, record)
 
 
 def convert_record(
@@ -120,9 +162,10 @@ def convert_record(
     Raises:
         SottovoceError: Of class ``error``; the message names the path.
     """
-    wrong = _find_not_finite(content, "")
-    if wrong:
-        raise error(f"{name} is damaged: at {wrong}: expected a finite number")
+    unfit = _find_unfit_number(content)
+    if unfit:
+        where, found, wanted = unfit
+        raise error(f"{name} is damaged: at {where}: expected {wanted}, found {found}")
     try:
         return msgspec.convert(content, record)
     except msgspec.ValidationError as fault:
@@ -169,16 +212,115 @@ def build_json_schema(record: Any, *, title: str) -> dict[str, Any]:  # noqa: AN
     return head | msgspec.json.schema(record)
 
 
-def _find_not_finite(value: object, path: str) -> str:
-    """Path of the first NaN or infinity; "" where there is none."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return path or "the top"
-    inner: list[tuple[str, object]] = []
-    if isinstance(value, dict):
-        inner = [(f"{path}.{key}".removeprefix("."), item) for key, item in value.items()]
-    elif isinstance(value, list):
-        inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
-    return next((found for at, item in inner if (found := _find_not_finite(item, at))), "")
+def _find_unfit_number(content: object) -> tuple[str, str, str] | None:
+    """Path of the first number that cannot be used, the number, and what it must be.
+
+    A loop, since what a stranger nests may be deeper than this program's own calls can go.
+    """
+    left: list[tuple[str, object, int]] = [("", content, 0)]
+    while left:
+        path, value, depth = left.pop()
+        where = path or "the top"
+        if isinstance(value, float) and not math.isfinite(value):
+            return where, str(value), "a finite number"
+        if isinstance(value, int) and not -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:
+            return where, format_value(value), "a number of 64 bits"
+        if depth > MAX_DEPTH:
+            return where[:_MAX_SHOWN], "nested deeply", f"within {MAX_DEPTH} levels"
+        if isinstance(value, dict):
+            inner = [(f"{path}.{key}".removeprefix("."), item) for key, item in value.items()]
+        elif isinstance(value, list):
+            inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
+        else:
+            continue
+        left += [(at, item, depth + 1) for at, item in reversed(inner)]
+    return None
+
+
+def _find_unknown_key(content: object, record: object, path: str = "") -> str:
+    """What is wrong with the first key that a table does not know; "" where all are known."""
+    kind = _table_type(record)
+    if isinstance(content, Sequence) and not isinstance(content, str):
+        items = get_args(record)[:1] if get_origin(record) in (tuple, list) else ()
+        rows = [(f"{path}[{index}]", item) for index, item in enumerate(content)] if items else []
+        return next((f for at, row in rows if (f := _find_unknown_key(row, items[0], at))), "")
+    if kind is None or not isinstance(content, Mapping):
+        return ""
+    hints = get_type_hints(kind)
+    unknown = sorted(str(key) for key in content if key not in hints)
+    if unknown:
+        return (
+            f"{path or 'scenario'} has unknown settings {_shorten(', '.join(unknown))}"
+            f"{suggest_name(unknown[0], hints)}; known: {', '.join(sorted(hints))}"
+        )
+    return next(
+        (
+            found
+            for key, item in content.items()
+            if (found := _find_unknown_key(item, hints[key], f"{path}.{key}".removeprefix(".")))
+        ),
+        "",
+    )
+
+
+def _check_tables(
+    content: object,
+    record: Any,  # noqa: ANN401  (any type)
+    path: str,
+    name: str,
+    error: type[SottovoceError],
+) -> None:
+    """Check inner tables first, so that what a dataclass refuses at birth is named by its path."""
+    kind = _table_type(record)
+    if kind is not None and isinstance(content, Mapping):
+        for key, hint in get_type_hints(kind).items():
+            if isinstance(content.get(key), Mapping):
+                _check_tables(content[key], hint, f"{path}.{key}".removeprefix("."), name, error)
+    where = ": ".join(part for part in (name, path) if part)
+    try:
+        msgspec.convert(content, record)
+    except msgspec.ValidationError as fault:
+        said = f"{name}: {_describe_setting(content, str(fault), path)}"
+        raise error(said.removeprefix(": ")) from fault
+    except SottovoceError as fault:
+        raise error(f"{where}: {fault}".removeprefix(": ")) from fault
+
+
+def _table_type(record: object) -> type | None:
+    """The dataclass that a type is, or may be beside None."""
+    for option in (record, *get_args(record)):
+        if isinstance(option, type) and is_dataclass(option):
+            return option
+    return None
+
+
+_WANTED: Mapping[str, str] = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "array": "a list",
+    "object": "a table",
+}
+"""What people call the types of TOML."""
+
+
+def _describe_setting(content: object, fault: str, within: str) -> str:
+    """A fault as msgspec words it, with path and value first and what it must be behind them."""
+    what, _, where = fault.partition(" - at ")
+    inner = where.strip("`").removeprefix("$").removeprefix(".")
+    path = f"{within}.{inner}".strip(".").replace(".[", "[") or "the file"
+    lacking = re.fullmatch(r"Object missing required field `(.*)`", what)
+    if lacking:
+        return f"{path} lacks {lacking[1]}; add it"
+    wanted = re.sub(r",? got `.*`", "", what.removeprefix("Expected "))
+    wanted = re.sub(r"`(\w+)(?: \| null)?`", lambda one: _WANTED.get(one[1], one[0]), wanted)
+    found = format_value(_value_at(content, inner) if inner else content)
+    return f"{path} is {found}; it must be {wanted}"
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def _describe(content: object, fault: str) -> str:

@@ -32,8 +32,8 @@ def simulate(
         out: The run folder; new or empty, unless resumed. None is ``runs/NAME-SEED``.
         resume: Whether to go on with a run that was interrupted.
         model: Kind of the shared model, such as ``linear`` or ``tcn``; None is the scenario's.
-        settings: Settings that replace the scenario's, named as in its file and as fields of
-            :class:`Scenario`, such as ``epsilon=4`` or ``rounds=8``.
+        settings: Settings that replace the scenario's, named as in its file, such as
+            ``epsilon=4`` or ``rounds=8``.
 
     Returns:
         The run record, as in ``run.json``: ``accuracy``, ``calibration``, ``privacy`` and more.
@@ -50,8 +50,8 @@ def simulate(
 
     base = load_scenario(str(scenario)) if isinstance(scenario, (str, Path)) else scenario
     settled = vary_scenario(base, settings, model=model)
-    name = Path(scenario).stem if isinstance(scenario, (str, Path)) else settled.corpus
-    folder = Path("runs") / f"{name}-{settled.seed}" if out is None else Path(out)
+    name = Path(scenario).stem if isinstance(scenario, (str, Path)) else settled.data.corpus
+    folder = Path("runs") / f"{name}-{settled.run.seed}" if out is None else Path(out)
     return simulation.simulate(settled, folder, resume=resume)
 
 

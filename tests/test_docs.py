@@ -22,12 +22,13 @@ from code_measurements import DIALECT_TEXT
 from sottovoce import __version__
 from sottovoce.cli import corpora, main, reproduce, simulate
 from sottovoce.server.planning import recipe
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features import registry
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 from sottovoce.simulations.corpora import TITLES, speaker_splits
 from sottovoce.simulations.results.schema import build_schemas
-from sottovoce.simulations.scenario import scenario
+from sottovoce.simulations.scenario import file_settings
 
 HOUSE = Path(__file__).resolve().parent.parent
 ROOMS = ("shared", "client", "server", "simulations", "sottovoce")
@@ -139,7 +140,7 @@ def test_documented_commands_are_understood(command: str) -> None:
     ],
 )
 def test_wrong_commands_would_be_found(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises((SystemExit, AssertionError, scenario.SettingError)):
+    with pytest.raises((SystemExit, AssertionError, SettingError)):
         checked(command)
 
 
@@ -213,7 +214,7 @@ def reference() -> ModuleType:
 
 
 def test_every_setting_is_described(reference: ModuleType) -> None:
-    tables = dict(reference.walk_settings(scenario.Scenario))
+    tables = dict(reference.walk_settings(file_settings.ScenarioSettings))
 
     assert {"", "recipe", "recipe.user", "population"} <= set(tables)
     for table, kind in tables.items():
@@ -224,7 +225,7 @@ def test_every_setting_is_described(reference: ModuleType) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_settings_that_are_named_exist(page: Path, reference: ModuleType) -> None:
     known = set()
-    for table, kind in reference.walk_settings(scenario.Scenario):
+    for table, kind in reference.walk_settings(file_settings.ScenarioSettings):
         known |= {f"{table}.{entry.name}".removeprefix("recipe.") for entry in fields(kind)}
     tables = "recipe|user|shares|aggregation|projection|loss|population"
     named = re.findall(rf"[ `](?:recipe\.)?((?:{tables})\.(?!sqlite)[a-z_]+)\b(?!\()", text(page))

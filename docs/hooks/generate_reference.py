@@ -21,7 +21,8 @@ from mkdocs.structure.pages import Page
 
 from sottovoce.cli.main import build_parser
 from sottovoce.simulations.results import schema
-from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+from sottovoce.simulations.scenario.file_settings import ScenarioSettings
+from sottovoce.simulations.scenario.loading import vary_scenario
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("shared", "client", "server", "simulations")
@@ -173,7 +174,7 @@ def _cell(text: str) -> str:
 def format_settings() -> str:
     """Every setting of a scenario, table by table, from the dataclasses and their docstrings."""
     lines: list[str] = []
-    for table, kind in walk_settings(Scenario):
+    for table, kind in walk_settings(ScenarioSettings):
         lines += [f"## {f'[{table}]' if table else 'The scenario'}", ""]
         lines += [_summary(kind), "", "| setting | type | default | meaning |", "|---|---|---|---|"]
         described = describe_fields(kind)
@@ -196,9 +197,9 @@ def format_recipes() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settled(*, unit: str, model: str | None = None) -> Scenario:
+def _settled(*, unit: str, model: str | None = None) -> ScenarioSettings:
     """The scenario that these two choices alone make."""
-    return fill_defaults(Scenario(corpus="synthetic", unit=unit), model=model)
+    return vary_scenario(None, {"corpus": "synthetic", "unit": unit}, model=model).to_settings()
 
 
 def walk_settings(kind: type, table: str = "") -> Iterator[tuple[str, type]]:

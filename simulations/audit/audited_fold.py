@@ -103,11 +103,21 @@ def open_audited_folds(
     scenario = _scenario(run_folder)
     # Before features are computed, which takes minutes.
     _check(scenario)
-    corpus, public = load_corpora(scenario, on_message, on_progress)
+    corpus, public = load_corpora(
+        scenario.data, scenario.recipe, on_message, on_progress, workers=scenario.run.workers
+    )
     cases = []
     with tempfile.TemporaryDirectory() as folder:  # nothing is written into the run
-        fold_inputs = build_fold_inputs(scenario, corpus, public, Path(folder), on_message)
-        plan = build_plan(scenario, fold_inputs, "audit")
+        fold_inputs = build_fold_inputs(
+            scenario.plan_settings,
+            corpus,
+            public,
+            Path(folder),
+            on_message,
+            seed=scenario.run.seed,
+            use_warm_start=bool(scenario.data.public),
+        )
+        plan = build_plan(scenario.plan_settings, scenario.privacy, fold_inputs, "audit")
         public_speakers = _public_speakers(fold_inputs, public)
         for fold in corpus.protocol.folds[:max_folds]:
             users = {

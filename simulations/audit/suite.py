@@ -190,7 +190,7 @@ def audit_folds(
         on_progress: Takes (what, done, total).
     """
     case, size = audited_folds[0], _settings_for_model(audited_folds[0], settings)
-    target, transcript = case.scenario.privacy_target, case.transcript
+    target, transcript = case.scenario.privacy, case.transcript
     scheme = case.scenario.privacy_scheme
     attacks = {
         way: _run_attacks(one, one_size, seed, on_progress)
@@ -331,7 +331,7 @@ def _user_bounds(
     bound = canary.bound_epsilon(
         statistics[0],
         statistics[1],
-        delta=case.scenario.user_delta,
+        delta=case.scenario.privacy.user_delta,
         confidence=_split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
     )
     return {"many_run_user": asdict(bound)}
@@ -347,7 +347,7 @@ def _utterance_bounds(
     """Four ways to bound an utterance's epsilon; the server sees all that the device sends."""
     own = _first_examples(case)
     how = {
-        "delta": case.scenario.delta,
+        "delta": case.scenario.privacy.delta,
         "confidence": _split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
     }
     statistics = canary.collect_statistics(
@@ -383,7 +383,7 @@ def _exact_normaliser_attack(
         seed=seed,
         on_progress=on_progress,
     )
-    how = {"delta": case.scenario.delta, "confidence": CONFIDENCE}
+    how = {"delta": case.scenario.privacy.delta, "confidence": CONFIDENCE}
     return asdict(canary.bound_epsilon(statistics[0], statistics[1], **how))
 
 

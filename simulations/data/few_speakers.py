@@ -20,39 +20,47 @@ from sottovoce.simulations.data.fold_inputs import (
     pretrain,
 )
 from sottovoce.simulations.data.loading import cache_folder
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import DataSettings, PlanSettings
 
 SYNTHETIC_PUBLIC = ("synthetic", "speakers=16,clips=12,seed=90210")
 """Public speech where a scenario names none."""
 
 
 def load_few_speakers(
-    scenario: Scenario, speakers: int, out: Path, on_message: Callable[[str], None]
+    data: DataSettings,
+    settings: PlanSettings,
+    out: Path,
+    on_message: Callable[[str], None],
+    *,
+    speakers: int,
+    seed: int,
 ) -> FoldInputs:
     """Load the features of a corpus's first speakers, and learn from public speech.
 
     Args:
-        scenario: The settled scenario: corpora, encoder, recipe and seed.
-        speakers: How many users.
+        data: Corpora and encoder.
+        settings: What the run's plan is made of.
         out: Where the held-out public speakers are written.
         on_message: Gets a line for each corpus whose features are computed.
+        speakers: How many users.
+        seed: The run's seed.
 
     Raises:
         SottovoceError: A corpus cannot be read, or has too few speakers.
     """
     cache = FeatureCache(cache_folder())
-    corpus = open_corpus(scenario.corpus, scenario.data)
+    corpus = open_corpus(data.corpus, data.folder)
     chosen = corpus.speakers[:speakers]
     if len(chosen) < speakers:
         raise CorpusError(f"{corpus.name} has {len(chosen)} speakers; ask for fewer --speakers")
     own = _load_features(
-        [clip for clip in corpus.clips if clip.speaker in chosen], scenario, cache, on_message
+        [clip for clip in corpus.clips if clip.speaker in chosen], data.encoder, cache, on_message
     )
     public = [
-        _load_features(open_corpus(name, data).clips, scenario, cache, on_message)
-        for name, data in scenario.public or (SYNTHETIC_PUBLIC,)
+        _load_features(open_corpus(name, folder).clips, data.encoder, cache, on_message)
+        for name, folder in data.public or (SYNTHETIC_PUBLIC,)
     ]
-    plan = run_plan.plan_without_noise(scenario, run="", labels=corpus.emotions, inputs=1)
+    plan = run_plan.plan_without_noise(settings, run="", labels=corpus.emotions, inputs=1)
     return pretrain(
         UserSpeech(
             labels=corpus.emotions,
@@ -62,10 +70,10 @@ def load_few_speakers(
         merge_public_corpora(corpus.emotions, public),
         PretrainingSettings(
             spec=plan.model,
-            recipe=scenario.recipe,
+            recipe=settings.recipe,
             user_mean=True,
-            use_warm_start=bool(scenario.public),
-            seed=scenario.seed,
+            use_warm_start=bool(data.public),
+            seed=seed,
         ),
         out,
     )
@@ -73,11 +81,11 @@ def load_few_speakers(
 
 def _load_features(
     clips: Sequence[Clip],
-    scenario: Scenario,
+    encoder: str,
     cache: FeatureCache,
     on_message: Callable[[str], None],
 ) -> tuple[list[Clip], Mapping[str, Tensor]]:
     """Clips that can be used, and their features."""
-    table = extract_features(clips, scenario.encoder, cache, workers=os.cpu_count())
+    table = extract_features(clips, encoder, cache, workers=os.cpu_count())
     on_message(f"features of {len(table.features)} clips in {table.seconds:.0f} s")
     return [clip for clip in clips if clip.clip_id in table.features], table.features

@@ -27,7 +27,6 @@ from sottovoce.simulations.corpora.speaker_splits import (
 )
 from sottovoce.simulations.data.cached_features import fingerprint_features, load_cached_features
 from sottovoce.simulations.data.feature_extraction import FeatureTable, extract_features
-from sottovoce.simulations.scenario.scenario import Scenario
 from sottovoce.simulations.scenario.settings import DataSettings, EnrolmentSettings
 
 DEFAULT_PUBLIC_CORPUS = ("synthetic", "speakers=40,clips=20,seed=90210")
@@ -267,20 +266,26 @@ def _check_disjoint(name: str, users: FeatureTable, public: Mapping[str, str]) -
 
 
 def load_corpora(
-    scenario: Scenario, on_message: OnMessage, on_progress: OnProgress
+    data: DataSettings,
+    recipe: Recipe,
+    on_message: OnMessage,
+    on_progress: OnProgress,
+    *,
+    workers: int = 1,
 ) -> tuple[LoadedCorpus, list[PublicCorpus]]:
     """Open the users' corpus and the public ones; no public one for models that need none.
 
     Errors are those of each.
 
     Args:
-        scenario: The settled scenario.
+        data: Corpora, protocol, features and enrolment.
+        recipe: Its model says whether public corpora are needed.
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
+        workers: Processes for features, at least 1.
     """
-    data, workers = scenario.data_settings, scenario.workers
     with FeatureCache(cache_folder()) as cache:
         loaded = load_corpus(data, cache, on_message, on_progress, workers=workers)
-    if scenario.recipe.model not in FROZEN_ENCODER_MODELS:
+    if recipe.model not in FROZEN_ENCODER_MODELS:
         return loaded, []
     return loaded, load_public_corpora(data, loaded, on_message, on_progress, workers=workers)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import torch
 
+from sottovoce.server.planning import noise_calibration
 from sottovoce.shared import seeding
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.data import pretraining_cache, run_plan
 from sottovoce.simulations.data.fold_inputs import (
@@ -33,6 +35,7 @@ from sottovoce.simulations.data.loading import (
 )
 from sottovoce.simulations.data.pretraining_cache import PretrainingResult
 from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import PlanSettings
 
 _TRAINING_SETTINGS = (
     "user",
@@ -47,29 +50,41 @@ _TRAINING_SETTINGS = (
 
 
 def build_fold_inputs(
-    scenario: Scenario,
+    settings: PlanSettings,
     loaded_corpus: LoadedCorpus,
     public: Sequence[PublicCorpus],
     folder: Path,
     on_message: OnMessage = lambda _line: None,
+    *,
+    seed: int,
+    use_warm_start: bool,
 ) -> FoldInputs:
     """Build the inputs that all folds share.
 
     Args:
-        scenario: The settled scenario.
+        settings: What the run's plan is made of.
         loaded_corpus: The users' corpus and its features.
         public: The public corpora and theirs; none for models that need none.
         folder: Where speakers that the warm start has not seen are kept.
         on_message: Takes a line about public clips that cannot be used.
+        seed: The run's seed.
+        use_warm_start: Whether corpora were declared public, whose emotions are fit to start from.
     """
     labels = loaded_corpus.protocol.corpus.emotions
-    plan = run_plan.plan_without_noise(scenario, run="", labels=labels, inputs=1)
+    plan = run_plan.plan_without_noise(settings, run="", labels=labels, inputs=1)
+    pretraining = PretrainingSettings(
+        spec=plan.model,
+        recipe=settings.recipe,
+        user_mean=plan.normaliser is not None,
+        use_warm_start=use_warm_start,
+        seed=seed,
+    )
     if not public:
-        return _pretrain_inputs(scenario, loaded_corpus, public, plan, folder)
-    name = _result_key(scenario, loaded_corpus, public, plan)
+        return _pretrain_inputs(pretraining, loaded_corpus, public, folder)
+    name = _result_key(pretraining, loaded_corpus, public)
     known = pretraining_cache.load_result(cache_folder(), name)
     if known is None:
-        inputs = _pretrain_inputs(scenario, loaded_corpus, public, plan, folder)
+        inputs = _pretrain_inputs(pretraining, loaded_corpus, public, folder)
         pretraining_cache.store_result(cache_folder(), name, _pretraining_result(inputs, public))
         return inputs
     for line in known.exclusion_messages:
@@ -90,29 +105,41 @@ def warm_cache(
         on_progress: Takes (what, done, total).
     """
     torch.set_num_threads(1)
-    loaded, public = load_corpora(scenario, on_message, on_progress)
+    data, run = scenario.data, scenario.run
+    loaded, public = load_corpora(
+        data, scenario.recipe, on_message, on_progress, workers=run.workers
+    )
     with tempfile.TemporaryDirectory() as folder:
-        build_fold_inputs(scenario, loaded, public, Path(folder), on_message)
+        build_fold_inputs(
+            scenario.plan_settings,
+            loaded,
+            public,
+            Path(folder),
+            on_message,
+            seed=run.seed,
+            use_warm_start=bool(data.public),
+        )
 
 
 def _result_key(
-    scenario: Scenario, loaded_corpus: LoadedCorpus, public: Sequence[PublicCorpus], plan: Plan
+    settings: PretrainingSettings, loaded_corpus: LoadedCorpus, public: Sequence[PublicCorpus]
 ) -> str:
     """The name of what pretraining on these public corpora gives a run."""
-    recipe = scenario.recipe
     start = flatten_parameters(
-        build_network(plan.model, seeding.derive_seed(scenario.seed, "model"))
+        build_network(settings.spec, seeding.derive_seed(settings.seed, "model"))
     )
     facts = {
-        "labels": plan.labels,
+        "labels": loaded_corpus.protocol.corpus.emotions,
         "width": next(iter(loaded_corpus.feature_table.features.values())).shape[-1],
-        "model": plan.model.to_dict(),
+        "model": settings.spec.to_dict(),
         "start": hashlib.sha256(start.numpy().tobytes()).hexdigest(),  # no seed where it is zeros
         "recipe": {
-            name: value for name, value in asdict(recipe).items() if name not in _TRAINING_SETTINGS
+            name: value
+            for name, value in asdict(settings.recipe).items()
+            if name not in _TRAINING_SETTINGS
         },
-        "user_mean": plan.normaliser is not None,
-        "warm": bool(scenario.public),
+        "user_mean": settings.user_mean,
+        "warm": settings.use_warm_start,
         "features": [features.fingerprint for _, features in public],
         "clips": [[(clip.clip_id, clip.speaker, clip.emotion) for clip in c] for c, _ in public],
     }
@@ -120,26 +147,19 @@ def _result_key(
 
 
 def _pretrain_inputs(
-    scenario: Scenario,
+    settings: PretrainingSettings,
     loaded_corpus: LoadedCorpus,
     public: Sequence[PublicCorpus],
-    plan: Plan,
     folder: Path,
 ) -> FoldInputs:
     """Pretrain on public speech now."""
+    labels = loaded_corpus.protocol.corpus.emotions
     users = UserSpeech(
-        labels=plan.labels,
+        labels=labels,
         features=loaded_corpus.feature_table.features,
         clips=loaded_corpus.protocol.corpus.clips_by_speaker(),
     )
-    settings = PretrainingSettings(
-        spec=plan.model,
-        recipe=scenario.recipe,
-        user_mean=plan.normaliser is not None,
-        use_warm_start=bool(scenario.public),
-        seed=scenario.seed,
-    )
-    merged = merge_public_corpora(plan.labels, public) if public else None
+    merged = merge_public_corpora(labels, public) if public else None
     return pretrain(users, merged, settings, folder)
 
 
@@ -178,11 +198,23 @@ def _restore_inputs(
     )
 
 
-def build_plan(scenario: Scenario, fold_inputs: FoldInputs, run: str) -> Plan:
-    """The plan that all folds have but for their names, with the noise that was promised."""
+def build_plan(
+    settings: PlanSettings, target: PrivacyTarget, fold_inputs: FoldInputs, run: str
+) -> Plan:
+    """Build the plan that all folds have but for their names, with the noise that was promised.
+
+    Args:
+        settings: What the plan is made of.
+        target: What is promised.
+        fold_inputs: What all folds share.
+        run: Name of the run.
+
+    Raises:
+        SettingError: The budget is too small for these releases.
+    """
     inputs = fold_inputs.projection.output_size
-    plan = run_plan.plan_without_noise(scenario, run=run, labels=fold_inputs.labels, inputs=inputs)
+    plan = run_plan.plan_without_noise(settings, run=run, labels=fold_inputs.labels, inputs=inputs)
     plan = replace(plan, projection_hash=fold_inputs.projection.content_hash())
     if fold_inputs.held_out_file is None:  # nobody to compare users with
         plan = replace(plan, calibration=None)
-    return run_plan.add_noise(plan, scenario)
+    return noise_calibration.add_noise(plan, target, settings.recipe.bounds)

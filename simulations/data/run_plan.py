@@ -1,59 +1,44 @@
-"""The plan of a simulated run: from its scenario's settings to what a server plans with."""
-
-from dataclasses import replace
+"""The plan of a simulated run: from its settings to what a server plans with."""
 
 from sottovoce.server.planning import noise_calibration
+from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import PlanSettings
 
 
 def plan_without_noise(
-    scenario: Scenario, *, run: str, labels: tuple[str, ...], inputs: int
+    settings: PlanSettings, *, run: str, labels: tuple[str, ...], inputs: int
 ) -> Plan:
-    """Make a scenario's plan without noise.
+    """Make a run's plan without noise.
 
-    Over a population devices are not asked for head statistics: nobody of it is asked again.
+    Args:
+        settings: What the plan is made of.
+        run: Name of the run.
+        labels: Emotions in the order of the model's classes.
+        inputs: Width of the model's input.
     """
-    recipe = scenario.recipe
-    if scenario.population:
-        recipe = replace(recipe, shares=replace(recipe.shares, head_statistics=0.0))
     return noise_calibration.plan_without_noise(
-        recipe,
+        settings.recipe,
         run=run,
         labels=labels,
         inputs=inputs,
-        extractor=scenario.encoder,
-        rounds=scenario.rounds,
-        subtracts_user_mean=scenario.enrolment == "all",
+        extractor=settings.extractor,
+        rounds=settings.rounds,
+        subtracts_user_mean=settings.subtracts_user_mean,
     )
 
 
-def add_noise(plan: Plan, scenario: Scenario) -> Plan:
-    """Add the noise that a scenario promises.
-
-    Raises:
-        SettingError: The budget is too small for these releases.
-    """
-    return noise_calibration.add_noise(plan, scenario.privacy_target, scenario.recipe.bounds)
-
-
-def add_secure_aggregation(plan: Plan, scenario: Scenario, *, devices: int) -> Plan:
-    """Add secure aggregation to a plan, where the scenario asks for secure sums.
-
-    Raises:
-        SettingError: Too few devices for the dropout and corruption that sums must bear.
-    """
-    return noise_calibration.add_secure_aggregation(
-        plan, scenario.privacy_target, scenario.recipe.bounds, devices=devices
-    )
-
-
-def check_budget(scenario: Scenario) -> None:
+def check_budget(settings: PlanSettings, target: PrivacyTarget) -> None:
     """Refuse a budget that cannot pay for the run, before anything is computed.
 
     What releases cost depends neither on the labels nor on the width of the model.
 
+    Args:
+        settings: What the plan is made of.
+        target: What is promised.
+
     Raises:
         SettingError: The budget is too small.
     """
-    add_noise(plan_without_noise(scenario, run="", labels=("one", "other"), inputs=1), scenario)
+    plan = plan_without_noise(settings, run="", labels=("one", "other"), inputs=1)
+    noise_calibration.add_noise(plan, target, settings.recipe.bounds)

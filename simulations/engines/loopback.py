@@ -15,7 +15,6 @@ import signal
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -29,7 +28,8 @@ from sottovoce.shared.printable import print_lines
 from sottovoce.shared.protocol.events import Event, RoundEnded
 from sottovoce.simulations.engines import deployed
 from sottovoce.simulations.engines.loopback_run import PreparedRun, prepare_run
-from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+from sottovoce.simulations.scenario.loading import vary_scenario
+from sottovoce.simulations.scenario.scenario import Scenario
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SYNTHETIC_USERS = "speakers=3,clips=18,seed=7"
@@ -103,21 +103,20 @@ def _scenario(arguments: argparse.Namespace) -> Scenario:
     """What the options mean."""
     corpus = arguments.corpus or ("ravdess" if arguments.data else "synthetic")
     synthetic = corpus == "synthetic" and not arguments.data
-    scenario = Scenario(
-        corpus=corpus,
-        data=SYNTHETIC_USERS if synthetic else arguments.data,
-        public=tuple(_public(word) for word in arguments.public or ()),
-        unit=arguments.unit,
-        secure=arguments.secure_aggregation,
-        epsilon=arguments.epsilon,
-        delta=arguments.utterance_delta,
-        user_delta=arguments.user_delta,
-        rounds=arguments.rounds,
-    )
-    settled = fill_defaults(scenario)
-    # So few devices can spare none.
-    user = replace(settled.recipe.user, dropout=0.0, corruption=0.0)
-    return replace(settled, recipe=replace(settled.recipe, user=user))
+    settings = {
+        "corpus": corpus,
+        "data": SYNTHETIC_USERS if synthetic else arguments.data,
+        "public": tuple(_public(word) for word in arguments.public or ()),
+        "unit": arguments.unit,
+        "secure": arguments.secure_aggregation,
+        "epsilon": arguments.epsilon,
+        "delta": arguments.utterance_delta,
+        "user_delta": arguments.user_delta,
+        "rounds": arguments.rounds,
+        # So few devices can spare none.
+        "recipe": {"user": {"dropout": 0.0, "corruption": 0.0}},
+    }
+    return vary_scenario(None, settings)
 
 
 def _public(word: str) -> tuple[str, str]:

@@ -15,7 +15,6 @@ from sottovoce.server.planning.recipe import CLASS_EXPONENTS
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.data.few_speakers import load_few_speakers
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.pretraining import build_plan
@@ -68,7 +67,14 @@ def prepare_run(
         raise SettingError(f"{out} is not empty; give another --out")
     validation.require_count(1, MAX_SPEAKERS, speakers=speakers)
     validation.require_range(1, MAX_TIMEOUT_S, timeout=timeout_s)
-    fold_inputs = load_few_speakers(scenario, speakers, out, on_message)
+    fold_inputs = load_few_speakers(
+        scenario.data,
+        scenario.plan_settings,
+        out,
+        on_message,
+        speakers=speakers,
+        seed=scenario.run.seed,
+    )
     plan = _plan(scenario, fold_inputs)
     folder = (out / "job").resolve()
     Job(
@@ -78,7 +84,7 @@ def prepare_run(
         projection=fold_inputs.projection,
         speaker_statistics=fold_inputs.speaker_statistics,
         devices=len(fold_inputs.clips),
-        budgets=noise_calibration.server_budgets(scenario.privacy_target),
+        budgets=noise_calibration.server_budgets(scenario.privacy),
         timeout_s=timeout_s,
         class_exponent=CLASS_EXPONENTS[scenario.recipe.class_weights],
         held_out_path=fold_inputs.held_out_file,
@@ -93,8 +99,12 @@ def prepare_run(
 
 def _plan(scenario: Scenario, fold_inputs: FoldInputs) -> Plan:
     """A private plan; its name is new, since its noise can never be repeated."""
-    plan = build_plan(scenario, fold_inputs, f"loopback-{os.urandom(4).hex()}")
-    return run_plan.add_secure_aggregation(plan, scenario, devices=len(fold_inputs.clips))
+    plan = build_plan(
+        scenario.plan_settings, scenario.privacy, fold_inputs, f"loopback-{os.urandom(4).hex()}"
+    )
+    return noise_calibration.add_secure_aggregation(
+        plan, scenario.privacy, scenario.recipe.bounds, devices=len(fold_inputs.clips)
+    )
 
 
 def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs) -> None:
@@ -111,7 +121,7 @@ def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs
     )
     profile = DeviceProfile(
         user=user,
-        budgets=noise_calibration.device_budgets(scenario.privacy_target),
+        budgets=noise_calibration.device_budgets(scenario.privacy),
         labels=fold_inputs.labels,
     )
     Device.create(folder, profile, features)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.data import run_plan
@@ -184,8 +185,10 @@ def _result_line(
     scenario = loading.parse_scenario(
         scheme.format_config(epsilon, 0, "corpora"), source=scheme.title
     )
-    plan = run_plan.plan_without_noise(scenario, run="", labels=("one", "other"), inputs=1)
-    user = run_plan.add_noise(plan, scenario).user
+    plan = run_plan.plan_without_noise(
+        scenario.plan_settings, run="", labels=("one", "other"), inputs=1
+    )
+    user = noise_calibration.add_noise(plan, scenario.privacy, scenario.recipe.bounds).user
     return {
         "scheme": scheme.title,
         "min_separation": scheme.min_separation,
@@ -194,7 +197,7 @@ def _result_line(
         # Division that rounds up: users of the first group take part once more.
         "rounds_of_a_user": -(-scheme.rounds // scheme.min_separation),
         "epsilon": epsilon,
-        "delta": scenario.user_delta,
+        "delta": scenario.privacy.user_delta,
         "noise_multiplier": user.update.noise_multiplier if user else None,
         "seeds": seeds,
         "uar": statistics.fmean(uars) if uars else None,

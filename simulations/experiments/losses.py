@@ -31,7 +31,7 @@ from sottovoce.simulations.evaluation import metrics, personalisation
 from sottovoce.simulations.evaluation.baselines import comparison
 from sottovoce.simulations.evaluation.personalisation import SpeakerData
 from sottovoce.simulations.experiments.commands import build_parser, run_command
-from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+from sottovoce.simulations.scenario.loading import Scenario, vary_scenario
 
 PUBLIC = {"ravdess8-6fold": "cremad", "cremad6-5fold": "ravdess"}
 CANDIDATES = (
@@ -74,16 +74,15 @@ class LossRun:
         """Build the scenario of the run."""
         corpus = "".join(filter(str.isalpha, self.protocol.split("-")[0]))
         public = PUBLIC[self.protocol]
-        usual = fill_defaults(
-            Scenario(
-                corpus=corpus,
-                data=str(corpora / corpus),
-                protocol=self.protocol,
-                public=((public, str(corpora / public)),),
-                unit=self.unit,
-                seed=SEED,
-            )
-        )
+        settings = {
+            "corpus": corpus,
+            "data": str(corpora / corpus),
+            "protocol": self.protocol,
+            "public": ((public, str(corpora / public)),),
+            "unit": self.unit,
+            "seed": SEED,
+        }
+        usual = vary_scenario(None, settings)
         recipe = replace(usual.recipe, label_smoothing=self.smoothing)
         return replace(usual, recipe=replace(recipe, loss=self.loss))
 
@@ -174,9 +173,14 @@ def _choice(protocol: str, arguments: argparse.Namespace) -> dict[str, dict[str,
 def _load_inputs(scenario: Scenario, runs: Path) -> tuple[FoldInputs, tuple[Fold, ...]]:
     """What all folds share, and the folds."""
     quiet = (lambda _line: None, lambda _what, _done, _total: None)
-    corpus, public = loading.load_corpora(scenario, *quiet)
+    corpus, public = loading.load_corpora(scenario.data, scenario.recipe, *quiet)
     fold_inputs = build_fold_inputs(
-        scenario, corpus, public, runs / f"held-out-{scenario.protocol}"
+        scenario.plan_settings,
+        corpus,
+        public,
+        runs / f"held-out-{scenario.data.protocol}",
+        seed=scenario.run.seed,
+        use_warm_start=bool(scenario.data.public),
     )
     return fold_inputs, tuple(corpus.protocol.folds)
 
@@ -186,8 +190,11 @@ def _test_speakers(scenario: Scenario, fold_inputs: FoldInputs, fold: Fold) -> l
 
     The rounds are the run's own; devices, their messages and their head statistics are left out.
     """
-    plan = replace(build_plan(scenario, fold_inputs, "losses"), centre=None, normaliser=None)
-    weights, users = comparison.train_federated_model(scenario, fold, fold_inputs, plan)
+    plan = build_plan(scenario.plan_settings, scenario.privacy, fold_inputs, "losses")
+    plan = replace(plan, centre=None, normaliser=None)
+    weights, users = comparison.train_federated_model(
+        scenario.baseline_settings, fold, fold_inputs, plan
+    )
     job = Job(
         plan=plan,
         aggregation=scenario.recipe.aggregation,

@@ -56,7 +56,8 @@ def simulate_population(
     """Run a scenario that has a population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)
-    run_plan.check_budget(with_sampling_rate(scenario))
+    sampled = with_sampling_rate(scenario)
+    run_plan.check_budget(sampled.plan_settings, sampled.privacy)
     run_folder.check_run_folder(scenario, out, resume=resume)
     loaded, fold_run = prepare_fold_run(scenario, out, on_message, on_progress)
     features_s, training = time.monotonic() - started, time.monotonic()
@@ -67,7 +68,7 @@ def simulate_population(
     timing = {
         "feature_s": features_s,
         "training_s": training_s,
-        "rounds_per_s": scenario.rounds / training_s,
+        "rounds_per_s": scenario.run.rounds / training_s,
         "client_rounds_per_s": sum(map(_devices_worked, rounds)) / training_s,
         "wall_s": time.monotonic() - started,
         "cpu_s": _cpu_s(),
@@ -75,7 +76,9 @@ def simulate_population(
         "rss_growth_mb_per_round": memory_growth_mb(rounds),
     }
     finished = FinishedRun(
-        scenario=scenario,
+        data=scenario.data,
+        settings=scenario.run,
+        unit=scenario.privacy.unit,
         corpus=loaded,
         folds=[(fold_run.spec, scored)],
         privacy=privacy,
@@ -97,28 +100,44 @@ def prepare_fold_run(
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
     """
-    loading.check_encoder(scenario.encoder, scenario.recipe)
-    loaded, public = loading.load_corpora(scenario, on_message, on_progress)
+    data, run = scenario.data, scenario.run
+    loading.check_encoder(data.encoder, scenario.recipe)
+    loaded, public = loading.load_corpora(
+        data, scenario.recipe, on_message, on_progress, workers=run.workers
+    )
     run_folder.write_scenario(out, scenario)
     settings, sampled = require_population(scenario), with_sampling_rate(scenario)
     folder = out / "checkpoints"
-    fold_inputs = build_fold_inputs(sampled, loaded, public, folder, on_message)
+    fold_inputs = build_fold_inputs(
+        sampled.plan_settings,
+        loaded,
+        public,
+        folder,
+        on_message,
+        seed=run.seed,
+        use_warm_start=bool(data.public),
+    )
     population = build_population(
         settings,
         fold_inputs,
-        budgets=noise_calibration.device_budgets(scenario.privacy_target),
-        enrolment=scenario.enrolment_settings,
-        seed=scenario.seed,
+        budgets=noise_calibration.device_budgets(scenario.privacy),
+        enrolment=data.enrolment,
+        seed=run.seed,
     )
     spec = FoldSpec(
         folder=folder / "population",
         ledgers=out / "ledgers" / HELD_OUT_FOLD,
         fold=make_held_out_fold(settings),
-        plan=build_plan(sampled, fold_inputs, f"{run_folder.name_run(scenario)}/population"),
+        plan=build_plan(
+            sampled.plan_settings,
+            sampled.privacy,
+            fold_inputs,
+            f"{run_folder.name_run(scenario)}/population",
+        ),
         recipe=sampled.recipe,
-        target=sampled.privacy_target,
-        enrolment=sampled.enrolment_settings,
-        settings=sampled.run_settings,
+        target=sampled.privacy,
+        enrolment=data.enrolment,
+        settings=run,
         inputs=with_held_out_clips(fold_inputs, settings, population),
     )
     return loaded, PopulationFoldRun(spec, settings, population)
@@ -170,7 +189,7 @@ def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> PrivacyR
     """Content of privacy.json: an account for each group of equal ledgers."""
     sums = fold_run.server_ledger()
     privacy = privacy_record.build_privacy_record(
-        scenario.privacy_target,
+        scenario.privacy,
         fold_run.spec.plan,
         {HELD_OUT_FOLD: {group.user: group.ledger for group in fold_run.ledger_groups}},
         {HELD_OUT_FOLD: sums} if sums else {},

@@ -23,7 +23,7 @@ from sottovoce.simulations.results.schema import (
     RunRecord,
 )
 from sottovoce.simulations.runs.fold_spec import FoldSpec
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import DataSettings, RunSettings
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -31,7 +31,9 @@ class FinishedRun:
     """A run whose folds have all ended.
 
     Attributes:
-        scenario: The settled scenario.
+        data: Corpora, features and enrolment.
+        settings: Rounds, seed and engine.
+        unit: What is protected.
         corpus: The users' corpus.
         folds: Each fold and its result, at least one.
         privacy: Content of privacy.json.
@@ -40,7 +42,9 @@ class FinishedRun:
         audited_epsilon: Lower bound on epsilon that an audit measured; None without an audit.
     """
 
-    scenario: Scenario
+    data: DataSettings
+    settings: RunSettings
+    unit: str
     corpus: LoadedCorpus
     folds: Sequence[tuple[FoldSpec, FoldResult]]
     privacy: PrivacyRecord
@@ -55,7 +59,8 @@ def describe_run(finished: FinishedRun) -> RunRecord:
     Raises:
         MessageError: A section that breaks the schema.
     """
-    scenario, protocol = finished.scenario, finished.corpus.protocol
+    data, settings, protocol = finished.data, finished.settings, finished.corpus.protocol
+    enrolment = data.enrolment
     corpus = protocol.corpus
     specs, results = zip(*finished.folds, strict=True)
     everything = concatenate_predictions([result.predictions for result in results])
@@ -64,18 +69,18 @@ def describe_run(finished: FinishedRun) -> RunRecord:
     curve = run_record.learning_curve(
         {spec.fold.name: result.learning_curve for spec, result in finished.folds}
     )
-    calibration = run_record.calibration_section(behind_heads, seed=scenario.seed)
+    calibration = run_record.calibration_section(behind_heads, seed=settings.seed)
     calibration["uar"] = _uar_before_after(behind_heads)
-    calibration["labelled_clips_per_user"] = scenario.labelled_clips_per_user
+    calibration["labelled_clips_per_user"] = enrolment.labelled_clips_per_user
     # What was asked for is not always there: what was used is what the figures rest on.
     splits = [spec.split_clips(user) for spec in specs for user in spec.fold.test]
     calibration["labelled_clips_used"] = _clip_range([len(split.labelled) for split in splits])
     facts: ProtocolFacts = {
         "name": protocol.name,
         "folds": len(protocol.folds),
-        "enrolment": scenario.enrolment,
+        "enrolment": enrolment.enrolment,
     }
-    if scenario.enrolment_settings.neutral_clips:
+    if enrolment.neutral_clips:
         facts["neutral_clips_used"] = _clip_range([len(split.neutral) for split in splits])
     return run_record.assemble_run_record(
         {
@@ -87,18 +92,18 @@ def describe_run(finished: FinishedRun) -> RunRecord:
                 "emotions": list(corpus.emotions),
             },
             "protocol": facts,
-            "seed": scenario.seed,
-            "engine": scenario.engine,
-            "unit": scenario.unit,
+            "seed": settings.seed,
+            "engine": settings.engine,
+            "unit": finished.unit,
             "clients": len({user for spec in specs for user in spec.fold.train}),
-            "rounds": scenario.rounds,
+            "rounds": settings.rounds,
             "model": {
-                "kind": scenario.recipe.model,
-                "encoder": scenario.encoder,
+                "kind": specs[0].inputs.model_spec.kind,
+                "encoder": data.encoder,
                 "shared_parameters": count_parameters(build_network(specs[0].inputs.model_spec, 0)),
-                "public_corpora": [name for name, _ in scenario.public],
+                "public_corpora": [name for name, _ in data.public],
             },
-            "accuracy": run_record.accuracy_section(everything, seed=scenario.seed, curve=curve),
+            "accuracy": run_record.accuracy_section(everything, seed=settings.seed, curve=curve),
             "baselines": dict(finished.baselines),
             "calibration": calibration,
             "fairness": measure_fairness(everything),

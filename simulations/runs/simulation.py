@@ -41,7 +41,7 @@ def simulate(
         FolderInUseError: Another process works in the run folder; names it.
         SottovoceError: Bad input, a full disk, a broken promise: each with its way out.
     """
-    engines.check_address(scenario.engine, address)
+    engines.check_address(scenario.run.engine, address)
     with claim_folder(out):
         if scenario.population:
             return simulate_population(

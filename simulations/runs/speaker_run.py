@@ -42,53 +42,71 @@ def simulate_speakers(
     """Run a scenario that has no population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
     torch.set_num_threads(1)  # a second thread changes the order of sums, and with it the result
-    loading.check_encoder(scenario.encoder, scenario.recipe)
-    run_plan.check_budget(scenario)
+    data, recipe, target, settings = scenario.data, scenario.recipe, scenario.privacy, scenario.run
+    loading.check_encoder(data.encoder, recipe)
+    run_plan.check_budget(scenario.plan_settings, target)
     run_folder.check_run_folder(scenario, out, resume=resume)
     if address is not None:
-        on_message(engines.check_cluster(address, workers=scenario.workers, folder=out))
-    loaded, public = loading.load_corpora(scenario, on_message, on_progress)
+        on_message(engines.check_cluster(address, workers=settings.workers, folder=out))
+    loaded, public = loading.load_corpora(
+        data, recipe, on_message, on_progress, workers=settings.workers
+    )
     # Written only now: a run that could not begin leaves its folder free for the next try.
     run_folder.write_scenario(out, scenario)
-    fold_inputs = build_fold_inputs(scenario, loaded, public, out / "checkpoints", on_message)
+    fold_inputs = build_fold_inputs(
+        scenario.plan_settings,
+        loaded,
+        public,
+        out / "checkpoints",
+        on_message,
+        seed=settings.seed,
+        use_warm_start=bool(data.public),
+    )
     features_s, training = time.monotonic() - started, time.monotonic()
-    plan = build_plan(scenario, fold_inputs, run_folder.name_run(scenario))
+    plan = build_plan(scenario.plan_settings, target, fold_inputs, run_folder.name_run(scenario))
     specs = [
         FoldSpec(
             folder=run_folder.checkpoint_folder(out, fold.name),
             ledgers=run_folder.ledger_folder(out, fold.name),
             fold=fold,
-            plan=run_plan.add_secure_aggregation(
-                replace(plan, run=f"{plan.run}/{fold.name}"), scenario, devices=len(fold.train)
+            plan=noise_calibration.add_secure_aggregation(
+                replace(plan, run=f"{plan.run}/{fold.name}"),
+                target,
+                recipe.bounds,
+                devices=len(fold.train),
             ),
-            recipe=scenario.recipe,
-            target=scenario.privacy_target,
-            enrolment=scenario.enrolment_settings,
-            settings=scenario.run_settings,
+            recipe=recipe,
+            target=target,
+            enrolment=data.enrolment,
+            settings=settings,
             inputs=fold_inputs,
         )
         for fold in loaded.protocol.folds
     ]
     fold_runs = [FoldRun(spec, SpeakerDevices(spec, address=address)) for spec in specs]
-    budget = next(iter(noise_calibration.device_budgets(scenario.privacy_target)), None)
+    budget = next(iter(noise_calibration.device_budgets(target)), None)
     reporter = ProgressReporter(plan, folds=len(specs), budget=budget, on_status=on_status)
     results = [fold_run.run(reporter) for fold_run in fold_runs]
     timing = {
         "feature_s": features_s,
         "training_s": time.monotonic() - training,
-        "rounds_per_s": scenario.rounds * len(specs) / (time.monotonic() - training),
+        "rounds_per_s": settings.rounds * len(specs) / (time.monotonic() - training),
     }
-    baseline_results = comparison.evaluate_baselines(scenario, loaded.protocol, fold_inputs, plan)
-    privacy = _privacy_record(scenario, fold_runs)
+    baseline_results = comparison.evaluate_baselines(
+        settings.baselines, scenario.baseline_settings, loaded.protocol, fold_inputs, plan
+    )
+    privacy = _privacy_record(fold_runs)
     clients = sum(len(spec.fold.train) for spec in specs)
     timing |= {
-        "client_rounds_per_s": scenario.rounds * clients / (time.monotonic() - training),
+        "client_rounds_per_s": settings.rounds * clients / (time.monotonic() - training),
         "wall_s": time.monotonic() - started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
     run = describe_run(
         FinishedRun(
-            scenario=scenario,
+            data=data,
+            settings=settings,
+            unit=target.unit,
             corpus=loaded,
             folds=list(zip(specs, results, strict=True)),
             privacy=privacy,
@@ -101,7 +119,7 @@ def simulate_speakers(
     return run
 
 
-def _privacy_record(scenario: Scenario, fold_runs: Sequence[FoldRun]) -> PrivacyRecord:
+def _privacy_record(fold_runs: Sequence[FoldRun]) -> PrivacyRecord:
     """Content of privacy.json, from the archived ledgers of all folds."""
     users = {
         one.spec.fold.name: {user: one.user_ledger(user) for user in one.spec.fold.train}
@@ -109,5 +127,5 @@ def _privacy_record(scenario: Scenario, fold_runs: Sequence[FoldRun]) -> Privacy
     }
     servers = {one.spec.fold.name: sums for one in fold_runs if (sums := one.server_ledger())}
     return privacy_record.build_privacy_record(
-        scenario.privacy_target, fold_runs[0].spec.plan, users, servers
+        fold_runs[0].spec.target, fold_runs[0].spec.plan, users, servers
     )

@@ -1,44 +1,61 @@
 """Scenarios from TOML: by file, or by the name of a preset."""
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sottovoce.server.planning.recipe import Recipe
-from sottovoce.shared import validation
+from sottovoce.server.planning.recipe import default_recipe
+from sottovoce.shared import codec, validation
 from sottovoce.shared.errors import SettingError, SottovoceError
-from sottovoce.simulations.scenario.population import PopulationSettings
-from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+from sottovoce.simulations.scenario.file_settings import ScenarioSettings
+from sottovoce.simulations.scenario.scenario import Scenario, settle_scenario
+
+__all__ = [
+    "RENAMED_SETTINGS",
+    "Scenario",
+    "load_scenario",
+    "load_tables",
+    "parse_scenario",
+    "parse_tables",
+    "scenario_from_tables",
+    "vary_scenario",
+]
 
 
 def parse_scenario(text: str, *, source: str) -> Scenario:
-    """A scenario from TOML.
+    """Read a scenario from TOML.
 
     Raises:
         SettingError: Not TOML, an unknown key, or a value that makes no sense.
     """
-    try:
-        record = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{source} is not TOML: {error}") from error
-    return scenario_from_tables(record, source=source)
+    return scenario_from_tables(parse_tables(text, source=source), source=source)
+
+
+def parse_tables(text: str, *, source: str) -> dict[str, Any]:
+    """Read TOML's tables, of which nothing is checked but that no number is beyond use."""
+    return codec.decode_toml(text, dict[str, Any], name=source)
 
 
 def scenario_from_tables(record: Mapping[str, Any], *, source: str) -> Scenario:
-    """A scenario from TOML's tables; errors as in :func:`parse_scenario`."""
+    """Make a scenario of TOML's tables; errors as in :func:`parse_scenario`."""
+    for path, table in _walk_tables(record):
+        _refuse_renamed(table, path, source)
+    if "corpus" not in record:
+        raise SettingError(
+            f'{source}: the scenario names no corpus; add a line such as corpus = "synthetic"'
+        )
+    whole = dict(record) | {"recipe": _complete_recipe(record)}
+    settings = codec.convert_settings(whole, ScenarioSettings, name=source)
     try:
-        return _build(record)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise SettingError(f"{source}: {error}") from error
+        return settle_scenario(settings)
     except SottovoceError as error:
-        raise SettingError(f"{source}: {error}") from error
+        raise SettingError(f"{source}: {error}".removeprefix(": ")) from error
 
 
 def load_scenario(name: str) -> Scenario:
-    """A scenario by file or by the name of a preset.
+    """Load a scenario by file or by the name of a preset.
 
     Raises:
         SettingError: There is none.
@@ -47,54 +64,56 @@ def load_scenario(name: str) -> Scenario:
 
 
 def load_tables(name: str) -> dict[str, Any]:
-    """A scenario's file as TOML's tables, unchecked; errors as in :func:`load_scenario`."""
-    try:
-        return tomllib.loads(_scenario_text(name))
-    except tomllib.TOMLDecodeError as error:
-        raise SettingError(f"{name} is not TOML: {error}") from error
+    """Load a scenario's file as TOML's tables, unchecked; errors as in :func:`load_scenario`."""
+    return parse_tables(_scenario_text(name), source=name)
 
 
 def vary_scenario(
     base: Scenario | None, settings: Mapping[str, Any], *, model: str | None = None
 ) -> Scenario:
-    """A scenario with some of its settings replaced, and what follows from them filled in.
+    """Replace some of a scenario's settings, and fill in their consequences.
 
     Args:
         base: The scenario; None begins with the defaults.
-        settings: By the names of a scenario's fields.
+        settings: By their names in a scenario's file.
         model: Kind of the shared model; None is the scenario's.
 
     Raises:
         SettingError: An unknown setting, one that makes no sense, or no corpus.
 
-    >>> vary_scenario(load_scenario("demo"), {"epsilon": 4.0}).epsilon
+    >>> vary_scenario(load_scenario("demo"), {"epsilon": 4.0}).privacy.epsilon
     4.0
     """
-    changes = _check_changes(settings)
-    if base is None:
-        if "corpus" not in changes:
-            raise SettingError("say what to simulate: a scenario such as demo, or a corpus")
-        return fill_defaults(Scenario(**changes), model=model)
-    changed = replace(base, **changes)
-    if model or changed.unit != base.unit:
-        # Encoder and rounds follow the model and the unit, unless they were asked for.
-        follow: dict[str, Any] = {"encoder": "", "rounds": 0}
-        derived = {name: none for name, none in follow.items() if not changes.get(name)}
-        return fill_defaults(replace(changed, **derived), model=model)
-    return changed
+    changes = {name: _to_table(value) for name, value in settings.items()}
+    for name in changes:
+        validation.require_one_of(ScenarioSettings.__slots__, setting=name)
+    if isinstance(settings.get("public"), tuple | list):
+        changes["public"] = [_public_table(entry) for entry in settings["public"]]
+    if base is None and "corpus" not in changes:
+        raise SettingError("say what to simulate: a scenario such as demo, or a corpus")
+    record = base.to_tables() if base else {}
+    if model or changes.get("unit", record.get("unit")) != record.get("unit"):
+        # Recipe, encoder and rounds follow the model and the unit, unless they were asked for.
+        for name in ("recipe", "encoder", "rounds"):
+            record.pop(name, None)
+    record = {name: value for name, value in (record | changes).items() if value is not None}
+    if model:
+        record["recipe"] = {**record.get("recipe", {}), "model": model}
+    return scenario_from_tables(record, source="")
 
 
-def _check_changes(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A scenario's settings that are known and of their kind; lists become tuples."""
-    types = {entry.name: entry.type for entry in fields(Scenario)}
-    for name in settings:
-        validation.require_one_of(types, setting=name)
-    plain = {name: value for name, value in settings.items() if types[name] in _TYPE_NAMES}
-    changes = dict(settings) | _settings(Scenario, plain, "scenario")
-    for name in ("public", "baselines"):
-        if name in changes:
-            changes[name] = tuple(changes[name])
-    return changes
+def _to_table(value: object) -> Any:  # noqa: ANN401  (whatever a caller gives)
+    """A setting as TOML would hold it."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _public_table(entry: object) -> object:
+    """A public corpus as its table; a pair is name and folder."""
+    if isinstance(entry, tuple | list) and len(entry) == 2:
+        return {"name": entry[0], "data": entry[1]}
+    return _to_table(entry)
 
 
 def _scenario_text(name: str) -> str:
@@ -103,7 +122,7 @@ def _scenario_text(name: str) -> str:
     if path.suffix == ".toml":
         try:
             return path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise SettingError(f"the scenario {name} cannot be read: {error}") from error
     presets = resources.files("sottovoce.simulations.scenario.presets")
     known = sorted(entry.name[:-5] for entry in presets.iterdir() if entry.name.endswith(".toml"))
@@ -115,70 +134,30 @@ def _scenario_text(name: str) -> str:
     return (presets / f"{name}.toml").read_text(encoding="utf-8")
 
 
-def _build(record: Mapping[str, Any]) -> Scenario:
-    """A scenario from TOML's tables."""
-    values = dict(record)
-    public = tuple(_corpus(entry) for entry in _list(values, "public"))
-    baselines = tuple(str(name) for name in _list(values, "baselines"))
-    recipe = _table(values.pop("recipe", {}), "recipe")
-    population = values.pop("population", None)
-    settings = _settings(Scenario, values, "scenario")
-    if population is not None:
-        settings["population"] = _population(_table(population, "population"))
-    if "corpus" not in settings:
-        raise SettingError('the scenario names no corpus; add a line such as corpus = "synthetic"')
-    scenario = Scenario(public=public, baselines=baselines, **settings)
-    scenario = fill_defaults(scenario, model=recipe.get("model"))
-    return replace(scenario, recipe=_override(scenario.recipe, recipe))
+def _complete_recipe(record: Mapping[str, Any]) -> object:
+    """The usual recipe of the unit and the model, and over it the settings that are named."""
+    named = record.get("recipe", {})
+    if not isinstance(named, Mapping):
+        return named  # refused with its path, like any other value of a wrong kind
+    model = named.get("model")
+    usual = default_recipe(
+        unit=str(record.get("unit", "utterance")), model=model if isinstance(model, str) else None
+    )
+    return _merge_tables(asdict(usual), named)
 
 
-def _list(values: dict[str, Any], name: str) -> list[Any]:
-    """A list taken out of a table; empty where there is none."""
-    found = values.pop(name, [])
-    if not isinstance(found, list):
-        raise SettingError(f"{name} is {found!r}; it must be a list")
-    return found
+def _merge_tables(usual: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Tables with what is named in place of what is usual."""
+    merged = dict(usual)
+    for name, value in named.items():
+        inner = usual.get(name)
+        if isinstance(inner, dict) and isinstance(value, Mapping):
+            merged[name] = _merge_tables(inner, value)
+        else:
+            merged[name] = value
+    return merged
 
 
-def _table(value: object, where: str) -> Mapping[str, Any]:
-    """A value that must be a table."""
-    if not isinstance(value, Mapping):
-        raise SettingError(f"{where} is {value!r}; it must be a table, [{where}]")
-    return value
-
-
-def _corpus(entry: object) -> tuple[str, str]:
-    """Name and data of one public corpus."""
-    table = _table(entry, "public")
-    if not set(table) <= {"name", "data"} or "name" not in table:
-        raise SettingError(f"public has {', '.join(table) or 'nothing'}; it needs name and data")
-    return str(table["name"]), str(table.get("data", ""))
-
-
-def _population(values: Mapping[str, Any]) -> PopulationSettings:
-    """The table ``[population]``."""
-    settings = _settings(PopulationSettings, values, "population")
-    missing = sorted({"users", "cohort"} - set(settings))
-    if missing:
-        raise SettingError(f"population lacks {' and '.join(missing)}; both are needed")
-    return PopulationSettings(**settings)
-
-
-def _override(recipe: Recipe, values: Mapping[str, Any]) -> Recipe:
-    """A recipe with some of its settings replaced."""
-    _refuse_renamed(values, "recipe")
-    plain = {name: value for name, value in values.items() if name not in _NESTED_TABLES}
-    changed = _settings(Recipe, plain, "recipe")
-    for name in _NESTED_TABLES:
-        if name in values:
-            part, where = getattr(recipe, name), f"recipe.{name}"
-            changed[name] = replace(
-                part, **_settings(type(part), _table(values[name], where), where)
-            )
-    return replace(recipe, **changed)
-
-
-_NESTED_TABLES = ("projection", "aggregation", "shares", "user", "loss")
 RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
     "scenario": {"tuned_over": "tuning_runs", "head_clips": "labelled_clips_per_user"},
     "population": {
@@ -209,15 +188,22 @@ RENAMED_SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """By table, settings of earlier releases and what they are called now."""
-_TYPE_NAMES: Mapping[object, str] = {
-    str: "a text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-}
 
 
-def _refuse_renamed(values: Mapping[str, Any], where: str) -> None:
+def _walk_tables(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every table that has had other names, by its path."""
+    yield "scenario", record
+    for name in ("population", "recipe"):
+        table = record.get(name)
+        if not isinstance(table, Mapping):
+            continue
+        yield name, table
+        yield from (
+            (f"{name}.{key}", inner) for key, inner in table.items() if isinstance(inner, Mapping)
+        )
+
+
+def _refuse_renamed(values: Mapping[str, Any], where: str, source: str) -> None:
     """Refuse settings that are called otherwise now.
 
     Raises:
@@ -226,28 +212,5 @@ def _refuse_renamed(values: Mapping[str, Any], where: str) -> None:
     renamed = {old: new for old, new in RENAMED_SETTINGS.get(where, {}).items() if old in values}
     if renamed:
         names = ", ".join(f"{old} is called {new} now" for old, new in renamed.items())
-        raise SettingError(f"{where} has settings of an earlier release: {names}; rename them")
-
-
-def _settings(kind: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Settings that mean something and are of their kind; whole numbers may stand for others.
-
-    Raises:
-        SettingError: A misspelled setting, which must not be the default, or one of another kind.
-    """
-    _refuse_renamed(values, where)
-    types = {entry.name: entry.type for entry in fields(kind)}
-    unknown = sorted(set(values) - set(types))
-    if unknown:
-        raise SettingError(
-            f"{where} has unknown settings {', '.join(unknown)}"
-            f"{validation.suggest_name(unknown[0], types)}; known: {', '.join(sorted(types))}"
-        )
-    settings = dict(values)
-    for name, value in values.items():
-        wanted = types[name]
-        if wanted is float and type(value) is int:
-            settings[name] = float(value)
-        elif type(value) is not wanted:
-            raise SettingError(f"{where}.{name} is {value!r}; it must be {_TYPE_NAMES[wanted]}")
-    return settings
+        said = f"{source}: {where} has settings of an earlier release: {names}; rename them"
+        raise SettingError(said.removeprefix(": "))

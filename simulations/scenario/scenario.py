@@ -1,16 +1,16 @@
-"""A scenario: everything that decides a simulated run, as TOML.
+"""A scenario: everything that decides a simulated run, composed of what each stage needs.
 
-What a user leaves out is settled here, once, from public facts alone; the settled scenario is
-written to the run folder as ``config.toml`` and repeats the run.
+What a user leaves out is settled once, from public facts alone; the settled scenario is written to
+the run folder as ``config.toml`` and repeats the run.
 """
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sottovoce.server.planning.recipe import (
     FROZEN_ENCODER_MODELS,
     Recipe,
-    default_recipe,
     default_rounds,
 )
 from sottovoce.shared.errors import SettingError
@@ -18,74 +18,57 @@ from sottovoce.shared.models.losses import CROSS_ENTROPY
 from sottovoce.shared.privacy.scheme import PrivacyScheme
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.shared.privacy.target import PrivacyTarget
+from sottovoce.shared.validation import format_value
+from sottovoce.simulations.scenario.file_settings import PublicCorpusSettings, ScenarioSettings
 from sottovoce.simulations.scenario.population import PopulationSettings
 from sottovoce.simulations.scenario.settings import (
+    BaselineSettings,
     DataSettings,
     EnrolmentSettings,
+    PlanSettings,
     RunSettings,
 )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scenario:
-    """Settings of one simulated run.
+    """Settings of one simulated run, nothing of which is left open.
 
     Attributes:
-        corpus: Name of the corpus of users.
-        data: Its folder, or the options of ``synthetic``.
-        protocol: Which speakers test which model; empty: the corpus's usual one.
-        public: Corpora declared public, as (name, folder).
-        encoder: Name of the feature extractor; empty: the recipe's usual one.
-        unit: What is protected: ``utterance``, ``user``, ``both`` or ``none``.
-        epsilon: Budget of every device's life, above 0; with ``both``, of each unit.
-        delta: For one utterance, in (0, 1).
-        user_delta: For one user, in (0, 1); well below one over the number of users.
-        tuning_runs: How many runs like this one settings were chosen by, this one included, at
-            least 1; all of them are charged for.
-        secure: Whether sums over users are made by secure aggregation, so that nobody sees less
-            than the noised sum.
-        rounds: Rounds of training, at least 1; 0 takes the recipe's.
-        enrolment: What a test user's normaliser is learned from: ``none``, ``neutral:K``, ``all``.
-        labelled_clips_per_user: Labelled clips on which each test user's head is fitted; they are
-            not scored in the comparison before and after heads.
-        engine: What runs the apps.
-        workers: Processes for features and clients.
-        seed: Decides every draw.
-        baselines: What to compare with.
+        data: Corpora, protocol, features, and what test users bring.
+        privacy: What is promised; its shares of the budget are the recipe's.
         recipe: How the model is trained.
+        run: Rounds, seed, engine, workers and baselines.
         population: A synthetic population, of which each round samples some users; None takes
             the speakers of the corpus, all of them, as users.
+
+    Raises:
+        SettingError: Parts that do not go together.
+
+    Example:
+        >>> from sottovoce.simulations.scenario.loading import load_scenario
+        >>> demo = load_scenario("demo")
+        >>> demo.data.corpus, demo.privacy.epsilon, demo.run.rounds
+        ('synthetic', 8.0, 16)
     """
 
-    corpus: str
-    data: str = ""
-    protocol: str = ""
-    public: tuple[tuple[str, str], ...] = ()
-    encoder: str = ""
-    unit: str = "utterance"
-    epsilon: float = 8.0
-    delta: float = 1e-5
-    user_delta: float = 1e-3
-    secure: bool = False
-    tuning_runs: int = 1
-    rounds: int = 0
-    enrolment: str = "all"
-    labelled_clips_per_user: int = 5
-    engine: str = "local"
-    workers: int = 1
-    seed: int = 0
-    baselines: tuple[str, ...] = ()
-    recipe: Recipe = field(default_factory=Recipe)
+    data: DataSettings
+    privacy: PrivacyTarget
+    recipe: Recipe
+    run: RunSettings
     population: PopulationSettings | None = None
 
     def __post_init__(self) -> None:
-        self.privacy_scheme.check_bounds(self.recipe.bounds)
-        self.privacy_scheme.check_loss(self.recipe.loss)
-        self.privacy_target  # noqa: B018  (raises when it makes no sense)
-        # Each raises when it makes no sense.
-        _ = self.run_settings, self.data_settings
-        _check_public(self)
-        if self.privacy_scheme.promised and self.recipe.calibration_groups:
+        scheme = self.privacy_scheme
+        scheme.check_bounds(self.recipe.bounds)
+        scheme.check_loss(self.recipe.loss)
+        if self.privacy.shares != self.recipe.shares:
+            raise SettingError(
+                f"privacy.shares is {self.privacy.shares} and recipe.shares {self.recipe.shares}; "
+                "they must be the same: change both"
+            )
+        _check_public(self.data)
+        if scheme.promised and self.recipe.calibration_groups:
             raise SettingError(
                 f"recipe.calibration_groups is {self.recipe.calibration_groups}; a budget pays "
                 "for one model: set it to 0, or unit to none"
@@ -94,106 +77,153 @@ class Scenario:
             _check_population(self, self.population)
 
     @property
-    def enrolment_settings(self) -> EnrolmentSettings:
-        """Enrolment settings of test users.
-
-        Raises:
-            SettingError: It makes no sense.
-        """
-        return EnrolmentSettings(
-            enrolment=self.enrolment, labelled_clips_per_user=self.labelled_clips_per_user
-        )
-
-    @property
-    def data_settings(self) -> DataSettings:
-        """Which speech the run is made of.
-
-        Raises:
-            SettingError: The users' corpus is declared public, or enrolment makes no sense.
-        """
-        return DataSettings(
-            corpus=self.corpus,
-            folder=self.data,
-            protocol=self.protocol,
-            public=self.public,
-            encoder=self.encoder,
-            enrolment=self.enrolment_settings,
-        )
-
-    @property
-    def run_settings(self) -> RunSettings:
-        """How the run is carried out.
-
-        Raises:
-            SettingError: It makes no sense.
-        """
-        return RunSettings(
-            rounds=self.rounds,
-            seed=self.seed,
-            engine=self.engine,
-            workers=self.workers,
-            baselines=self.baselines,
-        )
-
-    @property
     def privacy_scheme(self) -> PrivacyScheme:
         """Privacy scheme for the scenario's unit.
 
         Raises:
             SettingError: There is no such unit, or it has no secure sums.
         """
-        return scheme_for(self.unit, secure=self.secure)
+        return scheme_for(self.privacy.unit, secure=self.privacy.secure)
 
     @property
-    def privacy_target(self) -> PrivacyTarget:
-        """Privacy guarantee that the run aims for.
+    def plan_settings(self) -> PlanSettings:
+        """Settings of the run's plan, before noise is added.
 
-        Raises:
-            SettingError: It makes no sense.
+        Over a population devices are not asked for head statistics: nobody of it is asked again.
         """
-        return PrivacyTarget(
-            unit=self.unit,
-            epsilon=self.epsilon,
-            delta=self.delta,
-            user_delta=self.user_delta,
-            secure=self.secure,
-            tuning_runs=self.tuning_runs,
-            shares=self.recipe.shares,
+        recipe = self.recipe
+        if self.population:
+            recipe = replace(recipe, shares=replace(recipe.shares, head_statistics=0.0))
+        return PlanSettings(
+            recipe=recipe,
+            extractor=self.data.encoder,
+            rounds=self.run.rounds,
+            subtracts_user_mean=self.data.enrolment.subtracts_user_mean,
         )
+
+    @property
+    def baseline_settings(self) -> BaselineSettings:
+        """Settings of the run's baselines: recipe, enrolment and seed."""
+        return BaselineSettings(
+            recipe=self.recipe, enrolment=self.data.enrolment, seed=self.run.seed
+        )
+
+    def to_settings(self) -> ScenarioSettings:
+        """Spell the scenario as a file does; :func:`settle_scenario` reads it as this scenario.
+
+        Example:
+            >>> from sottovoce.simulations.scenario.loading import load_scenario
+            >>> settle_scenario(load_scenario("demo").to_settings()) == load_scenario("demo")
+            True
+        """
+        data, privacy, run = self.data, self.privacy, self.run
+        return ScenarioSettings(
+            corpus=data.corpus,
+            data=data.folder,
+            protocol=data.protocol,
+            public=tuple(PublicCorpusSettings(name=name, data=at) for name, at in data.public),
+            encoder=data.encoder,
+            unit=privacy.unit,
+            epsilon=privacy.epsilon,
+            delta=privacy.delta,
+            user_delta=privacy.user_delta,
+            secure=privacy.secure,
+            tuning_runs=privacy.tuning_runs,
+            rounds=run.rounds,
+            enrolment=data.enrolment.enrolment,
+            labelled_clips_per_user=data.enrolment.labelled_clips_per_user,
+            engine=run.engine,
+            workers=run.workers,
+            seed=run.seed,
+            baselines=run.baselines,
+            recipe=self.recipe,
+            population=self.population,
+        )
+
+    def to_tables(self) -> dict[str, Any]:
+        """The scenario as TOML's tables, such as a file that repeats the run holds."""
+        record = asdict(self.to_settings())
+        record["public"], record["baselines"] = list(record["public"]), list(record["baselines"])
+        if self.recipe.loss == CROSS_ENTROPY:  # runs from before other losses keep their names
+            del record["recipe"]["loss"]
+        if self.population is None:  # TOML has no word for nothing
+            del record["population"]
+        return record
 
     def to_toml(self) -> str:
         """The scenario as a file that repeats the run."""
         import tomli_w
 
-        record = asdict(self)
-        record["public"] = [{"name": name, "data": data} for name, data in self.public]
-        if self.recipe.loss == CROSS_ENTROPY:  # runs from before other losses keep their names
-            del record["recipe"]["loss"]
-        if self.population is None:  # TOML has no word for nothing
-            del record["population"]
-        return tomli_w.dumps(record)
+        return tomli_w.dumps(self.to_tables())
 
 
-def _check_public(scenario: Scenario) -> None:
+def settle_scenario(settings: ScenarioSettings) -> Scenario:
+    """Compose a scenario of a file's settings, and fill in what they leave open.
+
+    Args:
+        settings: With the whole recipe; an empty encoder and 0 rounds take its usual ones.
+
+    Raises:
+        SettingError: Settings that make no sense, or do not go together.
+    """
+    recipe = settings.recipe
+    frozen = recipe.model in FROZEN_ENCODER_MODELS
+    return Scenario(
+        data=DataSettings(
+            corpus=settings.corpus,
+            folder=settings.data,
+            protocol=settings.protocol,
+            public=tuple((corpus.name, corpus.data) for corpus in settings.public),
+            encoder=settings.encoder or ("whisper-tiny-en" if frozen else "log-mel"),
+            enrolment=EnrolmentSettings(
+                enrolment=settings.enrolment,
+                labelled_clips_per_user=settings.labelled_clips_per_user,
+            ),
+        ),
+        privacy=PrivacyTarget(
+            unit=settings.unit,
+            epsilon=settings.epsilon,
+            delta=settings.delta,
+            user_delta=settings.user_delta,
+            secure=settings.secure,
+            tuning_runs=settings.tuning_runs,
+            shares=recipe.shares,
+        ),
+        recipe=recipe,
+        run=RunSettings(
+            rounds=settings.rounds or default_rounds(recipe, unit=settings.unit),
+            seed=settings.seed,
+            engine=settings.engine,
+            workers=settings.workers,
+            baselines=settings.baselines,
+        ),
+        population=settings.population,
+    )
+
+
+def _check_public(data: DataSettings) -> None:
     """The same folder cannot be public and private, whatever it is called."""
-    if not scenario.data or scenario.corpus == "synthetic":
+    if not data.folder or data.corpus == "synthetic":
         return
-    own = _folder(scenario.data)
-    for name, data in scenario.public:
-        if data and name != "synthetic" and _folder(data) == own:
-            raise SettingError(f"{data} holds the users' corpus; it cannot be public as {name} too")
+    own = _folder(data.folder)
+    for name, folder in data.public:
+        if folder and name != "synthetic" and _folder(folder) == own:
+            raise SettingError(
+                f"{folder} holds the users' corpus; it cannot be public as {name} too"
+            )
 
 
 def _check_population(scenario: Scenario, population: PopulationSettings) -> None:
     """Refuse what cannot be simulated over a population, each with its way out."""
-    if scenario.corpus != "synthetic":
+    privacy, corpus = scenario.privacy, scenario.data.corpus
+    if corpus != "synthetic":
         raise SettingError(
-            f"a population is drawn from synthetic voices and corpus is {scenario.corpus!r}; it "
+            f"a population is drawn from synthetic voices and corpus is {corpus!r}; it "
             "must be synthetic: other corpora's speakers are users themselves, without population"
         )
     if not scenario.privacy_scheme.allows_population or scenario.recipe.user.adaptive:
         raise SettingError(
-            f"over a population unit is {scenario.unit!r}, secure {scenario.secure} and adaptive "
+            f"over a population unit is {privacy.unit!r}, secure {privacy.secure} and adaptive "
             f"{scenario.recipe.user.adaptive}; it must be user or none, without secure and "
             "adaptive: cohorts are accounted for noise that the server adds within a fixed bound"
         )
@@ -208,32 +238,23 @@ def _check_population(scenario: Scenario, population: PopulationSettings) -> Non
             f"a population cohort / users decides, here {population.user_sampling_rate:g}: leave "
             "it out"
         )
-    if scenario.engine != "local" or scenario.baselines:
+    if scenario.run.engine != "local" or scenario.run.baselines:
         raise SettingError(
             "over a population engine must be local, and there are no baselines: nobody could "
             "train on all of its users together"
         )
-    budgets = scenario.privacy_scheme.sum_budgets(scenario.privacy_target)
+    budgets = scenario.privacy_scheme.sum_budgets(scenario.privacy)
     if not all(budget.delta * population.users < 1 for budget in budgets):
         raise SettingError(
-            f"user_delta is {scenario.user_delta:g} and there are {population.users} users: one of "
+            f"user_delta is {privacy.user_delta:g} and there are {population.users} users: one of "
             f"them might lose everything; it must be below {1 / population.users:g}, well below"
         )
 
 
 def _folder(data: str) -> Path:
     """The folder of a corpus, whether the folder or the manifest in it was named."""
-    path = Path(data).expanduser().resolve()
+    try:
+        path = Path(data).expanduser().resolve()
+    except (ValueError, OSError, RuntimeError) as error:  # a NUL, a link to itself, no home
+        raise SettingError(f"{format_value(data)} is no path: {error}") from error
     return path.parent if path.suffix == ".csv" else path
-
-
-def fill_defaults(scenario: Scenario, *, model: str | None = None) -> Scenario:
-    """Fill in what was left out."""
-    recipe = default_recipe(unit=scenario.unit, model=model)
-    frozen = recipe.model in FROZEN_ENCODER_MODELS
-    return replace(
-        scenario,
-        recipe=recipe,
-        encoder=scenario.encoder or ("whisper-tiny-en" if frozen else "log-mel"),
-        rounds=scenario.rounds or default_rounds(recipe, unit=scenario.unit),
-    )

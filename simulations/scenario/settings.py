@@ -1,12 +1,13 @@
-"""What single stages of a run need of a scenario: data, enrolment and run settings.
+"""Parts of a scenario: data, enrolment, plan and run settings.
 
-A scenario is flat, as users type it; it is split into these, a recipe and a privacy target at the
-door, so that a stage's signature says what decides its result.
+A file is flat, as users type it; a scenario is composed of these, a recipe and a privacy target, so
+that a stage's signature says what decides its result.
 """
 
 import re
 from dataclasses import dataclass
 
+from sottovoce.server.planning.recipe import Recipe
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
 
@@ -38,6 +39,16 @@ class EnrolmentSettings:
             0, MAX_ENROLMENT_CLIPS, labelled_clips_per_user=self.labelled_clips_per_user
         )
         self.neutral_clips  # noqa: B018  (raises when the enrolment makes no sense)
+
+    @property
+    def subtracts_user_mean(self) -> bool:
+        """Whether training subtracts each user's own mean: test users enrol with all their clips.
+
+        Example:
+            >>> EnrolmentSettings(enrolment="none").subtracts_user_mean
+            False
+        """
+        return self.enrolment == "all"
 
     @property
     def neutral_clips(self) -> int | None:
@@ -89,18 +100,50 @@ class DataSettings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PlanSettings:
+    """Settings of a run's plan, before noise is added.
+
+    Attributes:
+        recipe: How the model is trained; its share for head statistics says whether they are asked.
+        extractor: Name of the feature extractor.
+        rounds: Rounds of training, at least 1.
+        subtracts_user_mean: Whether training subtracts the user's own mean.
+    """
+
+    recipe: Recipe
+    extractor: str
+    rounds: int
+    subtracts_user_mean: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineSettings:
+    """How baselines are trained: as the run is, but for its privacy.
+
+    Attributes:
+        recipe: How the model is trained.
+        enrolment: What test users bring; with ``none`` no user's mean is subtracted.
+        seed: The run's seed.
+    """
+
+    recipe: Recipe
+    enrolment: EnrolmentSettings
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RunSettings:
     """How a run is carried out.
 
     Attributes:
-        rounds: Rounds of training; 0 takes the recipe's.
+        rounds: Rounds of training, at least 1.
         seed: Decides every draw, 0 or above.
         engine: What runs the apps.
         workers: Processes for features and clients, at least 1.
         baselines: What to compare with.
     """
 
-    rounds: int = 0
+    rounds: int
     seed: int = 0
     engine: str = "local"
     workers: int = 1
@@ -108,13 +151,10 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         validation.require_one_of(ENGINES, engine=self.engine)
-        if self.rounds != 0 or isinstance(self.rounds, bool):
-            try:
-                validation.require_count(1, validation.MAX_ROUNDS, rounds=self.rounds)
-            except SettingError as error:
-                raise SettingError(
-                    f"{error}; leave it out, or at 0, for the usual number"
-                ) from error
+        try:
+            validation.require_count(1, validation.MAX_ROUNDS, rounds=self.rounds)
+        except SettingError as error:
+            raise SettingError(f"{error}; leave it out, or at 0, for the usual number") from error
         validation.require_count(0, validation.MAX_SEED, seed=self.seed)
         validation.require_count(1, MAX_WORKERS, workers=self.workers)
         for name in self.baselines:

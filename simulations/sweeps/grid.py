@@ -15,6 +15,7 @@ from sottovoce.shared.validation import format_value, suggest_name
 from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.data.loading import check_encoder
 from sottovoce.simulations.results.path_names import folder_name
+from sottovoce.simulations.scenario.file_settings import ScenarioSettings
 from sottovoce.simulations.scenario.loading import scenario_from_tables
 from sottovoce.simulations.scenario.scenario import Scenario
 
@@ -38,7 +39,7 @@ class Axis:
     values: tuple[SettingValue, ...]
 
     def __post_init__(self) -> None:
-        known = [entry.name for entry in fields(Scenario) if entry.name not in _FIXED]
+        known = [entry.name for entry in fields(ScenarioSettings) if entry.name not in _FIXED]
         if self.setting not in known and not self.setting.startswith("recipe."):
             raise SettingError(
                 f"a sweep cannot vary {format_value(self.setting)}"
@@ -118,8 +119,8 @@ class Sweep:
             settings = {**settings, "epsilon": None}  # type: ignore[dict-item]
             name = _name(settings)
         try:
-            check_encoder(scenario.encoder, scenario.recipe)
-            run_plan.check_budget(scenario)
+            check_encoder(scenario.data.encoder, scenario.recipe)
+            run_plan.check_budget(scenario.plan_settings, scenario.privacy)
         except SettingError as error:
             raise SettingError(f"the run {name}: {error}") from error
         return SweepRun(name=name, settings=settings, scenario=scenario)

@@ -74,7 +74,7 @@ def run_sweep(
         _check_folder(out, resume=resume)
         points = sweep.expand_runs()
         for point in points:
-            engines.check_address(point.scenario.engine, address)
+            engines.check_address(point.scenario.run.engine, address)
         axes = {axis.setting: list(axis.values) for axis in sweep.axes}
         settled = {**sweep.base, "sweep": axes}
         replace_file(out / SETTINGS_FILE, tomli_w.dumps(settled).encode())
@@ -141,7 +141,7 @@ def _prepare(points: Sequence[SweepRun], on_message: OnMessage, on_progress: OnP
 
     warmed: set[tuple[str, bool]] = set()
     for point in points:
-        kind = (point.scenario.encoder, point.scenario.enrolment == "all")
+        kind = (point.scenario.data.encoder, point.scenario.data.enrolment.subtracts_user_mean)
         if kind not in warmed:
             warmed.add(kind)
             warm_cache(point.scenario, once, on_progress)

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sottovoce.server.planning.noise_calibration import device_budgets
+from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json, SweepRecord, Table
-from sottovoce.simulations.scenario.scenario import Scenario
 from sottovoce.simulations.sweeps.grid import SEED, Sweep, SweepRun
 
 MEASURES: Final = {
@@ -58,18 +58,18 @@ def _line(point: SweepRun, run: Table) -> Json:
         "name": point.name,
         "folder": f"runs/{point.name}",
         "settings": dict(point.settings),
-        "unit": point.scenario.unit,
+        "unit": point.scenario.privacy.unit,
         "rounds": run["rounds"],
         "model": run["model"]["kind"],
-        "epsilon": _promised_epsilon(point.scenario),
+        "epsilon": _promised_epsilon(point.scenario.privacy),
         "noise_multiplier": run["privacy"].get("noise_multiplier"),
         **{name: _find(run, path) for name, path in MEASURES.items()},
     }
 
 
-def _promised_epsilon(scenario: Scenario) -> float | None:
+def _promised_epsilon(target: PrivacyTarget) -> float | None:
     """Epsilon of each promised unit; None where nothing is promised."""
-    budgets = device_budgets(scenario.privacy_target)
+    budgets = device_budgets(target)
     return budgets[0].epsilon if budgets else None
 
 

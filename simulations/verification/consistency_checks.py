@@ -16,7 +16,7 @@ from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.schemes import find_scheme, scheme_for
 from sottovoce.simulations.results import run_record
 from sottovoce.simulations.results.schema import Json, PrivacyRecord, Table, read_run
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.file_settings import ScenarioSettings
 from sottovoce.simulations.verification.ledger_checks import is_close
 
 _MAX_SHOWN = 5
@@ -78,7 +78,7 @@ def _promise_settings(run_folder: Path) -> Json:
         raise MessageError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise MessageError(f"{path} is damaged: {error}") from error
-    defaults = Scenario(corpus="synthetic")
+    defaults = ScenarioSettings(corpus="synthetic")
     # Read as plain TOML: the scenario's own checks may have become stricter since.
     names = ("unit", "epsilon", "delta", "user_delta", "secure", "tuning_runs", "rounds", "seed")
     asked = {name: record.get(name, getattr(defaults, name)) for name in names}

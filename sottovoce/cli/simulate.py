@@ -98,8 +98,8 @@ def run_simulate_command(arguments: argparse.Namespace) -> int:
     from sottovoce.simulations.runs import simulation
 
     scenario = build_scenario(arguments)
-    name = Path(arguments.scenario).stem if arguments.scenario else scenario.corpus
-    out = arguments.out or Path("runs") / f"{name}-{scenario.seed}"
+    name = Path(arguments.scenario).stem if arguments.scenario else scenario.data.corpus
+    out = arguments.out or Path("runs") / f"{name}-{scenario.run.seed}"
     with ProgressConsole(quiet=arguments.quiet or arguments.json) as console:
         run = simulation.simulate(
             scenario,

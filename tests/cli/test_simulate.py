@@ -45,12 +45,12 @@ def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]
         ("--epsilon", "0.001", ["epsilon 0.001", "too small", "raise epsilon"]),
         ("--utterance-delta", "0", ["delta", "0.0", "between 0 and 1"]),
         ("--utterance-delta", "1", ["delta", "1.0", "between 0 and 1"]),
-        ("--utterance-delta", "nan", ["delta", "nan", "between 0 and 1"]),
+        ("--utterance-delta", "nan", ["delta", "nan", "a finite number"]),
         ("--utterance-delta", "little", ["--utterance-delta", "'little'"]),
         ("--delta", "1e-5", ["unknown option", "--delta"]),
         ("--unit", "x", ["unit", "'x'", "none, utterance, user, both"]),
         ("--user-delta", "0", ["user_delta", "0.0", "between 0 and 1"]),
-        ("--user-delta", "nan", ["user_delta", "nan", "between 0 and 1"]),
+        ("--user-delta", "nan", ["user_delta", "nan", "a finite number"]),
         ("--engine", "x", ["engine", "'x'", "local, ray"]),
         ("--model", "x", ["model", "'x'", "linear"]),
         ("--corpus", "x", ["corpus", "'x'", "synthetic, folder"]),
@@ -65,7 +65,7 @@ def _simulate(say: Say, path: Path, out: Path, *more: object) -> tuple[int, str]
         ("--enrolment", "neutral:x", ["enrolment", "'neutral:x'", "K from 1"]),
         ("--enrolment", "some", ["enrolment", "'some'", "none, all"]),
         ("--users", "0", ["needs both --users and --cohort"]),
-        ("--seed", "1" + "0" * 400, ["seed", "about 1e400", "from 0"]),
+        ("--seed", "1" + "0" * 400, ["seed", "about 1e400", "64 bits"]),
         ("--enrolment", "neutral:\u00b2", ["enrolment", "K from 1"]),
         ("--enrolment", "al", ["did you mean all?"]),
         ("--protocol", "50fold", ["protocol", "50fold", "loso"]),
@@ -100,7 +100,7 @@ def test_each_unit_has_its_own_delta(unit: str, named: bool) -> None:
 
     def settled(*more: str) -> tuple[str, float, float]:
         found = simulate.build_scenario(main.build_parser().parse_args([*words, *more]))
-        return found.unit, found.delta, found.user_delta
+        return found.privacy.unit, found.privacy.delta, found.privacy.user_delta
 
     assert settled("--utterance-delta", "1e-6") == (unit, 1e-6, 1e-3)
     assert settled("--user-delta", "1e-6") == (unit, 1e-5, 1e-6)
@@ -127,8 +127,11 @@ def test_secure_sums_hide_users_alone(
         ('corpus = "synthetic"\nepsilon = true', ["epsilon is True", "a number"]),
         ('corpus = "synthetic"\nprotocol = 5', ["protocol is 5", "a text"]),
         ('corpus = "synthetic"\nbaselines = "central"', ["baselines is 'central'", "a list"]),
-        ('corpus = "synthetic"\npublic = ["x"]', ["public is 'x'", "a table"]),
-        ('corpus = "synthetic"\n[[public]]\nfolder = "x"', ["public has folder", "name"]),
+        ('corpus = "synthetic"\npublic = ["x"]', ["public[0] is 'x'", "a table"]),
+        (
+            'corpus = "synthetic"\n[[public]]\nfolder = "x"',
+            ["public[0] has unknown settings folder", "known: data, name"],
+        ),
         ('corpus = "synthetic"\nrecipe = 1', ["recipe is 1", "a table"]),
         ('corpus = "synthetic"\n[recipe]\nsteps = 1.5', ["recipe.steps is 1.5", "whole number"]),
         ('corpus = "synthetic"\n[recipe]\nclip_norm = nan', ["clip_norm is nan"]),

@@ -8,9 +8,9 @@ from typing import Any, NotRequired, TypedDict
 
 import pytest
 
-from sottovoce.shared import codec
+from sottovoce.shared import codec, validation
 from sottovoce.shared.codec import Count, Number, Share
-from sottovoce.shared.errors import MessageError, ModelError
+from sottovoce.shared.errors import MessageError, ModelError, SettingError
 
 
 class Row(TypedDict):
@@ -68,10 +68,57 @@ def test_no_number_of_a_record_is_nan_or_infinite(bad: float) -> None:
 
 def test_toml_is_read_by_the_same_types() -> None:
     assert codec.decode_toml('name = "a"\nuar = 1', Row, name="row.toml") == {"name": "a", "uar": 1}
-    with pytest.raises(MessageError, match=r"row\.toml is damaged: at uar"):
+    with pytest.raises(SettingError, match=r"row\.toml: uar is 2; it must be a number <= 1"):
         codec.decode_toml('name = "a"\nuar = 2', Row, name="row.toml")
-    with pytest.raises(MessageError, match=r"row\.toml is damaged"):
+    with pytest.raises(SettingError, match=r"row\.toml is not TOML"):
         codec.decode_toml("name = ", Row, name="row.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inner:
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        validation.require_count(1, 9, size=self.size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    name: str
+    rate: float = 0.5
+    inner: Inner | None = None
+    rows: tuple[Inner, ...] = ()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("rate = 1", "x: the file lacks name; add it"),
+        ('name = "a"\nrate = "b"', "x: rate is 'b'; it must be a number"),
+        ('name = "a"\nrate = true', "x: rate is True; it must be a number"),
+        ('name = "a"\nrate = 1e999', "x: rate is inf; it must be a finite number"),
+        (
+            'name = "a"\nrate = 1' + "0" * 400,
+            "x: rate is about 1e400; it must be .* 64 bits",
+        ),
+        ('name = "a"\nraet = 1', r"unknown settings raet \(did you mean rate\?\); known: inner"),
+        ('name = "a"\n[inner]\nsizes = 1', r"x: inner has unknown .*did you mean size"),
+        ('name = "a"\n[inner]\nsize = 0', "x: inner: size is 0; it must be a whole number from 1"),
+        ('name = "a"\n[inner]\nsize = 1.5', r"x: inner\.size is 1\.5; it must be a whole number"),
+        ('name = "a"\ninner = 3', "x: inner is 3; it must be a table"),
+        ('name = "a"\nrows = 3', "x: rows is 3; it must be a list"),
+        ('name = "a"\n[[rows]]\nsiez = 1', r"x: rows\[0\] has unknown"),
+        ('name = "a"\nrate = ' + "9" * 5000, "x is not TOML"),
+        ('name = "a"\nrate = ' + "[" * 100_000, "x is not TOML"),
+        ("a." * 2000 + "b = 1", "nested deeply; it must be within 64 levels"),
+        ('name = "a"\nrate = 2020-01-01', "x: rate is .*; it must be a number"),
+    ],
+    ids=lambda text: text[:40],
+)
+def test_settings_that_cannot_be_are_named_with_their_way_out(text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message) as caught:
+        codec.decode_toml(text, Settings, name="x")
+    assert len(str(caught.value)) < 400
 
 
 def test_what_json_has_no_type_for_is_made_plain() -> None:

@@ -18,18 +18,29 @@ from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.evaluation.baselines.plain_rounds import run_plain_rounds
 from sottovoce.simulations.evaluation.baselines.pooled_fold import PooledFold
 from sottovoce.simulations.results.schema import Rates
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import BaselineSettings
 
 
 def evaluate_baselines(
-    scenario: Scenario, protocol: EvaluationProtocol, fold_inputs: FoldInputs, plan: Plan
+    names: Sequence[str],
+    settings: BaselineSettings,
+    protocol: EvaluationProtocol,
+    fold_inputs: FoldInputs,
+    plan: Plan,
 ) -> dict[str, Rates]:
-    """Compute the UAR of every baseline that the scenario asks for, pooled over folds.
+    """Compute the UAR of the named baselines, pooled over folds.
 
     ``central`` trains the same model on everybody's clips in one place, ``local_only`` a
     model for each of a fold's first training users (the mean of their UARs), and
     ``federated_no_privacy`` averages updates without noise. All know every user's exact mean;
     none has a privacy guarantee.
+
+    Args:
+        names: Of ``scenario.settings.BASELINES``.
+        settings: How they are trained.
+        protocol: The folds.
+        fold_inputs: What all folds share.
+        plan: The run's plan.
     """
     # The baselines use exact means and class counts, so nothing of a private mechanism is left in
     # the plan.
@@ -44,19 +55,19 @@ def evaluate_baselines(
     )
     return {
         name: {
-            "uar": _pooled(_BASELINES[name], scenario, protocol, fold_inputs, plan_without_privacy)
+            "uar": _pooled(_BASELINES[name], settings, protocol, fold_inputs, plan_without_privacy)
         }
-        for name in scenario.baselines
+        for name in names
     }
 
 
 def train_federated_model(
-    scenario: Scenario, fold: Fold, fold_inputs: FoldInputs, plan: Plan
+    settings: BaselineSettings, fold: Fold, fold_inputs: FoldInputs, plan: Plan
 ) -> tuple[Tensor, dict[str, Examples]]:
     """Train a fold's model as ``federated_no_privacy`` does, and prepare its test users' clips.
 
     Args:
-        scenario: The settled scenario.
+        settings: How it is trained.
         fold: Who trains and who tests.
         fold_inputs: What all folds share.
         plan: A plan without privacy.
@@ -64,14 +75,14 @@ def train_federated_model(
     Returns:
         Weights, shape (params,), and each test user's clips.
     """
-    trained = _FoldTraining(scenario, fold, fold_inputs, plan)
+    trained = _FoldTraining(settings, fold, fold_inputs, plan)
     weights = trained.run_rounds(trained.data.training_users, "federated")
     return weights, {user: trained.data.prepare_user(user) for user in fold.test}
 
 
 def _pooled(
     train: "Callable[[_FoldTraining], list[Tensor]]",
-    scenario: Scenario,
+    settings: BaselineSettings,
     protocol: EvaluationProtocol,
     fold_inputs: FoldInputs,
     plan: Plan,
@@ -79,7 +90,7 @@ def _pooled(
     """UAR over all folds' test clips; with several models a fold, their mean."""
     totals: dict[int, metrics.CountArray] = {}
     for fold in protocol.folds:
-        training = _FoldTraining(scenario, fold, fold_inputs, plan)
+        training = _FoldTraining(settings, fold, fold_inputs, plan)
         labels = training.data.test.labels.numpy()
         for number, logits in enumerate(train(training)):
             matrix = metrics.confusion_matrix(labels, logits.argmax(1).numpy(), len(plan.labels))
@@ -91,15 +102,17 @@ def _pooled(
 class _FoldTraining:
     """Trains on one fold's clips, and predicts its test clips."""
 
-    def __init__(self, scenario: Scenario, fold: Fold, fold_inputs: FoldInputs, plan: Plan) -> None:
-        self._scenario, self._fold, self._plan = scenario, fold, plan
+    def __init__(
+        self, settings: BaselineSettings, fold: Fold, fold_inputs: FoldInputs, plan: Plan
+    ) -> None:
+        self._settings, self._fold, self._plan = settings, fold, plan
         self._initial_weights = fold_inputs.initial_weights
-        self.data = PooledFold(scenario, fold, fold_inputs)
+        self.data = PooledFold(settings, fold, fold_inputs)
 
     def run_rounds(self, devices: Sequence[Examples], name: str) -> Tensor:
         """The weights that the rounds of a baseline end with."""
         return run_plain_rounds(
-            self._scenario,
+            self._settings,
             self._plan,
             self._initial_weights,
             devices,

@@ -21,11 +21,11 @@ from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.protocol.training_plan import Plan
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import BaselineSettings
 
 
 def run_plain_rounds(
-    scenario: Scenario,
+    settings: BaselineSettings,
     plan: Plan,
     initial_weights: Tensor,
     devices: Sequence[Examples],
@@ -35,7 +35,7 @@ def run_plain_rounds(
     """Train over these devices with the run's own rounds, without noise.
 
     Args:
-        scenario: The settled scenario: recipe and seed.
+        settings: Recipe and seed.
         plan: A plan without privacy.
         initial_weights: Where training starts, shape (params,), float32.
         devices: Each device's clips, as the model reads them.
@@ -46,9 +46,9 @@ def run_plain_rounds(
     """
     labels = torch.cat([device.labels for device in devices])
     counts = torch.bincount(labels, minlength=len(plan.labels)).double()
-    weights = compute_class_weights(counts, CLASS_EXPONENTS[scenario.recipe.class_weights])
+    weights = compute_class_weights(counts, CLASS_EXPONENTS[settings.recipe.class_weights])
     state = initial_state(initial_weights)
-    settings = scenario.recipe.aggregation
+    aggregation = settings.recipe.aggregation
     for number in range(1, plan.rounds + 1):
         model = build_network(plan.model, 0)
         load_parameters(model, state.weights)
@@ -57,7 +57,7 @@ def run_plain_rounds(
             # Seed names end in round and device, so a device's batches do not depend on the
             # others.
             names = ("baseline", *seed_names, number, index)
-            random = seeding.torch_rng(scenario.seed, *names)
+            random = seeding.torch_rng(settings.seed, *names)
             training = TrainingSettings(
                 local_training=replace(
                     # A private plan divides by a public constant; a baseline may use its true
@@ -72,9 +72,11 @@ def run_plain_rounds(
                 model, examples, training, SeededGaussianSampler(random), random
             )
             updates.append(update.vector)
-        rate = compute_learning_rate(settings, plan, number, devices=len(devices), denominator=1.0)
+        rate = compute_learning_rate(
+            aggregation, plan, number, devices=len(devices), denominator=1.0
+        )
         # Summed in the server's order and precision, so that a baseline's rounding is the
         # run's.
         mean = (sum_parts(updates) / len(updates)).float()
-        state = apply_update(state, mean, settings, rate=rate)
+        state = apply_update(state, mean, aggregation, rate=rate)
     return state.released_weights

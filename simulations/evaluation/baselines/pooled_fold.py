@@ -10,14 +10,14 @@ from sottovoce.shared.models.examples import Examples, concatenate_examples
 from sottovoce.shared.speaker import normalisation
 from sottovoce.simulations.corpora.speaker_splits import Fold
 from sottovoce.simulations.data.fold_inputs import FoldInputs
-from sottovoce.simulations.scenario.scenario import Scenario
+from sottovoce.simulations.scenario.settings import BaselineSettings
 
 
 class PooledFold:
     """The users of a fold, with all their clips prepared for the model.
 
     Args:
-        scenario: The settled scenario: whether users' means are subtracted.
+        settings: Enrolment and recipe: whether users' means are subtracted.
         fold: Who trains and who tests.
         fold_inputs: What all folds share.
 
@@ -26,13 +26,13 @@ class PooledFold:
         test: All test users' clips.
     """
 
-    def __init__(self, scenario: Scenario, fold: Fold, fold_inputs: FoldInputs) -> None:
+    def __init__(self, settings: BaselineSettings, fold: Fold, fold_inputs: FoldInputs) -> None:
         self._inputs = fold_inputs
-        self._subtracts_mean = scenario.enrolment != "none" and scenario.recipe.centre
+        self._subtracts_mean = settings.enrolment.enrolment != "none" and settings.recipe.centre
         projected = [self._project_user(user) for user in fold.train]
         means = torch.cat([rows for _, rows in projected]).mean(0)
         # A recipe without centring feeds raw projections: a zero mean leaves them as they are.
-        self._centre = means if scenario.recipe.centre else torch.zeros_like(means)
+        self._centre = means if settings.recipe.centre else torch.zeros_like(means)
         self.training_users = [self.prepare_user(user) for user in fold.train]
         self.test = concatenate_examples([self.prepare_user(user) for user in fold.test])
 

@@ -29,15 +29,21 @@ def make(
         path = tmp_path / "scenario.toml"
         make_scenario(path, tiny_run.users, changes.pop("public", tiny_run.public), **changes)
         scenario = load_scenario(str(path))
-        data = scenario.data_settings
+        data = scenario.data
         with FeatureCache(loading.cache_folder()) as cache:
             loaded = load_corpus(data, cache, lambda _: None, lambda *_: None)
-        public = load_public_corpora(
-            scenario.data_settings, loaded, lambda _: None, lambda *_: None
-        )
+        public = load_public_corpora(scenario.data, loaded, lambda _: None, lambda *_: None)
         on_message = (said if said is not None else []).append
         folder = tmp_path / str(next(count))
-        return pretraining.build_fold_inputs(scenario, loaded, public, folder, on_message)
+        return pretraining.build_fold_inputs(
+            scenario.plan_settings,
+            loaded,
+            public,
+            folder,
+            on_message,
+            seed=scenario.run.seed,
+            use_warm_start=bool(data.public),
+        )
 
     return inputs
 

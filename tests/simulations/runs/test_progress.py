@@ -1,17 +1,18 @@
 """Progress of a run: made of the events of its rounds and folds."""
 
+from sottovoce.server.planning import noise_calibration
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.protocol.events import FoldEnded, RoundEnded
 from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.runs.progress import ProgressReporter, RunStatus
-from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+from sottovoce.simulations.scenario.loading import vary_scenario
 
-SCENARIO = fill_defaults(Scenario(corpus="synthetic", rounds=4))
+SCENARIO = vary_scenario(None, {"corpus": "synthetic", "rounds": 4})
 
 
 def test_rounds_of_all_folds_are_reported() -> None:
-    plan = run_plan.plan_without_noise(SCENARIO, run="", labels=("a", "b"), inputs=3)
-    plan = run_plan.add_noise(plan, SCENARIO)
+    plan = run_plan.plan_without_noise(SCENARIO.plan_settings, run="", labels=("a", "b"), inputs=3)
+    plan = noise_calibration.add_noise(plan, SCENARIO.privacy, SCENARIO.recipe.bounds)
     shown: list[RunStatus] = []
     budget = PrivacyBudget(epsilon=8.0, delta=1e-5)
     reporter = ProgressReporter(plan, folds=2, budget=budget, on_status=shown.append)

@@ -19,37 +19,70 @@ from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.target import MAX_EPSILON
+from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.data import run_plan
+from sottovoce.simulations.runs import run_folder
+from sottovoce.simulations.scenario.file_settings import ScenarioSettings
 from sottovoce.simulations.scenario.loading import (
     RENAMED_SETTINGS,
     load_scenario,
     parse_scenario,
+    vary_scenario,
 )
 from sottovoce.simulations.scenario.population import PopulationSettings
-from sottovoce.simulations.scenario.scenario import Scenario, fill_defaults
+from sottovoce.simulations.scenario.scenario import Scenario, settle_scenario
 
 
-def _settled(**settings: object) -> Scenario:
-    return fill_defaults(Scenario(corpus="synthetic", **settings))  # type: ignore[arg-type]
+def _settled(*, model: str | None = None, **settings: object) -> Scenario:
+    return vary_scenario(None, {"corpus": "synthetic"} | settings, model=model)
+
+
+def _plan(scenario: Scenario, *, devices: int = 20) -> Plan:
+    """The scenario's plan, with all the noise that it promises."""
+    how, bounds = scenario.plan_settings, scenario.recipe.bounds
+    plan = run_plan.plan_without_noise(how, run="r", labels=("one", "other"), inputs=4)
+    plan = noise_calibration.add_noise(plan, scenario.privacy, bounds)
+    return noise_calibration.add_secure_aggregation(plan, scenario.privacy, bounds, devices=devices)
+
+
+def _check_budget(scenario: Scenario) -> None:
+    run_plan.check_budget(scenario.plan_settings, scenario.privacy)
 
 
 @pytest.mark.parametrize("model", [None, "linear", "mlp", "cnn-attention", "tcn"])
 @pytest.mark.parametrize("unit", ["utterance", "none"])
 def test_a_settled_scenario_reads_back_as_itself(unit: str, model: str | None) -> None:
     public = (("ravdess", "a b/ü"), ("synthetic", "seed=9"))
-    scenario = fill_defaults(Scenario(corpus="synthetic", unit=unit, public=public), model=model)
+    scenario = _settled(unit=unit, public=public, model=model)
 
     assert parse_scenario(scenario.to_toml(), source="x") == scenario
+    assert settle_scenario(scenario.to_settings()) == scenario
+
+
+@pytest.mark.parametrize(("name", "run"), [("demo", "97afc253a41de62b"), ("population", "fc42")])
+def test_a_scenario_names_its_run_as_it_always_did(name: str, run: str) -> None:
+    """Folders of earlier runs resume, and their files load, however scenarios are composed."""
+    scenario = load_scenario(name)
+
+    assert run_folder.name_run(scenario).startswith(run)
+    assert parse_scenario(scenario.to_toml(), source="x") == scenario
+
+
+def test_a_scenario_whose_parts_disagree_cannot_be_made() -> None:
+    usual = _settled()
+    shares = replace(usual.recipe.shares, centre=0.1)
+    with pytest.raises(SettingError, match="must be the same"):
+        replace(usual, recipe=replace(usual.recipe, shares=shares))
 
 
 def test_what_is_left_out_is_settled_by_unit_and_model() -> None:
     private, plain = _settled(), _settled(unit="none")
-    assert (private.rounds, plain.rounds) == (UTTERANCE_ROUNDS, NON_PRIVATE_ROUNDS)
+    assert (private.run.rounds, plain.run.rounds) == (UTTERANCE_ROUNDS, NON_PRIVATE_ROUNDS)
     assert private.recipe.model in FROZEN_ENCODER_MODELS
-    assert private.encoder == plain.encoder == "whisper-tiny-en"
+    assert private.data.encoder == plain.data.encoder == "whisper-tiny-en"
 
-    whole = fill_defaults(Scenario(corpus="synthetic"), model="tcn")
-    assert (whole.recipe.model, whole.encoder, whole.rounds) == (
+    whole = _settled(model="tcn")
+    assert (whole.recipe.model, whole.data.encoder, whole.run.rounds) == (
         "tcn",
         "log-mel",
         END_TO_END_ROUNDS,
@@ -58,7 +91,7 @@ def test_what_is_left_out_is_settled_by_unit_and_model() -> None:
 
 def test_what_is_given_stays() -> None:
     scenario = _settled(rounds=3, encoder="descriptors")
-    assert (scenario.rounds, scenario.encoder) == (3, "descriptors")
+    assert (scenario.run.rounds, scenario.data.encoder) == (3, "descriptors")
 
 
 def test_a_recipe_in_a_file_overrides_only_what_it_names() -> None:
@@ -90,7 +123,7 @@ def test_another_loss_is_a_table_of_its_own() -> None:
 
 def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
     demo = load_scenario("demo")
-    assert (demo.corpus, demo.unit) == ("synthetic", "utterance")
+    assert (demo.data.corpus, demo.privacy.unit) == ("synthetic", "utterance")
 
     (tmp_path / "mine.toml").write_text(demo.to_toml())
     assert load_scenario(str(tmp_path / "mine.toml")) == demo
@@ -124,7 +157,7 @@ def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
 )
 def test_settings_that_make_no_sense_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(SettingError, match=words.replace("(", "\\(")):
-        Scenario(corpus="synthetic", **settings)  # type: ignore[arg-type]
+        _settled(**settings)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +169,9 @@ def test_one_folder_is_not_both_public_and_private(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "b").mkdir()
     with pytest.raises(SettingError, match="users' corpus"):
-        Scenario(corpus="folder", data=own, public=(("cremad", public),))
+        _settled(corpus="folder", data=own, public=(("cremad", public),))
 
-    Scenario(corpus="folder", data=own, public=(("cremad", "b"),))  # another folder may
+    _settled(corpus="folder", data=own, public=(("cremad", "b"),))  # another folder may
 
 
 def test_a_link_to_the_users_folder_is_the_users_folder(tmp_path: Path) -> None:
@@ -146,7 +179,7 @@ def test_a_link_to_the_users_folder_is_the_users_folder(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "users")
 
     with pytest.raises(SettingError, match="users' corpus"):
-        Scenario(
+        _settled(
             corpus="folder",
             data=str(tmp_path / "users"),
             public=(("folder", str(tmp_path / "link")),),
@@ -154,9 +187,9 @@ def test_a_link_to_the_users_folder_is_the_users_folder(tmp_path: Path) -> None:
 
 
 def test_enrolment_names_its_clips() -> None:
-    assert _settled(enrolment="neutral:5").enrolment_settings.neutral_clips == 5
-    assert _settled(enrolment="all").enrolment_settings.neutral_clips is None
-    assert _settled(enrolment="none").enrolment_settings.neutral_clips is None
+    assert _settled(enrolment="neutral:5").data.enrolment.neutral_clips == 5
+    assert _settled(enrolment="all").data.enrolment.neutral_clips is None
+    assert _settled(enrolment="none").data.enrolment.neutral_clips is None
 
 
 # --- budgets ----------------------------------------------------------------------------------
@@ -165,7 +198,7 @@ def test_enrolment_names_its_clips() -> None:
 @pytest.mark.parametrize("epsilon", [1e-9, 1e-3, 0.1])
 def test_a_budget_too_small_for_one_round_is_refused_before_any_work(epsilon: float) -> None:
     with pytest.raises(SettingError, match=r"too small.*raise epsilon"):
-        run_plan.check_budget(_settled(epsilon=epsilon, rounds=1))
+        _check_budget(_settled(epsilon=epsilon, rounds=1))
 
 
 @pytest.mark.parametrize("model", ["linear", "cnn-attention"])
@@ -173,16 +206,10 @@ def test_a_budget_too_small_for_one_round_is_refused_before_any_work(epsilon: fl
 def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
     model: str, enrolment: str
 ) -> None:
-    scenario = fill_defaults(
-        Scenario(corpus="synthetic", rounds=2, epsilon=2.0, enrolment=enrolment), model=model
-    )
-    plan = run_plan.plan_without_noise(scenario, run="r", labels=("one", "other"), inputs=4)
+    scenario = _settled(rounds=2, epsilon=2.0, enrolment=enrolment, model=model)
+    spent = accountant.compute_epsilon(_plan(scenario).all_releases(), scenario.privacy.delta)
 
-    spent = accountant.compute_epsilon(
-        run_plan.add_noise(plan, scenario).all_releases(), scenario.delta
-    )
-
-    assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
+    assert 0.99 * 2.0 < spent <= 2.0
 
 
 @pytest.mark.parametrize("secure", [True, False])
@@ -193,18 +220,13 @@ def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
 ) -> None:
     if secure and unit == "both":
         return
-    scenario = fill_defaults(
-        Scenario(
-            corpus="synthetic", unit=unit, rounds=2, epsilon=2.0, enrolment=enrolment, secure=secure
-        )
-    )
-    plan = run_plan.plan_without_noise(scenario, run="r", labels=("one", "other"), inputs=4)
-    plan = run_plan.add_secure_aggregation(run_plan.add_noise(plan, scenario), scenario, devices=20)
+    scenario = _settled(unit=unit, rounds=2, epsilon=2.0, enrolment=enrolment, secure=secure)
+    plan = _plan(scenario, devices=20)
 
     assert plan.scheme.unit == unit
-    for budget in noise_calibration.device_budgets(scenario.privacy_target):
+    for budget in noise_calibration.device_budgets(scenario.privacy):
         spent = accountant.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
-        assert 0.99 * scenario.epsilon < spent <= scenario.epsilon
+        assert 0.99 * 2.0 < spent <= 2.0
     assert plan.user is not None
     assert (plan.user.secure is not None) == secure
 
@@ -213,19 +235,13 @@ def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
 def test_users_in_participation_groups_are_promised_as_much(
     bands: int, min_separation: int, rounds: int
 ) -> None:
-    usual = fill_defaults(Scenario(corpus="synthetic", unit="user", rounds=rounds, epsilon=4.0))
+    usual = _settled(unit="user", rounds=rounds, epsilon=4.0)
     user = replace(usual.recipe.user, bands=bands, min_separation=min_separation)
     scenario = replace(usual, recipe=replace(usual.recipe, user=user))
-    plan, everybody = (
-        run_plan.add_noise(
-            run_plan.plan_without_noise(one, run="r", labels=("one", "other"), inputs=4),
-            one,
-        )
-        for one in (scenario, usual)
-    )
+    plan, everybody = _plan(scenario), _plan(usual)
 
     spent = accountant.compute_epsilon(
-        plan.all_releases(), scenario.user_delta, unit=PrivacyUnit.USER
+        plan.all_releases(), scenario.privacy.user_delta, unit=PrivacyUnit.USER
     )
     assert 0.99 * 4.0 < spent <= 4.0
     assert plan.user is not None
@@ -262,7 +278,8 @@ def test_participation_groups_go_with_users_alone(
 
     def asked() -> Scenario:
         user = replace(usual.recipe.user, **recipe)
-        return replace(usual, **{"recipe": replace(usual.recipe, user=user)} | changes)
+        changed = replace(usual, recipe=replace(usual.recipe, user=user))
+        return replace(changed, privacy=replace(changed.privacy, **changes))
 
     with pytest.raises(SettingError, match=message):
         asked()
@@ -272,19 +289,17 @@ def test_more_participation_groups_than_rounds_are_refused_before_anything_is_co
     usual = _settled(unit="user", rounds=5)
     user = replace(usual.recipe.user, min_separation=6)
     with pytest.raises(SettingError, match="never train"):
-        run_plan.check_budget(replace(usual, recipe=replace(usual.recipe, user=user)))
+        _check_budget(replace(usual, recipe=replace(usual.recipe, user=user)))
 
 
 def test_sums_too_small_to_be_secure_are_refused() -> None:
-    scenario = fill_defaults(Scenario(corpus="synthetic", unit="user", secure=True))
-    plan = run_plan.plan_without_noise(scenario, run="r", labels=("one", "other"), inputs=4)
     with pytest.raises(SettingError, match="3 devices"):
-        run_plan.add_secure_aggregation(run_plan.add_noise(plan, scenario), scenario, devices=3)
+        _plan(_settled(unit="user", secure=True), devices=3)
 
 
 def test_without_a_promise_there_is_no_budget_to_check() -> None:
-    run_plan.check_budget(_settled(unit="none"))
-    assert noise_calibration.device_budgets(_settled(unit="none").privacy_target) == ()
+    _check_budget(_settled(unit="none"))
+    assert noise_calibration.device_budgets(_settled(unit="none").privacy) == ()
 
 
 # --- settings that are called otherwise now ---------------------------------------------------
@@ -310,7 +325,7 @@ def test_a_setting_of_an_earlier_release_is_refused_with_its_new_name(
 def test_every_renamed_setting_names_one_that_there_is() -> None:
     recipe = _settled().recipe
     tables: dict[str, Any] = {
-        "scenario": Scenario,
+        "scenario": ScenarioSettings,
         "population": PopulationSettings,
         "recipe": recipe,
         "recipe.projection": recipe.projection,

@@ -23,15 +23,15 @@ def test_every_combination_is_a_run_and_all_of_a_seed_come_first() -> None:
     assert [point.settings["seed"] for point in points] == [0] * 4 + [1] * 4
     assert len({point.name for point in points}) == 8
     for point in points:
-        assert point.scenario.epsilon == point.settings["epsilon"]
-        assert point.scenario.seed == point.settings["seed"]
+        assert point.scenario.privacy.epsilon == point.settings["epsilon"]
+        assert point.scenario.run.seed == point.settings["seed"]
         assert point.scenario.recipe.clip_norm == point.settings["recipe.clip_norm"]
 
 
 def test_units_bring_their_own_recipes() -> None:
     utterance, user = _sweep(unit=("utterance", "user")).expand_runs()
 
-    assert (utterance.scenario.rounds, user.scenario.rounds) == (16, 10)
+    assert (utterance.scenario.run.rounds, user.scenario.run.rounds) == (16, 10)
     assert utterance.scenario.recipe.aggregation != user.scenario.recipe.aggregation
 
 
@@ -39,7 +39,7 @@ def test_without_a_promise_epsilon_means_nothing_and_is_run_once() -> None:
     points = _sweep(epsilon=(2, 4, 8), unit=("utterance", "none")).expand_runs()
 
     assert len(points) == 4
-    assert [p.settings["epsilon"] for p in points if p.scenario.unit == "none"] == [None]
+    assert [p.settings["epsilon"] for p in points if p.scenario.privacy.unit == "none"] == [None]
 
 
 @pytest.mark.parametrize(
