@@ -2,8 +2,8 @@
 
 A file that a program writes in place can be cut short by a crash, and one that is renamed over
 another can come back as the old one after a power cut. Every module writes its files through the
-functions below, which say what a crash and a power cut leave (``tests/test_file_writes.py`` holds
-every module to it).
+functions below, which say what a crash and a power cut leave
+(``tests/shared/test_file_writes.py`` holds every module to it).
 """
 
 import errno

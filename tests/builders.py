@@ -80,42 +80,54 @@ def make_job(plan: Plan | None = None, **changes: Any) -> Job:
     return replace(job, **changes)
 
 
-def make_profile(**changes: Any) -> DeviceProfile:
-    """Make the profile of a simulated user without a budget.
+def make_examples(features: Tensor, *, classes: int) -> Examples:
+    """Make examples of one vector each, whose labels count through the classes.
 
     Args:
-        changes: Fields of ``DeviceProfile``.
+        features: Shape (utterances, features), float32.
+        classes: How many classes there are.
     """
-    profile = DeviceProfile(user="ada", budgets=(), labels=("a", "b"), simulated_seed=7)
-    return replace(profile, **changes)
+    count = len(features)
+    return Examples(
+        features=features,
+        frames=torch.ones(count, dtype=torch.int64),
+        labels=torch.arange(count) % classes,
+    )
 
 
-def make_clips(examples: Examples, *, for_head: Tensor | None = None) -> LabelledFeatures:
+def make_clips(
+    examples: Examples, *, for_head: Tensor | None = None, trains: bool = True
+) -> LabelledFeatures:
     """Make a user's recordings, of which those for the head serve nothing else.
 
     Args:
         examples: Features, frames and labels.
-        for_head: Shape (utterances,), bool; none by default, so all enrol the user and train.
+        for_head: Shape (utterances,), bool; none by default, so all enrol the user.
+        trains: Whether those that enrol the user train, too.
     """
     if for_head is None:
         for_head = torch.zeros(len(examples), dtype=torch.bool)
     return LabelledFeatures(
-        examples=examples, for_enrolment=~for_head, for_head=for_head, for_training=~for_head
+        examples=examples,
+        for_enrolment=~for_head,
+        for_head=for_head,
+        for_training=~for_head & torch.tensor(trains),
     )
 
 
 def make_device(
-    folder: Path, clips: LabelledFeatures, *, passphrase: str | None = None, **changes: Any
+    folder: Path, clips: LabelledFeatures, *, key: bytes | None = None, **changes: Any
 ) -> Device:
-    """Make a device on disk.
+    """Make a device on disk, of a simulated user without a budget.
 
     Args:
         folder: The device's, made if missing.
         clips: The user's recordings.
-        passphrase: Seals the vault's key.
+        key: The user's, of another device of theirs; None draws one.
         changes: Fields of ``DeviceProfile``.
     """
-    return Device.create(folder, make_profile(**changes), clips, passphrase=passphrase)
+    profile = DeviceProfile(user="ada", budgets=(), labels=("a", "b"), simulated_seed=7)
+    return Device.create(folder, replace(profile, **changes), clips, key=key)
 
 
 def build_model_package(**changes: Any) -> ModelPackage:

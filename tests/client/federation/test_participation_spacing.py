@@ -8,16 +8,14 @@ from tempfile import TemporaryDirectory
 
 import pytest
 import torch
-from builders import make_plan
+from builders import make_clips, make_device, make_examples, make_plan
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import enrolment, training_round
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
-from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
@@ -53,24 +51,19 @@ def plan(bands: BandedNoise = BANDS, run: str = "r") -> Plan:
 
 def make(folder: Path, *, seed: int | None = 7, epsilon: float | None = None) -> Device:
     """A device with a few random clips, which has joined."""
-    everyone = torch.ones(CLIPS, dtype=torch.bool)
-    clips = LabelledFeatures(
-        examples=Examples(
-            features=torch.randn(CLIPS, INPUTS, generator=torch.Generator().manual_seed(1)),
-            frames=torch.ones(CLIPS, dtype=torch.int64),
-            labels=torch.arange(CLIPS) % 2,
-        ),
-        for_enrolment=everyone,
-        for_head=~everyone,
-        for_training=everyone,
+    clips = make_clips(
+        make_examples(
+            torch.randn(CLIPS, INPUTS, generator=torch.Generator().manual_seed(1)), classes=2
+        )
     )
     budgets = (
         ()
         if epsilon is None
         else (PrivacyBudget(epsilon=epsilon, delta=DELTA, unit=PrivacyUnit.USER),)
     )
-    facts = DeviceProfile(user="ada", budgets=budgets, labels=LABELS, simulated_seed=seed)
-    device = Device.create(folder / "device", facts, clips)
+    device = make_device(
+        folder / "device", clips, budgets=budgets, labels=LABELS, simulated_seed=seed
+    )
     enrolment.enrol_device(device, plan(), FRONT, default_statistics(INPUTS))
     return device
 

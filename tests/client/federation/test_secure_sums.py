@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_plan
+from builders import make_clips, make_device, make_examples, make_plan
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, training_round
 from sottovoce.server.aggregation.secure_sum import run_secure_sum
@@ -26,7 +25,6 @@ from sottovoce.shared.errors import (
     PrivacyError,
     SottovoceError,
 )
-from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
@@ -105,18 +103,12 @@ ROUND: dict[str, Any] = {
 
 def make(folder: Path, number: int, *, budgets: tuple[PrivacyBudget, ...] = ()) -> Device:
     """A device with a dozen random vectors."""
-    everyone = torch.ones(CLIPS, dtype=torch.bool)
     generator = torch.Generator().manual_seed(number)
-    examples = Examples(
-        features=torch.randn(CLIPS, FEATURES, generator=generator),
-        frames=torch.ones(CLIPS, dtype=torch.int64),
-        labels=torch.arange(CLIPS) % len(LABELS),
+    examples = make_examples(torch.randn(CLIPS, FEATURES, generator=generator), classes=len(LABELS))
+    clips = make_clips(examples)
+    return make_device(
+        folder / f"u{number}", clips, user=f"u{number}", budgets=budgets, labels=LABELS
     )
-    facts = DeviceProfile(user=f"u{number}", budgets=budgets, labels=LABELS, simulated_seed=7)
-    clips = LabelledFeatures(
-        examples=examples, for_enrolment=everyone, for_head=~everyone, for_training=everyone
-    )
-    return Device.create(folder / f"u{number}", facts, clips)
 
 
 @pytest.fixture

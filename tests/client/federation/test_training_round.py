@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_noised_plan
+from builders import make_clips, make_device, make_examples, make_noised_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
+from sottovoce.client.device.profile import UNKNOWN_LABEL
 from sottovoce.client.federation import enrolment, final_model, model_inputs, training_round
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.client.training.local_trainer import LocalUpdate
@@ -68,23 +68,14 @@ def device(
 ) -> Device:
     """A device with a dozen random vectors; the last ``calibrates`` ones fit the head."""
     held = torch.arange(CLIPS) >= CLIPS - calibrates
-    examples = Examples(
-        features=torch.randn(CLIPS, FEATURES, generator=torch.Generator().manual_seed(5)),
-        frames=torch.ones(CLIPS, dtype=torch.int64),
-        labels=torch.arange(CLIPS) % len(labels),
-    )
-    facts = DeviceProfile(
-        user="ada",
+    features = torch.randn(CLIPS, FEATURES, generator=torch.Generator().manual_seed(5))
+    return make_device(
+        folder,
+        make_clips(make_examples(features, classes=len(labels)), for_head=held),
         budgets=(budget,) if budget else (),
         contributes=contributes,
         labels=labels,
         neutral_enrolment=neutral,
-        simulated_seed=7,
-    )
-    return Device.create(
-        folder,
-        facts,
-        LabelledFeatures(examples=examples, for_enrolment=~held, for_head=held, for_training=~held),
     )
 
 
@@ -620,15 +611,12 @@ def _answers_to_a_hostile_model(folder: Path, others: int, seed: int) -> Tensor:
     for count in (others, others + 1):
         frames = torch.ones(others + 1, dtype=torch.int64)
         held = Examples(features=features, frames=frames, labels=labels)
-        every = torch.ones(count, dtype=torch.bool)
-        facts = DeviceProfile(user="ada", budgets=(), labels=LABELS)
-        clips = LabelledFeatures(
-            examples=held.select(slice(count)),
-            for_enrolment=every,
-            for_head=~every,
-            for_training=every,
+        one = make_device(
+            folder / f"{seed}-{others}-{count}",
+            make_clips(held.select(slice(count))),
+            labels=LABELS,
+            simulated_seed=None,
         )
-        one = Device.create(folder / f"{seed}-{others}-{count}", facts, clips)
         enrolment.enrol_device(one, plan, front, default_statistics(2 * half))
         asked = {"weights": weights, "centre": torch.zeros(2 * half), "denominator": 1.0}
         sent.append(train(one, plan_hash=plan.content_hash(), **asked).double() / 1e9)

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_plan
+from builders import make_clips, make_device, make_examples, make_plan
 from torch import Tensor
 
 from sottovoce.client.device import vault as vaults
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import example_store, feedback
@@ -28,7 +27,6 @@ from sottovoce.shared.calibration import (
     UnverifiedHead,
 )
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
-from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.projection import identity_projection
 from sottovoce.shared.models.spec import ModelSpec
@@ -77,20 +75,14 @@ def device(
     key: bytes | None = None,
 ) -> Device:
     """One that was set up with some labelled clips, and knows nothing of its user's mean."""
-    none = torch.zeros(clips, dtype=torch.bool)
-    examples = Examples(
-        features=speech(clips, seed=9),
-        frames=torch.ones(clips, dtype=torch.int64),
-        labels=torch.arange(clips) % len(labels),
-    )
-    facts = DeviceProfile(
-        user="ada", budgets=(), contributes=False, labels=labels, simulated_seed=1
-    )
-    return Device.create(
+    examples = make_examples(speech(clips, seed=9), classes=len(labels))
+    return make_device(
         folder,
-        facts,
-        LabelledFeatures(examples=examples, for_enrolment=none, for_head=~none, for_training=none),
+        make_clips(examples, for_head=torch.ones(clips, dtype=torch.bool)),
         key=key,
+        contributes=False,
+        labels=labels,
+        simulated_seed=1,
     )
 
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from builders import make_clips, make_device
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store, speaker_adapter
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
@@ -57,20 +57,15 @@ def _bundle(*, user_mean: bool = True, front: PublicProjection | None = None) ->
 def _device(folder: Path, *, enrolled: int = 0, neutral: bool = False) -> Device:
     features = _speech(enrolled, seed=7)
     frames = torch.ones(enrolled, dtype=torch.int64)
-    nobody = torch.zeros(enrolled, dtype=torch.bool)
     examples = Examples(features=features, frames=frames, labels=-frames)
-    facts = DeviceProfile(
-        user="ada",
-        budgets=(),
+    return make_device(
+        folder,
+        make_clips(examples, trains=False),
         contributes=False,
         neutral_enrolment=neutral,
         labels=LABELS,
         simulated_seed=1,
     )
-    clips = LabelledFeatures(
-        examples=examples, for_enrolment=~nobody, for_head=nobody, for_training=nobody
-    )
-    return Device.create(folder, facts, clips)
 
 
 def _speech(count: int, *, seed: int = 0) -> Tensor:

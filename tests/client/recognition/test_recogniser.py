@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_plan
+from builders import make_clips, make_device, make_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import feedback, speaker_adapter
@@ -112,16 +111,12 @@ def _device(folder: Path, *, enrolled: int = 5, labelled: int = 3) -> Device:
     examples = Examples(
         features=features, frames=torch.ones(count, dtype=torch.int64), labels=labels
     )
-    nobody = torch.zeros(count, dtype=torch.bool)
-    facts = DeviceProfile(
-        user="ada", budgets=(), contributes=False, labels=LABELS, simulated_seed=1
-    )
-    return Device.create(
+    return make_device(
         folder,
-        facts,
-        LabelledFeatures(
-            examples=examples, for_enrolment=first, for_head=~first, for_training=nobody
-        ),
+        make_clips(examples, for_head=~first, trains=False),
+        contributes=False,
+        labels=LABELS,
+        simulated_seed=1,
     )
 
 

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from builders import make_clips, make_device
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import enrolment, statistics_round, training_round
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy import accountant
@@ -19,12 +19,8 @@ from sottovoce.simulations.audit.device_under_test import (
 
 
 def _on_disk(folder: Path, examples: Examples, labels: tuple[str, ...], seed: int) -> Device:
-    everyone = torch.ones(len(examples), dtype=torch.bool)
-    profile = DeviceProfile(user="subject", budgets=(), labels=labels, simulated_seed=seed)
-    features = LabelledFeatures(
-        examples=examples, for_enrolment=everyone, for_head=~everyone, for_training=everyone
-    )
-    return Device.create(folder, profile, features)
+    clips = make_clips(examples)
+    return make_device(folder, clips, user="subject", labels=labels, simulated_seed=seed)
 
 
 def test_a_subject_sends_what_a_device_on_disk_sends(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-HOUSE = Path(__file__).resolve().parent.parent
+HOUSE = Path(__file__).resolve().parents[2]
 FOLDERS = ("client", "server", "shared", "simulations", "sottovoce")
 WRITER = "shared/atomic_files.py"
 ALLOWED = {

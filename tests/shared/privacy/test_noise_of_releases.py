@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import make_plan
+from builders import make_clips, make_device, make_examples, make_plan
 from torch import Tensor
 
 from sottovoce.client.device.device import Device, PreparedRelease, Randomness
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.federation import enrolment, statistics_round, training_round
 from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.aggregation.secure_sum import run_secure_sum
@@ -29,7 +28,6 @@ from sottovoce.shared.calibration.head_statistics import (
     CalibrationQuery,
     CalibrationRelease,
 )
-from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import count_parameters, flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
@@ -137,17 +135,14 @@ def test_the_tests_can_tell() -> None:
 
 def make(folder: Path, user: str = "u0", *, seed: Seed = 7, clips: int = 0) -> Device:
     """A device; without clips all that leaves it is noise."""
-    everyone = torch.ones(clips, dtype=torch.bool)
-    examples = Examples(
-        features=torch.randn(clips, INPUTS, generator=torch.Generator().manual_seed(3)),
-        frames=torch.ones(clips, dtype=torch.int64),
-        labels=torch.arange(clips) % CLASSES,
+    features = torch.randn(clips, INPUTS, generator=torch.Generator().manual_seed(3))
+    return make_device(
+        folder / user,
+        make_clips(make_examples(features, classes=CLASSES)),
+        user=user,
+        labels=LABELS,
+        simulated_seed=seed,
     )
-    profile = DeviceProfile(user=user, budgets=(), labels=LABELS, simulated_seed=seed)
-    features = LabelledFeatures(
-        examples=examples, for_enrolment=everyone, for_head=~everyone, for_training=everyone
-    )
-    return Device.create(folder / user, profile, features)
 
 
 def joined(
