@@ -91,7 +91,7 @@ def store_projected_features(
         The clips with labels in the plan's order, and their projected rows, shape
         (utterances, inputs).
     """
-    clips = _relabel(device, plan)
+    clips = load_in_plan_order(device, plan)
     projected = _project_features(
         projection, clips.examples.features, isolate_examples=device.isolate_examples
     )
@@ -122,8 +122,16 @@ def _project_features(
     return torch.cat([projection.project_features(one[None]) for one in features])
 
 
-def _relabel(device: Device, plan: Plan) -> LabelledFeatures:
-    """Read the device's clips, with labels in the plan's order."""
+def load_in_plan_order(device: Device, plan: Plan) -> LabelledFeatures:
+    """Load the device's clips, with labels in the plan's order.
+
+    Args:
+        device: The user's device.
+        plan: Names the classes, in order.
+
+    Raises:
+        MessageError: The user gave a label that the plan has no class for.
+    """
     clips = device.load_features()
     missing = [label for label in device.profile.labels if label not in plan.labels]
     if missing:

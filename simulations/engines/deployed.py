@@ -128,7 +128,7 @@ class LoopbackDeployment:
         """
         port = _free_port()
         self._link = f"{_HOST}:{port}"
-        self._start(
+        self.start_process(
             "superlink",
             "flower-superlink",
             *("--insecure", "--host", _HOST, "--port", str(port)),
@@ -144,7 +144,7 @@ class LoopbackDeployment:
         )
         end = time.monotonic() + _START_S
         while not _is_healthy(f"http://{self._link}/health"):
-            self._require_alive()
+            self.require_alive()
             if time.monotonic() > end:
                 raise EngineError(f"the SuperLink did not answer in {_START_S:g} s; {self._logs()}")
             time.sleep(0.3)
@@ -152,7 +152,7 @@ class LoopbackDeployment:
 
     def start_supernode(self, name: str, device: Path) -> None:
         """Start the SuperNode of one device, a process of its own."""
-        self._start(
+        self.start_process(
             name,
             "flower-supernode",
             *("--insecure", "--superlink", self._link),
@@ -201,7 +201,7 @@ class LoopbackDeployment:
         """
         end, before = time.monotonic() + timeout_s, ""
         while True:
-            self._require_alive()
+            self.require_alive()
             state, details = self._run_status(run)
             if on_poll:
                 on_poll()
@@ -238,8 +238,13 @@ class LoopbackDeployment:
             raise EngineError(f"flwr {words[0]} said no JSON: {said[-500:]}") from error
         return answer
 
-    def _start(self, name: str, *words: str) -> None:
-        """Start a process in a group of its own, with its log beside its home."""
+    def start_process(self, name: str, *words: str) -> None:
+        """Start a process in a group of its own, with its log beside its home.
+
+        Args:
+            name: Of the process, in messages and as the name of its log.
+            words: The program and its arguments.
+        """
         self._home.mkdir(parents=True, exist_ok=True)
         with (self._home / f"{name}.log").open("wb") as log:
             self._processes[name] = subprocess.Popen(
@@ -254,8 +259,12 @@ class LoopbackDeployment:
                 start_new_session=True,
             )
 
-    def _require_alive(self) -> None:
-        """Raise when a process is gone."""
+    def require_alive(self) -> None:
+        """Raise an error when a process that was started is gone.
+
+        Raises:
+            EngineError: One ended; the message names its log.
+        """
         for name, process in self._processes.items():
             if process.poll() is not None:
                 raise EngineError(f"{name} ended with status {process.returncode}; {self._logs()}")

@@ -74,7 +74,7 @@ def run_server_and_client(
         SottovoceError: Any error that the ServerApp raised.
         EngineError: A worker died.
     """
-    _set_task_identity()
+    set_task_identity()
     retain_freed_memory()
     nodes = SimulatedNodes(devices=devices, config=dict(config))
     grid = LocalGrid(client, nodes, workers=workers, host=host, is_lost=is_lost)
@@ -285,8 +285,8 @@ def _result(future: Future[list[Message]]) -> list[Message]:
         ) from error
 
 
-def _set_task_identity() -> None:
-    """Flower 1.41 builds no message before a task has an identity."""
+def set_task_identity() -> None:
+    """Give this process the identity without which Flower 1.41 builds no message."""
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = RUN_ID, SERVER_NODE_ID, 1
 
 
@@ -297,7 +297,7 @@ _WORKER_HOST: list[DeviceHost] = []
 def _start_worker(host: DeviceHostFactory | None) -> None:
     """Workers, not threads, share the cores."""
     initialise_worker()
-    _set_task_identity()
+    set_task_identity()
     # Slice assignment: the list is shared by name with the functions that read it.
     _WORKER_HOST[:] = [host()] if host else []
 

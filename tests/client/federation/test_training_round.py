@@ -404,13 +404,15 @@ def test_a_label_that_the_plan_lacks_is_refused(tmp_path: Path) -> None:
 
 def test_labels_are_put_into_the_plans_order_and_unknown_ones_stay(tmp_path: Path) -> None:
     one = device(tmp_path, labels=("sad", "angry"))
-    clips = enrolment._relabel(one, PLAN)
+    clips = enrolment.load_in_plan_order(one, PLAN)
     assert clips.examples.labels.tolist() == [2, 0] * (CLIPS // 2)
 
     stored = one.load_features()
     hidden = replace(stored.examples, labels=torch.full((CLIPS,), UNKNOWN_LABEL))
     other = Device.create(tmp_path / "b", one.profile, replace(stored, examples=hidden))
-    assert set(enrolment._relabel(other, PLAN).examples.labels.tolist()) == {UNKNOWN_LABEL}
+    assert set(enrolment.load_in_plan_order(other, PLAN).examples.labels.tolist()) == {
+        UNKNOWN_LABEL
+    }
 
 
 def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def _job(plan: Plan | None = None, *, users: int = USERS, rate: float = RATE, **
 @pytest.fixture(autouse=True)
 def _identity() -> None:
     """Flower builds no message before a task has an identity."""
-    local._set_task_identity()
+    local.set_task_identity()
 
 
 WEIGHTS = _job().weights

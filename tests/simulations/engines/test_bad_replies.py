@@ -200,7 +200,7 @@ def test_a_device_refuses_a_bad_request_and_books_nothing(make_federation: Any, 
         centre=torch.zeros(4),
         denominator=1.0,
     )
-    local._set_task_identity()
+    local.set_task_identity()
     context = SimulatedNodes(devices=4, config=federation.config).node_context(0)
 
     answer = product(

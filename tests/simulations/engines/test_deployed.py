@@ -113,7 +113,7 @@ def test_processes_and_their_children_end_with_the_context(
 
     def interrupted() -> None:
         with fleet:
-            fleet._start("deaf", "flower-supernode", "-c", deaf)
+            fleet.start_process("deaf", "flower-supernode", "-c", deaf)
             while not (tmp_path / "child").exists() or not (tmp_path / "child").read_text():
                 time.sleep(0.05)
             raise KeyboardInterrupt
@@ -127,10 +127,10 @@ def test_processes_and_their_children_end_with_the_context(
 
 def test_a_process_that_dies_is_named_with_what_it_said(fleet: deployed.LoopbackDeployment) -> None:
     with fleet:
-        fleet._start("node-2", "flower-supernode", "-c", "raise OSError('no such device')")
+        fleet.start_process("node-2", "flower-supernode", "-c", "raise OSError('no such device')")
         fleet._processes["node-2"].wait()
         with pytest.raises(EngineError, match=r"node-2 ended with status 1.*no such device"):
-            fleet._require_alive()
+            fleet.require_alive()
 
 
 @pytest.mark.parametrize(

@@ -139,7 +139,7 @@ def test_an_unknown_engine_is_named() -> None:
 
 
 def test_the_private_pieces_of_flower_are_where_they_were() -> None:
-    local._set_task_identity()
+    local.set_task_identity()
     message = Message(
         flower_records.encode_reply(messages.Reply(user="a", status=messages.Status.OK)), 7, "train"
     )

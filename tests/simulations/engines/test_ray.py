@@ -105,7 +105,7 @@ class _Grid(local.LocalGrid):
     """Four nodes in this process, or none that answers."""
 
     def __init__(self, *, reply: Callable[[Message], list[Message]] | None = None) -> None:
-        local._set_task_identity()
+        local.set_task_identity()
         nodes = SimulatedNodes(devices=4, config={})
         super().__init__(ClientApp(), nodes, workers=1, host=None, is_lost=never_lost)
         self._reply = reply or (lambda _message: [])
@@ -175,7 +175,7 @@ def test_the_configuration_reaches_the_client(make_federation: Any) -> None:
         seen.append(dict(context.run_config))
         return message
 
-    local._set_task_identity()
+    local.set_task_identity()
     message = Message(RecordDict(), 100, "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sottovoce.client.app.app", spy)

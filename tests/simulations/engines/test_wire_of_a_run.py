@@ -947,7 +947,7 @@ def test_a_damaged_device_does_not_tell_what_it_holds(tmp_path: Path) -> None:
 
 def _first_message(folder: Path) -> Message:
     """An enrolment as the server asks for it."""
-    local._set_task_identity()
+    local.set_task_identity()
     job = Job.load(folder / "server")
     request = messages.EnrolRequest(
         plan=job.plan, projection=job.projection, speaker_statistics=job.speaker_statistics

@@ -24,7 +24,7 @@ class Both:
     """One user twice: made by the population's host, and on a disk."""
 
     def __init__(self, fold_run: PopulationFoldRun, folder: Path, index: int) -> None:
-        local._set_task_identity()
+        local.set_task_identity()
         fold_run.devices.prepare()
         self.fold_run, self.index, self.folder = fold_run, index, folder / "000000"
         self.job = fold_run.population_devices.host._job
