@@ -12,10 +12,13 @@ noise (``bands``) compose like others as long as they are separated by at least 
 there are bands; nearer ones are charged as if they all moved the sum in one direction.
 """
 
+import copy
 import math
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import pairwise
+from threading import Lock
 from typing import NamedTuple
 
 import dp_accounting
@@ -64,6 +67,12 @@ MIN_DELTA = 1e-100
 _MAX_PLD_STEPS = 10**7
 """Sampled steps above which a distribution of losses would fill the memory."""
 
+STEP_BY_STEP_ERROR = 1e-6
+"""More than the order of composition moves an epsilon by."""
+
+_FEW_KINDS = 8
+"""Kinds of sampled steps up to which all are composed anew, always in one order."""
+
 _COARSE_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
 
 
@@ -103,6 +112,38 @@ def compute_epsilon(
     """
     validation.require_between(0, 1, delta=delta)
     spent = _compose(releases, unit)
+    if fast:
+        return _epsilon_of(spent, delta, _COARSE_INTERVAL, step_by_step=True)
+    return _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
+
+
+def bound_epsilon(
+    releases: Iterable[Release], delta: float, *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
+) -> float:
+    """Bound what :func:`compute_epsilon` gives from above, within ``STEP_BY_STEP_ERROR``.
+
+    Where there are many kinds of sampled steps it composes what is new with what was composed the
+    last time, so that asking after every release takes no longer with every release. The last
+    digits then depend on what was asked before: for decisions, not for figures that are published.
+
+    Args:
+        releases: Everything one device released, in any order.
+        delta: In (0, 1).
+        unit: Whose presence is hidden.
+
+    Raises:
+        SettingError: ``delta`` outside (0, 1), NaN included.
+    """
+    validation.require_between(0, 1, delta=delta)
+    spent = _compose(releases, unit)
+    bound = _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=True)
+    return bound + STEP_BY_STEP_ERROR
+
+
+def _epsilon_of(
+    spent: "_Composition", delta: float, interval: float, *, step_by_step: bool
+) -> float:
+    """Epsilon of all steps, at a discretisation."""
     slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
     # The slack counts against epsilon and against the logarithm of delta; see noise_accounting.
     delta *= math.exp(-slack)
@@ -110,8 +151,9 @@ def compute_epsilon(
         return math.inf
     if _has_closed_form(spent):
         return _closed_form_epsilon(spent.precision, delta) + slack
-    interval = _COARSE_INTERVAL if fast else _DISCRETISATION_INTERVAL
-    return _composed_epsilon(spent, delta, interval) + slack
+    many = step_by_step and len(spent.sampled) > _FEW_KINDS and not _needs_renyi(spent)
+    compose = _extended_epsilon if many else _composed_epsilon
+    return compose(spent, delta, interval) + slack
 
 
 class _Composition(NamedTuple):
@@ -234,23 +276,91 @@ def _correlated_precision(rounds: list[tuple[int, int, float]]) -> float:
 @lru_cache(maxsize=4096)
 def _composed_epsilon(spent: _Composition, delta: float, interval: float) -> float:
     """Epsilon of one Gaussian of squared mu ``precision`` and the sampled steps."""
-    precision, sampled, needs_renyi, _ = spent
+    precision, sampled, _, _ = spent
     if not precision and not sampled:
         return 0.0
     if math.isinf(precision):
         return math.inf
     accountant: dp_accounting.PrivacyAccountant
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
-    too_many = sum(steps for _, _, steps in sampled) > _MAX_PLD_STEPS
-    if needs_renyi or too_many or _approximate_precision(spent) > _MAX_PLD_PRECISION:
+    if _needs_renyi(spent):
         accountant = rdp.RdpAccountant(_ORDERS)
     if precision:
-        # A hair more precision than was spent covers the rounding of the sum.
-        accountant.compose(dp_accounting.GaussianDpEvent(1 / math.sqrt(precision * (1 + 1e-11))))
-    for rate, noise, steps in sampled:
-        gaussian = dp_accounting.GaussianDpEvent(noise)
-        accountant.compose(dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps)
+        accountant.compose(_unsampled_event(precision))
+    for kind in sampled:
+        accountant.compose(*_sampled_event(*kind))
     return float(accountant.get_epsilon(delta))
+
+
+def _unsampled_event(precision: float) -> dp_accounting.DpEvent:
+    # A hair more precision than was spent covers the rounding of the sum.
+    return dp_accounting.GaussianDpEvent(1 / math.sqrt(precision * (1 + 1e-11)))
+
+
+def _sampled_event(rate: float, noise: float, steps: int) -> tuple[dp_accounting.DpEvent, int]:
+    gaussian = dp_accounting.GaussianDpEvent(noise)
+    return dp_accounting.PoissonSampledDpEvent(rate, gaussian), steps
+
+
+def _needs_renyi(spent: _Composition) -> bool:
+    """Whether a distribution of losses does not exist, or would fill the memory."""
+    too_many = sum(steps for _, _, steps in spent.sampled) > _MAX_PLD_STEPS
+    return spent.needs_renyi or too_many or _approximate_precision(spent) > _MAX_PLD_PRECISION
+
+
+def _extended_epsilon(spent: _Composition, delta: float, interval: float) -> float:
+    """As ``_composed_epsilon``, from the largest part of it that was composed before."""
+    accountant = copy.deepcopy(_COMPOSED.extend(dict(_steps_by_kind(spent)), interval))
+    if spent.precision:
+        accountant.compose(_unsampled_event(spent.precision))
+    return float(accountant.get_epsilon(delta))
+
+
+def _steps_by_kind(spent: _Composition) -> Iterator[tuple[tuple[float, float], int]]:
+    for rate, noise, steps in spent.sampled:
+        yield (rate, noise), steps
+
+
+class _ComposedSteps:
+    """The last few compositions of sampled steps, each of which others can be made from."""
+
+    def __init__(self, size: int) -> None:
+        self._lock = Lock()
+        self._known: deque[tuple[float, dict[tuple[float, float], int], pld.PLDAccountant]]
+        self._known = deque(maxlen=size)
+
+    def extend(self, steps: dict[tuple[float, float], int], interval: float) -> pld.PLDAccountant:
+        """Compose all of these steps; the result must not be changed.
+
+        Args:
+            steps: How many of every (rate, noise multiplier).
+            interval: Of the discretisation.
+        """
+        with self._lock:
+            known = list(self._known)
+        parts = [
+            (len(steps) - len(own), sum(steps.values()) - sum(own.values()), index)
+            for index, (at, own, _) in enumerate(known)
+            if at == interval and all(steps.get(kind, 0) >= count for kind, count in own.items())
+        ]
+        if parts:
+            _, before, composed = known[min(parts)[2]]
+        else:
+            before = {}
+            composed = pld.PLDAccountant(value_discretization_interval=interval)
+        left = {kind: count - before.get(kind, 0) for kind, count in steps.items()}
+        if not any(left.values()):
+            return composed
+        composed = copy.deepcopy(composed)
+        for (rate, noise), count in sorted(left.items()):
+            if count:
+                composed.compose(*_sampled_event(rate, noise, count))
+        with self._lock:
+            self._known.append((interval, dict(steps), composed))
+        return composed
+
+
+_COMPOSED = _ComposedSteps(size=8)
 
 
 def _approximate_precision(spent: _Composition) -> float:

@@ -443,6 +443,9 @@ def _require_within(
     # Then the exact figure, which is the published one, is within the limit too.
     if quick + accountant.MAX_DISCRETISATION_ERROR <= limit:
         return
+    # Near the limit, a finer bound before the exact figure, which composes everything anew.
+    if accountant.bound_epsilon(after, delta, unit=unit) <= limit:
+        return
     reached = accountant.compute_epsilon(after, delta, unit=unit)
     if not reached <= limit:
         spent = accountant.compute_epsilon(before, delta, unit=unit)

@@ -4,8 +4,6 @@ Each function takes a section of run.json or privacy.json and returns an inline 
 description says in words what it shows.
 """
 
-import itertools
-import math
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -14,6 +12,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from sottovoce.simulations.evaluation import metrics
+from sottovoce.simulations.reports.ledger_tables import (
+    accounts_by_round,
+    epsilon_by_round,
+    is_booked_ahead,
+)
 from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, ON_MAIN, WARM, draw_panels, draw_svg
 from sottovoce.simulations.results.schema import Table
 
@@ -238,20 +241,31 @@ def plot_groups(attributes: Mapping[str, Mapping[str, Table]], overall: float) -
 
 
 def plot_budget(folds: Sequence[Table], limit: float | None) -> str:
-    """Plot epsilon spent by round: the range over clients, fold medians, and the limit."""
+    """Plot epsilon spent by round: the range over clients, fold medians, and the limit.
+
+    Where devices book all rounds in advance, the server's ledger shows how epsilon accrues.
+    """
     last = max((r["round"] for fold in folds for r in _releases(fold)), default=0)
     rounds = np.arange(last + 2)
+    whose = "the server's ledger" if any(map(is_booked_ahead, folds)) else "all clients"
     spent = {
-        fold["name"]: np.array([_running(account, last) for account in _accounts(fold)])
+        fold["name"]: np.array([epsilon_by_round(account, last) for account in accounts])
         for fold in folds
-        if _accounts(fold)
+        if (accounts := accounts_by_round(fold))
     }
     everybody = np.concatenate(list(spent.values()))
 
     def draw(axes: Axes) -> None:
         low, high = everybody.min(axis=0), everybody.max(axis=0)
         axes.fill_between(
-            rounds, low, high, step="post", color=MAIN, alpha=0.2, linewidth=0, label="all clients"
+            rounds,
+            low,
+            high,
+            step="post",
+            color=MAIN,
+            alpha=0.2,
+            linewidth=0,
+            label=whose,
         )
         for index, matrix in enumerate(spent.values()):
             name = ("median of a fold" if len(spent) > 1 else "median") if index == 0 else None
@@ -269,7 +283,7 @@ def plot_budget(folds: Sequence[Table], limit: float | None) -> str:
     most = float(everybody[:, -1].max())
     bound = "no limit was set" if limit is None else f"the limit is {limit:.4g}"
     label = (
-        f"Epsilon spent by each client's ledger over {last} rounds: after the last round at least "
+        f"Epsilon spent by {whose} over {last} rounds: after the last round at least "
         f"{float(everybody[:, -1].min()):.4g} and at most {most:.4g}; {bound}."
     )
     return draw_svg("budget", label, draw)
@@ -280,30 +294,9 @@ def _legend(axes: Axes) -> None:
     axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=3, fontsize=9.5, borderaxespad=0.2)
 
 
-def _accounts(fold: Table) -> list[Table]:
-    """The ledgers of a fold; the server's where clients keep none."""
-    return [*fold["clients"].values()] or [a for a in [fold.get("server")] if a]
-
-
 def _releases(fold: Table) -> list[Table]:
     """Every release of a fold."""
-    return [release for account in _accounts(fold) for release in account["releases"]]
-
-
-def _running(account: Table, last: int) -> list[float]:
-    """Epsilon after each round from 0 to ``last``; a round without a release adds nothing.
-
-    An epsilon on the way may be coarser than the final one, which bounds them all.
-    """
-    most = _float(account["epsilon"]) or math.inf
-    after = dict.fromkeys(range(last + 1), 0.0)
-    for release in account["releases"]:
-        # Accounting on the way is coarser and may overshoot: the final value is an upper bound.
-        here = min(_float(release["epsilon_after"]), most)
-        # Several releases of one round: the last and largest counts.
-        after[release["round"]] = max(after[release["round"]], here)
-    spent = list(itertools.accumulate(after.values(), max))
-    return [*spent, spent[-1]]  # so that the last round's step has a width
+    return [release for account in accounts_by_round(fold) for release in account["releases"]]
 
 
 def _cell(column: int, row: int, share: float) -> Rectangle:

@@ -1,6 +1,7 @@
 """Tables of a run's ledgers, and checks that any reader can repeat."""
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
@@ -28,6 +29,58 @@ def fold_accounts(fold: Table) -> dict[str, Table]:
     """
     server = fold.get("server")
     return {**fold["clients"], **({SERVER_NAME: server} if server else {})}
+
+
+def accounts_by_round(fold: Table) -> list[Table]:
+    """List the ledgers of a fold that book each round when it is made.
+
+    Example:
+        >>> ahead = {"releases": [{"kind": "gradient", "round": 0}]}
+        >>> accounts_by_round({"clients": {"anna": ahead}, "server": {"epsilon": 8.0}})
+        [{'epsilon': 8.0}]
+    """
+    server = [account for account in [fold.get("server")] if account]
+    if server and is_booked_ahead(fold):
+        return server
+    return [*fold["clients"].values()] or server
+
+
+def is_booked_ahead(fold: Table) -> bool:
+    """Whether clients book all rounds before the first, as they do where cohorts are secret."""
+    return any(
+        release["kind"] == "gradient" and not release["round"]
+        for account in fold["clients"].values()
+        for release in account["releases"]
+    )
+
+
+def epsilon_by_round(account: Table, rounds: int) -> list[float]:
+    """List the epsilon spent after each round, from 0; the last one twice, for a width in a figure.
+
+    An epsilon on the way may be coarser than the final one, which bounds them all.
+
+    Args:
+        account: A ledger's account.
+        rounds: The last round.
+
+    Example:
+        >>> enrolment = {"round": 0, "epsilon_after": 1.0}
+        >>> gradient = {"round": 1, "epsilon_after": 5.0}
+        >>> head_statistics = {"round": 0, "epsilon_after": 6.0}
+        >>> releases = [enrolment, gradient, head_statistics]
+        >>> epsilon_by_round({"epsilon": 6.0, "releases": releases}, 1)
+        [1.0, 6.0, 6.0]
+    """
+    most = account["epsilon"] or math.inf
+    after = dict.fromkeys(range(rounds + 1), 0.0)
+    reached = 0
+    for release in account["releases"]:
+        # In the order of booking: head statistics belong to no round and come after the last.
+        reached = max(reached, release["round"])
+        here = min(release["epsilon_after"] or 0.0, most)
+        after[reached] = max(after[reached], here)
+    spent = list(itertools.accumulate(after.values(), max))
+    return [*spent, spent[-1]]
 
 
 def fold_rows(folds: Sequence[Table]) -> list[list[str]]:

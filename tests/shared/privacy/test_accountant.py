@@ -358,3 +358,26 @@ def test_calibration_keeps_the_budget_of_either_unit(unit: PrivacyUnit) -> None:
     noise = accountant.calibrate_noise_multiplier(plan, 2.0, DELTA, unit=unit)
 
     assert accountant.compute_epsilon(plan(noise), DELTA, unit=unit) <= 2.0
+
+
+def test_many_kinds_composed_step_by_step_bound_what_they_cost_in_any_order() -> None:
+    releases = [
+        Release(
+            kind=ReleaseKind.GRADIENT,
+            mechanism=Mechanism.GAUSSIAN,
+            run="r",
+            round=number,
+            noise_multiplier=2.0 + number / 10,
+            sample_rate=0.05,
+            steps=number,
+            sensitivity=1.0,
+        )
+        for number in range(1, 12)
+    ]
+    for asked in (releases, releases[::-1], [*releases, releases[3]]):
+        for count in (9, len(asked)):
+            exact = accountant.compute_epsilon(asked[:count], 1e-5)
+            bound = accountant.bound_epsilon(asked[:count], 1e-5)
+            fast = accountant.compute_epsilon(asked[:count], 1e-5, fast=True)
+            assert exact <= bound <= exact + 2 * accountant.STEP_BY_STEP_ERROR
+            assert exact - accountant.MAX_DISCRETISATION_ERROR <= fast

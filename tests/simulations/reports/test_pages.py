@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
-from sottovoce.simulations.reports import ledger_tables, pages, render_pages
+from sottovoce.simulations.reports import figures, ledger_tables, pages, render_pages
 from sottovoce.simulations.results.schema import validate_privacy
 
 Json = dict[str, Any]
@@ -267,3 +267,18 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     monkeypatch.setitem(sys.modules, "sottovoce.simulations.reports.pages", None)
     with pytest.raises(SettingError, match="simulation"):
         render_pages(tmp_path)
+
+
+def test_the_budget_figure_rises_where_devices_book_all_rounds_ahead() -> None:
+    booked = {"epsilon": 8.0, "releases": [{"kind": "gradient", "round": 0, "epsilon_after": 8.0}]}
+    kinds = [("label-counts", 0), ("gradient", 1), ("gradient", 2), ("head-statistics", 0)]
+    lines = [
+        {"kind": kind, "round": number, "epsilon_after": 2.0 * (place + 1)}
+        for place, (kind, number) in enumerate(kinds)
+    ]
+    fold = {"clients": {"anna": booked}, "server": {"epsilon": 8.0, "releases": lines}}
+
+    (account,) = ledger_tables.accounts_by_round(fold)
+
+    assert ledger_tables.epsilon_by_round(account, 2) == [2.0, 4.0, 8.0, 8.0]
+    assert "the server's ledger" in figures.plot_budget([{"name": "f", **fold}], 8.0)
