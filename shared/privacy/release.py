@@ -18,7 +18,7 @@ DISCRETISATION_SLACK: Final = 1e-4
 logarithm of delta: see ``noise_accounting.discretisation_slack``."""
 
 
-MIN_NOISE: Final = 1e-12
+MIN_NOISE: Final = 1e-30
 MAX_NOISE: Final = 1e12
 MIN_RATE: Final = 1e-9
 MAX_STEPS: Final = 10**6

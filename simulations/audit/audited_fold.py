@@ -119,7 +119,9 @@ def open_audited_folds(
         )
         plan = build_plan(scenario.plan_settings, scenario.privacy, fold_inputs, "audit")
         public_speakers = _public_speakers(fold_inputs, public)
-        for fold in corpus.protocol.folds[:max_folds]:
+        folds = corpus.protocol.folds[:max_folds]
+        for place, fold in enumerate(folds):
+            on_progress("folds rebuilt from their checkpoints", place, len(folds))
             users = {
                 name: _speaker_examples(fold_inputs, fold_inputs.clips[name]) for name in fold.train
             }
@@ -139,6 +141,7 @@ def open_audited_folds(
                     public_speakers=public_speakers,
                 )
             )
+        on_progress("folds rebuilt from their checkpoints", len(folds), len(folds))
     return cases
 
 

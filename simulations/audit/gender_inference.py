@@ -5,7 +5,7 @@ likes, and trains on what they send on average; it is scored on single trials of
 not trained on (the adaptive attack of Feng et al. 2022, which plain noise does not deter).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,8 @@ from sottovoce.simulations.audit.adversary_view import observe, split_parts
 from sottovoce.simulations.audit.audited_fold import AuditedFold, SpeakerExamples
 from sottovoce.simulations.audit.device_under_test import Observation, Transcript, run_trial
 from sottovoce.simulations.audit.epsilon_bounds import Floats
+
+OnProgress = Callable[[str, int, int], None]
 
 ALL_PARTS = "everything"
 _RESAMPLED = 1000
@@ -80,6 +82,7 @@ def infer_genders(
     sums_per_trial: int,
     max_public_speakers: int,
     seed: int,
+    on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> dict[str, Any]:
     """Infer genders over a run's folds, as recorded in audit.json.
 
@@ -90,13 +93,15 @@ def infer_genders(
         sums_per_trial: How often each trial of a user goes into sums with fresh noise.
         max_public_speakers: Most public speakers that the attacker trains on.
         seed: Decides all noise.
+        on_progress: Takes (what, done, total).
 
     Returns:
         ``gender`` and ``gender_error`` by number of rounds and part, and the sizes behind them in
         ``gender_of``; empty if nobody was scored.
     """
     folds: dict[int, list[dict[str, dict[str, GenderGuesses]]]] = {number: [] for number in rounds}
-    for case in audited_folds:
+    for place, case in enumerate(audited_folds):
+        on_progress("folds", place, len(audited_folds))
         # A fold of one gender has no recall, and unknown genders cannot be scored.
         kinds = {person.gender for person in case.users.values()}
         if len(kinds) == 2 and "" not in kinds:
@@ -112,6 +117,7 @@ def infer_genders(
             )
             for number in rounds:
                 folds[number].append(guess_genders(sent, number))
+    on_progress("folds", len(audited_folds), len(audited_folds))
     first = [fold[ALL_PARTS] for fold in folds[rounds[0]]]
     if not first:
         return {}

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from time import monotonic
 from typing import Final
 
 import torch
@@ -164,7 +165,7 @@ def audit_run(
     cases = open_audited_folds(
         run_folder, on_message, on_progress, max_folds=settings.max_gender_folds
     )
-    found = audit_folds(cases, settings, seed=seed, on_progress=on_progress)
+    found = audit_folds(cases, settings, seed=seed, on_message=on_message, on_progress=on_progress)
     # Validated before anything is written: a faulty audit leaves the run as it was.
     content = validate_audit(to_plain_json(found))
     write_json(run_folder / "audit.json", content)
@@ -179,6 +180,7 @@ def audit_folds(
     settings: AuditSettings,
     *,
     seed: int,
+    on_message: OnMessage = lambda _line: None,
     on_progress: OnProgress = lambda _what, _done, _total: None,
 ) -> Json:
     """Attack a run's folds and build the content of audit.json; only gender uses all folds.
@@ -187,13 +189,18 @@ def audit_folds(
         audited_folds: At least one; the first is attacked in every way.
         settings: Sizes of the attacks.
         seed: Decides canaries, membership and noise.
+        on_message: Takes a line with the expected duration, and one at each stage.
         on_progress: Takes (what, done, total).
     """
     case, size = audited_folds[0], _settings_for_model(audited_folds[0], settings)
     target, transcript = case.scenario.privacy, case.transcript
     scheme = case.scenario.privacy_scheme
+    attacks_normaliser = bool(scheme.has_private_messages and transcript.plan.normaliser)
+    stages = _Stages(_count_stages(case, size) + attacks_normaliser, on_message, on_progress)
+    minutes = _estimate_minutes(audited_folds, size, seed)
+    on_message(f"{stages.total} stages, in all about {minutes} min on this machine")
     attacks = {
-        way: _run_attacks(one, one_size, seed, on_progress)
+        way: _run_attacks(one, one_size, seed, stages.named(_WAYS[way]))
         for way, one, one_size in _variants(case, size)
     }
     content = {
@@ -208,13 +215,77 @@ def audit_folds(
         "threat_model": threat_model(transcript.plan),
         **_verdict(attacks["as_run"], target.epsilon if scheme.promised else None),
         "attacks": {
-            way: found | _inferred_genders(audited_folds, way, size, seed)
+            way: found | _inferred_genders(audited_folds, way, size, seed, stages.named(_WAYS[way]))
             for way, found in attacks.items()
         },
     }
-    if scheme.has_private_messages and transcript.plan.normaliser:
-        content["exact_normaliser_attack"] = _exact_normaliser_attack(case, size, seed, on_progress)
+    if attacks_normaliser:
+        stages.named(_WAYS["as_run"])
+        content["exact_normaliser_attack"] = _exact_normaliser_attack(case, size, seed, stages)
     return content
+
+
+_WAYS = {"as_run": "this run", "noise_off": "privacy off"}
+
+
+class _Stages:
+    """The stages of an audit, each announced when it begins.
+
+    Args:
+        total: How many there are.
+        on_message: Takes a line for each.
+        on_progress: Takes (what, done, total) within one.
+    """
+
+    def __init__(self, total: int, on_message: OnMessage, on_progress: OnProgress) -> None:
+        self.total = total
+        self._on_message, self._on_progress = on_message, on_progress
+        self._begun = 0
+        self._whose = ""
+
+    def named(self, whose: str) -> "_Stages":
+        """Say in the next stages which variant they attack."""
+        self._whose = f" ({whose})"
+        return self
+
+    def begin(self, what: str) -> OnProgress:
+        """Announce a stage; what is returned reports the progress within it."""
+        self._begun += 1
+        place = f"stage {self._begun} of {self.total}"
+        self._on_message(f"{place}: {what}{self._whose}")
+        return lambda task, done, total: self._on_progress(f"{place}, {task}", done, total)
+
+
+_STAGES_BY_UNIT = {PrivacyUnit.UTTERANCE: 5, PrivacyUnit.USER: 1}
+"""Four bounds and the membership of utterances; the bound on a user."""
+
+_COMMON_STAGES = 4
+"""Membership of users, names, features and gender."""
+
+
+def _count_stages(case: AuditedFold, settings: AuditSettings) -> int:
+    """How many stages the attacks on all variants have."""
+    return sum(
+        _COMMON_STAGES
+        + sum(_STAGES_BY_UNIT[unit] for unit in one.transcript.plan.scheme.audited_units)
+        for _, one, _ in _variants(case, settings)
+    )
+
+
+def _estimate_minutes(cases: Sequence[AuditedFold], settings: AuditSettings, seed: int) -> int:
+    """Expected duration in minutes, at least 1, from one trial: nearly all of it is trials."""
+    case, started = cases[0], monotonic()
+    canary.collect_statistics(case.transcript, _first_examples(case), trials=1, seed=seed)
+    trial_s = (monotonic() - started) / 2
+    users = len(case.users)
+    trials = 0.0
+    for _, _, own in _variants(case, settings):
+        trials += 2 * own.trials
+        trials += own.attacked_devices * (own.shadow_trials + own.membership_trials)
+        trials += (own.shadow_trainings + own.scored_trainings) * users / 2
+        trials += own.attribute_trials * users
+        trials += own.attribute_trials * len(cases) * (users + own.max_public_speakers)
+    return max(1, round(trials * trial_s / 60))
 
 
 def _settings_for_model(case: AuditedFold, settings: AuditSettings) -> AuditSettings:
@@ -263,9 +334,9 @@ def repeat_gender_inference(
         run_folder, on_message, on_progress, max_folds=settings.max_gender_folds
     )
     size, seed = _settings_for_model(cases[0], settings), int(audit["seed"])
-    attacks = audit["attacks"] | {
-        "as_run": audit["attacks"]["as_run"] | _inferred_genders(cases, "as_run", size, seed)
-    }
+    stages = _Stages(1, on_message, on_progress)
+    found = _inferred_genders(cases, "as_run", size, seed, stages)
+    attacks = audit["attacks"] | {"as_run": audit["attacks"]["as_run"] | found}
     return validate_audit(to_plain_json({**audit, "attacks": attacks}))
 
 
@@ -289,26 +360,22 @@ def _split_confidence(share: int) -> float:
     return 1 - (1 - CONFIDENCE) / share
 
 
-def _run_attacks(
-    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
-) -> Json:
+def _run_attacks(case: AuditedFold, settings: AuditSettings, seed: int, stages: _Stages) -> Json:
     """Every attack on one case."""
     return {
-        **_epsilon_bounds(case, settings, seed, on_progress),
-        "membership": _membership(case, settings, seed, on_progress),
-        **_identified_speakers(case, settings, seed),
-        "inversion": _inverted_gradients(case, seed),
+        **_epsilon_bounds(case, settings, seed, stages),
+        "membership": _membership(case, settings, seed, stages),
+        **_identified_speakers(case, settings, seed, stages),
+        "inversion": _inverted_gradients(case, seed, stages),
     }
 
 
-def _epsilon_bounds(
-    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
-) -> Json:
+def _epsilon_bounds(case: AuditedFold, settings: AuditSettings, seed: int, stages: _Stages) -> Json:
     """Lower bounds on every epsilon that the plan promises; on an utterance's where on none."""
     transcript = _first_rounds(case.transcript, settings)
     found: Json = {}
     for unit in case.transcript.plan.scheme.audited_units:
-        found |= _BOUNDS[unit](case, transcript, settings, seed, on_progress)
+        found |= _BOUNDS[unit](case, transcript, settings, seed, stages)
     return found
 
 
@@ -317,7 +384,7 @@ def _user_bounds(
     transcript: Transcript,
     settings: AuditSettings,
     seed: int,
-    on_progress: OnProgress,
+    stages: _Stages,
 ) -> Json:
     """A bound on a user's epsilon, from the sums that the device goes into."""
     statistics = canary.collect_statistics(
@@ -326,7 +393,7 @@ def _user_bounds(
         trials=settings.trials,
         seed=seed,
         user_level=True,
-        on_progress=on_progress,
+        on_progress=stages.begin("epsilon of a user, by canaries"),
     )
     bound = canary.bound_epsilon(
         statistics[0],
@@ -342,7 +409,7 @@ def _utterance_bounds(
     transcript: Transcript,
     settings: AuditSettings,
     seed: int,
-    on_progress: OnProgress,
+    stages: _Stages,
 ) -> Json:
     """Four ways to bound an utterance's epsilon; the server sees all that the device sends."""
     own = _first_examples(case)
@@ -351,14 +418,21 @@ def _utterance_bounds(
         "confidence": _split_confidence(len(ASSUMPTION_FREE_ATTACKS)),
     }
     statistics = canary.collect_statistics(
-        transcript, own, trials=settings.trials, seed=seed, on_progress=on_progress
+        transcript,
+        own,
+        trials=settings.trials,
+        seed=seed,
+        on_progress=stages.begin("epsilon of an utterance, by canaries"),
     )
+    stages.begin("epsilon of the first message")
     first = canary.bound_first_message(
         transcript, trials=settings.first_message_trials, seed=seed, **how
     )
+    stages.begin("epsilon of the last message")
     last = canary.bound_last_message(
         transcript, trials=settings.last_message_trials, seed=seed, **how
     )
+    stages.begin("epsilon from one training with many canaries")
     one = one_run.audit_one_run(transcript, own, canaries=settings.canaries, seed=seed, **how)
     return {
         "many_run": asdict(canary.bound_epsilon(statistics[0], statistics[1], **how)),
@@ -372,7 +446,7 @@ _BOUNDS = {PrivacyUnit.UTTERANCE: _utterance_bounds, PrivacyUnit.USER: _user_bou
 
 
 def _exact_normaliser_attack(
-    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
+    case: AuditedFold, settings: AuditSettings, seed: int, stages: _Stages
 ) -> Json:
     """Lower bound where training uses the user's exact mean, which no ledger booked."""
     transcript = with_exact_normaliser(_first_rounds(case.transcript, settings))
@@ -381,15 +455,13 @@ def _exact_normaliser_attack(
         _first_examples(case),
         trials=settings.noiseless_trials,
         seed=seed,
-        on_progress=on_progress,
+        on_progress=stages.begin("an exact normaliser, by canaries"),
     )
     how = {"delta": case.scenario.privacy.delta, "confidence": CONFIDENCE}
     return asdict(canary.bound_epsilon(statistics[0], statistics[1], **how))
 
 
-def _membership(
-    case: AuditedFold, settings: AuditSettings, seed: int, on_progress: OnProgress
-) -> Json:
+def _membership(case: AuditedFold, settings: AuditSettings, seed: int, stages: _Stages) -> Json:
     """Membership of utterances on devices, and of users in trainings."""
     people = [person.examples for person in case.users.values()]
     # Under user-level privacy the server sees no single device: utterances cannot be attacked
@@ -402,7 +474,7 @@ def _membership(
             shadows=settings.shadow_trials,
             trials=settings.membership_trials,
             seed=seed,
-            on_progress=on_progress,
+            on_progress=stages.begin("membership of utterances"),
         )
         found["utterance"] = asdict(utterances)
     users = membership_inference.attack_users(
@@ -412,13 +484,16 @@ def _membership(
         shadows=settings.shadow_trainings,
         trials=settings.scored_trainings,
         seed=seed,
-        on_progress=on_progress,
+        on_progress=stages.begin("membership of users"),
     )
     return found | {"user": asdict(users)}
 
 
-def _identified_speakers(case: AuditedFold, settings: AuditSettings, seed: int) -> Json:
+def _identified_speakers(
+    case: AuditedFold, settings: AuditSettings, seed: int, stages: _Stages
+) -> Json:
     """Who is named behind a device."""
+    stages.begin("names of speakers")
     rounds = _observed_rounds(len(case.transcript.weights))
     repeats = (
         settings.user_level_attribute_trials
@@ -432,9 +507,14 @@ def _identified_speakers(case: AuditedFold, settings: AuditSettings, seed: int) 
 
 
 def _inferred_genders(
-    audited_folds: Sequence[AuditedFold], way: str, settings: AuditSettings, seed: int
+    audited_folds: Sequence[AuditedFold],
+    way: str,
+    settings: AuditSettings,
+    seed: int,
+    stages: _Stages,
 ) -> Json:
     """Gender over all folds, where the corpus knows two of their users."""
+    on_progress = stages.begin("gender, over all folds")
     chosen = [
         one for case in audited_folds for name, one, _ in _variants(case, settings) if name == way
     ]
@@ -447,6 +527,7 @@ def _inferred_genders(
         sums_per_trial=settings.sums_per_trial,
         max_public_speakers=settings.max_public_speakers,
         seed=seed,
+        on_progress=on_progress,
     )
 
 
@@ -460,8 +541,9 @@ def _by_round(found: dict[int, dict[str, float]]) -> Json:
     return {str(number): value for number, value in found.items()}
 
 
-def _inverted_gradients(case: AuditedFold, seed: int) -> Json:
+def _inverted_gradients(case: AuditedFold, seed: int, stages: _Stages) -> Json:
     """Cosine between features and what is read off an update, by batch."""
+    stages.begin("features from updates")
     people = [person.examples for person in case.users.values()]
     linear = case.transcript.plan.model.kind == "linear"
     batches = (1, gradient_inversion.SMALL_BATCH) if linear else (1,)

@@ -29,7 +29,9 @@ def format_table(audit: AuditRecord) -> list[str]:
         _heading(audit),
         f"the attacker sees {audit.get('threat_model', 'all')}",
         "",
-        *lines,
+        lines[0],
+        "  ".join("-" * width for width in widths),
+        *lines[1:],
         "",
         *_exact_normaliser_lines(audit),
         format_verdict(audit),
@@ -66,9 +68,9 @@ def _cells(found: Table) -> Iterator[tuple[str, str]]:
         yield f"membership of one {whose}: AUC", f"{member['auc']:.3f}"
         yield f"  found at 1 % false alarms ({whose})", f"{member['tpr']:.3f}"
     for rounds, parts in found.get("gender", {}).items():
-        yield f"gender after {_rounds(rounds)}: UAR", _parts(parts)
+        yield from _parts(f"gender after {_rounds(rounds)}: UAR", parts)
     for rounds, parts in found["speaker"].items():
-        yield f"speaker after {_rounds(rounds)}", _parts(parts)
+        yield from _parts(f"speaker after {_rounds(rounds)}: share named right", parts)
     for batch, cosine in found["inversion"].items():
         yield f"features from a batch of {batch}: cosine", f"{cosine:.3f}"
 
@@ -78,9 +80,10 @@ def _rounds(number: str) -> str:
     return "1 round" if number == "1" else f"{number} rounds"
 
 
-def _parts(parts: Table) -> str:
-    """All together, and what each part gives."""
-    return " / ".join(f"{value:.3f}" for value in parts.values())
+def _parts(name: str, parts: Table) -> Iterator[tuple[str, str]]:
+    """What each part of the messages gives, in a line of its own."""
+    for part, value in parts.items():
+        yield f"{name}, from {part}", f"{value:.3f}"
 
 
 def _exact_normaliser_lines(audit: Table) -> Iterator[str]:

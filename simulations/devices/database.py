@@ -5,14 +5,15 @@ entries of a slice of messages are staged in memory and written in one synced tr
 :meth:`DeviceDatabase.commit`, which the engine calls before any reply of the slice leaves.
 """
 
-import json
+import hashlib
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from sottovoce.shared.errors import LedgerError, PrivacyError
+from sottovoce.shared.checksums import decode_record, encode_record
+from sottovoce.shared.errors import LedgerError, ModelError, PrivacyError, SottovoceError
 from sottovoce.shared.privacy.hash_chain import Anchor
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.sqlite_errors import explain_error
@@ -40,6 +41,16 @@ CREATE TABLE IF NOT EXISTS owners (
 ) STRICT;
 CREATE TABLE IF NOT EXISTS rounds (name TEXT PRIMARY KEY, facts TEXT NOT NULL) STRICT;
 """
+
+
+_CHECKSUM_BYTES: Final = 16
+_FEATURES: Final = "features"
+
+
+def _with_checksum(value: bytes, user: int, name: str) -> bytes:
+    """A value behind a checksum of it and of where it belongs."""
+    where = f"{user}\n{name}\n".encode()
+    return hashlib.blake2b(where + value, digest_size=_CHECKSUM_BYTES).digest() + value
 
 
 class DeviceDatabase:
@@ -92,7 +103,8 @@ class DeviceDatabase:
     def ledger_lines(self, user: int) -> list[bytes]:
         """Read a user's ledger, first line to last."""
         rows = self._read("SELECT line FROM lines WHERE user = ? ORDER BY n", user)
-        return [bytes(row[0]) for row in rows] + [line for _, line in self._lines.get(user, [])]
+        lines = [self._require_bytes(row[0]) for row in rows]
+        return lines + [line for _, line in self._lines.get(user, [])]
 
     def stage_line(self, user: int, number: int, line: bytes) -> None:
         """Stage a line of a user's ledger under its number, from 0."""
@@ -103,7 +115,10 @@ class DeviceDatabase:
         if user in self._anchors:
             return self._anchors[user]
         rows = self._read("SELECT releases, head FROM anchors WHERE user = ?", user)
-        return Anchor(releases=rows[0][0], head=rows[0][1]) if rows else None
+        try:
+            return Anchor(releases=rows[0][0], head=rows[0][1]) if rows else None
+        except SottovoceError as error:
+            raise LedgerError(f"the anchor of user {user} in {self.path} is damaged") from error
 
     def stage_anchor(self, user: int, anchor: Anchor) -> None:
         """Stage the anchor of a user's ledger."""
@@ -112,7 +127,7 @@ class DeviceDatabase:
     def vault_entries(self, user: int) -> dict[str, bytes]:
         """Read the stored vault entries of a user's device, by name."""
         rows = self._read("SELECT name, value FROM kept WHERE user = ?", user)
-        values = {name: bytes(value) for name, value in rows}
+        values = {str(name): self._verify(value, user, name) for name, value in rows}
         return values | {
             name: value for (own, name), value in self._vault_entries.items() if own == user
         }
@@ -120,7 +135,7 @@ class DeviceDatabase:
     def committed_vault_entry(self, user: int, name: str) -> bytes | None:
         """Read one stored vault entry of a user's device, once it is on disk."""
         rows = self._read("SELECT value FROM kept WHERE user = ? AND name = ?", user, name)
-        return bytes(rows[0][0]) if rows else None
+        return self._verify(rows[0][0], user, name) if rows else None
 
     def stage_vault_entry(self, user: int, name: str, value: bytes) -> None:
         """Stage a vault entry of a user's device."""
@@ -128,7 +143,8 @@ class DeviceDatabase:
 
     def stage_device(self, user: int, profile: Mapping[str, object], features: bytes) -> None:
         """Stage a device's owner, and its recordings as features; many are committed at once."""
-        self._profiles.append((user, json.dumps(profile, sort_keys=True), features))
+        facts = encode_record(profile).decode()
+        self._profiles.append((user, facts, _with_checksum(features, user, _FEATURES)))
         # Features of a million devices do not fit into memory.
         if sum(len(entry[2]) for entry in self._profiles) > _MAX_STAGED_BYTES:
             self.commit()
@@ -136,11 +152,14 @@ class DeviceDatabase:
     def device_profile(self, user: int) -> Json | None:
         """Read the owner of a device, once it is on disk; None where there is none."""
         rows = self._read("SELECT facts FROM owners WHERE user = ?", user)
-        return json.loads(rows[0][0]) if rows else None
+        return self._decode_facts(rows[0][0]) if rows else None
 
     def device_features(self, user: int) -> bytes:
         """Read the recordings of a device, as features."""
-        return bytes(self._read("SELECT clips FROM owners WHERE user = ?", user)[0][0])
+        rows = self._read("SELECT clips FROM owners WHERE user = ?", user)
+        if not rows:
+            raise self._damaged(f"it holds no recordings of user {user}")
+        return self._verify(rows[0][0], user, _FEATURES)
 
     def commit(self) -> None:
         """Write to disk all that was staged, or nothing.
@@ -151,7 +170,10 @@ class DeviceDatabase:
         profiles = self._profiles
         lines = [(user, *line) for user, own in sorted(self._lines.items()) for line in own]
         anchors = [(user, one.releases, one.head) for user, one in sorted(self._anchors.items())]
-        blobs = [(*key, value) for key, value in sorted(self._vault_entries.items())]
+        blobs = [
+            (*key, _with_checksum(value, *key))
+            for key, value in sorted(self._vault_entries.items())
+        ]
         # Discarded before writing: if that fails, no later commit may write it after all.
         self._discard_staged()
         if not (lines or anchors or blobs or profiles):
@@ -165,14 +187,14 @@ class DeviceDatabase:
     def write_round_notes(self, name: str, notes: Mapping[str, object]) -> None:
         """Write the notes on a round, in place of earlier ones."""
         with self._transaction() as database:
-            row = (name, json.dumps(notes, sort_keys=True))
+            row = (name, encode_record(notes).decode())
             database.execute("INSERT OR REPLACE INTO rounds VALUES (?, ?)", row)
 
     def round_notes(self) -> dict[str, Json]:
         """Read all notes that :meth:`write_round_notes` wrote, by round."""
         with self._convert_errors():
             rows = self._database.execute("SELECT name, facts FROM rounds").fetchall()
-        return {name: json.loads(facts) for name, facts in rows}
+        return {name: self._decode_facts(facts) for name, facts in rows}
 
     def iterate_users(self) -> Iterator[int]:
         """Iterate over all users with a ledger, in rising order, without holding them in memory."""
@@ -187,6 +209,31 @@ class DeviceDatabase:
         """Rows about one user."""
         with self._convert_errors():
             return self._database.execute(query, about).fetchall()
+
+    def _verify(self, value: object, user: int, name: str) -> bytes:
+        """Take off the checksum that :func:`_with_checksum` put before a value."""
+        stored = self._require_bytes(value)
+        content = stored[_CHECKSUM_BYTES:]
+        if stored != _with_checksum(content, user, name):
+            raise self._damaged(f"{name!r} of user {user} does not match its checksum")
+        return content
+
+    def _require_bytes(self, value: object) -> bytes:
+        if not isinstance(value, bytes):
+            raise self._damaged("it holds another type where bytes belong")
+        return value
+
+    def _decode_facts(self, text: object) -> Json:
+        try:
+            return decode_record(str(text).encode())
+        except (ModelError, UnicodeEncodeError) as error:
+            raise self._damaged(str(error)) from error
+
+    def _damaged(self, what: str) -> PrivacyError:
+        return PrivacyError(
+            f"the devices' database {self.path} is damaged, or of an earlier release ({what}); "
+            "restore it, or remove its folder and go on with --resume: what is in it is made again"
+        )
 
     def _discard_staged(self) -> None:
         """Drop what was staged."""
@@ -226,6 +273,8 @@ class DeviceDatabase:
         """Errors of the database as our own."""
         try:
             yield
+        except (OverflowError, UnicodeError) as error:  # of values that no release wrote
+            raise self._damaged(str(error)) from error
         except (sqlite3.Error, OSError) as error:
             raise PrivacyError(
                 f"the devices' database {self.path} cannot be used: "

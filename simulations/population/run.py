@@ -32,6 +32,7 @@ from sottovoce.simulations.results.schema import (
 )
 from sottovoce.simulations.runs import run_folder
 from sottovoce.simulations.runs.fold_spec import FoldSpec
+from sottovoce.simulations.runs.progress import OnStatus, ProgressReporter
 from sottovoce.simulations.runs.run_content import FinishedRun, describe_run
 from sottovoce.simulations.scenario.population import PopulationSettings
 from sottovoce.simulations.scenario.scenario import Scenario
@@ -51,7 +52,13 @@ _GROUPING_NOTE = (
 
 
 def simulate_population(
-    scenario: Scenario, out: Path, *, resume: bool, on_message: OnMessage, on_progress: OnProgress
+    scenario: Scenario,
+    out: Path,
+    *,
+    resume: bool,
+    on_message: OnMessage,
+    on_progress: OnProgress,
+    on_status: OnStatus,
 ) -> RunRecord:
     """Run a scenario that has a population; arguments and errors as ``simulation.simulate``."""
     started = time.monotonic()
@@ -61,7 +68,9 @@ def simulate_population(
     run_folder.check_run_folder(scenario, out, resume=resume)
     loaded, fold_run = prepare_fold_run(scenario, out, on_message, on_progress)
     features_s, training = time.monotonic() - started, time.monotonic()
-    scored = fold_run.run()
+    reporter = ProgressReporter(fold_run.spec.plan, folds=1, budget=None, on_status=on_status)
+    reporter.report_start()
+    scored = fold_run.run(reporter)
     training_s = time.monotonic() - training
     privacy = _privacy_record(scenario, fold_run)
     rounds = fold_run.round_outcomes()
@@ -108,6 +117,7 @@ def prepare_fold_run(
     run_folder.write_scenario(out, scenario)
     settings, sampled = require_population(scenario), with_sampling_rate(scenario)
     folder = out / "checkpoints"
+    on_message("pretraining on the public corpora")
     fold_inputs = build_fold_inputs(
         sampled.plan_settings,
         loaded,
@@ -117,6 +127,7 @@ def prepare_fold_run(
         seed=run.seed,
         use_warm_start=bool(data.public),
     )
+    on_message(f"a voice model of {settings.users:,} users, and the noise that their budget needs")
     population = build_population(
         settings,
         fold_inputs,

@@ -62,6 +62,19 @@ class ProgressReporter:
         self._plan, self._folds, self._budget, self._on_status = plan, folds, budget, on_status
         self._uars: list[float] = []
 
+    def report_start(self) -> None:
+        """Report that no round is done yet; the first one may take a minute."""
+        self._on_status(
+            RunStatus(
+                rounds_done=0,
+                total_rounds=self._folds * self._plan.rounds,
+                epsilon=None,
+                epsilon_budget=None,
+                mean_uar=None,
+                folds_done=0,
+            )
+        )
+
     def handle_event(self, event: Event, /) -> None:
         """Report the status after a round of the present fold, or after the fold."""
         match event:

@@ -31,8 +31,7 @@ def simulate(
         address: Of the Ray cluster to run on; a fact of the machines, not of the run.
         on_message: Takes a line about what was found.
         on_progress: Takes (what, done, total).
-        on_status: Takes the progress of the run, after each round and each fold; a run over a
-            population reports none.
+        on_status: Takes the progress of the run, after each round and each fold.
 
     Returns:
         Content of run.json.
@@ -45,7 +44,12 @@ def simulate(
     with claim_folder(out):
         if scenario.population:
             return simulate_population(
-                scenario, out, resume=resume, on_message=on_message, on_progress=on_progress
+                scenario,
+                out,
+                resume=resume,
+                on_message=on_message,
+                on_progress=on_progress,
+                on_status=on_status,
             )
         return simulate_speakers(
             scenario,

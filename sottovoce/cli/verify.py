@@ -86,13 +86,16 @@ def run_audit_command(arguments: argparse.Namespace) -> int:
     """Attack; a claim that an attack refutes is a failure."""
     from sottovoce.cli.progress_bar import ProgressConsole
     from sottovoce.shared.folder_claims import claim_folder
-    from sottovoce.simulations.audit.suite import AuditSettings, audit_run
-    from sottovoce.simulations.audit.table import format_table
 
     with (
         ProgressConsole(quiet=arguments.quiet or arguments.json) as console,
         claim_folder(arguments.run_folder),
     ):
+        # At once: what follows takes seconds to import, and minutes to rebuild.
+        console.print_message(f"rebuilding the run in {arguments.run_folder} from its checkpoints")
+        from sottovoce.simulations.audit.suite import AuditSettings, audit_run
+        from sottovoce.simulations.audit.table import format_table
+
         audit = audit_run(
             arguments.run_folder,
             seed=arguments.seed,

@@ -31,12 +31,29 @@ SMALL = AuditSettings(
 )
 
 
+SAID: list[str] = []
+"""What the fixture's audit announced."""
+
+
 @pytest.fixture(scope="module")
 def audited(tiny_run: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run that was attacked."""
     folder = Path(shutil.copytree(tiny_run.folder, tmp_path_factory.mktemp("audit") / "run"))
-    audit_run(folder, settings=SMALL)
+    audit_run(folder, settings=SMALL, on_message=SAID.append)
     return folder
+
+
+def test_every_stage_is_announced_with_their_number_and_the_expected_duration(
+    audited: Path,
+) -> None:
+    stages = [line for line in SAID if line.startswith("stage ")]
+    total = len(stages)
+
+    assert any(f"{total} stages, in all about" in line and "min" in line for line in SAID)
+    assert [line.split(":")[0] for line in stages] == [
+        f"stage {number} of {total}" for number in range(1, total + 1)
+    ]
+    assert sum("(privacy off)" in line for line in stages) == 9
 
 
 def test_an_audit_is_kept_where_programs_and_people_look(audited: Path) -> None:
@@ -69,6 +86,10 @@ def test_an_audit_can_be_repeated(audited: Path, tiny_run: Any, tmp_path: Path) 
 def test_the_table_ends_with_the_verdict(audited: Path) -> None:
     found = json.loads((audited / "audit.json").read_text())
 
+    heads = next(line for line in format_table(found) if line.startswith("attack"))
+    assert heads.split() == ["attack", "this", "run", "privacy", "off"]
+    assert any("from first message" in line for line in format_table(found))
+    assert not any(" / " in line for line in format_table(found))
     assert format_table(found)[-1].startswith("no attack showed more than epsilon ")
     broken = found | {"holds": False, "epsilon_lower": 9.5}
     assert format_table(broken)[-1].startswith("BROKEN: an attack showed epsilon 9.50")
