@@ -15,6 +15,7 @@ from pathlib import Path
 # torch reads it once, when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import pytest
 import torch
 
@@ -24,6 +25,29 @@ with warnings.catch_warnings():  # Flower brings a typer that click 8.3 warns ab
     import flwr.app  # noqa: F401
 
 _BESIDE = Path(__file__).resolve().parent.parent.parent / "shared" / "corpora"
+
+
+# A loaded machine is no fault of what is tested.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
+
+_MEMORY_FOLDER = Path("/dev/shm")  # noqa: S108  (pytest makes a folder of its own in it)
+_MEMORY_NEEDED = 4 * 2**30
+
+
+def pytest_configure() -> None:
+    """Keep temporary files in memory, where there is plenty.
+
+    Tests sync tens of thousands of small files, and would wait for a disk most of their time. Set
+    ``PYTEST_DEBUG_TEMPROOT`` or ``--basetemp`` to have them elsewhere.
+    """
+    if os.access(_MEMORY_FOLDER, os.W_OK):
+        found = os.statvfs(_MEMORY_FOLDER)
+        runs_programs = not found.f_flag & os.ST_NOEXEC
+        if runs_programs and found.f_bavail * found.f_frsize > _MEMORY_NEEDED:
+            os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(_MEMORY_FOLDER))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -35,8 +35,9 @@ from sottovoce.shared.features.registry import Extractor
 CHUNK_RECORDINGS = 16
 """Recordings a worker gets, and the cache commits, at a time."""
 
-MAX_IN_PROCESS = 32
-"""So few recordings are computed in this process: starting workers would take longer."""
+MAX_IN_PROCESS_S = 8.0
+"""Work of so many seconds is done in this process: to start workers, each of which imports torch,
+takes cores about as long."""
 
 
 class Recording(Protocol):
@@ -287,11 +288,22 @@ def _compute_chunks(
     missing: Sequence[Recording], extractor: str, *, workers: int
 ) -> Iterator[Chunk]:
     """Entries of recordings by clip, chunk by chunk, in the order in which they are done."""
+    # A worker process would not know an extractor that this one registered.
+    alone = workers == 0 or registry.is_registered(extractor)
+    if not alone:
+        left_s = 0.0
+        # The first recording loads what the extractor needs; the second shows how long one takes.
+        for recording in missing[:2]:
+            started = time.monotonic()
+            chunk = _compute_here([recording], extractor)
+            left_s = (time.monotonic() - started) * (len(missing) - 2)
+            yield chunk
+        missing = missing[2:]
+        alone = left_s <= MAX_IN_PROCESS_S
     chunks = [
         missing[at : at + CHUNK_RECORDINGS] for at in range(0, len(missing), CHUNK_RECORDINGS)
     ]
-    # A worker process would not know an extractor that this one registered.
-    if workers == 0 or len(missing) <= MAX_IN_PROCESS or registry.is_registered(extractor):
+    if alone or not chunks:
         for chunk in chunks:
             yield _compute_here(chunk, extractor)
         return

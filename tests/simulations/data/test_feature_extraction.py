@@ -197,7 +197,7 @@ def test_bad_requests_are_refused(tmp_path: Path) -> None:
 
 
 def test_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(table, "MAX_IN_PROCESS", 0)
+    monkeypatch.setattr(table, "MAX_IN_PROCESS_S", -math.inf)
     monkeypatch.setattr(table, "CHUNK_RECORDINGS", 3)
     clips = []
     for n in range(12):

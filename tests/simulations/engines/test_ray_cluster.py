@@ -124,6 +124,7 @@ def cluster() -> Iterator[Cluster]:
         shutil.rmtree(home, ignore_errors=True)
 
 
+@pytest.mark.slow
 def test_both_nodes_work_and_kills_of_node_and_driver_change_no_bit(
     cluster: Cluster, tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
@@ -155,6 +156,7 @@ def test_both_nodes_work_and_kills_of_node_and_driver_change_no_bit(
     assert not list(killed.rglob(".shared-*"))  # what the nodes wrote to be found
 
 
+@pytest.mark.slow
 def test_a_sweep_on_a_cluster_is_the_sweep_here(
     cluster: Cluster, tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
@@ -264,7 +266,7 @@ def test_a_cluster_that_does_not_answer_is_named_soon(
     assert "no Ray cluster answers at" in last
     assert address.rpartition(":")[2] in last
     assert "ray start --head" in last
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 90
     assert not (tmp_path / "out").exists()
 
 

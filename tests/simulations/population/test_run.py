@@ -204,6 +204,7 @@ def test_the_number_of_workers_changes_nothing(make_fold_run: Any, tmp_path: Pat
         _same(results[0], other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["user", "none"])
 def test_killed_and_resumed_it_is_the_same_run(
     make_fold_run: Any, tmp_path: Path, unit: str

@@ -25,7 +25,6 @@ from sottovoce.shared.errors import (
     PrivacyError,
     SottovoceError,
 )
-from sottovoce.simulations.data import feature_extraction
 from sottovoce.simulations.devices.database import DeviceDatabase
 from sottovoce.simulations.devices.in_memory import DatabaseVault
 from sottovoce.simulations.results.schema import read_privacy, read_run
@@ -318,15 +317,8 @@ def test_a_run_that_goes_on_keeps_what_an_audit_found(
 
 
 def test_an_unseen_corpus_runs_as_it_is(
-    tiny_run: Any,
-    make_corpus: Any,
-    make_scenario: Any,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny_run: Any, make_corpus: Any, make_scenario: Any, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(
-        feature_extraction, "MAX_IN_PROCESS", 100
-    )  # worker processes are tried elsewhere
     labels = ("Ärger", "Freude", "Trauer")
     users = make_corpus(
         tmp_path / "stimmen", speakers=12, clips=6, labels=labels, rates=(8_000, 22_050, 44_100)

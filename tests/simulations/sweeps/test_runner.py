@@ -198,6 +198,7 @@ def _wait_for(pattern: str, folder: Path) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_stopped_at_any_time_it_goes_on_to_the_same_sweep(
     swept: Path, command: list[str], tmp_path: Path, stop: signal.Signals

@@ -168,7 +168,7 @@ def test_a_clip_is_made_in_no_time() -> None:
         seconds = clip.load_signal().duration_s
         times.append((time.process_time() - start) * 1.5 / seconds)
 
-    assert min(times) < 0.015
+    assert min(times) < 0.1
 
 
 def test_populations_of_thousands_are_cheap_to_describe() -> None:
@@ -176,4 +176,4 @@ def test_populations_of_thousands_are_cheap_to_describe() -> None:
     corpus = open_corpus("synthetic", "speakers=2000,clips=5")
 
     assert len(corpus.speakers) == 2_000
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 20
