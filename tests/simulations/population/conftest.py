@@ -15,7 +15,7 @@ corpus = "synthetic"
 data = "speakers=4,clips=12,seed=7"
 encoder = "descriptors"
 unit = "{unit}"
-epsilon = 8.0
+epsilon = 2.0
 user_delta = 1e-4
 rounds = {rounds}
 labelled_clips_per_user = 3

@@ -104,7 +104,7 @@ def test_everyone_pays_for_the_whole_run_in_one_line(finished: Path) -> None:
     assert [(one["steps"], one["sample_rate"]) for one in gradient] == [(ROUNDS, 0.04)]
     server = privacy["folds"][0]["server"]
     assert account["epsilon"] == pytest.approx(server["epsilon"])
-    assert account["epsilon"] <= 8.0
+    assert 0.99 * 2 < account["epsilon"] <= 2.0
 
 
 def test_the_ledgers_agree_and_a_changed_line_shows(finished: Path, tmp_path: Path) -> None:
@@ -196,12 +196,11 @@ def test_a_run_goes_on_only_with_its_own_scenario(
 
 def test_the_number_of_workers_changes_nothing(make_fold_run: Any, tmp_path: Path) -> None:
     results = []
-    for workers in (1, 2, 4):
-        fold_run = make_fold_run(tmp_path / str(workers), rounds=2, workers=workers)
+    for workers in (1, 3):
+        fold_run = make_fold_run(tmp_path / str(workers), workers=workers)
         fold_run.run()
         results.append(_result(fold_run))
-    for other in results[1:]:
-        _same(results[0], other)
+    _same(*results)
 
 
 @pytest.mark.slow

@@ -181,7 +181,7 @@ def test_cohorts_are_sampled_and_paid_for_in_advance(
     tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:
     scenario = make_scenario(
-        tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user", rounds=6
+        tmp_path / "s.toml", tiny_run.users, tiny_run.public, unit="user", rounds=6, epsilon=2.0
     )
     with scenario.open("a") as file:
         file.write("[recipe.user]\nuser_sampling_rate = 0.4\n")
@@ -189,7 +189,7 @@ def test_cohorts_are_sampled_and_paid_for_in_advance(
     fold = read_privacy(tmp_path / "run")["folds"][0]
 
     assert verify_run(tmp_path / "run").is_consistent
-    assert 0.99 * 8 < run["privacy"]["user"]["epsilon"] <= 8.0
+    assert 0.99 * 2 < run["privacy"]["user"]["epsilon"] <= 2.0
     for account in fold["clients"].values():
         (schedule,) = (one for one in account["releases"] if one["kind"] == "gradient")
         assert (schedule["steps"], schedule["sample_rate"]) == (6, 0.4)
