@@ -295,9 +295,9 @@ def _compute_chunks(
         # The first recording loads what the extractor needs; the second shows how long one takes.
         for recording in missing[:2]:
             started = time.monotonic()
-            chunk = _compute_here([recording], extractor)
+            entry = _compute_here([recording], extractor)
             left_s = (time.monotonic() - started) * (len(missing) - 2)
-            yield chunk
+            yield entry
         missing = missing[2:]
         alone = left_s <= MAX_IN_PROCESS_S
     chunks = [
