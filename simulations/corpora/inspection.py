@@ -128,7 +128,7 @@ def inspect_corpus(
         genders=count_values(clip.gender for clip in corpus.clips),
         languages=count_values(clip.language for clip in corpus.clips),
         mapping=dict(corpus.mapping),
-        findings=(*corpus.findings, *_findings(faults)),
+        findings=(*corpus.findings, *_findings(faults), *_silent_speakers(corpus, faults)),
         verdicts=dict(Counter(kind for kinds in faults.values() for kind in kinds)),
     )
 
@@ -149,3 +149,15 @@ def _findings(faults: Mapping[str, Sequence[str]]) -> list[Finding]:
     return [
         make_finding(f"{kind} clips", ids, _ACTIONS[kind]) for kind, ids in found.items() if ids
     ]
+
+
+def _silent_speakers(corpus: Corpus, faults: Mapping[str, Sequence[str]]) -> list[Finding]:
+    """Speakers who are left out, because all their clips are."""
+    usable = {
+        clip.speaker
+        for clip in corpus.clips
+        if not any(_ACTIONS[kind] == _SKIPPED for kind in faults[clip.clip_id])
+    }
+    silent = [speaker for speaker in corpus.speakers if speaker not in usable]
+    note = make_finding("speakers without a usable clip", silent, _SKIPPED)
+    return [note] if silent else []

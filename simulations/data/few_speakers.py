@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor
@@ -49,7 +50,8 @@ def load_few_speakers(
         SottovoceError: A corpus cannot be read, or has too few speakers.
     """
     cache = FeatureCache(cache_folder())
-    corpus = open_corpus(data.corpus, data.folder)
+    open_one = partial(open_corpus, labels=data.label_map, follow_links=data.follow_links)
+    corpus = open_one(data.corpus, data.folder)
     chosen = corpus.speakers[:speakers]
     if len(chosen) < speakers:
         raise CorpusError(f"{corpus.name} has {len(chosen)} speakers; ask for fewer --speakers")
@@ -57,7 +59,7 @@ def load_few_speakers(
         [clip for clip in corpus.clips if clip.speaker in chosen], data.encoder, cache, on_message
     )
     public = [
-        _load_features(open_corpus(name, folder).clips, data.encoder, cache, on_message)
+        _load_features(open_one(name, folder).clips, data.encoder, cache, on_message)
         for name, folder in data.public or (SYNTHETIC_PUBLIC,)
     ]
     plan = run_plan.plan_without_noise(settings, run="", labels=corpus.emotions, inputs=1)

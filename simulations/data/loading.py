@@ -17,7 +17,7 @@ from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.features.registry import create_extractor
 from sottovoce.simulations.corpora.catalogue import open_corpus
-from sottovoce.simulations.corpora.corpus import Clip, Corpus
+from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
 from sottovoce.simulations.corpora.speaker_splits import (
     NEUTRAL,
     EvaluationProtocol,
@@ -115,7 +115,7 @@ def load_corpus(
     workers: int = 1,
 ) -> LoadedCorpus:
     """Open the users' corpus, split its speakers, compute features."""
-    corpus = open_corpus(data.corpus, data.folder)
+    corpus = _open(data, data.corpus, data.folder)
     for line in corpus.format_mapping():
         on_message(f"label {line}")
     for found in corpus.findings:
@@ -123,37 +123,72 @@ def load_corpus(
     chosen = apply_protocol(data.protocol or "default", corpus)
     for found in chosen.findings:
         on_message(f"{chosen.name}: {found}")
+    # Before features: what counts alone can refuse is not to cost anybody an hour.
+    _require_neutral_clips(data.enrolment, chosen.corpus)
     for line in enrolment_messages(data.enrolment, chosen.corpus):
         on_message(line)
     loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
     table = loader.load(chosen.corpus, cache)
+    corpus, silent = _without_silent_speakers(corpus, chosen.corpus, table)
+    if silent.count:
+        on_message(f"found: {silent}")
+        chosen = apply_protocol(data.protocol or "default", corpus)
     chosen = _without_unusable_clips(chosen, table)
-    if data.enrolment.neutral_clips and NEUTRAL not in chosen.corpus.emotions:
-        raise SettingError(
-            f"enrolment is {data.enrolment.enrolment} and corpus {corpus.name} has no neutral "
-            "clip; it must be none or all"
-        )
+    _require_neutral_clips(data.enrolment, chosen.corpus)
     exclusions = dict(Counter(entry.fault.value for entry in table.excluded)) | {
         found.what: found.count for found in corpus.findings if "left out" in found.action
     }
     return LoadedCorpus(protocol=chosen, feature_table=table, exclusion_counts=exclusions)
 
 
+def _open(data: DataSettings, name: str, folder: str) -> Corpus:
+    """One of the run's corpora, under the run's label map."""
+    return open_corpus(name, folder, labels=data.label_map, follow_links=data.follow_links)
+
+
+def _require_neutral_clips(enrolment: EnrolmentSettings, corpus: Corpus) -> None:
+    """Refuse neutral enrolment where there is nothing neutral.
+
+    Raises:
+        SettingError: There is no neutral clip.
+    """
+    if enrolment.neutral_clips and NEUTRAL not in corpus.emotions:
+        raise SettingError(
+            f"enrolment is {enrolment.enrolment} and corpus {corpus.name} has no neutral clip; it "
+            "must be none or all"
+        )
+
+
+def _without_silent_speakers(
+    corpus: Corpus, selected: Corpus, table: FeatureTable
+) -> tuple[Corpus, Finding]:
+    """The corpus without the speakers none of whose selected clips has features, and who they are.
+
+    Raises:
+        CorpusError: No speaker is left.
+    """
+    usable = {clip.speaker for clip in selected.clips if clip.clip_id in table.features}
+    silent = [speaker for speaker in selected.speakers if speaker not in usable]
+    found = make_finding("speakers without a usable clip", silent, "left out")
+    if not silent:
+        return corpus, found
+    return replace(
+        corpus,
+        clips=tuple(clip for clip in corpus.clips if clip.speaker not in silent),
+        set_aside=tuple(clip for clip in corpus.set_aside if clip.speaker not in silent),
+        findings=(*corpus.findings, found),
+    ), found
+
+
 def _without_unusable_clips(chosen: EvaluationProtocol, table: FeatureTable) -> EvaluationProtocol:
     """The protocol without the clips that have no features.
 
     Raises:
-        CorpusError: A speaker has none left, or a fold has no clip of a class to train on.
+        CorpusError: One class is left, or a fold has no clip of a class to train on.
     """
     usable = tuple(clip for clip in chosen.corpus.clips if clip.clip_id in table.features)
     if len(usable) == len(chosen.corpus.clips):
         return chosen
-    speakers = {clip.speaker for clip in usable}
-    silent = [name for name in chosen.corpus.speakers if name not in speakers]
-    if silent:
-        raise CorpusError(
-            f"no clip of {', '.join(silent[:5])} can be used; remove them from the corpus"
-        )
     corpus = replace(chosen.corpus, clips=usable)
     if len(corpus.emotions) < 2:
         raise CorpusError(
@@ -228,21 +263,27 @@ def exclusion_messages(table: FeatureTable) -> tuple[str, ...]:
     return tuple(f"left out: {entry.clip_id}: {entry.reason}" for entry in table.excluded)
 
 
+def open_public_corpora(data: DataSettings) -> list[Corpus]:
+    """Open the corpora declared public; errors as in ``open_corpus``."""
+    return [_open(data, name, folder) for name, folder in data.public or (DEFAULT_PUBLIC_CORPUS,)]
+
+
 def load_public_corpora(
     data: DataSettings,
     loaded_corpus: LoadedCorpus,
     on_message: OnMessage,
     on_progress: OnProgress,
     *,
+    opened: Sequence[Corpus] | None = None,
     workers: int = 1,
 ) -> list[PublicCorpus]:
-    """Open the public corpora. Features come when asked for."""
+    """Open the public corpora, unless they were ``opened``. Features come when asked for."""
     if not data.public:
         on_message("no corpus is declared public: the projection is fitted on synthetic voices")
     corpora: list[PublicCorpus] = []
     loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
-    for name, folder in data.public or (DEFAULT_PUBLIC_CORPUS,):
-        corpus = open_corpus(name, folder)
+    for corpus in opened or open_public_corpora(data):
+        name = corpus.name
         contents, fingerprint = fingerprint_features(corpus.clips, data.encoder)
         _check_disjoint(name, loaded_corpus.feature_table, contents)
         read = partial(loader.load_public, corpus)
@@ -284,8 +325,13 @@ def load_corpora(
         on_progress: Takes (what, done, total).
         workers: Processes for features, at least 1.
     """
+    needs_public = recipe.model in FROZEN_ENCODER_MODELS
+    # Opened first: a public corpus that is not there is known before features are computed.
+    public = open_public_corpora(data) if needs_public else []
     with FeatureCache(cache_folder()) as cache:
         loaded = load_corpus(data, cache, on_message, on_progress, workers=workers)
-    if recipe.model not in FROZEN_ENCODER_MODELS:
+    if not needs_public:
         return loaded, []
-    return loaded, load_public_corpora(data, loaded, on_message, on_progress, workers=workers)
+    return loaded, load_public_corpora(
+        data, loaded, on_message, on_progress, opened=public, workers=workers
+    )

@@ -31,6 +31,8 @@ class ScenarioSettings:
         data: Its folder, or the options of ``synthetic``.
         protocol: Which speakers test which model; empty: the corpus's usual one.
         public: Corpora declared public.
+        label_map: A label map for all corpora, by file or name; empty: each folder's own.
+        follow_links: Whether paths of a manifest may lead out of its folder through links.
         encoder: Name of the feature extractor; empty: the recipe's usual one.
         unit: What is protected: ``utterance``, ``user``, ``both`` or ``none``.
         epsilon: Budget of every device's life, above 0; with ``both``, of each unit.
@@ -57,6 +59,8 @@ class ScenarioSettings:
     data: str = ""
     protocol: str = ""
     public: tuple[PublicCorpusSettings, ...] = ()
+    label_map: str = ""
+    follow_links: bool = False
     encoder: str = ""
     unit: str = "utterance"
     epsilon: float = 8.0

@@ -122,6 +122,8 @@ class Scenario:
             data=data.folder,
             protocol=data.protocol,
             public=tuple(PublicCorpusSettings(name=name, data=at) for name, at in data.public),
+            label_map=data.label_map,
+            follow_links=data.follow_links,
             encoder=data.encoder,
             unit=privacy.unit,
             epsilon=privacy.epsilon,
@@ -146,6 +148,9 @@ class Scenario:
         record["public"], record["baselines"] = list(record["public"]), list(record["baselines"])
         if self.recipe.loss == CROSS_ENTROPY:  # runs from before other losses keep their names
             del record["recipe"]["loss"]
+        for name in ("label_map", "follow_links"):  # likewise
+            if not record[name]:
+                del record[name]
         if self.population is None:  # TOML has no word for nothing
             del record["population"]
         return record
@@ -179,6 +184,8 @@ def settle_scenario(settings: ScenarioSettings) -> Scenario:
                 enrolment=settings.enrolment,
                 labelled_clips_per_user=settings.labelled_clips_per_user,
             ),
+            label_map=settings.label_map,
+            follow_links=settings.follow_links,
         ),
         privacy=PrivacyTarget(
             unit=settings.unit,

@@ -83,6 +83,8 @@ class DataSettings:
         public: Corpora declared public, as (name, folder).
         encoder: Name of the feature extractor.
         enrolment: What test users bring.
+        label_map: A user's own label map, by file or name; empty: the folder's own.
+        follow_links: Whether paths of a manifest may lead out of its folder through links.
     """
 
     corpus: str
@@ -91,6 +93,8 @@ class DataSettings:
     public: tuple[tuple[str, str], ...] = ()
     encoder: str = ""
     enrolment: EnrolmentSettings = EnrolmentSettings()
+    label_map: str = ""
+    follow_links: bool = False
 
     def __post_init__(self) -> None:
         if (self.corpus, self.folder) in self.public:

@@ -3,12 +3,19 @@
 import argparse
 from pathlib import Path
 
-from sottovoce.cli.options import Commands, add_command, add_command_group, print_json
+from sottovoce.cli.options import (
+    Commands,
+    add_command,
+    add_command_group,
+    add_reading_options,
+    print_json,
+)
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.printable import print_lines
 from sottovoce.shared.validation import require_one_of
 
 _SILENCE = Path("silence.wav")
+_MANY_CLIPS = 500
 _SAMPLE_SEED = 1
 """Another seed than the demo's: a voice that its model does not know."""
 
@@ -34,6 +41,7 @@ def add_corpora_command(commands: Commands) -> None:
     )
     check.add_argument("name", help="the corpus to check; sottovoce corpora list shows all")
     check.add_argument("--data", metavar="DIR", help="its folder")
+    add_reading_options(check)
     check.add_argument("--json", action="store_true", help="print JSON")
     _add_sample(group)
 
@@ -80,9 +88,21 @@ def run_list_command(arguments: argparse.Namespace) -> int:
 
 def run_check_command(arguments: argparse.Namespace) -> int:
     """Check one corpus and print a report."""
+    from sottovoce.cli.progress_bar import ProgressConsole
     from sottovoce.simulations.corpora import inspect_corpus, open_corpus
 
-    report = inspect_corpus(open_corpus(arguments.name, arguments.data))
+    corpus = open_corpus(
+        arguments.name,
+        arguments.data,
+        labels=arguments.label_map or "",
+        follow_links=bool(arguments.follow_links),
+    )
+    total = len(corpus.clips) + len(corpus.set_aside)
+    # Some hundred recordings are measured before anybody wonders.
+    with ProgressConsole(quiet=total < _MANY_CLIPS) as console:
+        report = inspect_corpus(
+            corpus, on_progress=lambda done: console.update_progress("recordings", done, total)
+        )
     print_json(report.to_dict()) if arguments.json else print_lines(*report.format_lines())
     return 0
 

@@ -143,7 +143,24 @@ def add_data_options(parser: CommandParser) -> "argparse._ArgumentGroup":
     )
     add("--data", metavar="DIR", help="its folder; for synthetic: speakers=24,clips=30,seed=7")
     add("--public", action="append", metavar=PUBLIC_CORPUS, help="a corpus declared public")
+    add_reading_options(group)
     return group
+
+
+def add_reading_options(parser: "CommandParser | argparse._ArgumentGroup") -> None:
+    """Add the options that say how corpora are read."""
+    parser.add_argument(
+        "--label-map",
+        metavar="FILE",
+        help="labels to keep, merge, drop or rename: a table label,emotion, or iemocap4 "
+        "(default: labels.csv in the corpus's folder)",
+    )
+    parser.add_argument(
+        "--follow-links",
+        action="store_true",
+        default=None,
+        help="let a manifest's paths lead out of its folder through links",
+    )
 
 
 def add_privacy_options(parser: CommandParser) -> "argparse._ArgumentGroup":
@@ -180,7 +197,8 @@ def add_evaluation_options(parser: CommandParser) -> "argparse._ArgumentGroup":
     add(
         "--protocol",
         metavar="NAME",
-        help="which speakers test which model (default: the corpus's usual one)",
+        help="which speakers test which model: 5fold, loso, by:session ... (default: the "
+        "corpus's usual one)",
     )
     add(
         "--labelled-clips",

@@ -26,6 +26,8 @@ _SETTINGS = (
     "corpus",
     "data",
     "protocol",
+    "label_map",
+    "follow_links",
     "unit",
     "epsilon",
     "delta",

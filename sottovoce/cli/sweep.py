@@ -34,6 +34,8 @@ _SETTINGS = (
     "corpus",
     "data",
     "protocol",
+    "label_map",
+    "follow_links",
     "delta",
     "user_delta",
     "secure",

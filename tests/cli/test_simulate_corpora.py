@@ -1,5 +1,6 @@
 """Corpora that ``simulate`` cannot use, and public corpora that are not."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -94,31 +95,39 @@ def test_a_class_that_no_training_speaker_has_fails(
     assert "s03" in last
 
 
-@pytest.mark.parametrize(
-    ("speakers", "words"),
-    [
-        (["s01"], ["no clip of s01", "remove"]),
-        (["s00", "s01", "s02"], ["no clip of s00, s01, s02"]),
-    ],
-)
-def test_a_speaker_without_a_usable_clip_fails(
-    say: Say,
-    scenario: Callable[..., Path],
-    make_corpus: Any,
-    write_wav: Any,
-    tmp_path: Path,
-    speakers: list[str],
-    words: list[str],
-) -> None:
-    users = make_corpus(tmp_path / "users", clips=4)
+def _silence(users: Path, write_wav: Any, *speakers: str) -> None:
     for number, path in enumerate(sorted(users.glob("*.wav"))):
         if path.name[:3] in speakers:
             write_wav(path, level=0.0, seconds=0.5 + number / 100)
 
+
+def test_a_speaker_without_a_usable_clip_is_left_out_and_counted(
+    say: Say, scenario: Callable[..., Path], make_corpus: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    _silence(users, write_wav, "s01")
+
+    status, _, last = say("corpora", "check", "folder", "--data", users, "--json")
+    assert status == 0, last
+    status, last = _simulate(say, scenario(users=users), tmp_path / "out")
+
+    assert status == 0, last
+    run = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert run["exclusions"]["speakers without a usable clip"] == 1
+    assert run["exclusions"]["silent"] == 4
+    assert "s01" not in run["accuracy"]["per_speaker"]
+
+
+def test_silence_that_leaves_one_speaker_fails(
+    say: Say, scenario: Callable[..., Path], make_corpus: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    _silence(users, write_wav, "s00", "s01", "s02")
+
     status, last = _simulate(say, scenario(users=users), tmp_path / "out")
 
     assert status == 1
-    assert not [word for word in words if word not in last], last
+    assert "one speaker only, s03" in last
 
 
 def test_silence_that_leaves_a_class_untrained_fails(
