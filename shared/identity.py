@@ -61,6 +61,8 @@ def identity_key(name: str) -> str:
         >>> identity_key("José") == identity_key("Jose")
         False
     """
+    if name.isascii() and name.isprintable():
+        return " ".join(name.split()).lower().replace("`", "'")
     bare = "".join(letter for letter in tidy_name(name) if letter not in _JOINERS).translate(
         _PUNCTUATION
     )
@@ -89,6 +91,21 @@ def choose_spellings(names: Iterable[str]) -> dict[str, str]:
     for name in sorted(counts, key=lambda name: (-counts[name], name)):
         chosen.setdefault(identity_key(name), name)
     return dict(sorted(chosen.items()))
+
+
+def find_name(name: str, names: Iterable[str]) -> str | None:
+    r"""Find the name that is the same identity, as it is written there; None where there is none.
+
+    Args:
+        name: As somebody wrote it.
+        names: Different identities.
+
+    Example:
+        >>> find_name("Za\u0308rtlich", ["neutral", "zärtlich"])
+        'zärtlich'
+    """
+    key = identity_key(name)
+    return next((other for other in names if identity_key(other) == key), None)
 
 
 def _is_invisible(letter: str) -> bool:

@@ -111,7 +111,7 @@ def checked(command: str) -> None:
     own_file = str(getattr(arguments, "scenario", None)).endswith(".toml")
     if arguments.run is simulate.run_simulate_command and not own_file:
         settled = simulate.build_scenario(arguments)
-        folds = re.fullmatch(r"\d+fold", settled.protocol)
+        folds = re.fullmatch(r"\d+fold|by:\w+", settled.protocol)
         assert not settled.protocol or folds or settled.protocol in speaker_splits.protocol_names()
         assert {settled.corpus, *dict(settled.public)} <= set(TITLES)
         assert set(settled.encoder.split("+")) <= set(registry.extractor_names())

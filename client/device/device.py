@@ -141,9 +141,11 @@ class Device:
 
         Raises:
             PrivacyError: There is one already, or the disk refuses.
-            SettingError: A short passphrase.
+            SettingError: A short passphrase, or a name without a visible character.
         """
         folder = Path(folder)
+        # One form of a name: its vault, its ledger and the server must not disagree.
+        profile = profile.with_tidy_user()
         vault = FileVault.create(
             folder / "vault", user=profile.user, key=key, passphrase=passphrase
         )

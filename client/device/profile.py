@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sottovoce.shared import codec
 from sottovoce.shared.codec import Name
-from sottovoce.shared.errors import PrivacyError
+from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.identity import find_name, tidy_name
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit
@@ -39,6 +40,21 @@ class DeviceProfile:
     neutral_enrolment: bool = False
     labels: tuple[str, ...]
     simulated_seed: int | None = None
+
+    def with_tidy_user(self) -> "DeviceProfile":
+        r"""Write the user's name in one form, so that no two spellings of it are two users.
+
+        Raises:
+            SettingError: A name without a visible character.
+
+        Example:
+            >>> DeviceProfile(user=" Jose\u0301", budgets=(), labels=()).with_tidy_user().user
+            'José'
+        """
+        user = tidy_name(self.user)
+        if not user:
+            raise SettingError("the user's name is empty; give the device a pseudonym")
+        return replace(self, user=user)
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to a JSON object, for ``device.json``."""
@@ -142,7 +158,8 @@ class LabelledFeatures:
             own_labels: Names of the labels that the clips carry.
             labels: The others', in their order.
         """
-        order = [labels.index(name) if name in labels else UNKNOWN_LABEL for name in own_labels]
+        found = [find_name(name, labels) for name in own_labels]
+        order = [UNKNOWN_LABEL if name is None else labels.index(name) for name in found]
         # Index -1 reads the last entry, so that an unlabelled clip stays unlabelled.
         numbers = torch.tensor([*order, UNKNOWN_LABEL])[self.examples.labels]  # unknown is the last
         return replace(self, examples=replace(self.examples, labels=numbers))

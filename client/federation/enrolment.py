@@ -10,6 +10,7 @@ from sottovoce.client.device.profile import LabelledFeatures
 from sottovoce.client.federation import secure_sums
 from sottovoce.client.personalisation import feedback
 from sottovoce.shared.errors import MessageError
+from sottovoce.shared.identity import find_name
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.privacy.user_level import SecureSumConfigs
@@ -133,7 +134,7 @@ def load_in_plan_order(device: Device, plan: Plan) -> LabelledFeatures:
         MessageError: The user gave a label that the plan has no class for.
     """
     clips = device.load_features()
-    missing = [label for label in device.profile.labels if label not in plan.labels]
+    missing = [label for label in device.profile.labels if not find_name(label, plan.labels)]
     if missing:
         raise MessageError(f"the plan has no class for {', '.join(missing)}, which this user gave")
     return clips.with_label_order(device.profile.labels, plan.labels)

@@ -30,6 +30,7 @@ from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.shared import calibration
 from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.identity import find_name
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.printable import get_logger
@@ -74,7 +75,8 @@ class FeedbackStore(VaultLearner):
                 cannot be fitted on them; nothing was learned.
             PrivacyError: The vault cannot be read or written.
         """
-        if emotion not in self._package.labels:
+        label = find_name(emotion, self._package.labels)
+        if label is None:
             known = ", ".join(self._package.labels)
             raise SettingError(f"the emotion is {emotion!r}; this model knows {known}")
         if self._package.spec.reads_frames:
@@ -88,7 +90,7 @@ class FeedbackStore(VaultLearner):
             # Emptied first: a program killed from here on leaves a mark that the next one fits
             # again.
             self._vault.put(_FITTED, b"")
-            name = self._add_example(features, emotion)
+            name = self._add_example(features, label)
             try:
                 self._fit(mean)
             except Exception as error:

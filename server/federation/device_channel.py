@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from sottovoce.server.federation.participants import Participant
 from sottovoce.shared.errors import EngineError, MessageError
+from sottovoce.shared.identity import identity_key
 from sottovoce.shared.printable import get_logger, quote_peer
 from sottovoce.shared.protocol import flower_records, messages
 
@@ -88,6 +89,7 @@ class DeviceChannel:
             for node, request in requests.items()
         ]
         replies: dict[str, tuple[Participant, messages.Reply]] = {}
+        seen: set[str] = set()
         for answer in self._grid.send_and_receive(outgoing, timeout=self._timeout_s):
             node = answer.metadata.src_node_id
             # A lost message has no content to decode.
@@ -108,9 +110,11 @@ class DeviceChannel:
                     "the device of %s answers for another; refused", self.users_by_node[node]
                 )
                 continue
-            if reply.user in replies:
+            # Two spellings of one name would be two budgets of one person.
+            if identity_key(reply.user) in seen:
                 LOG.warning("a second device answers for %s; refused", reply.user)
                 continue
+            seen.add(identity_key(reply.user))
             replies[reply.user] = (Participant(user=reply.user, node=node), reply)
         # By name and not by arrival: floating-point sums depend on the order.
         return [replies[user] for user in sorted(replies)]

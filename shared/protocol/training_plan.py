@@ -17,6 +17,7 @@ from torch import Tensor
 from sottovoce.shared import codec, validation
 from sottovoce.shared.calibration.head_statistics import CalibrationRelease
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.identity import identity_key
 from sottovoce.shared.models.losses import CROSS_ENTROPY
 from sottovoce.shared.models.parameters import hash_model
 from sottovoce.shared.models.spec import ModelSpec
@@ -87,7 +88,8 @@ class Plan:
     def __post_init__(self) -> None:
         validation.require_at_least(1, rounds=self.rounds)
         validation.require_non_negative(count_noise=self.count_noise)
-        if len(self.labels) != self.model.classes or len(set(self.labels)) != len(self.labels):
+        distinct = {identity_key(label) for label in self.labels}
+        if not len(self.labels) == len(distinct) == self.model.classes:
             raise SettingError(
                 f"labels {self.labels} do not name the model's {self.model.classes} classes, "
                 "each once"

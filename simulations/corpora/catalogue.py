@@ -1,17 +1,18 @@
 """Open a corpus by name."""
 
-import csv
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from sottovoce.shared import validation
 from sottovoce.shared.errors import CorpusError, SettingError
+from sottovoce.shared.identity import identity_key
 from sottovoce.simulations.corpora import discovery, manifest
 from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
 from sottovoce.simulations.corpora.labelling import label_clips
 from sottovoce.simulations.corpora.layouts import LAYOUTS
 from sottovoce.simulations.corpora.synthetic import synthetic_corpus
+from sottovoce.simulations.corpora.table import Tally, read_table
 from sottovoce.simulations.corpora.user_label_map import (
     LABEL_MAP_FILE,
     UserLabelMap,
@@ -203,8 +204,8 @@ def _table(folder: Path, file: str, key: str, value: str) -> dict[str, str]:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return {}
-    with path.open(newline="", encoding="utf-8-sig", errors="replace") as table:
-        rows = list(csv.DictReader(table))
-    if not rows or key not in rows[0] or value not in rows[0]:
+    wanted = identity_key(key), identity_key(value)
+    table = read_table(path, Tally(), wanted=wanted)
+    if not set(wanted) <= set(table.columns):
         raise CorpusError(f"{path} lacks the columns {key} and {value}; restore the official file")
-    return {row[key]: row[value] for row in rows}
+    return {row[wanted[0]]: row[wanted[1]] for row in table.rows}

@@ -13,6 +13,7 @@ from sottovoce.cli.options import (
     print_json,
 )
 from sottovoce.shared.errors import SettingError, SottovoceError
+from sottovoce.shared.identity import find_name
 from sottovoce.shared.printable import print_error, print_json_text, print_lines
 from sottovoce.shared.validation import suggest_name
 
@@ -92,7 +93,7 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
         vault=open_from_environment(arguments.device / "vault") if arguments.device else None,
     )
     labels = recogniser.package.labels
-    if arguments.label and arguments.label not in labels:
+    if arguments.label and find_name(arguments.label, labels) is None:
         raise SettingError(
             f"--label is {arguments.label!r}{suggest_name(arguments.label, labels)}; this model "
             f"knows {', '.join(labels)}: nothing was learned"

@@ -441,3 +441,24 @@ def test_a_device_whose_ledger_was_tampered_with_opens_for_nobody(make: MakeDevi
 
     with pytest.raises(LedgerError):
         Device.open(device.folder)
+
+
+def test_a_user_has_one_name_however_it_is_written(tmp_path: Path) -> None:
+    names = ["Jose\u0301", " José ", "Jos\u200bé"]
+
+    users = {
+        Device.create(tmp_path / str(number), replace(REAL, user=name), clips()).profile.user
+        for number, name in enumerate(names)
+    }
+
+    assert users == {"José"}
+    with pytest.raises(SettingError, match="name is empty"):
+        Device.create(tmp_path / "nobody", replace(REAL, user=" \u200b"), clips())
+
+
+def test_labels_are_found_in_another_form() -> None:
+    own, plan = ("a\u0308rger", "Freude"), ("freude", "neutral", "ärger")
+
+    labels = clips().with_label_order(own, plan).examples.labels
+
+    assert labels.tolist() == [2, 0, 2, 0]
