@@ -5,6 +5,7 @@ __all__ = [
     "device",
     "privacy_report",
     "profile",
+    "randomness",
     "user_key",
     "vault",
     "vault_anchor",

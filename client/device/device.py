@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.device.vault import FileVault, Vault, write_file
 from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.shared import codec, crypto, seeding
@@ -26,19 +27,8 @@ from sottovoce.shared.bounded_files import read_bounded_file
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.privacy.gaussian_noise import (
-    GaussianSampler,
-    SeededGaussianSampler,
-    SystemGaussianSampler,
-)
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.poisson_sampling import PoissonSampler, SystemPoissonSampler
 from sottovoce.shared.privacy.release import Release
-from sottovoce.shared.secure_aggregation.discrete_gaussian import (
-    RandomWords,
-    SeededRandomWords,
-    SystemRandomWords,
-)
 from sottovoce.shared.speaker import normalisation
 
 _SCHEMA: Final = 2
@@ -217,7 +207,7 @@ class Device:
         name: str,
         request_digest: str,
         release: Release,
-        compute: Callable[["Randomness"], Tensor],
+        compute: Callable[[Randomness], Tensor],
     ) -> Tensor:
         """Book a release, make it, keep it, and give it out.
 
@@ -268,7 +258,7 @@ class Device:
         self.vault.put_tensors(slot, {"value": value, "stamp": stamp}, durable=False)
         return value
 
-    def book_release(self, name: str, request_digest: str, release: Release) -> "Randomness":
+    def book_release(self, name: str, request_digest: str, release: Release) -> Randomness:
         """Book a release that is about to be made; arguments as for :meth:`book_and_release`.
 
         Returns:
@@ -373,9 +363,7 @@ class Device:
             )
         durable = self.profile.simulated_seed is None
         self.vault.put(_ANSWERED, json.dumps(answered).encode(), durable=durable)
-        return self._store_released(
-            slot, ledger_key, prepared.compute(Randomness(self.profile, prepared.name))
-        )
+        return self._store_released(slot, ledger_key, prepared.compute_as(self.profile))
 
     @property
     def identity_key(self) -> bytes:
@@ -463,47 +451,6 @@ def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Exa
     return numbered.select(clips.for_head & (numbered.labels != UNKNOWN_LABEL))
 
 
-class Randomness:
-    """Generators for one release: repeatable in a simulation, secret on a device."""
-
-    def __init__(self, profile: DeviceProfile, name: str) -> None:
-        self._profile = profile
-        self._name = name
-
-    @property
-    def noise_source(self) -> GaussianSampler:
-        """Source of Gaussian privacy noise."""
-        seed = self._profile.simulated_seed
-        if seed is None:
-            return SystemGaussianSampler()
-        return SeededGaussianSampler(
-            seeding.torch_rng(seed, "noise", self._profile.user, self._name)
-        )
-
-    @property
-    def random_words(self) -> RandomWords:
-        """Source of the random words that discrete noise is made of."""
-        seed = self._profile.simulated_seed
-        if seed is None:
-            return SystemRandomWords()
-        return SeededRandomWords(seeding.numpy_rng(seed, "words", self._profile.user, self._name))
-
-    @property
-    def torch_generator(self) -> torch.Generator:
-        """Generator of dropout masks, and of a simulation's batches."""
-        seed = self._profile.simulated_seed
-        if seed is None:
-            # torch's generator takes 64 bits; a random seed that nobody knows is as good as secret
-            # draws.
-            return torch.Generator().manual_seed(secrets.randbits(63))
-        return seeding.torch_rng(seed, "training", self._profile.user, self._name)
-
-    @property
-    def poisson_sampler(self) -> PoissonSampler | None:
-        """Sampler of who joins a step; None leaves it to the generator, in a simulation."""
-        return SystemPoissonSampler() if self._profile.simulated_seed is None else None
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PreparedRelease:
     """A release that is not booked yet.
@@ -519,6 +466,14 @@ class PreparedRelease:
     request_digest: str
     release: Release
     compute: Callable[[Randomness], Tensor]
+
+    def compute_as(self, profile: DeviceProfile) -> Tensor:
+        """Compute it with the randomness that this device has for it.
+
+        Args:
+            profile: The device's; its seed decides all draws, or the operating system without one.
+        """
+        return self.compute(Randomness(profile, self.name))
 
 
 def _ledger_key(name: str, request_digest: str, release: Release) -> str:

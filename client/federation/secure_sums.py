@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.device import Device, PreparedRelease
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation.secagg_client import DeviceRound
 from sottovoce.shared.errors import MessageError, ModelError
 from sottovoce.shared.printable import get_logger

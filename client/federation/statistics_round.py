@@ -9,7 +9,8 @@ exact mean, which prediction uses, must not be used here: with it every row woul
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.device import Device, PreparedRelease
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation import model_inputs, own_contribution
 from sottovoce.client.federation.agreed_plan import digest_request, read_agreed_plan
 from sottovoce.client.training.poisson_batch import Batch

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.device import Device, PreparedRelease
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation import own_contribution, participation_spacing, secure_sums
 from sottovoce.client.federation.agreed_plan import check_centre, digest_request, read_agreed_plan
 from sottovoce.client.federation.model_inputs import load_training_examples, model_with_weights

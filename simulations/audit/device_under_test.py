@@ -12,7 +12,7 @@ from typing import Final, TypeVar, cast
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.user_key import UserKey
 from sottovoce.client.federation import enrolment, statistics_round, training_round
@@ -165,9 +165,7 @@ class DeviceUnderTest:
         # Everything but the noise is computed once: that is what makes thousands of samples cheap.
         prepared: PreparedRelease = statistics_round.prepare_head_statistics(self.device, request)
         for seed in seeds:
-            yield prepared.compute(
-                Randomness(replace(self.profile, simulated_seed=seed), prepared.name)
-            )
+            yield prepared.compute_as(replace(self.profile, simulated_seed=seed))
 
 
 def run_trial(transcript: Transcript, examples: Examples, seed: int) -> Observation:

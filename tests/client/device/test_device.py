@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, Randomness
+from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy import accountant

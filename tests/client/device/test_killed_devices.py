@@ -22,8 +22,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, Randomness
+from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.shared import atomic_files

@@ -9,8 +9,9 @@ import torch
 from builders import make_noised_plan
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, Randomness
+from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation import (
     enrolment,
     model_inputs,

@@ -17,7 +17,8 @@ import torch
 from builders import make_clips, make_device, make_examples, make_plan
 from torch import Tensor
 
-from sottovoce.client.device.device import Device, PreparedRelease, Randomness
+from sottovoce.client.device.device import Device, PreparedRelease
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation import enrolment, statistics_round, training_round
 from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.aggregation.secure_sum import run_secure_sum
