@@ -468,7 +468,7 @@ class PreparedRelease:
     compute: Callable[[Randomness], Tensor]
 
     def compute_as(self, profile: DeviceProfile) -> Tensor:
-        """Compute it with the randomness that this device has for it.
+        """Compute the release with the randomness that a device has for its name.
 
         Args:
             profile: The device's; its seed decides all draws, or the operating system without one.
