@@ -260,7 +260,7 @@ def test_an_interrupt_says_how_to_go_on(
 def test_ctrl_c_at_a_real_run_leaves_one_clear_line_and_a_run_to_go_on_with(
     say: Say, scenario: Callable[..., Path], tmp_path: Path, workers: int
 ) -> None:
-    words = ["simulate", str(scenario(rounds=60)), "--out", str(tmp_path / "out")]
+    words = ["simulate", str(scenario(rounds=40)), "--out", str(tmp_path / "out")]
     words += ["--workers", str(workers)]
     with subprocess.Popen(
         [sys.executable, "-c", HEARS_CTRL_C, *words],
@@ -279,7 +279,7 @@ def test_ctrl_c_at_a_real_run_leaves_one_clear_line_and_a_run_to_go_on_with(
     assert run.returncode == 130
     assert not [line for line in lines if "Traceback" in line]
     assert lines[-1].endswith(f"go on with: sottovoce {' '.join(words)} --resume")
-    status, out, _ = say(*words, "--resume", "--quiet")
+    status, out, _ = say(*words, "--workers", 1, "--resume", "--quiet")
     assert (status, "UAR" in out) == (0, True)
 
 

@@ -214,6 +214,6 @@ def test_stopped_at_any_time_it_goes_on_to_the_same_sweep(
         last = err.strip().splitlines()[-1]
         assert last.endswith(f"sottovoce {' '.join(command)} --resume")
 
-    assert main.main([*command, "--resume", "--quiet"]) == 0
+    assert main.main([*command, "--workers", "1", "--resume", "--quiet"]) == 0
 
     assert _without_timing(tmp_path / "out")["runs"] == _without_timing(swept)["runs"]
