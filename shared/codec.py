@@ -132,7 +132,7 @@ def convert_settings(
         ...
         sottovoce.shared.errors.SettingError: rounds.toml: [1] is -1; it must be a whole number >= 0
     """
-    unfit = _find_unfit_number(content)
+    unfit = _find_unfit_value(content)
     fault = "{} is {}; it must be {}".format(*unfit) if unfit else ""
     fault = fault or _find_unknown_key(content, record)
     if fault:
@@ -162,7 +162,7 @@ def convert_record(
     Raises:
         SottovoceError: Of class ``error``; the message names the path.
     """
-    unfit = _find_unfit_number(content)
+    unfit = _find_unfit_value(content)
     if unfit:
         where, found, wanted = unfit
         raise error(f"{name} is damaged: at {where}: expected {wanted}, found {found}")
@@ -170,6 +170,8 @@ def convert_record(
         return msgspec.convert(content, record)
     except msgspec.ValidationError as fault:
         raise error(f"{name} is damaged: {_describe(content, str(fault))}") from fault
+    except SottovoceError as fault:  # what a dataclass refuses when it is made
+        raise error(f"{name} is damaged: {fault}") from fault
     except (OverflowError, UnicodeError) as fault:  # half a letter, or hundreds of digits
         raise error(f"{name} is damaged: {fault}") from fault
 
@@ -212,8 +214,8 @@ def build_json_schema(record: Any, *, title: str) -> dict[str, Any]:  # noqa: AN
     return head | msgspec.json.schema(record)
 
 
-def _find_unfit_number(content: object) -> tuple[str, str, str] | None:
-    """Path of the first number that cannot be used, the number, and what it must be.
+def _find_unfit_value(content: object) -> tuple[str, str, str] | None:
+    """Path of the first value that no record can hold, the value, and what it must be.
 
     A loop, since what a stranger nests may be deeper than this program's own calls can go.
     """
@@ -225,16 +227,28 @@ def _find_unfit_number(content: object) -> tuple[str, str, str] | None:
             return where, str(value), "a finite number"
         if isinstance(value, int) and not -MAX_WHOLE_NUMBER <= value <= MAX_WHOLE_NUMBER:
             return where, format_value(value), "a number of 64 bits"
+        if isinstance(value, str) and not _is_unicode(value):
+            return where, format_value(value), "a text of Unicode characters: rename what it names"
         if depth > MAX_DEPTH:
             return where[:_MAX_SHOWN], "nested deeply", f"within {MAX_DEPTH} levels"
         if isinstance(value, dict):
             inner = [(f"{path}.{key}".removeprefix("."), item) for key, item in value.items()]
+            inner += [(f"the key {key!r}", key) for key in value if isinstance(key, str)]
         elif isinstance(value, list):
             inner = [(f"{path}[{index}]", item) for index, item in enumerate(value)]
         else:
             continue
         left += [(at, item, depth + 1) for at, item in reversed(inner)]
     return None
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether a text can be written; bytes of a file name that are no UTF-8 cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _find_unknown_key(content: object, record: object, path: str = "") -> str:

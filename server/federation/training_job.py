@@ -5,24 +5,28 @@ and the settings, ``public.safetensors`` with the initial weights, the projectio
 learned from public corpora.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings, compute_class_weights
 from sottovoce.server.federation.cohort_sampling import CohortSampler
 from sottovoce.server.personalisation.prior_estimation import fit_head_prior
+from sottovoce.server.planning.job_record import (
+    JobRecord,
+    OtherSchemaError,
+    read_job_record,
+    write_job,
+)
 from sottovoce.shared import validation
-from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.calibration import HeadPrior, adapter_basis
-from sottovoce.shared.errors import ModelError, SettingError
+from sottovoce.shared.errors import ModelError, SettingError, SottovoceError
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import build_network
@@ -31,8 +35,10 @@ from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import neutral_direction
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
-SCHEMA = 4
-"""Version of ``job.json`` and ``public.safetensors``; no other is read."""
+MAX_DEVICES: Final = 1_100_000_000
+"""A billion users, and those who are held out."""
+MAX_TIMEOUT_S: Final = 1e8
+"""Three years."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,7 +88,11 @@ class Job:
     cohort_sampler: CohortSampler | None = None
 
     def __post_init__(self) -> None:
-        validation.require_non_negative(calibration_groups=self.calibration_groups)
+        validation.require_count(1, MAX_DEVICES, devices=self.devices)
+        validation.require_count(0, MAX_DEVICES, calibration_groups=self.calibration_groups)
+        validation.require_rate(quorum=self.quorum)
+        validation.require_range(0, MAX_TIMEOUT_S, timeout_s=self.timeout_s)
+        validation.require_range(0, 1, class_exponent=self.class_exponent)
         if self.calibration_groups and self.plan.scheme.promised:
             raise SettingError(
                 f"calibration_groups is {self.calibration_groups}; devices would train as many "
@@ -92,34 +102,27 @@ class Job:
 
     def save(self, folder: Path) -> None:
         """Save the job in a folder."""
-        facts: dict[str, Any] = {
-            "schema": SCHEMA,
-            "plan": self.plan.to_json(),
-            "aggregation": asdict(self.aggregation),
-            "length": self.projection.row_norm,
-            "devices": self.devices,
-            "quorum": self.quorum,
-            "timeout_s": self.timeout_s,
-            "class_exponent": self.class_exponent,
-            "budgets": [asdict(budget) for budget in self.budgets],
-            "simulated_seed": self.simulated_seed,
-            "held_out": str(self.held_out_path) if self.held_out_path else None,
-            "groups": self.calibration_groups,
-        }
-        if self.cohort_sampler:
-            facts["crowd"] = asdict(self.cohort_sampler)
-        if self.head_store_path:
-            facts["heads"] = str(self.head_store_path)
+        record = JobRecord(
+            plan=self.plan.to_json(),
+            aggregation=self.aggregation,
+            length=self.projection.row_norm,
+            devices=self.devices,
+            quorum=self.quorum,
+            timeout_s=self.timeout_s,
+            class_exponent=self.class_exponent,
+            budgets=self.budgets,
+            simulated_seed=self.simulated_seed,
+            held_out=str(self.held_out_path) if self.held_out_path else None,
+            groups=self.calibration_groups,
+            cohort_sampler=self.cohort_sampler,
+            heads=str(self.head_store_path) if self.head_store_path else None,
+        )
         tensors = self.speaker_statistics.to_tensors() | {
             "weights": self.weights,
             "mean": self.projection.mean,
             "matrix": self.projection.matrix,
         }
-        # Copies: safetensors refuses tensors that share memory, as an unknown population's do.
-        copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-        # Tensors first: a job is there once its JSON is.
-        replace_file(folder / "public.safetensors", save(copies))
-        replace_file(folder / "job.json", json.dumps(facts, sort_keys=True, indent=1).encode())
+        write_job(folder, record, tensors)
 
     @classmethod
     def load(cls, folder: Path) -> "Job":
@@ -129,17 +132,12 @@ class Job:
             ModelError: The folder holds none, a damaged one, or one of another schema.
         """
         try:
-            facts: dict[str, Any] = json.loads((folder / "job.json").read_text())
-            schema = facts["schema"]
-            if schema == SCHEMA:
-                tensors = load_file(folder / "public.safetensors")
-                return cls(**_parse_settings(facts, tensors))
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            record = read_job_record(folder / "job.json")
+            return _build_job(record, load_file(folder / "public.safetensors"))
+        except OtherSchemaError as error:
+            raise ModelError(f"{folder} holds a job of {error}") from error
+        except (OSError, ValueError, KeyError, SafetensorError, SottovoceError) as error:
             raise ModelError(f"{folder} holds no usable job ({error}); prepare it again") from error
-        raise ModelError(
-            f"{folder} holds a job of schema {schema}, this version reads {SCHEMA}; prepare it "
-            "again with this version, or go on with the version that prepared it"
-        )
 
     def estimate_head_prior(self, weights: Tensor) -> HeadPrior:
         """Estimate the prior of users' heads, under the model of these weights."""
@@ -198,25 +196,25 @@ def _load_held_out(path: Path) -> dict[str, Tensor]:
         raise ModelError(f"{path} cannot be used ({error}); prepare the job again") from error
 
 
-def _parse_settings(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Rebuild the nested settings."""
+def _build_job(record: JobRecord, tensors: Mapping[str, Tensor]) -> Job:
+    """The job of a folder's two files."""
     projection = PublicProjection(
-        mean=tensors["mean"], matrix=tensors["matrix"], row_norm=float(facts["length"])
+        mean=tensors["mean"], matrix=tensors["matrix"], row_norm=record.length
     )
-    return {
-        "plan": Plan.from_json(facts["plan"]),
-        "aggregation": AggregationSettings(**facts["aggregation"]),
-        "weights": tensors["weights"],
-        "projection": projection,
-        "speaker_statistics": SpeakerStatistics.from_tensors(tensors),
-        "devices": int(facts["devices"]),
-        "quorum": float(facts["quorum"]),
-        "timeout_s": float(facts["timeout_s"]),
-        "class_exponent": float(facts["class_exponent"]),
-        "budgets": tuple(PrivacyBudget.from_dict(budget) for budget in facts["budgets"]),
-        "simulated_seed": facts["simulated_seed"],
-        "held_out_path": Path(facts["held_out"]) if facts["held_out"] else None,
-        "head_store_path": Path(facts["heads"]) if facts.get("heads") else None,
-        "calibration_groups": int(facts["groups"]),
-        "cohort_sampler": CohortSampler(**facts["crowd"]) if "crowd" in facts else None,
-    }
+    return Job(
+        plan=Plan.from_json(record.plan),
+        aggregation=record.aggregation,
+        weights=tensors["weights"],
+        projection=projection,
+        speaker_statistics=SpeakerStatistics.from_tensors(tensors),
+        devices=record.devices,
+        quorum=record.quorum,
+        timeout_s=record.timeout_s,
+        class_exponent=record.class_exponent,
+        budgets=record.budgets,
+        simulated_seed=record.simulated_seed,
+        held_out_path=Path(record.held_out) if record.held_out else None,
+        head_store_path=Path(record.heads) if record.heads else None,
+        calibration_groups=record.groups,
+        cohort_sampler=record.cohort_sampler,
+    )

@@ -5,14 +5,15 @@ import os
 import resource
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
 from sottovoce.client.device.device import Device
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.atomic_files import replace_file
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.codec import Count, decode_json
+from sottovoce.shared.errors import ModelError, SottovoceError
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.simulations.devices.database import DeviceDatabase
 from sottovoce.simulations.devices.in_memory import plan_hash
@@ -27,21 +28,44 @@ _VOICES: Final = "voices.safetensors"
 SERVER_FOLDER: Final = "server"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PopulationRecord:
+    """Content of a population's description, but for the voices.
+
+    Attributes:
+        population: Its settings.
+        labels: Emotions in the order of the classes.
+        budgets: What every device may spend.
+        seed: Decides who the users are.
+        enrolment: What a held-out user's normaliser is learned from.
+        neutral_clips: How many neutral clips that is.
+        labelled_clips_per_user: How many labelled clips a head is fitted on.
+    """
+
+    population: PopulationSettings
+    labels: tuple[str, ...]
+    budgets: tuple[PrivacyBudget, ...]
+    seed: Count
+    enrolment: str
+    neutral_clips: Count
+    labelled_clips_per_user: Count
+
+
 def save_population(
     folder: Path, settings: PopulationSettings, population: SyntheticPopulation
 ) -> None:
     """Describe a population, so that any process can make any of its users."""
     population.voice_model.save(folder / _VOICES)
-    facts = {
-        "population": asdict(settings),
-        "labels": list(population.labels),
-        "budgets": [asdict(budget) for budget in population.budgets],
-        "seed": population.seed,
-        "enrolment": population.enrolment,
-        "neutral_clips": population.neutral_clips,
-        "labelled_clips_per_user": population.labelled_clips_per_user,
-    }
-    replace_file(folder / _DESCRIPTION, json.dumps(facts, indent=1).encode())
+    record = PopulationRecord(
+        population=settings,
+        labels=population.labels,
+        budgets=population.budgets,
+        seed=population.seed,
+        enrolment=population.enrolment,
+        neutral_clips=population.neutral_clips,
+        labelled_clips_per_user=population.labelled_clips_per_user,
+    )
+    replace_file(folder / _DESCRIPTION, json.dumps(asdict(record), indent=1).encode())
 
 
 class PopulationHost:
@@ -58,20 +82,21 @@ class PopulationHost:
 
     def __init__(self, folder: Path, database: Path) -> None:
         try:
-            facts = json.loads((folder / _DESCRIPTION).read_text())
-            self._settings = PopulationSettings(**facts["population"])
+            content = (folder / _DESCRIPTION).read_bytes()
+            record = decode_json(content, PopulationRecord, name=_DESCRIPTION, error=ModelError)
+            self._settings = record.population
             self._population = SyntheticPopulation(
                 users=self._settings.users,
                 voice_model=VoiceModel.load(folder / _VOICES),
                 clips=self._settings.clips,
-                labels=tuple(facts["labels"]),
-                budgets=tuple(PrivacyBudget.from_dict(budget) for budget in facts["budgets"]),
-                seed=int(facts["seed"]),
-                enrolment=str(facts["enrolment"]),
-                neutral_clips=int(facts["neutral_clips"]),
-                labelled_clips_per_user=int(facts["labelled_clips_per_user"]),
+                labels=record.labels,
+                budgets=record.budgets,
+                seed=record.seed,
+                enrolment=record.enrolment,
+                neutral_clips=record.neutral_clips,
+                labelled_clips_per_user=record.labelled_clips_per_user,
             )
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, SottovoceError) as error:
             raise ModelError(f"{folder} describes no population ({error}); remove it") from error
         self._job = Job.load(folder / SERVER_FOLDER)
         self._plan = plan_hash(self._job)

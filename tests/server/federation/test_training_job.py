@@ -82,7 +82,7 @@ def test_a_job_of_another_schema_is_refused_with_the_way_out(
     facts = json.loads((tmp_path / "job.json").read_text())
     (tmp_path / "job.json").write_text(json.dumps(facts | {"schema": schema}))
     with pytest.raises(
-        ModelError, match=rf"schema {schema}, this version reads 4; prepare it again"
+        ModelError, match=rf"schema {schema!r}, this version reads 4; prepare it again"
     ):
         Job.load(tmp_path)
 

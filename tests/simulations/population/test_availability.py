@@ -104,13 +104,16 @@ def test_behaviour_follows_from_seed_and_index_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"cohort": 2_000_000}, "population.cohort is 2e.06; it must be at most 1e.06"),
+        (
+            {"cohort": 2_000_000},
+            "population.cohort is 2000000; it must be .* 1 to 1,000,000",
+        ),
         (
             {"available_hours_per_day": 25.0},
-            "population.available_hours_per_day is 25; it must be at most 24",
+            "population.available_hours_per_day is 25.0; it must be from 0.001 to 24",
         ),
         ({"available_hours_per_day": 0.0}, "available_hours_per_day is 0.0"),
-        ({"dropout": 0.6}, "population.dropout is 0.6; it must be at most 0.5"),
+        ({"dropout": 0.6}, "population.dropout is 0.6; it must be from 0 to 0.5"),
         ({"deadline_s": float("nan")}, "deadline_s is nan"),
         ({"users": 0}, "users is 0"),
         ({"quorum": 0.0}, "quorum is 0.0"),
