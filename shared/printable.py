@@ -81,14 +81,14 @@ def clean_inserted_value(value: object) -> object:
     return "\n".join(clean_text(line, max_length=None) for line in value.split("\n"))
 
 
-def quote_peer(words: object) -> str:
+def quote_peer(words: object, *, max_length: int = MAX_QUOTE) -> str:
     r"""Quote what a peer says of itself, so that nobody takes it for a word of this program.
 
     Example:
         >>> quote_peer("please run: curl evil\nsottovoce: done")
         '"please run: curl evil\\nsottovoce: done"'
     """
-    return '"' + clean_text(str(words).replace('"', "'"), max_length=MAX_QUOTE) + '"'
+    return '"' + clean_text(str(words).replace('"', "'"), max_length=max_length) + '"'
 
 
 def print_lines(*lines: object, file: IO[str] | None = None) -> None:

@@ -13,17 +13,22 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.profile import UNKNOWN_LABEL, DeviceProfile, LabelledFeatures
+from sottovoce.client.device.profile import (
+    UNKNOWN_LABEL,
+    DeviceProfile,
+    LabelledFeatures,
+    read_profile,
+    write_profile,
+)
 from sottovoce.client.device.randomness import Randomness
-from sottovoce.client.device.vault import FileVault, Vault, write_file
+from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.client.device.vault_anchor import VaultAnchor
-from sottovoce.shared import codec, crypto, seeding
-from sottovoce.shared.bounded_files import read_bounded_file
+from sottovoce.shared import crypto, seeding
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.examples import Examples
@@ -31,8 +36,6 @@ from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.speaker import normalisation
 
-_SCHEMA: Final = 2
-_MAX_PROFILE_BYTES: Final = 1 << 20
 _PROFILE: Final = "device.json"
 _IDENTITY: Final = "identity"
 _ROSTER: Final = "roster"
@@ -88,7 +91,7 @@ class Device:
             LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
         """
         folder = Path(folder)
-        profile = _read_profile(folder / _PROFILE)
+        profile = read_profile(folder / _PROFILE)
         opened = vault or FileVault.open(folder / "vault")
         ledger = Ledger(
             folder / _LEDGER,
@@ -147,7 +150,7 @@ class Device:
             folder / _LEDGER, owner=profile.user, anchor_store=anchor_store
         )  # and its first anchor
         # Written last: a device is there once its profile is.
-        _write_profile(folder / _PROFILE, profile)
+        write_profile(folder / _PROFILE, profile)
         return cls.open(folder, vault=vault)
 
     @classmethod
@@ -172,7 +175,7 @@ class Device:
             SettingError: No device there, or one whose ledger is in order.
             PrivacyError: Its profile or its vault is damaged, or the disk refuses.
         """
-        profile = _read_profile(folder / _PROFILE)
+        profile = read_profile(folder / _PROFILE)
         vault = vault or FileVault.open(folder / "vault")
         try:
             # Opening verifies ledger and anchor: only a refusal is a reason to retire.
@@ -186,7 +189,7 @@ class Device:
             )
         # First the profile: from here on no crash leaves a device that contributes with a new
         # ledger.
-        _write_profile(folder / _PROFILE, replace(profile, contributes=False))
+        write_profile(folder / _PROFILE, replace(profile, contributes=False))
         anchor_store = VaultAnchor(vault, required=False)
         with_opening = profile.simulated_seed is None
         return Ledger.replace_with_spent(
@@ -431,7 +434,7 @@ def load_enrolment_features(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
     tensors = vault.get_tensors("clips")
     features, frames = tensors["features"][tensors["enrols"]], tensors["frames"][tensors["enrols"]]
     rows = normalisation.average_frames(features.float(), frames)
-    return rows, _read_profile(folder / _PROFILE).neutral_enrolment
+    return rows, read_profile(folder / _PROFILE).neutral_enrolment
 
 
 def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
@@ -444,7 +447,7 @@ def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Exa
     """
     clips, own = (
         LabelledFeatures.from_tensors(vault.get_tensors("clips")),
-        _read_profile(folder / _PROFILE).labels,
+        read_profile(folder / _PROFILE).labels,
     )
     # The model may have other emotions, or the same in another order.
     numbered = clips.with_label_order(own, labels).examples
@@ -484,29 +487,3 @@ def _ledger_key(name: str, request_digest: str, release: Release) -> str:
 def _stamp(ledger_key: str) -> bytes:
     """SHA-256 of a release's name."""
     return hashlib.sha256(ledger_key.encode()).digest()
-
-
-def _write_profile(path: Path, profile: DeviceProfile) -> None:
-    """Write the owner's decisions to ``device.json``."""
-    record = {"schema": _SCHEMA, **profile.to_dict()}
-    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
-
-
-def _read_profile(path: Path) -> DeviceProfile:
-    """Read the owner's decisions from ``device.json``."""
-    name, way_out = str(path), "restore it from a backup"
-    try:
-        data = read_bounded_file(path, max_bytes=_MAX_PROFILE_BYTES, error=PrivacyError)
-        record = codec.decode_json(data, dict[str, Any], name=name, error=PrivacyError)
-        if (schema := record.pop("schema", None)) != _SCHEMA:
-            raise PrivacyError(
-                f"{path} has schema {schema!r:.20}, this version reads {_SCHEMA}; update the app, "
-                "or make the device anew"
-            )
-        return DeviceProfile.from_dict(record, name=name)
-    except FileNotFoundError:
-        raise SettingError(f"{path.parent} holds no device; make one first") from None
-    except LedgerError as error:  # a budget that cannot be
-        raise PrivacyError(f"{path} is damaged ({error}); {way_out}") from error
-    except PrivacyError as error:
-        raise PrivacyError(f"{error}; {way_out}") from error

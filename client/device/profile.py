@@ -1,19 +1,26 @@
 """The decisions of a device's owner, and the owner's recordings as features."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
 import torch
 from torch import Tensor
 
+from sottovoce.client.device.vault import write_file
 from sottovoce.shared import codec
+from sottovoce.shared.bounded_files import read_bounded_file
 from sottovoce.shared.codec import Name
-from sottovoce.shared.errors import PrivacyError, SettingError
+from sottovoce.shared.errors import LedgerError, PrivacyError, SettingError
 from sottovoce.shared.identity import find_name, tidy_name
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit
+
+_SCHEMA: Final = 2
+_MAX_PROFILE_BYTES: Final = 1 << 20
 
 UNKNOWN_LABEL: Final = -1
 """Label of a clip that its user has not labelled."""
@@ -198,3 +205,38 @@ def _read_budgets(record: _ProfileRecord) -> tuple[PrivacyBudget, ...]:
     if "budgets" not in record:
         raise PrivacyError("device.json is damaged: it names no budgets; restore it from a backup")
     return tuple(PrivacyBudget(**budget) for budget in record["budgets"])
+
+
+def write_profile(path: Path, profile: DeviceProfile) -> None:
+    """Write the owner's decisions to ``device.json``.
+
+    Raises:
+        PrivacyError: The disk refuses.
+    """
+    record = {"schema": _SCHEMA, **profile.to_dict()}
+    write_file(path, (json.dumps(record, indent=1) + "\n").encode())
+
+
+def read_profile(path: Path) -> DeviceProfile:
+    """Read the owner's decisions from ``device.json``.
+
+    Raises:
+        SettingError: There is no device.
+        PrivacyError: Its record is damaged, or of another release.
+    """
+    name, way_out = str(path), "restore it from a backup"
+    try:
+        data = read_bounded_file(path, max_bytes=_MAX_PROFILE_BYTES, error=PrivacyError)
+        record = codec.decode_json(data, dict[str, Any], name=name, error=PrivacyError)
+        if (schema := record.pop("schema", None)) != _SCHEMA:
+            raise PrivacyError(
+                f"{path} has schema {schema!r:.20}, this version reads {_SCHEMA}; update the app, "
+                "or make the device anew"
+            )
+        return DeviceProfile.from_dict(record, name=name)
+    except FileNotFoundError:
+        raise SettingError(f"{path.parent} holds no device; make one first") from None
+    except LedgerError as error:  # a budget that cannot be
+        raise PrivacyError(f"{path} is damaged ({error}); {way_out}") from error
+    except PrivacyError as error:
+        raise PrivacyError(f"{error}; {way_out}") from error

@@ -21,6 +21,7 @@ from typing import Any, Final, Self
 
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.errors import EngineError, SettingError
+from sottovoce.shared.printable import quote_peer
 from sottovoce.shared.protocol.events import EventListener
 from sottovoce.simulations.engines.checkpoint_events import CheckpointEvents
 from sottovoce.simulations.engines.flower_processes import (
@@ -211,7 +212,8 @@ class LoopbackDeployment:
             if state == "finished:completed":
                 return
             if state.startswith("finished"):
-                raise EngineError(f"the run ended as {state}: {details or self._logs()}")
+                said = quote_peer(details, max_length=500) if details else self._logs()
+                raise EngineError(f"the run ended as {state}: {said}")
             if time.monotonic() > end:
                 raise EngineError(
                     f"the run was still {state} after {timeout_s:g} s; {self._logs()}"
@@ -276,7 +278,8 @@ class LoopbackDeployment:
             # "rror" finds "Error" and "error".
             wrong = [line for line in lines if "rror" in line]
             if wrong:
-                return f"{name} says: {wrong[-1][-300:]} (logs: {self._home})"
+                said = quote_peer(wrong[-1][-300:], max_length=300)
+                return f"{name} says: {said} (logs: {self._home})"
         return f"see the logs in {self._home}"
 
     def _is_alive(self) -> bool:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from sottovoce.cli import main
-from sottovoce.client.device import device as devices
+from sottovoce.client.device import profile as profiles
 from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.shared import atomic_files
@@ -187,7 +187,7 @@ def test_a_crash_between_two_steps_leaves_a_refused_device_or_a_retired_one(
 
     with monkeypatch.context() as patch:
         if broken == "facts":
-            patch.setattr(devices, "write_file", crash)
+            patch.setattr(profiles, "write_file", crash)
         elif broken == "anchor":
             patch.setattr("sottovoce.client.device.vault_anchor.VaultAnchor.write", crash)
         else:

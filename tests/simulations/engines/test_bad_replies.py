@@ -66,6 +66,18 @@ def _claims(shape: str) -> bytes:
     return buffer.getvalue().replace(b"(15,), }".ljust(40), f"({shape},), }}".encode().ljust(40))
 
 
+def _archive() -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, value=np.zeros(PARAMS, np.float32))
+    return buffer.getvalue()
+
+
+def _saved(values: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, values, allow_pickle=True)
+    return buffer.getvalue()
+
+
 SPOILT: dict[str, Spoil] = {
     "too short": _with(torch.zeros(PARAMS - 1)),
     "too long": _with(torch.zeros(PARAMS + 1)),
@@ -92,6 +104,12 @@ SPOILT: dict[str, Spoil] = {
     "a tensor of another library": _with_array(_claims("15"), kind="torch.Tensor"),
     "terabytes, by its own word": _with_array(_claims("1000000000000")),
     "more than can be counted": _with_array(_claims("99999999999999999999")),
+    "an archive": _with_array(_archive()),
+    "a pickle": _with_array(_saved(np.array([{}] * PARAMS, dtype=object))),
+    "another byte order": _with_array(_saved(np.zeros(PARAMS, ">f4"))),
+    "a user who clears the screen": _with_facts(user="ada\x1b[2J"),
+    "a reason that is a number": _with_facts(reason=7),
+    "a version of 400 digits": _with_facts(version=10**400),
     "a header cut off": _with_array(_claims("15").replace(b"}", b" ")),
 }
 

@@ -135,7 +135,7 @@ def test_a_process_that_dies_is_named_with_what_it_said(fleet: deployed.Loopback
 @pytest.mark.parametrize(
     ("states", "message"),
     [
-        (["running", "finished:failed"], r"ended as finished:failed: the quorum"),
+        (["running", "finished:failed"], r"ended as finished:failed: \"the quorum"),
         (["running"] * 99, r"still running after 0\.2 s"),
     ],
 )
