@@ -517,6 +517,55 @@ class SweepTiming(TypedDict):
     computed: Count
 
 
+class SweepRow(TypedDict):
+    """One run of a sweep: its settings and figures, null where it has none."""
+
+    name: str
+    folder: str
+    settings: dict[str, str | int | float | bool | None]
+    unit: Unit
+    rounds: Count
+    model: str
+    epsilon: Number
+    noise_multiplier: Number
+    uar: Number
+    wa: Number
+    macro_f1: Number
+    worst_speaker: Number
+    p10_speaker: Number
+    ece_before: Number
+    ece_after: Number
+    nll_before: Number
+    nll_after: Number
+    epsilon_spent_utterance: Number
+    epsilon_spent_user: Number
+    wall_s: Number
+
+
+class SweepPoint(TypedDict):
+    """Runs of a sweep that differ in their seed alone, as one."""
+
+    seeds: Count
+    settings: dict[str, str | int | float | bool | None]
+    unit: Unit
+    rounds: Count
+    model: str
+    epsilon: Number
+    noise_multiplier: Number
+    uar: Spread | None
+    wa: Spread | None
+    macro_f1: Spread | None
+    worst_speaker: Spread | None
+    p10_speaker: Spread | None
+    ece_before: Spread | None
+    ece_after: Spread | None
+    nll_before: Spread | None
+    nll_after: Spread | None
+    epsilon_spent_utterance: Spread | None
+    epsilon_spent_user: Spread | None
+    wall_s: Spread | None
+
+
 class SweepRecord(TypedDict):
     """Content of sweep.json: every run's figures, and their spread over seeds."""
 
@@ -526,8 +575,8 @@ class SweepRecord(TypedDict):
     corpus: CorpusFacts
     protocol: str
     chance: Share
-    runs: list[Json]
-    points: list[Json]
+    runs: list[SweepRow]
+    points: list[SweepPoint]
     timing: SweepTiming
 
 

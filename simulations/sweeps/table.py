@@ -6,7 +6,14 @@ from typing import Any, Final
 
 from sottovoce.server.planning.noise_calibration import device_budgets
 from sottovoce.shared.privacy.target import PrivacyTarget
-from sottovoce.simulations.results.schema import SCHEMA_VERSION, Json, SweepRecord, Table
+from sottovoce.simulations.results.schema import (
+    SCHEMA_VERSION,
+    Json,
+    SweepRecord,
+    Table,
+    to_plain_json,
+    validate_sweep,
+)
 from sottovoce.simulations.sweeps.grid import SEED, Sweep, SweepRun
 
 MEASURES: Final = {
@@ -36,10 +43,13 @@ def summarise_runs(
         runs: Every point with its run.json.
         wall_s: How long it took this time.
         computed: How many runs were computed this time; the others were there.
+
+    Raises:
+        MessageError: A figure of a run that breaks the schema.
     """
     first = runs[0][1]
     lines = [_line(point, run) for point, run in runs]
-    return {
+    content = {
         "schema": SCHEMA_VERSION,
         "base": dict(sweep.base),
         "axes": {axis.setting: list(axis.values) for axis in sweep.axes},
@@ -50,6 +60,7 @@ def summarise_runs(
         "points": _points(lines),
         "timing": {"wall_s": wall_s, "runs": len(runs), "computed": computed},
     }
+    return validate_sweep(to_plain_json(content))
 
 
 def _line(point: SweepRun, run: Table) -> Json:
