@@ -133,6 +133,22 @@ def inspect_corpus(
     )
 
 
+def find_silent_speakers(corpus: Corpus) -> list[str]:
+    """Find the speakers none of whose recordings can be used, sorted.
+
+    Of each speaker recordings are decoded until one is usable, usually the first; embedded voices
+    always are.
+    """
+    return [
+        speaker
+        for speaker, clips in corpus.clips_by_speaker().items()
+        if all(
+            clip.path and any(_ACTIONS[kind] == _SKIPPED for kind in _inspect_clip(clip)[1])
+            for clip in clips
+        )
+    ]
+
+
 def _inspect_clip(clip: Clip) -> tuple[float, tuple[str, ...]]:
     """A clip's seconds and everything that is wrong with its sound."""
     try:

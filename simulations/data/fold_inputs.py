@@ -16,6 +16,7 @@ from sottovoce.server.planning.public_pretraining import PublicSpeech
 from sottovoce.shared import seeding
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import CorpusError
+from sottovoce.shared.identity import identity_key
 from sottovoce.shared.models.examples import MAX_FRAMES, Examples, stack_utterances
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection, identity_projection
@@ -225,7 +226,7 @@ def merge_public_corpora(
     Returns:
         The speech, and which utterances are neutral, shape (utterances,), bool.
     """
-    index = {label: number for number, label in enumerate(labels)}
+    index = {identity_key(label): number for number, label in enumerate(labels)}
     tensors: list[Tensor] = []
     classes: list[int] = []
     emotions: dict[str, int] = {}
@@ -238,7 +239,7 @@ def merge_public_corpora(
             if clip.clip_id in features:
                 tensors.append(features[clip.clip_id])
                 spoken_emotions.append(emotions.setdefault(clip.emotion, len(emotions)))
-                classes.append(index.get(_nearest_emotion(clip.emotion, labels), -1))
+                classes.append(index.get(identity_key(_nearest_emotion(clip.emotion, labels)), -1))
                 speakers.append(known.setdefault((number, clip.speaker), len(known)))
                 neutral.append(clip.emotion == "neutral")
     if not tensors:

@@ -17,7 +17,8 @@ from sottovoce.shared.errors import CorpusError, SettingError
 from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.features.registry import create_extractor
 from sottovoce.simulations.corpora.catalogue import open_corpus
-from sottovoce.simulations.corpora.corpus import Clip, Corpus, Finding, make_finding
+from sottovoce.simulations.corpora.corpus import Clip, Corpus, make_finding
+from sottovoce.simulations.corpora.inspection import find_silent_speakers
 from sottovoce.simulations.corpora.speaker_splits import (
     NEUTRAL,
     EvaluationProtocol,
@@ -120,6 +121,10 @@ def load_corpus(
         on_message(f"label {line}")
     for found in corpus.findings:
         on_message(f"found: {found}")
+    # Before features: a speaker less may be one too few for the protocol.
+    gone = find_silent_speakers(corpus)
+    unusable = tuple(clip for clip in corpus.clips if clip.speaker in gone)
+    corpus = _without_speakers(corpus, gone, on_message)
     chosen = apply_protocol(data.protocol or "default", corpus)
     for found in chosen.findings:
         on_message(f"{chosen.name}: {found}")
@@ -128,10 +133,13 @@ def load_corpus(
     for line in enrolment_messages(data.enrolment, chosen.corpus):
         on_message(line)
     loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
-    table = loader.load(chosen.corpus, cache)
-    corpus, silent = _without_silent_speakers(corpus, chosen.corpus, table)
-    if silent.count:
-        on_message(f"found: {silent}")
+    # With the clips that cannot be used: each is named and counted.
+    everything = replace(chosen.corpus, clips=(*chosen.corpus.clips, *unusable))
+    table = loader.load(everything, cache)
+    # A protocol may have chosen only such clips of a speaker as cannot be used.
+    silent = _speakers_without_features(chosen.corpus, table)
+    if silent:
+        corpus = _without_speakers(corpus, silent, on_message)
         chosen = apply_protocol(data.protocol or "default", corpus)
     chosen = _without_unusable_clips(chosen, table)
     _require_neutral_clips(data.enrolment, chosen.corpus)
@@ -159,25 +167,28 @@ def _require_neutral_clips(enrolment: EnrolmentSettings, corpus: Corpus) -> None
         )
 
 
-def _without_silent_speakers(
-    corpus: Corpus, selected: Corpus, table: FeatureTable
-) -> tuple[Corpus, Finding]:
-    """The corpus without the speakers none of whose selected clips has features, and who they are.
+def _without_speakers(corpus: Corpus, silent: Sequence[str], on_message: OnMessage) -> Corpus:
+    """A corpus without the speakers who have no usable clip, and a message about them.
 
     Raises:
         CorpusError: No speaker is left.
     """
-    usable = {clip.speaker for clip in selected.clips if clip.clip_id in table.features}
-    silent = [speaker for speaker in selected.speakers if speaker not in usable]
-    found = make_finding("speakers without a usable clip", silent, "left out")
     if not silent:
-        return corpus, found
+        return corpus
+    found = make_finding("speakers without a usable clip", silent, "left out")
+    on_message(f"found: {found}")
     return replace(
         corpus,
         clips=tuple(clip for clip in corpus.clips if clip.speaker not in silent),
         set_aside=tuple(clip for clip in corpus.set_aside if clip.speaker not in silent),
         findings=(*corpus.findings, found),
-    ), found
+    )
+
+
+def _speakers_without_features(corpus: Corpus, table: FeatureTable) -> list[str]:
+    """The speakers none of whose clips has features."""
+    usable = {clip.speaker for clip in corpus.clips if clip.clip_id in table.features}
+    return [speaker for speaker in corpus.speakers if speaker not in usable]
 
 
 def _without_unusable_clips(chosen: EvaluationProtocol, table: FeatureTable) -> EvaluationProtocol:

@@ -99,7 +99,7 @@ def run_check_command(arguments: argparse.Namespace) -> int:
     )
     total = len(corpus.clips) + len(corpus.set_aside)
     # Some hundred recordings are measured before anybody wonders.
-    with ProgressConsole(quiet=total < _MANY_CLIPS) as console:
+    with ProgressConsole(quiet=arguments.json or total < _MANY_CLIPS) as console:
         report = inspect_corpus(
             corpus, on_progress=lambda done: console.update_progress("recordings", done, total)
         )

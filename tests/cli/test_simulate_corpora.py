@@ -118,6 +118,21 @@ def test_a_speaker_without_a_usable_clip_is_left_out_and_counted(
     assert "s01" not in run["accuracy"]["per_speaker"]
 
 
+def test_a_silent_speaker_is_missed_before_features_are_computed(
+    say: Say, scenario: Callable[..., Path], make_corpus: Any, write_wav: Any, tmp_path: Path
+) -> None:
+    users = make_corpus(tmp_path / "users", clips=4)
+    _silence(users, write_wav, "s01")
+
+    status, said, last = say(
+        "simulate", scenario(users=users), "--out", tmp_path / "out", "--protocol", "4fold"
+    )
+
+    assert status == 2
+    assert "it must be at most 3fold" in last
+    assert "features of" not in said + last
+
+
 def test_silence_that_leaves_one_speaker_fails(
     say: Say, scenario: Callable[..., Path], make_corpus: Any, write_wav: Any, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from sottovoce.simulations.corpora import inspect_corpus, open_corpus
+from sottovoce.simulations.corpora.inspection import find_silent_speakers
 
 WriteWav = Callable[..., Path]
 
@@ -61,3 +62,7 @@ def test_clean_clips_are_called_clean() -> None:
 
     assert report.verdicts == {}
     assert report.format_lines()[-1] == "found: nothing wrong"
+
+
+def test_a_speaker_without_a_usable_clip_is_found(ward: Path) -> None:
+    assert find_silent_speakers(open_corpus("folder", ward)) == ["b", "n", "s"]
