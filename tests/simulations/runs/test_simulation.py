@@ -20,6 +20,7 @@ import soundfile
 
 from sottovoce.shared.errors import (
     EngineError,
+    FolderInUseError,
     LedgerError,
     ModelError,
     PrivacyError,
@@ -681,6 +682,70 @@ def test_a_killed_run_resumes_to_the_same_result(
     assert resumed == whole
     assert _ledgers(out) == _ledgers(tmp_path / "whole")
     assert (out / "privacy.json").read_bytes() == (tmp_path / "whole" / "privacy.json").read_bytes()
+
+
+class _Stopped(BaseException):
+    """Nobody catches it, as nobody catches a kill."""
+
+
+def test_stopped_in_every_phase_in_turn_it_is_the_same_run(
+    tiny_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Extraction, pretraining, a round, evaluation, records and pages: each before it begins."""
+    from sottovoce.server.federation import coordinator
+    from sottovoce.simulations.runs import fold, speaker_run
+
+    def stop(*_: Any, **__: Any) -> None:
+        raise _Stopped
+
+    for owner, name in (
+        (speaker_run.loading, "load_corpora"),
+        (speaker_run, "build_fold_inputs"),
+        (coordinator.checkpoint, "save_state"),
+        (fold.scoring, "score_users"),
+        (fold.fold_result, "write_result"),
+        (run_folder, "write_json"),
+        (run_folder, "render_pages"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, stop)
+            with pytest.raises(_Stopped):
+                _run(tiny_run.scenario, tmp_path / "out", resume=True)
+        assert not (tmp_path / "out" / ".lock").exists()
+
+    assert _run(tiny_run.scenario, tmp_path / "out", resume=True) == _comparable(
+        json.loads((tiny_run.folder / "run.json").read_text())
+    )
+    assert _ledgers(tmp_path / "out") == _ledgers(tiny_run.folder)
+
+
+def test_a_second_process_in_the_run_folder_is_told_who_works_there(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+
+    def begin_another(_line: str) -> None:
+        with pytest.raises(FolderInUseError, match=rf"{tmp_path}/out.* process {os.getpid()} on "):
+            simulation.simulate(
+                loading.load_scenario(str(tiny_run.scenario)), tmp_path / "out", resume=True
+            )
+        lines.append(_line)
+
+    run = _run(tiny_run.scenario, tmp_path / "out", on_message=begin_another)
+
+    assert lines
+    assert run == _comparable(json.loads((tiny_run.folder / "run.json").read_text()))
+
+
+def test_a_run_folder_that_is_removed_while_the_run_works_in_it_is_named(
+    tiny_run: Any, tmp_path: Path
+) -> None:
+    def remove(status: Any) -> None:
+        if status.rounds_done == 1:
+            shutil.rmtree(tmp_path / "out")
+
+    with pytest.raises(SottovoceError, match="removed"):
+        _run(tiny_run.scenario, tmp_path / "out", on_status=remove)
 
 
 @pytest.mark.slow
