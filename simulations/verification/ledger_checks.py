@@ -13,6 +13,7 @@ from typing import Final, TypeGuard
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
+from sottovoce.shared.privacy.target import MAX_TUNING_RUNS
 from sottovoce.simulations.results.schema import Json, Table
 
 PLD_TOLERANCE = 1e-6
@@ -262,6 +263,9 @@ def _check_tuning(
 ) -> Iterator[str]:
     """What all runs that settings were chosen by cost is no less than so many of this ledger."""
     if delta is None:
+        return
+    if not runs <= MAX_TUNING_RUNS:  # nobody can have asked for more, and each is composed
+        yield f"privacy.json says {runs} tuning runs, at most {MAX_TUNING_RUNS:,} can be charged"
         return
     # Runs under different names, or the accountant would take them for one run's rounds.
     every = [replace(one, run=f"{one.run}/{n}") for n in range(runs) for one in releases]

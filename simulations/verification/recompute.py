@@ -231,6 +231,11 @@ def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
     fold, client, account = accounted.fold, accounted.client, accounted.account
     try:
         ledger = _open_ledger(accounted.path, client)
+        if not isinstance(account["delta"], float) or not 0 < account["delta"] < 1:
+            raise LedgerError(
+                f"privacy.json says delta {account['delta']}, it must be in (0, 1): no epsilon can "
+                "be computed"
+            )
     # A ledger that cannot be trusted has no epsilon: NaN disagrees with every claim.
     except SottovoceError as error:
         return LedgerCheck(
