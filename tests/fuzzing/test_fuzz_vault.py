@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_profile
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import FUZZ, mutated_bytes, mutated_json, mutated_json_texts
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import LabelledFeatures
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.vault import FileVault
 from sottovoce.shared.errors import LedgerError, PrivacyError
 from sottovoce.shared.privacy.ledger import PrivacyBudget
@@ -24,7 +23,7 @@ from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 from sottovoce.simulations.devices.database import DatabaseLedger, DeviceDatabase
 
 BUDGET = PrivacyBudget(epsilon=8.0, delta=1e-5)
-PROFILE = make_profile(budgets=(BUDGET,))
+PROFILE = DeviceProfile(user="ada", budgets=(BUDGET,), labels=("a", "b"), simulated_seed=7)
 RELEASE = Release(
     kind=ReleaseKind.GRADIENT,
     mechanism=Mechanism.GAUSSIAN,
