@@ -10,7 +10,9 @@ import logging
 import re
 import sys
 import unicodedata
-from typing import IO, Final
+from typing import IO, Any, Final, TypeVar
+
+Record = TypeVar("Record")
 
 MAX_LINE: Final = 4_000
 """Most characters of a printed line: a name of megabytes is cut."""
@@ -79,6 +81,24 @@ def clean_inserted_value(value: object) -> object:
     if not isinstance(value, str) or hasattr(value, "__html__"):
         return value
     return "\n".join(clean_text(line, max_length=None) for line in value.split("\n"))
+
+
+def clean_record(record: Record) -> Record:
+    r"""Clean all texts of nested dictionaries and lists, keys too, for a page with pictures.
+
+    Example:
+        >>> clean_record({"ada\x1b[1m": ["b\udce9", 0.5]})
+        {'ada\\x1b[1m': ['b\\xe9', 0.5]}
+    """
+    cleaned: Any = record
+    if isinstance(record, str):
+        cleaned = clean_inserted_value(record)
+    elif isinstance(record, dict):
+        cleaned = {clean_record(key): clean_record(item) for key, item in record.items()}
+    elif isinstance(record, list):
+        cleaned = [clean_record(item) for item in record]
+    found: Record = cleaned
+    return found
 
 
 def quote_peer(words: object, *, max_length: int = MAX_QUOTE) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sottovoce.shared.atomic_files import replace_text
-from sottovoce.shared.printable import clean_inserted_value
+from sottovoce.shared.printable import clean_inserted_value, clean_record
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
@@ -58,6 +58,7 @@ def write_pages(folder: Path) -> tuple[Path, Path]:
 
 def render_report(run: RunRecord, privacy: PrivacyRecord) -> str:
     """Render the page on how well the model works, and for whom."""
+    run, privacy = clean_record(run), clean_record(privacy)  # pictures hold names, too
     return _page("report", run, privacy, _results(run) | _run(run))
 
 
@@ -65,6 +66,7 @@ def render_privacy_record(
     run: RunRecord, privacy: PrivacyRecord, audit: AuditRecord | None = None
 ) -> str:
     """Render the page for an auditor, and for the people whose voices were used."""
+    run, privacy, audit = clean_record(run), clean_record(privacy), clean_record(audit)
     return _page(
         "privacy",
         run,

@@ -8,7 +8,7 @@ from jinja2 import ChoiceLoader, Environment, FileSystemLoader, StrictUndefined
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullFormatter, ScalarFormatter
 
-from sottovoce.shared.printable import clean_inserted_value
+from sottovoce.shared.printable import clean_inserted_value, clean_record
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.reports import pages, wording
 from sottovoce.simulations.reports.svg import INK, MAIN, MUTED, WARM, draw_svg
@@ -27,6 +27,7 @@ _CURVES: Final = {
 
 def render_page(sweep: SweepRecord) -> str:
     """The page, of what sweep.json holds; the same JSON gives the same bytes."""
+    sweep = clean_record(sweep)
     axis = _x_axis(sweep)
     plots = {
         name: _curve(sweep, axis, name) for name in _CURVES if axis and len(_lines(sweep, axis))

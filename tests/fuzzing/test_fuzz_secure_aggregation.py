@@ -64,9 +64,7 @@ def run_sum(
             try:
                 reply: bytes | None = answer(devices[user], step, request)
             except AggregationError:
-                if user != USERS[0]:
-                    raise
-                reply = None  # its own keys were exchanged, by itself
+                reply = None  # a device that refuses drops out
             if user == USERS[0] and reply is not None:
                 asked[step], replied[step] = request, reply
                 reply = change(step, reply)
@@ -119,10 +117,14 @@ def test_one_device_that_sends_anything_is_left_out_and_the_sum_opens(data: st.D
     def change(step: str, reply: bytes) -> bytes | None:
         return data.draw(mutated_bytes(reply, *REPLIED.values())) if step == bad_step else reply
 
-    opened, _, _ = run_sum(change)
-
-    assert set(USERS[1:]) <= set(opened.survivors)
+    try:
+        opened, _, _ = run_sum(change)
+    except AggregationError:
+        # Shares that do not open may be the server's doing: neighbours refuse, nothing is opened.
+        assert bad_step == "share"
+        return
     assert np.allclose(opened.total, 0.1 * len(opened.survivors), atol=0.01)
+    assert bad_step == "share" or set(USERS[1:]) <= set(opened.survivors)
 
 
 @FUZZ

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
+from sottovoce.shared.printable import clean_inserted_value
 from sottovoce.simulations.reports import figures, ledger_tables, pages, render_pages
 from sottovoce.simulations.results.schema import validate_privacy
 
@@ -133,6 +134,18 @@ def test_names_are_data(make: Make, drawn: Callable[..., dict[str, str]]) -> Non
         assert EVIL[0] in "".join(Outline(page).text)
         assert EVIL[1] in "".join(Outline(page).text)
     assert "$x^2$" in re.sub(r"<(?!/?text)[^>]*>", "", both["report.html"])
+
+
+def test_hidden_characters_of_names_are_shown_on_pages_and_in_pictures(
+    make: Make, drawn: Callable[..., dict[str, str]]
+) -> None:
+    speakers = ["ada\x1b[2J", "\u202eben", "cem\x9b", "dee\u2028", "eve\x00"]
+
+    both = drawn(make, clips=8, speakers=speakers, full=False)
+
+    for page in both.values():
+        assert clean_inserted_value(page) == page
+    assert r"ada\x1b[2J" in both["report.html"]
 
 
 def test_the_same_json_gives_the_same_bytes(make: Make, tmp_path: Path) -> None:
