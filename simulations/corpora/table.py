@@ -18,8 +18,8 @@ from sottovoce.shared.errors import CorpusError
 from sottovoce.shared.identity import identity_key
 from sottovoce.simulations.corpora.corpus import Finding
 
-MAX_BYTES: Final = 128 * 2**20
-MAX_ROWS: Final = 2_000_000
+MAX_BYTES: Final = 64 * 2**20
+MAX_ROWS: Final = 1_000_000
 MAX_COLUMNS: Final = 1_000
 MAX_CELL: Final = 100_000
 """Most characters of a cell."""
@@ -112,7 +112,11 @@ def read_table(
         CorpusError: The file is missing, no table, empty, or larger than the limits.
     """
     text = _decode(_read_bytes(path), tally)
-    lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    # Blank lines, and lines within cells, are none; an object a line would be gigabytes.
+    if text.count("\n") > 2 * MAX_ROWS:
+        raise CorpusError(f"{path} has more than {2 * MAX_ROWS} lines; split the corpus")
+    lines = text.split("\n")
     # A line of separators only is a blank row of a spreadsheet.
     start = next((at for at, line in enumerate(lines) if not _is_blank(line)), None)
     if start is None:
