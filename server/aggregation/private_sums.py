@@ -5,7 +5,6 @@ booked in the server's own ledger before the noise is drawn. Where devices noise
 their noise counts, and the server adds only what is missing.
 """
 
-import math
 import secrets
 from collections.abc import Sequence
 from functools import partial
@@ -305,10 +304,7 @@ class PrivateAggregator:
             scheme.clip_part(plan, kind, part, one) for part, one in zip(parts, known, strict=True)
         ]
         summed = sum_parts(clipped)
-        own = scheme.device_noise_std(plan, kind, devices=len(parts), denominator=denominator)
-        unit = scheme.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
-        # Variances of independent noise add up; devices may have added more than is needed.
-        missing = math.sqrt(max(0.0, (mechanism.noise_std * unit) ** 2 - own**2))
+        missing = scheme.server_noise_std(plan, kind, devices=len(parts), denominator=denominator)
         noised = self._noise(name).add_noise(summed, missing)
         return self.store_released_sum(
             name, [booking], ReleasedSum(total=noised, devices=len(parts))

@@ -484,6 +484,32 @@ class PrivacyScheme(ABC):
             known_norm: Its L2 norm by ``clipping.l2_norm``, where it was computed already.
         """
 
+    def counted_devices(self, plan: PlanFacts, devices: float) -> float:
+        """How many devices' own noise counts towards the promise of a sum; here, all of them."""
+        return devices
+
+    def server_noise_std(
+        self, plan: PlanFacts, kind: SumKind, *, devices: float, denominator: float = 1.0
+    ) -> float:
+        """Standard deviation of the noise that the server adds to a sum; 0 where it adds none.
+
+        It adds what the devices' own noise lacks, as far as that counts.
+
+        Args:
+            plan: The run's public facts.
+            kind: Which sum.
+            devices: How many devices are summed.
+            denominator: What a device divides a step's sum of gradients by.
+        """
+        hiding = self.sum_mechanism(plan, kind)
+        if hiding is None:
+            return 0.0
+        unit = self.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
+        counted = self.counted_devices(plan, devices)
+        own = self.device_noise_std(plan, kind, devices=counted, denominator=denominator)
+        # Variances of independent noise add up; devices may have added more than is needed.
+        return math.sqrt(max(0.0, (hiding.noise_std * unit) ** 2 - own**2))
+
     def sum_noise_std(
         self, plan: PlanFacts, kind: SumKind, *, devices: float, denominator: float = 1.0
     ) -> float:
@@ -501,8 +527,11 @@ class PrivacyScheme(ABC):
         hiding = self.sum_mechanism(plan, kind)
         if hiding is None:
             return own
-        unit = self.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
-        return max(own, hiding.noise_std * unit)
+        if not own:
+            unit = self.update_unit(plan, denominator) if kind is SumKind.UPDATE else 1.0
+            return hiding.noise_std * unit
+        added = self.server_noise_std(plan, kind, devices=devices, denominator=denominator)
+        return math.hypot(own, added)
 
     @abstractmethod
     def total_weight(self, *, utterances: float, users: float) -> float:

@@ -195,6 +195,8 @@ class UserLevelPrivacy:
         secure: How the sums are made where devices add shares of the noise; None elsewhere.
         calibration: In the sum of head statistics: of users' means or, where devices noise their
             own, of all clips; None where there is none.
+        colluding_share: Where devices noise their own: largest share of a sum's devices that tell
+            others their noise, in [0, 1); see :meth:`colluders`.
     """
 
     counts: SumMechanism
@@ -203,8 +205,10 @@ class UserLevelPrivacy:
     adaptive: AdaptiveClipping | None = None
     secure: SecureSumConfigs | None = None
     calibration: SumMechanism | None = None
+    colluding_share: float = 0.0
 
     def __post_init__(self) -> None:
+        validation.require_fraction(colluding_share=self.colluding_share)
         ways = {one.noised_by for one in self._mechanisms()}
         if (ways == {NoiseSource.DISTRIBUTED}) != (self.secure is not None) or len(ways) != 1:
             raise SettingError(
@@ -232,6 +236,31 @@ class UserLevelPrivacy:
                 f"the update's clip_norm is {self.update.clip_norm}; where it is learned it must "
                 f"be {self.adaptive.norm_bound}"
             )
+
+    def colluders(self, devices: float) -> int:
+        """Count the devices of a sum whose own noise hides nobody.
+
+        Whoever sees the sum and takes part in it knows at least its own device's noise, so at
+        least one is counted.
+
+        Args:
+            devices: How many are summed, or are expected to be.
+
+        Returns:
+            From 1 up, and never more than ``devices``, rounded up.
+
+        Example:
+            >>> noise = SumMechanism(
+            ...     noise_multiplier=1.0, clip_norm=1.0, noised_by=NoiseSource.DEVICES
+            ... )
+            >>> promise = UserLevelPrivacy(
+            ...     counts=noise, centre=None, update=noise, colluding_share=0.1
+            ... )
+            >>> promise.colluders(8), promise.colluders(21)
+            (1, 3)
+        """
+        # A hair less than the product: 0.1 of 20 devices is two, whatever floats make of it.
+        return min(math.ceil(devices), max(1, math.ceil(self.colluding_share * devices - 1e-9)))
 
     def _mechanisms(self) -> tuple[SumMechanism, ...]:
         """The noise of every sum."""
@@ -292,7 +321,10 @@ class UserLevelPrivacy:
     def to_dict(self) -> dict[str, Any]:
         """JSON's view of the promise."""
         noises = self._mechanisms_by_name().items()
-        return asdict(self) | {name: one.to_dict() for name, one in noises}
+        record = asdict(self) | {name: one.to_dict() for name, one in noises}
+        if not self.colluding_share:
+            del record["colluding_share"]  # plans of before keep their hash
+        return record
 
     def _mechanisms_by_name(self) -> dict[str, SumMechanism]:
         """The noise of every sum, by name."""
@@ -320,4 +352,5 @@ class UserLevelPrivacy:
             adaptive=AdaptiveClipping(**adaptive) if adaptive else None,
             secure=SecureSumConfigs.from_dict(secure) if secure else None,
             calibration=SumMechanism.from_dict(calibration) if calibration else None,
+            colluding_share=record.get("colluding_share", 0.0),
         )

@@ -133,6 +133,10 @@ class BothScheme(UserScheme):
         """As for an utterance."""
         return self._of_utterance.device_noise(plan, kind)
 
+    def counted_devices(self, plan: PlanFacts, devices: float) -> float:
+        """All but the colluders: whoever tells their noise, or knows it, can subtract it."""
+        return devices - user_level(plan).colluders(devices)
+
     def update_unit(self, plan: PlanFacts, denominator: float) -> float:
         """A gradient's step: the bound is on summed gradients."""
         return self._of_utterance.update_unit(plan, denominator)
@@ -172,7 +176,12 @@ class BothScheme(UserScheme):
 
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:
         """Honest devices, for the promise to users."""
-        return (_DEVICE_NOISE_CLAIM,)
+        share = user_level(plan).colluding_share
+        colluders = (
+            f"Of a sum's devices at most a share of {share:g}, and always one, tells those who see "
+            "the sum its noise: the colluders' noise is not counted."
+        )
+        return (_DEVICE_NOISE_CLAIM, colluders)
 
     def not_protected(self, plan: PlanFacts) -> tuple[str, ...]:
         """Traits common to a user's utterances, against the server."""

@@ -286,6 +286,8 @@ def add_user_noise(
             ),
             adaptive=adaptive,
         )
+        if user.update.noised_by is NoiseSource.DEVICES:
+            user = replace(user, colluding_share=settings.corruption)
         return replace(plan, user=user)
 
     multiplier = accountant.calibrate_noise_multiplier(

@@ -125,7 +125,9 @@ def test_devices_own_noise_counts_and_only_the_rest_is_added(
     total = make(tmp_path, plan).release_updates(1, parts, denominator=denominator)
 
     assert (wanted < one * math.sqrt(DEVICES)) == own
-    reached = max(wanted, one * math.sqrt(DEVICES))
+    # One of the devices knows its own noise, which does not count; all of it is in the sum.
+    added = math.sqrt(max(0.0, wanted**2 - one**2 * (DEVICES - 1)))
+    reached = math.hypot(one * math.sqrt(DEVICES), added)
     assert float(total.std()) == pytest.approx(reached, rel=0.06)
     assert private_sums.noise_std(plan, devices=DEVICES, denominator=denominator) == pytest.approx(
         reached
@@ -142,7 +144,8 @@ def test_the_noise_in_how_many_clips_there_are_is_that_of_all_label_counts() -> 
     assert noise(OPEN, 9) == 0
     assert noise(USER, 9) == 0, "users are counted, not clips"
     assert noise(utterance, 9) == pytest.approx(10 * 3 * classes)
-    assert noise(BOTH, 4) == pytest.approx(3 * 30 * classes), "hides users too"
+    added = math.sqrt((3 * 30) ** 2 - 3 * 10**2)  # one of the four knows its own noise
+    assert noise(BOTH, 4) == pytest.approx(math.hypot(10 * 2, added) * classes), "hides users too"
     assert noise(BOTH, 100) == pytest.approx(10 * 10 * classes)
 
 

@@ -411,8 +411,42 @@ def test_where_devices_noise_their_own_the_sum_has_what_was_promised(
 
     wanted = promised * 0.5
     devices = 0.5 * 1.5 * math.sqrt(DEVICES)
-    assert (devices > wanted) == own
-    check_scale(total * DENOMINATOR / RATE, max(wanted, devices))
+    # One of them knows its own noise: what the others leave is topped up.
+    counted = 0.5 * 1.5 * math.sqrt(DEVICES - 1)
+    added = math.sqrt(max(0.0, wanted**2 - counted**2))
+    assert (added == 0) == own
+    check_scale(total * DENOMINATOR / RATE, math.hypot(devices, added))
+
+
+@pytest.mark.parametrize("colluders", [1, 2, 3])
+def test_colluders_who_tell_their_noise_leave_what_was_promised(
+    tmp_path: Path, colluders: int
+) -> None:
+    """A participant takes its own noise off the sum it sees, and the sum still hides a user."""
+    noise = replace(NOISE, noise_multiplier=3.2, noised_by=NoiseSource.DEVICES)
+    plan = replace(
+        UTTERANCE,
+        mechanism=ExampleLevelMechanism(clip_norm=0.5, noise_multiplier=1.5, sum_norm=0.5),
+        user=UserLevelPrivacy(
+            counts=noise,
+            centre=noise,
+            update=noise,
+            calibration=noise,
+            colluding_share=colluders / DEVICES,
+        ),
+    )
+    parts = []
+    for number in range(DEVICES):
+        device = make(tmp_path, f"u{number}", seed=None)
+        joined(device, plan)
+        parts.append(trained(device, plan))
+
+    total = server(tmp_path / "server", plan, None).release_updates(
+        1, parts, denominator=DENOMINATOR
+    )
+
+    left = (total - torch.stack(parts[:colluders]).sum(0)) * DENOMINATOR / RATE
+    check_scale(left, 3.2 * 0.5)
 
 
 # --- secure sums ------------------------------------------------------------------------------
