@@ -485,7 +485,7 @@ class PrivacyScheme(ABC):
         """
 
     def counted_devices(self, plan: PlanFacts, devices: float) -> float:
-        """How many devices' own noise counts towards the promise of a sum; here, all of them."""
+        """Count the devices whose own noise counts towards a sum's promise; here, all of them."""
         return devices
 
     def server_noise_std(

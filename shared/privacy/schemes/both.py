@@ -134,7 +134,7 @@ class BothScheme(UserScheme):
         return self._of_utterance.device_noise(plan, kind)
 
     def counted_devices(self, plan: PlanFacts, devices: float) -> float:
-        """All but the colluders: whoever tells their noise, or knows it, can subtract it."""
+        """Leave out the colluders: noise that somebody knows can be subtracted."""
         return devices - user_level(plan).colluders(devices)
 
     def update_unit(self, plan: PlanFacts, denominator: float) -> float:
