@@ -144,7 +144,7 @@ def test_the_refusal_names_line_value_and_limit(tmp_path: Path) -> None:
             sample_rate=st.sampled_from([MIN_RATE, 0.1, 1.0]),
             steps=st.sampled_from([1, 1_000, MAX_STEPS]),
         ),
-        max_size=2,
+        max_size=1,
     )
 )
 def test_releases_at_the_ends_of_their_bounds_have_an_epsilon(releases: list[Release]) -> None:
