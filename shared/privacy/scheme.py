@@ -485,7 +485,7 @@ class PrivacyScheme(ABC):
         """
 
     def counted_devices(self, plan: PlanFacts, devices: float) -> float:
-        """Count the devices whose own noise counts towards a sum's promise; here, all of them."""
+        """Count the devices whose own noise counts towards a sum's promise; here, every one."""
         return devices
 
     def server_noise_std(
