@@ -110,7 +110,7 @@ def checked(command: str) -> None:
     arguments = main.build_parser().parse_args(shlex.split(command)[1:])
     own_file = str(getattr(arguments, "scenario", None)).endswith(".toml")
     if arguments.run is simulate.run_simulate_command and not own_file:
-        settled = simulate.build_scenario(arguments)
+        settled = simulate.build_scenario(arguments).data
         folds = re.fullmatch(r"\d+fold|by:\w+", settled.protocol)
         assert not settled.protocol or folds or settled.protocol in speaker_splits.protocol_names()
         assert {settled.corpus, *dict(settled.public)} <= set(TITLES)

@@ -291,12 +291,12 @@ def test_a_run_in_a_pipe_says_rounds_epsilon_and_uar_in_plain_lines(
     lines = capsys.readouterr().err.splitlines()
     rounds = [line for line in lines if line.startswith("rounds: ")]
 
-    assert [line.split(",")[0] for line in rounds] == [f"rounds: {n} of 4" for n in (1, 2, 3, 4)]
-    assert "epsilon" in rounds[0]
-    assert "of 8" in rounds[0]
-    assert "UAR" not in rounds[0]
+    assert [line.split(",")[0] for line in rounds] == [f"rounds: {n} of 4" for n in range(5)]
+    assert "epsilon" in rounds[1]
+    assert "of 8" in rounds[1]
+    assert "UAR" not in rounds[1]
     assert "UAR so far" in rounds[-1]
-    assert "left" in rounds[2]
+    assert "left" in rounds[3]
     assert "\x1b" not in "".join(lines)
 
     assert main.main([*words, str(tmp_path / "quiet"), "--quiet"]) == 0
