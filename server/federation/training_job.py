@@ -53,7 +53,7 @@ class Job:
         speaker_statistics: How speakers differ, from public corpora.
         devices: How many devices to wait for, at least 1.
         quorum: Share of all devices that must enrol, and of the contributing ones whose updates
-            make a round valid, in (0, 1].
+            make a round valid, in [0, 1]; 0 lets an empty cohort release noise alone.
         timeout_s: How long to wait for replies, in seconds.
         class_exponent: 1 weighs classes by the inverse of their noised frequency, 0 not at all.
         budgets: What the sums that the server releases may cost one user; none lets all pass.
@@ -90,7 +90,7 @@ class Job:
     def __post_init__(self) -> None:
         validation.require_count(1, MAX_DEVICES, devices=self.devices)
         validation.require_count(0, MAX_DEVICES, calibration_groups=self.calibration_groups)
-        validation.require_rate(quorum=self.quorum)
+        validation.require_range(0, 1, quorum=self.quorum)
         validation.require_range(0, MAX_TIMEOUT_S, timeout_s=self.timeout_s)
         validation.require_range(0, 1, class_exponent=self.class_exponent)
         if self.calibration_groups and self.plan.scheme.promised:
