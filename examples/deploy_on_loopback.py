@@ -62,5 +62,5 @@ if __name__ == "__main__":
     for folder in devices:
         device = Device.open(folder, read_only=True)
         budget = device.profile.budgets[0]
-        spent = device.ledger.epsilon_spent(budget.delta, budget.unit)
+        spent = device.ledger.charged_epsilon(budget)
         print(f"{device.profile.user:<11} epsilon {spent:.2f} of {budget.epsilon:g} spent")

@@ -10,7 +10,6 @@ from typing import Any, Final
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.vault import FileVault
 from sottovoce.shared.errors import BudgetSpent
-from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 
@@ -46,6 +45,7 @@ class BudgetStatus:
         first = (
             f"one {budget.unit.value}, delta {budget.delta:g}: epsilon {self.epsilon_spent:.4f} of "
             f"{budget.epsilon:g} spent, {self.epsilon_left:.4f} left; {self._format_rounds_left()}"
+            f"{self._format_filter()}"
         )
         return [
             first,
@@ -59,6 +59,7 @@ class BudgetStatus:
             "delta": self.budget.delta,
             "epsilon": self.budget.epsilon,
             "per_run": self.budget.per_run,
+            "filter": self.budget.filter.name,
             "spent": _finite(self.epsilon_spent),
             "left": self.epsilon_left,
             "more_rounds": self.rounds_left,
@@ -71,6 +72,10 @@ class BudgetStatus:
             return "no round yet"
         more = " or more" if self.rounds_left == MAX_ROUNDS else ""
         return f"more rounds like the last one that fit: {self.rounds_left:,}{more}"
+
+    def _format_filter(self) -> str:
+        """Say by which filter releases are added up, where the owner chose one."""
+        return "" if self.budget.renyi_order is None else f"; by the {self.budget.filter.name}"
 
     def _format_run_limit(self) -> str:
         """Say what one run may spend."""
@@ -168,15 +173,11 @@ def build_report(folder: Path, *, vault: FileVault | None = None) -> PrivacyRepo
 
 def _budget_status(ledger: Ledger, budget: PrivacyBudget) -> BudgetStatus:
     """Status of one budget under a ledger."""
-    delta, unit = budget.delta, budget.unit
     runs = dict.fromkeys(release.run for release in ledger.releases)
     return BudgetStatus(
         budget=budget,
-        epsilon_spent=ledger.epsilon_spent(delta, unit),
-        epsilon_by_run={
-            run: accountant.compute_epsilon(ledger.releases_of(run), delta, unit=unit)
-            for run in runs
-        },
+        epsilon_spent=ledger.charged_epsilon(budget),
+        epsilon_by_run={run: ledger.charged_epsilon_of(run, budget) for run in runs},
         rounds_left=_count_rounds_left(ledger, budget),
     )
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NotRequired, TypedDict
 
@@ -67,7 +67,7 @@ class DeviceProfile:
         """Convert to a JSON object, for ``device.json``."""
         return {
             "user": self.user,
-            "budgets": [asdict(budget) for budget in self.budgets],
+            "budgets": [budget.to_dict() for budget in self.budgets],
             "contributes": self.contributes,
             "neutral_enrolment": self.neutral_enrolment,
             "labels": list(self.labels),
@@ -108,6 +108,7 @@ class _BudgetRecord(TypedDict):
     delta: float
     unit: NotRequired[PrivacyUnit]
     per_run: NotRequired[float | None]
+    renyi_order: NotRequired[float | None]
 
 
 class _ProfileRecord(TypedDict):

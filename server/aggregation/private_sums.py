@@ -100,7 +100,12 @@ class PrivateAggregator:
             )
         path = folder / LEDGER_FILE
         self.ledger = Ledger(
-            path, owner=LEDGER_OWNER, anchor_store=self._anchor, way_out=RECOVERY_HINT
+            path,
+            owner=LEDGER_OWNER,
+            anchor_store=self._anchor,
+            way_out=RECOVERY_HINT,
+            # All that it books is of the job's plan, which its hash fixes before the first sum.
+            plan_is_fixed=True,
         )
         self._correlated_noise = plan.participation.match_noise(
             independent=lambda: None, correlated=partial(self._open_correlated_noise, folder)

@@ -71,6 +71,7 @@ class JobRecord:
             for name, value in asdict(self).items()
             if value is not None or name not in ("cohort_sampler", "heads")
         }
+        facts["budgets"] = [budget.to_dict() for budget in self.budgets]
         return json.dumps(facts, sort_keys=True, indent=1).encode()
 
 

@@ -127,14 +127,20 @@ def add_secure_aggregation(
     return scheme.add_secure_sums(plan, bounds, devices=devices)
 
 
-def device_budgets(target: PrivacyTarget) -> tuple[PrivacyBudget, ...]:
+def device_budgets(target: PrivacyTarget, plan: Plan | None = None) -> tuple[PrivacyBudget, ...]:
     """Budgets of a device, one for each promised unit; none at all allows unprotected releases.
+
+    Args:
+        target: What is promised.
+        plan: The first plan of the device's life, with its noise. Where its steps are sampled, it
+            decides the order of the Renyi filter; without a plan sampling is not amplified.
 
     Example:
         >>> [budget.unit.value for budget in device_budgets(PrivacyTarget(unit="both"))]
         ['utterance', 'user']
     """
-    return scheme_for(target.unit, secure=target.secure).budgets(target)
+    releases = plan.all_releases() if plan else ()
+    return scheme_for(target.unit, secure=target.secure).budgets(target, releases)
 
 
 def server_budgets(target: PrivacyTarget) -> tuple[PrivacyBudget, ...]:

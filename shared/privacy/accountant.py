@@ -10,16 +10,23 @@ a slack each, which is added; where noise is discrete and not known to be near-G
 accounted for by Renyi divergences (Mironov 2017), which bound it as safely. Rounds under correlated
 noise (``bands``) compose like others as long as they are separated by at least as many rounds as
 there are bands; nearer ones are charged as if they all moved the sum in one direction.
+
+Privacy-loss distributions compose mechanisms that are fixed in advance. Where each may be chosen
+after seeing what the ones before answered, as by a server that asks a device, refusing by the
+composed epsilon is no valid privacy filter once steps are sampled: a :class:`CompositionRule` says
+by which theorem releases may be added up.
 """
 
 import copy
 import math
+from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from threading import Lock
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import dp_accounting
 from dp_accounting import pld, rdp
@@ -75,6 +82,16 @@ _FEW_KINDS = 8
 
 _COARSE_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
 
+MIN_RENYI_ORDER, MAX_RENYI_ORDER = 1.05, 1024.0
+"""Ends of the order of a Renyi filter: nearer to 1 the conversion to epsilon loses its digits."""
+
+_FILTER_ORDERS = (
+    *(2 + quarter / 4 for quarter in range(32)),
+    *map(float, range(10, 33)),
+    *(40.0, 48.0, 64.0, 96.0, 128.0, 256.0, 512.0, 1024.0),
+)
+"""Orders that a plan's is chosen from; below 2 the series of a sampled step need not converge."""
+
 
 def compute_epsilon(
     releases: Iterable[Release],
@@ -96,7 +113,8 @@ def compute_epsilon(
         Epsilon, at least 0. Infinity when one release was unprotected, for this unit.
 
     Guarantees:
-        - Never below the true epsilon of the described releases.
+        - Never below the true epsilon of the described releases, if their mechanisms were fixed
+          in advance or none is sampled; else ask a :class:`CompositionRule`.
         - No releases cost 0; ciphertext costs 0.
         - A further release never lowers it.
         - No releases break it: those that no accountant can hold (a delta below ``MIN_DELTA``, once
@@ -138,6 +156,254 @@ def bound_epsilon(
     spent = _compose(releases, unit)
     bound = _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=True)
     return bound + STEP_BY_STEP_ERROR
+
+
+class CompositionRule(ABC):
+    """The theorem by which releases are added up, so which choices of mechanisms it bears.
+
+    Attributes:
+        kind: Name in records.
+        renyi_order: The order at which Renyi divergences are added up; None for other rules.
+    """
+
+    kind: ClassVar[str]
+    renyi_order: float | None = None
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The rule and its theorem, in words."""
+
+    def to_record(self) -> dict[str, Any]:
+        """State the rule in the keys of an account, which :func:`rule_from_record` reads."""
+        order = {} if self.renyi_order is None else {"renyi_order": self.renyi_order}
+        return {"composition": self.kind} | order
+
+    @abstractmethod
+    def compute_epsilon(
+        self,
+        releases: Iterable[Release],
+        delta: float,
+        *,
+        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+        fast: bool = False,
+    ) -> float:
+        """Compute what the releases cost together by this rule; see :func:`compute_epsilon`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixedPlanComposition(CompositionRule):
+    """Composition of mechanisms that are fixed in advance; only what they are asked may adapt.
+
+    Guarantees:
+        - Holds where rates, noise and number of all steps were fixed before the first answer, as
+          in one plan that is bound by its hash. It is no filter.
+    """
+
+    kind: ClassVar[str] = "fixed-plan"
+
+    @property
+    def name(self) -> str:
+        """The rule in words."""
+        return "composition of a plan fixed in advance"
+
+    def compute_epsilon(
+        self,
+        releases: Iterable[Release],
+        delta: float,
+        *,
+        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+        fast: bool = False,
+    ) -> float:
+        """As the module's function of this name."""
+        return compute_epsilon(releases, delta, unit=unit, fast=fast)
+
+
+@dataclass(frozen=True, slots=True)
+class GaussianFilter(CompositionRule):
+    """Fully adaptive composition of Gaussians (Smith and Thakurta 2022), no step amplified.
+
+    Guarantees:
+        - Whoever chooses each release after seeing all answers before, as long as none is made that
+          would bring this epsilon above a limit, the whole life costs at most that limit: squared
+          mus add up on every path, and their sum is bounded.
+        - A sampled step is charged as if it were not sampled, which dominates it (adding or
+          removing). Amplification depends on the loss so far, which is why it cannot be added up.
+        - Without sampled steps it is what :func:`compute_epsilon` gives, digit for digit.
+        - Two things beside Gaussians are charged as they always were, and the theorem does not
+          cover choosing them by what was answered: the slack of near-Gaussian sums, all of which
+          together bounds by how much epsilon and the logarithm of delta could be passed
+          (``DISCRETISATION_SLACK`` a sum); and discrete noise on a coarse lattice, whose limit is
+          lower, so that delta at most doubles. A :class:`RenyiFilter` covers both.
+    """
+
+    kind: ClassVar[str] = "gaussian-filter"
+
+    @property
+    def name(self) -> str:
+        """The rule and its theorem, in words."""
+        return "Gaussian filter (Smith and Thakurta 2022)"
+
+    def compute_epsilon(
+        self,
+        releases: Iterable[Release],
+        delta: float,
+        *,
+        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+        fast: bool = False,
+    ) -> float:
+        """As :func:`compute_epsilon`, with every step at rate 1."""
+        validation.require_between(0, 1, delta=delta)
+        spent = _unamplified(_compose(releases, unit))
+        interval = _COARSE_INTERVAL if fast else _DISCRETISATION_INTERVAL
+        return _epsilon_of(spent, delta, interval, step_by_step=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RenyiFilter(CompositionRule):
+    """Fully adaptive composition at one Renyi order (Feldman and Zrnic 2021).
+
+    Attributes:
+        renyi_order: Order alpha, from ``MIN_RENYI_ORDER`` to ``MAX_RENYI_ORDER``. It must be fixed
+            before the first answer: the best order of a path is known only at its end.
+
+    Guarantees:
+        - As :class:`GaussianFilter`'s first, for sampled steps too, whose divergence at this order
+          (Mironov et al. 2019) adds up on every path. It becomes epsilon by the conversion of
+          Canonne, Kamath and Steinke (2020) at this order.
+        - The slack of near-Gaussian sums is a bound on their likelihood, so on their divergence at
+          this order too: it costs slack x alpha / (alpha - 1), which adds up likewise.
+
+    Raises:
+        SettingError: An order outside these bounds, NaN included.
+
+    Example:
+        >>> RenyiFilter(4.25).name
+        'Renyi filter of order 4.25 (Feldman and Zrnic 2021)'
+    """
+
+    kind: ClassVar[str] = "renyi-filter"
+    renyi_order: float
+
+    def __post_init__(self) -> None:
+        validation.require_range(MIN_RENYI_ORDER, MAX_RENYI_ORDER, renyi_order=self.renyi_order)
+
+    @property
+    def name(self) -> str:
+        """The rule and its theorem, in words."""
+        return f"Renyi filter of order {self.renyi_order:g} (Feldman and Zrnic 2021)"
+
+    def compute_epsilon(
+        self,
+        releases: Iterable[Release],
+        delta: float,
+        *,
+        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+        fast: bool = False,  # noqa: ARG002  (always quick)
+    ) -> float:
+        """Convert the divergence of all releases at this order, or give infinity."""
+        validation.require_between(0, 1, delta=delta)
+        return _renyi_epsilon(_compose(releases, unit), delta, self.renyi_order)
+
+
+FIXED_PLAN = FixedPlanComposition()
+GAUSSIAN_FILTER = GaussianFilter()
+
+
+def filter_of_order(renyi_order: float | None) -> CompositionRule:
+    """The valid privacy filter of an order; None is the Gaussian filter.
+
+    Raises:
+        SettingError: An order that no filter has.
+
+    Example:
+        >>> filter_of_order(None).name
+        'Gaussian filter (Smith and Thakurta 2022)'
+    """
+    return GAUSSIAN_FILTER if renyi_order is None else RenyiFilter(renyi_order)
+
+
+def rule_from_record(record: Mapping[str, Any]) -> CompositionRule:
+    """Read the rule that an account states; one that states none is of a plan fixed in advance.
+
+    Args:
+        record: Its keys ``composition`` and ``renyi_order`` are read.
+
+    Raises:
+        SettingError: A rule that there is not, or an order that goes with no rule.
+
+    Example:
+        >>> rule_from_record({"composition": "renyi-filter", "renyi_order": 4.0}).renyi_order
+        4.0
+    """
+    kind, order = record.get("composition"), record.get("renyi_order")
+    if order is not None and type(order) not in (int, float):
+        raise SettingError(f"renyi_order is {order!r:.20}; it must be a number")
+    if kind == RenyiFilter.kind and order is not None:
+        return RenyiFilter(float(order))
+    plain = {None: FIXED_PLAN, FIXED_PLAN.kind: FIXED_PLAN, GAUSSIAN_FILTER.kind: GAUSSIAN_FILTER}
+    if order is not None or not isinstance(kind, str | None) or kind not in plain:
+        raise SettingError(
+            f"composition is {kind!r:.20} and renyi_order {order}; it must be fixed-plan or "
+            "gaussian-filter, or renyi-filter with an order"
+        )
+    return plain[kind]
+
+
+def choose_renyi_order(
+    releases: Iterable[Release], delta: float, *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
+) -> float | None:
+    """Choose the filter under which a plan's releases cost least, before any of them is made.
+
+    Args:
+        releases: Everything the plan may release, which is public.
+        delta: In (0, 1).
+        unit: Whose presence is hidden.
+
+    Returns:
+        The order of a Renyi filter, or None where the Gaussian filter costs least: always where
+        nothing is sampled.
+
+    Raises:
+        SettingError: ``delta`` outside (0, 1), NaN included.
+    """
+    validation.require_between(0, 1, delta=delta)
+    spent = _compose(releases, unit)
+    return _cheapest_filter(spent, delta)[1] if spent.sampled else None
+
+
+def _cheapest_filter(spent: "_Composition", delta: float) -> tuple[float, float | None]:
+    """The least epsilon of all filters, and its order; of equal ones the first."""
+    whole = _epsilon_of(_unamplified(spent), delta, _DISCRETISATION_INTERVAL, step_by_step=False)
+    costs = [(_renyi_epsilon(spent, delta, order), order) for order in _FILTER_ORDERS]
+    return min([(whole, None), *costs], key=lambda cost: cost[0])
+
+
+def _unamplified(spent: "_Composition") -> "_Composition":
+    """The same steps, as if every unit took part in each."""
+    if not spent.sampled:
+        return spent
+    whole = spent.precision + math.fsum(steps / noise**2 for _, noise, steps in spent.sampled)
+    return spent._replace(precision=float(f"{whole:.12g}"), sampled=())
+
+
+@lru_cache(maxsize=16384)
+def _renyi_epsilon(spent: "_Composition", delta: float, order: float) -> float:
+    """Epsilon of all steps by their divergence at one order."""
+    slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
+    delta *= math.exp(-slack)
+    if not spent.precision and not spent.sampled:
+        return slack
+    if math.isinf(spent.precision) or delta < MIN_DELTA:
+        return math.inf
+    accountant = rdp.RdpAccountant([order])
+    if spent.precision:
+        accountant.compose(_unsampled_event(spent.precision))
+    for kind in spent.sampled:
+        accountant.compose(*_sampled_event(*kind))
+    epsilon = float(accountant.get_epsilon(delta))
+    # Negative where its sum lost all digits: that is no bound.
+    return epsilon + slack if accountant.rdp[0] >= 0 else math.inf
 
 
 def _epsilon_of(
@@ -408,6 +674,9 @@ def calibrate_noise_multiplier(
 ) -> float:
     """Find the smallest noise multiplier at which the releases keep a budget.
 
+    Where steps are sampled, under the filter that costs least: a device cannot know that the plan
+    was fixed before the first answer.
+
     Args:
         releases_for: From a noise multiplier to all releases it leads to.
         budget: Epsilon the releases may cost together, above 0.
@@ -418,8 +687,8 @@ def calibrate_noise_multiplier(
         The noise multiplier, at most 0.1 % above the smallest.
 
     Guarantees:
-        - ``compute_epsilon(releases_for(result), delta, unit=unit) <= budget``: it errs on the
-          side of more noise.
+        - ``compute_epsilon(releases_for(result), delta, unit=unit) <= budget``, and so is what the
+          filter of :func:`choose_renyi_order` gives: it errs on the side of more noise.
 
     Raises:
         SettingError: No noise keeps the budget: other releases of the plan spend it already, or
@@ -437,6 +706,8 @@ def calibrate_noise_multiplier(
             return True
         exact = _gaussian_epsilon(spent.precision, rest) if spent.precision else 0.0
         if exact > left:
+            return True
+        if spent.sampled and _cheapest_filter(spent, delta)[0] > budget:
             return True
         # Far below the budget, an unsampled plan need not be discretised to know that it keeps it.
         if _has_closed_form(spent) and exact + MAX_DISCRETISATION_ERROR <= left:

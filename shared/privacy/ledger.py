@@ -12,14 +12,21 @@ counts as spent: as the costliest release the ledger knows, or as unprotected wh
 import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from sottovoce.shared import atomic_files
-from sottovoce.shared.errors import BudgetSpent, FileChangedError, LedgerError, StorageError
+from sottovoce.shared.errors import (
+    BudgetSpent,
+    FileChangedError,
+    LedgerError,
+    SettingError,
+    StorageError,
+)
 from sottovoce.shared.privacy import accountant, hash_chain
+from sottovoce.shared.privacy.accountant import CompositionRule
 from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor, AnchorStore
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
 
@@ -41,12 +48,17 @@ class PrivacyBudget:
         unit: Whose presence it hides.
         per_run: Most privacy loss that the releases of any one run may come to together, above 0
             and finite; None where a single run may spend all.
+        renyi_order: The filter by which releases are added up, valid whatever a server asks next:
+            the order of a Renyi filter, which amplifies sampled steps, or None for the Gaussian
+            filter, which charges them as if they were not sampled. Its owner fixes it before the
+            first release: see :meth:`Ledger.check_budget`.
     """
 
     epsilon: float
     delta: float
     unit: PrivacyUnit = PrivacyUnit.UTTERANCE
     per_run: float | None = None
+    renyi_order: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= _MAX_EPSILON:
@@ -65,6 +77,22 @@ class PrivacyBudget:
                 f"{_MAX_EPSILON:g}, or left "
                 "out where a single run may spend all"
             )
+        try:
+            accountant.filter_of_order(self.renyi_order)
+        except SettingError as error:
+            raise LedgerError(f"the budget's {error}") from error
+
+    @property
+    def filter(self) -> CompositionRule:
+        """The privacy filter that releases are added up by."""
+        return accountant.filter_of_order(self.renyi_order)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's view; without an order as it always was."""
+        record = asdict(self)
+        if self.renyi_order is None:
+            del record["renyi_order"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "PrivacyBudget":
@@ -87,6 +115,8 @@ class Ledger:
         anchor_store: Keeps its anchor. Without one, lines dropped at the end do not show here.
         read_only: Whether nothing may be written: a torn line is charged in memory alone.
         way_out: What to do about a ledger that disagrees with its anchor.
+        plan_is_fixed: Whether all of its releases are of one plan that was fixed before the first,
+            as a server's of its own job: then they compose as such while they are of one run.
 
     Raises:
         LedgerError: The chain is broken, the ledger is another owner's, or it is behind its anchor
@@ -101,9 +131,11 @@ class Ledger:
         anchor_store: AnchorStore | None = None,
         read_only: bool = False,
         way_out: str = _DEVICE_WAY_OUT,
+        plan_is_fixed: bool = False,
     ) -> None:
         self.path = path
-        self._way_out = way_out
+        self._way_out, self._plan_is_fixed = way_out, plan_is_fixed
+        self._first_orders: Mapping[PrivacyUnit, float] | None = None
         self._owner, self._anchor_store, self._read_only = owner, anchor_store, read_only
         self._releases: list[Release] = []
         self._names: dict[str, None] = {}  # in the order of booking
@@ -204,6 +236,14 @@ class Ledger:
         """How far its anchor knows this ledger to have come; None where there is none."""
         return self._anchor
 
+    @property
+    def first_orders(self) -> Mapping[PrivacyUnit, float] | None:
+        """Orders of the Renyi filters under which this life began, of units that have one.
+
+        None where nothing was booked yet. Torn lines do not begin a life: nobody knows their order.
+        """
+        return self._first_orders
+
     def is_booked(self, name: str) -> bool:
         """Whether a release of this name was booked."""
         return name in self._names
@@ -214,8 +254,16 @@ class Ledger:
         return tuple(self._names)
 
     def epsilon_spent(self, delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE) -> float:
-        """Privacy loss spent so far, at ``delta``."""
+        """Privacy loss of all releases, if they were fixed in advance, at ``delta``."""
         return accountant.compute_epsilon(self._releases, delta, unit=unit)
+
+    def charged_epsilon(self, budget: PrivacyBudget) -> float:
+        """Privacy loss that a budget is charged, the most of all filters that apply."""
+        return _charge(self._rules(budget, self._releases), self._releases, budget)
+
+    def charged_epsilon_of(self, run: str, budget: PrivacyBudget) -> float:
+        """Privacy loss that a budget is charged for one run alone, torn releases and all."""
+        return _charge(self._rules(budget, self._releases), self.releases_of(run), budget)
 
     def projected_epsilon(
         self, releases: Iterable[Release], delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
@@ -234,18 +282,38 @@ class Ledger:
 
         What costs nothing may leave whatever was spent before.
 
+        Guarantees:
+            - Whoever chooses each release after seeing all answers, the releases that pass cost
+              each budget's unit at most its epsilon: they are added up by a valid filter.
+            - The filter of the first release counts for the whole life. Under a budget of another
+              order releases must pass both, for an order that is chosen after an answer is no
+              filter.
+
         Raises:
             BudgetSpent: They would, over the whole life or in their run; nothing was booked.
         """
         releases = [one for one in releases if one.mechanism is not Mechanism.ENCRYPTION]
         for budget in budgets if releases else ():
-            _require_within(budget, budget.epsilon, self._releases, releases, "the budget")
+            rules = self._rules(budget, [*self._releases, *releases])
+            require = partial(_require_within, budget, rules)
+            require(budget.epsilon, self._releases, releases, "the budget")
             if budget.per_run is None:
                 continue
             for run in {release.run for release in releases}:
                 new = [release for release in releases if release.run == run]
                 whose = f"the allowance of the run {run[:24]!r}"
-                _require_within(budget, budget.per_run, self.releases_of(run), new, whose)
+                require(budget.per_run, self.releases_of(run), new, whose)
+
+    def _rules(
+        self, budget: PrivacyBudget, releases: Sequence[Release]
+    ) -> tuple[CompositionRule, ...]:
+        """The rules that all have to hold for these releases."""
+        if self._plan_is_fixed and len({release.run for release in releases}) <= 1:
+            return (accountant.FIXED_PLAN,)
+        orders = {budget.renyi_order: None}
+        if self._first_orders is not None:
+            orders[self._first_orders.get(budget.unit)] = None
+        return tuple(map(accountant.filter_of_order, orders))
 
     def book_release(self, name: str, release: Release, budgets: Sequence[PrivacyBudget]) -> None:
         """Write a release down, before anything of it exists.
@@ -273,7 +341,9 @@ class Ledger:
             raise LedgerError(f"the release {name!r} is booked already")
         # Another program that books after this check is found by the size of the file.
         self.check_budget([release], budgets)
-        self._append(name, release)
+        # In the chained line: a profile can be edited, and is no part of a ledger that is copied.
+        orders = {one.unit: one.renyi_order for one in budgets if one.renyi_order is not None}
+        self._append(name, release, orders)
         self.sync_anchor()
 
     def sync_anchor(self) -> None:
@@ -287,15 +357,15 @@ class Ledger:
             self._anchor_store.write(anchor)
             self._anchor = anchor
 
-    def _append(self, name: str, release: Release) -> None:
+    def _append(self, name: str, release: Release, orders: Mapping[PrivacyUnit, float]) -> None:
         """Write one line, synced."""
-        line = self._next_line(name, release)
+        line = self._next_line(name, release, orders)
         try:
             self._write_line(line)
         except StorageError as error:
             raise _write_error(self.path, error) from error
         self._known_size += len(line)
-        self._remember(name, release, line)
+        self._remember(name, release, line, orders)
 
     def _load(self) -> bytes:
         """All that is written, whole lines and perhaps a torn one."""
@@ -319,13 +389,18 @@ class Ledger:
         """Write one line behind those that are known; ``StorageError`` where the disk refuses."""
         atomic_files.append_to_file(self.path, line, expected_size=self._known_size)
 
-    def _next_line(self, name: str, release: Release) -> bytes:
-        """The line that comes next."""
+    def _next_line(self, name: str, release: Release, orders: Mapping[PrivacyUnit, float]) -> bytes:
+        """The line that comes next; without orders it has the keys that it always had."""
         record = {"n": len(self._releases), "prev": self.head_hash, "id": name}
-        return _encode_line(record | {"release": release.to_dict()})
+        named = {"renyi_orders": {unit.value: order for unit, order in orders.items()}}
+        return _encode_line(record | {"release": release.to_dict()} | (named if orders else {}))
 
-    def _remember(self, name: str, release: Release, line: bytes) -> None:
+    def _remember(
+        self, name: str, release: Release, line: bytes, orders: Mapping[PrivacyUnit, float]
+    ) -> None:
         """Add one line to what is in memory."""
+        if self._first_orders is None and release.kind is not ReleaseKind.TORN:
+            self._first_orders = dict(orders)
         self._releases.append(release)
         self._names[name] = None
         self._heads.append(hash_chain.sha256_hex(line))
@@ -364,6 +439,7 @@ class Ledger:
         try:
             record: dict[str, Any] = json.loads(raw)
             name, release = str(record["id"]), Release.from_dict(record["release"])
+            orders = _read_orders(record.get("renyi_orders", {}))
             good = record["n"] == len(self._releases) and record["prev"] == self.head_hash
         except LedgerError as error:
             # The chain can hold: whoever wrote the line can have chained it anew.
@@ -371,11 +447,11 @@ class Ledger:
                 f"line {number + 1} of the ledger {self.path.name} is no release: {error}. "
                 f"{self._way_out}"
             ) from error
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise self._chain_error(number) from error
         if not good or name in self._names:
             raise self._chain_error(number)
-        self._remember(name, release, raw + b"\n")
+        self._remember(name, release, raw + b"\n", orders)
 
     def _check_anchor(self) -> None:
         """Refuse a ledger that lost lines, or that is not the one that was anchored.
@@ -415,8 +491,10 @@ class Ledger:
 
     def _charge_torn(self, whole: bytes, torn: bytes) -> None:
         """Set the torn bytes aside and book the costliest release they can have been."""
-        name, charged = f"torn-{len(self._releases)}", find_costliest_release(self._releases)
-        line = self._next_line(name, charged)
+        orders = self._first_orders or {}
+        charged = find_costliest_release(self._releases, orders)
+        name = f"torn-{len(self._releases)}"
+        line = self._next_line(name, charged, {})
         if not self._read_only:
             try:
                 atomic_files.append_to_file(self.path.with_suffix(".torn"), torn + b"\n")
@@ -427,33 +505,73 @@ class Ledger:
             except StorageError as error:
                 raise _write_error(self.path, error) from error
             self._known_size = len(whole + line)
-        self._remember(name, charged, line)
+        self._remember(name, charged, line, {})
 
 
 def _require_within(
     budget: PrivacyBudget,
+    rules: Sequence[CompositionRule],
     limit: float,
     before: Sequence[Release],
     new: Sequence[Release],
     whose: str,
 ) -> None:
-    """Refuse new releases that would bring those before them over a limit."""
+    """Refuse new releases that would bring those before them over a limit, by any of the rules."""
     after, unit, delta = [*before, *new], budget.unit, budget.delta
-    quick = accountant.compute_epsilon(after, delta, unit=unit, fast=True)
-    # Then the exact figure, which is the published one, is within the limit too.
-    if quick + accountant.MAX_DISCRETISATION_ERROR <= limit:
-        return
-    # Near the limit, a finer bound before the exact figure, which composes everything anew.
-    if accountant.bound_epsilon(after, delta, unit=unit) <= limit:
-        return
-    reached = accountant.compute_epsilon(after, delta, unit=unit)
-    if not reached <= limit:
-        spent = accountant.compute_epsilon(before, delta, unit=unit)
-        raise BudgetSpent(
-            f"the next release would bring epsilon from {spent:.4g} to {reached:.4g} for one "
-            f"{unit.value} at delta {delta:g}; {whose} is {limit:g}. A device keeps receiving "
-            "models; only its owner can raise the budget"
-        )
+    for rule in rules:
+        quick = rule.compute_epsilon(after, delta, unit=unit, fast=True)
+        # Then the exact figure, which is the published one, is within the limit too.
+        if quick + accountant.MAX_DISCRETISATION_ERROR <= limit:
+            continue
+        # Near the limit, a finer bound before the exact figure, which composes everything anew.
+        if rule is accountant.FIXED_PLAN and (
+            accountant.bound_epsilon(after, delta, unit=unit) <= limit
+        ):
+            continue
+        reached = rule.compute_epsilon(after, delta, unit=unit)
+        if not reached <= limit:
+            spent = rule.compute_epsilon(before, delta, unit=unit)
+            counted = _filter_note(rule, after)
+            raise BudgetSpent(
+                f"the next release would bring epsilon from {spent:.4g} to {reached:.4g} for one "
+                f"{unit.value} at delta {delta:g}; {whose} is {limit:g}{counted}. A device keeps "
+                "receiving models; only its owner can raise the budget"
+            )
+
+
+def _filter_note(rule: CompositionRule, releases: Sequence[Release]) -> str:
+    """By which filter it was counted, where that makes a difference: where steps are sampled."""
+    rates = {
+        rate
+        for one in releases
+        for rate in (one.sample_rate, one.user.sample_rate if one.user else 1.0)
+    }
+    return "" if rates <= {1.0} else f", counted by the {rule.name}"
+
+
+def _charge(
+    rules: Sequence[CompositionRule], releases: Sequence[Release], budget: PrivacyBudget
+) -> float:
+    """The most that any of the rules charges."""
+    return max(rule.compute_epsilon(releases, budget.delta, unit=budget.unit) for rule in rules)
+
+
+def _read_orders(record: Mapping[str, Any]) -> dict[PrivacyUnit, float]:
+    """Orders of Renyi filters in a line.
+
+    Raises:
+        TypeError, ValueError, AttributeError: They are none.
+    """
+    orders = {PrivacyUnit(unit): order for unit, order in record.items()}
+    for order in orders.values():
+        # A truth value is no number, and None would be another filter.
+        if type(order) not in (int, float):
+            raise TypeError(f"renyi_orders has {order!r:.20}, which is no number")
+        try:
+            accountant.filter_of_order(order)
+        except SettingError as error:
+            raise ValueError(str(error)) from error
+    return {unit: float(order) for unit, order in orders.items()}
 
 
 def _encode_line(record: dict[str, Any]) -> bytes:
@@ -482,22 +600,28 @@ def _write_error(path: Path, error: StorageError) -> LedgerError:
     )
 
 
-def find_costliest_release(releases: Sequence[Release]) -> Release:
+def find_costliest_release(
+    releases: Sequence[Release], orders: Mapping[PrivacyUnit, float] | None = None
+) -> Release:
     """Find what a torn line is charged as: the costliest of these releases, for either unit.
 
     Args:
         releases: All that was booked before the torn line.
+        orders: Orders of the Renyi filters that releases are added up by; the Gaussian filter and
+            composition of a fixed plan are looked at in any case.
 
     Returns:
-        A release as costly as any of these, of the kind TORN; of infinite epsilon where none of
-        them is protected.
+        A release as costly as any of these by every rule, of the kind TORN; of infinite epsilon
+        where none of them is protected. Where rules disagree which is the costliest, it is charged
+        without its sampling, which is no cheaper by any.
     """
     # Ciphertext costs nothing: the torn line may have been of anything that costs.
     protected = [one for one in releases if one.mechanism is Mechanism.GAUSSIAN]
     if not protected:
         return Release(kind=ReleaseKind.TORN, mechanism=Mechanism.NONE, run="", round=0)
-    worst = max(protected, key=partial(_release_epsilon, PrivacyUnit.UTTERANCE))
-    user = max(protected, key=partial(_release_epsilon, PrivacyUnit.USER)).user
+    orders = orders or {}
+    worst = _costliest_for(PrivacyUnit.UTTERANCE, protected, orders)
+    user = _costliest_for(PrivacyUnit.USER, protected, orders).user
     if worst.user and not worst.noise_multiplier:
         # The user's noise protects an utterance too: against another user's noise, or none.
         noise, bound = worst.user.noise_multiplier / 2, worst.user.clip_norm
@@ -505,7 +629,19 @@ def find_costliest_release(releases: Sequence[Release]) -> Release:
     return replace(worst, kind=ReleaseKind.TORN, user=user)
 
 
-def _release_epsilon(unit: PrivacyUnit, release: Release) -> float:
-    """Epsilon of one release alone, to tell which is the costliest."""
-    # Only the order counts; any delta of the usual size serves.
-    return accountant.compute_epsilon([release], 1e-5, unit=unit, fast=True)
+def _costliest_for(
+    unit: PrivacyUnit, releases: Sequence[Release], orders: Mapping[PrivacyUnit, float]
+) -> Release:
+    """The release that costs one unit most by every rule."""
+    rules = {accountant.FIXED_PLAN, accountant.GAUSSIAN_FILTER}
+    rules.add(accountant.filter_of_order(orders.get(unit)))
+
+    def cost(rule: CompositionRule, release: Release) -> float:
+        # Only the order counts; any delta of the usual size serves.
+        return rule.compute_epsilon([release], 1e-5, unit=unit, fast=True)
+
+    whole = max(releases, key=partial(cost, accountant.GAUSSIAN_FILTER))
+    if all(max(releases, key=partial(cost, rule)) == whole for rule in rules):
+        return whole
+    user = replace(whole.user, sample_rate=1.0) if whole.user else None
+    return replace(whole, sample_rate=1.0, user=user)

@@ -8,7 +8,7 @@ it, so that "no privacy" has the shape of privacy and a further unit is one more
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import Field, dataclass, replace
 from enum import StrEnum
 from typing import Any, ClassVar, Final, Protocol, TypeVar
@@ -213,15 +213,34 @@ class PrivacyScheme(ABC):
         """
         return plan
 
-    def budgets(self, target: PrivacyTarget) -> tuple[PrivacyBudget, ...]:
-        """Budgets of a device, one for each promised unit; none at all allows anything."""
+    def budgets(
+        self, target: PrivacyTarget, releases: Iterable[Release] = ()
+    ) -> tuple[PrivacyBudget, ...]:
+        """Budgets of a device, one for each promised unit; none at all allows anything.
+
+        Args:
+            target: What is promised.
+            releases: All that the first plan of the device's life may release, which is public:
+                they choose each budget's privacy filter. Without any it is the Gaussian filter.
+        """
+        planned = tuple(releases)
         return tuple(
-            PrivacyBudget(epsilon=target.epsilon, delta=target.delta_for(unit), unit=unit)
+            PrivacyBudget(
+                epsilon=target.epsilon,
+                delta=target.delta_for(unit),
+                unit=unit,
+                renyi_order=accountant.choose_renyi_order(
+                    planned, target.delta_for(unit), unit=unit
+                ),
+            )
             for unit in self.promised
         )
 
     def sum_budgets(self, target: PrivacyTarget) -> tuple[PrivacyBudget, ...]:
-        """Budgets of the server's sums, for one user; none at all lets all pass."""
+        """Budgets of the server's sums, for one user; none at all lets all pass.
+
+        Their ledger is of one plan that is fixed in advance, so no filter is chosen for them.
+        """
         return tuple(one for one in self.budgets(target) if one.unit is PrivacyUnit.USER)
 
     @property

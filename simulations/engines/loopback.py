@@ -140,7 +140,7 @@ def _print_results(prepared: PreparedRun, out: Path) -> None:
     for folder in prepared.devices:
         device = Device.open(folder)
         budget = device.profile.budgets[0]
-        spent = device.ledger.epsilon_spent(budget.delta, budget.unit)
+        spent = device.ledger.charged_epsilon(budget)
         print_lines(
             f"{device.profile.user:<12}{len(device.ledger.releases):>9}{spent:>9.3f}"
             f"{budget.epsilon:>8g}  {device.ledger.head_hash[:16]}"

@@ -14,6 +14,7 @@ from sottovoce.server.planning import noise_calibration
 from sottovoce.server.planning.recipe import CLASS_EXPONENTS
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.data.few_speakers import load_few_speakers
 from sottovoce.simulations.data.fold_inputs import FoldInputs
@@ -92,7 +93,9 @@ def prepare_run(
     devices = []
     for number, user in enumerate(fold_inputs.clips, 1):
         devices.append((out / "devices" / f"{number:06d}").resolve())
-        _device(devices[-1], user, scenario, fold_inputs)
+        _device(
+            devices[-1], user, noise_calibration.device_budgets(scenario.privacy, plan), fold_inputs
+        )
     pin_rosters([Device.open(folder) for folder in devices])
     return PreparedRun(job=folder, devices=devices, plan=plan)
 
@@ -107,7 +110,9 @@ def _plan(scenario: Scenario, fold_inputs: FoldInputs) -> Plan:
     )
 
 
-def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs) -> None:
+def _device(
+    folder: Path, user: str, budgets: tuple[PrivacyBudget, ...], fold_inputs: FoldInputs
+) -> None:
     """A user's real device: no seed, so its noise comes from the operating system."""
     clips = list(fold_inputs.clips[user])
     number = torch.arange(len(clips))
@@ -121,7 +126,7 @@ def _device(folder: Path, user: str, scenario: Scenario, fold_inputs: FoldInputs
     )
     profile = DeviceProfile(
         user=user,
-        budgets=noise_calibration.device_budgets(scenario.privacy),
+        budgets=budgets,
         labels=fold_inputs.labels,
     )
     Device.create(folder, profile, features)

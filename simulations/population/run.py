@@ -128,10 +128,16 @@ def prepare_fold_run(
         use_warm_start=bool(data.public),
     )
     on_message(f"a voice model of {settings.users:,} users, and the noise that their budget needs")
+    plan = build_plan(
+        sampled.plan_settings,
+        sampled.privacy,
+        fold_inputs,
+        f"{run_folder.name_run(scenario)}/population",
+    )
     population = build_population(
         settings,
         fold_inputs,
-        budgets=noise_calibration.device_budgets(scenario.privacy),
+        budgets=noise_calibration.device_budgets(scenario.privacy, plan),
         enrolment=data.enrolment,
         seed=run.seed,
     )
@@ -139,12 +145,7 @@ def prepare_fold_run(
         folder=folder / "population",
         ledgers=out / "ledgers" / HELD_OUT_FOLD,
         fold=make_held_out_fold(settings),
-        plan=build_plan(
-            sampled.plan_settings,
-            sampled.privacy,
-            fold_inputs,
-            f"{run_folder.name_run(scenario)}/population",
-        ),
+        plan=plan,
         recipe=sampled.recipe,
         target=sampled.privacy,
         enrolment=data.enrolment,

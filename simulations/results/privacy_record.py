@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.accountant import CompositionRule
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit, Release, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.schemes import scheme_for
@@ -50,10 +51,12 @@ def build_privacy_record(
         server_ledgers: For every fold, the ledger of its sums; none where no sum hides a user.
     """
     scheme = scheme_for(target.unit, secure=target.secure)
-    budgets = scheme.budgets(target)
+    # What the devices' profiles have: the filter of a plan follows from the plan.
+    budgets = scheme.budgets(target, plan.all_releases())
     first = next(iter(budgets), None)
     of_sums = next(iter(scheme.sum_budgets(target)), None)
     account = partial(_account, unit=scheme.account_unit, delta=target.delta)
+    rule = first.filter if first else accountant.FIXED_PLAN
     content = {
         "schema": SCHEMA_VERSION,
         "unit": target.unit,
@@ -61,7 +64,7 @@ def build_privacy_record(
         "sampling": _sampling(plan),
         **plan.participation.to_record(plan.rounds),
         "accountant": scheme.accountant_name,
-        "statement": scheme.statement(plan, target),
+        "statement": scheme.statement(plan, target) + _filter_sentence(budgets),
         "assumptions": [*ASSUMPTIONS, _tuning_note(target), *scheme.assumptions(plan)],
         "not_protected": [*scheme.not_protected(plan), *NOT_PROTECTED],
         **{budget.unit.value: _guarantee(plan, budget.unit, budget) for budget in budgets[1:]},
@@ -69,9 +72,11 @@ def build_privacy_record(
         "folds": [
             {
                 "name": name,
-                "clients": {client: account(ledgers[client], first) for client in sorted(ledgers)},
+                "clients": {
+                    client: account(ledgers[client], first, rule) for client in sorted(ledgers)
+                },
                 **(
-                    {"server": account(server_ledgers[name], of_sums)}
+                    {"server": account(server_ledgers[name], of_sums, accountant.FIXED_PLAN)}
                     if name in server_ledgers
                     else {}
                 ),
@@ -81,6 +86,21 @@ def build_privacy_record(
         "recompute": "sottovoce verify RUN",
     }
     return validate_privacy(content)
+
+
+def _filter_sentence(budgets: Sequence[PrivacyBudget]) -> str:
+    """By which theorems devices add up what they release, where steps are sampled."""
+    filters = [
+        f"for one {one.unit.value} by the {one.filter.name}"
+        for one in budgets
+        if one.renyi_order is not None
+    ]
+    if not filters:
+        return ""
+    return (
+        f" Devices add up what they release {' and '.join(filters)}, which holds whatever they are "
+        "asked next; the order was fixed before the first release."
+    )
 
 
 def _tuning_note(target: PrivacyTarget) -> str:
@@ -132,17 +152,27 @@ def _repeat_releases(releases: Sequence[Release], times: int) -> list[Release]:
 def _guarantee(plan: Plan, unit: PrivacyUnit, budget: PrivacyBudget | None) -> Guarantee:
     """What one unit is promised, and by what noise."""
     noise = plan.scheme.round_mechanism(plan, unit)
-    return {
+    guarantee: Guarantee = {
         "epsilon": budget.epsilon if budget else None,
         "delta": budget.delta if budget else None,
         "neighbouring": accountant.NEIGHBOURING_RELATIONS[unit],
         "noise_multiplier": noise.noise_multiplier if noise else None,
         "clip_norm": noise.clip_norm if noise else None,
     }
+    if budget:
+        guarantee["composition"] = budget.filter.kind
+        if budget.renyi_order is not None:
+            guarantee["renyi_order"] = budget.renyi_order
+    return guarantee
 
 
 def _account(
-    ledger: Ledger, budget: PrivacyBudget | None, *, unit: PrivacyUnit, delta: float
+    ledger: Ledger,
+    budget: PrivacyBudget | None,
+    rule: CompositionRule,
+    *,
+    unit: PrivacyUnit,
+    delta: float,
 ) -> Json:
     """One ledger's account, with its epsilon for the budget's unit; for ``unit`` without one."""
     if budget:
@@ -152,15 +182,16 @@ def _account(
     for release in ledger.releases:
         so_far.append(release)
         # Coarse, but an upper bound still: it is asked once for every release.
-        spent = accountant.compute_epsilon(so_far, delta, unit=unit, fast=True)
+        spent = rule.compute_epsilon(so_far, delta, unit=unit, fast=True)
         releases.append(_line(release, unit, spent))
-    spent = ledger.epsilon_spent(delta, unit)
+    spent = rule.compute_epsilon(ledger.releases, delta, unit=unit)
     # JSON has no infinity: an unprotected release shows as null, never as a large number.
     limit = budget.epsilon if budget and math.isfinite(spent) else None
     return {
         "epsilon": spent if limit else None,
         "delta": delta,
         "budget": {"epsilon": limit, "delta": delta},
+        **(rule.to_record() if budget else {}),
         "remaining": max(limit - spent, 0.0) if limit else None,
         "rounds": sum(release.kind is ReleaseKind.GRADIENT for release in ledger.releases),
         "ledger_sha256": ledger.head_hash,

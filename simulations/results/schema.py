@@ -363,6 +363,8 @@ class Account(Spending):
 
     delta: Number
     budget: Budget
+    composition: NotRequired[str]
+    renyi_order: NotRequired[Number]
     ledger_sha256: str
     releases: list[ReleaseLine]
     devices_with_equal_ledgers: NotRequired[Count]
@@ -385,6 +387,8 @@ class Guarantee(TypedDict):
     neighbouring: str
     noise_multiplier: Number
     clip_norm: Number
+    composition: NotRequired[str]
+    renyi_order: NotRequired[Number]
 
 
 class Participation(TypedDict):

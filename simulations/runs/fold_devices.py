@@ -97,7 +97,7 @@ class SpeakerDevices:
         contributes = user in spec.fold.train
         profile = DeviceProfile(
             user=user,
-            budgets=noise_calibration.device_budgets(spec.target),
+            budgets=noise_calibration.device_budgets(spec.target, spec.plan),
             contributes=contributes,
             neutral_enrolment=not contributes and spec.enrolment.neutral_clips is not None,
             labels=spec.plan.labels,

@@ -7,7 +7,6 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.protocol.events import Event, FoldEnded, RoundEnded
 from sottovoce.shared.protocol.training_plan import Plan
@@ -103,6 +102,6 @@ class ProgressReporter:
         if self._budget is None:
             return None
         releases = [one for one in self._plan.all_releases() if one.round <= number]
-        return accountant.compute_epsilon(
+        return self._budget.filter.compute_epsilon(
             releases, self._budget.delta, unit=self._budget.unit, fast=True
         )

@@ -84,7 +84,7 @@ def simulate_speakers(
         for fold in loaded.protocol.folds
     ]
     fold_runs = [FoldRun(spec, SpeakerDevices(spec, address=address)) for spec in specs]
-    budget = next(iter(noise_calibration.device_budgets(target)), None)
+    budget = next(iter(noise_calibration.device_budgets(target, plan)), None)
     reporter = ProgressReporter(plan, folds=len(specs), budget=budget, on_status=on_status)
     reporter.report_start()
     results = [fold_run.run(reporter) for fold_run in fold_runs]

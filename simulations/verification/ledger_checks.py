@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, TypeGuard
 
+from sottovoce.server.aggregation.private_sums import LEDGER_OWNER
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
@@ -106,10 +108,28 @@ def ledger_mismatches(
         yield f"privacy.json says rounds {account['rounds']}, the ledger books {rounds} gradients"
     yield from _check_budget(account, accounted.guarantee)
     if accounted.is_private:
+        yield from _check_composition(ledger, accounted)
         yield from _check_epsilon(account, accounted.guarantee, pld, prv)
         yield from _check_guarantees(ledger.releases, accounted)
     else:
         yield from _check_unprotected(ledger, account)
+
+
+def _check_composition(ledger: Ledger, accounted: AccountedLedger) -> Iterator[str]:
+    """An account's rule is the promise's, its order the one that the chained lines begin with."""
+    account, promised = accounted.account, accounted.guarantee.get("composition")
+    # A server's sums are of a plan fixed in advance, whatever its devices count by.
+    if accounted.client != LEDGER_OWNER and account.get("composition") != promised:
+        yield (
+            f"privacy.json adds this account up by {account.get('composition')}, and promises by "
+            f"{promised}: another theorem than readers are told"
+        )
+    booked = (ledger.first_orders or {}).get(accounted.unit)
+    if not is_close(account.get("renyi_order"), booked):
+        yield (
+            f"privacy.json says renyi_order {account.get('renyi_order')}, the ledger's first line "
+            f"has {booked}: an order that is chosen after an answer is no privacy filter"
+        )
 
 
 def _check_unprotected(ledger: Ledger, account: Table) -> Iterator[str]:
@@ -123,11 +143,12 @@ def _check_unprotected(ledger: Ledger, account: Table) -> Iterator[str]:
 def _check_epsilon(account: Table, terms: Table, pld: float, prv: float) -> Iterator[str]:
     """Claims against what both accountants say; written so that NaN and infinity disagree."""
     claimed, promised = account["epsilon"], terms["epsilon"]
+    by, by_opacus = ("PLD", "PRV") if account.get("renyi_order") is None else ("RDP", "Opacus' RDP")
     # "not <=" throughout: NaN and infinity must not pass.
     if claimed is None or not abs(claimed - pld) <= PLD_TOLERANCE:
-        yield f"privacy.json says epsilon {claimed}, the ledger costs {pld:.6f} by PLD"
+        yield f"privacy.json says epsilon {claimed}, the ledger costs {pld:.6f} by {by}"
     if claimed is None or not abs(claimed - prv) <= PRV_TOLERANCE:
-        yield f"privacy.json says epsilon {claimed}, the ledger costs {prv:.4f} by PRV"
+        yield f"privacy.json says epsilon {claimed}, the ledger costs {prv:.4f} by {by_opacus}"
     if promised is None or not pld <= promised + PLD_TOLERANCE:
         yield f"epsilon {pld:.6f} was spent where {promised} was promised"
     if terms["delta"] is None or not account["delta"] <= terms["delta"]:
@@ -246,7 +267,12 @@ def _check_guarantees(releases: tuple[Release, ...], accounted: AccountedLedger)
     if user is None or user["epsilon"] is None or user["delta"] is None:
         return
     # Both guarantees are checked: a ledger may keep one and break the other.
-    spent = accountant.compute_epsilon(releases, user["delta"], unit=PrivacyUnit.USER)
+    try:
+        rule = accountant.rule_from_record(user)
+    except SettingError as error:
+        yield f"privacy.json's promise to the user: {error}"
+        return
+    spent = rule.compute_epsilon(releases, user["delta"], unit=PrivacyUnit.USER)
     if not spent <= user["epsilon"] + PLD_TOLERANCE:
         yield (
             f"the ledger costs the user epsilon {spent:.6f} where {user['epsilon']} was promised: "

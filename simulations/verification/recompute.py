@@ -44,6 +44,7 @@ class LedgerCheck:
             ledger cannot be trusted.
         prv_epsilon: Epsilon by Opacus, likewise.
         mismatches: Mismatches in words; empty where all agrees.
+        composition: The theorem by which its releases were added up; empty where it is unknown.
     """
 
     fold: str
@@ -53,6 +54,7 @@ class LedgerCheck:
     pld_epsilon: float
     prv_epsilon: float
     mismatches: tuple[str, ...]
+    composition: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +114,7 @@ class RunVerification:
                     "claimed": count.claimed_epsilon,
                     "pld": _finite(count.pld_epsilon),
                     "prv": _finite(count.prv_epsilon),
+                    "composition": count.composition,
                     "faults": list(count.mismatches),
                 }
                 for count in self.ledger_checks
@@ -144,6 +147,7 @@ class RunVerification:
             first,
             f"{accountant.ACCOUNTANT_NAME}: epsilon {pld}",
             f"PRV (Opacus, error {PRV_ERROR:g}): epsilon {prv}",
+            f"added up by: {', '.join(sorted({count.composition for count in known}))}",
             f"the two differ by at most {most:.4f}; {PRV_TOLERANCE:g} is allowed",
         ]
 
@@ -236,6 +240,7 @@ def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
                 f"privacy.json says delta {account['delta']}, it must be in (0, 1): no epsilon can "
                 "be computed"
             )
+        rule = accountant.rule_from_record(account)
     # A ledger that cannot be trusted has no epsilon: NaN disagrees with every claim.
     except SottovoceError as error:
         return LedgerCheck(
@@ -248,8 +253,14 @@ def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
             mismatches=(str(error),),
         )
     delta = float(account["delta"])
-    pld = accountant.compute_epsilon(ledger.releases, delta, unit=accounted.unit)
-    prv = opacus_epsilon(ledger.releases, delta, unit=accounted.unit)
+    pld = rule.compute_epsilon(ledger.releases, delta, unit=accounted.unit)
+    prv = opacus_epsilon(
+        ledger.releases,
+        delta,
+        unit=accounted.unit,
+        composition=rule.kind,
+        renyi_order=rule.renyi_order,
+    )
     return LedgerCheck(
         fold=fold,
         client=client,
@@ -257,6 +268,7 @@ def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
         claimed_epsilon=account["epsilon"],
         pld_epsilon=pld,
         prv_epsilon=prv,
+        composition=rule.name,
         mismatches=tuple(ledger_checks.ledger_mismatches(ledger, accounted, pld, prv)),
     )
 

@@ -8,7 +8,7 @@ https://arxiv.org/abs/2106.02848). It shares no code with ``shared.privacy.accou
 import math
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -36,7 +36,12 @@ History = tuple[tuple[float, float, int], ...]
 
 
 def opacus_epsilon(
-    releases: tuple[Release, ...], delta: float, *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
+    releases: tuple[Release, ...],
+    delta: float,
+    *,
+    unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+    composition: str = "fixed-plan",
+    renyi_order: float | None = None,
 ) -> float:
     """Compute an upper bound on epsilon by Opacus' accountants.
 
@@ -47,6 +52,9 @@ def opacus_epsilon(
         releases: Everything one device, or one server about its users, released, in any order.
         delta: In (0, 1).
         unit: Unit of privacy.
+        composition: The rule that an account states. Under ``gaussian-filter`` sampling counts for
+            nothing; under ``renyi-filter`` Opacus' RDP analysis is asked at one order alone.
+        renyi_order: That order; None for other rules.
 
     Returns:
         Epsilon; 0 for nothing but ciphertext, infinite where one release was unprotected.
@@ -77,13 +85,21 @@ def opacus_epsilon(
         # One round has the multiplier's own sensitivity; several move the correlated noise further.
         whole = noise * _participation_norm(column, [0]) / _participation_norm(column, rounds)
         steps[whole, 1.0] = steps.get((whole, 1.0), 0) + 1
-    history = tuple(sorted((noise, rate, number) for (noise, rate), number in steps.items()))
+    history = _history(steps, amplifies=composition != "gaussian-filter")
     if not history:
         return 0.0
     # Near-Gaussian noise is Gaussian up to a factor e^slack on probabilities: epsilon and delta
     # pay.
     slack = near_gaussian_sums * DISCRETISATION_SLACK
-    return _compose_history(history, delta * math.exp(-slack), coarse=coarse) + slack
+    left = delta * math.exp(-slack)
+    return _compose_history(history, left, coarse=coarse, order=renyi_order) + slack
+
+
+def _history(steps: Mapping[tuple[float, float], int], *, amplifies: bool) -> History:
+    """Every kind of step, sorted; at rate 1 where sampling is not to count."""
+    return tuple(
+        sorted((noise, rate if amplifies else 1.0, count) for (noise, rate), count in steps.items())
+    )
 
 
 def _column(release: Release, unit: PrivacyUnit) -> tuple[float, ...]:
@@ -123,10 +139,12 @@ def _steps(release: Release, unit: PrivacyUnit) -> tuple[float, float, int]:
     return release.noise_multiplier, release.sample_rate, release.steps
 
 
-def _compose_history(history: History, delta: float, *, coarse: bool) -> float:
-    """Epsilon of a history; infinite where floats cannot hold its delta."""
+def _compose_history(history: History, delta: float, *, coarse: bool, order: float | None) -> float:
+    """Epsilon of a history, at one Renyi order if one is set; infinite where floats lose delta."""
     if delta < _MIN_DELTA:
         return math.inf
+    if order is not None:
+        return max(_by_renyi(history, delta, order), 0.0)
     compute = _by_renyi if coarse or not _fits_grid(history, delta) else _by_prv
     return compute(history, delta)
 
@@ -159,12 +177,12 @@ def _by_prv(history: History, delta: float) -> float:
 
 
 @lru_cache(maxsize=1024)
-def _by_renyi(history: History, delta: float) -> float:
-    """Opacus' figure where all that is known of discrete noise is its Renyi divergence."""
+def _by_renyi(history: History, delta: float, order: float | None = None) -> float:
+    """Opacus' figure from Renyi divergences: at one order, or at the best of its own."""
     from opacus.accountants import RDPAccountant
 
     second = RDPAccountant()
     second.history = list(history)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Optimal order is the", category=UserWarning)
-        return float(second.get_epsilon(delta))
+        return float(second.get_epsilon(delta, alphas=None if order is None else [order]))

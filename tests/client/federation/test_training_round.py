@@ -321,7 +321,7 @@ def test_hiding_both_books_one_record_of_both_with_the_normaliser(tmp_path: Path
 
 
 def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> None:
-    cost = accountant.compute_epsilon(
+    cost = accountant.GAUSSIAN_FILTER.compute_epsilon(
         [r for r in PLAN.all_releases() if r.kind is not ReleaseKind.GRADIENT or r.round < 3], DELTA
     )
     one = enrolled(tmp_path, budget=PrivacyBudget(epsilon=cost, delta=DELTA))

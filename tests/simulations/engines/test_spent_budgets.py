@@ -25,7 +25,7 @@ def cost(make_federation: Any) -> Cost:
     releases = [*kinds, *(plan.gradient_release(number) for number in (1, 2, 3))]
 
     def of_first(count: int) -> float:
-        return accountant.compute_epsilon(
+        return accountant.GAUSSIAN_FILTER.compute_epsilon(
             [release for release in releases[:count] if release], DELTA
         )
 

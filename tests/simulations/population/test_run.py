@@ -103,8 +103,11 @@ def test_everyone_pays_for_the_whole_run_in_one_line(finished: Path) -> None:
     gradient = [one for one in account["releases"] if one["kind"] == "gradient"]
     assert [(one["steps"], one["sample_rate"]) for one in gradient] == [(ROUNDS, 0.04)]
     server = privacy["folds"][0]["server"]
-    assert account["epsilon"] == pytest.approx(server["epsilon"])
     assert 0.99 * 2 < account["epsilon"] <= 2.0
+    assert (account["composition"], server["composition"]) == ("renyi-filter", "fixed-plan")
+    assert account["renyi_order"] == privacy["renyi_order"]
+    assert "Renyi filter of order" in privacy["statement"]
+    assert server["epsilon"] < account["epsilon"], "its plan is fixed, a device cannot know that"
 
 
 def test_the_ledgers_agree_and_a_changed_line_shows(finished: Path, tmp_path: Path) -> None:
