@@ -6,6 +6,7 @@ __all__ = [
     "bounds",
     "clipping",
     "gaussian_noise",
+    "guarantees",
     "hash_chain",
     "ledger",
     "participation",

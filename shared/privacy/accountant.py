@@ -21,7 +21,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -663,6 +663,185 @@ def _has_closed_form(spent: _Composition) -> bool:
 def _closed_form_epsilon(precision: float, delta: float) -> float:
     """The epsilon of one Gaussian, and a hair that covers the rounding of its closed form."""
     return _gaussian_epsilon(precision * (1 + 1e-11), delta) * (1 + 1e-9) + 1e-9
+
+
+def compute_mu(
+    releases: Iterable[Release], *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
+) -> float | None:
+    """Compute the mu of Gaussian differential privacy of the releases together.
+
+    The squared mus of Gaussians without sampling add up (Dong, Roth and Su 2022, corollary 3.3);
+    sums of near-Gaussian discrete noise cost their slack beside it.
+
+    Args:
+        releases: Everything one device released, in any order.
+        unit: Whose presence is hidden.
+
+    Returns:
+        At least 0, infinite where a release was unprotected. None where steps are sampled or noise
+        is discrete on a coarse lattice: no single mu describes them.
+
+    Example:
+        >>> compute_mu([])
+        0.0
+    """
+    spent = _compose(releases, unit)
+    if spent.sampled or (spent.needs_renyi and not math.isinf(spent.precision)):
+        return None
+    return math.sqrt(spent.precision)
+
+
+def discretisation_slack(
+    releases: Iterable[Release], *, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
+) -> float:
+    """Sum what near-Gaussian discrete noise costs beyond a Gaussian, in epsilon and log delta."""
+    return _compose(releases, unit).near_gaussian_sums * DISCRETISATION_SLACK
+
+
+def compute_group_epsilon(
+    releases: Iterable[Release],
+    delta: float,
+    *,
+    changes: int,
+    unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+) -> float:
+    """Compute what the releases cost a group of units that are all added or all removed.
+
+    Args:
+        releases: Everything one device released, in any order.
+        delta: In (0, 1), the same for the group as for one unit.
+        changes: Size k of the group, at least 1.
+        unit: Whose presence is hidden.
+
+    Returns:
+        Epsilon of the group; infinity where a release was unprotected.
+
+    Guarantees:
+        - Never below the group's true epsilon, and that of :func:`compute_epsilon` for one unit.
+        - Gaussians without sampling: k units move them k times as far, so mu becomes k mu (Dong,
+          Roth and Su 2022, theorem 2.14), which is exact; it holds for any k changes, and so for
+          relabelling one utterance, which is one removed and one added. The slack of near-Gaussian
+          sums grows with the distance at most: k times.
+        - Sampled steps: of k units a binomial number takes part, which is a mixture of Gaussians
+          (Ganesh 2024, "Tight group-level DP guarantees for DP-SGD with sampling"). Where its
+          distribution of losses would fill the memory, as if each took part in every step.
+
+    Raises:
+        SettingError: ``delta`` outside (0, 1), NaN included, or ``changes`` below 1.
+    """
+    validation.require_between(0, 1, delta=delta)
+    validation.require_at_least(1, changes=changes)
+    spent = _compose(releases, unit)
+    if changes == 1 or math.isinf(spent.precision):
+        return _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
+    together = _group_without_sampling(spent._replace(sampled=()), changes)
+    if not spent.sampled:
+        return _epsilon_of(together, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
+    if _needs_renyi(spent) or changes**2 * _approximate_precision(spent) > _MAX_PLD_PRECISION:
+        unamplified = _group_without_sampling(spent, changes)
+        return _epsilon_of(unamplified, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
+    slack = together.near_gaussian_sums * DISCRETISATION_SLACK
+    rest = delta * math.exp(-slack)
+    if rest < MIN_DELTA:
+        return math.inf
+    return _group_losses(together.precision, spent.sampled, changes, rest) + slack
+
+
+def _group_without_sampling(spent: "_Composition", changes: int) -> "_Composition":
+    """What the steps cost so many units, as if each took part in every step."""
+    whole = spent.precision + math.fsum(steps / noise**2 for _, noise, steps in spent.sampled)
+    return spent._replace(
+        precision=float(f"{whole * changes**2:.12g}"),
+        sampled=(),
+        near_gaussian_sums=spent.near_gaussian_sums * changes,
+    )
+
+
+@lru_cache(maxsize=64)
+def _group_losses(
+    precision: float, sampled: tuple[tuple[float, float, int], ...], changes: int, delta: float
+) -> float:
+    """Epsilon of a Gaussian and of sampled steps in which a binomial number of units takes part."""
+    # Losses of a group reach further: as many points, so that it takes no longer.
+    interval = 2 * _COARSE_INTERVAL * changes
+    # A hair more precision covers the rounding of the sum.
+    parts = [_loss_of_gaussian(precision * (1 + 1e-11), interval)] if precision else []
+    for rate, noise, steps in sampled:
+        chances = [
+            math.comb(changes, count) * rate**count * (1 - rate) ** (changes - count)
+            for count in range(changes + 1)
+        ]
+        one = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
+            noise,
+            list(range(changes + 1)),
+            chances,
+            value_discretization_interval=interval,
+        )
+        parts.append(one.self_compose(steps))
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.compose(part)
+    return float(whole.get_epsilon_for_delta(delta))
+
+
+def _loss_of_gaussian(precision: float, interval: float) -> Any:  # noqa: ANN401  (untyped)
+    """Distribution of losses of one Gaussian, as coarse as those it is composed with."""
+    return pld.privacy_loss_distribution.from_gaussian_mechanism(
+        1 / math.sqrt(precision), value_discretization_interval=interval
+    )
+
+
+def compute_deltas(
+    releases: Iterable[Release],
+    epsilons: Sequence[float],
+    *,
+    unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
+) -> list[float]:
+    """Compute the least delta of the releases together at each of several epsilons.
+
+    Args:
+        releases: Everything one device released, in any order.
+        epsilons: Each 0 or above.
+        unit: Whose presence is hidden.
+
+    Returns:
+        A delta for each epsilon, in [0, 1]; 1 where a release was unprotected, or where noise is
+        discrete on a coarse lattice, which has no closed distribution of losses.
+
+    Guarantees:
+        - Never below the true delta: exact for Gaussians without sampling (Balle and Wang 2018),
+          pessimistic by discretisation where steps are sampled.
+    """
+    validation.require_non_negative(**{f"epsilons[{n}]": one for n, one in enumerate(epsilons)})
+    spent = _compose(releases, unit)
+    if not spent.precision and not spent.sampled:
+        return [0.0] * len(epsilons)
+    if math.isinf(spent.precision) or _needs_renyi(spent):
+        return [1.0] * len(epsilons)
+    slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
+    losses = _loss_function(spent)
+    return [
+        min(1.0, math.exp(slack) * float(losses.get_delta_for_epsilon(one - slack)))
+        for one in epsilons
+    ]
+
+
+def _loss_function(spent: "_Composition") -> Any:  # noqa: ANN401  (untyped)
+    """What tells delta at an epsilon: one Gaussian in closed form, or a distribution of losses."""
+    if not spent.sampled:
+        deviation = 1 / math.sqrt(spent.precision * (1 + 1e-11))
+        return pld.privacy_loss_mechanism.GaussianPrivacyLoss(deviation)
+    hair = 1 + 1e-11
+    parts = [_loss_of_gaussian(spent.precision * hair, _COARSE_INTERVAL)] if spent.precision else []
+    for rate, noise, steps in spent.sampled:
+        one = pld.privacy_loss_distribution.from_gaussian_mechanism(
+            noise, sampling_prob=rate, value_discretization_interval=_COARSE_INTERVAL
+        )
+        parts.append(one.self_compose(steps))
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.compose(part)
+    return whole
 
 
 def calibrate_noise_multiplier(

@@ -21,6 +21,7 @@ from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.spec import ModelSpec
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.guarantees.adversaries import AdversaryBound
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.participation import EveryRound, Participation, RoundBooking
 from sottovoce.shared.privacy.release import (
@@ -592,6 +593,10 @@ class PrivacyScheme(ABC):
     @abstractmethod
     def statement(self, plan: PlanFacts, target: PrivacyTarget) -> str:
         """The promise in words, with its adversary."""
+
+    @abstractmethod
+    def adversaries(self) -> tuple[AdversaryBound, ...]:
+        """State what holds against every adversary, and under which assumption."""
 
     @abstractmethod
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:

@@ -205,6 +205,7 @@ def _privacy_record(scenario: Scenario, fold_run: PopulationFoldRun) -> PrivacyR
         fold_run.spec.plan,
         {HELD_OUT_FOLD: {group.user: group.ledger for group in fold_run.ledger_groups}},
         {HELD_OUT_FOLD: sums} if sums else {},
+        most_utterances=fold_run.settings.clips,
     )
     fold = privacy["folds"][0]
     fold["registered"] = fold_run.settings.users

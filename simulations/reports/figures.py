@@ -53,6 +53,30 @@ def plot_uar_by_round(curve: Sequence[Table], chance: float) -> str:
     return draw_svg("by-round", label, draw)
 
 
+def plot_tradeoff(name: str, points: Sequence[tuple[float, float]], mu: float | None) -> str:
+    """Plot a trade-off function: chances of a false alarm, and the least to overlook at each.
+
+    Args:
+        name: The unit, which keeps the figures of one page apart.
+        points: Pairs (alpha, beta), alpha rising.
+        mu: Of Gaussian differential privacy; None where no single Gaussian describes it.
+    """
+
+    def draw(axes: Axes) -> None:
+        axes.plot([0, 1], [1, 0], color=MUTED, linewidth=1.2, linestyle=(0, (4, 3)), label="guess")
+        axes.plot(*zip(*points, strict=True), color=MAIN, linewidth=2.4, label="this run")
+        axes.set(xlabel="false alarms (α)", ylabel="overlooked (β)", xlim=(0, 1), ylim=(0, 1))
+        _legend(axes)
+
+    known = "" if mu is None else f" Gaussian differential privacy with mu {_say(mu)}."
+    middle = min(points, key=lambda point: abs(point[0] - 0.05))
+    label = (
+        f"Line plot of the trade-off function for one {name}: with false alarms in "
+        f"{_say(middle[0])} of all cases, at least {_say(middle[1])} are overlooked.{known}"
+    )
+    return draw_svg(f"tradeoff-{name}", label, draw)
+
+
 def plot_confusion(matrix: Sequence[Sequence[int]], emotions: Sequence[str]) -> str:
     """Plot the confusion matrix, rows scaled to shares of the true emotion."""
     counts = np.asarray(matrix, dtype=np.float64)

@@ -11,7 +11,13 @@ from sottovoce.shared.printable import clean_inserted_value, clean_record
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import metrics
-from sottovoce.simulations.reports import audit_section, figures, ledger_tables, wording
+from sottovoce.simulations.reports import (
+    audit_section,
+    figures,
+    guarantee_section,
+    ledger_tables,
+    wording,
+)
 from sottovoce.simulations.results.schema import (
     AuditRecord,
     PrivacyRecord,
@@ -79,6 +85,7 @@ def render_privacy_record(
             "audit": audit,
             **(audit_section.build_audit_context(audit) if audit else {}),
             "plots": {},
+            **guarantee_section.build_guarantee_context(privacy),
         },
     )
 

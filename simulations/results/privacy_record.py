@@ -7,6 +7,7 @@ from functools import partial
 
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.accountant import CompositionRule
+from sottovoce.shared.privacy.guarantees.privacy_curve import GROUP_SIZES, compute_privacy_curve
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit, Release, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.schemes import scheme_for
@@ -41,6 +42,8 @@ def build_privacy_record(
     plan: Plan,
     user_ledgers: Mapping[str, Mapping[str, Ledger]],
     server_ledgers: Mapping[str, Ledger],
+    *,
+    most_utterances: int | None = None,
 ) -> PrivacyRecord:
     """Build the content of privacy.json.
 
@@ -49,6 +52,7 @@ def build_privacy_record(
         plan: A plan of the run, for its clip and noise.
         user_ledgers: For every fold, every contributing user's ledger.
         server_ledgers: For every fold, the ledger of its sums; none where no sum hides a user.
+        most_utterances: Most utterances that a contributing user has; None where it is not known.
     """
     scheme = scheme_for(target.unit, secure=target.secure)
     # What the devices' profiles have: the filter of a plan follows from the plan.
@@ -69,6 +73,8 @@ def build_privacy_record(
         "not_protected": [*scheme.not_protected(plan), *NOT_PROTECTED],
         **{budget.unit.value: _guarantee(plan, budget.unit, budget) for budget in budgets[1:]},
         **_tuning_cost(target, user_ledgers, server_ledgers),
+        "adversaries": [one.to_record() for one in scheme.adversaries()],
+        "curves": _curves(budgets, user_ledgers, server_ledgers, most_utterances),
         "folds": [
             {
                 "name": name,
@@ -126,11 +132,7 @@ def _tuning_cost(
     budgets = scheme_for(target.unit, secure=target.secure).budgets(target)
     if target.tuning_runs == 1 or not budgets:
         return {}
-    # A user pays for the sums, which the server books; an utterance for what its device sends.
-    charged = {
-        PrivacyUnit.UTTERANCE: [one for fold in user_ledgers.values() for one in fold.values()],
-        PrivacyUnit.USER: list(server_ledgers.values()),
-    }
+    charged = _charged_ledgers(user_ledgers, server_ledgers)
     found: Json = {"runs": target.tuning_runs}
     for budget in budgets:
         found[budget.unit.value] = max(
@@ -142,6 +144,49 @@ def _tuning_cost(
             for ledger in charged[budget.unit]
         )
     return {"tuned": found}
+
+
+def _charged_ledgers(
+    user_ledgers: Mapping[str, Mapping[str, Ledger]], server_ledgers: Mapping[str, Ledger]
+) -> Mapping[PrivacyUnit, list[Ledger]]:
+    """A user pays for the sums, which the server books; an utterance for what its device sends."""
+    return {
+        PrivacyUnit.UTTERANCE: [one for fold in user_ledgers.values() for one in fold.values()],
+        PrivacyUnit.USER: list(server_ledgers.values()),
+    }
+
+
+def _curves(
+    budgets: Sequence[PrivacyBudget],
+    user_ledgers: Mapping[str, Mapping[str, Ledger]],
+    server_ledgers: Mapping[str, Ledger],
+    most_utterances: int | None,
+) -> Json:
+    """The whole privacy curve of each promised unit, of the ledger that spent most."""
+    charged = _charged_ledgers(user_ledgers, server_ledgers)
+    all_of_a_user = {PrivacyUnit.UTTERANCE: most_utterances, PrivacyUnit.USER: None}
+    found: Json = {}
+    for budget in budgets:
+        unit = budget.unit
+        whole = all_of_a_user[unit]
+        most = max(
+            charged[unit],
+            key=lambda one: one.epsilon_spent(budget.delta, budget.unit),
+            default=None,
+        )
+        curve = most and compute_privacy_curve(
+            most.releases,
+            budget.delta,
+            unit=unit,
+            group_sizes=sorted({*GROUP_SIZES, *([whole] if whole else [])}),
+        )
+        if not curve:
+            continue
+        found[unit.value] = curve.to_record()
+        for group in found[unit.value]["groups"]:
+            if group["changes"] == whole:
+                group["all_of_a_user"] = True
+    return found
 
 
 def _repeat_releases(releases: Sequence[Release], times: int) -> list[Release]:

@@ -409,6 +409,41 @@ class TuningCost(TypedDict):
     user: NotRequired[Number]
 
 
+class TradeOff(TypedDict):
+    """Trade-off function: chances of a false alarm, and the least chance to overlook at each."""
+
+    alpha: list[Share]
+    beta: list[Share]
+
+
+class GroupCost(TypedDict):
+    """Epsilon of several units that are hidden together."""
+
+    changes: Count
+    epsilon: Number
+    all_of_a_user: NotRequired[bool]
+
+
+class CurveRecord(TypedDict):
+    """Whole privacy curve of the ledger that spent most, for one unit."""
+
+    epsilon: Number
+    delta: Number
+    mu: Number
+    basis: str
+    tradeoff: TradeOff
+    groups: list[GroupCost]
+    other_deltas: list[Budget]
+
+
+class AdversaryRow(TypedDict):
+    """Guarantee against one adversary, and its assumption."""
+
+    adversary: str
+    holds: str
+    assumption: str
+
+
 class PrivacyRecord(Guarantee):
     """Content of privacy.json: the promise, what it rests on, and every ledger's account."""
 
@@ -422,6 +457,8 @@ class PrivacyRecord(Guarantee):
     not_protected: list[str]
     user: NotRequired[Guarantee | None]
     tuned: NotRequired[TuningCost | None]
+    adversaries: NotRequired[list[AdversaryRow] | None]
+    curves: NotRequired[dict[str, CurveRecord] | None]
     folds: list[FoldAccounts]
     recompute: str
 

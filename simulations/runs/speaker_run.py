@@ -6,7 +6,8 @@ run.json, privacy.json, model, pages. A run that was interrupted goes on from it
 
 import resource
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,7 +97,9 @@ def simulate_speakers(
     baseline_results = comparison.evaluate_baselines(
         settings.baselines, scenario.baseline_settings, loaded.protocol, fold_inputs, plan
     )
-    privacy = _privacy_record(fold_runs)
+    privacy = _privacy_record(
+        fold_runs, Counter(clip.speaker for clip in loaded.protocol.corpus.clips)
+    )
     clients = sum(len(spec.fold.train) for spec in specs)
     timing |= {
         "client_rounds_per_s": settings.rounds * clients / (time.monotonic() - training),
@@ -120,13 +123,17 @@ def simulate_speakers(
     return run
 
 
-def _privacy_record(fold_runs: Sequence[FoldRun]) -> PrivacyRecord:
-    """Content of privacy.json, from the archived ledgers of all folds."""
+def _privacy_record(fold_runs: Sequence[FoldRun], utterances: Mapping[str, int]) -> PrivacyRecord:
+    """Content of privacy.json, from the archived ledgers of all folds and each user's clips."""
     users = {
         one.spec.fold.name: {user: one.user_ledger(user) for user in one.spec.fold.train}
         for one in fold_runs
     }
     servers = {one.spec.fold.name: sums for one in fold_runs if (sums := one.server_ledger())}
     return privacy_record.build_privacy_record(
-        fold_runs[0].spec.target, fold_runs[0].spec.plan, users, servers
+        fold_runs[0].spec.target,
+        fold_runs[0].spec.plan,
+        users,
+        servers,
+        most_utterances=max(utterances[user] for fold in users.values() for user in fold),
     )

@@ -8,6 +8,13 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.guarantees.adversaries import (
+    ONE_USER,
+    ONE_UTTERANCE,
+    Adversary,
+    AdversaryBound,
+    make_adversary_table,
+)
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import (
     PlanFacts,
@@ -173,6 +180,30 @@ class BothScheme(UserScheme):
         """For one utterance, then for one user."""
         of_utterance = self._of_utterance.statement(plan, target)
         return f"{of_utterance} {super().statement(plan, target)}"
+
+    def adversaries(self) -> tuple[AdversaryBound, ...]:
+        """Of an utterance against whoever sees messages, and of a user against who sees sums."""
+        of_utterance = {one.adversary: one for one in self._of_utterance.adversaries()}
+        of_sums = {
+            Adversary.MODEL_RECIPIENT: (f"{ONE_UTTERANCE}, and {ONE_USER}", _DEVICE_NOISE_CLAIM),
+            Adversary.PARTICIPANT: (
+                f"{ONE_UTTERANCE}, and {ONE_USER}",
+                (
+                    f"{_DEVICE_NOISE_CLAIM} The noise of colluders is not counted, and always that "
+                    "of one device."
+                ),
+            ),
+            Adversary.COALITION: (
+                (
+                    f"{ONE_UTTERANCE}, for any k, with the server too; and {ONE_USER}, without the "
+                    "server, while k is at most the share of colluders that the plan states"
+                ),
+                _DEVICE_NOISE_CLAIM,
+            ),
+        }
+        return make_adversary_table(
+            {who: (one.holds, one.assumption) for who, one in of_utterance.items()} | of_sums
+        )
 
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:
         """Honest devices, for the promise to users."""

@@ -4,6 +4,12 @@ from typing import ClassVar
 
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.guarantees.adversaries import (
+    NOTHING,
+    Adversary,
+    AdversaryBound,
+    make_adversary_table,
+)
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.scheme import (
     PlanFacts,
@@ -66,3 +72,13 @@ class NoPrivacyScheme(UnhiddenUsersScheme):
             "No privacy guarantee: this run was asked to protect nothing, and every release is "
             "booked as unprotected."
         )
+
+    def adversaries(self) -> tuple[AdversaryBound, ...]:
+        """Nothing holds against anybody who sees messages or models."""
+        return make_adversary_table(
+            {one: (NOTHING, "No bound and no noise.") for one in Adversary if one not in _AT_REST}
+        )
+
+
+_AT_REST = (Adversary.THIEF, Adversary.SUPPLIER)
+"""Adversaries who look at the device itself, where privacy in training changes nothing."""

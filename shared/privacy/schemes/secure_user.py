@@ -12,6 +12,13 @@ from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.guarantees.adversaries import (
+    NOTHING,
+    ONE_USER,
+    Adversary,
+    AdversaryBound,
+    make_adversary_table,
+)
 from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
 from sottovoce.shared.privacy.scheme import STREAMING_HINT, PlanFacts, PlanT, SumKind
 from sottovoce.shared.privacy.schemes.user import (
@@ -132,6 +139,35 @@ class SecureUserScheme(UserScheme):
         return (
             "against anyone who sees the models or what the devices send, the server included: "
             "sums are made by secure aggregation, with every device's share of the noise in them"
+        )
+
+    def adversaries(self) -> tuple[AdversaryBound, ...]:
+        """The promise holds against the server too, while enough devices are honest."""
+        enough = (
+            "At least as many honest devices as the plan counts on add their share of the noise, "
+            "and the identities that devices pinned are the users' own."
+        )
+        return make_adversary_table(
+            {
+                Adversary.NETWORK: (ONE_USER, enough),
+                Adversary.MODEL_RECIPIENT: (ONE_USER, enough),
+                Adversary.CURIOUS_SERVER: (ONE_USER, enough),
+                Adversary.LYING_SERVER: (
+                    NOTHING,
+                    (
+                        "Devices refuse requests with wrong signatures or thresholds, but such a "
+                        "server may learn sums over a part of the devices."
+                    ),
+                ),
+                Adversary.PARTICIPANT: (ONE_USER, enough),
+                Adversary.COALITION: (
+                    (
+                        f"{ONE_USER}, with the server too, while k is at most the number of "
+                        "dishonest devices that the plan states; nothing above"
+                    ),
+                    enough,
+                ),
+            }
         )
 
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:

@@ -11,6 +11,13 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import accountant, clipping
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.guarantees.adversaries import (
+    NOTHING,
+    ONE_USER,
+    Adversary,
+    AdversaryBound,
+    make_adversary_table,
+)
 from sottovoce.shared.privacy.participation import Participation, choose_participation
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import (
@@ -202,6 +209,26 @@ class UserScheme(PrivacyScheme):
         return (
             "against those who see the models, not against the server, which sees each device's "
             "own reply"
+        )
+
+    def adversaries(self) -> tuple[AdversaryBound, ...]:
+        """The promise holds against those who see sums, not against those who see updates."""
+        in_clear = (NOTHING, "It sees each update before the sum is noised.")
+        return make_adversary_table(
+            {
+                Adversary.NETWORK: (
+                    NOTHING,
+                    "Updates travel without noise: a private network must hide them.",
+                ),
+                Adversary.MODEL_RECIPIENT: (ONE_USER, _SERVER_NOISE_CLAIM),
+                Adversary.CURIOUS_SERVER: in_clear,
+                Adversary.LYING_SERVER: in_clear,
+                Adversary.PARTICIPANT: (ONE_USER, _SERVER_NOISE_CLAIM),
+                Adversary.COALITION: (
+                    f"{ONE_USER}, for any k without the server; nothing with it",
+                    _SERVER_NOISE_CLAIM,
+                ),
+            }
         )
 
     def assumptions(self, plan: PlanFacts) -> tuple[str, ...]:

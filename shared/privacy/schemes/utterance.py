@@ -8,6 +8,13 @@ from sottovoce.shared.calibration.head_statistics import SENSITIVITY
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.bounds import PrivacyBounds
+from sottovoce.shared.privacy.guarantees.adversaries import (
+    ONE_UTTERANCE,
+    POST_PROCESSING,
+    Adversary,
+    AdversaryBound,
+    make_adversary_table,
+)
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.scheme import (
     PlanFacts,
@@ -86,6 +93,37 @@ class UtteranceScheme(UnhiddenUsersScheme):
             "anyone who sees what the device sends, the server included. It covers label counts, "
             f"centre, the normaliser that training uses, {plan.rounds} rounds of gradients"
             f"{calibration_note(plan)}."
+        )
+
+    def adversaries(self) -> tuple[AdversaryBound, ...]:
+        """The promise holds against whoever sees what a device sends."""
+        return make_adversary_table(
+            {
+                Adversary.NETWORK: (
+                    ONE_UTTERANCE,
+                    (
+                        "Messages are noised before they leave. Whoever changes them can spoil the "
+                        "model, not the promise."
+                    ),
+                ),
+                Adversary.MODEL_RECIPIENT: (ONE_UTTERANCE, POST_PROCESSING),
+                Adversary.CURIOUS_SERVER: (
+                    ONE_UTTERANCE,
+                    "The device runs this code unchanged, and its ledger covers its whole life.",
+                ),
+                Adversary.LYING_SERVER: (
+                    ONE_UTTERANCE,
+                    (
+                        "As before: each release is booked before it is computed, whatever was "
+                        "asked, and refused above the budget."
+                    ),
+                ),
+                Adversary.PARTICIPANT: (ONE_UTTERANCE, POST_PROCESSING),
+                Adversary.COALITION: (
+                    f"{ONE_UTTERANCE}, for any k, with the server too",
+                    "Each device's noise is its own: nobody else knows it or can leave it out.",
+                ),
+            }
         )
 
 

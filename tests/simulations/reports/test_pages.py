@@ -11,9 +11,14 @@ from typing import Any
 
 import pytest
 
+from sottovoce.server.planning import noise_calibration, recipe
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
 from sottovoce.shared.printable import clean_inserted_value
+from sottovoce.shared.privacy.ledger import Ledger
+from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.simulations.reports import figures, ledger_tables, pages, render_pages
+from sottovoce.simulations.results import schema
+from sottovoce.simulations.results.privacy_record import build_privacy_record
 from sottovoce.simulations.results.schema import validate_privacy
 
 Json = dict[str, Any]
@@ -295,3 +300,61 @@ def test_the_budget_figure_rises_where_devices_book_all_rounds_ahead() -> None:
 
     assert ledger_tables.epsilon_by_round(account, 2) == [2.0, 4.0, 8.0, 8.0]
     assert "the server's ledger" in figures.plot_budget([{"name": "f", **fold}], 8.0)
+
+
+@pytest.fixture(scope="module")
+def guaranteed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The record of a run that protects utterances and users, from real ledgers."""
+    folder = tmp_path_factory.mktemp("guaranteed")
+    settings = recipe.default_recipe(unit="both")
+    target = PrivacyTarget(unit="both", shares=settings.shares)
+    bare = noise_calibration.plan_without_noise(
+        settings, run="r", labels=("calm", "angry"), inputs=4, extractor="descriptors", rounds=3
+    )
+    plan = noise_calibration.add_noise(bare, target, settings.bounds)
+    ledgers = []
+    for name in ("ada", "server"):
+        Ledger.create(folder / f"{name}.jsonl", name)
+        ledgers.append(Ledger(folder / f"{name}.jsonl"))
+        for number, release in enumerate(plan.all_releases()):
+            ledgers[-1].book_release(f"r/{number}", release, ())
+    record = build_privacy_record(
+        target, plan, {"fold-1": {"ada": ledgers[0]}}, {"fold-1": ledgers[1]}, most_utterances=60
+    )
+    read: dict[str, Any] = json.loads(schema.dump_json(record))
+    return read
+
+
+def test_a_page_shows_the_whole_curve_and_every_adversary(
+    guaranteed: dict[str, Any], make: Make, tmp_path: Path
+) -> None:
+    run, _ = make(tmp_path)
+
+    page = html.unescape(pages.render_privacy_record(run, guaranteed))
+
+    for row in guaranteed["adversaries"]:
+        assert f"{row['adversary']}</th>" in page
+        assert f">{row['assumption']}</td>" in page
+    assert "one removed and one added" in page
+    assert "Trade-off function" in page
+    assert page.count("<svg") == 3, "the budget, and a curve for each unit"
+    curve = guaranteed["curves"]["utterance"]
+    assert [group["changes"] for group in curve["groups"]] == [2, 5, 10, 60]
+    assert "For all 60 utterances of the user who has most, ε is" in page
+    assert "can become as good as certain" in page
+    power = 1 - curve["tradeoff"]["beta"][curve["tradeoff"]["alpha"].index(0.05)]
+    assert f"recognises a present one in at most {100 * power:.1f}" in page
+    assert "0.994 to 13.69" in page
+    assert "well below one over the number of users" in page
+
+
+def test_a_page_of_an_earlier_run_leaves_the_curve_out(
+    guaranteed: dict[str, Any], make: Make, tmp_path: Path
+) -> None:
+    run, _ = make(tmp_path)
+    older = {k: v for k, v in guaranteed.items() if k not in {"curves", "adversaries"}}
+
+    page = pages.render_privacy_record(run, schema.validate_privacy(older))
+
+    assert "Trade-off" not in page
+    assert "Against whom" not in page
