@@ -104,6 +104,10 @@ class SumMechanism:
         validation.require_range(MIN_NOISE, MAX_NOISE, noise_multiplier=self.noise_multiplier)
         validation.require_positive(clip_norm=self.clip_norm)
         _check_numbers(self.sample_rate, sums=self.sums)
+        for name in ("discrete", "near_gaussian"):
+            # An empty list would pass for False, which costs less than True.
+            if not isinstance(getattr(self, name), bool):
+                raise SettingError(f"{name} is {getattr(self, name)!r}; it must be true or false")
         if self.near_gaussian and not (self.discrete and self.sample_rate == 1):
             raise SettingError(
                 "near_gaussian is for discrete noise in sums without sampling: set discrete, and "
@@ -184,7 +188,10 @@ class Release:
     def __post_init__(self) -> None:
         _check_numbers(self.sample_rate, steps=self.steps)
         validation.require_count(0, MAX_ROUND, round=self.round)
-        validation.require_non_negative(sensitivity=self.sensitivity)
+        # First, for below it is asked whether there is noise at all, which a text might seem to be.
+        validation.require_non_negative(
+            sensitivity=self.sensitivity, noise_multiplier=self.noise_multiplier
+        )
         if self.mechanism is Mechanism.GAUSSIAN and not (self.user and not self.noise_multiplier):
             validation.require_positive(sensitivity=self.sensitivity)
             validation.require_range(MIN_NOISE, MAX_NOISE, noise_multiplier=self.noise_multiplier)

@@ -112,9 +112,27 @@ def test_any_rechained_record_is_read_or_refused(data: st.DataObject, record: An
 
 
 @pytest.mark.parametrize("name", ["noise_multiplier", "sample_rate", "steps", "round"])
-@pytest.mark.parametrize("value", [10**400, 1e-320, 1e308, -1, 2**63, "1", [], math.nan, math.inf])
+@pytest.mark.parametrize(
+    "value", [10**400, 1e-320, 1e308, -1, 2**63, "1", "", [], None, False, math.nan, math.inf]
+)
 def test_a_number_out_of_bounds_is_refused(name: str, value: Any) -> None:
     data = chain_lines([RECORDS[0] | {name: value}])
+
+    assert read_and_account(data) == []
+
+
+@pytest.mark.parametrize("record", RECORDS)
+@pytest.mark.parametrize("value", ["", "0", [], {}, None, False])
+def test_noise_that_only_seems_to_be_none_is_refused(record: Any, value: Any) -> None:
+    assert read_and_account(chain_lines([record | {"noise_multiplier": value}])) == []
+
+
+@pytest.mark.parametrize("name", ["discrete", "fine"])
+@pytest.mark.parametrize("value", ["", "no", [], None, 0, 1])
+def test_a_flag_that_is_none_is_refused(name: str, value: Any) -> None:
+    """What is false costs less: it must be written as false."""
+    (record, *_) = [one for one in RECORDS if one["user"]]
+    data = chain_lines([record | {"user": record["user"] | {name: value}}])
 
     assert read_and_account(data) == []
 
