@@ -43,7 +43,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "dp_accounting": ("shared/privacy/accountant.py",),
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
-    "onnxruntime": ("shared/audio/voice_activity.py",),
+    "onnxruntime": ("shared/audio/voice_activity.py", "shared/features/fingerprint.py"),
     "cryptography": ("shared/crypto.py",),
     "mpmath": ("shared/privacy/gaussian_noise.py",),
     "msgspec": ("shared/codec.py", "simulations/results/schema.py"),

@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "banded": "correlated-noise",
     "heads": "heads",
     "losses": "losses",
+    "padding": "padding",
     "personal": "personalisation",
     "population": "population",
     "sweep": "sweep",

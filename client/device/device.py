@@ -59,7 +59,7 @@ class Device:
         training_cache: The training examples as the newest round read them, for the next one.
 
     >>> profile = DeviceProfile(user="ada", budgets=(), labels=("angry", "sad"), contributes=False)
-    >>> recordings = LabelledFeatures.without_recordings(width=1536)
+    >>> recordings = LabelledFeatures.without_recordings(width=2304)
     >>> device = Device.create("my-device", profile, recordings)
     >>> Device.open("my-device").ledger.releases
     ()

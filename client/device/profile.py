@@ -149,7 +149,7 @@ class LabelledFeatures:
             No utterances, of that width.
 
         Example:
-            >>> len(LabelledFeatures.without_recordings(width=1536).examples)
+            >>> len(LabelledFeatures.without_recordings(width=2304).examples)
             0
         """
         none = torch.zeros(0, dtype=torch.bool)

@@ -8,7 +8,7 @@ extractor's. Of each the newest 200 are kept; older ones make room.
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -18,6 +18,7 @@ from torch import Tensor
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.shared.models.model_package import ModelPackage
 
 MAX_EXAMPLES: Final = 200
@@ -39,17 +40,19 @@ class ExampleStore:
         names: Of the recordings.
         features: Their features, shape (recordings, features), float32.
         emotions: What their user said they were; none at all where nobody was asked.
+        feature_version: Version of the features.
     """
 
     extractor: str
     names: tuple[str, ...]
     features: Tensor
     emotions: tuple[str, ...] = ()
+    feature_version: int = FEATURE_VERSION
 
     @property
-    def feature_space(self) -> tuple[str, int]:
-        """Extractor and width that a model must have to learn from these examples."""
-        return self.extractor, int(self.features.shape[1])
+    def feature_space(self) -> tuple[str, int, int]:
+        """Extractor, version and width that a model must read to learn from these examples."""
+        return self.extractor, self.feature_version, int(self.features.shape[1])
 
     def with_example(self, row: Tensor, emotion: str | None = None) -> tuple["ExampleStore", str]:
         """Add a recording, or give one that is there another emotion; the store and its name."""
@@ -62,8 +65,8 @@ class ExampleStore:
         if name in rest.names:
             return self, name
         more = () if emotion is None else (*rest.emotions, emotion)
-        found = ExampleStore(
-            extractor=self.extractor,
+        found = replace(
+            self,
             # The newest come last: the oldest make room.
             names=(*rest.names, name)[-MAX_EXAMPLES:],
             features=torch.cat([rest.features, features[None]])[-MAX_EXAMPLES:],
@@ -74,8 +77,8 @@ class ExampleStore:
     def without_example(self, name: str) -> "ExampleStore":
         """Remove one recording; an unknown name changes nothing."""
         remaining = [index for index, other in enumerate(self.names) if other != name]
-        return ExampleStore(
-            extractor=self.extractor,
+        return replace(
+            self,
             names=tuple(self.names[index] for index in remaining),
             features=self.features[remaining],
             emotions=tuple(self.emotions[index] for index in remaining if self.emotions),
@@ -134,9 +137,9 @@ class VaultLearner:
 
 
 def select_store(stores: Sequence[ExampleStore], extractor: str, width: int) -> ExampleStore:
-    """Select one extractor's store; features of another or of another width say nothing."""
-    mine = [part for part in stores if part.feature_space == (extractor, width)]
-    return mine[0] if mine else _empty_store(extractor, width)
+    """Select one extractor's store; features of another, or computed otherwise, say nothing."""
+    empty = ExampleStore(extractor=extractor, names=(), features=torch.zeros(0, width))
+    return next((part for part in stores if part.feature_space == empty.feature_space), empty)
 
 
 def list_names(stores: Sequence[ExampleStore]) -> tuple[str, ...]:
@@ -169,7 +172,12 @@ def write_stores(vault: Vault, blob_name: str, stores: Sequence[ExampleStore]) -
     # Sorted: the order of writing would tell which extractor was used last.
     ordered = sorted((part for part in stores if part.names), key=lambda part: part.feature_space)
     words = [
-        {"extractor": part.extractor, "names": part.names, "emotions": part.emotions}
+        {
+            "extractor": part.extractor,
+            "feature_version": part.feature_version,
+            "names": part.names,
+            "emotions": part.emotions,
+        }
         for part in ordered
     ]
     about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
@@ -215,6 +223,9 @@ def usable_rows(rows: Tensor) -> Tensor:
 def _parse_store(words: dict[str, object], rows: Tensor) -> ExampleStore:
     """Parse one extractor's store."""
     names, emotions = words["names"], words.get("emotions", ())
+    version = words.get("feature_version", 1)  # earlier releases wrote none
+    if not isinstance(version, int):
+        raise TypeError("a version that is none")
     if not isinstance(names, list) or not isinstance(emotions, list | tuple) or rows.dim() != 2:
         raise TypeError("parts of other kinds")
     if len(rows) != len(names) or len(emotions) not in (0, len(names)):
@@ -224,9 +235,5 @@ def _parse_store(words: dict[str, object], rows: Tensor) -> ExampleStore:
         names=tuple(names),
         features=rows,
         emotions=tuple(emotions),
+        feature_version=version,
     )
-
-
-def _empty_store(extractor: str, width: int) -> ExampleStore:
-    """Store without any recording."""
-    return ExampleStore(extractor=extractor, names=(), features=torch.zeros(0, width))

@@ -74,7 +74,7 @@ class Recogniser:
         self._min_confidence = min_confidence
         self._coverage = coverage
         self._threshold = self.personalisation.find_threshold(package, coverage)
-        self._reader = FeatureReader(package.extractor)
+        self._reader = FeatureReader(package.extractor, version=package.feature_version)
         self._network = package.build_network()
         self._device = device
         self._vault = vault

@@ -13,6 +13,7 @@ from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityFlag, QualityReport
 from sottovoce.shared.errors import AudioError, ModelError, RecordingFault, SettingError
 from sottovoce.shared.features import registry
+from sottovoce.shared.features.version import FEATURE_VERSION
 
 _ADVICE = {
     QualityFlag.SILENT: "check that the microphone is on and speak again",
@@ -48,13 +49,21 @@ class FeatureReader:
 
     Args:
         extractor: The extractor's name, as the model's package has it.
+        version: Version of the features that the model reads, likewise.
 
     Raises:
-        ModelError: This release has no such extractor.
+        ModelError: This release has no such extractor, or computes its features otherwise.
         FeatureError: Its weights were not installed by this machine's owner.
     """
 
-    def __init__(self, extractor: str) -> None:
+    def __init__(self, extractor: str, *, version: int = FEATURE_VERSION) -> None:
+        # An extractor of one's own is its owner's to keep the same.
+        if version != FEATURE_VERSION and not registry.is_registered(extractor):
+            raise ModelError(
+                f"the model reads features of version {version}, and this release computes version "
+                f"{FEATURE_VERSION}: its answers would be wrong; train it anew, or install the "
+                "release that trained it"
+            )
         try:
             self._extractor = registry.create_extractor(extractor)
             registry.require_installed_encoders(extractor)

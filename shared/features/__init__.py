@@ -11,6 +11,7 @@ __all__ = [
     "registry",
     "rhythm",
     "spectral",
+    "version",
     "whisper",
     "whisper_weights",
 ]

@@ -1,7 +1,7 @@
 """The set of acoustic descriptors: definitions, units, and their fixed order.
 
-Frames are 10 ms apart and 25 ms long (pitch: 32 ms plus the lag), after trimming the silence
-before and behind the speech. "V" marks descriptors whose statistics read voiced frames only.
+Frames are 10 ms apart and 25 ms long (pitch: 32 ms plus the lag). What lies around the speech is
+cut off first. Statistics read frames of speech, those of descriptors marked "V" voiced frames only.
 
 =================== ====== = ================================================================
 name                unit     definition and source
@@ -36,7 +36,7 @@ voiced_ratio    1     share of voiced frames
 voiced_rate     1/s   runs of voiced frames
 voiced_mean     s     their mean length
 voiced_std      s     standard deviation of their lengths
-duration        s     length of the trimmed utterance
+duration        s     length of the utterance, margins cut
 =============== ===== ===================================================================
 
 GeMAPS: Eyben et al., The Geneva Minimalistic Acoustic Parameter Set for voice research and
@@ -49,7 +49,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared import audio
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, voice_activity
 from sottovoce.shared.features import pitch, rhythm, spectral
 from sottovoce.shared.features.fingerprint import compute_fingerprint
 
@@ -95,14 +95,16 @@ class FrameDescriptors:
     Attributes:
         frames: Shape (frames, 78), float32, finite, columns as in ``FRAME_NAMES``, 100 a second.
         voiced: Shape (frames,), bool.
+        spoken: Which frames are speech, shape (frames,), bool; the others are pauses and margins.
     """
 
     frames: Tensor
     voiced: Tensor
+    spoken: Tensor
 
 
 def compute_descriptors(signal: Signal) -> FrameDescriptors:
-    """Compute the frame-level descriptors of a signal, silence at its ends cut off.
+    """Compute the frame-level descriptors of a signal, what lies around its speech cut off.
 
     Args:
         signal: At 16 kHz, any length.
@@ -120,7 +122,8 @@ def compute_descriptors(signal: Signal) -> FrameDescriptors:
         (torch.Size([11, 78]), False)
     """
     audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader="the descriptor set")
-    samples = spectral.trim_silence(signal.samples[0])
+    cut = voice_activity.cut_to_speech(signal)
+    samples = cut.signal.samples[0]
     power = spectral.power_spectra(samples, hop=HOP)
     bands = spectral.log_mel_energies(power, bands=BANDS)
     mfcc = spectral.mel_cepstra(bands, count=CEPSTRA)
@@ -138,7 +141,9 @@ def compute_descriptors(signal: Signal) -> FrameDescriptors:
         pitch.shimmer_proxy(levels, found.voiced),
     ]
     columns = [bands, mfcc, slopes, spectral.regression_deltas(slopes), torch.stack(single, dim=1)]
-    return FrameDescriptors(frames=torch.cat(columns, dim=1), voiced=found.voiced)
+    frames = torch.cat(columns, dim=1)
+    spoken = cut.mask_frames(len(frames), HOP)
+    return FrameDescriptors(frames=frames, voiced=found.voiced, spoken=spoken)
 
 
 def compute_functionals(described: FrameDescriptors) -> Tensor:
@@ -156,14 +161,14 @@ def compute_functionals(described: FrameDescriptors) -> Tensor:
         >>> len(compute_functionals(compute_descriptors(silence))) == len(FUNCTIONAL_NAMES) == 476
         True
     """
-    frames, voiced = described.frames, described.voiced
+    frames, voiced, pooled = described.frames, described.voiced, described.spoken
     only = torch.tensor([name in VOICED_ONLY for name in FRAME_NAMES])
-    overall = _statistics(frames, torch.arange(len(frames)))
-    # True frame positions, so that a slope over time is not squeezed by unvoiced gaps.
-    spoken = _statistics(frames[voiced], voiced.nonzero()[:, 0])
+    # True frame positions, so that a slope over time is not squeezed by pauses and unvoiced gaps.
+    overall = _statistics(frames[pooled], pooled.nonzero()[:, 0])
+    tonal = _statistics(frames[voiced], voiced.nonzero()[:, 0])
     levels = frames[:, FRAME_NAMES.index("level")]
     return torch.cat(
-        [torch.where(only, spoken, overall).flatten(), rhythm.measure_rhythm(levels, voiced)]
+        [torch.where(only, tonal, overall).flatten(), rhythm.measure_rhythm(levels, voiced)]
     )
 
 

@@ -8,6 +8,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 
+import onnxruntime
 import soundfile
 import torch
 import torchaudio
@@ -147,5 +148,6 @@ def _versions() -> dict[str, str]:
     return {
         "torch": torch.__version__,
         "torchaudio": torchaudio.__version__,
+        "onnxruntime": onnxruntime.__version__,
         "libsndfile": str(soundfile.__libsndfile_version__),
     }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from sottovoce.shared import audio
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, voice_activity
 from sottovoce.shared.features import spectral
 from sottovoce.shared.features.fingerprint import compute_fingerprint
 
@@ -20,8 +20,9 @@ _MIN_STD = 1e-3
 class LogMel:
     """``log-mel``: 64 mel bands, 50 frames a second, each band at mean 0 and variance 1.
 
-    Leading and trailing silence is cut off first, so that it does not influence the mean. Mean and
-    variance are the utterance's own: no other recording is read. A constant band is 0 throughout.
+    What lies around the speech is cut off first, and mean and variance are those of its speech, so
+    that no silence influences them. They are the utterance's own: no other recording is read. A
+    constant band is 0 throughout.
     """
 
     name: str = "log-mel"
@@ -46,8 +47,10 @@ class LogMel:
             torch.Size([51, 64])
         """
         audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
-        samples = spectral.trim_silence(signal.samples[0])
-        bands = spectral.log_mel_energies(spectral.power_spectra(samples, hop=HOP), bands=BANDS)
+        cut = voice_activity.cut_to_speech(signal)
+        powers = spectral.power_spectra(cut.signal.samples[0], hop=HOP)
+        bands = spectral.log_mel_energies(powers, bands=BANDS)
+        spoken = bands[cut.mask_frames(len(bands), HOP)]
         # The floor keeps a constant band at 0 instead of amplifying rounding errors.
-        std = bands.std(0, correction=0).clamp_min(_MIN_STD)
-        return (bands - bands.mean(0)) / std
+        std = spoken.std(0, correction=0).clamp_min(_MIN_STD)
+        return (bands - spoken.mean(0)) / std

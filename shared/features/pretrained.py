@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sottovoce.shared import audio
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, voice_activity
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.features import encoder_store
 from sottovoce.shared.features.fingerprint import compute_fingerprint
@@ -71,7 +71,7 @@ class PretrainedEncoder:
 
 @dataclass(frozen=True, slots=True)
 class PipelineStatistics:
-    """Mean and standard deviation (n - 1) over time of one layer of a pipeline.
+    """Mean and standard deviation (n - 1) over the speech of one layer of a pipeline.
 
     Attributes:
         name: Name under which it was created.
@@ -112,11 +112,16 @@ class PipelineStatistics:
         loaded = load_pipeline(self.source)
         audio.require_sample_rate(signal, loaded.rate, reader=self.name)
         depth = self._depth()
-        samples = F.pad(signal.samples, (0, max(0, _MIN_SAMPLES - signal.samples.shape[1])))
+        cut = voice_activity.cut_to_speech(signal)
+        spoken = cut.signal.samples
+        samples = F.pad(spoken, (0, max(0, _MIN_SAMPLES - spoken.shape[1])))
         with torch.no_grad():
             hidden = torch.cat(
                 [_layer(loaded.model, part, depth) for part in _parts(samples, loaded.rate)]
             )
+        # A model of one's own may have another stride than the usual 320 samples.
+        hop = max(1, samples.shape[1] // len(hidden))
+        hidden = hidden[cut.mask_frames(len(hidden), hop)]
         return torch.cat([hidden.mean(0), hidden.std(0)])
 
     def _depth(self) -> int:

@@ -3,8 +3,8 @@
 ========================= ================== ====================================================
 name                      gives              what it is
 ========================= ================== ====================================================
-whisper-tiny-en           (1536,)            mean and std of encoder layers 2 and 3; no download
-whisper-tiny-en-frames    (frames, 768)      the same layers, 10 frames a second
+whisper-tiny-en           (2304,)            mean and std of encoder layers 1 to 3; no download
+whisper-tiny-en-frames    (frames, 768)      layers 2 and 3, 10 frames a second
 descriptors               (476,)             statistics of the descriptor set
 log-mel                   (frames, 64)       normalised spectrogram, 50 frames a second
 wav2vec2-base, ...        (2 x width,)       torchaudio's pipelines, once their weights are added

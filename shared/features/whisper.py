@@ -16,17 +16,23 @@ import torchaudio.functional
 from torch import Tensor
 
 from sottovoce.shared import audio
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, voice_activity
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.features import whisper_weights
 from sottovoce.shared.features.fingerprint import compute_fingerprint
 
-LAYERS = (2, 3)
-"""Layers used as features, counted from 1; 0 would be the convolutional stem."""
+LAYERS = (1, 2, 3)
+"""Layers whose statistics are features, counted from 1; 0 would be the convolutional stem."""
+
+FRAME_LAYERS = (2, 3)
+"""Layers whose frames are features."""
 
 HIDDEN_SIZE = 384
 _HEADS, _BANDS = 6, 80
 _WINDOW, _HOP = 400, 160
+FRAME_HOP = 2 * _HOP
+"""Samples between the encoder's frames: 20 ms, 50 frames a second."""
+
 _MAX_MEL_FRAMES = 3_000  # mel frames, 30 s: as many positions as the encoder learned
 _MIN_SAMPLES = 800  # samples, 50 ms: three frames, so that a standard deviation over time exists
 
@@ -144,10 +150,11 @@ def load_encoder() -> WhisperEncoder:
 
 @dataclass(frozen=True, slots=True)
 class WhisperStatistics:
-    """``whisper-tiny-en``: mean and standard deviation over time of layers 2 and 3.
+    """``whisper-tiny-en``: mean and standard deviation over the speech of layers 1 to 3.
 
-    Returns (1536,), float32: mean of layer 2, mean of layer 3, standard deviation (n - 1) of
-    layer 2, of layer 3; 384 numbers each.
+    Returns (2304,), float32: means of layers 1, 2 and 3, then their standard deviations (n - 1);
+    384 numbers each. What lies around the speech is cut before the encoder, whose positions are
+    absolute; frames in pauses are not pooled.
     """
 
     name: str = "whisper-tiny-en"
@@ -159,9 +166,12 @@ class WhisperStatistics:
         return _fingerprint(self.name, {"layers": LAYERS, "statistics": ["mean", "std"]})
 
     def __call__(self, signal: Signal) -> Tensor:
-        """Compute the statistics of one signal at 16 kHz, shape (1536,), float32."""
-        outputs = load_encoder()(signal)
-        layers = [outputs[layer] for layer in LAYERS]
+        """Compute the statistics of one signal at 16 kHz, shape (2304,), float32."""
+        audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
+        cut = voice_activity.cut_to_speech(signal)
+        outputs = load_encoder()(cut.signal)
+        spoken = cut.mask_frames(len(outputs[0]), FRAME_HOP)
+        layers = [outputs[layer][spoken] for layer in LAYERS]
         return torch.cat([h.mean(0) for h in layers] + [h.std(0) for h in layers])
 
 
@@ -169,7 +179,8 @@ class WhisperStatistics:
 class WhisperFrames:
     """``whisper-tiny-en-frames``: layers 2 and 3 side by side, averaged to 10 frames a second.
 
-    Returns (frames, 768), float32. The last frame averages the rest of its tenth of a second.
+    Returns (frames, 768), float32. What lies around the speech is cut; pauses stay. The last frame
+    averages the rest of its tenth of a second.
     """
 
     name: str = "whisper-tiny-en-frames"
@@ -179,12 +190,13 @@ class WhisperFrames:
     @property
     def fingerprint(self) -> str:
         """Hash of everything that decides the values."""
-        return _fingerprint(self.name, {"layers": LAYERS, "pooled": self.pooled})
+        return _fingerprint(self.name, {"layers": FRAME_LAYERS, "pooled": self.pooled})
 
     def __call__(self, signal: Signal) -> Tensor:
         """Compute the frames of one signal at 16 kHz, shape (frames, 768), float32."""
-        outputs = load_encoder()(signal)
-        joined = torch.cat([outputs[layer] for layer in LAYERS], dim=1)
+        audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
+        outputs = load_encoder()(voice_activity.cut_to_speech(signal).signal)
+        joined = torch.cat([outputs[layer] for layer in FRAME_LAYERS], dim=1)
         pooled = F.avg_pool1d(joined.T[None], self.pooled, ceil_mode=True)
         return pooled[0].T.contiguous()
 

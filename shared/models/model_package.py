@@ -21,6 +21,7 @@ from torch import Tensor
 from sottovoce.shared import codec
 from sottovoce.shared.calibration import HeadPrior, prior_from_file
 from sottovoce.shared.errors import ModelError, SottovoceError
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.shared.models.model_folder import (
     MANIFEST_FILE,
     METADATA_FILE,
@@ -65,6 +66,7 @@ class ModelPackage:
         model_hash: SHA-256 to which heads are bound, 64 hexadecimal digits.
         neutral_direction: Unit vector from a speaker's mean towards neutral speech, shape
             (inputs,); None if the model gives none.
+        feature_version: Version of the features on which it was trained.
 
     Raises:
         ModelError: Parts that do not fit each other.
@@ -81,6 +83,7 @@ class ModelPackage:
     subtracts_user_mean: bool
     model_hash: str
     neutral_direction: Tensor | None = None
+    feature_version: int = FEATURE_VERSION
 
     def __post_init__(self) -> None:
         inputs, classes = self.projection.output_size, len(self.labels)
@@ -184,6 +187,7 @@ class ModelPackage:
             schema=SCHEMA,
             labels=self.labels,
             extractor=self.extractor,
+            feature_version=self.feature_version,
             model=self.spec.to_dict(),
             row_norm=self.projection.row_norm,
             subtracts_user_mean=self.subtracts_user_mean,
@@ -250,6 +254,7 @@ class ModelPackage:
         package = cls(
             labels=record.labels,
             extractor=record.extractor,
+            feature_version=record.feature_version,
             spec=spec,
             weights=tensors["weights"],
             projection=PublicProjection(

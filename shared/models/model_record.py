@@ -52,6 +52,7 @@ class ModelRecord:
         prior: Numbers of the heads' prior.
         model_hash: SHA-256 to which heads are bound.
         sha256: SHA-256 of ``model.safetensors``.
+        feature_version: Version of the features that it reads; 1 in records of earlier releases.
         fold: The fold that the model is of, in a run; "" elsewhere.
         trained_without: Speakers that the model was not trained on, in a run.
     """
@@ -65,6 +66,7 @@ class ModelRecord:
     prior: dict[str, float | list[float]]
     model_hash: Sha256
     sha256: Sha256
+    feature_version: int = 1
     fold: str = ""
     trained_without: tuple[str, ...] = ()
 

@@ -7,6 +7,7 @@ __all__ = [
     "correlated_noise",
     "heads",
     "losses",
+    "padding",
     "personalisation",
     "population",
     "sweep",

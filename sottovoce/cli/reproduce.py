@@ -11,6 +11,7 @@ EXPERIMENTS = (
     "correlated-noise",
     "heads",
     "losses",
+    "padding",
     "personalisation",
     "population",
     "sweep",

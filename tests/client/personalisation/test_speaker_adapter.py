@@ -18,6 +18,7 @@ from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.calibration import identity_head as no_head
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.projection import PublicProjection, identity_projection
@@ -245,9 +246,24 @@ def test_another_extractors_features_tell_nothing(tmp_path: Path) -> None:
     assert speaker_adapter.list_utterances(device.folder) == own.example_names == ()
 
 
+def test_features_of_another_version_tell_nothing_and_can_be_forgotten(tmp_path: Path) -> None:
+    device = _device(tmp_path / "own")
+    words = [{"extractor": "ears", "names": ["a", "b"]}]  # as releases wrote it before versions
+    about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
+    device.vault.put_tensors("heard", {"rows.0": _speech(2), "about": about})
+    own = SpeakerAdapter(device.folder, _bundle())
+
+    assert own.speaker_mean() is None
+    name = own.add(_speech(3)[2])
+    assert own.example_names == (name,)
+    assert set(speaker_adapter.list_utterances(device.folder)) == {"a", "b", name}
+    speaker_adapter.forget_utterance(device.folder, "a")
+    assert set(speaker_adapter.list_utterances(device.folder)) == {"b", name}
+
+
 def test_what_was_kept_when_there_was_room_for_one_extractor_is_read(tmp_path: Path) -> None:
     device = _device(tmp_path / "own")
-    words = {"extractor": "ears", "names": ["a", "b"]}
+    words = {"extractor": "ears", "names": ["a", "b"], "feature_version": FEATURE_VERSION}
     about = torch.frombuffer(bytearray(json.dumps(words).encode()), dtype=torch.uint8)
     device.vault.put_tensors("heard", {"rows": _speech(2), "about": about})
     fresh, _ = _learned(_device(tmp_path / "new").folder, _speech(2))

@@ -1,5 +1,6 @@
 """The recogniser: silence gets no answer, doubt says so, and a user's own things are the user's."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,17 @@ def test_features_that_are_no_numbers_get_no_answer(ears: Ears) -> None:
     said = Recogniser(_bundle()).predict(_speech())
     assert (said.emotion, said.probabilities) == (None, {})
     assert "not finite" in said.reason
+
+
+def test_a_model_of_an_earlier_releases_features_is_refused(ears: Ears, tmp_path: Path) -> None:
+    _bundle().save(tmp_path)
+    metadata = json.loads((tmp_path / "model.json").read_text())
+    del metadata["feature_version"]  # as releases wrote it before versions
+    (tmp_path / "model.json").write_text(json.dumps(metadata | {"schema": 2}))
+    (tmp_path / "manifest.json").unlink()
+
+    with pytest.raises(ModelError, match=r"version 1, and this release computes version 2.*anew"):
+        Recogniser.open(tmp_path)
 
 
 def test_features_of_another_width_are_refused(ears: Ears) -> None:

@@ -76,6 +76,16 @@ def test_room_noise_around_speech_moves_its_edges_by_less_than_a_frame(samples: 
     assert abs(padded.end - samples - plain.end) < frame
 
 
+@pytest.mark.parametrize("gain", [0.1, 0.5, 2.0])
+def test_the_gain_of_a_microphone_does_not_move_speech(gain: float) -> None:
+    plain = voice_activity.detect_speech(signal(voice()))
+    scaled = voice_activity.detect_speech(signal(gain * voice()))
+
+    assert abs(scaled.start - plain.start) < 0.01 * RATE
+    assert abs(scaled.end - plain.end) < 0.01 * RATE
+    assert scaled.speech_s == pytest.approx(plain.speech_s, abs=0.04)
+
+
 def test_a_margin_that_is_missing_is_made_of_zeros() -> None:
     plain = voice_activity.detect_speech(signal(voice()))
     bare = signal(voice()[:, plain.start : plain.end])

@@ -21,11 +21,11 @@ def test_examples_in_docstrings_are_true() -> None:
 @pytest.mark.parametrize(
     ("name", "width", "framewise"),
     [
-        ("whisper-tiny-en", 1536, False),
+        ("whisper-tiny-en", 2304, False),
         ("whisper-tiny-en-frames", 768, True),
         ("descriptors", 476, False),
         ("log-mel", 64, True),
-        ("whisper-tiny-en+descriptors", 2012, False),
+        ("whisper-tiny-en+descriptors", 2780, False),
     ],
 )
 def test_a_name_gives_what_the_table_says(name: str, width: int, framewise: bool) -> None:

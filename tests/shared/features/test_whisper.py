@@ -5,15 +5,21 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, voice_activity
 from sottovoce.shared.errors import AudioError, ModelError
 from sottovoce.shared.features import whisper, whisper_weights
 from sottovoce.shared.features.whisper import WhisperEncoder, WhisperFrames, WhisperStatistics
+from sottovoce.simulations.corpora import open_corpus
 
 
 def noise(samples: int, *, seed: int = 0) -> Signal:
     rng = torch.Generator().manual_seed(seed)
     return Signal(0.1 * torch.randn(1, samples, generator=rng), 16_000)
+
+
+def voice() -> Tensor:
+    clip = open_corpus("synthetic", "speakers=1,clips=1,seed=99").clips[0]
+    return clip.load_signal().samples
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +80,7 @@ def test_any_length_gives_finite_features(samples: int) -> None:
 
     statistics, frames = WhisperStatistics()(signal), WhisperFrames()(signal)
 
-    assert statistics.shape == (1536,)
+    assert statistics.shape == (2304,)
     assert statistics.dtype == frames.dtype == torch.float32
     assert frames.shape[1] == 768
     assert frames.shape[0] == pytest.approx(max(samples, 800) / 1_600, abs=1.01)
@@ -90,17 +96,32 @@ def test_silence_and_full_scale_are_finite(level: float) -> None:
     assert WhisperStatistics()(signal).isfinite().all()
 
 
-def test_statistics_are_mean_and_spread_of_layers_two_and_three() -> None:
-    signal = noise(16_000)
-    _, _, second, third = whisper.load_encoder()(signal)
+def test_statistics_are_mean_and_spread_of_three_layers_over_speech() -> None:
+    paused = torch.cat([voice(), torch.zeros(1, 16_000), voice()], dim=1)
+    cut = voice_activity.cut_to_speech(Signal(paused, 16_000))
+    _, *layers = whisper.load_encoder()(cut.signal)
+    spoken = cut.mask_frames(len(layers[0]), whisper.FRAME_HOP)
 
-    expected = [second.mean(0), third.mean(0), second.std(0), third.std(0)]
+    pooled = [layer[spoken] for layer in layers]
+    expected = [layer.mean(0) for layer in pooled] + [layer.std(0) for layer in pooled]
 
-    torch.testing.assert_close(WhisperStatistics()(signal), torch.cat(expected))
+    assert 0 < spoken.sum() < len(spoken)
+    torch.testing.assert_close(WhisperStatistics()(Signal(paused, 16_000)), torch.cat(expected))
+
+
+@pytest.mark.parametrize("extractor", [WhisperStatistics(), WhisperFrames()])
+def test_silence_around_speech_changes_no_bit(
+    extractor: WhisperStatistics | WhisperFrames,
+) -> None:
+    padded = torch.nn.functional.pad(voice(), (8_123, 16_000))
+
+    plain = extractor(Signal(voice(), 16_000))
+
+    assert torch.equal(extractor(Signal(padded, 16_000)), plain)
 
 
 def test_frames_average_tenths_of_a_second_and_what_is_left() -> None:
-    signal = noise(16_000 + 640)  # 52 frames at 50 Hz
+    signal = noise(16_000 + 640)  # 52 frames at 50 Hz, and no speech that could be cut
     _, _, second, _ = whisper.load_encoder()(signal)
 
     frames = WhisperFrames()(signal)

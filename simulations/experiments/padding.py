@@ -1,0 +1,329 @@
+"""Experiment on silence and noise around speech, and on other corpora: docs/results/padding.md.
+
+    sottovoce reproduce padding --corpora ../shared/corpora --runs runs/results
+
+Models were trained on clips as they are; test clips get silence or room noise around them. Run
+folders hold what is needed; ``sottovoce reproduce accuracy`` makes those of the protocols.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared import seeding, validation
+from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.simulations.corpora import open_corpus
+from sottovoce.simulations.corpora.corpus import Clip
+from sottovoce.simulations.corpora.speaker_splits import apply_protocol
+from sottovoce.simulations.data.feature_extraction import extract_features
+from sottovoce.simulations.data.loading import cache_folder
+from sottovoce.simulations.evaluation import finished_model, metrics, personalisation
+from sottovoce.simulations.evaluation.finished_model import FoldModel
+from sottovoce.simulations.experiments.commands import build_parser, run_command
+
+RUNS = ("ravdess8-6fold-none-all-0", "cremad4-5fold-none-all-0", "emodb7-loso-none-all-0")
+SECONDS = (0.5, 1.0, 2.0)
+KINDS = ("silence", "room noise")
+TRANSFER_RUN, TRANSFER_CORPUS = "cremad6-5fold-emodb-none-all-0", "ravdess"
+MEANS = ("none", "corpus", "user")
+_QUIET_S = 0.1  # the quietest stretch of a clip that tells how its room sounds
+_MIN_LEVEL = 10 ** (-75 / 20)
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaddedClip:
+    """Clip between silence, or between noise of its own room.
+
+    Attributes:
+        clip: The clip.
+        kind: One of ``KINDS``.
+        seconds: How much on each side; 0 leaves the clip as it is.
+    """
+
+    clip: Clip
+    kind: str
+    seconds: float
+
+    @property
+    def clip_id(self) -> str:
+        """The clip's own name."""
+        return self.clip.clip_id
+
+    def content_key(self) -> str:
+        """Hash all that decides its sound."""
+        described = f"{self.clip.content_key()} {self.kind} {self.seconds:g} 1"
+        return hashlib.sha256(described.encode()).hexdigest()
+
+    def load_signal(self) -> Signal:
+        """Load the clip, padded on both sides."""
+        signal = self.clip.load_signal()
+        count = round(self.seconds * signal.rate)
+        if self.kind == "silence":
+            return Signal(torch.nn.functional.pad(signal.samples, (count, count)), signal.rate)
+        before, behind = (
+            make_room_noise(signal, count, seed=seeding.derive_seed(0, self.clip_id, side))
+            for side in ("before", "behind")
+        )
+        return Signal(torch.cat([before, signal.samples, behind], dim=1), signal.rate)
+
+
+def make_room_noise(signal: Signal, count: int, *, seed: int) -> Tensor:
+    """Make noise with the spectrum and level of the quietest tenth of a second of a recording.
+
+    Args:
+        signal: The recording.
+        count: Samples wanted.
+        seed: Of the noise.
+
+    Returns:
+        Shape (1, count), float32; at -75 dBFS where the recording has digital silence.
+
+    Example:
+        >>> make_room_noise(Signal(torch.zeros(1, 8_000), 16_000), 4_000, seed=0).shape
+        torch.Size([1, 4000])
+    """
+    samples = signal.samples[0].double()
+    length = min(len(samples), round(_QUIET_S * signal.rate))
+    frames = samples.unfold(0, length, max(1, length // 4))
+    quiet = frames[int(frames.square().mean(1).argmin())]
+    level = max(float(quiet.square().mean().sqrt()), _MIN_LEVEL)
+    rng = torch.Generator().manual_seed(seed)
+    white = torch.fft.rfft(torch.randn(count, generator=rng, dtype=torch.float64))
+    shape = torch.fft.rfft(quiet).abs() + 1e-12
+    spread = torch.nn.functional.interpolate(shape[None, None], size=len(white), mode="linear")
+    noise = torch.fft.irfft(white * spread[0, 0], n=count)
+    scaled: Tensor = noise * (level / noise.square().mean().sqrt().clamp_min(1e-12))
+    return scaled.float()[None]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure every run that is there, then write the page; figures without a run stay."""
+    parser = build_parser("padding", __doc__)
+    parser.add_argument("--corpora", type=Path, default=Path("../shared/corpora"))
+    parser.add_argument("--runs", type=Path, default=Path("runs/results"), help="run folders")
+    parser.add_argument("--clips", type=int, default=16, help="clips of each speaker, at most")
+    parser.add_argument("--only", default="", help="measure only runs whose name contains this")
+    arguments = parser.parse_args(argv)
+    validation.require_at_least(1, clips=arguments.clips)
+    torch.set_num_threads(1)
+    path = arguments.out / "padding.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    for name in RUNS if not arguments.table else ():
+        run = arguments.runs / name
+        if arguments.only in name and (run / "run.json").is_file():
+            found[name] = measure_padding(run, arguments.corpora, clips=arguments.clips)
+    if not arguments.table and arguments.only in TRANSFER_RUN:
+        run = arguments.runs / TRANSFER_RUN
+        words = transfer_command(arguments.corpora)
+        there = (run / "run.json").is_file()
+        if not there and run_command([*words, "--out", str(run), "--quiet"]):
+            return 1
+        found[TRANSFER_RUN] = measure_transfer(run, arguments.corpora)
+    replace_text(path, json.dumps(found, indent=1) + "\n")
+    replace_text(arguments.out / "padding.md", format_page(found))
+    return 0
+
+
+def transfer_command(corpora: Path) -> list[str]:
+    """Build the command of the run on CREMA-D whose models are tried on RAVDESS.
+
+    Example:
+        >>> transfer_command(Path("corpora"))[2:4]
+        ['--corpus', 'cremad']
+    """
+    words = ["sottovoce", "simulate", "--corpus", "cremad", "--data", str(corpora / "cremad")]
+    words += ["--protocol", "cremad6-5fold", "--public", f"emodb={corpora / 'emodb'}"]
+    return [*words, "--unit", "none", "--enrolment", "all", "--seed", "0"]
+
+
+def measure_padding(run: Path, corpora: Path, *, clips: int) -> dict[str, Any]:
+    """Measure a run's models on its test clips, as they are and padded.
+
+    Args:
+        run: A finished run, enrolment ``all``.
+        corpora: The folder in which the corpora lie under their names.
+        clips: Clips of each speaker that are padded, at most.
+
+    Returns:
+        UAR by kind and seconds, pooled over folds, behind the mean that each user has from clips
+        that are not padded (``user``) and behind the population's (``none``).
+    """
+    config = personalisation.read_config(run)
+    corpus = open_corpus(config["corpus"], corpora / config["corpus"])
+    chosen = apply_protocol(config["protocol"], corpus)
+    models = {fold: finished_model.load_fold_model(run, fold) for fold in chosen.folds}
+    fold_of = {speaker: fold for fold in chosen.folds for speaker in fold.test}
+    plain = _features(chosen.corpus.clips, config["encoder"])
+    by_speaker = chosen.corpus.clips_by_speaker()
+    tested = [clip for own in by_speaker.values() for clip in _spread(own, clips)]
+    means = {
+        name: models[fold_of[name]]
+        .projection.project_features(
+            torch.stack([plain[clip.clip_id] for clip in own if clip.clip_id in plain])
+        )
+        .mean(0)
+        for name, own in by_speaker.items()
+    }
+    emotions = next(iter(models.values())).labels
+    lines = []
+    for kind, seconds in [("none", 0.0), *((kind, s) for kind in KINDS for s in SECONDS)]:
+        padded = [PaddedClip(clip=clip, kind=kind, seconds=seconds) for clip in tested]
+        features = plain if kind == "none" else _features(padded, config["encoder"])
+        line: dict[str, Any] = {"kind": kind, "seconds": seconds}
+        for about in ("none", "user"):
+            matrix = torch.zeros(len(emotions), len(emotions), dtype=torch.int64)
+            for clip in tested:
+                if clip.clip_id not in features:
+                    continue
+                model = models[fold_of[clip.speaker]]
+                mean = means[clip.speaker] if about == "user" else model.centre
+                guess = _predict(model, features[clip.clip_id][None], mean)
+                matrix[emotions.index(clip.emotion), int(guess[0])] += 1
+            line[about] = round(metrics.uar(matrix.numpy()), 4)
+        lines.append(line)
+    return {
+        "protocol": config["protocol"],
+        "clips_per_speaker": clips,
+        "clips": len(tested),
+        "lines": lines,
+    }
+
+
+def measure_transfer(run: Path, corpora: Path) -> dict[str, Any]:
+    """Measure a run's models on another corpus, on the emotions that both have.
+
+    Args:
+        run: A finished run.
+        corpora: The folder in which the corpora lie under their names.
+
+    Returns:
+        UAR, the mean over the run's folds, behind no mean of the corpus, behind the mean of all of
+        its clips, and behind each user's.
+    """
+    config = personalisation.read_config(run)
+    own = open_corpus(config["corpus"], corpora / config["corpus"])
+    folds = apply_protocol(config["protocol"], own).folds
+    models = [finished_model.load_fold_model(run, fold) for fold in folds]
+    other = open_corpus(TRANSFER_CORPUS, corpora / TRANSFER_CORPUS)
+    emotions = tuple(name for name in models[0].labels if name in other.emotions)
+    features = _features(other.clips, config["encoder"])
+    usable = [clip for clip in other.clips if clip.clip_id in features]
+    rows = torch.stack([features[clip.clip_id] for clip in usable])
+    return {
+        "corpus": TRANSFER_CORPUS,
+        "emotions": list(emotions),
+        "uar": {
+            about: round(
+                sum(_transfer_uar(model, usable, rows, about) for model in models) / len(models), 4
+            )
+            for about in MEANS
+        },
+    }
+
+
+def _transfer_uar(model: FoldModel, clips: Sequence[Clip], rows: Tensor, about: str) -> float:
+    """UAR of one model on another corpus, over the emotions that both have."""
+    projected = model.projection.project_features(rows)
+    means = model.centre.expand(projected.shape)
+    if about == "corpus":
+        means = projected.mean(0).expand(projected.shape)
+    if about == "user":
+        means = torch.zeros_like(projected)
+        for speaker in dict.fromkeys(clip.speaker for clip in clips):
+            own = torch.tensor([clip.speaker == speaker for clip in clips])
+            means[own] = projected[own].mean(0)
+    shared = [index for index, clip in enumerate(clips) if clip.emotion in model.labels]
+    known = sorted({model.labels.index(clips[index].emotion) for index in shared})
+    logits = model.predict_logits(projected[shared], means[shared])
+    guesses = torch.tensor(known)[logits[:, known].argmax(1)]
+    matrix = torch.zeros(len(model.labels), len(model.labels), dtype=torch.int64)
+    for index, guess in zip(shared, guesses.tolist(), strict=True):
+        matrix[model.labels.index(clips[index].emotion), guess] += 1
+    return metrics.uar(matrix.numpy())
+
+
+def _predict(model: FoldModel, features: Tensor, mean: Tensor) -> Tensor:
+    """The likeliest classes, (utterances,)."""
+    projected = model.projection.project_features(features)
+    return model.predict_logits(projected, mean).argmax(1)
+
+
+def _features(recordings: Sequence[Clip | PaddedClip], encoder: str) -> Mapping[str, Tensor]:
+    """Features by clip, from the cache or computed."""
+    with FeatureCache(cache_folder()) as cache:
+        return extract_features(recordings, encoder, cache).features
+
+
+def _spread(clips: Sequence[Clip], count: int) -> Sequence[Clip]:
+    """Some of a speaker's clips, of all emotions, the same ones every time."""
+    ordered = sorted(clips, key=lambda clip: seeding.derive_seed(0, "padding", clip.clip_id))
+    chosen: list[Clip] = []
+    by_emotion = {
+        emotion: [clip for clip in ordered if clip.emotion == emotion]
+        for emotion in sorted({clip.emotion for clip in clips})
+    }
+    for turn in range(len(ordered)):
+        chosen += [own[turn] for own in by_emotion.values() if turn < len(own)]
+    return chosen[:count]
+
+
+HEAD = """# Silence and noise around speech
+
+Made by `sottovoce reproduce padding` from runs that `sottovoce reproduce accuracy` makes, without
+privacy and with seed 0. Models were trained on clips as they are. Up to {clips} test clips of every
+speaker get digital silence, or noise with the spectrum and level of their own quietest tenth of a
+second, on both sides. UAR on the same clips: behind the mean that the user has from clips without
+padding / behind the population's, as for a user of whom nothing is known.
+
+"""
+TRANSFER = """
+## CREMA-D to RAVDESS
+
+Models trained on CREMA-D, with EMO-DB as the public corpus, on the emotions that RAVDESS has too
+({emotions}). Mean UAR of the folds' models: behind the mean of the speakers they were trained on,
+behind that of all RAVDESS clips, and behind each speaker's own.
+
+| population's mean | corpus mean | user's mean |
+|---|---|---|
+| {none:.3f} | {corpus:.3f} | {user:.3f} |
+
+"""
+
+
+def format_page(found: Mapping[str, Json]) -> str:
+    """Format the page from the figures of all runs."""
+    padded = [found[name] for name in RUNS if name in found]
+    clips = max((line["clips_per_speaker"] for line in padded), default=0)
+    return "".join([HEAD.format(clips=clips), *_rows(padded), *_transfer(found.get(TRANSFER_RUN))])
+
+
+def _rows(padded: Sequence[Json]) -> Iterator[str]:
+    """The table of padded clips, a column for every protocol."""
+    names = " | ".join(f"{one['protocol']} ({one['clips']} clips)" for one in padded)
+    if not padded:
+        return
+    yield f"| around the clip | {names} |\n|{'---|' * (1 + len(padded))}\n"
+    for index, line in enumerate(padded[0]["lines"]):
+        around = f"{line['seconds']:g} s of {line['kind']}" if line["seconds"] else "nothing"
+        cells = [
+            f"{one['lines'][index]['user']:.3f} / {one['lines'][index]['none']:.3f}"
+            for one in padded
+        ]
+        yield f"| {around} | {' | '.join(cells)} |\n"
+
+
+def _transfer(line: Json | None) -> Iterator[str]:
+    """The table of models on another corpus."""
+    if line:
+        emotions = ", ".join(line["emotions"])
+        yield TRANSFER.format(emotions=emotions, **line["uar"])
+        yield f"```\n{' '.join(transfer_command(Path('../shared/corpora')))}\n```\n"
