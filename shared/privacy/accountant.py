@@ -163,10 +163,12 @@ class CompositionRule(ABC):
 
     Attributes:
         kind: Name in records.
+        hint: A clause on what it does to sampled steps; empty where that needs no words.
         renyi_order: The order at which Renyi divergences are added up; None for other rules.
     """
 
     kind: ClassVar[str]
+    hint: ClassVar[str] = ""
     renyi_order: float | None = None
 
     @property
@@ -238,6 +240,10 @@ class GaussianFilter(CompositionRule):
     """
 
     kind: ClassVar[str] = "gaussian-filter"
+    hint: ClassVar[str] = (
+        ", which amplifies no sampling: a budget that has a renyi_order before the first release "
+        "does"
+    )
 
     @property
     def name(self) -> str:
@@ -379,6 +385,17 @@ def _cheapest_filter(spent: "_Composition", delta: float) -> tuple[float, float 
     return min([(whole, None), *costs], key=lambda cost: cost[0])
 
 
+def _sampled_passes(spent: "_Composition", delta: float, budget: float) -> bool:
+    """Whether sampled steps pass a budget, by the cheapest filter or composed as a fixed plan."""
+    if _cheapest_filter(spent, delta)[0] > budget:
+        return True
+    # The filter leaves composition so far below the budget that mostly a coarse bound tells.
+    coarse = _epsilon_of(spent, delta, _COARSE_INTERVAL, step_by_step=False)
+    if coarse + MAX_DISCRETISATION_ERROR <= budget:
+        return False
+    return _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=False) > budget
+
+
 def _unamplified(spent: "_Composition") -> "_Composition":
     """The same steps, as if every unit took part in each."""
     if not spent.sampled:
@@ -387,23 +404,31 @@ def _unamplified(spent: "_Composition") -> "_Composition":
     return spent._replace(precision=float(f"{whole:.12g}"), sampled=())
 
 
-@lru_cache(maxsize=16384)
 def _renyi_epsilon(spent: "_Composition", delta: float, order: float) -> float:
     """Epsilon of all steps by their divergence at one order."""
     slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
     delta *= math.exp(-slack)
     if not spent.precision and not spent.sampled:
         return slack
-    if math.isinf(spent.precision) or delta < MIN_DELTA:
+    # A hair more precision than was spent covers the rounding of the sum.
+    parts = [order / 2 * spent.precision * (1 + 1e-11)]
+    parts += [
+        steps * _sampled_divergence(rate, noise, order) for rate, noise, steps in spent.sampled
+    ]
+    divergence = math.fsum(parts)
+    # "not": where a series lost all digits there is no bound.
+    if not divergence < math.inf or min(parts) < 0 or delta < MIN_DELTA:
         return math.inf
+    epsilon, _ = rdp.compute_epsilon([order], [divergence], delta)
+    return float(epsilon) + slack
+
+
+@lru_cache(maxsize=65536)
+def _sampled_divergence(rate: float, noise: float, order: float) -> float:
+    """Renyi divergence of one sampled Gaussian step at one order (Mironov et al. 2019)."""
     accountant = rdp.RdpAccountant([order])
-    if spent.precision:
-        accountant.compose(_unsampled_event(spent.precision))
-    for kind in spent.sampled:
-        accountant.compose(*_sampled_event(*kind))
-    epsilon = float(accountant.get_epsilon(delta))
-    # Negative where its sum lost all digits: that is no bound.
-    return epsilon + slack if accountant.rdp[0] >= 0 else math.inf
+    accountant.compose(*_sampled_event(rate, noise, 1))
+    return float(accountant.rdp[0])
 
 
 def _epsilon_of(
@@ -886,8 +911,8 @@ def calibrate_noise_multiplier(
         exact = _gaussian_epsilon(spent.precision, rest) if spent.precision else 0.0
         if exact > left:
             return True
-        if spent.sampled and _cheapest_filter(spent, delta)[0] > budget:
-            return True
+        if spent.sampled:
+            return _sampled_passes(spent, delta, budget)
         # Far below the budget, an unsampled plan need not be discretised to know that it keeps it.
         if _has_closed_form(spent) and exact + MAX_DISCRETISATION_ERROR <= left:
             return False

@@ -546,7 +546,7 @@ def _filter_note(rule: CompositionRule, releases: Sequence[Release]) -> str:
         for one in releases
         for rate in (one.sample_rate, one.user.sample_rate if one.user else 1.0)
     }
-    return "" if rates <= {1.0} else f", counted by the {rule.name}"
+    return "" if rates <= {1.0} else f", counted by the {rule.name}{rule.hint}"
 
 
 def _charge(

@@ -67,7 +67,7 @@ def build_privacy_record(
         **_guarantee(plan, scheme.account_unit, first),
         "sampling": _sampling(plan),
         **plan.participation.to_record(plan.rounds),
-        "accountant": scheme.accountant_name,
+        "accountant": scheme.accountant_name + _filter_clause(budgets),
         "statement": scheme.statement(plan, target) + _filter_sentence(budgets),
         "assumptions": [*ASSUMPTIONS, _tuning_note(target), *scheme.assumptions(plan)],
         "not_protected": [*scheme.not_protected(plan), *NOT_PROTECTED],
@@ -92,6 +92,12 @@ def build_privacy_record(
         "recompute": "sottovoce verify RUN",
     }
     return validate_privacy(content)
+
+
+def _filter_clause(budgets: Sequence[PrivacyBudget]) -> str:
+    """By what devices count, where it is neither a closed form nor a PLD."""
+    by = [f"{one.filter.name} on devices" for one in budgets if one.renyi_order is not None]
+    return "".join(f"; {one}" for one in by)
 
 
 def _filter_sentence(budgets: Sequence[PrivacyBudget]) -> str:

@@ -60,11 +60,11 @@ def make_release(user: SumMechanism | None, **changes: Any) -> Release:
 RECORDS = [make_release(user).to_dict() for user in USERS]
 
 
-def chain_lines(records: Sequence[Any]) -> bytes:
+def chain_lines(records: Sequence[Any], **keys: Any) -> bytes:
     """A ledger of whatever records, its chain whole: whoever has the file can make one."""
     head, data = hash_chain.GENESIS, b""
     for number, record in enumerate(records):
-        line = {"n": number, "prev": head, "id": f"one-{number}", "release": record}
+        line = {"n": number, "prev": head, "id": f"one-{number}", "release": record} | keys
         raw = (json.dumps(line, sort_keys=True) + "\n").encode()
         head, data = hash_chain.sha256_hex(raw), data + raw
     return data
@@ -85,6 +85,7 @@ def read_and_account(data: bytes) -> list[float]:
             for epsilon in (
                 accountant.compute_epsilon(ledger.releases, 1e-5, unit=unit, fast=True),
                 opacus_epsilon(ledger.releases, 1e-5, unit=unit),
+                ledger.charged_epsilon(PrivacyBudget(epsilon=1.0, delta=1e-5, unit=unit)),
             )
         ]
     assert all(epsilon >= 0 for epsilon in found)  # never NaN
@@ -109,6 +110,17 @@ def test_any_bytes_are_read_or_refused(data: bytes) -> None:
 @given(st.data(), st.sampled_from(RECORDS))
 def test_any_rechained_record_is_read_or_refused(data: st.DataObject, record: Any) -> None:
     read_and_account(chain_lines([data.draw(mutated_json(record))]))
+
+
+@FUZZ
+@given(mutated_json({"utterance": 4.0, "user": 2.25}))
+def test_any_orders_of_filters_are_read_or_refused(orders: Any) -> None:
+    read_and_account(chain_lines(RECORDS[1:], renyi_orders=orders))
+
+
+@pytest.mark.parametrize("order", [10**400, 1e-320, 1e308, -1, 1, "1", [], None, math.nan, True])
+def test_an_order_out_of_bounds_is_refused(order: Any) -> None:
+    assert read_and_account(chain_lines(RECORDS[1:], renyi_orders={"user": order})) == []
 
 
 @pytest.mark.parametrize("name", ["noise_multiplier", "sample_rate", "steps", "round"])

@@ -155,7 +155,8 @@ FIRST, CHOICES = Step(1.0, 1 / 1.4), (Step(1.0, 1.1075), Step(1e-5, 0.107))
 
 def test_refusing_by_the_composed_epsilon_is_no_filter() -> None:
     for choice in CHOICES:
-        assert accountant.compute_epsilon(_releases([FIRST, choice]), DELTA) <= 8.0
+        # Coarse is an upper bound as well.
+        assert accountant.compute_epsilon(_releases([FIRST, choice]), DELTA, fast=True) <= 8.0
 
     reached = realised_delta(FIRST, lambda _: CHOICES, 8.0, rounds=1)
 
@@ -217,7 +218,7 @@ def _simulated_delta(
     menu: Sequence[Step], admits: Callable[[Sequence[Step]], bool], epsilon: float, seed: int
 ) -> tuple[float, float]:
     """The realised delta of a random strategy over four rounds, and its standard error."""
-    rng, paths = np.random.default_rng(seed), 40_000
+    rng, paths = np.random.default_rng(seed), 20_000
     spent, used = np.zeros(paths), np.zeros((paths, 4), dtype=int)
     edges = np.sort(rng.uniform(-1, epsilon + 1, 3))
     for number in range(4):
@@ -241,7 +242,7 @@ def _simulated_delta(
 def test_random_strategies_never_pass_the_budget(order: float | None, tmp_path: Path) -> None:
     budget = PrivacyBudget(epsilon=1.5, delta=0.01, renyi_order=order)
     admits = _admits(budget, tmp_path)
-    for seed in range(5):
+    for seed in range(4):
         rng = Random(seed)
         menu = [
             Step(rate, rng.uniform(0.5, 2) * step.noise)
@@ -353,7 +354,7 @@ def test_an_order_that_is_none_is_refused(order: float) -> None:
 
 def test_planned_noise_is_admitted_by_the_filter_that_it_chose(tmp_path: Path) -> None:
     def plan(noise: float) -> list[Release]:
-        return [Step(1.0, 5.0).release(), *(Step(0.05, noise).release(n) for n in range(20))]
+        return [Step(1.0, 5.0).release(), *(Step(0.2, noise).release(n) for n in range(5))]
 
     releases = plan(accountant.calibrate_noise_multiplier(plan, 4.0, DELTA))
     order = accountant.choose_renyi_order(releases, DELTA)
