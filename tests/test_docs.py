@@ -25,7 +25,9 @@ from sottovoce.server.planning import recipe
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features import registry
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.guarantees.adversaries import Adversary
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.shared.privacy.schemes import unit_names
 from sottovoce.simulations.corpora import TITLES, speaker_splits
 from sottovoce.simulations.results.schema import build_schemas
 from sottovoce.simulations.scenario import file_settings
@@ -240,6 +242,17 @@ def test_the_usual_recipes_are_the_code_s(reference: ModuleType) -> None:
 
     assert f"| `rounds` | {recipe.UTTERANCE_ROUNDS} | {recipe.USER_ROUNDS} |" in table
     assert f"| `clip_norm` | {recipe.UTTERANCE_RECIPE.clip_norm} |" in table
+
+
+def test_every_unit_s_adversaries_are_on_their_page(reference: ModuleType) -> None:
+    tables = reference.format_adversaries()
+
+    assert "<!-- generated: adversaries -->" in text(Path("docs/concepts/adversaries.md"))
+    assert "## `--unit user --secure-aggregation`" in tables
+    for unit in unit_names():
+        assert f"## `--unit {unit}`" in tables
+    for adversary in Adversary:
+        assert tables.count(f"| {adversary.value} |") == tables.count("## "), adversary
 
 
 def test_every_command_is_in_the_reference(reference: ModuleType) -> None:

@@ -20,6 +20,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from sottovoce.cli.main import build_parser
+from sottovoce.shared.privacy.scheme import PrivacyScheme
+from sottovoce.shared.privacy.schemes import find_scheme, unit_names
 from sottovoce.simulations.results import schema
 from sottovoce.simulations.scenario.file_settings import ScenarioSettings
 from sottovoce.simulations.scenario.loading import vary_scenario
@@ -325,7 +327,32 @@ def format_api() -> str:
     return "\n".join(["| package | what it is |", "|---|---|", *rows]) + "\n"
 
 
+# Adversaries
+
+
+def format_adversaries() -> str:
+    """A table of adversaries for every unit of privacy, from the schemes themselves."""
+    sections = []
+    for title, scheme in list_schemes():
+        rows = [
+            f"| {one.adversary} | {one.holds} | {one.assumption} |" for one in scheme.adversaries()
+        ]
+        head = ["| adversary | what holds | assuming |", "|---|---|---|"]
+        sections += [f"## {title}", "", *head, *rows, ""]
+    return "\n".join(sections)
+
+
+def list_schemes() -> Iterator[tuple[str, PrivacyScheme]]:
+    """Yield every scheme, under the option that chooses it."""
+    for unit in unit_names():
+        for secure in (False, True):
+            scheme = find_scheme(unit, secure=secure)
+            if scheme:
+                yield f"`--unit {unit}{' --secure-aggregation' if secure else ''}`", scheme
+
+
 GENERATORS: Mapping[str, Callable[[], str]] = {
+    "adversaries": format_adversaries,
     "api": format_api,
     "commands": format_commands,
     "recipes": format_recipes,

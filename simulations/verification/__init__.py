@@ -1,3 +1,11 @@
 """Independent verification of every privacy claim of a finished run."""
 
-__all__ = ["consistency_checks", "ledger_checks", "recompute", "second_accountant"]
+__all__ = [
+    "consistency_checks",
+    "curve_checks",
+    "ledger_checks",
+    "recompute",
+    "registry",
+    "second_accountant",
+    "statement",
+]

@@ -17,6 +17,7 @@ from sottovoce.shared.privacy.schemes import find_scheme, scheme_for
 from sottovoce.simulations.results import run_record
 from sottovoce.simulations.results.schema import Json, PrivacyRecord, Table, read_run
 from sottovoce.simulations.scenario.file_settings import ScenarioSettings
+from sottovoce.simulations.verification import curve_checks
 from sottovoce.simulations.verification.ledger_checks import is_close
 
 _MAX_SHOWN = 5
@@ -47,6 +48,7 @@ def inconsistencies(run_folder: Path, privacy: PrivacyRecord) -> list[str]:
         found += [
             *_check_promise(asked, privacy),
             *_check_tuning(asked, privacy),
+            *curve_checks.adversary_mismatches(privacy, secure=bool(asked["secure"])),
             *_check_participation(asked, privacy),
         ]
     found += [*_check_statement(privacy), *_check_servers(privacy)]

@@ -8,8 +8,9 @@ with each other, so that nobody is left out and no promise changed (``consistenc
 Nothing in the run folder is changed.
 """
 
+import contextlib
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,12 @@ from sottovoce.server.aggregation.private_sums import LEDGER_OWNER
 from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy import accountant
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.release import PrivacyUnit, Release
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.population import ledger_groups
 from sottovoce.simulations.results.path_names import file_name, folder_name
 from sottovoce.simulations.results.schema import Json, Table, read_privacy
-from sottovoce.simulations.verification import consistency_checks, ledger_checks
+from sottovoce.simulations.verification import consistency_checks, curve_checks, ledger_checks
 from sottovoce.simulations.verification.ledger_checks import (
     PLD_TOLERANCE,
     PRV_TOLERANCE,
@@ -176,6 +177,7 @@ def verify_run(run_folder: Path) -> RunVerification:
         ledger_checks=tuple(_check_ledger(one) for one in accounted),
         inconsistencies=(
             *consistency_checks.inconsistencies(run_folder, privacy),
+            *curve_checks.curve_mismatches(privacy, _charged_releases(accounted, privacy)),
             *_unaccounted_ledgers(run_folder / "ledgers", {one.path for one in accounted}),
             *(
                 ledger_groups.group_mismatches(database, privacy)
@@ -222,6 +224,18 @@ def _accounted_ledgers(ledgers: Path, privacy: Table) -> Iterator[AccountedLedge
                 tuning=_tuning_charge(privacy, PrivacyUnit.USER),
                 is_private=protects,
             )
+
+
+def _charged_releases(
+    accounted: Sequence[AccountedLedger], privacy: Table
+) -> Iterator[tuple[PrivacyUnit, list[Release]]]:
+    """Releases that a curve is of: the sums' for a user, devices' messages for an utterance."""
+    of_messages = scheme_for(privacy["unit"]).has_private_messages
+    for one in accounted:
+        if one.client == LEDGER_OWNER or of_messages:
+            # One that cannot be trusted is named by its own check.
+            with contextlib.suppress(SottovoceError):
+                yield one.unit, list(_open_ledger(one.path, one.client).releases)
 
 
 def _tuning_charge(privacy: Table, unit: PrivacyUnit) -> tuple[int, float | None] | None:

@@ -44,9 +44,21 @@ def _add_verify(commands: Commands) -> None:
         "verify",
         run_verify_command,
         "Recompute every epsilon of a run from its ledgers, by two independent accountants.",
-        "sottovoce verify runs/demo",
+        "sottovoce verify runs/demo --statement",
     )
     _add_run_folder(parser)
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
+        "--statement",
+        action="store_true",
+        help="print the guarantee as one paragraph with every assumption, if all agrees",
+    )
+    shown.add_argument(
+        "--registry",
+        action="store_true",
+        help="print an entry for the Differential Privacy Deployments Registry (YAML), if all "
+        "agrees",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -55,11 +67,40 @@ def run_verify_command(arguments: argparse.Namespace) -> int:
     from sottovoce import verify
 
     verification = verify(arguments.run_folder)
-    if arguments.json:
+    # Of a run that disagrees, nothing is stated: its faults are printed in either case.
+    if verification.is_consistent and (arguments.statement or arguments.registry):
+        (_print_statement if arguments.statement else _print_registry_entry)(arguments)
+    elif arguments.json:
         print_json(verification.to_dict())
     else:
         print_lines(*verification.report_lines())
     return 0 if verification.is_consistent else 1
+
+
+def _print_statement(arguments: argparse.Namespace) -> None:
+    """Print the guarantee in words, or its parts by subject."""
+    from sottovoce.simulations.results.schema import read_privacy
+    from sottovoce.simulations.verification import statement
+
+    privacy = read_privacy(arguments.run_folder)
+    if arguments.json:
+        print_json(statement.list_statement_parts(privacy))
+    else:
+        print_lines(statement.write_statement(privacy))
+
+
+def _print_registry_entry(arguments: argparse.Namespace) -> None:
+    """Print the registry's entry, and what is left to fill in as comments above it."""
+    from sottovoce.simulations.results.schema import read_privacy, read_run
+    from sottovoce.simulations.verification import registry
+
+    folder = arguments.run_folder
+    entry = registry.make_registry_entry(read_privacy(folder), read_run(folder))
+    if arguments.json:
+        print_json(entry)
+        return
+    print_lines(*(f"# fill in: {name}" for name in registry.FIELDS_TO_FILL_IN))
+    print_lines(*registry.format_yaml(entry).splitlines())
 
 
 def _add_audit(commands: Commands) -> None:

@@ -49,3 +49,33 @@ def test_report_renders_both_pages_again(say: Say, copied: Path) -> None:
 
     assert status == 0
     assert [Path(line).name for line in out.splitlines()] == ["report.html", "privacy.html"]
+
+
+def test_verify_states_the_guarantee_of_a_run_that_agrees(say: Say, copied: Path) -> None:
+    status, out, _ = say("verify", copied, "--statement")
+    assert status == 0
+    assert len(out.splitlines()) == 1
+    assert "Adaptive composition" in out
+
+    status, out, _ = say("verify", copied, "--statement", "--json")
+    assert (status, json.loads(out)["unit"]) == (0, "Unit of privacy: utterance.")
+
+    status, out, _ = say("verify", copied, "--registry")
+    assert status == 0
+    assert out.splitlines()[0] == "# fill in: deployment.basic.data_curators"
+    assert '"status": "Draft"' in out
+
+    status, out, _ = say("verify", copied, "--registry", "--json")
+    assert (status, json.loads(out)["tier"]) == (0, 3)
+
+
+@pytest.mark.parametrize("what", ["--statement", "--registry"])
+def test_nothing_is_stated_of_a_run_that_disagrees(say: Say, copied: Path, what: str) -> None:
+    next((copied / "ledgers").rglob("*.jsonl")).unlink()
+
+    status, out, _ = say("verify", copied, what)
+
+    assert status == 1
+    assert "DISAGREES" in out.splitlines()[-1]
+    assert "Adaptive composition" not in out
+    assert "Draft" not in out

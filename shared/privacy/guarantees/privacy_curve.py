@@ -174,7 +174,7 @@ def gaussian_tradeoff(mu: float, alpha: float) -> float:
 
     Example:
         >>> round(gaussian_tradeoff(1.0, 0.05), 3), gaussian_tradeoff(0.0, 0.5)
-        (0.741, 0.5)
+        (0.74, 0.5)
     """
     if alpha in (0.0, 1.0):
         return 1.0 - alpha
