@@ -35,6 +35,7 @@ class RecordingFault(StrEnum):
     TOO_LOUD = "peaks at"
     SILENT = "silent"
     TOO_SHORT = "too short"
+    NO_SPEECH = "no speech was found"
     BAD_FEATURES = "values that are not finite"
     OTHER = "cannot be used"
 

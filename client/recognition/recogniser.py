@@ -132,8 +132,8 @@ class Recogniser:
             signal: Any length, any rate; a path is read first.
 
         Returns:
-            An emotion, or an abstention: silence, too short, samples or features that are no
-            numbers, or a confidence below the limit.
+            An emotion, or an abstention: silence, too short, no speech, samples or features that
+            are no numbers, or a confidence below the limit.
 
         Raises:
             AudioError: The file is missing, or holds no sound that can be read; or samples without

@@ -1,7 +1,7 @@
 """Features of a recording, behind the quality gate: what prediction and learning both begin with.
 
-signal -> finite samples? -> quality gate -> 16 kHz -> features -> finite? A recording that is
-refused on the way has no features, but a reason and an advice in words.
+signal -> finite samples? -> quality gate -> 16 kHz -> speech? -> features -> finite? A recording
+that is refused on the way has no features, but a reason and an advice in words.
 """
 
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ from torch import Tensor
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityFlag, QualityReport
+from sottovoce.shared.audio.voice_activity import detect_speech
 from sottovoce.shared.errors import AudioError, ModelError, RecordingFault, SettingError
 from sottovoce.shared.features import registry
 from sottovoce.shared.features.version import FEATURE_VERSION
@@ -25,6 +26,9 @@ _ADVICE = {
     QualityFlag.CHANNELS_CANCEL: "check the polarity of the microphones' plugs",
 }
 """Advice against each flaw, the worst flaw first."""
+
+_DETECTION_PEAK = 0.1
+"""Peak to which quieter recordings are raised before speech is looked for in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -92,7 +96,17 @@ class FeatureReader:
         if not measured.is_usable:
             reason = f"the recording is {measured.flag_summary}"
             return RecordingFeatures(features=None, reason=reason, quality=flags, next_step=advice)
-        features = self._extract(signal)
+        # After the gate: it measures the recording as it came, at its own rate.
+        resampled = audio.resample(signal, audio.SAMPLE_RATE)
+        if not _has_speech(resampled):
+            # A model of emotions in speech is as sure of a tone or a fan as it is of a voice.
+            return RecordingFeatures(
+                features=None,
+                reason="no speech was found in the recording",
+                quality=(*flags, "no speech"),
+                next_step="speak while it records, nearer to the microphone",
+            )
+        features = self._extractor(resampled)
         if not bool(features.isfinite().all()):
             reason = f"{self._extractor.name} gave values that are not finite"
             return RecordingFeatures(
@@ -112,7 +126,8 @@ class FeatureReader:
             Shape (features,) or (frames, features).
 
         Raises:
-            AudioError: The quality gate refuses the recording: nothing is learned from silence.
+            AudioError: The quality gate refuses the recording, or finds no speech in it: nothing is
+                learned from silence.
         """
         if not bool(signal.samples.isfinite().all()):
             raise AudioError(
@@ -125,11 +140,21 @@ class FeatureReader:
                 f"the recording is {measured.flag_summary}; nothing was learned from it",
                 kind=measured.fault,
             )
-        return self._extract(signal)
+        resampled = audio.resample(signal, audio.SAMPLE_RATE)
+        if not _has_speech(resampled):
+            raise AudioError(
+                "no speech was found in the recording; nothing was learned from it",
+                kind=RecordingFault.NO_SPEECH,
+            )
+        return self._extractor(resampled)
 
-    def _extract(self, signal: Signal) -> Tensor:
-        # After the gate: it measures the recording as it came, at its own rate.
-        return self._extractor(audio.resample(signal, audio.SAMPLE_RATE))
+
+def _has_speech(signal: Signal) -> bool:
+    """Whether there is speech in a recording of 16 kHz, however quiet."""
+    peak = float(signal.samples.abs().max())
+    # The detector takes a voice far below full scale for silence.
+    louder = Signal(signal.samples * max(1.0, _DETECTION_PEAK / peak), signal.rate)
+    return detect_speech(louder).has_speech
 
 
 def _flag_names(measured: QualityReport) -> tuple[str, ...]:

@@ -1,7 +1,10 @@
 """The recogniser: silence gets no answer, doubt says so, and a user's own things are the user's."""
 
 import json
+import math
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +23,15 @@ from sottovoce.client.recognition.prediction import Prediction
 from sottovoce.client.recognition.recogniser import Recogniser
 from sottovoce.client.recognition.user_personalisation import load_personalisation
 from sottovoce.shared import calibration
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, resample
 from sottovoce.shared.calibration import AdapterBasis, CalibrationHead, HeadPrior, conformal
-from sottovoce.shared.errors import AudioError, ModelError, PrivacyError, SettingError
+from sottovoce.shared.errors import (
+    AudioError,
+    ModelError,
+    PrivacyError,
+    RecordingFault,
+    SettingError,
+)
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
@@ -32,6 +41,7 @@ from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import EXACT_MEAN, default_statistics
+from sottovoce.simulations.corpora.synthetic.synthetic_corpus import open_synthetic
 
 LABELS = ("angry", "happy", "sad")
 FEATURES, INPUTS = 6, 4
@@ -144,10 +154,18 @@ def _open(bundle: ModelPackage, folder: Path, device: Path | None = None, **how:
 
 
 def _speech(*, seconds: float = 1.0, rate: int = RATE, level: float = 0.2) -> Signal:
-    """A sound with loud and soft parts that no flag is raised for."""
-    times = torch.arange(int(seconds * rate)) / rate
-    envelope = (torch.sin(torch.pi * (4 * times % 1)) ** 4).clamp(min=1e-3)
-    return Signal((level * envelope * torch.sin(2 * torch.pi * 150 * times))[None].float(), rate)
+    """A voice with loud and soft parts that no flag is raised for, of this peak level."""
+    voice = resample(_voice(), rate).samples
+    voice = voice.repeat(1, math.ceil(seconds * rate / voice.shape[1]))[:, : int(seconds * rate)]
+    return Signal(level * voice / voice.abs().max(), rate)
+
+
+@cache
+def _voice() -> Signal:
+    """One utterance of a synthetic speaker."""
+    made = open_synthetic("speakers=1,clips=1").clips[0].voice
+    assert made is not None
+    return made.render()
 
 
 # --- no guess where there is nothing to hear --------------------------------------------------
@@ -180,6 +198,44 @@ def test_what_cannot_be_heard_gets_no_answer(
     assert flag in said.reason
     assert step in said.next_step
     assert not ears.heard, "nothing may be computed from it"
+
+
+def _times(seconds: float = 2.0) -> Tensor:
+    """Moments of samples, in seconds."""
+    return torch.arange(int(seconds * RATE)) / RATE
+
+
+def _noise(seed: int) -> Tensor:
+    return torch.randn(2 * RATE, generator=torch.Generator().manual_seed(seed))
+
+
+NOT_SPEECH: dict[str, Callable[[], Tensor]] = {
+    "white noise": lambda: 0.1 * _noise(1),
+    "brown noise": lambda: 0.05 * _noise(2).cumsum(0) / 60,
+    "a tone": lambda: 0.3 * torch.sin(2 * torch.pi * 440 * _times()),
+    "a chord": lambda: sum(
+        (0.1 * torch.sin(2 * torch.pi * f * _times()) for f in (220, 277, 330)), torch.zeros(())
+    ),
+    "a hum": lambda: 0.2 * torch.sign(torch.sin(2 * torch.pi * 100 * _times())),
+    "clicks": (_noise(3) > 3.2).float,
+}
+
+
+@pytest.mark.parametrize("name", NOT_SPEECH)
+def test_what_is_no_speech_gets_no_answer_and_teaches_nothing(ears: Ears, name: str) -> None:
+    """A model of emotions was as sure of a tone as of a voice."""
+    signal = Signal(NOT_SPEECH[name]()[None].float(), RATE)
+
+    said = Recogniser(_bundle()).predict(signal)
+
+    assert (said.emotion, said.probabilities, said.prediction_set) == (None, {}, ())
+    assert "no speech" in said.quality
+    assert "no speech" in said.reason
+    assert said.next_step
+    with pytest.raises(AudioError, match="no speech") as refused:
+        recording_features.FeatureReader("ears").require_features(signal)
+    assert refused.value.kind is RecordingFault.NO_SPEECH
+    assert not ears.heard
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
