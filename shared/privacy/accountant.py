@@ -80,6 +80,12 @@ STEP_BY_STEP_ERROR = 1e-6
 _FEW_KINDS = 8
 """Kinds of sampled steps up to which all are composed anew, always in one order."""
 
+MAX_GROUP = 10**6
+"""Largest group of units whose epsilon is computed."""
+
+_MAX_MIXTURE = 100
+"""Largest group of sampled units whose number in a step is a distribution of its own."""
+
 _COARSE_INTERVAL = 1e-3  # coarser is still an upper bound, only a looser one
 
 MIN_RENYI_ORDER, MAX_RENYI_ORDER = 1.05, 1024.0
@@ -735,7 +741,7 @@ def compute_group_epsilon(
     Args:
         releases: Everything one device released, in any order.
         delta: In (0, 1), the same for the group as for one unit.
-        changes: Size k of the group, at least 1.
+        changes: Size k of the group, from 1 to ``MAX_GROUP``.
         unit: Whose presence is hidden.
 
     Returns:
@@ -752,17 +758,18 @@ def compute_group_epsilon(
           distribution of losses would fill the memory, as if each took part in every step.
 
     Raises:
-        SettingError: ``delta`` outside (0, 1), NaN included, or ``changes`` below 1.
+        SettingError: ``delta`` outside (0, 1), NaN included, or ``changes`` outside its bounds.
     """
     validation.require_between(0, 1, delta=delta)
-    validation.require_at_least(1, changes=changes)
+    validation.require_count(1, MAX_GROUP, changes=changes)
     spent = _compose(releases, unit)
     if changes == 1 or math.isinf(spent.precision):
         return _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
     together = _group_without_sampling(spent._replace(sampled=()), changes)
     if not spent.sampled:
         return _epsilon_of(together, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
-    if _needs_renyi(spent) or changes**2 * _approximate_precision(spent) > _MAX_PLD_PRECISION:
+    reach = changes**2 * _approximate_precision(spent)
+    if _needs_renyi(spent) or reach > _MAX_PLD_PRECISION or changes > _MAX_MIXTURE:
         unamplified = _group_without_sampling(spent, changes)
         return _epsilon_of(unamplified, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
     slack = together.near_gaussian_sums * DISCRETISATION_SLACK

@@ -4,11 +4,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.accountant import MAX_GROUP
 from sottovoce.shared.privacy.guarantees.privacy_curve import compute_privacy_curve
 from sottovoce.shared.privacy.release import PrivacyUnit, Release
 from sottovoce.shared.privacy.schemes import find_scheme
 from sottovoce.simulations.results.schema import to_plain_json
 from sottovoce.simulations.verification.ledger_checks import is_close
+
+_MAX_GROUPS = 16
+"""Groups of a curve that are computed again: a record may come from anybody."""
 
 
 def curve_mismatches(
@@ -32,7 +36,13 @@ def curve_mismatches(
         if name not in most:
             yield f"privacy.json has a curve for one {name}, of which there is no ledger"
             continue
-        groups = [one["changes"] for one in stated["groups"] if one["changes"] >= 1]
+        groups = [one["changes"] for one in stated["groups"]]
+        if len(groups) > _MAX_GROUPS or not all(1 <= size <= MAX_GROUP for size in groups):
+            yield (
+                f"privacy.json lists {len(groups)} groups for one {name}; there can be "
+                f"{_MAX_GROUPS}, of 1 to {MAX_GROUP:,} each"
+            )
+            continue
         found = compute_privacy_curve(
             most[name][1], _delta_of(stated), unit=PrivacyUnit(name), group_sizes=groups
         )

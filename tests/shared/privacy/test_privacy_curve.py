@@ -121,6 +121,16 @@ def test_a_group_of_sampled_units_is_a_mixture_of_gaussians(changes: int) -> Non
     assert group < accountant.compute_group_epsilon([_gradient(noise)], delta, changes=changes)
 
 
+def test_a_large_group_of_hardly_sampled_units_is_bounded_without_its_mixture() -> None:
+    faint = _gradient(1e9, rate=1e-6)
+
+    group = accountant.compute_group_epsilon([faint], DELTA, changes=10**6)
+
+    assert 0 <= group <= accountant.compute_group_epsilon([_gradient(1e9)], DELTA, changes=10**6), (
+        "as if nothing were sampled"
+    )
+
+
 def test_a_group_too_wide_for_a_distribution_counts_as_unsampled() -> None:
     sampled = accountant.compute_group_epsilon(
         [_gradient(1.0, rate=0.1, steps=50), _gradient(5.0)], DELTA, changes=60
@@ -224,7 +234,7 @@ def test_what_is_unprotected_has_no_curve_and_infinite_groups() -> None:
     assert accountant.compute_deltas([], [1.0]) == [0.0]
 
 
-@pytest.mark.parametrize("changes", [0, math.nan])
+@pytest.mark.parametrize("changes", [0, 10**400, math.nan])
 def test_a_group_of_nobody_is_refused(changes: int) -> None:
     with pytest.raises(SettingError, match="changes"):
         accountant.compute_group_epsilon([_gradient(1.0)], DELTA, changes=changes)

@@ -42,6 +42,16 @@ def _faults_after(run: Path, change: Callable[[Json], object]) -> list[str]:
         ),
         (lambda p: p["curves"]["utterance"]["tradeoff"]["beta"].pop(), "tradeoff.beta[19] None"),
         (lambda p: p["curves"].update(user=p["curves"]["utterance"]), "there is no ledger"),
+        (
+            lambda p: p["curves"]["utterance"]["groups"][0].update(changes=10**9),
+            "of 1 to 1,000,000 each",
+        ),
+        (
+            lambda p: p["curves"]["utterance"].update(
+                groups=100 * p["curves"]["utterance"]["groups"]
+            ),
+            "lists 400 groups for one utterance",
+        ),
         (lambda p: p["curves"]["utterance"].update(delta=None), "curves.utterance."),
         (lambda p: p["adversaries"].pop(), "states other adversaries"),
         (lambda p: p["adversaries"][-1].update(holds="everything"), "states other adversaries"),
