@@ -3,7 +3,7 @@
 On disk a device is a folder::
 
     device.json    schema, user, budgets, what the owner allows, and a seed if it is simulated
-    vault/         features, normaliser, head, outbox, the ledger's anchor: sealed
+    vault/         its sealed copy; features, normaliser, head, outbox, the ledger's anchor: sealed
     ledger.jsonl   every release, for the device's whole life
 """
 
@@ -18,6 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from sottovoce.client.device import profile_seal
 from sottovoce.client.device.profile import (
     UNKNOWN_LABEL,
     DeviceProfile,
@@ -55,6 +56,9 @@ class Device:
         ledger: Books every release.
         folder: Where the device lies; None where it lies in none.
 
+    Raises:
+        PrivacyError: A seed of a simulation beside the ledger of a real device.
+
     Attributes:
         training_cache: The training examples as the newest round read them, for the next one.
 
@@ -68,6 +72,12 @@ class Device:
     def __init__(
         self, profile: DeviceProfile, vault: Vault, ledger: Ledger, *, folder: Path | None = None
     ) -> None:
+        if profile.simulated_seed is not None and ledger.has_opening:
+            raise PrivacyError(
+                f"the device of {profile.user} has a real device's ledger and simulated_seed "
+                f"{profile.simulated_seed}: noise from a seed protects nobody. Set simulated_seed "
+                "to null, or make another device for a simulation"
+            )
         self.profile = profile
         self.vault = vault
         self.ledger = ledger
@@ -87,19 +97,54 @@ class Device:
 
         Raises:
             SettingError: No device there.
-            PrivacyError: A damaged one.
+            PrivacyError: A damaged one, or a profile that is not what its owner sealed (see
+                ``profile_seal``). One of an earlier release, which is not sealed, is sealed now if
+                nothing was ever released; else its owner has to confirm it.
             LedgerError: Its ledger is broken, another user's, or lacks lines that were written.
         """
         folder = Path(folder)
-        profile = read_profile(folder / _PROFILE)
-        opened = vault or FileVault.open(folder / "vault")
-        ledger = Ledger(
-            folder / _LEDGER,
-            owner=profile.user,
-            anchor_store=VaultAnchor(opened, required=True),
-            read_only=read_only,
-        )
-        return cls(profile, opened, ledger, folder=folder)
+        opened = vault or FileVault.open(_require_device(folder) / "vault")
+        profile, is_sealed = profile_seal.read_bound_profile(folder / _PROFILE, opened)
+        anchor_store = VaultAnchor(opened, required=True)
+
+        def open_ledger(*, read_only: bool) -> Ledger:
+            return Ledger(
+                folder / _LEDGER,
+                owner=profile.user,
+                anchor_store=anchor_store,
+                read_only=read_only,
+            )
+
+        if not is_sealed and open_ledger(read_only=True).releases:
+            # What was spent under which budget is unknown to anybody but the owner.
+            raise PrivacyError(
+                f"{folder / _PROFILE} is of an earlier release and was never sealed, so anybody can"
+                " have changed it. If you are the device's owner, read it, and run `sottovoce "
+                f"device confirm {folder}`"
+            )
+        device = cls(profile, opened, open_ledger(read_only=read_only), folder=folder)
+        # A device that contributes nothing more stays so until its owner confirms otherwise.
+        if not read_only and not (is_sealed and profile.contributes):
+            profile_seal.seal_profile(opened, profile)
+        return device
+
+    @classmethod
+    def confirm_profile(cls, folder: Path, *, vault: FileVault | None = None) -> tuple[str, ...]:
+        """Seal what an owner has changed in ``device.json``.
+
+        Args:
+            folder: The device's.
+            vault: As in :meth:`open`.
+
+        Returns:
+            What changes, one text a decision; all decisions where none was sealed yet.
+
+        Raises:
+            SettingError: No device there, or the file names another user or seed.
+            PrivacyError: Its profile or its vault is damaged, or the disk refuses.
+        """
+        vault = vault or FileVault.open(_require_device(folder) / "vault")
+        return profile_seal.confirm_profile(folder / _PROFILE, vault)
 
     @property
     def folder(self) -> Path:
@@ -143,6 +188,7 @@ class Device:
             folder / "vault", user=profile.user, key=key, passphrase=passphrase
         )
         vault.put_tensors("clips", features.to_tensors())
+        profile_seal.seal_profile(vault, profile)  # before the anchor, which says that it is there
         if profile.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.create(folder / _LEDGER, profile.user)
         anchor_store = VaultAnchor(vault, required=False)
@@ -189,7 +235,9 @@ class Device:
             )
         # First the profile: from here on no crash leaves a device that contributes with a new
         # ledger.
-        write_profile(folder / _PROFILE, replace(profile, contributes=False))
+        profile = replace(profile, contributes=False)
+        write_profile(folder / _PROFILE, profile)
+        profile_seal.seal_profile(vault, profile)
         anchor_store = VaultAnchor(vault, required=False)
         with_opening = profile.simulated_seed is None
         return Ledger.replace_with_spent(
@@ -434,7 +482,8 @@ def load_enrolment_features(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
     tensors = vault.get_tensors("clips")
     features, frames = tensors["features"][tensors["enrols"]], tensors["frames"][tensors["enrols"]]
     rows = normalisation.average_frames(features.float(), frames)
-    return rows, read_profile(folder / _PROFILE).neutral_enrolment
+    profile, _ = profile_seal.read_bound_profile(folder / _PROFILE, vault)
+    return rows, profile.neutral_enrolment
 
 
 def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
@@ -445,12 +494,10 @@ def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Exa
         vault: The device's.
         labels: A model's emotions, in the order of its classes; clips of others are left out.
     """
-    clips, own = (
-        LabelledFeatures.from_tensors(vault.get_tensors("clips")),
-        read_profile(folder / _PROFILE).labels,
-    )
+    profile, _ = profile_seal.read_bound_profile(folder / _PROFILE, vault)
+    clips = LabelledFeatures.from_tensors(vault.get_tensors("clips"))
     # The model may have other emotions, or the same in another order.
-    numbered = clips.with_label_order(own, labels).examples
+    numbered = clips.with_label_order(profile.labels, labels).examples
     return numbered.select(clips.for_head & (numbered.labels != UNKNOWN_LABEL))
 
 
@@ -477,6 +524,13 @@ class PreparedRelease:
             profile: The device's; its seed decides all draws, or the operating system without one.
         """
         return self.compute(Randomness(profile, self.name))
+
+
+def _require_device(folder: Path) -> Path:
+    """Refuse a folder without a device, before its vault is missed."""
+    if not (folder / _PROFILE).exists():
+        raise SettingError(f"{folder} holds no device; make one first")
+    return folder
 
 
 def _ledger_key(name: str, request_digest: str, release: Release) -> str:

@@ -9,6 +9,7 @@ from sottovoce.shared.errors import LedgerError, SottovoceError
 from sottovoce.shared.privacy.hash_chain import Anchor
 
 _NAME: Final = "ledger-anchor"
+_SEALS_PROFILE: Final = "profile"
 _WAY_OUT: Final = (
     "Put vault and ledger back from one backup. Without one, what this device spent is unknown: "
     "`sottovoce device retire FOLDER` lets it only receive models"
@@ -46,4 +47,21 @@ class VaultAnchor:
 
     def write(self, anchor: Anchor) -> None:
         """Write the anchor; see ``AnchorStore.write``."""
-        self._vault.overwrite(_NAME, json.dumps(asdict(anchor)).encode())
+        # Whoever removes the sealed profile, to edit the plain one, would have to remove this too.
+        record = asdict(anchor) | {_SEALS_PROFILE: True}
+        self._vault.overwrite(_NAME, json.dumps(record).encode())
+
+
+def is_profile_sealed(vault: Vault) -> bool:
+    """Whether the anchor says that the vault must hold a sealed profile.
+
+    Anchors of earlier releases, and those that do not open, say nothing; the latter are refused
+    where the ledger is opened.
+    """
+    if not vault.has_blob(_NAME):
+        return False
+    try:
+        record = json.loads(vault.get(_NAME))
+    except (SottovoceError, ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and record.get(_SEALS_PROFILE) is True

@@ -139,6 +139,7 @@ class Ledger:
         self._owner, self._anchor_store, self._read_only = owner, anchor_store, read_only
         self._releases: list[Release] = []
         self._names: dict[str, None] = {}  # in the order of booking
+        self._has_opening = False
         # The head after each release; before the first one, where the chain begins.
         self._heads = [GENESIS if owner is None else hash_chain.genesis_hash(owner)]
         # Read before the file: were it the other way round, a booking in between would look like
@@ -243,6 +244,11 @@ class Ledger:
         None where nothing was booked yet. Torn lines do not begin a life: nobody knows their order.
         """
         return self._first_orders
+
+    @property
+    def has_opening(self) -> bool:
+        """Whether it begins with random bytes, as a real device's does and no simulated one's."""
+        return self._has_opening
 
     def is_booked(self, name: str) -> bool:
         """Whether a release of this name was booked."""
@@ -432,6 +438,7 @@ class Ledger:
         if named and begins != hash_chain.genesis_hash(str(self._owner), salt):
             self._refuse_other_owner()
         self._heads = [hash_chain.sha256_hex(raw + b"\n") if opens else begins]
+        self._has_opening = opens
         return opens
 
     def _read_line(self, number: int, raw: bytes) -> None:

@@ -157,6 +157,14 @@ def _add_device(commands: Commands) -> None:
         "sottovoce device retire DIR",
     )
     _add_folder(retire)
+    confirm = add_command(
+        group,
+        "confirm",
+        run_device_confirm_command,
+        "Seal what its owner has changed in a device's device.json.",
+        "sottovoce device confirm DIR",
+    )
+    _add_folder(confirm)
 
 
 def _add_folder(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +229,17 @@ def run_device_retire_command(arguments: argparse.Namespace) -> int:
     aside = Device.retire(folder, vault=open_from_environment(folder / "vault"))
     where = f"; the refused ledger is kept as {aside}" if aside else ""
     print_lines(f"retired: the device gives nothing more and goes on receiving models{where}")
+    return 0
+
+
+def run_device_confirm_command(arguments: argparse.Namespace) -> int:
+    """Seal the owner's decisions as they stand now, and show what changes."""
+    from sottovoce.client.device.device import Device
+    from sottovoce.client.device.vault import open_from_environment
+
+    folder = arguments.folder
+    changes = Device.confirm_profile(folder, vault=open_from_environment(folder / "vault"))
+    print_lines(*(changes or ["nothing has changed"]), "sealed")
     return 0
 
 

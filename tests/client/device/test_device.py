@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
+from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures, read_profile
 from sottovoce.client.device.randomness import Randomness
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.models.examples import Examples
@@ -385,7 +385,7 @@ def test_a_device_from_before_there_was_a_second_unit_is_read(make: MakeDevice) 
     for record, budgets in (({"epsilon": 8.0, "delta": DELTA}, REAL.budgets), (None, ())):
         old = {key: value for key, value in facts.items() if key != "budgets"}
         path.write_text(json.dumps(old | {"budget": record}))
-        assert Device.open(path.parent).profile.budgets == budgets
+        assert read_profile(path).budgets == budgets
 
 
 def test_each_unit_may_have_its_budget(make: MakeDevice) -> None:

@@ -125,6 +125,9 @@ def test_an_owner_who_wants_it_back_meets_a_spent_ledger(tmp_path: Path) -> None
     Device.retire(folder)
     path = folder / "device.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"contributes": True}))
+    with pytest.raises(PrivacyError, match="sottovoce device confirm"):
+        Device.open(folder)
+    Device.confirm_profile(folder)
 
     with pytest.raises(BudgetSpent):
         give(Device.open(folder), 4)

@@ -1,6 +1,5 @@
 """A device in secure sums: what it adds is booked and bounded, and nothing is asked of it twice."""
 
-import json
 import math
 from contextlib import suppress
 from dataclasses import replace
@@ -13,7 +12,9 @@ import pytest
 import torch
 from builders import make_clips, make_device, make_examples, make_plan
 
+from sottovoce.client.device import profile_seal
 from sottovoce.client.device.device import Device
+from sottovoce.client.device.profile import write_profile
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, training_round
 from sottovoce.server.aggregation.secure_sum import run_secure_sum
@@ -282,8 +283,9 @@ def test_over_the_budget_nothing_is_masked_and_the_others_go_on(tmp_path: Path) 
 def _real(devices: dict[str, Device]) -> dict[str, Device]:
     """The same devices, which pay for every booking."""
     for device in devices.values():
-        path = device.folder / "device.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"simulated_seed": None}))
+        profile = replace(device.profile, simulated_seed=None)
+        write_profile(device.folder / "device.json", profile)
+        profile_seal.seal_profile(device.vault, profile)
     return {user: Device.open(device.folder) for user, device in devices.items()}
 
 

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sottovoce.client.app import app as product
+from sottovoce.client.device.device import Device
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE, CalibrationRelease
@@ -175,6 +176,7 @@ def test_in_groups_nobody_is_judged_by_a_model_that_heard_them(make_federation: 
     for user in USERS:  # nothing is promised, so no budget may stand in the way
         facts = federation.device(user).folder / "device.json"
         facts.write_text(json.dumps(json.loads(facts.read_text()) | {"budgets": []}))
+        Device.confirm_profile(facts.parent)
 
     federation.run(client=listener)
 
