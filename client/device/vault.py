@@ -354,6 +354,11 @@ def open_from_environment(folder: Path) -> FileVault | None:
     return None
 
 
+def _is_encodable(text: str) -> bool:
+    """Whether a text has a form in UTF-8."""
+    return text.encode("utf-8", "replace").decode() == text
+
+
 def _facts(folder: Path) -> dict[str, object]:
     """Read the vault's facts, and check them."""
     if not FileVault.exists(folder):
@@ -361,7 +366,9 @@ def _facts(folder: Path) -> dict[str, object]:
     try:
         facts = json.loads(_read(folder / _FACTS))
         usable = facts["schema"] == _SCHEMA and facts["key"] in ("file", "phrase")
-        usable = usable and isinstance(facts["user"], str)
+        user = facts["user"]
+        # Half of a surrogate pair cannot be bound to a sealed blob: nobody has such a name.
+        usable = usable and isinstance(user, str) and bool(user) and _is_encodable(user)
     except (ValueError, KeyError, TypeError):
         usable = False
     if not usable:

@@ -98,6 +98,15 @@ def test_facts_of_anything_open_a_vault_or_are_refused(device: Path, facts: Any)
             FileVault.open(own / "vault").get("note")
 
 
+@pytest.mark.parametrize("user", ["", "\ud800", None, 7, ["ada"], {}])
+def test_a_vault_of_nobody_is_refused(device: Path, user: Any) -> None:
+    facts = {"schema": 1, "user": user, "key": "file"}
+    with copied(device) as own:
+        (own / "vault" / "vault.json").write_text(json.dumps(facts))
+        with pytest.raises(PrivacyError, match="damaged"):
+            FileVault.open(own / "vault")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_folder_where_a_file_belongs_is_refused(device: Path, name: str) -> None:
     with copied(device) as own:
