@@ -126,7 +126,15 @@ def make_device(
         key: The user's, of another device of theirs; None draws one.
         changes: Fields of ``DeviceProfile``.
     """
-    profile = DeviceProfile(user="ada", budgets=(), labels=("a", "b"), simulated_seed=7)
+    profile = DeviceProfile(
+        user="ada",
+        budgets=(),
+        labels=("a", "b"),
+        simulated_seed=7,
+        # Tests make secure sums of a handful of devices.
+        min_cohort=3,
+        min_dishonest_share=0.0,
+    )
     return Device.create(folder, replace(profile, **changes), clips, key=key)
 
 

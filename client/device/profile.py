@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device.vault import write_file
-from sottovoce.shared import codec
+from sottovoce.shared import codec, validation
 from sottovoce.shared.bounded_files import read_bounded_file
 from sottovoce.shared.codec import Name
 from sottovoce.shared.errors import LedgerError, PrivacyError, SettingError
@@ -21,6 +21,7 @@ from sottovoce.shared.privacy.release import PrivacyUnit
 
 _SCHEMA: Final = 2
 _MAX_PROFILE_BYTES: Final = 1 << 20
+_FLOORS: Final = ("min_cohort", "min_dishonest_share")
 
 UNKNOWN_LABEL: Final = -1
 """Label of a clip that its user has not labelled."""
@@ -39,6 +40,11 @@ class DeviceProfile:
         labels: Names of the labels that the clips carry.
         simulated_seed: Seed of a simulated device, whose noise can be repeated and protects
             nobody; None on a real one.
+        min_cohort: Fewest devices that a secure sum may be made of, at least 3. A plan whose quorum
+            is smaller is refused: who hides among how many is the owner's decision, not the
+            server's.
+        min_dishonest_share: Least share of a secure sum's devices, in [0, 1), that the plan must
+            take to side with the server, and whose noise it does not count.
     """
 
     user: str
@@ -47,6 +53,13 @@ class DeviceProfile:
     neutral_enrolment: bool = False
     labels: tuple[str, ...]
     simulated_seed: int | None = None
+    min_cohort: int = 10
+    min_dishonest_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        validation.require_whole_number(min_cohort=self.min_cohort)
+        validation.require_at_least(3, min_cohort=self.min_cohort)
+        validation.require_fraction(min_dishonest_share=self.min_dishonest_share)
 
     def with_tidy_user(self) -> "DeviceProfile":
         r"""Write the user's name in one form, so that no two spellings of it are two users.
@@ -72,6 +85,8 @@ class DeviceProfile:
             "neutral_enrolment": self.neutral_enrolment,
             "labels": list(self.labels),
             "simulated_seed": self.simulated_seed,
+            "min_cohort": self.min_cohort,
+            "min_dishonest_share": self.min_dishonest_share,
         }
 
     @classmethod
@@ -83,8 +98,8 @@ class DeviceProfile:
             name: What to call them in messages.
 
         Raises:
-            PrivacyError: A value of another type, a budget that cannot be, or a key that is
-                unknown: ignored, a misspelt decision of the owner would not be followed.
+            PrivacyError: A value of another type, a budget or a floor that cannot be, or a key that
+                is unknown: ignored, a misspelt decision of the owner would not be followed.
         """
         unknown = sorted(set(content) - set(_ProfileRecord.__annotations__))
         if unknown:
@@ -93,14 +108,19 @@ class DeviceProfile:
                 f"{name} is damaged: {', '.join(unknown[:3])} is unknown; its keys are {known}"
             )
         record = codec.convert_record(content, _ProfileRecord, name=name, error=PrivacyError)
-        return cls(
-            user=record["user"],
-            budgets=_read_budgets(record),
-            contributes=record.get("contributes", True),
-            neutral_enrolment=record.get("neutral_enrolment", False),
-            labels=record["labels"],
-            simulated_seed=record.get("simulated_seed"),
-        )
+        floors: dict[str, Any] = {key: record[key] for key in _FLOORS if key in record}
+        try:
+            return cls(
+                user=record["user"],
+                budgets=_read_budgets(record),
+                contributes=record.get("contributes", True),
+                neutral_enrolment=record.get("neutral_enrolment", False),
+                labels=record["labels"],
+                simulated_seed=record.get("simulated_seed"),
+                **floors,
+            )
+        except SettingError as error:
+            raise PrivacyError(f"{name} is damaged: {error}") from error
 
 
 class _BudgetRecord(TypedDict):
@@ -117,6 +137,8 @@ class _ProfileRecord(TypedDict):
     contributes: NotRequired[bool]
     neutral_enrolment: NotRequired[bool]
     simulated_seed: NotRequired[int | None]
+    min_cohort: NotRequired[int]
+    min_dishonest_share: NotRequired[float]
     budgets: NotRequired[list[_BudgetRecord]]
     # The first devices had one, for utterances, or null.
     budget: NotRequired[_BudgetRecord | None]

@@ -49,7 +49,15 @@ def enrol_device(
     Raises:
         BudgetSpent: The run's first releases would pass the device's budget.
         MessageError: The plan lacks a label that the device's clips carry.
+        PrivacyError: Its secure sums are below the owner's floor, see ``secure_sums.check_floor``;
+            nothing was stored.
     """
+    if device.profile.contributes:
+        plan.scheme.match_sums(
+            plan,
+            plain=lambda: None,
+            secure=lambda configs: secure_sums.check_floor(device.profile, configs),
+        )
     clips, rows = store_projected_features(device, plan, projection, speaker_statistics)
     # What predictions read is stored by now; nothing of this device's leaves.
     if not device.profile.contributes:

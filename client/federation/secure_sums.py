@@ -1,14 +1,17 @@
 """A device's part in the secure sums of a run, one message at a time. No Flower in here."""
 
+import math
 from collections.abc import Callable, Mapping
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device, PreparedRelease
+from sottovoce.client.device.profile import DeviceProfile
 from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation.secagg_client import DeviceRound
-from sottovoce.shared.errors import MessageError, ModelError
+from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
 from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.scheme import SumKind
@@ -25,6 +28,39 @@ from sottovoce.shared.secure_aggregation.quantisation import Floats
 LOG = get_logger("sottovoce.client")
 
 _ROUND, _VALUE = "secure-sum", "secure-enrolment"
+
+
+def check_floor(profile: DeviceProfile, configs: SecureSumConfigs) -> None:
+    """Refuse secure sums below what the device's owner asks for.
+
+    How few devices a sum may have, and how many of them side with the server, is what the whole
+    promise of a secure sum rests on; a plan is the server's word.
+
+    Args:
+        profile: Of the device; its ``min_cohort`` and ``min_dishonest_share`` are the floor.
+        configs: Of the plan's sums.
+
+    Raises:
+        PrivacyError: A sum's quorum is smaller, or fewer of its devices are taken to be dishonest.
+    """
+    way_out = (
+        "Nothing was sent. The server can invite more devices or count on more dishonest ones; the "
+        "device's owner can lower {} in device.json and run `sottovoce device confirm`"
+    )
+    for one in configs.all_configs():
+        if one.quorum < profile.min_cohort:
+            raise PrivacyError(
+                f"a secure sum may be of {one.quorum} devices, and min_cohort is "
+                f"{profile.min_cohort}. {way_out.format('min_cohort')}"
+            )
+        # Rounded as plans round it: a share of 10 % of 10 devices is one, not two.
+        least = math.ceil(one.devices * profile.min_dishonest_share - 1e-9)
+        if configs.dishonest < least:
+            raise PrivacyError(
+                f"of a secure sum's {one.devices} devices {configs.dishonest} are taken to side "
+                f"with the server, and min_dishonest_share is {profile.min_dishonest_share:g}, "
+                f"which is {least}. {way_out.format('min_dishonest_share')}"
+            )
 
 
 def store_enrolment(device: Device, plan: Plan, counts: Tensor, rows: Tensor) -> None:
@@ -84,7 +120,12 @@ def take_step(
         BudgetSpent: The release would pass the budget; nothing was masked.
         MessageError: A malformed message, or a sum that the plan does not have.
         AggregationError: What :class:`DeviceRound` refuses.
+        PrivacyError: The plan's sums are below the owner's floor, see :func:`check_floor`.
     """
+    # At each step, as enrolment did: the owner may have raised the floor since.
+    plan.scheme.match_sums(
+        plan, plain=_refuse, secure=lambda configs: check_floor(device.profile, configs)
+    )
     with device.vault.lock_blob(_ROUND):
         return _take_locked_step(device, plan, name=name, step=step, body=body, prepared=prepared)
 
@@ -178,7 +219,7 @@ def _settings(plan: Plan, name: str) -> SecureAggregationConfig:
     return configs.config_for(secure_sum_kind(plan.content_hash(), name))
 
 
-def _refuse() -> SecureSumConfigs:
+def _refuse() -> NoReturn:
     """Refuse a secure sum of a plan that has none."""
     raise MessageError("the plan that this device enrolled for has no secure sums")
 

@@ -80,6 +80,10 @@ class SecureSumConfigs:
         }
         return kinds.get(kind, self.update)
 
+    def all_configs(self) -> tuple[SecureAggregationConfig, ...]:
+        """Settings of every sum of a run."""
+        return tuple(one for one in (self.enrolment, self.update, self.calibration) if one)
+
     def guaranteed_multiplier(self, settings: SecureAggregationConfig) -> float:
         """Noise multiplier that the quorum's honest devices give a sum together."""
         return noise_accounting.effective_multiplier(settings, self._honest_contributors(settings))

@@ -128,5 +128,8 @@ def _device(
         user=user,
         budgets=budgets,
         labels=fold_inputs.labels,
+        # A handful of users on one machine, whose owner is one person.
+        min_cohort=3,
+        min_dishonest_share=0.0,
     )
     Device.create(folder, profile, features)

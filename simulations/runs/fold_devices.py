@@ -102,6 +102,9 @@ class SpeakerDevices:
             neutral_enrolment=not contributes and spec.enrolment.neutral_clips is not None,
             labels=spec.plan.labels,
             simulated_seed=spec.seed,
+            # The simulated users accept what the scenario says, however few they are.
+            min_cohort=3,
+            min_dishonest_share=0.0,
         )
         features = self._training_features(user) if contributes else self._enrolment_features(user)
         return profile, features

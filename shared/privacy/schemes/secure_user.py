@@ -155,8 +155,9 @@ class SecureUserScheme(UserScheme):
                 Adversary.LYING_SERVER: (
                     NOTHING,
                     (
-                        "Devices refuse requests with wrong signatures or thresholds, but such a "
-                        "server may learn sums over a part of the devices."
+                        "Devices refuse requests with wrong signatures or thresholds, and sums of "
+                        "fewer devices, or with fewer dishonest ones, than their owners accept, "
+                        "but such a server may learn sums over a part of the devices."
                     ),
                 ),
                 Adversary.PARTICIPANT: (ONE_USER, enough),
@@ -177,7 +178,8 @@ class SecureUserScheme(UserScheme):
             f"In a sum of at least {secure.update.quorum} devices, at most "
             f"{secure.dishonest} side with the server; identities that devices pinned "
             "are the users' own; the server follows the protocol of secure aggregation, and "
-            "remembers all that it sees."
+            "remembers all that it sees. A device refuses a plan whose numbers are below what its "
+            "own owner accepts."
         )
         return (claim,)
 

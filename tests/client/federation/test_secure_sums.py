@@ -14,9 +14,9 @@ from builders import make_clips, make_device, make_examples, make_plan
 
 from sottovoce.client.device import profile_seal
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import write_profile
+from sottovoce.client.device.profile import DeviceProfile, write_profile
 from sottovoce.client.device.vault import FileVault
-from sottovoce.client.federation import enrolment, training_round
+from sottovoce.client.federation import enrolment, secure_sums, training_round
 from sottovoce.server.aggregation.secure_sum import run_secure_sum
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import (
@@ -24,12 +24,14 @@ from sottovoce.shared.errors import (
     BudgetSpent,
     MessageError,
     PrivacyError,
+    SettingError,
     SottovoceError,
 )
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy.bounds import UserLevelSettings
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import (
@@ -102,13 +104,15 @@ ROUND: dict[str, Any] = {
 }
 
 
-def make(folder: Path, number: int, *, budgets: tuple[PrivacyBudget, ...] = ()) -> Device:
+def make(
+    folder: Path, number: int, *, budgets: tuple[PrivacyBudget, ...] = (), **changes: Any
+) -> Device:
     """A device with a dozen random vectors."""
     generator = torch.Generator().manual_seed(number)
     examples = make_examples(torch.randn(CLIPS, FEATURES, generator=generator), classes=len(LABELS))
     clips = make_clips(examples)
     return make_device(
-        folder / f"u{number}", clips, user=f"u{number}", budgets=budgets, labels=LABELS
+        folder / f"u{number}", clips, user=f"u{number}", budgets=budgets, labels=LABELS, **changes
     )
 
 
@@ -120,6 +124,69 @@ def devices(tmp_path: Path) -> dict[str, Device]:
     for device in found.values():
         enrolment.enrol_device(device, PLAN, FRONT, default_statistics(INPUTS))
     return found
+
+
+@pytest.mark.parametrize(
+    ("floor", "name", "found"),
+    [
+        ({"min_cohort": 5}, "min_cohort", "of 4 devices, and min_cohort is 5"),
+        ({"min_dishonest_share": 0.1}, "min_dishonest_share", "5 devices 0 are taken"),
+        ({"min_cohort": 10, "min_dishonest_share": 0.1}, "min_cohort", "min_cohort is 10"),
+    ],
+)
+def test_a_plan_below_the_owner_s_floor_is_refused(
+    tmp_path: Path, floor: dict[str, Any], name: str, found: str
+) -> None:
+    device = make(tmp_path, 0, **floor)
+
+    with pytest.raises(PrivacyError, match=found) as raised:
+        enrolment.enrol_device(device, PLAN, FRONT, default_statistics(INPUTS))
+
+    assert f"lower {name} in device.json and run `sottovoce device confirm`" in str(raised.value)
+    assert not device.vault.has_blob("plan")
+    assert not device.ledger.releases
+
+
+def test_a_floor_raised_after_enrolment_stops_the_next_sum(devices: dict[str, Device]) -> None:
+    device = devices["u0"]
+    device.profile = replace(device.profile, min_cohort=5)
+    name = secure_sum_name(PLAN.content_hash(), ENROLMENT_SUM)
+
+    with pytest.raises(PrivacyError, match="min_cohort is 5"):
+        secure_sums.take_step(device, PLAN, name=name, step="advertise", body=b"", prepared=None)
+
+
+def test_a_device_that_only_receives_takes_any_plan(tmp_path: Path) -> None:
+    device = make(tmp_path, 0, min_cohort=100, contributes=False)
+    assert enrolment.enrol_device(device, PLAN, FRONT, default_statistics(INPUTS)) is None
+
+
+@pytest.mark.parametrize("count", [12, 19, 24, 73, 91])
+def test_an_owner_s_usual_floor_accepts_the_default_recipe(count: int) -> None:
+    owner = DeviceProfile(user="ada", budgets=(), labels=LABELS)
+    bounds = UserLevelSettings()
+    chosen = select_parameters(
+        count, 3, 1.0, dropout=bounds.dropout, corruption=bounds.corruption, noise_multiplier=1.0
+    )
+    dishonest = math.ceil(count * bounds.corruption - 1e-9)
+    configs = SecureSumConfigs(enrolment=chosen, update=chosen, dishonest=dishonest)
+
+    secure_sums.check_floor(owner, configs)
+    with pytest.raises(PrivacyError, match="min_dishonest_share"):
+        secure_sums.check_floor(owner, replace(configs, dishonest=dishonest - 1))
+
+
+@pytest.mark.parametrize(
+    "floor",
+    [{"min_cohort": 2}, {"min_cohort": 4.5}, {"min_dishonest_share": 1.0},
+     {"min_dishonest_share": math.nan}],
+)  # fmt: skip
+def test_a_floor_that_cannot_be_is_refused(floor: dict[str, Any]) -> None:
+    with pytest.raises(SettingError, match=next(iter(floor))):
+        DeviceProfile(user="ada", budgets=(), labels=LABELS, **floor)
+    record = DeviceProfile(user="ada", budgets=(), labels=LABELS).to_dict()
+    with pytest.raises(PrivacyError):
+        DeviceProfile.from_dict(record | floor, name="device.json")
 
 
 def _introduce(devices: dict[str, Device]) -> None:

@@ -210,6 +210,12 @@ def owned(
         for_training=everyone & contributes,
     )
     profile = DeviceProfile(
-        user=user, budgets=(budget,), contributes=contributes, labels=LABELS, simulated_seed=seed
+        user=user,
+        budgets=(budget,),
+        contributes=contributes,
+        labels=LABELS,
+        simulated_seed=seed,
+        min_cohort=3,
+        min_dishonest_share=0.0,
     )
     return profile, features

@@ -221,7 +221,13 @@ def _federation(
     for index, user in enumerate(USERS):
         clips = (change or {}).get(user, lambda clips: clips)(_clips(index))
         usual = DeviceProfile(
-            user=user, budgets=(), contributes=user != USERS[-1], labels=LABELS, simulated_seed=7
+            user=user,
+            budgets=(),
+            contributes=user != USERS[-1],
+            labels=LABELS,
+            simulated_seed=7,
+            min_cohort=3,
+            min_dishonest_share=0.0,
         )
         known = replace(usual, **(facts or {}).get(user, {}))
         devices[user] = Device.create(folder / "devices" / f"{index:06d}", known, clips)
