@@ -145,17 +145,22 @@ class ChannelLevels:
 
     def add(self, block: np.ndarray) -> None:
         """Add a block of shape (samples, channels)."""
-        for start in range(0, len(block), self._FRAME):
-            frame = block[start : start + self._FRAME].astype(np.float64)
-            # A constant offset is inaudible, and must not hide that the rest cancels.
-            frame = frame - frame.mean(axis=0)
-            power = np.square(frame).sum(axis=0)
-            self._power += power
-            live = power > self._DEAD * power.max()
-            mixed = np.square(frame[:, live].mean(axis=1)).sum() if live.any() else 0.0
-            unrelated = power[live].sum() / max(1, live.sum()) ** 2
-            cancels = live.sum() > 1 and mixed < self._CANCELLED * unrelated
-            self._pair_power += power.max() * np.array([1.0, float(cancels)])
+        # What is no number is refused by the reader, in words.
+        with np.errstate(invalid="ignore", over="ignore"):
+            for start in range(0, len(block), self._FRAME):
+                self._add_frame(block[start : start + self._FRAME].astype(np.float64))
+
+    def _add_frame(self, frame: np.ndarray) -> None:
+        """Add some 0.1 s, shape (samples, channels), float64."""
+        # A constant offset is inaudible, and must not hide that the rest cancels.
+        frame = frame - frame.mean(axis=0)
+        power = np.square(frame).sum(axis=0)
+        self._power += power
+        live = power > self._DEAD * power.max()
+        mixed = np.square(frame[:, live].mean(axis=1)).sum() if live.any() else 0.0
+        unrelated = power[live].sum() / max(1, live.sum()) ** 2
+        cancels = live.sum() > 1 and mixed < self._CANCELLED * unrelated
+        self._pair_power += power.max() * np.array([1.0, float(cancels)])
 
     def choose_channels(self) -> tuple[tuple[int, ...], RecordingDefect]:
         """Choose the channels whose mean stands for all, and name their defects.
@@ -206,7 +211,9 @@ def mix_channels(channels: Tensor) -> tuple[Tensor, RecordingDefect]:
 def mean_of_channels(block: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
     """Average the chosen columns of a block, shape (samples, channels) to (samples,), float32."""
     picked = block if len(chosen) == block.shape[1] else block[:, list(chosen)]
-    mean: np.ndarray = picked.mean(axis=1, dtype=np.float32)
+    # Infinities of both signs make a NaN, which the reader of the file refuses in words.
+    with np.errstate(invalid="ignore", over="ignore"):
+        mean: np.ndarray = picked.mean(axis=1, dtype=np.float32)
     return mean
 
 

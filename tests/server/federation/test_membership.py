@@ -43,5 +43,5 @@ def test_a_round_that_is_tried_again_replaces_its_first_try(tmp_path: Path) -> N
 def test_a_damaged_database_is_named(tmp_path: Path) -> None:
     path = tmp_path / "members.sqlite"
     path.write_bytes(b"nothing of the kind" * 100)
-    with pytest.raises(ModelError, match=r"members.sqlite cannot be used .* --resume"):
+    with pytest.raises(ModelError, match=r"members.sqlite cannot be used: the file is damaged"):
         MembershipStore(path)
