@@ -1,22 +1,24 @@
 """Joining a run on a device: store what rounds read, and release the first sums."""
 
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import LabelledFeatures
+from sottovoce.client.device.profile import UNKNOWN_LABEL, LabelledFeatures
 from sottovoce.client.federation import secure_sums
 from sottovoce.client.personalisation import feedback
-from sottovoce.shared.errors import MessageError
-from sottovoce.shared.identity import find_name
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy.user_level import SecureSumConfigs
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
+
+LOG = get_logger("sottovoce.client")
 
 
 def enrol_device(
@@ -43,12 +45,13 @@ def enrol_device(
         device only receives models.
 
     Guarantees:
+        - Whether a device enrols does not depend on its clips. A clip whose label the plan does not
+          know trains nothing and fits no head, and nobody learns of it.
         - Where users are sampled, all sums of the plan are booked before the first answer, those
           that the device is not asked for included.
 
     Raises:
         BudgetSpent: The run's first releases would pass the device's budget.
-        MessageError: The plan lacks a label that the device's clips carry.
         PrivacyError: Its secure sums are below the owner's floor, see ``secure_sums.check_floor``;
             nothing was stored.
     """
@@ -134,18 +137,18 @@ def _project_features(
 def load_in_plan_order(device: Device, plan: Plan) -> LabelledFeatures:
     """Load the device's clips, with labels in the plan's order.
 
+    A clip whose label the plan has no class for still enrols its user, as one without a label does.
+    It is left out of the rest silently: a refusal would tell the server that there is one.
+
     Args:
         device: The user's device.
         plan: Names the classes, in order.
-
-    Raises:
-        MessageError: The user gave a label that the plan has no class for.
     """
-    clips = device.load_features()
-    missing = [label for label in device.profile.labels if not find_name(label, plan.labels)]
-    if missing:
-        raise MessageError(f"the plan has no class for {', '.join(missing)}, which this user gave")
-    return clips.with_label_order(device.profile.labels, plan.labels)
+    clips = device.load_features().with_label_order(device.profile.labels, plan.labels)
+    known = clips.examples.labels != UNKNOWN_LABEL
+    if not known.all():
+        LOG.info("%s: clips without a label of this plan train nothing", device.profile.user)
+    return replace(clips, for_head=clips.for_head & known, for_training=clips.for_training & known)
 
 
 def _label_counts(plan: Plan, labelled: LabelledFeatures) -> Tensor:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
@@ -10,7 +11,11 @@ from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation import own_contribution, participation_spacing, secure_sums
 from sottovoce.client.federation.agreed_plan import check_centre, digest_request, read_agreed_plan
 from sottovoce.client.federation.model_inputs import load_training_examples, model_with_weights
-from sottovoce.client.training.local_trainer import TrainingSettings, compute_local_update
+from sottovoce.client.training.local_trainer import (
+    TrainingSettings,
+    compute_local_update,
+    compute_update_or_zeros,
+)
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.memo import LastValueCache
@@ -29,6 +34,10 @@ def train_round(device: Device, request: TrainRequest) -> Tensor:
 
     Returns:
         The update, shape (params,), float32.
+
+    Guarantees:
+        - An update whose training overflows counts as zeros and is answered as any other: whether a
+          device answers does not tell of its clips.
 
     Raises:
         BudgetSpent: This round would pass the budget.
@@ -81,7 +90,8 @@ def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
     examples = load_training_examples(device, agreed, request.plan_hash, request.centre)
 
     def make(random: Randomness) -> Tensor:
-        update = compute_local_update(
+        train = partial(
+            compute_local_update,
             model,
             examples,
             agreed_request.training,
@@ -90,7 +100,9 @@ def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
             initial_weights=request.weights,
             sampler=random.poisson_sampler,
         )
-        sent = agreed.scheme.clip_update(agreed, update.vector, request.clip_norm)
+        # A refusal would tell of the clips, and change how many updates the server divides by.
+        update = compute_update_or_zeros(train, request.weights)
+        sent = agreed.scheme.clip_update(agreed, update, request.clip_norm)
         # What was sent, noise included: the exact update would be a secret in later answers.
         own_contribution.record_update(device, agreed, request, sent)
         return sent

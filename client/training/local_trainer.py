@@ -4,6 +4,7 @@ The weights travel through a round as one flat vector, and the model handed in i
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
@@ -16,9 +17,12 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import flatten_parameters
+from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy.gaussian_noise import GaussianSampler
 from sottovoce.shared.privacy.poisson_sampling import PoissonSampler, SeededPoissonSampler
 from sottovoce.shared.protocol.local_training import GradientMechanism, LocalTraining
+
+LOG = get_logger("sottovoce.client")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -150,6 +154,22 @@ def compute_local_update(
         "training drove the weights to NaN or infinity; they must stay finite: "
         "lower learning_rate, or raise denominator"
     )
+
+
+def compute_update_or_zeros(train: Callable[[], LocalUpdate], weights: Tensor) -> Tensor:
+    """Compute the update of a device, shape (params,); zeros where its training overflows.
+
+    Whether it overflows depends on the clips, so it must not show in whether a device answers.
+
+    Args:
+        train: :func:`compute_local_update`, with its arguments.
+        weights: What training starts from, shape (params,), float32.
+    """
+    try:
+        return train().vector
+    except ModelError as error:
+        LOG.warning("the update of this device counts as zeros: %s", error)
+        return torch.zeros_like(weights)
 
 
 def _check(model: Network, examples: Examples, class_weights: Tensor) -> None:

@@ -195,7 +195,12 @@ class EveryRound(Participation):
         return contributing * 1.0
 
     def round_divisor(self, received: int, contributing: int) -> float:
-        """Those who came: no secret here."""
+        """Count those who came.
+
+        No secret here: that a user takes part is public, and whether a device answers depends on
+        plan, request, budget and network, never on its clips (``client.federation``). So this is
+        post-processing of public facts.
+        """
         return received
 
     def cumulative_noise_factor(self, rounds: int) -> float:

@@ -392,11 +392,17 @@ def test_nobody_trains_without_having_enrolled(tmp_path: Path) -> None:
         train(device(tmp_path))
 
 
-def test_a_label_that_the_plan_lacks_is_refused(tmp_path: Path) -> None:
+def test_a_label_that_the_plan_lacks_trains_nothing_and_does_not_show(tmp_path: Path) -> None:
     one = device(tmp_path, labels=("angry", "bored", "sad"))
-    with pytest.raises(MessageError, match="bored"):
-        enrolment.enrol_device(one, PLAN, FRONT, PEOPLE)
-    assert _kinds(one) == []
+
+    clips = enrolment.load_in_plan_order(one, PLAN)
+    value = enrolment.enrol_device(one, PLAN, FRONT, PEOPLE)
+
+    unknown = clips.examples.labels == UNKNOWN_LABEL
+    assert unknown.any()
+    assert not (clips.for_training | clips.for_head)[unknown].any()
+    assert clips.for_enrolment[unknown].all()
+    assert value is not None
 
 
 # --- labels, receivers, heads -----------------------------------------------------------------

@@ -566,3 +566,50 @@ def test_a_broken_utterance_spares_the_others_under_a_coupled_loss() -> None:
     assert update.zeroed == 1
     assert bool(update.vector.isfinite().all())
     assert float(update.vector.norm()) > 0
+
+
+# --- the public denominator -------------------------------------------------------------------
+
+
+class _One:
+    """Noise of the very standard deviation in every number."""
+
+    def add_noise(self, values: Tensor, std: float) -> Tensor:
+        return values.double() + std
+
+    def sample_noise(self, shape: Sequence[int], std: float) -> Tensor:
+        raise AssertionError("what is released must be rounded")
+
+
+@pytest.mark.parametrize("denominator", [1.0, 4.0, 100.0])
+@pytest.mark.parametrize("isolated", [False, True])
+def test_opacus_issue_819_the_denominator_is_public_whatever_the_batch(
+    denominator: float, isolated: bool
+) -> None:
+    """Dividing the noised sum by a floor of the batch size tells small neighbours apart.
+
+    Opacus issue 819, arXiv 2605.15648. Here noise and sum are divided by a number of the request:
+    updates of parts of the data add up to that of the whole, and noise alone has one size.
+    """
+    model = network()
+    many = utterances(model, 30)
+    settings = TrainingSettings(
+        local_training=replace(PLAIN, denominator=denominator),
+        mechanism=PRIVATE,
+        class_weights=WEIGHTS,
+        isolate_examples=isolated,
+    )
+
+    def update(first: int, last: int, noise: GaussianSampler) -> Tensor:
+        part = many.select(torch.arange(first, last))
+        generator = torch.Generator().manual_seed(0)
+        return compute_local_update(model, part, settings, noise, generator).vector
+
+    nobody = update(0, 0, _One())
+    assert torch.allclose(nobody, torch.full_like(nobody, -CLIP / denominator), atol=1e-6)
+    whole = update(0, 30, Silence())
+    for size in (1, 2, 7, 29):
+        parts = update(0, size, Silence()) + update(size, 30, Silence())
+        assert torch.allclose(parts, whole, atol=1e-5)
+        with_noise = update(0, size, _One()) - update(0, size, Silence())
+        assert torch.allclose(with_noise, nobody, atol=1e-5)

@@ -224,7 +224,7 @@ def _federation(
             user=user,
             budgets=(),
             contributes=user != USERS[-1],
-            labels=LABELS,
+            labels=(*LABELS, SECRET),  # what the plan does not know must not show
             simulated_seed=7,
             min_cohort=3,
             min_dishonest_share=0.0,
@@ -790,12 +790,21 @@ def _with_first(value: float) -> Change:
     return change
 
 
+def _with_own_label(clips: LabelledFeatures) -> LabelledFeatures:
+    """The first clip has a label that the plan does not know."""
+    labels = clips.examples.labels.clone()
+    labels[0] = len(LABELS)
+    return replace(clips, examples=replace(clips.examples, labels=labels))
+
+
 NEIGHBOURS: dict[str, Change] = {
     "one utterance fewer": _without(0),
     "without one emotion": _without(*range(0, CLIPS, len(LABELS))),
     "nothing at all": _without(*range(CLIPS)),
     "an utterance far off": _with_first(1e30),
     "an utterance of NaN": _with_first(math.nan),
+    "an utterance of no sound": _with_first(0.0),
+    "a label of the user's own": _with_own_label,
 }
 
 
@@ -890,9 +899,9 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
         {"budgets": (PrivacyBudget(epsilon=1e-3, delta=1e-5),)},
         ("receives", "its budget is spent"),
     ),
-    "a label of the user's own": (
-        {"labels": ("angry", "happy", SECRET)},
-        ("refused", "MessageError"),
+    "a floor that the plan is below": (
+        {"min_cohort": 100},
+        ("refused", "PrivacyError"),
     ),
 }
 
@@ -901,6 +910,8 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 @pytest.mark.parametrize("why", REFUSALS)
 def test_a_refusal_says_its_kind_and_no_more(tmp_path: Path, unit: str, why: str) -> None:
     facts, words = REFUSALS[why]
+    if why == "a floor that the plan is below" and unit != "secure":
+        words = ("ok", "")  # there is no secure sum that it would be for
 
     record = _run(tmp_path, PLANS[unit], facts={"u0": facts})
 
