@@ -1,9 +1,12 @@
-"""Files that name the checksum of their own content, so that a damaged one is never gone on from.
+"""Files whose content is compared with a checksum before anything is made of it.
 
-A checksum shows damage and careless changes; whoever changes a file on purpose can write a new one.
+Most name their own, so that a damaged one is never gone on from. It shows damage and careless
+changes; whoever changes such a file on purpose can write a new one. The checksum of a file that an
+installed package carries stands in the code instead.
 """
 
 import hashlib
+import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +19,33 @@ from torch import Tensor
 from sottovoce.shared.errors import ModelError
 
 _KEY: Final = "sha256"
+
+
+def read_packaged_file(package: str, name: str, *, sha256: str, install_command: str) -> bytes:
+    """Read a file that an installed package carries, and verify it.
+
+    Args:
+        package: Import name of the package.
+        name: The file's path in it, with ``/``.
+        sha256: Expected SHA-256 of its content, 64 hexadecimal digits.
+        install_command: What installs the package, for the way out.
+
+    Raises:
+        ModelError: The package is not installed, or has no such file or a different one.
+    """
+    try:
+        content = (importlib.resources.files(package) / name).read_bytes()
+    except (ImportError, OSError) as error:
+        raise ModelError(
+            f"package {package} carries no readable {name} ({error}); {install_command}"
+        ) from error
+    actual = hashlib.sha256(content).hexdigest()
+    if actual != sha256:
+        raise ModelError(
+            f"{name} of {package} has SHA-256 {actual}, expected {sha256}; "
+            f"it is damaged or another version: {install_command} --force-reinstall"
+        )
+    return content
 
 
 def encode_tensors(tensors: Mapping[str, Tensor], words: Mapping[str, str] | None = None) -> bytes:

@@ -7,8 +7,6 @@ then refined by energy, so that a recording with silence or room noise around it
 the same places as one without.
 """
 
-import hashlib
-import importlib.resources
 from dataclasses import dataclass
 from functools import cache, cached_property
 
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.checksums import read_packaged_file
 
 CHUNK = 512
 """Samples at 16 kHz that one probability is about: 32 ms."""
@@ -237,18 +235,9 @@ def load_detector(package: str = PACKAGE) -> onnxruntime.InferenceSession:
     Raises:
         ModelError: The package is not installed, or has no such file or a different one.
     """
-    try:
-        content = (importlib.resources.files(package) / MODEL_FILE).read_bytes()
-    except (ImportError, OSError) as error:
-        raise ModelError(
-            f"package {package} carries no readable {MODEL_FILE} ({error}); {INSTALL_COMMAND}"
-        ) from error
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != SILERO_SHA256:
-        raise ModelError(
-            f"{MODEL_FILE} of {package} has SHA-256 {actual}, expected {SILERO_SHA256}; "
-            f"it is damaged or another version: {INSTALL_COMMAND} --force-reinstall"
-        )
+    content = read_packaged_file(
+        package, MODEL_FILE, sha256=SILERO_SHA256, install_command=INSTALL_COMMAND
+    )
     options = onnxruntime.SessionOptions()
     # One thread: quicker for single chunks, and sums always in the same order.
     options.intra_op_num_threads = options.inter_op_num_threads = 1

