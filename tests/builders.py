@@ -17,6 +17,7 @@ from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection, identity_projection
 from sottovoce.shared.models.spec import ModelSpec, build_network
+from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
@@ -25,6 +26,27 @@ from sottovoce.shared.speaker.normalisation import (
     NormaliserRelease,
     default_statistics,
 )
+
+
+def make_release(noise: float, *, rate: float = 1.0, steps: int = 1, number: int = 1) -> Release:
+    """Describe a round's noised gradients, which hide an utterance.
+
+    Args:
+        noise: Noise multiplier.
+        rate: Sampling rate of an utterance.
+        steps: How many steps it covers.
+        number: Of the round.
+    """
+    return Release(
+        kind=ReleaseKind.GRADIENT,
+        mechanism=Mechanism.GAUSSIAN,
+        run="r",
+        round=number,
+        noise_multiplier=noise,
+        sample_rate=rate,
+        steps=steps,
+        sensitivity=1.0,
+    )
 
 
 def make_plan(**changes: Any) -> Plan:

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import make_plan
+from builders import make_noised_plan, make_plan
 from flwr.app import Array, Message, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
@@ -45,10 +45,7 @@ from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
-    EXACT_CENTRE,
     EXACT_MEAN,
-    CentreRelease,
-    NormaliserRelease,
     default_statistics,
 )
 from sottovoce.simulations.devices.in_memory import InMemoryLedger, InMemoryVault
@@ -63,24 +60,22 @@ DELTA = 1e-5
 FRONT = PublicProjection(mean=torch.zeros(INPUTS), matrix=torch.eye(INPUTS), row_norm=1.0)
 MODEL = ModelSpec(kind="linear", inputs=INPUTS, classes=len(LABELS))
 WEIGHTS = flatten_parameters(build_network(MODEL, 0))
+TINY: dict[str, Any] = {
+    "run": "tiny",
+    "labels": LABELS,
+    "extractor": "random",
+    "projection_hash": FRONT.content_hash(),
+    "model": MODEL,
+    "rounds": ROUNDS,
+    "training": LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
+}
 NONE = make_plan(
-    run="tiny",
-    labels=LABELS,
-    extractor="random",
-    projection_hash=FRONT.content_hash(),
-    model=MODEL,
-    rounds=ROUNDS,
-    training=LocalTraining(steps=1, sample_rate=1.0, learning_rate=1.0, denominator=1.0),
-    centre=EXACT_CENTRE,
+    **TINY,
     normaliser=EXACT_MEAN,
     calibration=CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.5),
 )
-UTTERANCE = replace(
-    NONE,
-    mechanism=ExampleLevelMechanism(clip_norm=1.0, noise_multiplier=1.0),
-    centre=CentreRelease(clip_norm=1.5, noise_multiplier=4.0),
-    normaliser=NormaliserRelease(clip_norm=0.8, count_weight=0.24, noise_multiplier=4.0),
-    count_noise=4.0,
+UTTERANCE = make_noised_plan(
+    **TINY,
     calibration=CalibrationRelease(noise_multiplier=4.0, subtracted_share=0.5),
 )
 

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from builders import make_release
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
@@ -23,20 +24,6 @@ from sottovoce.shared.privacy.release import (
 
 DELTA = 1e-5
 QUICK = settings(max_examples=15, deadline=None)
-
-
-def gaussian(noise: float, *, rate: float = 1.0, steps: int = 1) -> Release:
-    """A protected release."""
-    return Release(
-        kind=ReleaseKind.GRADIENT,
-        mechanism=Mechanism.GAUSSIAN,
-        run="r",
-        round=1,
-        noise_multiplier=noise,
-        sample_rate=rate,
-        steps=steps,
-        sensitivity=1.0,
-    )
 
 
 OPEN = Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
@@ -65,7 +52,7 @@ def test_one_gaussian_costs_its_closed_form_and_never_less(
 ) -> None:
     exact = closed_form(1 / noise, delta)
 
-    spent = accountant.compute_epsilon([gaussian(noise)], delta, fast=fast)
+    spent = accountant.compute_epsilon([make_release(noise)], delta, fast=fast)
 
     assert exact - 1e-7 <= spent <= exact * (1.01 if fast else 1.001) + (1e-3 if fast else 2e-4)
 
@@ -78,8 +65,8 @@ def test_discretising_one_gaussian_adds_less_than_rounding_allows(
     """Calibration takes the closed form where this much does not matter."""
     noise = 1 / accountant.gaussian_mu(epsilon, delta)
 
-    closed = accountant.compute_epsilon([gaussian(noise)], delta)
-    spent = accountant._compose([gaussian(noise)], accountant.PrivacyUnit.UTTERANCE)
+    closed = accountant.compute_epsilon([make_release(noise)], delta)
+    spent = accountant._compose([make_release(noise)], accountant.PrivacyUnit.UTTERANCE)
     discretised = accountant._composed_epsilon(spent, delta, accountant._DISCRETISATION_INTERVAL)
 
     assert closed >= epsilon - 1e-9
@@ -87,7 +74,10 @@ def test_discretising_one_gaussian_adds_less_than_rounding_allows(
 
 
 def test_the_closed_form_is_told_from_a_hundredth_less_noise() -> None:
-    assert accountant.compute_epsilon([gaussian(2.97)], DELTA) > closed_form(1 / 3.0, DELTA) * 1.005
+    assert (
+        accountant.compute_epsilon([make_release(2.97)], DELTA)
+        > closed_form(1 / 3.0, DELTA) * 1.005
+    )
 
 
 @QUICK
@@ -95,15 +85,16 @@ def test_the_closed_form_is_told_from_a_hundredth_less_noise() -> None:
 def test_gaussians_compose_as_one(noises: list[float]) -> None:
     mu = math.sqrt(sum(noise**-2 for noise in noises))
 
-    spent = accountant.compute_epsilon(map(gaussian, noises), DELTA, fast=True)
+    spent = accountant.compute_epsilon(map(make_release, noises), DELTA, fast=True)
 
     assert closed_form(mu, DELTA) - 1e-6 <= spent <= closed_form(mu, DELTA) * 1.02 + 1e-3
 
 
 def test_a_sampled_step_costs_less_than_a_whole_one_and_more_than_its_delta() -> None:
-    whole = accountant.compute_epsilon([gaussian(1.0)], DELTA)
+    whole = accountant.compute_epsilon([make_release(1.0)], DELTA)
     sampled = [
-        accountant.compute_epsilon([gaussian(1.0, rate=q)], DELTA) for q in (0.01, 0.1, 0.5, 0.999)
+        accountant.compute_epsilon([make_release(1.0, rate=q)], DELTA)
+        for q in (0.01, 0.1, 0.5, 0.999)
     ]
     assert sampled == sorted(sampled)
     assert sampled[0] > 0
@@ -114,7 +105,7 @@ def test_a_sampled_step_costs_less_than_a_whole_one_and_more_than_its_delta() ->
 def test_renyi_takes_over_where_it_is_hopeless_and_never_understates() -> None:
     for noise in (0.05, 0.02, 1e-3):
         exact = closed_form_large(1 / noise)
-        assert exact <= accountant.compute_epsilon([gaussian(noise)], DELTA) <= exact * 1.25
+        assert exact <= accountant.compute_epsilon([make_release(noise)], DELTA) <= exact * 1.25
 
 
 def closed_form_large(mu: float) -> float:
@@ -129,7 +120,7 @@ def closed_form_large(mu: float) -> float:
 # --- order, repetition, monotony --------------------------------------------------------------
 
 RELEASES = st.builds(
-    gaussian,
+    make_release,
     st.sampled_from([1.5, 3.0, 10.0]),
     rate=st.sampled_from([1.0, 0.25]),
     steps=st.integers(1, 3),
@@ -154,13 +145,13 @@ def test_a_further_release_never_lowers_it(releases: list[Release], further: Rel
 
 @pytest.mark.parametrize("rate", [1.0, 0.1])
 def test_steps_are_repeated_releases(rate: float) -> None:
-    together = accountant.compute_epsilon([gaussian(2.0, rate=rate, steps=6)], DELTA)
-    alone = accountant.compute_epsilon([gaussian(2.0, rate=rate)] * 6, DELTA)
+    together = accountant.compute_epsilon([make_release(2.0, rate=rate, steps=6)], DELTA)
+    alone = accountant.compute_epsilon([make_release(2.0, rate=rate)] * 6, DELTA)
     assert together == alone
 
 
 def test_less_noise_less_delta_and_more_sampling_cost_more() -> None:
-    usual = gaussian(2.0, rate=0.2, steps=5)
+    usual = make_release(2.0, rate=0.2, steps=5)
 
     def cost(release: Release, delta: float = DELTA) -> float:
         return accountant.compute_epsilon([release], delta)
@@ -177,13 +168,13 @@ def test_less_noise_less_delta_and_more_sampling_cost_more() -> None:
 def test_nothing_and_ciphertext_cost_nothing() -> None:
     assert accountant.compute_epsilon([], DELTA) == 0.0
     assert accountant.compute_epsilon([SEALED, SEALED], DELTA) == 0.0
-    alone = accountant.compute_epsilon([gaussian(2.0)], DELTA)
-    assert accountant.compute_epsilon([SEALED, gaussian(2.0)], DELTA) == alone
+    alone = accountant.compute_epsilon([make_release(2.0)], DELTA)
+    assert accountant.compute_epsilon([SEALED, make_release(2.0)], DELTA) == alone
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_one_unprotected_release_makes_it_infinite(place: int) -> None:
-    releases = [gaussian(50.0), SEALED]
+    releases = [make_release(50.0), SEALED]
     releases.insert(place, OPEN)
     assert accountant.compute_epsilon(releases, DELTA) == math.inf
 
@@ -191,7 +182,7 @@ def test_one_unprotected_release_makes_it_infinite(place: int) -> None:
 @pytest.mark.parametrize("delta", [0.0, 1.0, -1e-5, 2.0, math.nan])
 def test_a_delta_that_is_none_is_refused(delta: float) -> None:
     with pytest.raises(SettingError, match="delta"):
-        accountant.compute_epsilon([gaussian(1.0)], delta)
+        accountant.compute_epsilon([make_release(1.0)], delta)
 
 
 # --- from a budget to the noise ---------------------------------------------------------------
@@ -202,7 +193,7 @@ def test_a_delta_that_is_none_is_refused(delta: float) -> None:
 )
 def test_calibration_never_errs_on_the_weak_side(budget: float, rate: float, steps: int) -> None:
     def plan(noise: float) -> list[Release]:
-        return [gaussian(10.0), gaussian(noise, rate=rate, steps=steps)]
+        return [make_release(10.0), make_release(noise, rate=rate, steps=steps)]
 
     noise = accountant.calibrate_noise_multiplier(plan, budget, DELTA)
 
@@ -217,16 +208,16 @@ def test_calibration_never_errs_on_the_weak_side(budget: float, rate: float, ste
 @pytest.mark.parametrize("budget", [0.0, -1.0, math.nan, math.inf])
 def test_a_budget_that_is_none_is_refused(budget: float) -> None:
     with pytest.raises(SettingError, match="epsilon"):
-        accountant.calibrate_noise_multiplier(lambda noise: [gaussian(noise)], budget, DELTA)
+        accountant.calibrate_noise_multiplier(lambda noise: [make_release(noise)], budget, DELTA)
 
 
 def test_a_plan_that_spends_it_all_elsewhere_is_refused() -> None:
     with pytest.raises(SettingError, match=r"0\.1 at delta 1e-05 is too small"):
         accountant.calibrate_noise_multiplier(
-            lambda noise: [gaussian(1.0), gaussian(noise)], 0.1, DELTA
+            lambda noise: [make_release(1.0), make_release(noise)], 0.1, DELTA
         )
     with pytest.raises(SettingError, match="too small"):
-        accountant.calibrate_noise_multiplier(lambda noise: [OPEN, gaussian(noise)], 8.0, DELTA)
+        accountant.calibrate_noise_multiplier(lambda noise: [OPEN, make_release(noise)], 8.0, DELTA)
 
 
 @pytest.mark.parametrize("budget", [0.1, 1.0, 8.0])
@@ -249,7 +240,7 @@ def hidden(
         discrete=discrete,
         near_gaussian=fine,
     )
-    return replace(gaussian(1.0), noise_multiplier=0.0, sensitivity=0.0, user=user)
+    return replace(make_release(1.0), noise_multiplier=0.0, sensitivity=0.0, user=user)
 
 
 @pytest.mark.parametrize("noise", [0.7, 2.0, 9.0])
@@ -285,9 +276,9 @@ def test_sampling_users_amplifies_for_users() -> None:
 
 
 def test_what_hides_utterances_alone_costs_a_user_everything() -> None:
-    assert accountant.compute_epsilon([gaussian(1e6)], DELTA, unit=PrivacyUnit.USER) == math.inf
+    assert accountant.compute_epsilon([make_release(1e6)], DELTA, unit=PrivacyUnit.USER) == math.inf
     assert (
-        accountant.compute_epsilon([hidden(1e6), gaussian(1e6)], DELTA, unit=PrivacyUnit.USER)
+        accountant.compute_epsilon([hidden(1e6), make_release(1e6)], DELTA, unit=PrivacyUnit.USER)
         == math.inf
     )
 
@@ -296,7 +287,7 @@ def test_a_release_may_hide_both_each_by_its_own_noise() -> None:
     both = replace(hidden(3.0), noise_multiplier=5.0, sensitivity=1.0)
 
     assert accountant.compute_epsilon([both], DELTA) == accountant.compute_epsilon(
-        [gaussian(5.0)], DELTA
+        [make_release(5.0)], DELTA
     )
     assert accountant.compute_epsilon(
         [both], DELTA, unit=PrivacyUnit.USER

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from builders import make_release
 from scipy.special import ndtr
 
 from sottovoce.shared.errors import BudgetSpent, LedgerError, SettingError
@@ -39,15 +40,7 @@ class Step(NamedTuple):
     noise: float
 
     def release(self, number: int = 1) -> Release:
-        return Release(
-            kind=ReleaseKind.GRADIENT,
-            mechanism=Mechanism.GAUSSIAN,
-            run="r",
-            round=number,
-            noise_multiplier=self.noise,
-            sample_rate=self.rate,
-            sensitivity=1.0,
-        )
+        return make_release(self.noise, rate=self.rate, number=number)
 
 
 def _releases(steps: Sequence[Step]) -> list[Release]:

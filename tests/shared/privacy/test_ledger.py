@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import make_release
 
 from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SottovoceError
@@ -33,14 +34,7 @@ AMPLE = (PrivacyBudget(epsilon=50.0, delta=DELTA),)
 
 def release(number: int = 1, *, noise: float = 4.0) -> Release:
     """One round's gradients."""
-    return Release(
-        kind=ReleaseKind.GRADIENT,
-        mechanism=Mechanism.GAUSSIAN,
-        run="r",
-        round=number,
-        noise_multiplier=noise,
-        sensitivity=1.0,
-    )
+    return make_release(noise, number=number)
 
 
 @pytest.fixture

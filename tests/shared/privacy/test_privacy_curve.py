@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from builders import make_release
 from scipy import integrate, optimize, stats
 
 from sottovoce.shared.errors import SettingError
@@ -24,20 +25,6 @@ from sottovoce.shared.privacy.release import (
 )
 
 DELTA = 1e-5
-
-
-def _gradient(noise: float, *, rate: float = 1.0, steps: int = 1) -> Release:
-    """Steps that hide an utterance."""
-    return Release(
-        kind=ReleaseKind.GRADIENT,
-        mechanism=Mechanism.GAUSSIAN,
-        run="r",
-        round=1,
-        noise_multiplier=noise,
-        sample_rate=rate,
-        steps=steps,
-        sensitivity=1.0,
-    )
 
 
 def _secure_sums(noise: float, sums: int, *, near_gaussian: bool = True) -> Release:
@@ -68,7 +55,7 @@ def _exact_epsilon(mu: float, delta: float) -> float:
 
 @pytest.mark.parametrize("changes", [1, 2, 5, 10])
 def test_k_changes_move_gaussians_k_times_as_far(changes: int) -> None:
-    releases = [_gradient(2.0, steps=4), _gradient(3.0)]
+    releases = [make_release(2.0, steps=4), make_release(3.0)]
     mu = math.sqrt(4 / 2.0**2 + 1 / 3.0**2)
 
     assert accountant.compute_mu(releases) == pytest.approx(mu, rel=1e-9)
@@ -83,7 +70,7 @@ def test_a_large_group_is_charged_at_least_its_true_epsilon() -> None:
     mu = 60 * 1.666
     tail = mu * mu / 2 + mu * float(stats.norm.isf(DELTA))
 
-    group = accountant.compute_group_epsilon([_gradient(1 / 1.666)], DELTA, changes=60)
+    group = accountant.compute_group_epsilon([make_release(1 / 1.666)], DELTA, changes=60)
 
     assert 0.99 * tail <= group <= 1.05 * tail
 
@@ -114,29 +101,31 @@ def test_a_group_of_sampled_units_is_a_mixture_of_gaussians(changes: int) -> Non
     noise, rate, delta = 1.5, 0.2, 1e-4
     chances = [float(stats.binom.pmf(n, changes, rate)) for n in range(changes + 1)]
 
-    group = accountant.compute_group_epsilon([_gradient(noise, rate=rate)], delta, changes=changes)
+    group = accountant.compute_group_epsilon(
+        [make_release(noise, rate=rate)], delta, changes=changes
+    )
 
     assert _mixture_delta(noise, chances, group) <= delta * (1 + 1e-3), "never too little"
     assert _mixture_delta(noise, chances, group * 0.98) > delta, "and hardly too much"
-    assert group < accountant.compute_group_epsilon([_gradient(noise)], delta, changes=changes)
+    assert group < accountant.compute_group_epsilon([make_release(noise)], delta, changes=changes)
 
 
 def test_a_large_group_of_hardly_sampled_units_is_bounded_without_its_mixture() -> None:
-    faint = _gradient(1e9, rate=1e-6)
+    faint = make_release(1e9, rate=1e-6)
 
     group = accountant.compute_group_epsilon([faint], DELTA, changes=10**6)
 
-    assert 0 <= group <= accountant.compute_group_epsilon([_gradient(1e9)], DELTA, changes=10**6), (
-        "as if nothing were sampled"
-    )
+    assert (
+        0 <= group <= accountant.compute_group_epsilon([make_release(1e9)], DELTA, changes=10**6)
+    ), "as if nothing were sampled"
 
 
 def test_a_group_too_wide_for_a_distribution_counts_as_unsampled() -> None:
     sampled = accountant.compute_group_epsilon(
-        [_gradient(1.0, rate=0.1, steps=50), _gradient(5.0)], DELTA, changes=60
+        [make_release(1.0, rate=0.1, steps=50), make_release(5.0)], DELTA, changes=60
     )
     whole = accountant.compute_group_epsilon(
-        [_gradient(1.0, steps=50), _gradient(5.0)], DELTA, changes=60
+        [make_release(1.0, steps=50), make_release(5.0)], DELTA, changes=60
     )
 
     assert sampled == whole
@@ -151,7 +140,7 @@ def test_the_trade_off_of_a_gaussian_is_that_of_the_likelihood_ratio_test(alpha:
 
 def test_all_deltas_together_give_the_trade_off_back_from_below() -> None:
     epsilons = [n / 100 for n in range(1_200)]
-    deltas = accountant.compute_deltas([_gradient(1 / 1.7)], epsilons)
+    deltas = accountant.compute_deltas([make_release(1 / 1.7)], epsilons)
 
     for alpha in FALSE_ALARMS:
         exact, found = gaussian_tradeoff(1.7, alpha), tradeoff_from_deltas(epsilons, deltas, alpha)
@@ -161,7 +150,7 @@ def test_all_deltas_together_give_the_trade_off_back_from_below() -> None:
 def test_no_test_on_sampled_steps_beats_the_curve() -> None:
     noise, rate, steps = 1.0, 0.3, 3
     curve = compute_privacy_curve(
-        [_gradient(noise, rate=rate, steps=steps)], DELTA, group_sizes=(2,)
+        [make_release(noise, rate=rate, steps=steps)], DELTA, group_sizes=(2,)
     )
     assert curve is not None
     assert curve.mu is None
@@ -213,7 +202,7 @@ def test_coarse_discrete_noise_has_groups_and_no_curve() -> None:
 
 
 def test_the_curve_is_the_promise_at_its_delta_and_falls_with_delta() -> None:
-    releases = [_gradient(1.0)]
+    releases = [make_release(1.0)]
     curve = compute_privacy_curve(releases, DELTA)
 
     assert curve is not None
@@ -236,4 +225,4 @@ def test_what_is_unprotected_has_no_curve_and_infinite_groups() -> None:
 @pytest.mark.parametrize("changes", [0, 10**400, math.nan])
 def test_a_group_of_nobody_is_refused(changes: int) -> None:
     with pytest.raises(SettingError, match="changes"):
-        accountant.compute_group_epsilon([_gradient(1.0)], DELTA, changes=changes)
+        accountant.compute_group_epsilon([make_release(1.0)], DELTA, changes=changes)

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from builders import make_release
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -270,19 +271,7 @@ def test_one_unprotected_release_costs_everything(
     ],
 )
 def test_the_other_route_is_close(steps: list[Step]) -> None:
-    releases = [
-        Release(
-            kind=ReleaseKind.GRADIENT,
-            mechanism=Mechanism.GAUSSIAN,
-            run="r",
-            round=1,
-            noise_multiplier=noise,
-            sample_rate=rate,
-            steps=count,
-            sensitivity=1.0,
-        )
-        for rate, noise, count in steps
-    ]
+    releases = [make_release(noise, rate=rate, steps=count) for rate, noise, count in steps]
     reported = accountant.compute_epsilon(releases, DELTA)
 
     assert 0.97 * reported <= below(steps) <= reported

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from builders import make_release
 
 from sottovoce.cli import main
 from sottovoce.shared.errors import MessageError, SettingError
@@ -227,27 +228,13 @@ def test_a_run_that_protects_nothing_must_say_so_in_every_ledger(
 # --- the independent accountant ---------------------------------------------------------------
 
 
-def _gaussian(noise: float, *, rate: float = 1.0, steps: int = 1) -> Release:
-    """A protected release."""
-    return Release(
-        kind=ReleaseKind.GRADIENT,
-        mechanism=Mechanism.GAUSSIAN,
-        run="r",
-        round=1,
-        noise_multiplier=noise,
-        sample_rate=rate,
-        steps=steps,
-        sensitivity=1.0,
-    )
-
-
 @pytest.mark.parametrize(
     "releases",
     [
-        (_gaussian(0.75),),
-        (_gaussian(2.6, steps=16), _gaussian(10.0), _gaussian(1.9), _gaussian(3.0)),
-        (_gaussian(1.5, rate=0.25, steps=40), _gaussian(10.0)),
-        (_gaussian(1.0, rate=0.02, steps=500),),
+        (make_release(0.75),),
+        (make_release(2.6, steps=16), make_release(10.0), make_release(1.9), make_release(3.0)),
+        (make_release(1.5, rate=0.25, steps=40), make_release(10.0)),
+        (make_release(1.0, rate=0.02, steps=500),),
     ],
 )
 def test_both_accountants_agree_though_they_share_no_code(releases: tuple[Release, ...]) -> None:
@@ -256,7 +243,7 @@ def test_both_accountants_agree_though_they_share_no_code(releases: tuple[Releas
     assert abs(ours - theirs) <= PRV_TOLERANCE
     # The tolerance has power: a tenth less noise would show.
     weaker = tuple(
-        _gaussian(r.noise_multiplier * 0.9, rate=r.sample_rate, steps=r.steps) for r in releases
+        make_release(r.noise_multiplier * 0.9, rate=r.sample_rate, steps=r.steps) for r in releases
     )
     assert abs(ours - opacus_epsilon(weaker, DELTA)) > PRV_TOLERANCE
 
@@ -296,4 +283,4 @@ def test_what_costs_nothing_and_what_nothing_covers() -> None:
 
     assert opacus_epsilon((), DELTA) == 0.0
     assert opacus_epsilon((head,), DELTA) == 0.0
-    assert opacus_epsilon((head, _gaussian(5.0), open_), DELTA) == math.inf
+    assert opacus_epsilon((head, make_release(5.0), open_), DELTA) == math.inf
