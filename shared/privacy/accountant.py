@@ -23,7 +23,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, reduce
 from itertools import pairwise
 from threading import Lock
 from typing import Any, ClassVar, NamedTuple
@@ -64,6 +64,9 @@ _ORDERS = [1 + x / 20 for x in range(1, 200)] + [*range(11, 64), 80, 96, 128, 25
 MAX_DISCRETISATION_ERROR = 2 * _DISCRETISATION_INTERVAL
 """More than discretising adds to the epsilon of one Gaussian. It is exact where epsilon is a
 multiple of the interval and grows in between (Doroshenko et al. 2022), so one interval would do."""
+
+_HAIR = 1 + 1e-11
+"""A hair more precision than was spent covers the rounding of its sum."""
 
 _MIN_CLOSED_PRECISION = 1e-4
 """Squared mu below which the closed form runs out of digits; discretising is quick there."""
@@ -134,11 +137,7 @@ def compute_epsilon(
     Raises:
         SettingError: ``delta`` outside (0, 1), NaN included.
     """
-    validation.require_between(0, 1, delta=delta)
-    spent = _compose(releases, unit)
-    if fast:
-        return _epsilon_of(spent, delta, _COARSE_INTERVAL, step_by_step=True)
-    return _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
+    return FIXED_PLAN.compute_epsilon(releases, delta, unit=unit, fast=fast)
 
 
 def bound_epsilon(
@@ -187,7 +186,6 @@ class CompositionRule(ABC):
         order = {} if self.renyi_order is None else {"renyi_order": self.renyi_order}
         return {"composition": self.kind} | order
 
-    @abstractmethod
     def compute_epsilon(
         self,
         releases: Iterable[Release],
@@ -197,6 +195,12 @@ class CompositionRule(ABC):
         fast: bool = False,
     ) -> float:
         """Compute what the releases cost together by this rule; see :func:`compute_epsilon`."""
+        validation.require_between(0, 1, delta=delta)
+        return self._add_up(_compose(releases, unit), delta, fast=fast)
+
+    @abstractmethod
+    def _add_up(self, spent: "_Composition", delta: float, *, fast: bool) -> float:
+        """Epsilon of all steps by this rule."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,16 +219,9 @@ class FixedPlanComposition(CompositionRule):
         """The rule in words."""
         return "composition of a plan fixed in advance"
 
-    def compute_epsilon(
-        self,
-        releases: Iterable[Release],
-        delta: float,
-        *,
-        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
-        fast: bool = False,
-    ) -> float:
-        """As the module's function of this name."""
-        return compute_epsilon(releases, delta, unit=unit, fast=fast)
+    def _add_up(self, spent: "_Composition", delta: float, *, fast: bool) -> float:
+        interval = _COARSE_INTERVAL if fast else _DISCRETISATION_INTERVAL
+        return _epsilon_of(spent, delta, interval, step_by_step=fast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,19 +253,9 @@ class GaussianFilter(CompositionRule):
         """The rule and its theorem, in words."""
         return "Gaussian filter (Smith and Thakurta 2022)"
 
-    def compute_epsilon(
-        self,
-        releases: Iterable[Release],
-        delta: float,
-        *,
-        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
-        fast: bool = False,
-    ) -> float:
-        """As :func:`compute_epsilon`, with every step at rate 1."""
-        validation.require_between(0, 1, delta=delta)
-        spent = _unamplified(_compose(releases, unit))
+    def _add_up(self, spent: "_Composition", delta: float, *, fast: bool) -> float:
         interval = _COARSE_INTERVAL if fast else _DISCRETISATION_INTERVAL
-        return _epsilon_of(spent, delta, interval, step_by_step=False)
+        return _epsilon_of(_unamplified(spent), delta, interval, step_by_step=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,17 +292,8 @@ class RenyiFilter(CompositionRule):
         """The rule and its theorem, in words."""
         return f"Renyi filter of order {self.renyi_order:g} (Feldman and Zrnic 2021)"
 
-    def compute_epsilon(
-        self,
-        releases: Iterable[Release],
-        delta: float,
-        *,
-        unit: PrivacyUnit = PrivacyUnit.UTTERANCE,
-        fast: bool = False,  # noqa: ARG002  (always quick)
-    ) -> float:
-        """Convert the divergence of all releases at this order, or give infinity."""
-        validation.require_between(0, 1, delta=delta)
-        return _renyi_epsilon(_compose(releases, unit), delta, self.renyi_order)
+    def _add_up(self, spent: "_Composition", delta: float, *, fast: bool) -> float:  # noqa: ARG002
+        return _renyi_epsilon(spent, delta, self.renyi_order)  # always quick
 
 
 FIXED_PLAN = FixedPlanComposition()
@@ -404,10 +382,17 @@ def _sampled_passes(spent: "_Composition", delta: float, budget: float) -> bool:
 
 def _unamplified(spent: "_Composition") -> "_Composition":
     """The same steps, as if every unit took part in each."""
-    if not spent.sampled:
-        return spent
+    return _as_group(spent, 1) if spent.sampled else spent
+
+
+def _as_group(spent: "_Composition", changes: int) -> "_Composition":
+    """What the steps cost so many units, as if each took part in every step."""
     whole = spent.precision + math.fsum(steps / noise**2 for _, noise, steps in spent.sampled)
-    return spent._replace(precision=float(f"{whole:.12g}"), sampled=())
+    return spent._replace(
+        precision=float(f"{whole * changes**2:.12g}"),
+        sampled=(),
+        near_gaussian_sums=spent.near_gaussian_sums * changes,
+    )
 
 
 def _renyi_epsilon(spent: "_Composition", delta: float, order: float) -> float:
@@ -416,8 +401,7 @@ def _renyi_epsilon(spent: "_Composition", delta: float, order: float) -> float:
     delta *= math.exp(-slack)
     if not spent.precision and not spent.sampled:
         return slack
-    # A hair more precision than was spent covers the rounding of the sum.
-    parts = [order / 2 * spent.precision * (1 + 1e-11)]
+    parts = [order / 2 * spent.precision * _HAIR]
     parts += [
         steps * _sampled_divergence(rate, noise, order) for rate, noise, steps in spent.sampled
     ]
@@ -589,9 +573,14 @@ def _composed_epsilon(spent: _Composition, delta: float, interval: float) -> flo
     return float(accountant.get_epsilon(delta))
 
 
-def _unsampled_event(precision: float) -> dp_accounting.DpEvent:
+def _deviation(precision: float) -> float:
+    """Standard deviation of the Gaussian of sensitivity 1 that all unsampled steps are together."""
     # A hair more precision than was spent covers the rounding of the sum.
-    return dp_accounting.GaussianDpEvent(1 / math.sqrt(precision * (1 + 1e-11)))
+    return 1 / math.sqrt(precision * _HAIR)
+
+
+def _unsampled_event(precision: float) -> dp_accounting.DpEvent:
+    return dp_accounting.GaussianDpEvent(_deviation(precision))
 
 
 def _sampled_event(rate: float, noise: float, steps: int) -> tuple[dp_accounting.DpEvent, int]:
@@ -693,7 +682,7 @@ def _has_closed_form(spent: _Composition) -> bool:
 @lru_cache(maxsize=4096)
 def _closed_form_epsilon(precision: float, delta: float) -> float:
     """The epsilon of one Gaussian, and a hair that covers the rounding of its closed form."""
-    return _gaussian_epsilon(precision * (1 + 1e-11), delta) * (1 + 1e-9) + 1e-9
+    return _gaussian_epsilon(precision * _HAIR, delta) * (1 + 1e-9) + 1e-9
 
 
 def compute_mu(
@@ -765,28 +754,18 @@ def compute_group_epsilon(
     spent = _compose(releases, unit)
     if changes == 1 or math.isinf(spent.precision):
         return _epsilon_of(spent, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
-    together = _group_without_sampling(spent._replace(sampled=()), changes)
+    together = _as_group(spent._replace(sampled=()), changes)
     if not spent.sampled:
         return _epsilon_of(together, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
     reach = changes**2 * _approximate_precision(spent)
     if _needs_renyi(spent) or reach > _MAX_PLD_PRECISION or changes > _MAX_MIXTURE:
-        unamplified = _group_without_sampling(spent, changes)
+        unamplified = _as_group(spent, changes)
         return _epsilon_of(unamplified, delta, _DISCRETISATION_INTERVAL, step_by_step=False)
     slack = together.near_gaussian_sums * DISCRETISATION_SLACK
     rest = delta * math.exp(-slack)
     if rest < MIN_DELTA:
         return math.inf
     return _group_losses(together.precision, spent.sampled, changes, rest) + slack
-
-
-def _group_without_sampling(spent: "_Composition", changes: int) -> "_Composition":
-    """What the steps cost so many units, as if each took part in every step."""
-    whole = spent.precision + math.fsum(steps / noise**2 for _, noise, steps in spent.sampled)
-    return spent._replace(
-        precision=float(f"{whole * changes**2:.12g}"),
-        sampled=(),
-        near_gaussian_sums=spent.near_gaussian_sums * changes,
-    )
 
 
 @lru_cache(maxsize=64)
@@ -796,31 +775,41 @@ def _group_losses(
     """Epsilon of a Gaussian and of sampled steps in which a binomial number of units takes part."""
     # Losses of a group reach further: as many points, so that it takes no longer.
     interval = 2 * _COARSE_INTERVAL * changes
-    # A hair more precision covers the rounding of the sum.
-    parts = [_loss_of_gaussian(precision * (1 + 1e-11), interval)] if precision else []
-    for rate, noise, steps in sampled:
+
+    def mixture(rate: float, noise: float) -> Any:  # noqa: ANN401  (untyped)
         chances = [
             math.comb(changes, count) * rate**count * (1 - rate) ** (changes - count)
             for count in range(changes + 1)
         ]
-        one = pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
-            noise,
-            list(range(changes + 1)),
-            chances,
-            value_discretization_interval=interval,
+        return pld.privacy_loss_distribution.from_mixture_gaussian_mechanism(
+            noise, list(range(changes + 1)), chances, value_discretization_interval=interval
         )
-        parts.append(one.self_compose(steps))
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.compose(part)
-    return float(whole.get_epsilon_for_delta(delta))
+
+    losses = _compose_losses(precision, sampled, interval, mixture)
+    return float(losses.get_epsilon_for_delta(delta))
 
 
-def _loss_of_gaussian(precision: float, interval: float) -> Any:  # noqa: ANN401  (untyped)
-    """Distribution of losses of one Gaussian, as coarse as those it is composed with."""
-    return pld.privacy_loss_distribution.from_gaussian_mechanism(
-        1 / math.sqrt(precision), value_discretization_interval=interval
-    )
+def _compose_losses(
+    precision: float,
+    sampled: tuple[tuple[float, float, int], ...],
+    interval: float,
+    losses_of_step: Callable[[float, float], Any],
+) -> Any:  # noqa: ANN401  (untyped)
+    """Distribution of losses of one Gaussian and the sampled steps, of which there are some.
+
+    Args:
+        precision: Squared mu of the Gaussian.
+        sampled: (sampling rate, noise multiplier, steps) of every kind.
+        interval: Of the discretisation.
+        losses_of_step: From a rate and a noise multiplier to the distribution of one step's losses.
+    """
+    parts = [losses_of_step(rate, noise).self_compose(steps) for rate, noise, steps in sampled]
+    if precision:
+        gaussian = pld.privacy_loss_distribution.from_gaussian_mechanism(
+            _deviation(precision), value_discretization_interval=interval
+        )
+        parts.insert(0, gaussian)
+    return reduce(lambda whole, part: whole.compose(part), parts)
 
 
 def compute_deltas(
@@ -861,19 +850,14 @@ def compute_deltas(
 def _loss_function(spent: "_Composition") -> Any:  # noqa: ANN401  (untyped)
     """What tells delta at an epsilon: one Gaussian in closed form, or a distribution of losses."""
     if not spent.sampled:
-        deviation = 1 / math.sqrt(spent.precision * (1 + 1e-11))
-        return pld.privacy_loss_mechanism.GaussianPrivacyLoss(deviation)
-    hair = 1 + 1e-11
-    parts = [_loss_of_gaussian(spent.precision * hair, _COARSE_INTERVAL)] if spent.precision else []
-    for rate, noise, steps in spent.sampled:
-        one = pld.privacy_loss_distribution.from_gaussian_mechanism(
+        return pld.privacy_loss_mechanism.GaussianPrivacyLoss(_deviation(spent.precision))
+
+    def sampled_gaussian(rate: float, noise: float) -> Any:  # noqa: ANN401  (untyped)
+        return pld.privacy_loss_distribution.from_gaussian_mechanism(
             noise, sampling_prob=rate, value_discretization_interval=_COARSE_INTERVAL
         )
-        parts.append(one.self_compose(steps))
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.compose(part)
-    return whole
+
+    return _compose_losses(spent.precision, spent.sampled, _COARSE_INTERVAL, sampled_gaussian)
 
 
 def calibrate_noise_multiplier(
@@ -908,7 +892,7 @@ def calibrate_noise_multiplier(
     validation.require_positive(epsilon=budget)
     validation.require_between(0, 1, delta=delta)
 
-    def passes(noise: float, interval: float = _DISCRETISATION_INTERVAL) -> bool:
+    def passes(noise: float) -> bool:
         spent = _compose(releases_for(noise), unit)
         slack = spent.near_gaussian_sums * DISCRETISATION_SLACK
         left, rest = budget - slack, delta * math.exp(-slack)
@@ -923,32 +907,19 @@ def calibrate_noise_multiplier(
         # Far below the budget, an unsampled plan need not be discretised to know that it keeps it.
         if _has_closed_form(spent) and exact + MAX_DISCRETISATION_ERROR <= left:
             return False
-        return _composed_epsilon(spent, rest, interval) > left
+        return _composed_epsilon(spent, rest, _DISCRETISATION_INTERVAL) > left
 
-    # To discretise finely takes long. Coarsely, most multipliers of the search are found to lie far
-    # from its result; less noise than one that passes the budget passes it as well.
-    too_low, enough = 0.0, math.inf
-    for noise in _bracket_noise(lambda noise: passes(noise, _COARSE_INTERVAL)) or ():
-        if passes(noise):
-            too_low = max(too_low, noise)
-        else:
-            enough = min(enough, noise)
-    found = _bracket_noise(
-        lambda noise: passes(noise) if too_low < noise < enough else noise <= too_low
-    )
+    found = _least_noise(passes)
     if found is None:
         raise SettingError(
             f"epsilon {budget} at delta {delta} is too small for this plan even for one round; "
             "raise epsilon, or lower the share of the normaliser and of the label counts"
         )
-    return found[1]
+    return found
 
 
-def _bracket_noise(passes: Callable[[float], bool]) -> tuple[float, float] | None:
-    """Two multipliers, 0.1 % apart at most: the lower passes a budget, the upper keeps it.
-
-    None where none up to 1e7 keeps it.
-    """
+def _least_noise(passes: Callable[[float], bool]) -> float | None:
+    """The least multiplier that keeps a budget, or one up to 0.1 % above; None below 1e7."""
     low, high = 0.0, 1.0
     while passes(high):
         low, high = high, high * 2
@@ -960,4 +931,4 @@ def _bracket_noise(passes: Callable[[float], bool]) -> tuple[float, float] | Non
             low = middle
         else:
             high = middle
-    return low, high
+    return high
