@@ -22,7 +22,7 @@ _KEY: Final = "sha256"
 
 
 def read_packaged_file(package: str, name: str, *, sha256: str, install_command: str) -> bytes:
-    """Read a file that an installed package carries, and verify it.
+    """Read a file that an installed package carries, after verifying its SHA-256.
 
     Args:
         package: Import name of the package.
