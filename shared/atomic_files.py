@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared.errors import FileChangedError, FolderInUseError, StorageError
+from sottovoce.shared.storage_errors import explain_error
 
 PARTIAL_FILES: Final = ".*.tmp"
 """Pattern of the names under which files are written before they replace others."""
@@ -294,7 +295,7 @@ def _require_unchanged(handle: int, path: Path, expected_size: int | None) -> No
 def _write_once(handle: int, data: bytes) -> None:
     """Write bytes in one call: a second one could be cut off from the first."""
     if os.write(handle, data) != len(data):
-        raise OSError(28, "no space left on device")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 @contextmanager
@@ -304,7 +305,6 @@ def _convert_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StorageError(
-            f"{path} cannot be written ({error.strerror or error}); free some space, or check its "
-            "permissions, and try again, with --resume where a run was interrupted: what was "
-            "written before is there still"
+            f"{path} cannot be written: {explain_error(error, path)}; what was written before is "
+            "there still"
         ) from error

@@ -12,6 +12,7 @@ from typing import Final
 
 from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import FolderInUseError, StorageError
+from sottovoce.shared.storage_errors import explain_error
 
 LOCK_NAME: Final = ".lock"
 """The claim's file; it is there as long as a process works in the folder."""
@@ -44,10 +45,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StorageError(
-            f"{folder} cannot be made ({error.strerror or error}); check its permissions, or "
-            "choose another folder"
-        ) from error
+        raise StorageError(f"{folder} cannot be made: {explain_error(error, folder)}") from error
     try:
         with _claim_or_name_holder(folder):
             yield

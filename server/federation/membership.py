@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared.errors import ModelError
-from sottovoce.shared.sqlite_errors import explain_error
+from sottovoce.shared.storage_errors import explain_error
 
 LOCK_TIMEOUT_S: Final = 30.0
 """Longest wait for another program that writes to the store."""

@@ -15,7 +15,7 @@ from typing import Final
 from sottovoce.shared import crypto
 from sottovoce.shared.calibration import MAX_HEAD_BYTES, SealedHead
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
-from sottovoce.shared.sqlite_errors import explain_error
+from sottovoce.shared.storage_errors import explain_error
 
 _SCHEMA: Final = 2
 _MAX_VERSION_JUMP: Final = 2**20

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared.errors import FeatureError
-from sottovoce.shared.sqlite_errors import explain_error
+from sottovoce.shared.storage_errors import explain_error
 
 DATABASE_FILE = "features.sqlite"
 _SCHEMA = """

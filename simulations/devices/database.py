@@ -16,7 +16,7 @@ from sottovoce.shared.checksums import decode_record, encode_record
 from sottovoce.shared.errors import LedgerError, ModelError, PrivacyError, SottovoceError
 from sottovoce.shared.privacy.hash_chain import Anchor
 from sottovoce.shared.privacy.ledger import Ledger
-from sottovoce.shared.sqlite_errors import explain_error
+from sottovoce.shared.storage_errors import explain_error
 from sottovoce.simulations.results.schema import Json
 
 _LOCK_TIMEOUT_S: Final = 60.0

@@ -5,10 +5,10 @@ the way out, 130 on Ctrl-C.
 """
 
 import argparse
-import errno
 import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from sottovoce import __version__
@@ -16,6 +16,7 @@ from sottovoce.cli import corpora, device, encoder, model, reproduce, simulate, 
 from sottovoce.cli.options import CommandParser, add_completion_option
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.printable import print_error, print_lines
+from sottovoce.shared.storage_errors import explain_error
 
 _START = """\
 Sottovoce: federated, differentially private speech emotion recognition.
@@ -103,11 +104,4 @@ def _resume_hint(arguments: argparse.Namespace, argv: Sequence[str] | None) -> s
 def _explain_os_error(error: OSError) -> str:
     """What the system would not do, where, and the way out."""
     where = f"{error.filename}: " if error.filename else ""
-    ways_out = {
-        errno.ENOSPC: "free some space; an interrupted run goes on with --resume",
-        errno.EDQUOT: "free some of your quota; an interrupted run goes on with --resume",
-        errno.EROFS: "choose a folder on a disk that can be written",
-        errno.EACCES: "check its permissions, or choose another path",
-    }
-    way_out = ways_out.get(error.errno or 0, "check the path and run again")
-    return f"{where}{error.strerror or error}; {way_out}"
+    return f"{where}{explain_error(error, Path(error.filename or '.'))}"

@@ -1,5 +1,6 @@
 """Files are whole after a crash, last after a power cut, and changed by one writer at a time."""
 
+import errno
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -69,10 +70,36 @@ def test_a_write_that_is_cut_short_leaves_the_old_file_alone(
     assert not list(tmp_path.glob(PARTIAL_FILES))
 
 
-def test_a_disk_that_refuses_is_named_with_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full.*free some space"),
+        (errno.EDQUOT, "the quota is used up.*free some space"),
+        (errno.EROFS, "can only be read.*choose"),
+        (errno.EACCES, "check the permissions"),
+    ],
+)
+def test_a_disk_that_refuses_is_named_with_the_true_cause_and_the_way_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, words: str
+) -> None:
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(StorageError, match=f"state cannot be written: .*{words}"):
+            replace_file(path, b"new")
+
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
 
-    with pytest.raises(StorageError, match=r"state cannot be written .*free some space"):
+    with pytest.raises(StorageError, match="a folder of that name is there"):
         replace_file(tmp_path / "state", b"new")
 
 
@@ -108,7 +135,7 @@ def test_an_append_that_fails_leaves_no_half_line(
     write = os.write
     with monkeypatch.context() as patch:
         patch.setattr(os, "write", lambda handle, data: write(handle, data[:3]))
-        with pytest.raises(StorageError, match="no space"):
+        with pytest.raises(StorageError, match="disk is full"):
             append_to_file(path, b"second\n")
 
     assert path.read_bytes() == b"first\n"

@@ -1,4 +1,4 @@
-"""What a database's error means for whoever has to act on it: the cause in words, and a way out."""
+"""What a disk's or a database's error means for whoever has to act on it: its cause, a way out."""
 
 import errno
 import os
@@ -11,11 +11,17 @@ _SPACE: Final = (
     "the disk is full, or the quota is used up",
     "free some space; an interrupted run goes on with --resume",
 )
+_FOLDER_THERE: Final = ("a folder of that name is there", "choose another name, or remove it")
 _GONE: Final = (
     "it was moved or removed while it was in use",
     "put its folder back; where that cannot be, begin anew in another folder",
 )
 _RIGHTS: Final = ("it may not be written here", "check the permissions of its folder")
+_READ_ONLY: Final = (
+    "its disk can only be read",
+    "choose a folder on a disk that can be written, or copy it there",
+)
+_NO_FOLDER: Final = ("its folder is missing, or is no folder", "check the path and run again")
 _DAMAGED: Final = (
     "the file is damaged, or no database of this kind",
     "restore the file from a backup",
@@ -45,16 +51,19 @@ _BY_ERRNO: Final = {
     errno.EDQUOT: _SPACE,
     errno.EACCES: _RIGHTS,
     errno.EPERM: _RIGHTS,
-    errno.EROFS: _RIGHTS,
+    errno.EROFS: _READ_ONLY,
+    errno.ENOENT: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EISDIR: _FOLDER_THERE,
 }
 
 
 def explain_error(error: sqlite3.Error | OSError, path: Path) -> str:
-    """Explain an error of a database in words: its cause, the system's own words, the way out.
+    """Explain why a file cannot be written: its cause, the system's own words, the way out.
 
     Args:
         error: What SQLite or the system raised.
-        path: The database.
+        path: The file or database.
 
     Returns:
         A part of a sentence, such as ``the disk is full (database or disk is full); free ...``.
