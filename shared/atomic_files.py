@@ -7,6 +7,7 @@ functions below, which say what a crash and a power cut leave
 """
 
 import errno
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -43,8 +44,10 @@ def replace_file(
             is there.
 
     Guarantees:
-        - After a crash the file is the old one or the new one, whole; after a power cut too, and
-          where ``durable`` it is the new one.
+        - After a crash of the program the file is the old one or the new one, whole.
+        - Where ``durable``, it is the old one or the new one after a power cut too, and the new one
+          once this returns, in folders that last as well. Elsewhere a power cut may leave an older
+          file, none, or a part of the new one: whoever reads it must notice.
         - Of two writers who know the same old bytes one replaces them and the other is refused;
           see :func:`append_to_file`.
 
@@ -61,7 +64,7 @@ def replace_file(
         b'new'
     """
     with _convert_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent, durable=durable)
         known = expected_size is not None and path.exists()
         with _open_locked(path, os.O_WRONLY) if known else nullcontext() as old:
             if old is not None:
@@ -217,6 +220,24 @@ def _try_lock(handle: int) -> bool:
         if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
             raise
     return True
+
+
+def make_folder(path: Path, *, durable: bool = True) -> None:
+    """Make a folder, and the missing ones above, so that they outlast a power cut.
+
+    Args:
+        path: The folder.
+        durable: Whether new folders, with all that is synced in them, must also survive a power cut
+            once this returns.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    missing = list(itertools.takewhile(lambda one: not one.exists(), (path, *path.parents)))
+    path.mkdir(parents=True, exist_ok=True)
+    if durable:
+        for one in missing:  # a folder whose name is lost takes all files in it along
+            sync_folder(one.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -43,7 +43,7 @@ def claim_folder(folder: Path) -> Iterator[None]:
         return
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        atomic_files.make_folder(folder)
     except OSError as error:
         raise StorageError(f"{folder} cannot be made: {explain_error(error, folder)}") from error
     try:

@@ -238,7 +238,8 @@ class Device:
         profile = replace(profile, contributes=False)
         write_profile(folder / _PROFILE, profile)
         profile_seal.seal_profile(vault, profile)
-        anchor_store = VaultAnchor(vault, required=False)
+        # The old anchor, brought back by a power cut, would have the new ledger refused.
+        anchor_store = VaultAnchor(vault, required=False, durable=True)
         with_opening = profile.simulated_seed is None
         return Ledger.replace_with_spent(
             folder / _LEDGER, profile.user, anchor_store, with_opening=with_opening

@@ -394,7 +394,7 @@ def _key_file(path: Path) -> bytes:
 def _make_private(folder: Path) -> None:
     """Make a folder that only its owner may enter."""
     try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        atomic_files.make_folder(folder)
         folder.chmod(0o700)
     except OSError as error:
         raise PrivacyError(f"no vault can be made in {folder}: {error}") from error

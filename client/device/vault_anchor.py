@@ -27,11 +27,14 @@ class VaultAnchor:
     Args:
         vault: The device's vault.
         required: Whether there must be one; devices made before there were anchors have none.
+        durable: Whether a new one must survive a power cut all the same, as where it takes the
+            place of one that disagrees with the ledger.
     """
 
-    def __init__(self, vault: Vault, *, required: bool) -> None:
+    def __init__(self, vault: Vault, *, required: bool, durable: bool = False) -> None:
         self._vault = vault
         self._required = required
+        self._durable = durable
 
     def read(self) -> Anchor | None:
         """Read the anchor; see ``AnchorStore.read``."""
@@ -49,7 +52,11 @@ class VaultAnchor:
         """Write the anchor; see ``AnchorStore.write``."""
         # Whoever removes the sealed profile, to edit the plain one, would have to remove this too.
         record = asdict(anchor) | {_SEALS_PROFILE: True}
-        self._vault.overwrite(_NAME, json.dumps(record).encode())
+        data = json.dumps(record).encode()
+        if self._durable:
+            self._vault.put(_NAME, data)
+        else:
+            self._vault.overwrite(_NAME, data)
 
 
 def is_profile_sealed(vault: Vault) -> bool:

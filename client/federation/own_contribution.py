@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sottovoce.client.device.device import Device
 from sottovoce.shared.calibration import head_statistics
+from sottovoce.shared.errors import PrivacyError
 from sottovoce.shared.protocol.messages import TrainRequest
 from sottovoce.shared.protocol.training_plan import Plan
 
@@ -56,9 +57,13 @@ def subtract_contribution(device: Device, plan: Plan, weights: Tensor) -> Tensor
 
 def _stored_contribution(device: Device, plan: Plan, params: int) -> tuple[Tensor, int]:
     """Read the summed updates of this plan, shape (params,), and the last round among them."""
+    nothing = torch.zeros(params, dtype=torch.float64), 0
     if device.vault.has_blob(_NAME):
-        tensors = device.vault.get_tensors(_NAME)
+        try:
+            tensors = device.vault.get_tensors(_NAME)
+        except PrivacyError:  # cut off by a power cut: as good as lost
+            return nothing
         same = bytes(tensors["plan"].tolist()).hex() == plan.content_hash()
         if same and len(tensors["sum"]) == params:
             return tensors["sum"], int(tensors["round"])
-    return torch.zeros(params, dtype=torch.float64), 0
+    return nothing

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from sottovoce.shared import crypto
+from sottovoce.shared.atomic_files import make_folder
 from sottovoce.shared.calibration import MAX_HEAD_BYTES, SealedHead
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
 from sottovoce.shared.storage_errors import explain_error
@@ -62,7 +63,7 @@ class HeadStore:
         """
         self._path: Final = path
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             # Created with rights for the owner alone, before SQLite writes to it.
             path.touch(mode=0o600)
         except OSError as error:

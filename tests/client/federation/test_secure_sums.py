@@ -1,6 +1,7 @@
 """A device in secure sums: what it adds is booked and bounded, and nothing is asked of it twice."""
 
 import math
+import os
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from builders import make_clips, make_device, make_examples, make_plan
+from power_cuts import UnsyncedDisk, everything, nothing
 
 from sottovoce.client.device import profile_seal
 from sottovoce.client.device.device import Device
@@ -45,6 +47,7 @@ from sottovoce.shared.protocol.messages import SecureSumRequest, TrainRequest
 from sottovoce.shared.secure_aggregation.messages import (
     AdvertiseRequest,
     EncryptedSharesBatch,
+    KeyAdvertisement,
     ShareRequest,
 )
 from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
@@ -221,6 +224,31 @@ def _step(device: Device, name: str, step: str, body: bytes, kind: str = ENROLME
         SecureSumRequest(plan_hash=PLAN.content_hash(), name=name, step=step, body=body),
         update,
     )
+
+
+@pytest.mark.skipif(os.name != "posix", reason="folders are synced under POSIX alone")
+def test_a_step_that_was_taken_survives_a_power_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "disk").mkdir()
+    found = {"u0": make(tmp_path / "disk", 0, simulated_seed=None)}
+    found |= {f"u{number}": make(tmp_path, number) for number in range(1, DEVICES)}
+    _introduce(found)
+    for device in found.values():
+        enrolment.enrol_device(device, PLAN, FRONT, default_statistics(INPUTS))
+    name = secure_sum_name(PLAN.content_hash(), "round-1")
+    disk = UnsyncedDisk(tmp_path / "disk", monkeypatch)
+
+    request = AdvertiseRequest(round_name=name).to_bytes()
+    keys = [_step(one, name, "advertise", request, "round-1") for one in found.values()]
+    advertisements = tuple(KeyAdvertisement.from_bytes(one) for one in keys)
+    request = ShareRequest(advertisements=advertisements).to_bytes()
+    _step(found["u0"], name, "share", request, "round-1")
+
+    for reached in (nothing, everything):
+        again = Device.open(disk.cut(reached) / "u0")
+        with pytest.raises(AggregationError, match="asked to share, but the next step is to mask"):
+            _step(again, name, "share", request, "round-1")
 
 
 def _alone(device: Device) -> torch.Tensor:
