@@ -4,6 +4,7 @@ An app shows a prediction to a person, so it carries what a person needs: how su
 it was made for this user or for anybody, what was wrong with the recording, what to do next.
 """
 
+import enum
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +13,17 @@ from typing import Any
 from sottovoce.shared.errors import ModelError
 
 _SUM_TOLERANCE = 1e-3
+
+
+class Abstention(enum.StrEnum):
+    """Why a recogniser names no emotion, for programs."""
+
+    UNUSABLE = "unusable recording"
+    NO_SPEECH = "no speech"
+    UNFAMILIAR = "unlike what the model knows"
+    MIXED = "more than one emotion"
+    UNSURE = "not sure enough"
+    BROKEN_MODEL = "broken model"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +42,7 @@ class Prediction:
             scores the model came with; None without a set.
         abstained: Whether no emotion is given.
         reason: Why not; "" where one is given.
+        abstention: The reason's kind, for programs; None where an emotion is given.
         quality: What is wrong with the recording, in words such as ``silent`` or ``noisy``.
         next_step: What to do now, for the user's eyes; "" where there is nothing to do.
         model_hash: Which model spoke, 64 hexadecimal digits.
@@ -55,6 +68,7 @@ class Prediction:
     prediction_set: tuple[str, ...] = ()
     coverage: float | None = None
     uses_own_threshold: bool = False
+    abstention: Abstention | None = None
 
     def __post_init__(self) -> None:
         shares = list(self.probabilities.values())
@@ -67,6 +81,8 @@ class Prediction:
                 f"a prediction of {self.emotion!r} with the reason {self.reason!r}; it must name "
                 "an emotion, or say why it names none"
             )
+        if self.abstention is not None and not self.abstained:
+            raise ModelError(f"a prediction of {self.emotion!r} that abstains: {self.abstention}")
         # NaN fails both comparisons.
         has_coverage = self.coverage is not None and 0 < self.coverage < 1
         unknown = set(self.prediction_set) - set(self.probabilities)
@@ -95,6 +111,7 @@ class Prediction:
             "coverage": self.coverage,
             "abstained": self.abstained,
             "reason": self.reason,
+            "abstention": None if self.abstention is None else self.abstention.value,
             "quality": list(self.quality),
             "next_step": self.next_step,
             "own_normaliser": self.uses_own_normaliser,

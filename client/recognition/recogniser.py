@@ -6,6 +6,7 @@ sure enough says so. Without a device, or with one that knows nothing of this mo
 population's centre and prior stand in for the user.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,7 +17,9 @@ from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store, feedback, speaker_adapter
 from sottovoce.client.personalisation.feedback import FeedbackStore
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
-from sottovoce.client.recognition.prediction import Prediction
+from sottovoce.client.recognition import evidence
+from sottovoce.client.recognition.evidence import Evidence
+from sottovoce.client.recognition.prediction import Abstention, Prediction
 from sottovoce.client.recognition.recording_features import FeatureReader, RecordingFeatures
 from sottovoce.client.recognition.user_personalisation import (
     Personalisation,
@@ -133,7 +136,9 @@ class Recogniser:
 
         Returns:
             An emotion, or an abstention: silence, too short, no speech, samples or features that
-            are no numbers, or a confidence below the limit.
+            are no numbers, sound unlike what the model knows, or a confidence below the limit. A
+            recording of more than a minute is looked at in at most 20 windows of speech, spread
+            over it: it has an emotion where four in five agree.
 
         Raises:
             AudioError: The file is missing, or holds no sound that can be read; or samples without
@@ -147,10 +152,36 @@ class Recogniser:
                 f"predict got a {type(signal).__name__}, which says no sampling rate; give it "
                 "Signal(samples, rate) or a path"
             )
+        if signal.duration_s > evidence.LONG_S:
+            return self._predict_long(signal)
         recording = self._reader.read_features(signal)
         if recording.features is None:
-            return self._abstain(recording.reason, recording.quality, recording.next_step)
-        return self._decide(self.predict_probabilities(recording.features), recording)
+            return self._abstain(recording)
+        return self._decide(self._weigh(recording.features), recording)
+
+    def _predict_long(self, signal: Signal) -> Prediction:
+        """Recognise the emotion of a recording of minutes or hours, by windows of its speech."""
+        measured = self._reader.check_quality(signal)
+        words = ("long", *measured.quality)
+        if measured.reason:
+            return self._abstain(replace(measured, quality=words))
+        refused, found = measured, []
+        for window in evidence.iter_windows(signal):
+            recording = self._reader.read_features(window)
+            if recording.features is None:
+                refused = recording
+            else:
+                found.append(self._weigh(recording.features))
+            if len(found) == evidence.MAX_WINDOWS:
+                break
+        if not found:
+            return self._abstain(
+                replace(refused, quality=tuple(dict.fromkeys((*words, *refused.quality))))
+            )
+        step = measured.next_step or "cut it into utterances, and ask for each"
+        return self._decide(
+            evidence.mix_evidence(found), replace(measured, quality=words, next_step=step)
+        )
 
     def learn_voice(self, signal: Signal) -> str:
         """Learn the user's voice from one recording, whatever its emotion; nothing leaves.
@@ -249,9 +280,8 @@ class Recogniser:
         Raises:
             ModelError: Features of another width.
         """
-        one = stack_utterances([features], [0], max_frames=MAX_FRAMES)
         logits, coordinates = self.package.logits_and_coordinates(
-            one.features, one.frames, self.personalisation.mean, network=self._network
+            *_as_batch(features), self.personalisation.mean, network=self._network
         )
         return torch.softmax(
             calibration.calibrate_logits(self.personalisation.head, logits, coordinates)[
@@ -260,41 +290,64 @@ class Recogniser:
             0,
         )
 
-    def _decide(self, probabilities: Tensor, recording: RecordingFeatures) -> Prediction:
-        """Decide on an answer, or abstain where the model is not sure enough."""
-        best = int(probabilities.argmax())
-        confidence = float(probabilities[best])
-        if not confidence >= 0:  # NaN: weights or a head that no check could foresee
-            return self._abstain(
-                "the model gave no numbers", recording.quality, "get the model again"
-            )
-        inside = (
-            []
-            if self._threshold is None
-            else conformal.prediction_set_members(probabilities, self._threshold)
-        )
-        sure = confidence >= self._min_confidence
-        reason = "" if sure else f"confidence {confidence:.0%} is below {self._min_confidence:.0%}"
-        return self._prediction(
-            emotion=self.package.labels[best] if sure else None,
-            probabilities=dict(zip(self.package.labels, probabilities.tolist(), strict=True)),
-            confidence=confidence,
-            emotions=tuple(self.package.labels[index] for index in inside),
-            reason=reason,
-            quality_words=recording.quality,
-            next_step=recording.next_step or ("" if sure else self._advise()),
+    def _weigh(self, features: Tensor) -> Evidence:
+        """What the model says of one recording, tempered where it is unlike what it knows."""
+        return evidence.weigh_probabilities(
+            self.predict_probabilities(features),
+            self.package.measure_unfamiliarity(*_as_batch(features), self.personalisation.mean),
+            threshold=self._threshold,
         )
 
-    def _abstain(self, reason: str, quality_words: tuple[str, ...], step: str) -> Prediction:
+    def _decide(self, found: Evidence, recording: RecordingFeatures) -> Prediction:
+        """Decide on an answer, or abstain where the model is not sure enough."""
+        best = int(found.probabilities.argmax())
+        confidence = float(found.probabilities[best])
+        if not confidence >= 0:  # NaN: weights or a head that no check could foresee
+            return self._abstain(
+                replace(
+                    recording,
+                    reason="the model gave no numbers",
+                    abstention=Abstention.BROKEN_MODEL,
+                    next_step="get the model again",
+                )
+            )
+        labels = self.package.labels
+        doubt = self._doubt(found, confidence)
+        return self._prediction(
+            emotion=None if doubt else labels[best],
+            probabilities=dict(zip(labels, found.probabilities.tolist(), strict=True)),
+            confidence=confidence,
+            emotions=tuple(labels[index] for index in found.members),
+            recording=replace(
+                recording,
+                reason=doubt[1] if doubt else "",
+                abstention=doubt[0] if doubt else recording.abstention,
+                next_step=recording.next_step or (self._advise(doubt[0]) if doubt else ""),
+            ),
+        )
+
+    def _doubt(self, found: Evidence, confidence: float) -> tuple[Abstention, str] | None:
+        """Why the evidence names no emotion, as a kind and in words; None where it names one."""
+        if found.unfamiliarity > 1:
+            return Abstention.UNFAMILIAR, (
+                f"the recording is {Abstention.UNFAMILIAR} ({found.unfamiliarity:.1f} times as far "
+                "from it as public speech)"
+            )
+        if found.agreement < evidence.AGREEMENT:
+            counted = zip(self.package.labels, found.votes.tolist(), strict=True)
+            votes = sorted((item for item in counted if item[1]), key=lambda item: -item[1])
+            parts = ", ".join(f"{emotion} in {count}" for emotion, count in votes)
+            return Abstention.MIXED, f"it holds {Abstention.MIXED}: {parts} parts of it"
+        if confidence < self._min_confidence:
+            return Abstention.UNSURE, (
+                f"confidence {confidence:.0%} is below {self._min_confidence:.0%}"
+            )
+        return None
+
+    def _abstain(self, recording: RecordingFeatures) -> Prediction:
         """Abstain without any guess."""
         return self._prediction(
-            emotion=None,
-            probabilities={},
-            confidence=0.0,
-            emotions=(),
-            reason=reason,
-            quality_words=quality_words,
-            next_step=step,
+            emotion=None, probabilities={}, confidence=0.0, emotions=(), recording=recording
         )
 
     def _prediction(
@@ -304,9 +357,7 @@ class Recogniser:
         probabilities: dict[str, float],
         confidence: float,
         emotions: tuple[str, ...],
-        reason: str,
-        quality_words: tuple[str, ...],
-        next_step: str,
+        recording: RecordingFeatures,
     ) -> Prediction:
         """Make a prediction of this model for this user."""
         return Prediction(
@@ -316,9 +367,10 @@ class Recogniser:
             prediction_set=emotions,
             coverage=self._coverage if emotions else None,
             abstained=emotion is None,
-            reason=reason,
-            quality=quality_words,
-            next_step=next_step,
+            reason=recording.reason,
+            abstention=recording.abstention if emotion is None else None,
+            quality=recording.quality,
+            next_step=recording.next_step,
             model_hash=self.package.model_hash,
             uses_own_normaliser=self.personalisation.has_own_mean,
             uses_own_head=self.personalisation.has_own_head,
@@ -326,8 +378,10 @@ class Recogniser:
             and self.personalisation.nonconformity_scores is not None,
         )
 
-    def _advise(self) -> str:
+    def _advise(self, abstention: Abstention) -> str:
         """Advise what makes a model surer of clear recordings."""
+        if abstention is Abstention.UNFAMILIAR and self.personalisation.has_own_mean:
+            return "ask the speaker: this model was not trained on such sound"
         if self.package.subtracts_user_mean and not self.personalisation.has_own_mean:
             return "enrol this user's voice with a few clips"
         if not self.personalisation.has_own_head:
@@ -343,3 +397,9 @@ def find_model(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     return folder / "model" if (folder / "model" / "model.json").is_file() else folder
+
+
+def _as_batch(features: Tensor) -> tuple[Tensor, Tensor]:
+    """One recording's features as a batch, and its real frames."""
+    one = stack_utterances([features], [0], max_frames=MAX_FRAMES)
+    return one.features, one.frames

@@ -4,10 +4,11 @@ signal -> finite samples? -> quality gate -> 16 kHz -> speech? -> features -> fi
 that is refused on the way has no features, but a reason and an advice in words.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from sottovoce.client.recognition.prediction import Abstention
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityFlag, QualityReport
@@ -38,12 +39,14 @@ class RecordingFeatures:
     Attributes:
         features: Shape (features,) or (frames, features); None where the recording was refused.
         reason: Why it was refused, in words; "" where it was not.
+        abstention: What kind of reason that is.
         quality: What is wrong with the recording, in words such as ``noisy``; of a usable one too.
         next_step: What to do about it; "" where there is nothing to do.
     """
 
     features: Tensor | None
     reason: str = ""
+    abstention: Abstention = Abstention.UNUSABLE
     quality: tuple[str, ...] = ()
     next_step: str = ""
 
@@ -83,6 +86,35 @@ class FeatureReader:
         Args:
             signal: Any length, any rate.
         """
+        checked = self.check_quality(signal)
+        if checked.reason:
+            return checked
+        # After the gate: it measures the recording as it came, at its own rate.
+        resampled = audio.resample(signal, audio.SAMPLE_RATE)
+        if not _has_speech(resampled):
+            # A model of emotions in speech is as sure of a tone or a fan as it is of a voice.
+            return RecordingFeatures(
+                features=None,
+                reason="no speech was found in the recording",
+                abstention=Abstention.NO_SPEECH,
+                quality=(*checked.quality, "no speech"),
+                next_step="speak while it records, nearer to the microphone",
+            )
+        features = self._extractor(resampled)
+        if not bool(features.isfinite().all()):
+            reason = f"{self._extractor.name} gave values that are not finite"
+            return replace(checked, reason=reason, next_step="record again")
+        return replace(checked, features=features)
+
+    def check_quality(self, signal: Signal) -> RecordingFeatures:
+        """Check a recording's quality, without computing features.
+
+        Args:
+            signal: Any length, any rate.
+
+        Returns:
+            Without features; with a reason where the recording cannot be used.
+        """
         # Before the gate: against a NaN every comparison of levels is false.
         if not bool(signal.samples.isfinite().all()):
             return RecordingFeatures(
@@ -96,23 +128,7 @@ class FeatureReader:
         if not measured.is_usable:
             reason = f"the recording is {measured.flag_summary}"
             return RecordingFeatures(features=None, reason=reason, quality=flags, next_step=advice)
-        # After the gate: it measures the recording as it came, at its own rate.
-        resampled = audio.resample(signal, audio.SAMPLE_RATE)
-        if not _has_speech(resampled):
-            # A model of emotions in speech is as sure of a tone or a fan as it is of a voice.
-            return RecordingFeatures(
-                features=None,
-                reason="no speech was found in the recording",
-                quality=(*flags, "no speech"),
-                next_step="speak while it records, nearer to the microphone",
-            )
-        features = self._extractor(resampled)
-        if not bool(features.isfinite().all()):
-            reason = f"{self._extractor.name} gave values that are not finite"
-            return RecordingFeatures(
-                features=None, reason=reason, quality=flags, next_step="record again"
-            )
-        return RecordingFeatures(features=features, quality=flags, next_step=advice)
+        return RecordingFeatures(features=None, quality=flags, next_step=advice)
 
     def require_features(self, signal: Signal) -> Tensor:
         """Compute the features of a recording that something shall be learned from.

@@ -305,7 +305,7 @@ def require_samples(samples: Tensor, name: str) -> None:
         AudioError: No samples, NaN, infinity, or samples far beyond full scale; the message calls
             the sound by ``name``.
     """
-    if samples.shape[1] == 0:
+    if samples.numel() == 0:
         raise AudioError(
             f"{name} holds no samples; record it again, or leave it out", kind=RecordingFault.EMPTY
         )

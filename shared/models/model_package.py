@@ -40,13 +40,15 @@ from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.printable import get_logger
+from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech
 from sottovoce.shared.speaker.neutral_direction import validate_direction
-from sottovoce.shared.speaker.normalisation import SpeakerStatistics
+from sottovoce.shared.speaker.normalisation import SpeakerStatistics, average_frames
 
 LOG = get_logger("sottovoce.models")
 
 _NEUTRAL_DIRECTION = "neutral_direction"
 _STATISTICS_PREFIX = "speaker_statistics."
+_FAMILIAR_PREFIX = "familiar_speech."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -66,6 +68,9 @@ class ModelPackage:
         model_hash: SHA-256 to which heads are bound, 64 hexadecimal digits.
         neutral_direction: Unit vector from a speaker's mean towards neutral speech, shape
             (inputs,); None if the model gives none.
+        familiar_speech: Where public speech lies in projected space; None in models of earlier
+            releases and in those without public corpora, whose answers to other sounds nothing
+            tempers.
         feature_version: Version of the features on which it was trained.
 
     Raises:
@@ -83,6 +88,7 @@ class ModelPackage:
     subtracts_user_mean: bool
     model_hash: str
     neutral_direction: Tensor | None = None
+    familiar_speech: FamiliarSpeech | None = None
     feature_version: int = FEATURE_VERSION
 
     def __post_init__(self) -> None:
@@ -96,6 +102,8 @@ class ModelPackage:
                 bool(tensor.isfinite().all())
                 for tensor in self.speaker_statistics.to_tensors().values()
             ),
+            "familiar_speech": self.familiar_speech is None
+            or self.familiar_speech.mean.shape == (inputs,),
             "prior": self.prior.mean.classes == classes,
             "basis": self.prior.basis is None or self.prior.basis.width == self._width,
             "weights": self.weights.dtype == torch.float32,
@@ -152,6 +160,22 @@ class ModelPackage:
         inputs = self.projection.prepare_inputs(features, mean, frames)
         return self.prior.logits_and_coordinates(network or self.build_network(), inputs, frames)
 
+    def measure_unfamiliarity(self, features: Tensor, frames: Tensor, mean: Tensor) -> float:
+        """Measure how far a recording lies from the speech that the model knows.
+
+        Args:
+            features: Of one recording, shape (1, features) or (1, frames, features).
+            frames: Its real frames, shape (1,), int64.
+            mean: The user's mean, or ``centre``, shape (inputs,).
+
+        Returns:
+            In units of the limit; 0 where the model has no statistics of public speech.
+        """
+        if self.familiar_speech is None:
+            return 0.0
+        projected = average_frames(self.projection.project_features(features), frames)
+        return self.familiar_speech.measure_unfamiliarity(projected[0], mean)
+
     def save(
         self,
         folder: Path,
@@ -181,6 +205,9 @@ class ModelPackage:
         tensors |= self.prior.prefixed_basis_tensors()
         if self.neutral_direction is not None:
             tensors[_NEUTRAL_DIRECTION] = self.neutral_direction
+        if self.familiar_speech is not None:
+            for name, tensor in self.familiar_speech.to_tensors().items():
+                tensors[_FAMILIAR_PREFIX + name] = tensor
         # Copies: safetensors refuses tensors that share memory, as default statistics do.
         data = save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
         record = ModelRecord(
@@ -246,11 +273,6 @@ class ModelPackage:
             raise ModelError(f"{WEIGHTS_FILE} is not the one that {METADATA_FILE} names")
         spec = ModelSpec.from_dict(record.model)
         tensors = load_tensors(data, record, spec)
-        statistics = {
-            name.removeprefix(_STATISTICS_PREFIX): tensor
-            for name, tensor in tensors.items()
-            if name.startswith(_STATISTICS_PREFIX)
-        }
         package = cls(
             labels=record.labels,
             extractor=record.extractor,
@@ -263,11 +285,23 @@ class ModelPackage:
                 row_norm=record.row_norm,
             ),
             centre=tensors["centre"],
-            speaker_statistics=SpeakerStatistics.from_tensors(statistics),
+            speaker_statistics=SpeakerStatistics.from_tensors(
+                _with_prefix(tensors, _STATISTICS_PREFIX)
+            ),
             prior=prior_from_file(record.prior, tensors),
             subtracts_user_mean=record.subtracts_user_mean,
             model_hash=record.model_hash,
             neutral_direction=tensors.get(_NEUTRAL_DIRECTION),
+            familiar_speech=FamiliarSpeech.from_tensors(_with_prefix(tensors, _FAMILIAR_PREFIX)),
         )
         package.build_network()  # refuses weights that are not finite
         return package
+
+
+def _with_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin so, under the rest of their names."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }

@@ -1,3 +1,3 @@
 """Speaker statistics: estimated, shrunk to the population's, and removed from features."""
 
-__all__ = ["neutral_direction", "normalisation", "unlabelled_adaptation"]
+__all__ = ["familiar_speech", "neutral_direction", "normalisation", "unlabelled_adaptation"]

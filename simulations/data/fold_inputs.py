@@ -22,6 +22,7 @@ from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection, identity_projection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.speaker import normalisation
+from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech, fit_familiar_speech
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 if TYPE_CHECKING:  # a cached result does not depend on how scenarios and corpora are read
@@ -53,6 +54,7 @@ class FoldInputs:
         clips: Usable clips of each speaker.
         projection: The public projection.
         speaker_statistics: How public speakers differ.
+        familiar_speech: Where public speech lies; None without public corpora.
         model_spec: The shared model.
         initial_weights: Where training starts, shape (params,), float32.
         held_out_file: File of public speakers for the heads' prior; None without.
@@ -63,6 +65,7 @@ class FoldInputs:
     clips: Mapping[str, tuple[Clip, ...]]
     projection: PublicProjection
     speaker_statistics: SpeakerStatistics
+    familiar_speech: FamiliarSpeech | None
     model_spec: ModelSpec
     initial_weights: Tensor
     held_out_file: Path | None
@@ -132,10 +135,10 @@ def pretrain(
     width = next(iter(users.features.values())).shape[-1]
     if public is None:
         projection = identity_projection(width)
-        statistics = normalisation.default_statistics(width)
+        statistics, familiar = normalisation.default_statistics(width), None
     else:
         _check_same_width(width, public[0])
-        projection, statistics = _fit_public_statistics(*public, recipe)
+        projection, statistics, familiar = _fit_public_statistics(*public, recipe)
     spec = replace(settings.spec, inputs=projection.output_size)
     model = build_network(spec, seeding.derive_seed(settings.seed, "model"))
     weights, held_out = flatten_parameters(model), None
@@ -159,6 +162,7 @@ def pretrain(
         clips=users.clips,
         projection=projection,
         speaker_statistics=statistics,
+        familiar_speech=familiar,
         model_spec=spec,
         initial_weights=weights,
         held_out_file=held_out,
@@ -167,8 +171,8 @@ def pretrain(
 
 def _fit_public_statistics(
     speech: PublicSpeech, neutral: Tensor, recipe: Recipe
-) -> tuple[PublicProjection, SpeakerStatistics]:
-    """Projection and speaker statistics from public speech."""
+) -> tuple[PublicProjection, SpeakerStatistics, FamiliarSpeech | None]:
+    """Projection, speaker statistics and what is familiar, from public speech."""
     examples = speech.examples
     rows = normalisation.average_frames(examples.features, examples.frames)
     projection = public_pretraining.fit_projection(
@@ -177,9 +181,8 @@ def _fit_public_statistics(
     projected = normalisation.average_frames(
         projection.project_features(examples.features), examples.frames
     )
-    return projection, public_pretraining.estimate_speaker_statistics(
-        projected, speech.speakers, neutral
-    )
+    statistics = public_pretraining.estimate_speaker_statistics(projected, speech.speakers, neutral)
+    return projection, statistics, fit_familiar_speech(projected, speech.speakers)
 
 
 def _save_held_out(

@@ -170,6 +170,7 @@ def _pretraining_result(
     return PretrainingResult(
         projection=fold_inputs.projection,
         speaker_statistics=fold_inputs.speaker_statistics,
+        familiar_speech=fold_inputs.familiar_speech,
         initial_weights=fold_inputs.initial_weights,
         held_out=fold_inputs.held_out_file.read_bytes() if fold_inputs.held_out_file else None,
         exclusion_messages=[
@@ -192,6 +193,7 @@ def _restore_inputs(
         clips=loaded_corpus.protocol.corpus.clips_by_speaker(),
         projection=result.projection,
         speaker_statistics=result.speaker_statistics,
+        familiar_speech=result.familiar_speech,
         model_spec=replace(plan.model, inputs=result.projection.output_size),
         initial_weights=result.initial_weights,
         held_out_file=held_out,

@@ -22,10 +22,12 @@ from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import ModelError, StorageError
 from sottovoce.shared.features.fingerprint import hash_source, hash_sources
 from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 _PROJECTION_FIELDS: Final = ("mean", "matrix")
 _DIGEST_BYTES: Final = 32
+_FAMILIAR: Final = "familiar_speech."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -35,6 +37,7 @@ class PretrainingResult:
     Attributes:
         projection: The public projection.
         speaker_statistics: How public speakers differ.
+        familiar_speech: Where public speech lies; None where there is too little of it.
         initial_weights: Where training starts, shape (params,), float32.
         held_out: The file of public speakers for the heads' prior; None without.
         exclusion_messages: What was said of public clips that could not be used.
@@ -42,6 +45,7 @@ class PretrainingResult:
 
     projection: PublicProjection
     speaker_statistics: SpeakerStatistics
+    familiar_speech: FamiliarSpeech | None
     initial_weights: Tensor
     held_out: bytes | None
     exclusion_messages: Sequence[str] = ()
@@ -85,6 +89,9 @@ def store_result(folder: Path, name: str, result: PretrainingResult) -> None:
     }
     statistics = result.speaker_statistics.to_tensors()
     tensors |= {f"speaker_statistics.{field}": value for field, value in statistics.items()}
+    if result.familiar_speech is not None:
+        familiar = result.familiar_speech.to_tensors()
+        tensors |= {_FAMILIAR + field: value for field, value in familiar.items()}
     if result.held_out is not None:
         tensors["held_out"] = _bytes_to_tensor(result.held_out)
     data = save({field: tensor.contiguous() for field, tensor in tensors.items()})
@@ -116,6 +123,13 @@ def _unpack_result(tensors: Mapping[str, Tensor]) -> PretrainingResult:
         ),
         speaker_statistics=SpeakerStatistics(
             **{name: tensors[f"speaker_statistics.{name}"] for name in names}
+        ),
+        familiar_speech=FamiliarSpeech.from_tensors(
+            {
+                name.removeprefix(_FAMILIAR): tensor
+                for name, tensor in tensors.items()
+                if name.startswith(_FAMILIAR)
+            }
         ),
         initial_weights=tensors["initial_weights"],
         held_out=None if held_out is None else held_out.numpy().tobytes(),

@@ -118,6 +118,7 @@ class FoldRun:
             subtracts_user_mean=spec.plan.centre is not None,
             model_hash=spec.plan.hash_model(tensors["weights"]),
             neutral_direction=tensors.get("neutral"),
+            familiar_speech=spec.inputs.familiar_speech,
         )
 
     def _finish(self) -> None:

@@ -111,6 +111,7 @@ def run_model_verify_command(arguments: argparse.Namespace) -> int:
         "labels": list(package.labels),
         "extractor": package.extractor,
         "model_hash": package.model_hash,
+        "knows_public_speech": package.familiar_speech is not None,
     }
     if arguments.json:
         print_json(found)
@@ -119,7 +120,10 @@ def run_model_verify_command(arguments: argparse.Namespace) -> int:
         words = {
             "folder": content.digest or "no manifest",
             "signed_by": content.signed_by or "nobody",
+            "knows_public_speech": "yes"
+            if package.familiar_speech
+            else "no: its answers to sound unlike its training data are not tempered",
         }
         shown = found | words | {"labels": labels}
-        print_lines(*(f"{name.replace('_', ' '):<10}  {value}" for name, value in shown.items()))
+        print_lines(*(f"{name.replace('_', ' '):<19}  {value}" for name, value in shown.items()))
     return 0

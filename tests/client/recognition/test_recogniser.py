@@ -18,8 +18,8 @@ from sottovoce.client.device.vault import FileVault
 from sottovoce.client.federation import enrolment, final_model
 from sottovoce.client.personalisation import feedback, speaker_adapter
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
-from sottovoce.client.recognition import recording_features
-from sottovoce.client.recognition.prediction import Prediction
+from sottovoce.client.recognition import evidence, recording_features
+from sottovoce.client.recognition.prediction import Abstention, Prediction
 from sottovoce.client.recognition.recogniser import Recogniser
 from sottovoce.client.recognition.user_personalisation import load_personalisation
 from sottovoce.shared import calibration
@@ -40,6 +40,7 @@ from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.protocol.local_training import LocalTraining
 from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech
 from sottovoce.shared.speaker.normalisation import EXACT_MEAN, default_statistics
 from sottovoce.simulations.corpora.synthetic.synthetic_corpus import open_synthetic
 
@@ -382,6 +383,108 @@ def test_a_set_grows_with_the_coverage_that_is_asked(ears: Ears, tmp_path: Path)
 
     assert sizes == sorted(sizes)
     assert (sizes[0], sizes[-1]) == (1, len(LABELS))
+
+
+def _knowing(distance: float) -> ModelPackage:
+    """A sure model from whose public speech every recording of the ears is so many limits away."""
+    bundle = _scored(*[index / 100 for index in range(100)])
+    row = bundle.projection.project_features(torch.ones(FEATURES))
+    known = FamiliarSpeech(
+        mean=row - distance * torch.tensor([1.0, -1.0, 1.0, -1.0]),
+        scale=torch.ones(INPUTS),
+        limit=torch.ones(1),
+    )
+    return replace(bundle, familiar_speech=known, centre=row + 9.0)
+
+
+def test_speech_unlike_what_the_model_knows_gets_no_answer(ears: Ears) -> None:
+    near = Recogniser(_knowing(0.5), min_confidence=0, coverage=0.05).predict(_speech())
+    far = Recogniser(_knowing(1.5), min_confidence=0, coverage=0.05).predict(_speech())
+
+    assert (near.abstained, len(near.prediction_set)) == (False, 1)
+    assert far.abstention is Abstention.UNFAMILIAR
+    assert far.to_dict()["abstention"] == "unlike what the model knows"
+    assert "unlike what the model knows (1.5 times" in far.reason
+    assert set(far.prediction_set) == set(LABELS)
+    assert far.confidence < min(near.confidence, 0.5)
+    assert far.next_step
+
+
+def test_speech_like_that_of_the_training_users_is_familiar(ears: Ears) -> None:
+    bundle = _knowing(3.0)
+    row = bundle.projection.project_features(torch.ones(FEATURES))
+
+    said = Recogniser(replace(bundle, centre=row), min_confidence=0).predict(_speech())
+
+    assert not said.abstained
+
+
+def test_a_model_without_public_speech_answers_as_before(ears: Ears) -> None:
+    bundle = replace(_knowing(9.0), familiar_speech=None)
+
+    assert not Recogniser(bundle, min_confidence=0).predict(_speech()).abstained
+
+
+# --- recordings of minutes ----------------------------------------------------------------------
+
+
+class TurningEars(Ears):
+    """Features that change after a number of windows."""
+
+    def __init__(self, *, after: int) -> None:
+        super().__init__()
+        self._after = after
+
+    def __call__(self, signal: Signal) -> Tensor:
+        sign = 1.0 if len(self.heard) < self._after else -1.0
+        return sign * super().__call__(signal)
+
+
+def test_of_a_long_recording_a_bounded_part_is_looked_at(ears: Ears) -> None:
+    said = Recogniser(_bundle(), min_confidence=0).predict(_speech(seconds=400))
+
+    assert not said.abstained
+    assert "long" in said.quality
+    assert "cut it into utterances" in said.next_step
+    assert len(ears.heard) == evidence.MAX_WINDOWS
+    assert max(window.duration_s for window in ears.heard) <= evidence.WINDOW_S
+
+
+def test_a_long_recording_of_two_emotions_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    ears = TurningEars(after=4)
+    monkeypatch.setattr(recording_features.registry, "create_extractor", lambda _name: ears)
+    bundle = _scored(*[index / 100 for index in range(100)])
+
+    said = Recogniser(bundle, min_confidence=0, coverage=0.05).predict(_speech(seconds=96))
+
+    assert said.abstention is Abstention.MIXED
+    assert " in 4" in said.reason
+    assert len(said.prediction_set) == 2
+    assert said.confidence < 0.9
+
+
+def test_speech_in_a_long_silence_is_found(ears: Ears) -> None:
+    samples = torch.zeros(1, 100 * RATE)
+    samples[:, 61 * RATE : 63 * RATE] = _speech(seconds=2).samples
+
+    said = Recogniser(_bundle(), min_confidence=0).predict(Signal(samples, RATE))
+
+    assert not said.abstained
+    assert len(ears.heard) == 1
+
+
+def test_long_noise_and_long_silence_get_no_answer(ears: Ears) -> None:
+    noise = 0.1 * torch.randn(1, 65 * RATE, generator=torch.Generator().manual_seed(5))
+    for samples, kind in (
+        (noise, Abstention.NO_SPEECH),
+        (torch.zeros_like(noise), Abstention.UNUSABLE),
+    ):
+        said = Recogniser(_bundle()).predict(Signal(samples, RATE))
+
+        assert said.abstention is kind
+        assert said.reason
+        assert "long" in said.quality
+    assert not ears.heard
 
 
 def test_a_set_says_how_often_it_is_right(ears: Ears) -> None:

@@ -176,6 +176,8 @@ def test_eight_bits_are_read_at_their_own_full_scale() -> None:
     [
         (torch.zeros(1, 0), "no samples"),
         (np.zeros((0, 2), dtype=np.float32), "no samples"),
+        (np.zeros((2, 0)), "no samples"),
+        (torch.zeros(0, 2), "no samples"),
         (np.float32(0.5), "float32"),
         (np.array(0.5), "two axes"),
         (torch.zeros(1, 1, 8), "two axes"),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from sottovoce.shared.models.model_folder import sign_model_folder
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.model_record import SCHEMA
 from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 FEATURES, INPUTS = 4, 3
@@ -91,6 +93,26 @@ def test_a_package_is_read_as_it_was_written(
     assert again.neutral_direction is not None
     assert torch.equal(again.neutral_direction, torch.eye(INPUTS)[1])
     assert ("without a manifest" in caplog.text) == (schema != SCHEMA)
+
+
+def test_what_is_familiar_is_read_as_it_was_written(tmp_path: Path, package: ModelPackage) -> None:
+    known = FamiliarSpeech(
+        mean=torch.arange(1.0 * INPUTS), scale=torch.ones(INPUTS), limit=torch.tensor([1.5])
+    )
+    replace(package, familiar_speech=known).save(tmp_path)
+
+    again = ModelPackage.load(tmp_path).familiar_speech
+
+    assert again is not None
+    for name, tensor in known.to_tensors().items():
+        assert torch.equal(getattr(again, name), tensor)
+    with pytest.raises(ModelError, match="familiar_speech"):
+        replace(
+            package,
+            familiar_speech=FamiliarSpeech(
+                mean=torch.zeros(2), scale=torch.ones(2), limit=torch.ones(1)
+            ),
+        )
 
 
 @pytest.mark.parametrize("schema", [0, SCHEMA + 1, "1", True, None])

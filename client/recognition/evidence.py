@@ -1,0 +1,119 @@
+"""What the model says of a recording, or of the parts of a long one, before anything is decided.
+
+A recording of minutes has no one emotion, and a model of utterances never saw one: it is cut into
+windows, of which a bounded number with speech is looked at, spread evenly over its length.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sottovoce.shared.audio import Signal
+from sottovoce.shared.calibration import conformal
+from sottovoce.shared.speaker.familiar_speech import soften_probabilities
+
+LONG_S = 60.0
+"""Recordings beyond it are looked at in windows."""
+
+WINDOW_S = 12.0
+"""Length of a window in seconds: a long utterance."""
+
+MAX_WINDOWS = 20
+"""Most windows with speech that are looked at, whatever the length of the recording."""
+
+AGREEMENT = 0.8
+"""Share of windows that must agree on an emotion for it to be the recording's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Evidence:
+    """Probabilities of one recording, or of windows together.
+
+    Attributes:
+        probabilities: Shape (classes,), float64, summing to 1, or NaN from a broken model.
+        members: Classes of the prediction set, the likeliest first; empty without a threshold.
+        unfamiliarity: Distance from the speech that the model knows, in units of its limit; 0 where
+            the model does not tell.
+        votes: How many windows have each class as their likeliest, shape (classes,), int64.
+    """
+
+    probabilities: Tensor
+    members: tuple[int, ...]
+    unfamiliarity: float
+    votes: Tensor
+
+    @property
+    def agreement(self) -> float:
+        """Share of windows whose likeliest emotion is that of all together."""
+        return float(self.votes[self.probabilities.argmax()] / self.votes.sum())
+
+
+def weigh_probabilities(
+    probabilities: Tensor, unfamiliarity: float, *, threshold: float | None
+) -> Evidence:
+    """Temper a recording's probabilities where it is unlike what the model knows.
+
+    Args:
+        probabilities: What the model and the user's head give, shape (classes,), float64.
+        unfamiliarity: Distance from the speech that the model knows, in units of its limit.
+        threshold: Largest nonconformity score in a prediction set; None makes no set.
+
+    Returns:
+        The evidence; beyond the limit its set holds every emotion.
+    """
+    said = soften_probabilities(probabilities, unfamiliarity)
+    members: list[int] = []
+    if threshold is not None:
+        every = 1.0  # no score is larger
+        limit = threshold if unfamiliarity <= 1 else every
+        members = conformal.prediction_set_members(said, limit)
+    return Evidence(
+        probabilities=said,
+        members=tuple(members),
+        unfamiliarity=unfamiliarity,
+        votes=torch.nn.functional.one_hot(said.argmax(), len(said)),
+    )
+
+
+def mix_evidence(windows: Sequence[Evidence]) -> Evidence:
+    """Mix the evidence of windows: mean probabilities, all their sets, median unfamiliarity.
+
+    Args:
+        windows: At least one.
+    """
+    probabilities = torch.stack([one.probabilities for one in windows]).mean(0)
+    inside = {index for one in windows for index in one.members}
+    order = torch.argsort(probabilities, descending=True, stable=True).tolist()
+    distances = torch.tensor([one.unfamiliarity for one in windows])
+    return Evidence(
+        probabilities=probabilities,
+        members=tuple(index for index in order if index in inside),
+        unfamiliarity=float(distances.median()),
+        votes=torch.stack([one.votes for one in windows]).sum(0),
+    )
+
+
+def iter_windows(signal: Signal) -> Iterator[Signal]:
+    """Cut a long recording into windows, in an order whose beginnings all spread over its length.
+
+    Args:
+        signal: The recording, longer than ``LONG_S``.
+
+    Yields:
+        Windows of ``WINDOW_S``; a rest of less than half of one is left out.
+
+    Example:
+        >>> long = Signal(torch.arange(96.0)[None] / 96, 1)
+        >>> [round(96 * float(window.samples[0, 0])) for window in iter_windows(long)]
+        [0, 48, 24, 72, 12, 60, 36, 84]
+    """
+    count = max(1, math.floor(signal.duration_s / WINDOW_S + 0.5))
+    bits = (count - 1).bit_length()
+    # Counting with reversed bits: halves first, then quarters, then eighths (van der Corput).
+    for number in range(1 << bits):
+        index = int(f"{number:0{bits}b}"[::-1], 2) if bits else 0
+        if index < count:
+            yield signal.cut(index * WINDOW_S, WINDOW_S)
