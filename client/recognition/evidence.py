@@ -1,6 +1,6 @@
 """What the model says of a recording, or of the parts of a long one, before anything is decided.
 
-A recording of minutes has no one emotion, and a model of utterances never saw one: it is cut into
+A recording of a minute has no one emotion, and a model of utterances never saw one: it is cut into
 windows, of which a bounded number with speech is looked at, spread evenly over its length.
 """
 
@@ -15,17 +15,21 @@ from sottovoce.shared.audio import Signal
 from sottovoce.shared.calibration import conformal
 from sottovoce.shared.speaker.familiar_speech import soften_probabilities
 
-LONG_S = 60.0
-"""Recordings beyond it are looked at in windows."""
+LONG_S = 10.0
+"""Recordings beyond it are looked at in windows: no corpus has utterances as long."""
 
-WINDOW_S = 12.0
-"""Length of a window in seconds: a long utterance."""
+WINDOW_S = 5.0
+"""Length of a window in seconds: a long utterance. Encoders give features of another kind for
+inputs much longer than those that a model was trained on."""
 
 MAX_WINDOWS = 20
 """Most windows with speech that are looked at, whatever the length of the recording."""
 
 AGREEMENT = 0.8
 """Share of windows that must agree on an emotion for it to be the recording's."""
+
+MIN_VOTES = 5
+"""Fewer windows do not vote: their mean probability decides."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,9 +50,11 @@ class Evidence:
     votes: Tensor
 
     @property
-    def agreement(self) -> float:
-        """Share of windows whose likeliest emotion is that of all together."""
-        return float(self.votes[self.probabilities.argmax()] / self.votes.sum())
+    def is_mixed(self) -> bool:
+        """Whether too few of at least ``MIN_VOTES`` windows agree on one emotion."""
+        total = int(self.votes.sum())
+        agreeing = int(self.votes[self.probabilities.argmax()])
+        return total >= MIN_VOTES and agreeing < AGREEMENT * total
 
 
 def weigh_probabilities(
@@ -106,9 +112,9 @@ def iter_windows(signal: Signal) -> Iterator[Signal]:
         Windows of ``WINDOW_S``; a rest of less than half of one is left out.
 
     Example:
-        >>> long = Signal(torch.arange(96.0)[None] / 96, 1)
-        >>> [round(96 * float(window.samples[0, 0])) for window in iter_windows(long)]
-        [0, 48, 24, 72, 12, 60, 36, 84]
+        >>> long = Signal(torch.arange(40.0)[None] / 40, 1)
+        >>> [round(40 * float(window.samples[0, 0])) for window in iter_windows(long)]
+        [0, 20, 10, 30, 5, 25, 15, 35]
     """
     count = max(1, math.floor(signal.duration_s / WINDOW_S + 0.5))
     bits = (count - 1).bit_length()

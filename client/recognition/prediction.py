@@ -97,8 +97,10 @@ class Prediction:
         parts = [f"no answer: {self.reason}"] if self.abstained else [self._answer()]
         if self.abstained and self.probabilities:
             parts.append(f"nearest {self._answer()}")
-        if self.quality and not self.abstained:
-            parts.append(f"recording is {', '.join(self.quality)}")
+        # What the reason says already is not said twice.
+        words = [word for word in self.quality if word not in self.reason]
+        if words:
+            parts.append(f"recording: {', '.join(words)}")
         return "; ".join([*parts, self.next_step] if self.next_step else parts)
 
     def to_dict(self) -> dict[str, Any]:

@@ -137,8 +137,8 @@ class Recogniser:
         Returns:
             An emotion, or an abstention: silence, too short, no speech, samples or features that
             are no numbers, sound unlike what the model knows, or a confidence below the limit. A
-            recording of more than a minute is looked at in at most 20 windows of speech, spread
-            over it: it has an emotion where four in five agree.
+            recording of more than 10 s is looked at in at most 20 windows of speech, spread over
+            it; of five and more, four in five must agree on an emotion.
 
         Raises:
             AudioError: The file is missing, or holds no sound that can be read; or samples without
@@ -160,7 +160,7 @@ class Recogniser:
         return self._decide(self._weigh(recording.features), recording)
 
     def _predict_long(self, signal: Signal) -> Prediction:
-        """Recognise the emotion of a recording of minutes or hours, by windows of its speech."""
+        """Recognise the emotion of a recording of up to hours, by windows of its speech."""
         measured = self._reader.check_quality(signal)
         words = ("long", *measured.quality)
         if measured.reason:
@@ -333,7 +333,7 @@ class Recogniser:
                 f"the recording is {Abstention.UNFAMILIAR} ({found.unfamiliarity:.1f} times as far "
                 "from it as public speech)"
             )
-        if found.agreement < evidence.AGREEMENT:
+        if found.is_mixed:
             counted = zip(self.package.labels, found.votes.tolist(), strict=True)
             votes = sorted((item for item in counted if item[1]), key=lambda item: -item[1])
             parts = ", ".join(f"{emotion} in {count}" for emotion, count in votes)

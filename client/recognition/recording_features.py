@@ -28,6 +28,9 @@ _ADVICE = {
 }
 """Advice against each flaw, the worst flaw first."""
 
+MAX_LEARNED_S = 60.0
+"""Longest recording that something is learned from, in seconds: more is not one utterance."""
+
 _DETECTION_PEAK = 0.1
 """Peak to which quieter recordings are raised before speech is looked for in them."""
 
@@ -149,6 +152,12 @@ class FeatureReader:
             raise AudioError(
                 "the recording holds NaN or infinite samples; nothing was learned",
                 kind=RecordingFault.NOT_FINITE,
+            )
+        if signal.duration_s > MAX_LEARNED_S:
+            raise AudioError(
+                f"the recording lasts {signal.duration_s:.0f} s, {MAX_LEARNED_S:g} may be: cut it "
+                "into utterances; nothing was learned from it",
+                kind=RecordingFault.TOO_LONG,
             )
         measured = quality.measure_quality(signal)
         if measured.fault:

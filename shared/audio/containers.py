@@ -19,6 +19,8 @@ _MOST_CHUNKS: Final = 1_000
 _OGG_TAIL: Final = 1 << 17  # two pages of the largest size
 _OGG_HEADER: Final = 27
 _OGG_LAST_PAGE: Final = 4
+_OGG_WHOLE_SEGMENT: Final = 255
+_OGG_POLYNOMIAL: Final = 0x04C1_1DB7
 _W64_RIFF, _W64_WAVE, _W64_DATA = b"riff\x2e\x91\xcf\x11", b"wave\xf3\xac\xd3\x11", b"data\xf3\xac"
 
 
@@ -43,6 +45,47 @@ def is_cut_short(path: Path) -> bool:
             return False
         file.seek(0)
         return reader(file, size)
+
+
+def mend_ogg_end(data: bytes) -> bytes:
+    """Shorten the last page of an Ogg file to the packets that are there, so that it is read.
+
+    A page holds up to a second or more; of a file of seconds that breaks off, decoders would leave
+    out the better part. The page's time is shortened in proportion to its bytes.
+
+    Args:
+        data: The file, whose last page is not whole.
+
+    Returns:
+        The file with a shorter last page; without that page where no packet of it is whole.
+    """
+    start = data.rfind(b"OggS")
+    page = data[start:]
+    if start < 0 or len(page) < _OGG_HEADER:
+        return data[: max(0, start)]
+    table = page[_OGG_HEADER : _OGG_HEADER + page[_OGG_HEADER - 1]]
+    body = page[_OGG_HEADER + page[_OGG_HEADER - 1] :]
+    count = used = size = 0
+    for number, length in enumerate(table, start=1):
+        size += length
+        if size > len(body):
+            break
+        if length < _OGG_WHOLE_SEGMENT:  # a shorter segment ends its packet
+            count, used = number, size
+    if not count:
+        return data[:start]
+    before = data.rfind(b"OggS", 0, start)
+    time = max(0, int.from_bytes(data[before + 6 : before + 14], "little", signed=True))
+    last = int.from_bytes(page[6:14], "little", signed=True)
+    head = bytearray(page[:_OGG_HEADER])
+    head[6:14] = (time + max(0, last - time) * used // sum(table)).to_bytes(8, "little")
+    if time:  # the first page of sound may not be marked as the last: Opus takes it for empty
+        head[5] |= _OGG_LAST_PAGE
+    head[22:26] = bytes(4)
+    head[26] = count
+    shorter = bytes(head) + table[:count] + body[:used]
+    check = _ogg_checksum(shorter).to_bytes(4, "little")
+    return data[:start] + shorter[:22] + check + shorter[26:]
 
 
 def has_length_in_header(path: Path) -> bool:
@@ -126,6 +169,17 @@ def _is_ogg_cut(file: BinaryIO, size: int) -> bool:
     table = page[_OGG_HEADER : _OGG_HEADER + segments]
     is_whole = len(table) == segments and len(page) >= _OGG_HEADER + segments + sum(table)
     return not (is_whole and page[5] & _OGG_LAST_PAGE)
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC-32 as Ogg has it (RFC 3533): not reflected, from zero."""
+    check = 0
+    for byte in page:
+        check ^= byte << 24
+        for _ in range(8):
+            carry = check & 0x8000_0000
+            check = (check << 1 ^ (_OGG_POLYNOMIAL if carry else 0)) & 0xFFFF_FFFF
+    return check
 
 
 def _is_missing(file: BinaryIO, size: int, promised: int) -> bool:

@@ -1,6 +1,7 @@
 """Decoding of recordings, with bounds on what a file may ask for."""
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from sottovoce.shared.audio.containers import has_length_in_header, is_cut_short
+from sottovoce.shared.audio.containers import has_length_in_header, is_cut_short, mend_ogg_end
 from sottovoce.shared.audio.signal import (
     MAX_CHANNELS,
     MAX_RATE,
@@ -40,18 +41,20 @@ _FLAC_BLOCK = 4_096
 
 ONE_PASS_SAMPLES = 1 << 22
 """Longest recording that is resampled after it was read; longer ones are while they are read."""
+_MOST_MENDED_BYTES = 1 << 26
 _LOST_S, _LOST_SHARE = 0.1, 0.02
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Format:
-    """What a file's headers say, checked."""
+    """What a file's headers say, checked, and its bytes where its end had to be mended."""
 
     name: str
     rate: int
     channels: int
     frames: int
     longest: int
+    mended: bytes | None
 
     @property
     def block(self) -> int:
@@ -117,7 +120,8 @@ def hash_file(path: str | Path) -> str:
 
 def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
     """Decode a file once; twice where it has several channels, to see how they relate."""
-    described = _read_format(path, max_duration_s)
+    is_cut = is_cut_short(path)
+    described = _read_format(path, max_duration_s, mended=_mend(path) if is_cut else None)
     chosen, defects = tuple(range(described.channels)), RecordingDefect(0)
     if described.channels > 1:
         levels = ChannelLevels(described.channels)
@@ -126,7 +130,7 @@ def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
             levels.add(block)
         chosen, defects = levels.choose_channels()
     samples, frames = _read_mono(path, described, chosen, rate)
-    if _breaks_off(path, described, frames):
+    if is_cut or _breaks_off(path, described, frames):
         defects |= RecordingDefect.CUT_SHORT
         if not frames:
             raise AudioError(
@@ -139,13 +143,28 @@ def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
     return resample(signal, rate)
 
 
-def _read_format(path: Path, max_duration_s: float) -> _Format:
+def _mend(path: Path) -> bytes | None:
+    """A file that is cut short as decoders read it; None for those that they read as it is."""
+    with path.open("rb") as file:
+        is_ogg = file.read(4) == b"OggS"
+        if not is_ogg or path.stat().st_size > _MOST_MENDED_BYTES:
+            return None
+        file.seek(0)
+        return mend_ogg_end(file.read())
+
+
+def _open_file(path: Path, mended: bytes | None) -> soundfile.SoundFile:
+    # As bytes: a name that is not UTF-8 is a name all the same.
+    return soundfile.SoundFile(os.fsencode(path) if mended is None else io.BytesIO(mended))
+
+
+def _read_format(path: Path, max_duration_s: float, *, mended: bytes | None) -> _Format:
     """Read what the headers say, and refuse what is beyond the limits before anything is decoded.
 
     Raises:
         AudioError: A rate or a number of channels that no recording of speech has.
     """
-    with soundfile.SoundFile(os.fsencode(path)) as file:
+    with _open_file(path, mended) as file:
         rate, channels = int(file.samplerate), int(file.channels)
         name, frames = str(file.format), int(file.frames)
     if not MIN_RATE <= rate <= MAX_RATE:
@@ -161,7 +180,9 @@ def _read_format(path: Path, max_duration_s: float) -> _Format:
             kind=RecordingFault.BAD_FORMAT,
         )
     longest = min(int(max_duration_s * rate), _MOST_VALUES // channels)
-    return _Format(name=name, rate=rate, channels=channels, frames=frames, longest=longest)
+    return _Format(
+        name=name, rate=rate, channels=channels, frames=frames, longest=longest, mended=mended
+    )
 
 
 def _read_blocks(path: Path, described: _Format) -> Iterator[np.ndarray]:
@@ -171,7 +192,7 @@ def _read_blocks(path: Path, described: _Format) -> Iterator[np.ndarray]:
         AudioError: More frames than the limit; what was decoded counts, for headers can lie.
     """
     read = 0
-    with soundfile.SoundFile(os.fsencode(path)) as file:
+    with _open_file(path, described.mended) as file:
         while True:
             try:
                 block = file.read(described.block, dtype="float32", always_2d=True)
@@ -224,11 +245,11 @@ def _join(pieces: Iterable[Tensor]) -> Tensor:
 
 
 def _breaks_off(path: Path, described: _Format, frames: int) -> bool:
-    """Whether a file that gave so many frames holds less than its headers promise."""
+    """Whether a FLAC or MP3 file that gave so many frames holds less than its headers promise."""
     missing = described.frames - frames
     if described.name == "FLAC":
         return missing > 0
     if described.name in {"MP3", "MPEG"}:
         lost = missing > max(_LOST_S * described.rate, _LOST_SHARE * described.frames)
         return lost and has_length_in_header(path)
-    return is_cut_short(path)
+    return False

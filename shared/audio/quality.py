@@ -21,7 +21,7 @@ CLIPPED_FRACTION = 1e-3
 NOISY_DB = 10.0
 
 _FRAME_S = 0.020
-_PIECE_SAMPLES = 1 << 23
+_PIECE_SAMPLES = 1 << 21
 
 
 class QualityFlag(enum.Flag):
@@ -147,17 +147,18 @@ def measure_quality(signal: Signal) -> QualityReport:
     """
     # A constant offset of cheap microphones is inaudible and must not count as level.
     samples = signal.samples[0]
-    offset = samples.mean(dtype=torch.float64)
-    levels = _frame_levels(samples, offset, max(1, round(_FRAME_S * signal.rate)))
     # In pieces: an hour in double precision would take a gigabyte.
     pieces = torch.split(samples, _PIECE_SAMPLES)
+    parts = [piece.mean(dtype=torch.float64) * (len(piece) / len(samples)) for piece in pieces]
+    offset = torch.stack(parts).sum()
+    levels = _frame_levels(samples, offset, max(1, round(_FRAME_S * signal.rate)))
     power = sum(float((piece.double() - offset).square().sum()) for piece in pieces)
     clipped = sum(int((piece.abs() >= FULL_SCALE).sum()) for piece in pieces)
     measured = QualityReport(
         flags=QualityFlag(0),
         duration_s=signal.duration_s,
         level_dbfs=_decibel(power / len(samples)),
-        peak=float(samples.abs().amax()),
+        peak=max(float(-samples.amin()), float(samples.amax())),
         clipped_fraction=clipped / len(samples),
         snr_db=float(torch.quantile(levels, 0.95) - torch.quantile(levels, 0.10)),
     )

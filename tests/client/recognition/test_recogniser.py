@@ -441,7 +441,7 @@ class TurningEars(Ears):
 
 
 def test_of_a_long_recording_a_bounded_part_is_looked_at(ears: Ears) -> None:
-    said = Recogniser(_bundle(), min_confidence=0).predict(_speech(seconds=400))
+    said = Recogniser(_bundle(), min_confidence=0).predict(_speech(seconds=150))
 
     assert not said.abstained
     assert "long" in said.quality
@@ -455,7 +455,7 @@ def test_a_long_recording_of_two_emotions_has_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(recording_features.registry, "create_extractor", lambda _name: ears)
     bundle = _scored(*[index / 100 for index in range(100)])
 
-    said = Recogniser(bundle, min_confidence=0, coverage=0.05).predict(_speech(seconds=96))
+    said = Recogniser(bundle, min_confidence=0, coverage=0.05).predict(_speech(seconds=40))
 
     assert said.abstention is Abstention.MIXED
     assert " in 4" in said.reason
@@ -463,8 +463,17 @@ def test_a_long_recording_of_two_emotions_has_none(monkeypatch: pytest.MonkeyPat
     assert said.confidence < 0.9
 
 
+def test_nothing_is_learned_from_a_recording_of_minutes(ears: Ears, tmp_path: Path) -> None:
+    device = _device(tmp_path / "device").folder
+
+    with pytest.raises(AudioError, match="lasts 61 s, 60 may be") as refused:
+        _open(_bundle(), tmp_path / "model", device).learn_voice(_speech(seconds=61))
+    assert refused.value.kind is RecordingFault.TOO_LONG
+    assert not ears.heard
+
+
 def test_speech_in_a_long_silence_is_found(ears: Ears) -> None:
-    samples = torch.zeros(1, 100 * RATE)
+    samples = torch.zeros(1, 70 * RATE)
     samples[:, 61 * RATE : 63 * RATE] = _speech(seconds=2).samples
 
     said = Recogniser(_bundle(), min_confidence=0).predict(Signal(samples, RATE))
@@ -474,7 +483,7 @@ def test_speech_in_a_long_silence_is_found(ears: Ears) -> None:
 
 
 def test_long_noise_and_long_silence_get_no_answer(ears: Ears) -> None:
-    noise = 0.1 * torch.randn(1, 65 * RATE, generator=torch.Generator().manual_seed(5))
+    noise = 0.1 * torch.randn(1, 15 * RATE, generator=torch.Generator().manual_seed(5))
     for samples, kind in (
         (noise, Abstention.NO_SPEECH),
         (torch.zeros_like(noise), Abstention.UNUSABLE),

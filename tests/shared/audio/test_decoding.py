@@ -81,6 +81,21 @@ def test_of_a_file_that_is_cut_short_the_rest_is_read_and_the_defect_is_named(
     assert "cut short" in measured.flag_summary
 
 
+@pytest.mark.parametrize("share", [0.34, 0.5, 0.66, 0.9])
+@pytest.mark.parametrize("subtype", ["VORBIS", "OPUS"])
+def test_of_an_ogg_page_that_breaks_off_whole_packets_are_read(
+    tmp_path: Path, subtype: str, share: float
+) -> None:
+    """A page holds a second; a file of three would lose all of it."""
+    whole = encoded("OGG", subtype)
+    path = saved(tmp_path / "a.ogg", whole[: int(share * len(whole))])
+
+    signal = audio.load_signal(path)
+
+    assert signal.defects == RecordingDefect.CUT_SHORT
+    assert 3 * share - 0.8 < signal.duration_s < 3 * share + 0.2
+
+
 def test_a_file_that_ends_before_its_sound_says_that_it_is_cut_short(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.wav", encoded("WAV")[:44])
 
