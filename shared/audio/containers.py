@@ -78,7 +78,8 @@ def mend_ogg_end(data: bytes) -> bytes:
     time = max(0, int.from_bytes(data[before + 6 : before + 14], "little", signed=True))
     last = int.from_bytes(page[6:14], "little", signed=True)
     head = bytearray(page[:_OGG_HEADER])
-    head[6:14] = (time + max(0, last - time) * used // sum(table)).to_bytes(8, "little")
+    promised = max(1, sum(table))  # a page may hold nothing but empty packets
+    head[6:14] = (time + max(0, last - time) * used // promised).to_bytes(8, "little")
     if time:  # the first page of sound may not be marked as the last: Opus takes it for empty
         head[5] |= _OGG_LAST_PAGE
     head[22:26] = bytes(4)

@@ -96,6 +96,17 @@ def test_of_an_ogg_page_that_breaks_off_whole_packets_are_read(
     assert 3 * share - 0.8 < signal.duration_s < 3 * share + 0.2
 
 
+@pytest.mark.parametrize("table", [bytes(3), b"", bytes([9])])
+def test_an_ogg_page_without_sound_at_the_end_changes_nothing(tmp_path: Path, table: bytes) -> None:
+    head = b"OggS" + bytes(22) + bytes([len(table)])
+    path = saved(tmp_path / "a.ogg", encoded("OGG", "VORBIS") + head + table)
+
+    signal = audio.load_signal(path)
+
+    assert signal.defects == RecordingDefect.CUT_SHORT
+    assert signal.duration_s == pytest.approx(3.0, abs=0.1)
+
+
 def test_a_file_that_ends_before_its_sound_says_that_it_is_cut_short(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.wav", encoded("WAV")[:44])
 
