@@ -17,7 +17,13 @@ from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection, identity_projection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
+from sottovoce.shared.privacy.release import (
+    Mechanism,
+    NoiseSource,
+    Release,
+    ReleaseKind,
+    SumMechanism,
+)
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
@@ -47,6 +53,28 @@ def make_release(noise: float, *, rate: float = 1.0, steps: int = 1, number: int
         steps=steps,
         sensitivity=1.0,
     )
+
+
+def make_sum_release(
+    noise: float, *, rate: float = 1.0, discrete: bool = False, near_gaussian: bool = False
+) -> Release:
+    """Describe a round's sum that hides its users, and an utterance only with its user.
+
+    Args:
+        noise: Noise multiplier of the sum.
+        rate: Sampling rate of a user.
+        discrete: Whether devices add discrete noise themselves.
+        near_gaussian: Whether that lies on a fine lattice.
+    """
+    user = SumMechanism(
+        noise_multiplier=noise,
+        clip_norm=1.0,
+        noised_by=NoiseSource.DISTRIBUTED if discrete else NoiseSource.SERVER,
+        sample_rate=rate,
+        discrete=discrete,
+        near_gaussian=near_gaussian,
+    )
+    return replace(make_release(1.0), noise_multiplier=0.0, sensitivity=0.0, user=user)
 
 
 def make_plan(**changes: Any) -> Plan:

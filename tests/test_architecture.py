@@ -40,7 +40,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "ray": ("simulations/engines/ray.py", "simulations/engines/ray_cluster.py"),
     # The second accountant that verifies a run is Opacus' own; it trains nothing.
     "opacus": ("client/training/dp_sgd.py", "simulations/verification/second_accountant.py"),
-    "dp_accounting": ("shared/privacy/accountant.py",),
+    "dp_accounting": ("shared/privacy/accounting/*.py",),
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
     "onnxruntime": ("shared/audio/voice_activity.py", "shared/features/fingerprint.py"),

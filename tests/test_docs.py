@@ -24,7 +24,7 @@ from sottovoce.cli import corpora, main, reproduce, simulate
 from sottovoce.server.planning import recipe
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features import registry
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.guarantees.adversaries import Adversary
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
 from sottovoce.shared.privacy.schemes import unit_names
@@ -366,7 +366,7 @@ def test_every_kind_of_release_is_documented() -> None:
 
 
 def test_what_two_utterances_cost_is_as_documented() -> None:
-    mu = accountant.gaussian_mu(8.0, 1e-5)
+    mu = accounting.gaussian_mu(8.0, 1e-5)
 
     for together, shown in ((2, 19.1), (3, 33.1), (5, 69.4)):
         release = Release(
@@ -377,7 +377,7 @@ def test_what_two_utterances_cost_is_as_documented() -> None:
             noise_multiplier=1 / (together * mu),
             sensitivity=1.0,
         )
-        assert accountant.compute_epsilon([release], 1e-5, fast=True) == pytest.approx(
+        assert accounting.compute_epsilon([release], 1e-5, fast=True) == pytest.approx(
             shown, abs=0.06
         )
         for page in ("privacy", "accounting"):

@@ -15,7 +15,7 @@ SCHEMES = ("shared/privacy/schemes/", "shared/privacy/scheme.py")
 """Where conditions on the unit belong."""
 
 MECHANISMS = (
-    "shared/privacy/accountant.py",
+    "shared/privacy/accounting/composition.py",
     "shared/privacy/release.py",
     "shared/privacy/ledger.py",
     "shared/privacy/user_level.py",

@@ -1,7 +1,7 @@
 """Privacy mechanisms, the ledger of their releases, and accounting."""
 
 __all__ = [
-    "accountant",
+    "accounting",
     "banded_noise",
     "bounds",
     "clipping",

@@ -25,8 +25,8 @@ from sottovoce.shared.errors import (
     SettingError,
     StorageError,
 )
-from sottovoce.shared.privacy import accountant, hash_chain
-from sottovoce.shared.privacy.accountant import CompositionRule
+from sottovoce.shared.privacy import accounting, hash_chain
+from sottovoce.shared.privacy.accounting import CompositionRule
 from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor, AnchorStore
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
 
@@ -66,10 +66,10 @@ class PrivacyBudget:
                 f"the budget's epsilon is {self.epsilon}; it must be finite and above 0, "
                 f"at most {_MAX_EPSILON:g}"
             )
-        if not accountant.MIN_DELTA <= self.delta < 1:
+        if not accounting.MIN_DELTA <= self.delta < 1:
             raise LedgerError(
                 f"the budget's delta is {self.delta}; it must be in (0, 1), "
-                f"at least {accountant.MIN_DELTA:g}"
+                f"at least {accounting.MIN_DELTA:g}"
             )
         if self.per_run is not None and not 0 < self.per_run <= _MAX_EPSILON:
             raise LedgerError(
@@ -78,14 +78,14 @@ class PrivacyBudget:
                 "out where a single run may spend all"
             )
         try:
-            accountant.filter_of_order(self.renyi_order)
+            accounting.filter_of_order(self.renyi_order)
         except SettingError as error:
             raise LedgerError(f"the budget's {error}") from error
 
     @property
     def filter(self) -> CompositionRule:
         """The privacy filter that releases are added up by."""
-        return accountant.filter_of_order(self.renyi_order)
+        return accounting.filter_of_order(self.renyi_order)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's view; without an order as it always was."""
@@ -261,7 +261,7 @@ class Ledger:
 
     def epsilon_spent(self, delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE) -> float:
         """Privacy loss of all releases, if they were fixed in advance, at ``delta``."""
-        return accountant.compute_epsilon(self._releases, delta, unit=unit)
+        return accounting.compute_epsilon(self._releases, delta, unit=unit)
 
     def charged_epsilon(self, budget: PrivacyBudget) -> float:
         """Privacy loss that a budget is charged, the most of all filters that apply."""
@@ -275,7 +275,7 @@ class Ledger:
         self, releases: Iterable[Release], delta: float, unit: PrivacyUnit = PrivacyUnit.UTTERANCE
     ) -> float:
         """Privacy loss once these releases are booked too; nothing is booked."""
-        return accountant.compute_epsilon([*self._releases, *releases], delta, unit=unit)
+        return accounting.compute_epsilon([*self._releases, *releases], delta, unit=unit)
 
     def releases_of(self, run: str) -> tuple[Release, ...]:
         """Releases attributed to one run: its own, and every torn release."""
@@ -315,11 +315,11 @@ class Ledger:
     ) -> tuple[CompositionRule, ...]:
         """The rules that all have to hold for these releases."""
         if self._plan_is_fixed and len({release.run for release in releases}) <= 1:
-            return (accountant.FIXED_PLAN,)
+            return (accounting.FIXED_PLAN,)
         orders = {budget.renyi_order: None}
         if self._first_orders is not None:
             orders[self._first_orders.get(budget.unit)] = None
-        return tuple(map(accountant.filter_of_order, orders))
+        return tuple(map(accounting.filter_of_order, orders))
 
     def book_release(self, name: str, release: Release, budgets: Sequence[PrivacyBudget]) -> None:
         """Write a release down, before anything of it exists.
@@ -528,11 +528,11 @@ def _require_within(
     for rule in rules:
         quick = rule.compute_epsilon(after, delta, unit=unit, fast=True)
         # Then the exact figure, which is the published one, is within the limit too.
-        if quick + accountant.MAX_DISCRETISATION_ERROR <= limit:
+        if quick + accounting.MAX_DISCRETISATION_ERROR <= limit:
             continue
         # Near the limit, a finer bound before the exact figure, which composes everything anew.
-        if rule is accountant.FIXED_PLAN and (
-            accountant.bound_epsilon(after, delta, unit=unit) <= limit
+        if rule is accounting.FIXED_PLAN and (
+            accounting.bound_epsilon(after, delta, unit=unit) <= limit
         ):
             continue
         reached = rule.compute_epsilon(after, delta, unit=unit)
@@ -575,7 +575,7 @@ def _read_orders(record: Mapping[str, Any]) -> dict[PrivacyUnit, float]:
         if type(order) not in (int, float):
             raise TypeError(f"renyi_orders has {order!r:.20}, which is no number")
         try:
-            accountant.filter_of_order(order)
+            accounting.filter_of_order(order)
         except SettingError as error:
             raise ValueError(str(error)) from error
     return {unit: float(order) for unit, order in orders.items()}
@@ -640,14 +640,14 @@ def _costliest_for(
     unit: PrivacyUnit, releases: Sequence[Release], orders: Mapping[PrivacyUnit, float]
 ) -> Release:
     """The release that costs one unit most by every rule."""
-    rules = {accountant.FIXED_PLAN, accountant.GAUSSIAN_FILTER}
-    rules.add(accountant.filter_of_order(orders.get(unit)))
+    rules = {accounting.FIXED_PLAN, accounting.GAUSSIAN_FILTER}
+    rules.add(accounting.filter_of_order(orders.get(unit)))
 
     def cost(rule: CompositionRule, release: Release) -> float:
         # Only the order counts; any delta of the usual size serves.
         return rule.compute_epsilon([release], 1e-5, unit=unit, fast=True)
 
-    whole = max(releases, key=partial(cost, accountant.GAUSSIAN_FILTER))
+    whole = max(releases, key=partial(cost, accounting.GAUSSIAN_FILTER))
     if all(max(releases, key=partial(cost, rule)) == whole for rule in rules):
         return whole
     user = replace(whole.user, sample_rate=1.0) if whole.user else None

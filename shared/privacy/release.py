@@ -1,4 +1,4 @@
-"""Releases of a device, described; ``accountant`` computes what they cost.
+"""Releases of a device, described; ``accounting`` computes what they cost.
 
 Describe first, account later (the design of ``dp_accounting.DpEvent``): a release is a frozen
 record of public facts. Nothing here computes an epsilon.
@@ -88,7 +88,7 @@ class SumMechanism:
             Gaussian but for ``DISCRETISATION_SLACK``. Who adds it must have checked.
         bands: How the noise of a run's rounds is correlated; None where it is independent. Records
             of one run with bands add up only because a user's rounds are separated: see
-            ``accountant``.
+            ``accounting``.
     """
 
     noise_multiplier: float

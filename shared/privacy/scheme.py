@@ -19,7 +19,7 @@ from sottovoce.shared.calibration.head_statistics import SENSITIVITY, Calibratio
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.spec import ModelSpec
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.bounds import PrivacyBounds
 from sottovoce.shared.privacy.guarantees.adversaries import AdversaryBound
 from sottovoce.shared.privacy.ledger import PrivacyBudget
@@ -139,7 +139,7 @@ class PrivacyScheme(ABC):
     has_private_sums: ClassVar[bool]
     allows_population: ClassVar[bool] = False
     rows_per_device: ClassVar[int]
-    accountant_name: ClassVar[str] = accountant.ACCOUNTANT_NAME
+    accountant_name: ClassVar[str] = accounting.ACCOUNTANT_NAME
     noise_source: ClassVar[NoiseSource | None]
     wording: ClassVar[UnitWording]
 
@@ -189,7 +189,7 @@ class PrivacyScheme(ABC):
 
         Guarantees:
             - What all of the plan's releases cost each promised unit is at most ``target.epsilon``,
-              by ``accountant.compute_epsilon``; noise is rounded up.
+              by ``accounting.compute_epsilon``; noise is rounded up.
 
         Raises:
             SettingError: The budget is too small for these releases.
@@ -230,7 +230,7 @@ class PrivacyScheme(ABC):
                 epsilon=target.epsilon,
                 delta=target.delta_for(unit),
                 unit=unit,
-                renyi_order=accountant.choose_renyi_order(
+                renyi_order=accounting.choose_renyi_order(
                     planned, target.delta_for(unit), unit=unit
                 ),
             )

@@ -15,7 +15,7 @@ from sottovoce.shared.features.registry import create_extractor
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.gaussian_noise import (
     GaussianSampler,
     SeededGaussianSampler,
@@ -154,4 +154,4 @@ def _compute_epsilon() -> float:
         noise_multiplier=noise,
         sensitivity=0.5,
     )
-    return accountant.compute_epsilon([release] * 18, 1e-5)
+    return accounting.compute_epsilon([release] * 18, 1e-5)

@@ -8,7 +8,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.printable import clean_inserted_value, clean_record
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.reports import (
@@ -151,7 +151,7 @@ def _promise_facts(privacy: Table, spent: float | None, audited: float | None) -
         ("Clip norm", wording.format_number(privacy["clip_norm"])),
         ("Noise multiplier", wording.format_number(privacy["noise_multiplier"])),
         ("Accountant", privacy["accountant"]),
-        ("Added up by", accountant.rule_from_record(privacy).name),
+        ("Added up by", accounting.rule_from_record(privacy).name),
         *_user_terms(privacy),
         *_tuning_terms(privacy),
         (

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.accountant import CompositionRule
+from sottovoce.shared.privacy import accounting
+from sottovoce.shared.privacy.accounting import CompositionRule
 from sottovoce.shared.privacy.guarantees.privacy_curve import GROUP_SIZES, compute_privacy_curve
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit, Release, ReleaseKind, SumMechanism
@@ -60,7 +60,7 @@ def build_privacy_record(
     first = next(iter(budgets), None)
     of_sums = next(iter(scheme.sum_budgets(target)), None)
     account = partial(_account, unit=scheme.account_unit, delta=target.delta)
-    rule = first.filter if first else accountant.FIXED_PLAN
+    rule = first.filter if first else accounting.FIXED_PLAN
     content = {
         "schema": SCHEMA_VERSION,
         "unit": target.unit,
@@ -82,7 +82,7 @@ def build_privacy_record(
                     client: account(ledgers[client], first, rule) for client in sorted(ledgers)
                 },
                 **(
-                    {"server": account(server_ledgers[name], of_sums, accountant.FIXED_PLAN)}
+                    {"server": account(server_ledgers[name], of_sums, accounting.FIXED_PLAN)}
                     if name in server_ledgers
                     else {}
                 ),
@@ -142,7 +142,7 @@ def _tuning_cost(
     found: Json = {"runs": target.tuning_runs}
     for budget in budgets:
         found[budget.unit.value] = max(
-            accountant.compute_epsilon(
+            accounting.compute_epsilon(
                 _repeat_releases(ledger.releases, target.tuning_runs),
                 budget.delta,
                 unit=budget.unit,
@@ -206,7 +206,7 @@ def _guarantee(plan: Plan, unit: PrivacyUnit, budget: PrivacyBudget | None) -> G
     guarantee: Guarantee = {
         "epsilon": budget.epsilon if budget else None,
         "delta": budget.delta if budget else None,
-        "neighbouring": accountant.NEIGHBOURING_RELATIONS[unit],
+        "neighbouring": accounting.NEIGHBOURING_RELATIONS[unit],
         "noise_multiplier": noise.noise_multiplier if noise else None,
         "clip_norm": noise.clip_norm if noise else None,
     }

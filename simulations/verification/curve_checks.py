@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from sottovoce.shared.privacy import accountant
-from sottovoce.shared.privacy.accountant import MAX_GROUP
+from sottovoce.shared.privacy import accounting
+from sottovoce.shared.privacy.accounting import MAX_GROUP
 from sottovoce.shared.privacy.guarantees.privacy_curve import compute_privacy_curve
 from sottovoce.shared.privacy.release import PrivacyUnit, Release
 from sottovoce.shared.privacy.schemes import find_scheme
@@ -29,7 +29,7 @@ def curve_mismatches(
     for unit, releases in ledgers:
         if unit.value in curves:
             delta = _delta_of(curves[unit.value])
-            spent = accountant.compute_epsilon(releases, delta, unit=unit)
+            spent = accounting.compute_epsilon(releases, delta, unit=unit)
             if unit.value not in most or spent > most[unit.value][0]:
                 most[unit.value] = (spent, releases)
     for name, stated in curves.items():

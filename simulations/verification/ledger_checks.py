@@ -12,7 +12,7 @@ from typing import Final, TypeGuard
 
 from sottovoce.server.aggregation.private_sums import LEDGER_OWNER
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
 from sottovoce.shared.privacy.target import MAX_TUNING_RUNS
@@ -268,7 +268,7 @@ def _check_guarantees(releases: tuple[Release, ...], accounted: AccountedLedger)
         return
     # Both guarantees are checked: a ledger may keep one and break the other.
     try:
-        rule = accountant.rule_from_record(user)
+        rule = accounting.rule_from_record(user)
     except SettingError as error:
         yield f"privacy.json's promise to the user: {error}"
         return
@@ -295,7 +295,7 @@ def _check_tuning(
         return
     # Runs under different names, or the accountant would take them for one run's rounds.
     every = [replace(one, run=f"{one.run}/{n}") for n in range(runs) for one in releases]
-    spent = accountant.compute_epsilon(every, delta, unit=unit)
+    spent = accounting.compute_epsilon(every, delta, unit=unit)
     if claimed is None or not claimed >= spent - PLD_TOLERANCE:
         yield (
             f"privacy.json says that {runs} runs cost one {unit.value} epsilon {claimed}, so many "

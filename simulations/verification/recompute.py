@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sottovoce.server.aggregation.private_sums import LEDGER_OWNER
 from sottovoce.shared.errors import LedgerError, SottovoceError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import PrivacyUnit, Release
 from sottovoce.shared.privacy.schemes import scheme_for
@@ -146,7 +146,7 @@ class RunVerification:
         most = max(abs(count.pld_epsilon - count.prv_epsilon) for count in known)
         return [
             first,
-            f"{accountant.ACCOUNTANT_NAME}: epsilon {pld}",
+            f"{accounting.ACCOUNTANT_NAME}: epsilon {pld}",
             f"PRV (Opacus, error {PRV_ERROR:g}): epsilon {prv}",
             f"added up by: {', '.join(sorted({count.composition for count in known}))}",
             f"the two differ by at most {most:.4f}; {PRV_TOLERANCE:g} is allowed",
@@ -254,7 +254,7 @@ def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:
                 f"privacy.json says delta {account['delta']}, it must be in (0, 1): no epsilon can "
                 "be computed"
             )
-        rule = accountant.rule_from_record(account)
+        rule = accounting.rule_from_record(account)
     # A ledger that cannot be trusted has no epsilon: NaN disagrees with every claim.
     except SottovoceError as error:
         return LedgerCheck(

@@ -1,7 +1,7 @@
 """Epsilon by Opacus' accountants, as a second opinion.
 
 Numerical composition of privacy random variables (Gopi et al. 2021,
-https://arxiv.org/abs/2106.02848). It shares no code with ``shared.privacy.accountant``;
+https://arxiv.org/abs/2106.02848). It shares no code with ``shared.privacy.accounting``;
 ``recompute`` compares the two.
 """
 

@@ -7,7 +7,7 @@ command prints a statement of a run that agrees with its ledgers, and of no othe
 from collections.abc import Mapping
 from typing import Any, Final
 
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.guarantees.adversaries import NEIGHBOURING_NOTE, Adversary
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.schemes import scheme_for
@@ -41,7 +41,7 @@ def list_statement_parts(privacy: Mapping[str, Any]) -> dict[str, str]:
             "curve": f"Whole curve: {_curves(privacy)}",
             "composition": "Adaptive composition: "
             + "; ".join(
-                f"for one {unit.value} by the {accountant.rule_from_record(one).name}"
+                f"for one {unit.value} by the {accounting.rule_from_record(one).name}"
                 for unit, one in terms.items()
             )
             + ".",

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mutations import EXTREME_NUMBERS, FUZZ, mutated_bytes, mutated_json
 
 from sottovoce.shared.errors import LedgerError, SettingError
-from sottovoce.shared.privacy import accountant, hash_chain
+from sottovoce.shared.privacy import accounting, hash_chain
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import (
@@ -83,7 +83,7 @@ def read_and_account(data: bytes) -> list[float]:
             epsilon
             for unit in PrivacyUnit
             for epsilon in (
-                accountant.compute_epsilon(ledger.releases, 1e-5, unit=unit, fast=True),
+                accounting.compute_epsilon(ledger.releases, 1e-5, unit=unit, fast=True),
                 opacus_epsilon(ledger.releases, 1e-5, unit=unit),
                 ledger.charged_epsilon(PrivacyBudget(epsilon=1.0, delta=1e-5, unit=unit)),
             )
@@ -178,7 +178,7 @@ def test_the_refusal_names_line_value_and_limit(tmp_path: Path) -> None:
     )
 )
 def test_releases_at_the_ends_of_their_bounds_have_an_epsilon(releases: list[Release]) -> None:
-    assert accountant.compute_epsilon(releases, 1e-5, fast=True) >= 0
+    assert accounting.compute_epsilon(releases, 1e-5, fast=True) >= 0
 
 
 @pytest.mark.parametrize("value", EXTREME_NUMBERS)

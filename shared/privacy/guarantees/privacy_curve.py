@@ -3,7 +3,7 @@
 A pair (epsilon, delta) is one point of a curve. The curve itself is the trade-off function f (Dong,
 Roth and Su 2022, "Gaussian differential privacy", JRSS B 84): whoever tests from all that was
 released whether one unit was there, and wrongly says so with probability alpha, overlooks it with
-probability at least f(alpha). ``accountant`` computes every epsilon, delta and mu; here they become
+probability at least f(alpha). ``accounting`` computes every epsilon, delta and mu; here they become
 curves.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final
 
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.release import PrivacyUnit, Release
 
 GROUP_SIZES: Final = (2, 5, 10)
@@ -125,17 +125,17 @@ def compute_privacy_curve(
         SettingError: ``delta`` outside (0, 1), or a group below 1.
     """
     releases = list(releases)
-    epsilon = accountant.compute_epsilon(releases, delta, unit=unit)
+    epsilon = accounting.compute_epsilon(releases, delta, unit=unit)
     if math.isinf(epsilon):
         return None
-    mu = accountant.compute_mu(releases, unit=unit)
-    slack = accountant.discretisation_slack(releases, unit=unit)
+    mu = accounting.compute_mu(releases, unit=unit)
+    slack = accounting.discretisation_slack(releases, unit=unit)
     if mu is not None and not slack:
         basis, betas = GAUSSIAN_BASIS, [gaussian_tradeoff(mu, one) for one in FALSE_ALARMS]
     else:
-        last = accountant.compute_epsilon(releases, _LAST_LOSS_DELTA, unit=unit)
+        last = accounting.compute_epsilon(releases, _LAST_LOSS_DELTA, unit=unit)
         epsilons = [last * n / (_CURVE_POINTS - 1) for n in range(_CURVE_POINTS)]
-        deltas = accountant.compute_deltas(releases, epsilons, unit=unit)
+        deltas = accounting.compute_deltas(releases, epsilons, unit=unit)
         basis = SAMPLED_BASIS if mu is None else SLACK_BASIS
         betas = [tradeoff_from_deltas(epsilons, deltas, one) for one in FALSE_ALARMS]
         if deltas[-1] == 1.0:
@@ -149,11 +149,11 @@ def compute_privacy_curve(
         alphas=FALSE_ALARMS if betas else (),
         betas=tuple(betas),
         groups=tuple(
-            (size, accountant.compute_group_epsilon(releases, delta, changes=size, unit=unit))
+            (size, accounting.compute_group_epsilon(releases, delta, changes=size, unit=unit))
             for size in group_sizes
         ),
         other_deltas=tuple(
-            (other, accountant.compute_epsilon(releases, other, unit=unit))
+            (other, accounting.compute_epsilon(releases, other, unit=unit))
             for other in OTHER_DELTAS
             if other != delta
         ),

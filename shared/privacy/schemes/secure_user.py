@@ -10,7 +10,7 @@ from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.bounds import PrivacyBounds
 from sottovoce.shared.privacy.guarantees.adversaries import (
     NOTHING,
@@ -44,7 +44,7 @@ class SecureUserScheme(UserScheme):
 
     secure: ClassVar[bool] = True
     allows_population: ClassVar[bool] = False
-    accountant_name: ClassVar[str] = accountant.DISCRETE_ACCOUNTANT_NAME
+    accountant_name: ClassVar[str] = accounting.DISCRETE_ACCOUNTANT_NAME
     noise_source: ClassVar[NoiseSource | None] = NoiseSource.DISTRIBUTED
 
     def describes(self, plan: PlanFacts) -> bool:

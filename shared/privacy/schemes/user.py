@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
-from sottovoce.shared.privacy import accountant, clipping
+from sottovoce.shared.privacy import accounting, clipping
 from sottovoce.shared.privacy.bounds import PrivacyBounds
 from sottovoce.shared.privacy.guarantees.adversaries import (
     NOTHING,
@@ -289,7 +289,7 @@ def add_user_noise(
         SettingError: The budget is too small for these releases.
     """
     settings = bounds.user
-    squared = accountant.gaussian_mu(target.epsilon, target.user_delta) ** 2
+    squared = accounting.gaussian_mu(target.epsilon, target.user_delta) ** 2
     adaptive = None
     if settings.adaptive:
         adaptive = AdaptiveClipping(start=settings.update_norm, quantile=settings.quantile)
@@ -317,7 +317,7 @@ def add_user_noise(
             user = replace(user, colluding_share=settings.corruption)
         return replace(plan, user=user)
 
-    multiplier = accountant.calibrate_noise_multiplier(
+    multiplier = accounting.calibrate_noise_multiplier(
         lambda trial: with_noise(trial).all_releases(),
         target.epsilon,
         target.user_delta,

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from sottovoce.shared.calibration.head_statistics import SENSITIVITY
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.bounds import PrivacyBounds
 from sottovoce.shared.privacy.guarantees.adversaries import (
     ONE_UTTERANCE,
@@ -145,7 +145,7 @@ def add_utterance_noise(
         SettingError: The budget is too small for these releases.
     """
     shares = target.shares
-    precision = accountant.gaussian_mu(target.epsilon, target.delta) ** 2
+    precision = accounting.gaussian_mu(target.epsilon, target.delta) ** 2
     # Label counts have sensitivity 1: their squared mu is 1 / noise^2.
     left = precision - 1 / bounds.count_noise**2
     behind = left * (1 - shares.centre) if plan.centre else left
@@ -182,7 +182,7 @@ def add_utterance_noise(
             calibration=calibration,
         )
 
-    multiplier = accountant.calibrate_noise_multiplier(
+    multiplier = accounting.calibrate_noise_multiplier(
         lambda trial: with_noise(trial).all_releases(), target.epsilon, target.delta
     )
     return with_noise(multiplier)

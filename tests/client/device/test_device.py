@@ -16,7 +16,7 @@ from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures, rea
 from sottovoce.client.device.randomness import Randomness
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler, SystemGaussianSampler
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import Mechanism, PrivacyUnit, Release, ReleaseKind
@@ -163,7 +163,7 @@ def test_a_damaged_outbox_is_as_good_as_none(make: MakeDevice) -> None:
 
 
 def test_over_the_budget_nothing_is_booked_or_computed(make: MakeDevice) -> None:
-    two = accountant.compute_epsilon([release()] * 2, DELTA)
+    two = accounting.compute_epsilon([release()] * 2, DELTA)
     device = make(replace(SIMULATED, budgets=(PrivacyBudget(epsilon=two, delta=DELTA),)))
     maker = Maker(device)
     for number in (1, 2):
@@ -353,7 +353,7 @@ def test_no_word_in_its_facts_spares_a_device_its_anchor(make: MakeDevice) -> No
 
 
 def test_a_device_keeps_what_one_run_may_spend(make: MakeDevice) -> None:
-    two = accountant.compute_epsilon([release()] * 2, DELTA)
+    two = accounting.compute_epsilon([release()] * 2, DELTA)
     device = make(replace(REAL, budgets=(PrivacyBudget(epsilon=8.0, delta=DELTA, per_run=two),)))
     _spent(device, 2)
     maker = Maker(device)

@@ -30,7 +30,7 @@ from sottovoce.client.device.vault_anchor import VaultAnchor
 from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, SottovoceError
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.hash_chain import Anchor
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import Mechanism, Release, ReleaseKind
@@ -346,7 +346,7 @@ def _unbooked(start: Start, device: Device, *, drawn: int, out: set[bytes]) -> l
     wrong = []
     if _held(device) < len(left):
         wrong.append(f"{len(left)} releases left or were drawn, {_held(device)} are booked")
-    if device.ledger.epsilon_spent(DELTA) < accountant.compute_epsilon(left, DELTA):
+    if device.ledger.epsilon_spent(DELTA) < accounting.compute_epsilon(left, DELTA):
         wrong.append("the ledger's epsilon is below that of what left")
     return wrong
 

@@ -12,7 +12,7 @@ from sottovoce.client.device.privacy_report import MAX_ROUNDS, build_report
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.shared.errors import BudgetSpent, LedgerError, SettingError
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import (
@@ -69,11 +69,11 @@ def test_an_account_tells_what_the_ledger_holds(tmp_path: Path) -> None:
     assert report.releases_by_run == {"first": 3, "second": 1}
     assert report.releases_by_kind == {"gradient": 2, "label-counts": 1, "sealed-head": 1}
     utterance, user = report.budgets
-    assert utterance.epsilon_spent == accountant.compute_epsilon([COUNTS, ROUND, later], DELTA)
+    assert utterance.epsilon_spent == accounting.compute_epsilon([COUNTS, ROUND, later], DELTA)
     assert utterance.epsilon_left == 8.0 - utterance.epsilon_spent
     assert utterance.epsilon_by_run == {
-        "first": accountant.compute_epsilon([COUNTS, ROUND], DELTA),
-        "second": accountant.compute_epsilon([later], DELTA),
+        "first": accounting.compute_epsilon([COUNTS, ROUND], DELTA),
+        "second": accounting.compute_epsilon([later], DELTA),
     }
     assert (user.epsilon_spent, user.epsilon_left, user.rounds_left) == (float("inf"), 0.0, 0)
     assert json.loads(json.dumps(report.to_dict()))["budgets"][1]["spent"] is None

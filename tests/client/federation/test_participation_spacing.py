@@ -19,7 +19,7 @@ from sottovoce.shared.errors import BudgetSpent, PrivacyError
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
@@ -183,7 +183,7 @@ def test_another_plan_of_the_run_does_not_bring_rounds_nearer(tmp_path: Path) ->
 
 
 def test_over_the_budget_no_turn_is_taken(tmp_path: Path) -> None:
-    dear = accountant.compute_epsilon(
+    dear = accounting.compute_epsilon(
         list(plan().all_releases())[:-1], DELTA, unit=PrivacyUnit.USER
     )
     device = make(tmp_path, epsilon=dear)
@@ -224,6 +224,6 @@ def test_no_order_of_requests_and_crashes_brings_rounds_too_near(
     assert all(after - before >= 4 for before, after in pairwise(rounds))
     assert (
         spent
-        <= accountant.compute_epsilon(plan().all_releases(), DELTA, unit=PrivacyUnit.USER)
+        <= accounting.compute_epsilon(plan().all_releases(), DELTA, unit=PrivacyUnit.USER)
         < math.inf
     )

@@ -32,7 +32,7 @@ from sottovoce.shared.errors import (
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.bounds import UserLevelSettings
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
@@ -290,7 +290,7 @@ def test_what_is_masked_is_booked_and_nothing_else(devices: dict[str, Device]) -
         booked = Device.open(device.folder).ledger
         kinds = [release.kind for release in booked.releases]
         assert kinds == [ReleaseKind.LABEL_COUNTS, ReleaseKind.CENTRE, ReleaseKind.GRADIENT]
-        assert accountant.compute_epsilon(booked.releases, DELTA, unit=PrivacyUnit.USER) < math.inf
+        assert accounting.compute_epsilon(booked.releases, DELTA, unit=PrivacyUnit.USER) < math.inf
 
 
 @pytest.mark.parametrize("step", ["advertise", "share", "mask", "agree", "unmask"])

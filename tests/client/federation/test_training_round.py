@@ -22,7 +22,7 @@ from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
@@ -114,7 +114,7 @@ def test_a_whole_run_books_exactly_the_plans_releases(tmp_path: Path) -> None:
     booked = Device.open(tmp_path).ledger
 
     assert sorted(map(repr, booked.releases)) == sorted(map(repr, PLAN.all_releases()))
-    assert booked.epsilon_spent(DELTA) == accountant.compute_epsilon(PLAN.all_releases(), DELTA)
+    assert booked.epsilon_spent(DELTA) == accounting.compute_epsilon(PLAN.all_releases(), DELTA)
 
 
 def test_what_leaves_is_noised_labels_and_centre_then_updates(tmp_path: Path) -> None:
@@ -321,7 +321,7 @@ def test_hiding_both_books_one_record_of_both_with_the_normaliser(tmp_path: Path
 
 
 def test_a_spent_budget_stops_training_and_keeps_the_promise(tmp_path: Path) -> None:
-    cost = accountant.GAUSSIAN_FILTER.compute_epsilon(
+    cost = accounting.GAUSSIAN_FILTER.compute_epsilon(
         [r for r in PLAN.all_releases() if r.kind is not ReleaseKind.GRADIENT or r.round < 3], DELTA
     )
     one = enrolled(tmp_path, budget=PrivacyBudget(epsilon=cost, delta=DELTA))

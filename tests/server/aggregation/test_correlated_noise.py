@@ -15,7 +15,7 @@ from sottovoce.server.aggregation import correlated_noise, private_sums
 from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER, PrivateAggregator
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings, compute_learning_rate
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
@@ -144,7 +144,7 @@ def test_the_server_pays_once_for_each_turn_and_before_its_first_draw(
 
 @SEEDS
 def test_over_the_budget_no_further_turn_begins(tmp_path: Path, seed: int | None) -> None:
-    one = accountant.compute_epsilon([PLAN.gradient_release(1)], DELTA, unit=PrivacyUnit.USER)
+    one = accounting.compute_epsilon([PLAN.gradient_release(1)], DELTA, unit=PrivacyUnit.USER)
     server = make(tmp_path, seed=seed, epsilon=one)
     for number in (1, 2, 3):
         made(server, number)

@@ -18,7 +18,7 @@ from sottovoce.server.aggregation.server_anchor import ServerAnchor
 from sottovoce.server.aggregation.server_optimizer import initial_state
 from sottovoce.server.federation import checkpoint
 from sottovoce.shared.errors import BudgetSpent, LedgerError, ModelError, PrivacyError
-from sottovoce.shared.privacy import accountant, clipping
+from sottovoce.shared.privacy import accounting, clipping
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
@@ -195,12 +195,12 @@ def test_a_whole_run_books_exactly_the_plans_sums(tmp_path: Path) -> None:
     releases = booked(tmp_path).releases
 
     assert sorted(map(repr, releases)) == sorted(map(repr, USER.all_releases()))
-    assert accountant.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) < math.inf
+    assert accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) < math.inf
 
 
 def test_over_the_budget_nothing_is_noised_or_let_out(tmp_path: Path) -> None:
     two = [USER.gradient_release(1)] * 2
-    server = make(tmp_path, epsilon=accountant.compute_epsilon(two, DELTA, unit=PrivacyUnit.USER))
+    server = make(tmp_path, epsilon=accounting.compute_epsilon(two, DELTA, unit=PrivacyUnit.USER))
     server.release_updates(1, NOTHING, denominator=1.0)
     server.release_updates(2, NOTHING, denominator=1.0)
     with pytest.raises(BudgetSpent, match="for one user"):
@@ -243,7 +243,7 @@ def life(folder: Path, rounds: Sequence[int], *, epsilon: float) -> list[Tensor]
 
 
 def test_a_resumed_run_lets_out_the_same_sums_and_ends_within_its_budget(tmp_path: Path) -> None:
-    epsilon = accountant.compute_epsilon(list(USER.all_releases()), DELTA, unit=PrivacyUnit.USER)
+    epsilon = accounting.compute_epsilon(list(USER.all_releases()), DELTA, unit=PrivacyUnit.USER)
 
     before = life(tmp_path, [1, 2], epsilon=epsilon)
     after = life(tmp_path, [2, 3], epsilon=epsilon)

@@ -9,7 +9,7 @@ import pytest
 from sottovoce.server.planning import noise_calibration, recipe
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.schemes import unit_names
 from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
@@ -48,7 +48,7 @@ def test_a_plan_costs_each_promised_unit_its_epsilon_and_hardly_less(unit: str) 
 
     assert plan.scheme.unit == unit
     for budget in noise_calibration.device_budgets(target):
-        spent = accountant.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
+        spent = accounting.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
         assert 0.99 * 2.0 < spent <= 2.0
 
 

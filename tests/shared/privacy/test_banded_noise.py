@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.release import (
     Mechanism,
@@ -105,13 +105,13 @@ def test_the_accountant_never_says_less_than_the_matrix_for_any_pattern() -> Non
     matrix, multiplier = written_out(bands), 2.0
     for pattern in patterns(6):
         releases = lines(bands, tuple(index + 1 for index in pattern))
-        charged = accountant.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER)
+        charged = accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER)
         mu = math.sqrt(moved(matrix, pattern)) / (multiplier * bands.column_norm)
         plain = SumMechanism(noise_multiplier=1 / mu, clip_norm=1.0, noised_by=NoiseSource.SERVER)
         one = Release(
             kind=ReleaseKind.GRADIENT, mechanism=Mechanism.GAUSSIAN, run="r", round=1, user=plain
         )
-        true = accountant.compute_epsilon([one], DELTA, unit=PrivacyUnit.USER)
+        true = accounting.compute_epsilon([one], DELTA, unit=PrivacyUnit.USER)
         assert charged >= true * (1 - 1e-9)
         if is_separated(pattern, 3) and pattern[-1] + 3 <= ROUNDS:
             assert charged == pytest.approx(true, rel=1e-9)
@@ -121,9 +121,9 @@ def test_separated_rounds_compose_and_nearer_ones_cost_as_one_direction() -> Non
     bands = BandedNoise.from_square_root(bands=3, min_separation=3)
 
     def epsilon(*rounds: int) -> float:
-        return accountant.compute_epsilon(lines(bands, rounds), DELTA, unit=PrivacyUnit.USER)
+        return accounting.compute_epsilon(lines(bands, rounds), DELTA, unit=PrivacyUnit.USER)
 
-    doubled = accountant.compute_epsilon(
+    doubled = accounting.compute_epsilon(
         lines(bands, (1,), multiplier=1.0), DELTA, unit=PrivacyUnit.USER
     )
     assert epsilon(1, 4) == epsilon(2, 9) == epsilon(9, 2)
@@ -131,7 +131,7 @@ def test_separated_rounds_compose_and_nearer_ones_cost_as_one_direction() -> Non
     assert epsilon(1, 4) < epsilon(1, 3) < epsilon(1, 3, 5) < math.inf
     other = [lines(bands, (1,))[0], *lines(bands, (2,))]
     elsewhere = [other[0], Release(**{**_fields(other[1]), "run": "s"})]
-    independent = accountant.compute_epsilon(elsewhere, DELTA, unit=PrivacyUnit.USER)
+    independent = accounting.compute_epsilon(elsewhere, DELTA, unit=PrivacyUnit.USER)
     assert independent == epsilon(1, 4), "another run's noise"
 
 

@@ -7,7 +7,7 @@ import pytest
 from builders import make_plan
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
@@ -45,7 +45,7 @@ def epsilon_seen(plan: Plan, devices: int, insiders: int) -> float:
 def epsilon_of(multiplier: float) -> float:
     """Epsilon of one sum, for a user."""
     release = replace(plan(0).gradient_release(1), user=replace(NOISE, noise_multiplier=multiplier))
-    return accountant.compute_epsilon([release], DELTA, unit=PrivacyUnit.USER)
+    return accounting.compute_epsilon([release], DELTA, unit=PrivacyUnit.USER)
 
 
 @pytest.mark.parametrize("devices", [4, 5, 8, 20, 33, 100])

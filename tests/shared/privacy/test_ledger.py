@@ -16,7 +16,7 @@ from builders import make_release
 
 from sottovoce.shared import atomic_files
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SottovoceError
-from sottovoce.shared.privacy import accountant, hash_chain
+from sottovoce.shared.privacy import accounting, hash_chain
 from sottovoce.shared.privacy.hash_chain import GENESIS, Anchor
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import (
@@ -61,7 +61,7 @@ def test_what_was_booked_is_read_back(booked_path: Path) -> None:
     assert ledger.releases == tuple(release(number) for number in range(1, 5))
     assert ledger.is_booked("round-4")
     assert not ledger.is_booked("round-5")
-    assert ledger.epsilon_spent(DELTA) == accountant.compute_epsilon(ledger.releases, DELTA)
+    assert ledger.epsilon_spent(DELTA) == accounting.compute_epsilon(ledger.releases, DELTA)
 
 
 def test_every_line_names_the_one_before(booked_path: Path) -> None:
@@ -344,7 +344,7 @@ def test_a_torn_line_is_charged_as_the_costliest_release(path: Path, left: int) 
 
     assert [entry.noise_multiplier for entry in again.releases] == [9.0, 2.0, 2.0]
     assert again.releases[-1].kind is ReleaseKind.TORN
-    assert again.epsilon_spent(DELTA) >= accountant.compute_epsilon(
+    assert again.epsilon_spent(DELTA) >= accounting.compute_epsilon(
         [release(noise=n) for n in (9, 2, 9)], DELTA
     )
     assert path.with_suffix(".torn").exists(), "the owner may look at what was left"
@@ -370,15 +370,15 @@ def test_a_torn_line_is_charged_for_both_units(path: Path) -> None:
         torn = Ledger(path).releases[-1]
 
         for unit in PrivacyUnit:
-            prices = [accountant.compute_epsilon([one], DELTA, unit=unit) for one in known]
-            assert accountant.compute_epsilon([torn], DELTA, unit=unit) >= max(prices)
+            prices = [accounting.compute_epsilon([one], DELTA, unit=unit) for one in known]
+            assert accounting.compute_epsilon([torn], DELTA, unit=unit) >= max(prices)
 
 
 # --- budgets ----------------------------------------------------------------------------------
 
 
 def test_the_release_that_would_pass_the_budget_is_refused(path: Path) -> None:
-    three = accountant.compute_epsilon([release()] * 3, DELTA)
+    three = accounting.compute_epsilon([release()] * 3, DELTA)
     budget, ledger = PrivacyBudget(epsilon=three, delta=DELTA), Ledger(path)
     for number in range(3):
         ledger.book_release(f"{number}", release(), (budget,))
@@ -396,7 +396,7 @@ def test_the_release_that_would_pass_the_budget_is_refused(path: Path) -> None:
 
 
 def test_a_hair_below_the_price_is_too_little(path: Path) -> None:
-    price = accountant.compute_epsilon([release()], DELTA)
+    price = accounting.compute_epsilon([release()], DELTA)
     with pytest.raises(BudgetSpent):
         Ledger(path).book_release(
             "a", release(), (PrivacyBudget(epsilon=price - 1e-9, delta=DELTA),)
@@ -431,7 +431,7 @@ def test_a_budget_that_is_none_is_refused(epsilon: float, delta: float) -> None:
 
 
 def test_one_run_may_spend_its_allowance_and_no_more(path: Path) -> None:
-    two = accountant.compute_epsilon([release()] * 2, DELTA)
+    two = accounting.compute_epsilon([release()] * 2, DELTA)
     budget, ledger = PrivacyBudget(epsilon=50.0, delta=DELTA, per_run=two), Ledger(path)
     for number in range(2):
         ledger.book_release(f"r/{number}", release(), (budget,))
@@ -448,7 +448,7 @@ def test_one_run_may_spend_its_allowance_and_no_more(path: Path) -> None:
 
 
 def test_what_is_asked_for_together_is_allowed_together(path: Path) -> None:
-    three = accountant.compute_epsilon([release()] * 3, DELTA)
+    three = accounting.compute_epsilon([release()] * 3, DELTA)
     budget = PrivacyBudget(epsilon=50.0, delta=DELTA, per_run=three)
     mixed = [release(), replace(release(), run="s"), release()]
     Ledger(path).check_budget([*mixed, release()], (budget,))
@@ -460,7 +460,7 @@ def test_a_torn_release_counts_in_every_run(path: Path) -> None:
     ledger = Ledger(path)
     ledger.book_release("r/1", release(), AMPLE)
     path.write_bytes(path.read_bytes() + b"{")
-    price = accountant.compute_epsilon([release()] * 2, DELTA)
+    price = accounting.compute_epsilon([release()] * 2, DELTA)
     allowed = PrivacyBudget(epsilon=50.0, delta=DELTA, per_run=price - 1e-3)
 
     with pytest.raises(BudgetSpent, match="'s'"):

@@ -8,7 +8,7 @@ from builders import make_release
 from scipy import integrate, optimize, stats
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.guarantees.privacy_curve import (
     FALSE_ALARMS,
     compute_privacy_curve,
@@ -58,8 +58,8 @@ def test_k_changes_move_gaussians_k_times_as_far(changes: int) -> None:
     releases = [make_release(2.0, steps=4), make_release(3.0)]
     mu = math.sqrt(4 / 2.0**2 + 1 / 3.0**2)
 
-    assert accountant.compute_mu(releases) == pytest.approx(mu, rel=1e-9)
-    group = accountant.compute_group_epsilon(releases, DELTA, changes=changes)
+    assert accounting.compute_mu(releases) == pytest.approx(mu, rel=1e-9)
+    group = accounting.compute_group_epsilon(releases, DELTA, changes=changes)
 
     exact = _exact_epsilon(changes * mu, DELTA)
     assert exact <= group <= exact * (1 + 1e-6)
@@ -70,7 +70,7 @@ def test_a_large_group_is_charged_at_least_its_true_epsilon() -> None:
     mu = 60 * 1.666
     tail = mu * mu / 2 + mu * float(stats.norm.isf(DELTA))
 
-    group = accountant.compute_group_epsilon([make_release(1 / 1.666)], DELTA, changes=60)
+    group = accounting.compute_group_epsilon([make_release(1 / 1.666)], DELTA, changes=60)
 
     assert 0.99 * tail <= group <= 1.05 * tail
 
@@ -101,30 +101,30 @@ def test_a_group_of_sampled_units_is_a_mixture_of_gaussians(changes: int) -> Non
     noise, rate, delta = 1.5, 0.2, 1e-4
     chances = [float(stats.binom.pmf(n, changes, rate)) for n in range(changes + 1)]
 
-    group = accountant.compute_group_epsilon(
+    group = accounting.compute_group_epsilon(
         [make_release(noise, rate=rate)], delta, changes=changes
     )
 
     assert _mixture_delta(noise, chances, group) <= delta * (1 + 1e-3), "never too little"
     assert _mixture_delta(noise, chances, group * 0.98) > delta, "and hardly too much"
-    assert group < accountant.compute_group_epsilon([make_release(noise)], delta, changes=changes)
+    assert group < accounting.compute_group_epsilon([make_release(noise)], delta, changes=changes)
 
 
 def test_a_large_group_of_hardly_sampled_units_is_bounded_without_its_mixture() -> None:
     faint = make_release(1e9, rate=1e-6)
 
-    group = accountant.compute_group_epsilon([faint], DELTA, changes=10**6)
+    group = accounting.compute_group_epsilon([faint], DELTA, changes=10**6)
 
     assert (
-        0 <= group <= accountant.compute_group_epsilon([make_release(1e9)], DELTA, changes=10**6)
+        0 <= group <= accounting.compute_group_epsilon([make_release(1e9)], DELTA, changes=10**6)
     ), "as if nothing were sampled"
 
 
 def test_a_group_too_wide_for_a_distribution_counts_as_unsampled() -> None:
-    sampled = accountant.compute_group_epsilon(
+    sampled = accounting.compute_group_epsilon(
         [make_release(1.0, rate=0.1, steps=50), make_release(5.0)], DELTA, changes=60
     )
-    whole = accountant.compute_group_epsilon(
+    whole = accounting.compute_group_epsilon(
         [make_release(1.0, steps=50), make_release(5.0)], DELTA, changes=60
     )
 
@@ -140,7 +140,7 @@ def test_the_trade_off_of_a_gaussian_is_that_of_the_likelihood_ratio_test(alpha:
 
 def test_all_deltas_together_give_the_trade_off_back_from_below() -> None:
     epsilons = [n / 100 for n in range(1_200)]
-    deltas = accountant.compute_deltas([make_release(1 / 1.7)], epsilons)
+    deltas = accounting.compute_deltas([make_release(1 / 1.7)], epsilons)
 
     for alpha in FALSE_ALARMS:
         exact, found = gaussian_tradeoff(1.7, alpha), tradeoff_from_deltas(epsilons, deltas, alpha)
@@ -181,7 +181,7 @@ def test_discrete_noise_costs_its_slack_beside_the_gaussian() -> None:
         assert beta <= gaussian_tradeoff(2.0, alpha), "never above the Gaussian's"
         assert beta >= gaussian_tradeoff(2.0, alpha) - 0.005
     for changes in (1, 2):
-        group = accountant.compute_group_epsilon(
+        group = accounting.compute_group_epsilon(
             [_secure_sums(2.0, 16)], 1e-3, changes=changes, unit=PrivacyUnit.USER
         )
         slack = 16e-4 * changes
@@ -206,7 +206,7 @@ def test_the_curve_is_the_promise_at_its_delta_and_falls_with_delta() -> None:
     curve = compute_privacy_curve(releases, DELTA)
 
     assert curve is not None
-    assert curve.epsilon == accountant.compute_epsilon(releases, DELTA)
+    assert curve.epsilon == accounting.compute_epsilon(releases, DELTA)
     epsilons = [epsilon for _, epsilon in curve.other_deltas]
     assert epsilons == sorted(epsilons)
     assert list(curve.betas) == sorted(curve.betas, reverse=True)
@@ -216,13 +216,13 @@ def test_what_is_unprotected_has_no_curve_and_infinite_groups() -> None:
     bare = Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
 
     assert compute_privacy_curve([bare], DELTA) is None
-    assert math.isinf(accountant.compute_group_epsilon([bare], DELTA, changes=2))
-    assert accountant.compute_mu([bare]) == math.inf
-    assert accountant.compute_deltas([bare], [1.0]) == [1.0]
-    assert accountant.compute_deltas([], [1.0]) == [0.0]
+    assert math.isinf(accounting.compute_group_epsilon([bare], DELTA, changes=2))
+    assert accounting.compute_mu([bare]) == math.inf
+    assert accounting.compute_deltas([bare], [1.0]) == [1.0]
+    assert accounting.compute_deltas([], [1.0]) == [0.0]
 
 
 @pytest.mark.parametrize("changes", [0, 10**400, math.nan])
 def test_a_group_of_nobody_is_refused(changes: int) -> None:
     with pytest.raises(SettingError, match="changes"):
-        accountant.compute_group_epsilon([make_release(1.0)], DELTA, changes=changes)
+        accounting.compute_group_epsilon([make_release(1.0)], DELTA, changes=changes)

@@ -12,7 +12,7 @@ import torch
 from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.planning import noise_calibration, recipe
 from sottovoce.shared.errors import MessageError, SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.bounds import PrivacyBounds
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
@@ -84,7 +84,7 @@ def test_a_seventh_unit_plans_travels_books_and_states(
 
     assert plan.scheme is seventh
     assert Plan.from_json(plan.to_json()).scheme is seventh
-    spent = accountant.compute_epsilon(
+    spent = accounting.compute_epsilon(
         plan.all_releases(), target.user_delta, unit=PrivacyUnit.USER
     )
     assert spent < 0.6 * 4.0, "add or remove costs about half"

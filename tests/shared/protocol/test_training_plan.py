@@ -11,7 +11,7 @@ import torch
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.spec import ModelSpec
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.release import (
     Mechanism,
@@ -226,10 +226,10 @@ def test_where_users_are_hidden_every_sum_hides_them() -> None:
         assert booked[ReleaseKind.CENTRE].user == USERS.centre
         assert booked[ReleaseKind.GRADIENT].user == USERS.update
         assert math.isfinite(
-            accountant.compute_epsilon(plan.all_releases(), 1e-3, unit=PrivacyUnit.USER)
+            accounting.compute_epsilon(plan.all_releases(), 1e-3, unit=PrivacyUnit.USER)
         )
     assert (
-        accountant.compute_epsilon(PRIVATE.all_releases(), 1e-3, unit=PrivacyUnit.USER) == math.inf
+        accounting.compute_epsilon(PRIVATE.all_releases(), 1e-3, unit=PrivacyUnit.USER) == math.inf
     )
 
 
@@ -241,21 +241,21 @@ def test_a_sampled_schedule_is_one_record_that_costs_what_its_rounds_cost() -> N
     assert USER.all_rounds_release() is None
     assert schedule is not None
     for unit in PrivacyUnit:
-        charged = accountant.compute_epsilon([schedule], 1e-3, unit=unit)
-        assert charged == accountant.compute_epsilon(rounds, 1e-3, unit=unit)
+        charged = accounting.compute_epsilon([schedule], 1e-3, unit=unit)
+        assert charged == accounting.compute_epsilon(rounds, 1e-3, unit=unit)
     assert [release.kind for release in sampled.all_releases()].count(ReleaseKind.GRADIENT) == 1
-    assert accountant.compute_epsilon(
+    assert accounting.compute_epsilon(
         sampled.all_releases(), 1e-3, unit=PrivacyUnit.USER
-    ) < accountant.compute_epsilon(USER.all_releases(), 1e-3, unit=PrivacyUnit.USER)
+    ) < accounting.compute_epsilon(USER.all_releases(), 1e-3, unit=PrivacyUnit.USER)
 
 
 def test_users_in_participation_groups_are_charged_for_their_own_rounds() -> None:
     rounds = [one.round for one in BANDED.all_releases() if one.kind is ReleaseKind.GRADIENT]
     assert rounds == [1, 3]
     others = [BANDED.gradient_release(2)]  # of the other group: less, never more
-    assert accountant.compute_epsilon(
+    assert accounting.compute_epsilon(
         others, 1e-3, unit=PrivacyUnit.USER
-    ) < accountant.compute_epsilon(
+    ) < accounting.compute_epsilon(
         [BANDED.gradient_release(number) for number in rounds], 1e-3, unit=PrivacyUnit.USER
     )
     assert "bands" not in USER.to_json(), "a plan without bands travels as it always did"

@@ -16,7 +16,7 @@ from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.parameters import flatten_parameters
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import (
@@ -62,7 +62,7 @@ def plan(epsilon: float | None) -> Plan:
     """A plan whose releases cost exactly so much; None for no privacy."""
     if epsilon is None:
         return NOT_PRIVATE
-    precision = accountant.gaussian_mu(epsilon, DELTA) ** 2
+    precision = accounting.gaussian_mu(epsilon, DELTA) ** 2
 
     def noise(share: float) -> float:
         return float((share * precision) ** -0.5)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.simulations.audit import canary, one_run
 from sottovoce.simulations.audit.device_under_test import with_exact_normaliser
 
@@ -83,7 +83,7 @@ def test_the_last_message_alone_shows_its_own_epsilon(
     """Most of it, and so more than was booked where a device draws half of the noise."""
     booked = make_transcript(8.0)
     release = booked.plan.calibration_release()
-    epsilon = accountant.compute_epsilon([release], terms["delta"])
+    epsilon = accounting.compute_epsilon([release], terms["delta"])
     drawn = replace(booked.plan.calibration, noise_multiplier=noise * release.noise_multiplier)
 
     found = canary.bound_last_message(

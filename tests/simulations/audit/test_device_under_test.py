@@ -9,7 +9,7 @@ from builders import make_clips, make_device
 from sottovoce.client.device.device import Device
 from sottovoce.client.federation import enrolment, statistics_round, training_round
 from sottovoce.shared.models.examples import Examples
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.protocol.messages import HeadStatisticsRequest, TrainRequest
 from sottovoce.simulations.audit.device_under_test import (
     nearly_noiseless,
@@ -92,6 +92,6 @@ def test_an_exact_normaliser_is_counted_as_if_it_cost_nothing(make_transcript: A
     plan = with_exact_normaliser(make_transcript(8.0)).plan
     others = [one for one in plan.all_releases() if one.kind.value != "normaliser"]
 
-    assert accountant.compute_epsilon(others, 1e-5) < 8.0
+    assert accounting.compute_epsilon(others, 1e-5) < 8.0
     assert plan.normaliser is not None
     assert plan.normaliser.noise_multiplier < 1e-9

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.simulations.audit import epsilon_bounds
 from sottovoce.simulations.audit.epsilon_bounds import ErrorRates
 
@@ -45,7 +45,7 @@ def test_nobody_shows_more_than_the_number_of_trials_allows() -> None:
 
 @pytest.mark.parametrize("epsilon", [0.1, 1.0, 8.0, 50.0])
 def test_a_gaussian_costs_what_the_accountant_says(epsilon: float) -> None:
-    mu = accountant.gaussian_mu(epsilon, DELTA)
+    mu = accounting.gaussian_mu(epsilon, DELTA)
 
     assert epsilon_bounds.gaussian_epsilon(mu, DELTA) == pytest.approx(epsilon, rel=1e-4)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol.training_plan import UserLevelPrivacy
@@ -36,7 +36,7 @@ def hidden(make_transcript: Any) -> Any:
     """Makes a transcript whose sums hide users at so much epsilon."""
 
     def make(epsilon: float) -> Transcript:
-        precision = accountant.gaussian_mu(epsilon, DELTA) ** 2
+        precision = accounting.gaussian_mu(epsilon, DELTA) ** 2
 
         def noise(norm: float, share: float) -> SumMechanism:
             multiplier = float((share * precision) ** -0.5)
@@ -60,7 +60,7 @@ def hidden(make_transcript: Any) -> Any:
 def test_the_transcripts_cost_what_they_promise(hidden: Any) -> None:
     releases = hidden(8.0).plan.all_releases()
 
-    assert accountant.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) == pytest.approx(
+    assert accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) == pytest.approx(
         8.0, abs=1e-3
     )
 

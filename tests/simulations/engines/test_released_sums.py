@@ -16,7 +16,7 @@ from sottovoce.server.federation.training_job import Job
 from sottovoce.shared import crypto
 from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE, CalibrationRelease
 from sottovoce.shared.errors import LedgerError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
@@ -85,7 +85,7 @@ def federation(make_federation: Any, request: pytest.FixtureRequest) -> Any:
         user=user_level(request.param),
         calibration=CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.5),
     )
-    epsilon = accountant.compute_epsilon(list(plan.all_releases()), DELTA, unit=PrivacyUnit.USER)
+    epsilon = accounting.compute_epsilon(list(plan.all_releases()), DELTA, unit=PrivacyUnit.USER)
     budgets = (PrivacyBudget(epsilon=epsilon * (1 + 1e-9), delta=DELTA, unit=PrivacyUnit.USER),)
     held_out = made.folder / "held_out.safetensors"
     replace(job, plan=plan, budgets=budgets, held_out_path=held_out).save(folder)

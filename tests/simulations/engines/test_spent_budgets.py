@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.protocol import flower_records, messages
 
@@ -25,7 +25,7 @@ def cost(make_federation: Any) -> Cost:
     releases = [*kinds, *(plan.gradient_release(number) for number in (1, 2, 3))]
 
     def of_first(count: int) -> float:
-        return accountant.GAUSSIAN_FILTER.compute_epsilon(
+        return accounting.GAUSSIAN_FILTER.compute_epsilon(
             [release for release in releases[:count] if release], DELTA
         )
 

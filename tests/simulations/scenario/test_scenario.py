@@ -16,7 +16,7 @@ from sottovoce.server.planning.recipe import (
 )
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.target import MAX_EPSILON
 from sottovoce.shared.protocol.training_plan import Plan
@@ -227,7 +227,7 @@ def test_a_plan_keeps_its_promise_to_users_and_wastes_hardly_any_of_it(
 
     assert plan.scheme.unit == unit
     for budget in noise_calibration.device_budgets(scenario.privacy):
-        spent = accountant.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
+        spent = accounting.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
         assert 0.99 * 2.0 < spent <= 2.0
     assert plan.user is not None
     assert (plan.user.secure is not None) == secure
@@ -242,7 +242,7 @@ def test_users_in_participation_groups_are_promised_as_much(
     scenario = replace(usual, recipe=replace(usual.recipe, user=user))
     plan, everybody = _plan(scenario), _plan(usual)
 
-    spent = accountant.compute_epsilon(
+    spent = accounting.compute_epsilon(
         plan.all_releases(), scenario.privacy.user_delta, unit=PrivacyUnit.USER
     )
     assert 0.99 * 4.0 < spent <= 4.0

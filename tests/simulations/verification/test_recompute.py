@@ -13,7 +13,7 @@ from builders import make_release
 
 from sottovoce.cli import main
 from sottovoce.shared.errors import MessageError, SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import (
@@ -176,9 +176,9 @@ def test_a_ledger_that_nobody_accounts_for_is_found(run: Path) -> None:
 def test_an_accountant_that_errs_is_found_by_the_other(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    half = accountant.GaussianFilter.compute_epsilon
+    half = accounting.GaussianFilter.compute_epsilon
     monkeypatch.setattr(
-        accountant.GaussianFilter, "compute_epsilon", lambda *a, **k: half(*a, **k) / 2
+        accounting.GaussianFilter, "compute_epsilon", lambda *a, **k: half(*a, **k) / 2
     )
     _edit(
         run,
@@ -238,7 +238,7 @@ def test_a_run_that_protects_nothing_must_say_so_in_every_ledger(
     ],
 )
 def test_both_accountants_agree_though_they_share_no_code(releases: tuple[Release, ...]) -> None:
-    ours, theirs = accountant.compute_epsilon(releases, DELTA), opacus_epsilon(releases, DELTA)
+    ours, theirs = accounting.compute_epsilon(releases, DELTA), opacus_epsilon(releases, DELTA)
 
     assert abs(ours - theirs) <= PRV_TOLERANCE
     # The tolerance has power: a tenth less noise would show.
@@ -261,7 +261,7 @@ def test_the_other_accountant_composes_correlated_rounds_by_the_matrix_itself(ba
         )
 
     def both(*releases: Release) -> tuple[float, float]:
-        ours = accountant.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER)
+        ours = accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER)
         return ours, opacus_epsilon(releases, DELTA, unit=PrivacyUnit.USER)
 
     for separated in ([line(1), line(5), line(9)], [line(1), line(2, run="s")], [line(3)]):

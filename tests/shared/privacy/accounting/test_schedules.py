@@ -20,7 +20,7 @@ from builders import make_release
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import (
@@ -272,10 +272,10 @@ def test_one_unprotected_release_costs_everything(
 )
 def test_the_other_route_is_close(steps: list[Step]) -> None:
     releases = [make_release(noise, rate=rate, steps=count) for rate, noise, count in steps]
-    reported = accountant.compute_epsilon(releases, DELTA)
+    reported = accounting.compute_epsilon(releases, DELTA)
 
     assert 0.97 * reported <= below(steps) <= reported
     less = [replace(one, noise_multiplier=one.noise_multiplier * 1.1) for one in releases]
-    assert accountant.compute_epsilon(less, DELTA) < below(steps), (
+    assert accounting.compute_epsilon(less, DELTA) < below(steps), (
         "a tenth too little noise would be found"
     )

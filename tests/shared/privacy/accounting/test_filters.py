@@ -18,7 +18,7 @@ from builders import make_release
 from scipy.special import ndtr
 
 from sottovoce.shared.errors import BudgetSpent, LedgerError, SettingError
-from sottovoce.shared.privacy import accountant
+from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget, find_costliest_release
 from sottovoce.shared.privacy.release import (
     Mechanism,
@@ -149,7 +149,7 @@ FIRST, CHOICES = Step(1.0, 1 / 1.4), (Step(1.0, 1.1075), Step(1e-5, 0.107))
 def test_refusing_by_the_composed_epsilon_is_no_filter() -> None:
     for choice in CHOICES:
         # Coarse is an upper bound as well.
-        assert accountant.compute_epsilon(_releases([FIRST, choice]), DELTA, fast=True) <= 8.0
+        assert accounting.compute_epsilon(_releases([FIRST, choice]), DELTA, fast=True) <= 8.0
 
     reached = realised_delta(FIRST, lambda _: CHOICES, 8.0, rounds=1)
 
@@ -259,19 +259,19 @@ def test_the_simulation_finds_a_budget_that_is_passed() -> None:
 
 @pytest.mark.parametrize("steps", [[Step(1.0, 2.0)], [Step(1.0, 3.0), Step(1.0, 0.9)], []])
 def test_without_sampling_the_gaussian_filter_is_what_it_was(steps: list[Step]) -> None:
-    charged = accountant.GAUSSIAN_FILTER.compute_epsilon(_releases(steps), DELTA)
+    charged = accounting.GAUSSIAN_FILTER.compute_epsilon(_releases(steps), DELTA)
 
-    assert charged == accountant.compute_epsilon(_releases(steps), DELTA)
-    assert accountant.choose_renyi_order(_releases(steps), DELTA) is None
+    assert charged == accounting.compute_epsilon(_releases(steps), DELTA)
+    assert accounting.choose_renyi_order(_releases(steps), DELTA) is None
 
 
 def test_the_gaussian_filter_amplifies_nothing() -> None:
     sampled = [Step(0.01, 2.0), Step(0.5, 3.0)]
     whole = [step._replace(rate=1.0) for step in sampled]
 
-    charged = accountant.GAUSSIAN_FILTER.compute_epsilon(_releases(sampled), DELTA)
+    charged = accounting.GAUSSIAN_FILTER.compute_epsilon(_releases(sampled), DELTA)
 
-    assert charged == accountant.compute_epsilon(_releases(whole), DELTA)
+    assert charged == accounting.compute_epsilon(_releases(whole), DELTA)
 
 
 @pytest.mark.parametrize("order", [2.0, 4.5, 32.0])
@@ -284,7 +284,7 @@ def test_the_renyi_filter_is_the_formula(order: float) -> None:
         - (math.log(DELTA) + math.log(order)) / (order - 1)
     )
 
-    charged = accountant.RenyiFilter(order).compute_epsilon(_releases(steps), DELTA)
+    charged = accounting.RenyiFilter(order).compute_epsilon(_releases(steps), DELTA)
 
     assert charged == pytest.approx(converted, rel=1e-9)
 
@@ -301,7 +301,7 @@ def test_the_divergence_of_a_sampled_step_is_its_integral(order: float) -> None:
         - (math.log(DELTA) + math.log(order)) / (order - 1)
     )
 
-    charged = accountant.RenyiFilter(order).compute_epsilon([step.release()], DELTA)
+    charged = accounting.RenyiFilter(order).compute_epsilon([step.release()], DELTA)
 
     assert charged == pytest.approx(converted, rel=1e-6)
 
@@ -320,7 +320,7 @@ def test_the_slack_of_discrete_sums_adds_up_at_an_order() -> None:
             kind=ReleaseKind.GRADIENT, mechanism=Mechanism.GAUSSIAN, run="r", round=1, user=user
         )
 
-    rule = accountant.RenyiFilter(5.0)
+    rule = accounting.RenyiFilter(5.0)
     fine, plain = (
         rule.compute_epsilon([hidden(7, fine=one)], DELTA, unit=PrivacyUnit.USER)
         for one in (True, False)
@@ -331,7 +331,7 @@ def test_the_slack_of_discrete_sums_adds_up_at_an_order() -> None:
 
 def test_unprotected_releases_cost_every_filter_everything() -> None:
     unprotected = Release(kind=ReleaseKind.GRADIENT, mechanism=Mechanism.NONE, run="r", round=1)
-    for rule in (accountant.GAUSSIAN_FILTER, accountant.RenyiFilter(3.0)):
+    for rule in (accounting.GAUSSIAN_FILTER, accounting.RenyiFilter(3.0)):
         assert rule.compute_epsilon([Step(0.1, 1.0).release(), unprotected], DELTA) == math.inf
         assert rule.compute_epsilon([Step(0.5, 1e12).release()], DELTA) >= 0.0
         assert rule.compute_epsilon([], DELTA) == 0.0
@@ -349,8 +349,8 @@ def test_planned_noise_is_admitted_by_the_filter_that_it_chose(tmp_path: Path) -
     def plan(noise: float) -> list[Release]:
         return [Step(1.0, 5.0).release(), *(Step(0.2, noise).release(n) for n in range(5))]
 
-    releases = plan(accountant.calibrate_noise_multiplier(plan, 4.0, DELTA))
-    order = accountant.choose_renyi_order(releases, DELTA)
+    releases = plan(accounting.calibrate_noise_multiplier(plan, 4.0, DELTA))
+    order = accounting.choose_renyi_order(releases, DELTA)
 
     assert order is not None
     ledger = Ledger(tmp_path / "ledger.jsonl")
@@ -388,7 +388,7 @@ def test_a_life_from_before_orders_is_charged_without_amplification(tmp_path: Pa
 
     assert "renyi_orders" not in json.loads(path.read_text()), "the line is what it always was"
     assert Ledger(path).first_orders == {}
-    whole = accountant.compute_epsilon([Step(1.0, 0.7).release()], DELTA)
+    whole = accounting.compute_epsilon([Step(1.0, 0.7).release()], DELTA)
     assert Ledger(path).charged_epsilon(_budget(4.0)) == whole
 
 
@@ -419,7 +419,7 @@ def test_one_run_of_a_fixed_plan_is_composed_and_two_are_filtered(tmp_path: Path
     step = Step(0.01, 1.0).release()
     ledger.book_release("one", step, (_budget(None),))
 
-    assert ledger.charged_epsilon(_budget(None)) == accountant.compute_epsilon([step], DELTA)
+    assert ledger.charged_epsilon(_budget(None)) == accounting.compute_epsilon([step], DELTA)
     with pytest.raises(BudgetSpent):
         ledger.book_release(
             "two", Release.from_dict(step.to_dict() | {"run": "s"}), (_budget(None, 5),)
@@ -430,6 +430,6 @@ def test_a_torn_line_is_charged_as_the_costliest_by_every_rule() -> None:
     whole, sampled = Step(1.0, 3.0).release(), Step(0.001, 1.5).release(2)
     charged = find_costliest_release([whole, sampled])
 
-    for rule in (accountant.FIXED_PLAN, accountant.GAUSSIAN_FILTER, accountant.RenyiFilter(4.0)):
+    for rule in (accounting.FIXED_PLAN, accounting.GAUSSIAN_FILTER, accounting.RenyiFilter(4.0)):
         for one in (whole, sampled):
             assert rule.compute_epsilon([charged], DELTA) >= rule.compute_epsilon([one], DELTA)
