@@ -21,6 +21,7 @@ __all__ = [
     "crypto",
     "demo_data",
     "errors",
+    "exported",
     "features",
     "memo",
     "models",

@@ -12,6 +12,8 @@ from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.calibration import HeadPrior, identity_head
+from sottovoce.shared.calibration.adapter_basis import fit_basis
+from sottovoce.shared.calibration.conformal import NonconformityScores
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import flatten_parameters
@@ -206,5 +208,39 @@ def build_model_package(**changes: Any) -> ModelPackage:
         "prior": HeadPrior(mean=identity_head(2)),
         "subtracts_user_mean": True,
         "model_hash": "ab" * 32,
+    }
+    return ModelPackage(**fields | changes)
+
+
+def build_whisper_package(kind: str = "linear", **changes: Any) -> ModelPackage:
+    """Make a model on Whisper's statistics, of 16 inputs for three emotions, with a heads' basis.
+
+    Args:
+        kind: ``linear`` or ``mlp``.
+        changes: Fields of ``ModelPackage``.
+    """
+    generator = torch.Generator().manual_seed(3)
+    spec = ModelSpec(kind=kind, inputs=16, classes=3, hidden=8, bias_feature=0.5)
+    network = build_network(spec, seed=1)
+    weights = flatten_parameters(network)
+    width = network.head.in_features
+    mean = torch.randn(2304, generator=generator) / 10
+    fields: dict[str, Any] = {
+        "labels": ("angry", "neutral", "sad"),
+        "extractor": "whisper-tiny-en",
+        "spec": spec,
+        "weights": weights + torch.randn(len(weights), generator=generator) / 2,
+        "projection": PublicProjection(
+            mean=mean, matrix=torch.randn(2304, 16, generator=generator) / 48, row_norm=4.0
+        ),
+        "centre": torch.randn(16, generator=generator) / 10,
+        "speaker_statistics": default_statistics(16),
+        "prior": HeadPrior(
+            mean=identity_head(3),
+            scores=NonconformityScores(atoms=(0.3, 0.6), tail_mass=0.1, concentration=9.0),
+            basis=fit_basis(torch.randn(40, width, generator=generator), classes=3),
+        ),
+        "subtracts_user_mean": True,
+        "model_hash": "cd" * 32,
     }
     return ModelPackage(**fields | changes)

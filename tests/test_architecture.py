@@ -43,7 +43,16 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "dp_accounting": ("shared/privacy/accounting/*.py",),
     "torchaudio": AUDIO,
     "soundfile": AUDIO,
-    "onnxruntime": ("shared/audio/voice_activity.py", "shared/features/fingerprint.py"),
+    "onnx": (
+        "shared/exported/encoder_graph.py",
+        "shared/exported/graph_writer.py",
+        "shared/exported/model_graph.py",
+    ),
+    "onnxruntime": (
+        "shared/audio/voice_activity.py",
+        "shared/exported/exported_model.py",
+        "shared/features/fingerprint.py",
+    ),
     "cryptography": ("shared/crypto.py",),
     "mpmath": ("shared/privacy/gaussian_noise.py",),
     "msgspec": ("shared/codec.py", "simulations/results/schema.py"),

@@ -25,7 +25,7 @@ weight takes. All heads fit into 2 KiB once sealed, so their size does not revea
 
 TAG_BYTES: Final = 8
 
-_MAX_COORDINATE: Final = 4.0
+MAX_COORDINATE: Final = 4.0
 """Bound on a coordinate, in public standard deviations: an unusual recording must not move a
 prediction further than any recording that the adapter was fitted on."""
 
@@ -112,7 +112,7 @@ class AdapterBasis:
                 f"{self.width}: they belong to different models"
             )
         coordinates = (vectors.double() - self.centre.double()) @ self.matrix.double().mT
-        return coordinates.clamp(-_MAX_COORDINATE, _MAX_COORDINATE)
+        return coordinates.clamp(-MAX_COORDINATE, MAX_COORDINATE)
 
 
 def max_rank_for(classes: int) -> int:

@@ -6,7 +6,7 @@ Supervision (2022), https://arxiv.org/abs/2212.04356. The weights come with an i
 first layers carry the emotion, the last ones the words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -44,6 +44,9 @@ class WhisperEncoder:
         variables: Weights by CTranslate2 name, float32.
         depth: Number of layers to run.
 
+    Attributes:
+        mel_filters: Weights of the mel bands, shape (80, 201), float32.
+
     Raises:
         ModelError: A weight is missing, has another shape, or is not finite.
     """
@@ -53,7 +56,7 @@ class WhisperEncoder:
         self._weights = {
             name: _validated_weight(variables, name, shape) for name, shape in _shapes(depth)
         }
-        self._filters = torchaudio.functional.melscale_fbanks(
+        self.mel_filters = torchaudio.functional.melscale_fbanks(
             _WINDOW // 2 + 1,
             0.0,
             8_000.0,
@@ -87,13 +90,17 @@ class WhisperEncoder:
             ]
         return [torch.cat(parts) for parts in zip(*windows, strict=True)]
 
+    def weight(self, name: str) -> Tensor:
+        """Look up a weight by its CTranslate2 name, float32."""
+        return self._weights[name]
+
     def log_mel(self, samples: Tensor) -> Tensor:
         """Compute Whisper's scaled log-mel spectrogram: (samples,) -> (80, frames at 100 Hz)."""
         samples = F.pad(samples, (0, max(0, _MIN_SAMPLES - len(samples))))
         spectrum = torch.stft(samples, _WINDOW, _HOP, window=self._hann, return_complex=True)
         # The last frame is dropped, as in Whisper's own log-mel code.
         power = torch.view_as_real(spectrum[:, :-1]).square().sum(-1)
-        log = (self._filters @ power).clamp_min(1e-10).log10()
+        log = (self.mel_filters @ power).clamp_min(1e-10).log10()
         # Whisper's own scaling: 8 decades below the loudest, then to about [-1, 1].
         return (torch.maximum(log, log.max() - 8.0) + 4.0) / 4.0
 
@@ -170,9 +177,7 @@ class WhisperStatistics:
         audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
         cut = voice_activity.cut_to_speech(signal)
         outputs = load_encoder()(cut.signal)
-        spoken = cut.mask_frames(len(outputs[0]), FRAME_HOP)
-        layers = [outputs[layer][spoken] for layer in LAYERS]
-        return torch.cat([h.mean(0) for h in layers] + [h.std(0) for h in layers])
+        return pool_statistics(outputs, cut.mask_frames(len(outputs[0]), FRAME_HOP))
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +204,17 @@ class WhisperFrames:
         joined = torch.cat([outputs[layer] for layer in FRAME_LAYERS], dim=1)
         pooled = F.avg_pool1d(joined.T[None], self.pooled, ceil_mode=True)
         return pooled[0].T.contiguous()
+
+
+def pool_statistics(outputs: Sequence[Tensor], spoken: Tensor) -> Tensor:
+    """Pool layers 1 to 3 over the frames of speech: means, then standard deviations, (2304,).
+
+    Args:
+        outputs: Of the stem and of every layer, each (frames, 384).
+        spoken: Which frames are speech, shape (frames,), bool; at least two.
+    """
+    layers = [outputs[layer][spoken] for layer in LAYERS]
+    return torch.cat([h.mean(0) for h in layers] + [h.std(0) for h in layers])
 
 
 def _fingerprint(name: str, settings: Mapping[str, object]) -> str:

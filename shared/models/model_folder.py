@@ -22,6 +22,8 @@ from sottovoce.shared.codec import Ed25519Signature, Sha256
 from sottovoce.shared.errors import ModelError, SettingError
 
 METADATA_FILE, WEIGHTS_FILE = "model.json", "model.safetensors"
+ONNX_FILE = "model.onnx"
+"""Instead of the weights in the folder of an exported model."""
 MANIFEST_FILE, SIGNATURE_FILE = "manifest.json", "manifest.sig"
 
 MAX_WEIGHTS_BYTES: Final = 1 << 27
@@ -194,7 +196,7 @@ def read_private_key(path: Path) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    limit = MAX_WEIGHTS_BYTES if path.name == WEIGHTS_FILE else MAX_OTHER_BYTES
+    limit = MAX_WEIGHTS_BYTES if path.name in (WEIGHTS_FILE, ONNX_FILE) else MAX_OTHER_BYTES
     return read_bounded_file(path, max_bytes=limit, error=ModelError)
 
 
@@ -206,9 +208,11 @@ def _decode_manifest(raw: bytes) -> Manifest:
             f"{MANIFEST_FILE} names {len(names)} files; at most {MAX_FILES}, of plain names "
             "without folders"
         )
-    if not {METADATA_FILE, WEIGHTS_FILE} <= names or {MANIFEST_FILE, SIGNATURE_FILE} & names:
+    weights = names & {WEIGHTS_FILE, ONNX_FILE}
+    if METADATA_FILE not in names or len(weights) != 1 or {MANIFEST_FILE, SIGNATURE_FILE} & names:
         raise ModelError(
-            f"{MANIFEST_FILE} must name {METADATA_FILE} and {WEIGHTS_FILE}, and not itself"
+            f"{MANIFEST_FILE} must name {METADATA_FILE} and {WEIGHTS_FILE}, or {ONNX_FILE}, and "
+            "not itself"
         )
     return manifest
 

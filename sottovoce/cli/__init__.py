@@ -8,6 +8,7 @@ __all__ = [
     "corpora",
     "device",
     "encoder",
+    "export",
     "main",
     "model",
     "options",

@@ -12,7 +12,17 @@ from pathlib import Path
 from typing import NoReturn
 
 from sottovoce import __version__
-from sottovoce.cli import corpora, device, encoder, model, reproduce, simulate, sweep, verify
+from sottovoce.cli import (
+    corpora,
+    device,
+    encoder,
+    export,
+    model,
+    reproduce,
+    simulate,
+    sweep,
+    verify,
+)
 from sottovoce.cli.options import CommandParser, add_completion_option
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.printable import print_error, print_lines
@@ -76,6 +86,7 @@ def build_parser() -> CommandParser:
         verify.add_run_commands,
         device.add_device_commands,
         model.add_model_commands,
+        export.add_export_command,
         encoder.add_encoder_commands,
         reproduce.add_reproduce_command,
     ):

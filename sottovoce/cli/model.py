@@ -87,11 +87,16 @@ def run_model_key_command(arguments: argparse.Namespace) -> int:
 def run_model_sign_command(arguments: argparse.Namespace) -> int:
     """Sign and print the public key."""
     from sottovoce.client.recognition.recogniser import find_model
+    from sottovoce.shared.exported.exported_model import ExportedModel, is_exported
     from sottovoce.shared.models.model_folder import read_private_key, sign_model_folder
     from sottovoce.shared.models.model_package import ModelPackage
 
     folder, private = find_model(arguments.model), read_private_key(arguments.key)
-    ModelPackage.load(folder)  # nobody signs what cannot be used
+    # Nobody signs what cannot be used.
+    if is_exported(folder):
+        ExportedModel.load(folder)
+    else:
+        ModelPackage.load(folder)
     print_lines(sign_model_folder(folder, private))
     return 0
 
