@@ -244,3 +244,15 @@ def build_whisper_package(kind: str = "linear", **changes: Any) -> ModelPackage:
         "model_hash": "cd" * 32,
     }
     return ModelPackage(**fields | changes)
+
+
+def is_unlocked(path: Path) -> bool:
+    """Tell whether another writer could lock a file now; under POSIX alone."""
+    import fcntl
+
+    with path.open("rb") as other:
+        try:
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True

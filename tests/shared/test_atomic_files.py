@@ -5,18 +5,21 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from builders import is_unlocked
 
 from sottovoce.shared.atomic_files import (
     PARTIAL_FILES,
     append_to_file,
+    claim_file,
     lock_file,
     overwrite_start,
     replace_file,
     replace_text,
 )
-from sottovoce.shared.errors import FileChangedError, StorageError
+from sottovoce.shared.errors import FileChangedError, FolderInUseError, StorageError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="the system has no such call")
 
@@ -155,6 +158,47 @@ def test_a_file_that_another_program_changed_is_left_alone(
     assert path.read_bytes() == b"one\ntwo\n"
     write(path, b"other\n", expected_size=8)
     assert path.read_bytes().endswith(b"other\n")
+
+
+@posix
+@pytest.mark.parametrize("write", [append_to_file, replace_file])
+def test_nobody_else_writes_between_the_look_at_a_file_and_its_change(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]
+) -> None:
+    """Were the lock taken later, or not at all, two writers could build on the same line."""
+    path, free = tmp_path / "ledger", {}
+    append_to_file(path, b"one\n")
+    assert is_unlocked(path)
+    look, add, rename = os.fstat, os.write, Path.replace
+
+    def noted(call: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any) -> Any:
+            free[call] = is_unlocked(path)
+            return real(*arguments)
+
+        return called
+
+    monkeypatch.setattr(os, "fstat", noted("look", look))
+    monkeypatch.setattr(os, "write", noted("change", add))
+    monkeypatch.setattr(Path, "replace", noted("change", rename))
+    write(path, b"two\n", expected_size=4)
+    monkeypatch.undo()
+
+    assert free == {"look": False, "change": False}
+    assert is_unlocked(path), "a writer that is done holds nothing"
+
+
+@posix
+def test_a_lock_is_held_to_its_end_and_a_claim_refuses_the_next(tmp_path: Path) -> None:
+    with lock_file(tmp_path / "lock"):
+        assert not is_unlocked(tmp_path / "lock")
+    assert is_unlocked(tmp_path / "lock")
+
+    with claim_file(tmp_path / "claim", b"me"):
+        assert not is_unlocked(tmp_path / "claim")
+        with pytest.raises(FolderInUseError, match=r"^me$"), claim_file(tmp_path / "claim", b"you"):
+            pytest.fail("it was claimed twice")
+    assert not (tmp_path / "claim").exists()
 
 
 def _count_up(path: Path, times: int) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from inspect import signature
 
 import pytest
 
@@ -166,6 +167,25 @@ def test_a_wrapped_key_opens_for_its_passphrase_and_context_only(key: bytes) -> 
         crypto.unwrap_key(wrapped, "loud as a lion", context=b"ada")
     with pytest.raises(PrivacyError, match="another user"):
         crypto.unwrap_key(wrapped, PHRASE, context=b"bob")
+
+
+def test_a_passphrase_costs_an_attacker_what_is_advised(
+    key: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OWASP: scrypt with N = 2^17, r = 8, p = 1. Tests take less, a user's vault never."""
+    assert crypto.SCRYPT_LOG2_COST == 17
+    assert signature(crypto.derive_key).parameters["log2_cost"].default == 17
+    monkeypatch.setattr(crypto, "SCRYPT_LOG2_COST", CHEAP + 1)
+    wrapped = crypto.wrap_key(key, PHRASE, context=b"")
+
+    assert wrapped[0] == CHEAP + 1, "the default, and not what tests ask for"
+    assert crypto.unwrap_key(wrapped, PHRASE, context=b"") == key
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_no_key_of_another_length_is_wrapped(length: int) -> None:
+    with pytest.raises(SettingError, match=f"a key has {length} bytes; it must have 32"):
+        crypto.wrap_key(b"k" * length, PHRASE, context=b"", log2_cost=CHEAP)
 
 
 @pytest.mark.parametrize("index", [0, 1, 16, 17, 100, -1])

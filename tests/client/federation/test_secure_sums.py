@@ -338,6 +338,14 @@ def test_training_that_overflows_counts_as_zeros(tmp_path: Path, labels: list[in
     assert np.linalg.norm(opened.total) == pytest.approx(others_are_zeros, abs=2e-3)
 
 
+def test_a_sum_takes_no_other_round_s_request(devices: dict[str, Device]) -> None:
+    """Or one booked round would be masked, and opened, in as many sums as a server names."""
+    with pytest.raises(MessageError, match="round-2 came without its request"):
+        _sum(devices, "round-2")
+
+    assert not any(Device.open(one.folder).ledger.releases for one in devices.values())
+
+
 @pytest.mark.parametrize("numbers", [[1.0], [1.0, -1.0, 1.0], [1.0, 1.0, math.inf]])
 def test_class_weights_that_do_not_fit_are_refused_unbooked(
     devices: dict[str, Device], numbers: list[float]
@@ -513,6 +521,15 @@ def test_an_identity_is_kept_and_a_real_one_is_nobody_elses(tmp_path: Path) -> N
         for name in ("a", "b")
     }
     assert len({one.identity_key, *others}) == 3
+
+
+@pytest.mark.parametrize("seed", [7, None])
+def test_a_secure_plan_is_told_the_identity_that_signs(tmp_path: Path, seed: int | None) -> None:
+    device = make(tmp_path, 0, simulated_seed=seed)
+    public = training_round.public_identity_key(device, PLAN)
+
+    assert crypto.verify_signature(public, crypto.sign_message(device.identity_key, b"x"), b"x")
+    assert training_round.public_identity_key(device, replace(PLAN, user=None)) == b""
 
 
 def test_two_programs_never_take_one_step(

@@ -8,11 +8,14 @@ from opacus import GradSampleModule
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from sottovoce.client.training.dp_sgd import TrainingObjective
+from sottovoce.client.training.gradient_factors import PerExampleGradients
 from sottovoce.client.training.local_trainer import (
     LocalUpdate,
     TrainingSettings,
     compute_local_update,
 )
+from sottovoce.client.training.poisson_batch import Batch
 from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.models import (
     ModelSpec,
@@ -230,6 +233,26 @@ def test_broken_gradients_count_as_zeros(
     assert (update.zeroed, alone.zeroed) == (1, 0)
 
 
+@pytest.mark.parametrize("place", [0, 3, -1])
+def test_gradients_that_are_broken_in_one_tensor_are_found(
+    place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network("cnn-attention")
+    examples = utterances(model, 4)
+    wanted = train(model, examples, NoPrivacy()).vector
+    mean_gradients = TrainingObjective.mean_gradients
+
+    def broken(objective: TrainingObjective, batch: Batch) -> tuple[Tensor, ...]:
+        found = list(mean_gradients(objective, batch))
+        found[place] = torch.full_like(found[place], math.inf)
+        return tuple(found)
+
+    monkeypatch.setattr(TrainingObjective, "mean_gradients", broken)
+    torch.testing.assert_close(
+        train(model, examples, NoPrivacy()).vector, wanted, atol=1e-5, rtol=1e-4
+    )
+
+
 @pytest.mark.parametrize(("kind", "pooling"), FEW)
 @pytest.mark.parametrize(("rate", "size"), [(1.0, 0), (1e-6, 4)])
 def test_noise_comes_also_where_nobody_joined(
@@ -388,13 +411,30 @@ def test_large_batches_in_parts_give_the_same_update(
     model = network(kind, pooling)
     examples = together(utterances(model, 7), extreme(model, math.nan))
     training = replace(PLAIN, steps=2, learning_rate=0.1)
+    sizes = _watch_parts(monkeypatch)
     whole = train(model, examples, mechanism, training)
+    assert sizes == [8, 8], "small batches stay whole"
+    sizes.clear()
     room = 3 * flatten_parameters(model).numel()
     monkeypatch.setattr("sottovoce.client.training.dp_sgd.MAX_GRADIENT_NUMBERS", room)
     parts = train(model, examples, mechanism, training)
 
     torch.testing.assert_close(parts.vector, whole.vector, atol=1e-5, rtol=1e-5)
     assert parts.zeroed == whole.zeroed == 2
+    assert sizes == [3, 3, 2] * 2, "no more gradients at once than there is room for"
+
+
+def _watch_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Sizes of the parts whose gradients are held at once, as they come."""
+    sizes: list[int] = []
+    gradients = TrainingObjective.per_example_gradients
+
+    def watched(objective: TrainingObjective, batch: Batch) -> PerExampleGradients:
+        sizes.append(len(batch))
+        return gradients(objective, batch)
+
+    monkeypatch.setattr(TrainingObjective, "per_example_gradients", watched)
+    return sizes
 
 
 def test_parts_are_noised_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,9 +446,11 @@ def test_parts_are_noised_once(monkeypatch: pytest.MonkeyPatch) -> None:
             asked.append(std)
             return super().add_noise(values, std)
 
+    sizes = _watch_parts(monkeypatch)
     monkeypatch.setattr("sottovoce.client.training.dp_sgd.MAX_GRADIENT_NUMBERS", 1)
     train(model, utterances(model, 7), training=replace(PLAIN, steps=2), noise=Counting())
 
+    assert sizes == [1] * 14
     assert asked == [CLIP * PRIVATE.noise_multiplier] * 2
 
 

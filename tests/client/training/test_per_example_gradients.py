@@ -13,6 +13,7 @@ from sottovoce.client.training.gradient_factors import (
     OuterProductGradients,
     ParameterGradients,
     PerExampleGradients,
+    collect_gradients,
 )
 from sottovoce.client.training.linear_gradients import DenseGradients, LogitGradient, is_dense
 from sottovoce.client.training.lstm_gradients import run_lstm
@@ -208,6 +209,19 @@ def test_a_broken_utterance_is_zeros_and_leaves_the_others_alone(
         found.norms, torch.linalg.vector_norm(good, dim=1), rtol=1e-5, atol=0
     )
     assert torch.equal(examples.features, before) or math.isnan(value)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_one_tensor_that_is_no_number_zeroes_the_utterance_in_all(place: int, value: float) -> None:
+    parts = [torch.ones(3, 2, 1), torch.ones(3, 1, 1), torch.ones(3, 1, 2)]
+    parts[place][1, 0, 0] = value
+
+    found = collect_gradients(tuple(map(MaterialisedGradients, parts)))
+
+    assert found.zeroed == 1
+    assert found.norms.tolist() == pytest.approx([math.sqrt(5), 0.0, math.sqrt(5)])
+    assert found.weighted_sum(torch.ones(3, dtype=torch.float64)).tolist() == [2.0] * 5
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e18, 3e30])

@@ -1,13 +1,15 @@
 """Sums under correlated noise: its covariance, its cost, what a crash leaves."""
 
 import math
+import os
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from builders import make_plan
+from builders import is_unlocked, make_plan
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from sottovoce.server.aggregation.server_optimizer import AggregationSettings, c
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
+from sottovoce.shared.privacy.gaussian_noise import SystemGaussianSampler
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
@@ -228,6 +231,32 @@ def test_of_two_servers_only_the_first_lets_a_round_out(tmp_path: Path) -> None:
     known = second.get_released(1, [1])
     assert known is not None
     assert torch.equal(known, out)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody waits")
+def test_two_servers_at_once_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or both would add noise of their own to one round: their difference would be in the clear."""
+    store = correlated_noise.StoredCorrelatedNoise(BANDS, tmp_path, plan_digest="p", rounds=ROUNDS)
+    store.prepare_round(1)
+    lock = next(iter({one.with_suffix(".lock") for one in tmp_path.iterdir()}))
+    free: list[bool] = []
+    rename, draw = Path.replace, SystemGaussianSampler.sample_noise
+
+    def renamed(path: Path, target: Path) -> Path:
+        free.append(is_unlocked(lock))
+        return rename(path, target)
+
+    def drawn(source: Any, shape: Any, std: float) -> Tensor:
+        free.append(is_unlocked(lock))
+        return draw(source, shape, std)
+
+    monkeypatch.setattr(Path, "replace", renamed)
+    monkeypatch.setattr(SystemGaussianSampler, "sample_noise", drawn)
+    store.add_noise(1, torch.zeros(3, dtype=torch.float64), 1.0)
+
+    assert free == [False, False]
 
 
 @pytest.mark.parametrize("lost", ["gone", "cut", "older", "other", "poorer"])

@@ -1,15 +1,17 @@
 """Sums that hide users: bounded, booked before they are noised, and noised enough."""
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from builders import make_plan
+from builders import is_unlocked, make_plan
 from torch import Tensor
 
 from sottovoce.server.aggregation import private_sums, released_sums, server_anchor
@@ -315,6 +317,46 @@ def test_of_two_servers_only_the_first_lets_a_sum_out(tmp_path: Path) -> None:
     assert (found.devices, found.users) == (3, ("ada", "b,en"))
     second.put("round-2", ["r/round-2"], value)
     assert second.get("round-1") is None, "of rounds the newest"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody waits")
+def test_two_servers_at_once_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or both could find that nothing was released, and release their own."""
+    make(tmp_path, seed=None)
+    store = released_sums.ReleasedSumStore(
+        tmp_path, plan_digest="p", anchor=ServerAnchor(tmp_path, ledger=LEDGER_FILE)
+    )
+    free: list[bool] = []
+    look, rename = released_sums.ReleasedSumStore.get, Path.replace
+
+    def looked(store: Any, name: str) -> Any:
+        free.append(is_unlocked(tmp_path / "sums.lock"))
+        return look(store, name)
+
+    def renamed(path: Path, target: Path) -> Path:
+        free.append(is_unlocked(tmp_path / "sums.lock"))
+        return rename(path, target)
+
+    monkeypatch.setattr(released_sums.ReleasedSumStore, "get", looked)
+    monkeypatch.setattr(Path, "replace", renamed)
+    value = released_sums.ReleasedSum(total=torch.ones(2).double(), devices=3)
+    store.put("round-1", ["r/round-1"], value)
+
+    assert free == [False] * 3, "from the look to the sum and the note of it"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_stored_sum_that_is_no_number_is_not_released_again(tmp_path: Path, value: float) -> None:
+    make(tmp_path, seed=None)
+    store = released_sums.ReleasedSumStore(
+        tmp_path, plan_digest="p", anchor=ServerAnchor(tmp_path, ledger=LEDGER_FILE)
+    )
+    total = torch.tensor([1.0, value], dtype=torch.float64)
+    store.put("centre", [], released_sums.ReleasedSum(total=total, devices=3))
+
+    assert store.get("centre") is None
 
 
 @pytest.mark.parametrize("lost", ["cut", "gone", "all gone", "older", "no anchor", "bad anchor"])

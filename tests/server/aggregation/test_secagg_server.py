@@ -266,6 +266,42 @@ def test_wrong_shares_are_named_and_done_without(liars: int) -> None:
     check_sum(cohort, opened)
 
 
+@pytest.mark.parametrize(
+    ("how", "fault"),
+    [
+        ("kind", "wrong share for 'user 11'"),
+        ("less", "a share for each neighbour, and for nobody else"),
+        ("more", "a share for each neighbour, and for nobody else"),
+    ],
+)
+def test_shares_of_another_kind_or_of_other_neighbours_are_named(how: str, fault: str) -> None:
+    """A right share of a survivor's key would bare the survivor's update to whoever has enough."""
+    cohort = Cohort(COMPLETE)
+    held: dict[str, tuple[bytes, bytes]] = {}
+
+    def lie(stage: str, user: str, reply: bytes) -> bytes:
+        if (stage, user) == ("agree", "user 05"):
+            *_, stored = framing.unpack(cohort.states[user])
+            held.update(SecAggState.from_bytes(stored).shares)
+        if (stage, user) != ("unmask", "user 05"):
+            return reply
+        shares = dict(messages.UnmaskShares.from_bytes(reply).shares)
+        _, key_share = held["user 11"]
+        if how == "kind":
+            shares["user 11"] = (messages.KEY_SHARE, key_share)
+        elif how == "less":
+            del shares["user 11"]
+        else:
+            shares["user 99"] = shares["user 11"]
+        return messages.UnmaskShares(shares=shares).to_bytes()
+
+    opened = cohort.run(lie)
+
+    assert set(opened.faults) == {"user 05"}
+    assert fault in opened.faults["user 05"]
+    check_sum(cohort, opened)
+
+
 @pytest.mark.parametrize("secret", ["seed", "mask_key"])
 def test_a_secret_that_was_not_committed_to_is_named(secret: str) -> None:
     """Its owner shares out another; for a mask key this shows once the owner drops out."""

@@ -11,7 +11,7 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.schemes import unit_names
-from sottovoce.shared.privacy.target import PrivacyTarget
+from sottovoce.shared.privacy.target import BudgetShares, PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
 
 FACTS = {"run": "r", "labels": ("calm", "angry"), "inputs": 4, "extractor": "descriptors"}
@@ -50,6 +50,46 @@ def test_a_plan_costs_each_promised_unit_its_epsilon_and_hardly_less(unit: str) 
     for budget in noise_calibration.device_budgets(target):
         spent = accounting.compute_epsilon(plan.all_releases(), budget.delta, unit=budget.unit)
         assert 0.99 * 2.0 < spent <= 2.0
+
+
+def _spent(noise_multiplier: float) -> float:
+    """Squared mu of one Gaussian release."""
+    return 1 / noise_multiplier**2
+
+
+def test_each_release_of_an_utterance_s_gets_its_share_of_the_budget() -> None:
+    shares = BudgetShares(label_counts=0.06, centre=0.04, normaliser=0.1, head_statistics=0.03)
+    own = replace(recipe.default_recipe(unit="utterance"), shares=shares)
+    target = PrivacyTarget(unit="utterance", epsilon=2.0, shares=shares)
+
+    plan = noise_calibration.add_noise(_plan(own), target, own.bounds)
+
+    whole = accounting.gaussian_mu(2.0, target.delta) ** 2
+    left = whole - _spent(plan.count_noise)  # label counts have a noise of their own
+    assert plan.centre is not None
+    assert plan.normaliser is not None
+    assert plan.calibration is not None
+    assert _spent(plan.centre.noise_multiplier) == pytest.approx(0.04 * left)
+    assert _spent(plan.calibration.noise_multiplier) == pytest.approx(0.03 * left)
+    # The normaliser's is a share of what the centre leaves.
+    assert _spent(plan.normaliser.noise_multiplier) == pytest.approx(0.1 * 0.96 * left)
+
+
+@pytest.mark.parametrize("unit", ["user", "both"])
+def test_each_sum_over_users_gets_its_share_of_the_budget(unit: str) -> None:
+    shares = BudgetShares(label_counts=0.06, centre=0.04, normaliser=0.1, head_statistics=0.03)
+    own = replace(recipe.default_recipe(unit=unit), shares=shares)
+    target = PrivacyTarget(unit=unit, epsilon=2.0, user_delta=1e-4, shares=shares)
+
+    user = noise_calibration.add_noise(_plan(own), target, own.bounds).user
+
+    whole = accounting.gaussian_mu(2.0, 1e-4) ** 2
+    assert user is not None
+    assert user.centre is not None
+    assert user.calibration is not None
+    assert _spent(user.counts.noise_multiplier) == pytest.approx(0.06 * whole)
+    assert _spent(user.centre.noise_multiplier) == pytest.approx(0.04 * whole)
+    assert _spent(user.calibration.noise_multiplier) == pytest.approx(0.03 * whole)
 
 
 def test_bounds_and_losses_that_a_unit_cannot_keep_are_refused() -> None:

@@ -135,6 +135,21 @@ def test_separated_rounds_compose_and_nearer_ones_cost_as_one_direction() -> Non
     assert independent == epsilon(1, 4), "another run's noise"
 
 
+def test_rounds_of_different_bands_are_charged_by_the_longest_reach() -> None:
+    """Whatever a server books: noise that reaches five rounds meets all of them."""
+    far = BandedNoise.from_square_root(bands=5, min_separation=5)
+    near = BandedNoise.from_square_root(bands=2, min_separation=2)
+
+    def epsilon(*releases: Release) -> float:
+        return accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER)
+
+    met = [*lines(far, (1,)), *lines(near, (2, 5))]
+    tripled = epsilon(*lines(near, (1,), multiplier=2.0 / 3))
+    assert epsilon(*met) == epsilon(*reversed(met)) == pytest.approx(tripled)
+    apart = [*lines(far, (1,)), *lines(near, (7, 9))]
+    assert epsilon(*apart) == pytest.approx(epsilon(*lines(near, (1, 3, 5))))
+
+
 def _fields(release: Release) -> dict[str, Any]:
     """A release's fields."""
     return {name: getattr(release, name) for name in Release.__dataclass_fields__}

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -445,6 +446,25 @@ def test_one_run_may_spend_its_allowance_and_no_more(path: Path) -> None:
     ledger.book_release("s/0", replace(release(), run="s"), (budget,))  # another run has its own
     ledger.book_release("r/2", release(), (replace(budget, per_run=None),))
     assert ledger.releases_of("s") == (replace(release(), run="s"),)
+
+
+@pytest.mark.parametrize("first", [None, 20.0])
+def test_every_budget_is_looked_at_for_the_life_and_for_the_run(
+    path: Path, first: float | None
+) -> None:
+    """One allowance must not end the search, nor must a budget that has none."""
+    ample = PrivacyBudget(epsilon=50.0, delta=DELTA, per_run=first)
+    user = partial(PrivacyBudget, delta=1e-3, unit=PrivacyUnit.USER)
+    noise = SumMechanism(noise_multiplier=4.0, clip_norm=1.0, noised_by=NoiseSource.SERVER)
+    both = replace(release(), user=noise)
+    price = accounting.compute_epsilon([both], 1e-3, unit=PrivacyUnit.USER)
+    ledger = Ledger(path)
+    ledger.check_budget([both], (ample, user(epsilon=50.0, per_run=price + 0.1)))
+
+    for poor in (user(epsilon=price - 0.1), user(epsilon=50.0, per_run=price - 0.1)):
+        for budgets in ((ample, poor), (poor, ample)):
+            with pytest.raises(BudgetSpent, match="one user"):
+                ledger.check_budget([both], budgets)
 
 
 def test_what_is_asked_for_together_is_allowed_together(path: Path) -> None:

@@ -126,6 +126,36 @@ def test_a_whole_fold_that_is_gone_is_found(run: Path) -> None:
     assert any("privacy.json has folds fold1; run.json scored folds" in one for one in _found(run))
 
 
+def test_rounds_that_are_left_out_are_found_in_every_fold(run: Path) -> None:
+    """Half of the rounds, of the last fold alone, in its clients' and its server's accounts."""
+
+    def change(privacy: dict[str, Any]) -> None:
+        fold = privacy["folds"][1]
+        for account in [*fold["clients"].values(), fold["server"]]:
+            rounds = [one for one in account["releases"] if one["kind"] == "gradient"]
+            account["releases"] = [
+                one for one in account["releases"] if one not in rounds[len(rounds) // 2 :]
+            ]
+
+    _edit(run / "privacy.json", change)
+    found = [one for one in _found(run) if "the account leaves some out" in one]
+
+    assert [one.split(":")[0] for one in found] == ["fold2 s00", "fold2 s01", "fold2 the server"]
+    assert all("lists 2 rounds, run.json says 4" in one for one in found)
+
+
+@pytest.mark.parametrize("unit", ["both", "user"])
+def test_sampling_is_written_where_somebody_is_sampled(
+    finished: dict[str, Path], unit: str
+) -> None:
+    privacy = json.loads((finished[unit] / "privacy.json").read_text())
+    lines = [one for account in _accounts(privacy) for one in account["releases"]]
+
+    assert all(one["sample_rate"] == 1.0 for one in lines)
+    assert privacy["sampling"].startswith("every utterance in every step (rate 1); ")
+    assert "Poisson" not in privacy["sampling"]
+
+
 _LISTED: dict[str, object] = {
     "kind": "centre-of-gravity",
     "mechanism": "magic",
