@@ -9,6 +9,7 @@ SottovoceError
 ├── PrivacyError        a promise that would be broken
 │   ├── BudgetSpent     the next release would pass the budget
 │   ├── LedgerError     a ledger that cannot be trusted
+│   ├── ConsentError    what a user has not consented to, or consents to no more
 │   └── AggregationError  a secure sum that cannot be made, or that somebody tampers with
 ├── StorageError        a file that the disk refuses to take
 │   ├── FileChangedError  a file that another program changed since it was read
@@ -87,6 +88,10 @@ class BudgetSpent(PrivacyError):  # noqa: N818  (a state of affairs, not a fault
 
 class LedgerError(PrivacyError):
     """A ledger that cannot be trusted."""
+
+
+class ConsentError(PrivacyError):
+    """What a user has not consented to, or consents to no more."""
 
 
 class AggregationError(PrivacyError):

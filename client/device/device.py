@@ -10,7 +10,7 @@ On disk a device is a folder::
 import hashlib
 import json
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device import profile_seal
+from sottovoce.client.device.consent import DeviceConsent, Purpose
 from sottovoce.client.device.profile import (
-    UNKNOWN_LABEL,
+    PROFILE_FILE,
     DeviceProfile,
     LabelledFeatures,
     read_profile,
@@ -35,9 +36,7 @@ from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Release
-from sottovoce.shared.speaker import normalisation
 
-_PROFILE: Final = "device.json"
 _IDENTITY: Final = "identity"
 _ROSTER: Final = "roster"
 _ANSWERED: Final = "answered"
@@ -104,7 +103,7 @@ class Device:
         """
         folder = Path(folder)
         opened = vault or FileVault.open(_require_device(folder) / "vault")
-        profile, is_sealed = profile_seal.read_bound_profile(folder / _PROFILE, opened)
+        profile, is_sealed = profile_seal.read_bound_profile(folder / PROFILE_FILE, opened)
         anchor_store = VaultAnchor(opened, required=True)
 
         def open_ledger(*, read_only: bool) -> Ledger:
@@ -118,8 +117,8 @@ class Device:
         if not is_sealed and open_ledger(read_only=True).releases:
             # What was spent under which budget is unknown to anybody but the owner.
             raise PrivacyError(
-                f"{folder / _PROFILE} is of an earlier release and was never sealed, so anybody can"
-                " have changed it. If you are the device's owner, read it, and run `sottovoce "
+                f"{folder / PROFILE_FILE} is of an earlier release and was never sealed, so anybody "
+                "can have changed it. If you are the device's owner, read it, and run `sottovoce "
                 f"device confirm {folder}`"
             )
         device = cls(profile, opened, open_ledger(read_only=read_only), folder=folder)
@@ -144,7 +143,7 @@ class Device:
             PrivacyError: Its profile or its vault is damaged, or the disk refuses.
         """
         vault = vault or FileVault.open(_require_device(folder) / "vault")
-        return profile_seal.confirm_profile(folder / _PROFILE, vault)
+        return profile_seal.confirm_profile(folder / PROFILE_FILE, vault)
 
     @property
     def folder(self) -> Path:
@@ -188,6 +187,8 @@ class Device:
             folder / "vault", user=profile.user, key=key, passphrase=passphrase
         )
         vault.put_tensors("clips", features.to_tensors())
+        if profile.intended_use is not None:
+            DeviceConsent(vault, required=False).create()  # nothing is consented to yet
         profile_seal.seal_profile(vault, profile)  # before the anchor, which says that it is there
         if profile.simulated_seed is None:  # a simulation must repeat, ledgers included
             Ledger.create(folder / _LEDGER, profile.user)
@@ -196,7 +197,7 @@ class Device:
             folder / _LEDGER, owner=profile.user, anchor_store=anchor_store
         )  # and its first anchor
         # Written last: a device is there once its profile is.
-        write_profile(folder / _PROFILE, profile)
+        write_profile(folder / PROFILE_FILE, profile)
         return cls.open(folder, vault=vault)
 
     @classmethod
@@ -221,7 +222,7 @@ class Device:
             SettingError: No device there, or one whose ledger is in order.
             PrivacyError: Its profile or its vault is damaged, or the disk refuses.
         """
-        profile = read_profile(folder / _PROFILE)
+        profile = read_profile(folder / PROFILE_FILE)
         vault = vault or FileVault.open(folder / "vault")
         try:
             # Opening verifies ledger and anchor: only a refusal is a reason to retire.
@@ -236,7 +237,7 @@ class Device:
         # First the profile: from here on no crash leaves a device that contributes with a new
         # ledger.
         profile = replace(profile, contributes=False)
-        write_profile(folder / _PROFILE, profile)
+        write_profile(folder / PROFILE_FILE, profile)
         profile_seal.seal_profile(vault, profile)
         # The old anchor, brought back by a power cut, would have the new ledger refused.
         anchor_store = VaultAnchor(vault, required=False, durable=True)
@@ -248,7 +249,7 @@ class Device:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether a folder holds a device."""
-        return (folder / _PROFILE).is_file()
+        return (folder / PROFILE_FILE).is_file()
 
     def load_features(self) -> LabelledFeatures:
         """Read the device's recordings as features."""
@@ -282,6 +283,7 @@ class Device:
         Raises:
             BudgetSpent: The budget would be passed; nothing was booked or computed.
         """
+        self._require_contributing()  # what was not delivered yet is not given either
         ledger_key = _ledger_key(name, request_digest, release)
         slot = f"outbox-{release.kind.value}"  # the newest of each kind is enough
         if self.ledger.is_booked(ledger_key):
@@ -349,12 +351,26 @@ class Device:
         earlier = same.index(ledger_key)
         return f"{name}/{earlier}" if earlier else name
 
+    @property
+    def consent(self) -> DeviceConsent:
+        """What the user consents to."""
+        return DeviceConsent(self.vault, required=self.profile.intended_use is not None)
+
+    @property
+    def contributes(self) -> bool:
+        """Whether the device takes part in training: its owner and its user allow it.
+
+        Raises:
+            PrivacyError: The record of consent is damaged or gone.
+        """
+        return self.profile.contributes and self.consent.allows(Purpose.CONTRIBUTE)
+
     def _require_contributing(self) -> None:
         """Refuse new releases of a device that only receives models."""
-        if not self.profile.contributes:
+        if not self.contributes:
             raise BudgetSpent(
-                "this device only receives models: its owner has ended its training, or has "
-                "retired it because its ledger was refused"
+                "this device only receives models: its user does not consent to contribute, its "
+                "owner has ended its training, or has retired it because its ledger was refused"
             )
 
     def book_in_advance(self, name: str, request_digest: str, release: Release) -> None:
@@ -470,38 +486,6 @@ class Device:
         return stored["value"]
 
 
-def load_enrolment_features(folder: Path, vault: Vault) -> tuple[Tensor, bool]:
-    """Read the features that enrol a user, and whether they are known to be neutral.
-
-    Args:
-        folder: An existing device; its ledger is not touched.
-        vault: The device's.
-
-    Returns:
-        Shape (utterances, features), one row an utterance; of frames, their mean.
-    """
-    tensors = vault.get_tensors("clips")
-    features, frames = tensors["features"][tensors["enrols"]], tensors["frames"][tensors["enrols"]]
-    rows = normalisation.average_frames(features.float(), frames)
-    profile, _ = profile_seal.read_bound_profile(folder / _PROFILE, vault)
-    return rows, profile.neutral_enrolment
-
-
-def load_head_examples(folder: Path, vault: Vault, labels: Sequence[str]) -> Examples:
-    """Read the clips that a head is fitted on, as stored when the device was set up.
-
-    Args:
-        folder: An existing device; its ledger is not touched.
-        vault: The device's.
-        labels: A model's emotions, in the order of its classes; clips of others are left out.
-    """
-    profile, _ = profile_seal.read_bound_profile(folder / _PROFILE, vault)
-    clips = LabelledFeatures.from_tensors(vault.get_tensors("clips"))
-    # The model may have other emotions, or the same in another order.
-    numbered = clips.with_label_order(profile.labels, labels).examples
-    return numbered.select(clips.for_head & (numbered.labels != UNKNOWN_LABEL))
-
-
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class PreparedRelease:
     """A release that is not booked yet.
@@ -529,8 +513,8 @@ class PreparedRelease:
 
 def _require_device(folder: Path) -> Path:
     """Refuse a folder without a device, before its vault is missed."""
-    if not (folder / _PROFILE).exists():
-        raise SettingError(f"{folder} holds no device; make one first")
+    if not (folder / PROFILE_FILE).exists():
+        raise SettingError(f"{folder} holds no device; make one by `sottovoce device create`")
     return folder
 
 

@@ -9,6 +9,7 @@ from typing import Any, Final, NotRequired, TypedDict
 import torch
 from torch import Tensor
 
+from sottovoce.client.device.intended_use import IntendedUse, IntendedUseRecord
 from sottovoce.client.device.vault import write_file
 from sottovoce.shared import codec, validation
 from sottovoce.shared.bounded_files import read_bounded_file
@@ -18,6 +19,9 @@ from sottovoce.shared.identity import find_name, tidy_name
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit
+
+PROFILE_FILE: Final = "device.json"
+"""The profile's file in a device's folder."""
 
 _SCHEMA: Final = 2
 _MAX_PROFILE_BYTES: Final = 1 << 20
@@ -45,6 +49,8 @@ class DeviceProfile:
             server's.
         min_dishonest_share: Least share of a secure sum's devices, in [0, 1), that the plan must
             take to side with the server, and whose noise it does not count.
+        intended_use: What the device is for. With a declaration, everything waits for the user's
+            consent (see ``consent``); None on simulated devices and those of earlier releases.
     """
 
     user: str
@@ -55,6 +61,7 @@ class DeviceProfile:
     simulated_seed: int | None = None
     min_cohort: int = 10
     min_dishonest_share: float = 0.1
+    intended_use: IntendedUse | None = None
 
     def __post_init__(self) -> None:
         validation.require_whole_number(min_cohort=self.min_cohort)
@@ -77,7 +84,8 @@ class DeviceProfile:
         return replace(self, user=user)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to a JSON object, for ``device.json``."""
+        """Convert to a JSON object, for ``device.json``; without a declared use as ever."""
+        use = {"intended_use": self.intended_use.to_dict()} if self.intended_use else {}
         return {
             "user": self.user,
             "budgets": [budget.to_dict() for budget in self.budgets],
@@ -87,6 +95,7 @@ class DeviceProfile:
             "simulated_seed": self.simulated_seed,
             "min_cohort": self.min_cohort,
             "min_dishonest_share": self.min_dishonest_share,
+            **use,
         }
 
     @classmethod
@@ -109,6 +118,7 @@ class DeviceProfile:
             )
         record = codec.convert_record(content, _ProfileRecord, name=name, error=PrivacyError)
         floors: dict[str, Any] = {key: record[key] for key in _FLOORS if key in record}
+        use = record.get("intended_use")
         try:
             return cls(
                 user=record["user"],
@@ -117,6 +127,7 @@ class DeviceProfile:
                 neutral_enrolment=record.get("neutral_enrolment", False),
                 labels=record["labels"],
                 simulated_seed=record.get("simulated_seed"),
+                intended_use=IntendedUse.from_dict(use) if use else None,
                 **floors,
             )
         except SettingError as error:
@@ -139,6 +150,7 @@ class _ProfileRecord(TypedDict):
     simulated_seed: NotRequired[int | None]
     min_cohort: NotRequired[int]
     min_dishonest_share: NotRequired[float]
+    intended_use: NotRequired[IntendedUseRecord]
     budgets: NotRequired[list[_BudgetRecord]]
     # The first devices had one, for utterances, or null.
     budget: NotRequired[_BudgetRecord | None]
@@ -258,7 +270,9 @@ def read_profile(path: Path) -> DeviceProfile:
             )
         return DeviceProfile.from_dict(record, name=name)
     except FileNotFoundError:
-        raise SettingError(f"{path.parent} holds no device; make one first") from None
+        raise SettingError(
+            f"{path.parent} holds no device; make one by `sottovoce device create`"
+        ) from None
     except LedgerError as error:  # a budget that cannot be
         raise PrivacyError(f"{path} is damaged ({error}); {way_out}") from error
     except PrivacyError as error:

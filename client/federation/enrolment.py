@@ -55,7 +55,7 @@ def enrol_device(
         PrivacyError: Its secure sums are below the owner's floor, see ``secure_sums.check_floor``;
             nothing was stored.
     """
-    if device.profile.contributes:
+    if device.contributes:
         plan.scheme.match_sums(
             plan,
             plain=lambda: None,
@@ -63,7 +63,7 @@ def enrol_device(
         )
     clips, rows = store_projected_features(device, plan, projection, speaker_statistics)
     # What predictions read is stored by now; nothing of this device's leaves.
-    if not device.profile.contributes:
+    if not device.contributes:
         return None
     counts, rows = _label_counts(plan, clips), rows[clips.for_training]
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sottovoce.client.device.consent import Purpose
 from sottovoce.client.device.device import Device
 from sottovoce.client.federation.agreed_plan import check_centre, read_agreed_plan
 from sottovoce.client.federation.model_inputs import (
@@ -45,6 +46,8 @@ def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
         - The version that leaves counts models, whatever the user labelled or forgot, and when.
         - A head comes whatever the user has: without labelled clips it is the prior's mean, which
           nobody can tell from another by its ciphertext.
+        - A user who does not consent to personalise gets the population's mean and a head fitted on
+          no clips; the answer does not tell.
         - A clip that is no number to the model, or far too large a one, is left out, and a fit
           that fails leaves the prior's mean: a refusal would tell that there is such a clip.
 
@@ -55,13 +58,13 @@ def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
     model = model_with_weights(agreed, request.weights).eval()
     check_centre(agreed, request.centre)
     projected = device.vault.get_tensors("projected")
+    learns = device.consent.allows(Purpose.PERSONALISE)
     try:
         validate_direction(request.neutral_direction, agreed.model.inputs)
     except ModelError as error:
         raise MessageError(f"{error}: nothing was learned") from error
-    own = _speaker_mean(
-        device, agreed, projected["enrolled"], request.centre, request.neutral_direction
-    )
+    enrolled = projected["enrolled"] if learns else projected["enrolled"][:0]
+    own = _speaker_mean(device, agreed, enrolled, request.centre, request.neutral_direction)
     # Bound to its projection: behind another one the same numbers would mean nothing.
     projection_hash = torch.frombuffer(bytearray.fromhex(agreed.projection_hash), dtype=torch.uint8)
     device.vault.put_tensors("normaliser", {"mean": own, "front": projection_hash})
@@ -76,18 +79,22 @@ def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
             calibrator, request.stored_head, device.profile.user
         )
         if has_restored or not calibrator.is_fitted:
-            enrolled = prepare_examples(projected, "calibration", own)
-            labelled_since = feedback.prepare_examples(device.vault, agreed, own)
-            labelled = (
-                concatenate_examples([enrolled, labelled_since])
-                if len(labelled_since)
-                else enrolled
-            )
+            labelled = _labelled_examples(device, agreed, projected, own)
+            labelled = labelled if learns else labelled.select(slice(0))
             _fit(calibrator, _head_inputs(model, labelled, request.prior))
         elif not calibrator.is_model_counted:
             calibrator.advance_version()
         _book_head(device, agreed, calibrator.head_version)
         return calibrator.seal_head()
+
+
+def _labelled_examples(
+    device: Device, agreed: Plan, projected: dict[str, Tensor], own: Tensor
+) -> Examples:
+    """Everything that the user has labelled, less a mean: at enrolment, and since."""
+    enrolled = prepare_examples(projected, "calibration", own)
+    labelled_since = feedback.prepare_examples(device.vault, agreed, own)
+    return concatenate_examples([enrolled, labelled_since]) if len(labelled_since) else enrolled
 
 
 def _restore_offered(calibrator: HeadCalibrator, offered_head: UnverifiedHead, user: str) -> bool:

@@ -15,6 +15,7 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
+from sottovoce.client.device.consent import Purpose, load_consent
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
@@ -106,6 +107,10 @@ class VaultLearner:
         self._folder: Final = folder
         self._vault: Final = open_vault(folder, vault)
         self._package: Final = package
+
+    def _require_consent(self) -> None:
+        """Refuse to learn from a user who does not consent to it."""
+        load_consent(self._folder, self._vault).require(Purpose.PERSONALISE)
 
     @property
     def example_names(self) -> tuple[str, ...]:

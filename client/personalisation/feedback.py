@@ -22,7 +22,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sottovoce.client.device import device as devices
+from sottovoce.client.device import stored_clips
 from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.example_store import VaultLearner
@@ -73,8 +73,10 @@ class FeedbackStore(VaultLearner):
             SettingError: An emotion that the model does not know, or a model that reads frames.
             ModelError: Features of another width, not finite, or far too large, or a head that
                 cannot be fitted on them; nothing was learned.
+            ConsentError: The user does not consent to personalise.
             PrivacyError: The vault cannot be read or written.
         """
+        self._require_consent()
         label = find_name(emotion, self._package.labels)
         if label is None:
             known = ", ".join(self._package.labels)
@@ -165,7 +167,7 @@ class FeedbackStore(VaultLearner):
     def _fit(self, mean: Tensor) -> None:
         """Fit the head on everything that was labelled, and store it."""
         package = self._package
-        parts = [devices.load_head_examples(self._folder, self._vault, package.labels)]
+        parts = [stored_clips.load_head_examples(self._folder, self._vault, package.labels)]
         width = package.projection.mean.shape
         parts.append(load_examples(self._vault, package.extractor, package.labels, *width))
         # Clips of another extractor are of no use to this model.

@@ -15,7 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sottovoce.client.device import device as devices
+from sottovoce.client.device import stored_clips
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.example_store import VaultLearner
@@ -44,8 +44,10 @@ class SpeakerAdapter(VaultLearner):
             SettingError: The model subtracts no user's mean, or reads frames.
             ModelError: Features of another width, not finite, or far too large; nothing was
                 learned.
+            ConsentError: The user does not consent to personalise.
             PrivacyError: The vault cannot be read or written; what was kept before is kept still.
         """
+        self._require_consent()
         self._check(features)
         with self._vault.lock_blob(_BLOB_NAME):
             return self._add_example(features)
@@ -109,7 +111,7 @@ class SpeakerAdapter(VaultLearner):
 
     def _enrolled(self) -> tuple[Tensor, bool]:
         """Load the rows that enrolled the user, and whether they are known to be neutral."""
-        features, is_neutral = devices.load_enrolment_features(self._folder, self._vault)
+        features, is_neutral = stored_clips.load_enrolment_features(self._folder, self._vault)
         if features.shape[1:] != self._package.projection.mean.shape:  # of another extractor
             features = features.new_zeros(0, self._package.projection.mean.shape[0])
         return self._rows(features), is_neutral

@@ -10,24 +10,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
+from sottovoce.shared.emotions import CANONICAL_EMOTIONS
 from sottovoce.shared.identity import identity_key, tidy_name
-
-# An order of our own, so that columns of the same classes mean the same in every run.
-CANONICAL_EMOTIONS = (
-    "neutral",
-    "calm",
-    "happy",
-    "sad",
-    "angry",
-    "fearful",
-    "disgust",
-    "surprised",
-    "bored",
-    "contempt",
-    "excited",
-    "frustrated",
-)
-"""Our words, in the order in which classes are always listed; others follow by alphabet."""
 
 _SYNONYMS = {
     "neutral": "neu neutrality no_emotion neutre neutro neutra neutrale neutralita neutralidad"

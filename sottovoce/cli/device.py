@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sottovoce.cli.devices.consent import add_consent_command
+from sottovoce.cli.devices.creation import add_create_command
 from sottovoce.cli.model import add_trusted_key, read_trusted_key
 from sottovoce.cli.options import (
     Commands,
@@ -124,7 +126,9 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
 
 def _add_device(commands: Commands) -> None:
     example = "sottovoce device privacy DIR"
-    group = add_command_group(commands, "device", "Look after a user's own device.", example)
+    group = add_command_group(commands, "device", "Make and look after a user's device.", example)
+    add_create_command(group)
+    add_consent_command(group)
     privacy = add_command(
         group,
         "privacy",

@@ -29,6 +29,8 @@ Say = Callable[..., tuple[int, str, str]]
         "audit",
         "predict",
         "device",
+        "device create",
+        "device consent",
         "device privacy",
         "device forget",
         "device retire",

@@ -10,12 +10,9 @@ import torch
 from builders import make_clips, make_examples
 
 from sottovoce.cli import main
-from sottovoce.client.device.device import (
-    Device,
-    load_enrolment_features,
-    load_head_examples,
-)
+from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile
+from sottovoce.client.device.stored_clips import load_enrolment_features, load_head_examples
 from sottovoce.client.device.vault import FileVault
 from sottovoce.shared.errors import LedgerError, PrivacyError, SettingError
 from sottovoce.shared.privacy.ledger import PrivacyBudget

@@ -1,0 +1,81 @@
+"""The command ``device consent``."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sottovoce.cli.options import Commands, add_command, print_json
+from sottovoce.shared.printable import print_lines
+
+if TYPE_CHECKING:
+    from sottovoce.client.device.consent import ConsentDecision, Purpose
+
+_EXAMPLE = "sottovoce device consent my-device --grant recognise --grant personalise"
+
+
+def add_consent_command(group: Commands) -> None:
+    """Add ``device consent``."""
+    parser = add_command(
+        group,
+        "consent",
+        run_consent_command,
+        "Show what the user consents to, purpose by purpose, or change that.",
+        _EXAMPLE,
+    )
+    add = parser.add_argument
+    add("folder", type=Path, metavar="FOLDER", help="the device's folder")
+    for option, text in (("--grant", "consent"), ("--withdraw", "withdraw consent")):
+        add(
+            option,
+            action="append",
+            default=[],
+            metavar="PURPOSE",
+            help=f"{text} to recognise, personalise or contribute; may be repeated",
+        )
+    add("--json", action="store_true", help="print JSON")
+
+
+def run_consent_command(arguments: argparse.Namespace) -> int:
+    """Record decisions, and show each purpose with its text and the log."""
+    from sottovoce.client.device.consent import CONSENT_TEXTS, Purpose, parse_purpose
+    from sottovoce.client.device.device import Device
+    from sottovoce.client.device.vault import open_from_environment
+    from sottovoce.shared.errors import SettingError
+
+    folder = arguments.folder
+    granted, withdrawn = (
+        [parse_purpose(name) for name in dict.fromkeys(names)]
+        for names in (arguments.grant, arguments.withdraw)
+    )
+    if both := set(granted) & set(withdrawn):
+        raise SettingError(f"{min(both).value} is both granted and withdrawn; say one of them")
+    device = Device.open(folder, read_only=True, vault=open_from_environment(folder / "vault"))
+    consent = device.consent
+    if withdrawn:  # first: if this is cut short, less is allowed
+        consent.withdraw(*withdrawn)
+    if granted:
+        consent.grant(*granted)
+    record = consent.read()
+    if arguments.json:
+        purposes = {
+            purpose.value: {
+                "allowed": consent.allows(purpose),
+                "text_version": CONSENT_TEXTS[purpose].version,
+                "text": CONSENT_TEXTS[purpose].text,
+            }
+            for purpose in Purpose
+        }
+        print_json({"user": device.profile.user, "purposes": purposes, "log": record.to_dict()})
+        return 0
+    for purpose in Purpose:
+        allowed = "allowed" if consent.allows(purpose) else "not allowed"
+        print_lines(f"{purpose.value}: {allowed}", f"  {CONSENT_TEXTS[purpose].text}")
+    print_lines(*map(_format_decision, record.decisions))
+    return 0
+
+
+def _format_decision(decision: "ConsentDecision") -> str:
+    """One line of the log."""
+    purpose: Purpose = decision.purpose
+    what = "granted" if decision.is_granted else "withdrawn"
+    return f"{decision.at}: {purpose.value} {what} (text version {decision.text_version})"
