@@ -117,9 +117,9 @@ class Device:
         if not is_sealed and open_ledger(read_only=True).releases:
             # What was spent under which budget is unknown to anybody but the owner.
             raise PrivacyError(
-                f"{folder / PROFILE_FILE} is of an earlier release and was never sealed, so anybody "
-                "can have changed it. If you are the device's owner, read it, and run `sottovoce "
-                f"device confirm {folder}`"
+                f"{folder / PROFILE_FILE} is of an earlier release and was never sealed, so "
+                "anybody can have changed it. If you are the device's owner, read it, and run "
+                f"`sottovoce device confirm {folder}`"
             )
         device = cls(profile, opened, open_ledger(read_only=read_only), folder=folder)
         # A device that contributes nothing more stays so until its owner confirms otherwise.

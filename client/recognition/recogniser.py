@@ -110,7 +110,7 @@ class Recogniser:
             ModelError: The model is missing, damaged, or not signed by the key.
             FeatureError: It reads an encoder that this machine's owner has not installed.
             SettingError: There is no such device.
-            PrivacyError: The vault is damaged, or its key is not its owner's alone.
+            PrivacyError: Vault or profile are damaged, or the vault's key is not its owner's alone.
 
         >>> recogniser = Recogniser.open("runs/demo")
         >>> recogniser.predict("hello.wav").quality
@@ -141,6 +141,7 @@ class Recogniser:
             it; of five and more, four in five must agree on an emotion.
 
         Raises:
+            ConsentError: The device's user does not consent to recognise.
             AudioError: The file is missing, or holds no sound that can be read; or samples without
                 their sampling rate.
             ModelError: The extractor's features are not what the model reads.
@@ -152,6 +153,7 @@ class Recogniser:
                 f"predict got a {type(signal).__name__}, which says no sampling rate; give it "
                 "Signal(samples, rate) or a path"
             )
+        self.personalisation.require_consent()
         if signal.duration_s > evidence.LONG_S:
             return self._predict_long(signal)
         recording = self._reader.read_features(signal)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sottovoce.client.device.consent import DeviceConsent, Purpose, load_consent
 from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
@@ -26,6 +27,7 @@ class Personalisation:
             mean.
         nonconformity_scores: Of the user's labelled clips, shape (clips,), float64; None has none.
             They move the threshold of prediction sets.
+        consent: The user's; None where there is no device, and so nobody to ask.
     """
 
     mean: Tensor
@@ -33,6 +35,17 @@ class Personalisation:
     has_own_mean: bool
     has_own_head: bool
     nonconformity_scores: Tensor | None = None
+    consent: DeviceConsent | None = None
+
+    def require_consent(self) -> None:
+        """Refuse to recognise a user who does not consent to it.
+
+        Raises:
+            ConsentError: The user has never consented, or consents no more.
+            PrivacyError: The record of consent is damaged or gone.
+        """
+        if self.consent is not None:
+            self.consent.require(Purpose.RECOGNISE)
 
     def find_threshold(self, package: ModelPackage, coverage: float) -> float | None:
         """Find the largest nonconformity score in a prediction set of this user.
@@ -85,4 +98,5 @@ def load_personalisation(
         has_own_mean=mean is not None,
         has_own_head=not is_same_head(head, package.prior.mean),
         nonconformity_scores=scores if len(scores) else None,
+        consent=load_consent(device, vault),
     )

@@ -3,10 +3,13 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sottovoce.client.device.device import Device
+from sottovoce.client.personalisation.feedback import list_recordings
+from sottovoce.client.personalisation.speaker_adapter import list_utterances
 from sottovoce.shared import crypto
 
 Say = Callable[..., tuple[int, str, str]]
@@ -97,3 +100,23 @@ def test_consent_is_shown_with_its_texts_granted_and_withdrawn(say: Say, tmp_pat
     assert [one["is_granted"] for one in shown["log"]["decisions"]] == [True, True, False]
     for wrong in (("--grant", "everything"), ("--grant", "recognise", "--withdraw", "recognise")):
         assert say("device", "consent", tmp_path, *wrong)[0] == 2
+
+
+def test_what_is_not_consented_to_is_refused(say: Say, tiny_run: Any, tmp_path: Path) -> None:
+    say("device", "create", tmp_path, "--user", "ada", "--use", USE)
+    predict = ("predict", tiny_run.users / "s03_00.wav", "--model", tiny_run.folder / "model")
+    words = (*predict, "--device", tmp_path)
+    status, out, last = say(*words)
+    assert (status, out, "--grant recognise" in last) == (1, "", True)
+
+    say("device", "consent", tmp_path, "--grant", "recognise")
+    assert say(*words)[0] == 0
+    for option in (("--learn",), ("--label", "angry")):
+        status, out, last = say(*words, *option)
+        assert (status, "--grant personalise" in last, "learned as" in out) == (1, True, False)
+    assert list_utterances(tmp_path) == list_recordings(tmp_path) == ()
+
+    say("device", "consent", tmp_path, "--grant", "personalise")
+    assert say(*words, "--learn", "--label", "angry")[0] == 0
+    say("device", "consent", tmp_path, "--withdraw", "recognise")
+    assert say(*words)[0] == 1
