@@ -91,7 +91,7 @@ class LedgerError(PrivacyError):
 
 
 class ConsentError(PrivacyError):
-    """What a user has not consented to, or consents to no more."""
+    """Something that the user has not consented to, or consents to no more."""
 
 
 class AggregationError(PrivacyError):

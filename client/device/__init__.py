@@ -10,6 +10,7 @@ __all__ = [
     "profile_seal",
     "randomness",
     "stored_clips",
+    "sum_identity",
     "user_key",
     "vault",
     "vault_anchor",

@@ -28,17 +28,15 @@ from sottovoce.client.device.profile import (
     write_profile,
 )
 from sottovoce.client.device.randomness import Randomness
+from sottovoce.client.device.sum_identity import SumIdentity
 from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.client.device.vault_anchor import VaultAnchor
-from sottovoce.shared import crypto, seeding
 from sottovoce.shared.errors import BudgetSpent, LedgerError, PrivacyError, SettingError
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import Release
 
-_IDENTITY: Final = "identity"
-_ROSTER: Final = "roster"
 _ANSWERED: Final = "answered"
 _LEDGER: Final = "ledger.jsonl"
 
@@ -353,17 +351,22 @@ class Device:
 
     @property
     def consent(self) -> DeviceConsent:
-        """What the user consents to."""
+        """Consent of the device's user, by purpose."""
         return DeviceConsent(self.vault, required=self.profile.intended_use is not None)
 
     @property
     def contributes(self) -> bool:
-        """Whether the device takes part in training: its owner and its user allow it.
+        """Whether the device takes part in training: its owner and its user both agree.
 
         Raises:
             PrivacyError: The record of consent is damaged or gone.
         """
         return self.profile.contributes and self.consent.allows(Purpose.CONTRIBUTE)
+
+    @property
+    def personalises(self) -> bool:
+        """Whether the device learns from its user; raises as :attr:`contributes`."""
+        return self.consent.allows(Purpose.PERSONALISE)
 
     def _require_contributing(self) -> None:
         """Refuse new releases of a device that only receives models."""
@@ -435,43 +438,17 @@ class Device:
 
     @property
     def identity_key(self) -> bytes:
-        """Private identity key of the user (Ed25519), 32 bytes; made when first asked for."""
-        # Made late: most devices never take part in secure sums.
-        if not self.vault.has_blob(_IDENTITY):
-            self.vault.put(_IDENTITY, self._draw_identity_key())
-        return self.vault.get(_IDENTITY)
+        """Private identity key of the user; see :meth:`SumIdentity.read_key`."""
+        return SumIdentity(self.vault, self.profile).read_key()
 
     def pin_roster(self, roster: Mapping[str, bytes]) -> None:
-        """Keep whom this device makes secure sums with.
-
-        Args:
-            roster: From users' names to their public identity keys, 32 bytes each. Where it comes
-                from decides what it is worth: a server that wrote it can be everybody.
-        """
-        named = {user: key.hex() for user, key in sorted(roster.items())}
-        self.vault.put(_ROSTER, json.dumps(named).encode())
+        """Keep whom this device makes secure sums with; see :meth:`SumIdentity.pin_roster`."""
+        SumIdentity(self.vault, self.profile).pin_roster(roster)
 
     @property
     def pinned_roster(self) -> dict[str, bytes]:
-        """Whom this device makes secure sums with; see :meth:`pin_roster`.
-
-        Raises:
-            PrivacyError: Nobody was pinned.
-        """
-        if not self.vault.has_blob(_ROSTER):
-            raise PrivacyError(
-                "no roster is pinned on this device, so it cannot tell users from a server that "
-                "plays them; pin one before it takes part in secure sums"
-            )
-        named = json.loads(self.vault.get(_ROSTER))
-        return {user: bytes.fromhex(key) for user, key in named.items()}
-
-    def _draw_identity_key(self) -> bytes:
-        """A fresh key; a simulated one is the same in every run."""
-        seed = self.profile.simulated_seed
-        if seed is None:
-            return crypto.new_key()
-        return seeding.numpy_rng(seed, "identity", self.profile.user).bytes(crypto.KEY_BYTES)
+        """Whom this device makes secure sums with; see :meth:`SumIdentity.read_roster`."""
+        return SumIdentity(self.vault, self.profile).read_roster()
 
     def _read_outbox(self, slot: str, ledger_key: str) -> Tensor | None:
         """Read what was released under this name, if it is still there."""

@@ -126,7 +126,7 @@ class IntendedUse:
                 )
 
     def __str__(self) -> str:
-        """As :func:`parse_intended_use` reads it."""
+        """Write the declaration as :func:`parse_intended_use` reads one."""
         return ": ".join(filter(None, (self.purpose.value, self.description)))
 
     def to_dict(self) -> IntendedUseRecord:

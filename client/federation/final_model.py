@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from sottovoce.client.device.consent import Purpose
 from sottovoce.client.device.device import Device
 from sottovoce.client.federation.agreed_plan import check_centre, read_agreed_plan
 from sottovoce.client.federation.model_inputs import (
@@ -58,7 +57,7 @@ def finalise_model(device: Device, request: FinalModelRequest) -> SealedHead:
     model = model_with_weights(agreed, request.weights).eval()
     check_centre(agreed, request.centre)
     projected = device.vault.get_tensors("projected")
-    learns = device.consent.allows(Purpose.PERSONALISE)
+    learns = device.personalises
     try:
         validate_direction(request.neutral_direction, agreed.model.inputs)
     except ModelError as error:

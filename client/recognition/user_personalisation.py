@@ -38,7 +38,7 @@ class Personalisation:
     consent: DeviceConsent | None = None
 
     def require_consent(self) -> None:
-        """Refuse to recognise a user who does not consent to it.
+        """Refuse to recognise a user who does not consent to be recognised.
 
         Raises:
             ConsentError: The user has never consented, or consents no more.

@@ -1,32 +1,25 @@
-"""The commands of a user's own device: ``predict`` and ``device``."""
+"""The commands of a user's own device: ``predict``, and those of the group ``device``."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sottovoce.cli.devices.consent import add_consent_command
-from sottovoce.cli.devices.creation import add_create_command
+from sottovoce.cli.devices.group import add_device_group
 from sottovoce.cli.model import add_trusted_key, read_trusted_key
 from sottovoce.cli.options import (
     Commands,
     add_command,
-    add_command_group,
     parse_fraction,
-    print_json,
 )
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.identity import find_name
 from sottovoce.shared.printable import print_error, print_json_text, print_lines
 from sottovoce.shared.validation import suggest_name
 
-if TYPE_CHECKING:
-    from sottovoce.client.device.vault import FileVault
-
 
 def add_device_commands(commands: Commands) -> None:
     """Add ``predict`` and ``device``."""
     _add_predict(commands)
-    _add_device(commands)
+    add_device_group(commands)
 
 
 def _add_predict(commands: Commands) -> None:
@@ -122,140 +115,3 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
             more = (f"{how} as {name}" for how, name in learned.items())
             print_lines("; ".join([f"{path}: {prediction}", *more]))
     return 1 if failed else 0
-
-
-def _add_device(commands: Commands) -> None:
-    example = "sottovoce device privacy DIR"
-    group = add_command_group(commands, "device", "Make and look after a user's device.", example)
-    add_create_command(group)
-    add_consent_command(group)
-    privacy = add_command(
-        group,
-        "privacy",
-        run_device_privacy_command,
-        "Show how much privacy a device has spent, and what is left.",
-        example,
-    )
-    _add_folder(privacy)
-    privacy.add_argument("--json", action="store_true", help="print JSON")
-    forget = add_command(
-        group,
-        "forget",
-        run_device_forget_command,
-        "Forget recordings that the user's voice or head was learned from.",
-        "sottovoce device forget my-device NAME",
-    )
-    _add_folder(forget)
-    forget.add_argument("names", nargs="+", metavar="NAME", help="what predict printed")
-    forget.add_argument(
-        "--model",
-        type=Path,
-        metavar="RUN",
-        help="for labelled recordings: whose head is fitted again at once, not when next opened",
-    )
-    retire = add_command(
-        group,
-        "retire",
-        run_device_retire_command,
-        "End the training of a device whose ledger is refused: it only receives models, for good.",
-        "sottovoce device retire DIR",
-    )
-    _add_folder(retire)
-    confirm = add_command(
-        group,
-        "confirm",
-        run_device_confirm_command,
-        "Seal what its owner has changed in a device's device.json.",
-        "sottovoce device confirm DIR",
-    )
-    _add_folder(confirm)
-
-
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
-
-
-def run_device_forget_command(arguments: argparse.Namespace) -> int:
-    """Forget recordings by name, and their influence on the user's mean and head."""
-    from sottovoce.client.device.vault import open_from_environment
-    from sottovoce.client.personalisation.example_store import open_vault
-    from sottovoce.client.recognition.recogniser import Recogniser
-
-    folder, model = arguments.folder, arguments.model
-    vault = open_vault(folder, open_from_environment(folder / "vault"))
-    recogniser = Recogniser.open(model, folder, vault=vault) if model else None
-    before = _learned_names(folder, vault)
-    names = list(dict.fromkeys(arguments.names))
-    unknown = [name for name in names if name not in before]
-    head_removed = False
-    for name in names:
-        if recogniser and name in before:
-            recogniser.forget_recording(name)
-        elif not recogniser:
-            head_removed |= _forget_without_model(folder, vault, name)
-    left = _learned_names(folder, vault)
-    print_lines(f"forgotten: {len(names) - len(unknown)}; still kept: {len(left)}")
-    if head_removed:
-        print_lines(
-            "the user's head is let go: the next predict fits it again, on what is still kept"
-        )
-    if unknown:  # said last: a command that was cut short is finished by being repeated
-        known = ", ".join(sorted(left)) or "none"
-        raise SettingError(f"{folder} keeps no recording {', '.join(unknown)}; it keeps {known}")
-    return 0
-
-
-def _learned_names(folder: Path, vault: "FileVault") -> set[str]:
-    """Names of all recordings that something was learned from."""
-    from sottovoce.client.personalisation import feedback, speaker_adapter
-
-    return {
-        *speaker_adapter.list_utterances(folder, vault=vault),
-        *feedback.list_recordings(folder, vault=vault),
-    }
-
-
-def _forget_without_model(folder: Path, vault: "FileVault", name: str) -> bool:
-    """Forget one recording; whether the head, which no model can fit again now, was let go."""
-    from sottovoce.client.personalisation import feedback, speaker_adapter
-
-    if name in speaker_adapter.list_utterances(folder, vault=vault):
-        speaker_adapter.forget_utterance(folder, name, vault=vault)
-    return feedback.forget_recording(folder, name, vault=vault)
-
-
-def run_device_retire_command(arguments: argparse.Namespace) -> int:
-    """Put a spent ledger in place of the refused one."""
-    from sottovoce.client.device.device import Device
-    from sottovoce.client.device.vault import open_from_environment
-
-    folder = arguments.folder
-    aside = Device.retire(folder, vault=open_from_environment(folder / "vault"))
-    where = f"; the refused ledger is kept as {aside}" if aside else ""
-    print_lines(f"retired: the device gives nothing more and goes on receiving models{where}")
-    return 0
-
-
-def run_device_confirm_command(arguments: argparse.Namespace) -> int:
-    """Seal the owner's decisions as they stand now, and show what changes."""
-    from sottovoce.client.device.device import Device
-    from sottovoce.client.device.vault import open_from_environment
-
-    folder = arguments.folder
-    changes = Device.confirm_profile(folder, vault=open_from_environment(folder / "vault"))
-    print_lines(*(changes or ["nothing has changed"]), "sealed")
-    return 0
-
-
-def run_device_privacy_command(arguments: argparse.Namespace) -> int:
-    """Verify the ledger and show its epsilon."""
-    from sottovoce.client.device.privacy_report import build_report
-    from sottovoce.client.device.vault import open_from_environment
-
-    folder = arguments.folder
-    report = build_report(folder, vault=open_from_environment(folder / "vault"))
-    if arguments.json:
-        print_json(report.to_dict())
-    else:
-        print_lines(*report.format_lines())
-    return 0

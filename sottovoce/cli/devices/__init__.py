@@ -1,3 +1,3 @@
 """The commands by which users make a device, decide about it, and see what it holds."""
 
-__all__ = ["consent", "creation"]
+__all__ = ["consent", "creation", "group", "upkeep"]

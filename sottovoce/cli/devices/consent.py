@@ -14,7 +14,7 @@ _EXAMPLE = "sottovoce device consent my-device --grant recognise --grant persona
 
 
 def add_consent_command(group: Commands) -> None:
-    """Add ``device consent``."""
+    """Add the command ``device consent``."""
     parser = add_command(
         group,
         "consent",

@@ -14,7 +14,7 @@ _EXAMPLE = 'sottovoce device create my-device --user ada --use "self-reflection:
 
 
 def add_create_command(group: Commands) -> None:
-    """Add ``device create``."""
+    """Add the command ``device create``."""
     parser = add_command(
         group, "create", run_create_command, "Make a device for one user.", _EXAMPLE
     )
