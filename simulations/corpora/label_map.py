@@ -10,8 +10,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 
-from sottovoce.shared.emotions import CANONICAL_EMOTIONS
 from sottovoce.shared.identity import identity_key, tidy_name
+from sottovoce.shared.speaker.emotions import CANONICAL_EMOTIONS
 
 _SYNONYMS = {
     "neutral": "neu neutrality no_emotion neutre neutro neutra neutrale neutralita neutralidad"

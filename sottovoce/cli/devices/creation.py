@@ -52,10 +52,10 @@ def run_create_command(arguments: argparse.Namespace) -> int:
     from sottovoce.client.device.device import Device
     from sottovoce.client.device.intended_use import parse_intended_use
     from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-    from sottovoce.shared.emotions import CANONICAL_EMOTIONS
     from sottovoce.shared.identity import tidy_name
     from sottovoce.shared.privacy.schemes import scheme_for
     from sottovoce.shared.privacy.target import PrivacyTarget
+    from sottovoce.shared.speaker.emotions import CANONICAL_EMOTIONS
 
     scheme = scheme_for(arguments.unit)
     if not scheme.promised:
