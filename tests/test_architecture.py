@@ -61,7 +61,7 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     "matplotlib": PAGES,
     "pandas": (),
     "rich": ("sottovoce/cli/progress_bar.py",),
-    "scipy": ("simulations/audit/epsilon_bounds.py", "simulations/corpora/synthetic/*.py"),
+    "scipy": ("simulations/audit/bounds/*.py", "simulations/corpora/synthetic/*.py"),
     "sklearn": (),
     "tomli_w": ("simulations/scenario/scenario.py", "simulations/sweeps/runner.py"),
 }

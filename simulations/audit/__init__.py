@@ -3,9 +3,9 @@
 __all__ = [
     "adversary_view",
     "audited_fold",
+    "bounds",
     "canary",
     "device_under_test",
-    "epsilon_bounds",
     "gender_inference",
     "gradient_inversion",
     "kernel_ridge",

@@ -20,8 +20,10 @@ from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.speaker import normalisation
-from sottovoce.simulations.audit import epsilon_bounds
 from sottovoce.simulations.audit.adversary_view import observe
+from sottovoce.simulations.audit.bounds import many_runs
+from sottovoce.simulations.audit.bounds.gaussian import Floats
+from sottovoce.simulations.audit.bounds.many_runs import EpsilonBound
 from sottovoce.simulations.audit.device_under_test import (
     DeviceUnderTest,
     Observation,
@@ -30,7 +32,6 @@ from sottovoce.simulations.audit.device_under_test import (
     nearly_noiseless,
     run_trial,
 )
-from sottovoce.simulations.audit.epsilon_bounds import EpsilonBound, Floats
 
 CANARY_NORM = 1e3
 """Norm of a canary's row after the projection, where usual rows have a norm of about 1."""
@@ -105,7 +106,7 @@ def design_canary(transcript: Transcript, seed: int) -> tuple[Transcript, Exampl
     """
     draws = seeding.torch_rng(seed, "audit", "canary")
     row = _unit(torch.randn(transcript.projection.output_size, generator=draws))
-    transcript = _with_model_every_round(transcript, _adversarial_weights(transcript, row))
+    transcript = with_model_every_round(transcript, _adversarial_weights(transcript, row))
     # Relative to the centre, which the normaliser subtracts with most of the mean.
     far = (transcript.centre + CANARY_NORM * row)[None]
     return (
@@ -200,7 +201,7 @@ def bound_epsilon(
     cut = max(2, int(training_share * len(absent)))
     weights = _discriminant(absent[:cut], present[:cut])
     first, second = absent @ weights, present @ weights
-    return epsilon_bounds.bound_from_trials(
+    return many_runs.bound_from_trials(
         (first[:cut], second[:cut]),
         (first[cut:], second[cut:]),
         delta=delta,
@@ -267,8 +268,8 @@ def bound_last_message(
     return bound_epsilon(*found, delta=delta, confidence=confidence, training_share=0.05)
 
 
-def _with_model_every_round(transcript: Transcript, weights: Tensor) -> Transcript:
-    """The transcript of a server that sends one model in every round, and asks about it at the end.
+def with_model_every_round(transcript: Transcript, weights: Tensor) -> Transcript:
+    """Copy the transcript of a server that sends one model in every round, and asks about it last.
 
     The query subtracts the first range, in which no score of an utterance lies that the model bets
     against, so the answer has the largest norm there is.

@@ -17,8 +17,8 @@ from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.audit import kernel_ridge
 from sottovoce.simulations.audit.adversary_view import observe, split_parts
 from sottovoce.simulations.audit.audited_fold import AuditedFold, SpeakerExamples
+from sottovoce.simulations.audit.bounds.gaussian import Floats
 from sottovoce.simulations.audit.device_under_test import Observation, Transcript, run_trial
-from sottovoce.simulations.audit.epsilon_bounds import Floats
 
 OnProgress = Callable[[str, int, int], None]
 

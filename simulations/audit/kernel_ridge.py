@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from sottovoce.simulations.audit.epsilon_bounds import Floats
+from sottovoce.simulations.audit.bounds.gaussian import Floats
 
 Indices = np.ndarray[tuple[int, ...], np.dtype[np.int_]]
 _PENALTIES = (1e-3, 1e-2, 0.1, 1.0, 10.0, 1e2, 1e3, 1e4)

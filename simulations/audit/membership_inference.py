@@ -28,13 +28,13 @@ from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.simulations.audit.adversary_view import enrolment_sum_noise, update_sum_noise
+from sottovoce.simulations.audit.bounds.gaussian import Floats
 from sottovoce.simulations.audit.device_under_test import (
     DeviceUnderTest,
     Transcript,
     nearly_noiseless,
     run_trial,
 )
-from sottovoce.simulations.audit.epsilon_bounds import Floats
 from sottovoce.simulations.audit.one_run import (
     decode_inclusion,
     sum_updates,

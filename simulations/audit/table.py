@@ -9,6 +9,9 @@ _BOUND_NAMES = {
     "many_run": "epsilon of an utterance",
     "first_message": "epsilon of the first message",
     "last_message": "epsilon of the last message",
+    "one_run": "epsilon, one run by (epsilon, delta)",
+    "one_run_f_dp": "epsilon, one run by f-DP",
+    "summed_scores": "epsilon, one run by summed scores",
     "many_run_user": "epsilon of a user",
 }
 
@@ -59,11 +62,7 @@ def _cells(found: Table) -> Iterator[tuple[str, str]]:
     # The dictionary's order is the table's.
     for key, words in _BOUND_NAMES.items():
         if key in found:
-            yield words, f">= {found[key]['epsilon']:.2f} ({found[key]['trials']} trials)"
-            yield f"  if Gaussian ({words})", f">= {found[key]['epsilon_gaussian']:.2f}"
-    if "one_run" in found:
-        one = found["one_run"]
-        yield f"epsilon, one run, {one['canaries']} canaries", f">= {one['epsilon']:.2f}"
+            yield from _bound_cells(words, found[key])
     for whose, member in found["membership"].items():
         yield f"membership of one {whose}: AUC", f"{member['auc']:.3f}"
         yield f"  found at 1 % false alarms ({whose})", f"{member['tpr']:.3f}"
@@ -73,6 +72,17 @@ def _cells(found: Table) -> Iterator[tuple[str, str]]:
         yield from _parts(f"speaker after {_rounds(rounds)}: share named right", parts)
     for batch, cosine in found["inversion"].items():
         yield f"features from a batch of {batch}: cosine", f"{cosine:.3f}"
+
+
+def _bound_cells(words: str, bound: Table) -> Iterator[tuple[str, str]]:
+    """A bound, what its trials or canaries could have shown at most, and the Gaussian reading."""
+    tried = f"{bound['trials']} trials" if "trials" in bound else f"{bound['canaries']} canaries"
+    if "epsilon" in bound:
+        # Audits of earlier versions did not say the ceiling of one run.
+        most = f" of at most {bound['ceiling']:.2f}" if "ceiling" in bound else ""
+        yield words, f">= {bound['epsilon']:.2f}{most} ({tried})"
+    if "epsilon_gaussian" in bound:
+        yield f"  if Gaussian ({words})", f">= {bound['epsilon_gaussian']:.2f} ({tried})"
 
 
 def _rounds(number: str) -> str:
@@ -98,10 +108,11 @@ def _exact_normaliser_lines(audit: Table) -> Iterator[str]:
 
 
 def format_verdict(audit: AuditRecord) -> str:
-    """Format whether the attacks stayed below the claim."""
-    lower, claim = audit["epsilon_lower"], audit["epsilon"]
+    """Format the tightest bounds of all, and whether they stayed below the claim."""
+    lower, gaussian = audit["epsilon_lower"], audit["epsilon_lower_gaussian"]
+    shown, claim = f"epsilon {lower:.2f}, if Gaussian {gaussian:.2f}", audit["epsilon"]
     if claim is None:
-        return f"epsilon is at least {lower:.2f}; this run claims nothing"
+        return f"tightest of all: at least {shown}; this run claims nothing"
     if audit["holds"]:
-        return f"no attack showed more than epsilon {lower:.2f}: below the claim, {claim:g}"
-    return f"BROKEN: an attack showed epsilon {lower:.2f}; the run claims {claim:g}"
+        return f"no attack showed more than {shown}: below the claim, {claim:g}"
+    return f"BROKEN: an attack showed {shown}; the run claims {claim:g}"

@@ -136,20 +136,26 @@ Figures are of one seed and one fold; those of gender are of all six folds.
 _BOUND_HEADS = (
     "run",
     "promise",
+    "tightest",
+    "if Gaussian",
     "many trials",
     "if Gaussian",
     "first message",
     "last message",
-    "one trial, many canaries",
+    "one run, many canaries",
+    "by f-DP",
+    "if Gaussian",
+    "summed scores, if Gaussian",
     "one user, many trials",
     "if Gaussian",
 )
 _BOUNDS = """\
 In brackets: the same recipe with clip and noise switched off. Columns that are not *if Gaussian*
-suppose nothing of the mechanism and hold together at 95 % confidence. N trials of each kind cannot
-show more than about ln(N / 5), which is why the quick first message gets very many where nothing is
-noised, and the last one, the head statistics, many. *If Gaussian*: the same trials, supposing a
-Gaussian mechanism, as ours is; 99 % each.
+suppose nothing of the mechanism and hold together at 95 % confidence, so the tightest of all does.
+N trials of each kind, or N canaries, cannot show more than about ln(N / 5), which is why the quick
+first message gets very many where nothing is noised, and the last one, the head statistics, many.
+*If Gaussian*: supposing a Gaussian mechanism, as ours is; 95 % together. *By f-DP*: Mahloujifar et
+al. 2024, with the trade-off function of (ε, δ)-DP, and with that of a Gaussian mechanism.
 """
 _NORMALISER_HEADS = (
     "ε claimed",
@@ -211,11 +217,15 @@ def _bound_row(audit: Json) -> list[str]:
         ("first_message", "epsilon"),
         ("last_message", "epsilon"),
         ("one_run", "epsilon"),
+        ("one_run_f_dp", "epsilon"),
+        ("one_run_f_dp", "epsilon_gaussian"),
+        ("summed_scores", "epsilon_gaussian"),
         ("many_run_user", "epsilon"),
         ("many_run_user", "epsilon_gaussian"),
     )
     off = audit["attacks"].get("noise_off", {})
-    return [_title(audit), promise, *(_pair(found, off, *key) for key in keys)]
+    tightest = [f"**{audit[key]:.2f}**" for key in ("epsilon_lower", "epsilon_lower_gaussian")]
+    return [_title(audit), promise, *tightest, *(_pair(found, off, *key) for key in keys)]
 
 
 def _pair(found: Json, off: Json, attack: str, key: str) -> str:

@@ -11,7 +11,9 @@ _BOUNDS = {
     "many_run": "one utterance, many trials",
     "first_message": "one utterance, first message alone",
     "last_message": "one utterance, last message alone",
-    "one_run": "one utterance, one trial with many canaries",
+    "one_run": "one utterance, one run with many canaries",
+    "one_run_f_dp": "one utterance, one run with many canaries, by f-DP",
+    "summed_scores": "one utterance, one run with many canaries, by their scores",
     "many_run_user": "one user, many trials",
 }
 
@@ -42,12 +44,14 @@ def _bounds(audit: Table) -> Iterator[list[str]]:
 
 def _trials(bound: Table) -> str:
     """How often it was tried."""
-    return f"{format_number(bound['trials'])} trials" if "trials" in bound else "1 trial"
+    if "trials" in bound:
+        return f"{format_number(bound['trials'])} trials"
+    return f"{format_number(bound['canaries'])} canaries"
 
 
 def _shown(bound: Table) -> list[str]:
     """The bound that supposes nothing, and the one for Gaussian mechanisms."""
-    return [format_number(bound["epsilon"]), format_number(bound.get("epsilon_gaussian"))]
+    return [format_number(bound.get("epsilon")), format_number(bound.get("epsilon_gaussian"))]
 
 
 def _joined(found: Table) -> Iterator[list[str]]:

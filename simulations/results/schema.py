@@ -474,12 +474,24 @@ class EpsilonBound(TypedDict):
 
 
 class OneRunBound(TypedDict):
-    """Lower bound on epsilon from one run with many canaries."""
+    """Lower bound on epsilon from guesses about many canaries of one run."""
 
     epsilon: Number
+    ceiling: NotRequired[Number | None]
+    epsilon_gaussian: NotRequired[Number | None]
+    mu: NotRequired[Number | None]
     canaries: Count
+    devices: NotRequired[Count | None]
     guesses: Count
     correct: Count
+
+
+class SummedScoresBound(TypedDict):
+    """Lower bound on epsilon from the scores of many canaries, if the mechanism is Gaussian."""
+
+    epsilon_gaussian: Number
+    mu: Number
+    canaries: Count
 
 
 class MembershipInference(TypedDict):
@@ -505,6 +517,8 @@ class Attacks(TypedDict):
     first_message: NotRequired[EpsilonBound | None]
     last_message: NotRequired[EpsilonBound | None]
     one_run: NotRequired[OneRunBound | None]
+    one_run_f_dp: NotRequired[OneRunBound | None]
+    summed_scores: NotRequired[SummedScoresBound | None]
     many_run_user: NotRequired[EpsilonBound | None]
     membership: dict[str, MembershipInference]
     speaker: Mapping[str, Mapping[str, Share]]

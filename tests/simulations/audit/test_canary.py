@@ -5,9 +5,8 @@ from typing import Any
 
 import pytest
 
-from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy import accounting
-from sottovoce.simulations.audit import canary, one_run
+from sottovoce.simulations.audit import canary
 from sottovoce.simulations.audit.device_under_test import with_exact_normaliser
 
 
@@ -103,26 +102,6 @@ def test_without_a_last_request_there_is_no_bound_on_it(
 
     assert canary.bound_last_message(silent, trials=20, seed=0, **terms) is None
     assert _bound(silent, people, terms, 20).epsilon <= 8.0
-
-
-def test_one_run_tells_all_canaries_without_noise(
-    make_transcript: Any, people: Any, terms: Any
-) -> None:
-    own = people(1)["u00"].examples
-
-    off = one_run.audit_one_run(make_transcript(None), own, canaries=24, seed=0, **terms)
-    on = one_run.audit_one_run(make_transcript(1.0), own, canaries=24, seed=0, **terms)
-
-    assert off.correct == off.guesses
-    assert off.epsilon > 1.0
-    assert on.epsilon <= 1.0
-
-
-def test_one_run_needs_canaries(make_transcript: Any, people: Any, terms: Any) -> None:
-    with pytest.raises(SettingError, match="at least 8"):
-        one_run.audit_one_run(
-            make_transcript(1.0), people(1)["u00"].examples, canaries=4, seed=0, **terms
-        )
 
 
 def test_the_same_seed_gives_the_same_figures(

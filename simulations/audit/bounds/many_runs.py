@@ -1,26 +1,20 @@
-"""Lower bounds on epsilon from an attacker's right and wrong guesses, with confidence.
+"""Lower bounds on epsilon from many independent trials, with and without a canary.
 
-There are three bounds. ``epsilon_from_rates`` needs nothing but independent trials, and cannot
-exceed about ``log(trials)``. ``mu_from_rates`` assumes a Gaussian mechanism, as ours claims to
-be, and is nearly tight. ``best_one_run_bound`` needs a single trial with many canaries.
+``epsilon_from_rates`` needs nothing but independent trials, and cannot exceed about
+``log(trials)``. ``mu_from_rates`` assumes a Gaussian mechanism, as ours claims to be, and is nearly
+tight.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import log_ndtr, ndtr, ndtri
-from scipy.stats import beta, binom
+from scipy.special import ndtr, ndtri
+from scipy.stats import beta
 
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
-
-Floats = NDArray[np.float64]
-
-MAX_EPSILON = 500.0
-"""Upper end of searches for an epsilon."""
+from sottovoce.simulations.audit.bounds.gaussian import Floats, gaussian_epsilon
 
 _THRESHOLDS = 400
 
@@ -110,31 +104,6 @@ def mu_from_rates(rates: ErrorRates) -> float:
     return max(0.0, float(ndtri(1 - rates.false_positive) - ndtri(rates.false_negative)))
 
 
-def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Compute the epsilon of a mechanism that is exactly mu-GDP, at ``delta``.
-
-    Example:
-        >>> round(gaussian_epsilon(1.666, 1e-5), 2)
-        8.0
-    """
-    validation.require_non_negative(mu=mu)
-    validation.require_between(0, 1, delta=delta)
-    if mu == 0:
-        return 0.0
-
-    def reached(epsilon: float) -> float:
-        # In logarithms: exp(epsilon) alone overflows, its product with the tail does not.
-        tail = math.exp(min(epsilon + float(log_ndtr(-epsilon / mu - mu / 2)), 0.0))
-        return float(ndtr(-epsilon / mu + mu / 2)) - tail
-
-    low, high = 0.0, MAX_EPSILON
-    # Sixty halvings of 500 are far below a double's resolution of epsilon.
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if reached(middle) > delta else (low, middle)
-    return low
-
-
 def bound_from_trials(
     selection_scores: tuple[Floats, Floats],
     counted_scores: tuple[Floats, Floats],
@@ -216,99 +185,3 @@ def _measured_rates(scores: tuple[Floats, Floats], cut: float, alpha: float) -> 
         false_positive=clopper_pearson_upper(int((without > cut).sum()), len(without), alpha),
         false_negative=clopper_pearson_upper(int((present <= cut).sum()), len(present), alpha),
     )
-
-
-def p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """Compute the chance of so many correct guesses about one run, were it (epsilon, delta)-DP.
-
-    Theorem 5.2 and Appendix D of Steinke, Nasr & Jagielski (2023, arXiv 2305.08846).
-
-    Args:
-        canaries: Examples that were included with probability 1/2 each, independently, m.
-        guesses: How many of them were guessed, r, at most m.
-        correct: How many guesses were right, v, at most r.
-        epsilon: Epsilon of the hypothesis, 0 or above.
-        delta: Delta of the hypothesis, in [0, 1).
-
-    Example:
-        >>> p_value(10, 10, 10, 0.0, 0.0) == 2**-10
-        True
-    """
-    if not 0 <= correct <= guesses <= canaries:
-        raise SettingError(
-            f"{correct} correct of {guesses} guesses about {canaries} canaries; each must be at "
-            "most the next"
-        )
-    # Randomised response is the worst case: each guess is right with e^eps / (1 + e^eps).
-    right = 1 / (1 + math.exp(-epsilon))
-    tail = float(binom.sf(correct - 1, guesses, right))
-    # 0 right guesses are certain, and the correction for delta below has no terms.
-    if not correct:
-        return 1.0
-    steps = np.arange(1, correct + 1)
-    below = np.cumsum(binom.pmf(correct - steps, guesses, right))
-    worst = max(0.0, float((below / steps).max()))
-    return min(1.0, tail + worst * delta * 2 * canaries)
-
-
-def bound_from_one_run(
-    canaries: int, guesses: int, correct: int, *, delta: float, alpha: float
-) -> float:
-    """Find the largest epsilon that so many correct guesses refute; see :func:`p_value`.
-
-    Args:
-        canaries: As in :func:`p_value`.
-        guesses: As in :func:`p_value`.
-        correct: As in :func:`p_value`.
-        delta: Delta of the promise, in [0, 1).
-        alpha: Chance that the true epsilon is smaller, in (0, 1).
-
-    Example:
-        >>> round(bound_from_one_run(100, 100, 95, delta=0.0, alpha=0.05), 2)
-        2.17
-    """
-    low, high = 0.0, 1.0
-    # The p-value grows with epsilon: first a bracket, then halvings of it.
-    while high < MAX_EPSILON and p_value(canaries, guesses, correct, high, delta) < alpha:
-        high += 1
-    for _ in range(40):
-        middle = (low + high) / 2
-        refuted = p_value(canaries, guesses, correct, middle, delta) < alpha
-        low, high = (middle, high) if refuted else (low, middle)
-    return low
-
-
-def best_one_run_bound(
-    scores: Floats,
-    included: NDArray[np.bool_],
-    guess_counts: Sequence[int],
-    *,
-    delta: float,
-    confidence: float,
-) -> tuple[float, int, int]:
-    """Find the best bound over several numbers of guesses on one run.
-
-    Each bound gets its share of the error probability.
-
-    The surest are guessed, those furthest from 0.
-
-    Args:
-        scores: One a canary, above 0 where it seems to be in, below where out, shape (canaries,).
-        included: Which were in, shape (canaries,).
-        guess_counts: Numbers of guesses to try, each at most the number of canaries.
-        delta: Delta of the promise.
-        confidence: Confidence of the best bound, in (0, 1).
-
-    Returns:
-        Lower bound on epsilon, guesses and correct guesses behind it.
-    """
-    order = np.argsort(-np.abs(scores))
-    # Union bound over the numbers of guesses.
-    alpha = (1 - confidence) / len(guess_counts)
-    found = []
-    for size in guess_counts:
-        surest = order[:size]
-        correct = int(((scores[surest] > 0) == included[surest]).sum())
-        epsilon = bound_from_one_run(len(scores), size, correct, delta=delta, alpha=alpha)
-        found.append((epsilon, size, correct))
-    return max(found)
