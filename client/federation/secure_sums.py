@@ -13,7 +13,6 @@ from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation.secagg_client import DeviceRound
 from sottovoce.shared.errors import MessageError, ModelError, PrivacyError
 from sottovoce.shared.printable import get_logger
-from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import (
     ENROLMENT_SUM,
@@ -24,6 +23,7 @@ from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 from sottovoce.shared.secure_aggregation.discrete_gaussian import RandomWords
 from sottovoce.shared.secure_aggregation.quantisation import Floats
+from sottovoce.shared.speaker import normalisation
 
 LOG = get_logger("sottovoce.client")
 
@@ -64,7 +64,7 @@ def check_floor(profile: DeviceProfile, configs: SecureSumConfigs) -> None:
 
 
 def store_enrolment(device: Device, plan: Plan, counts: Tensor, rows: Tensor) -> None:
-    """Store what enrolment adds to its secure sum, in parts within norm 1, until it is requested.
+    """Store what enrolment adds to its secure sum, in the units of its parts, until then.
 
     Args:
         device: The user's device.
@@ -72,12 +72,14 @@ def store_enrolment(device: Device, plan: Plan, counts: Tensor, rows: Tensor) ->
         counts: Label counts within their bound, shape (classes,).
         rows: The training clips' projected rows, shape (utterances, inputs).
     """
-    limit = _clip_norm(plan, SumKind.LABEL_COUNTS)
-    parts = [counts / limit]
+    parts = [counts / plan.scheme.sum_unit(plan, SumKind.LABEL_COUNTS)]
     if plan.centre:
-        limit = _clip_norm(plan, SumKind.CENTRE)
-        total = plan.scheme.device_rows(rows).sum(0).double()
-        parts.append(clipping.clip_to_norm(total, limit) / limit)
+        total = normalisation.sum_rows(
+            plan.scheme.device_rows(rows),
+            plan.centre,
+            max_norm=plan.scheme.centre_bound(plan),
+        )
+        parts.append(total / plan.scheme.sum_unit(plan, SumKind.CENTRE))
     device.vault.put_tensors(_VALUE, {"value": torch.cat(parts)})
 
 
@@ -222,11 +224,3 @@ def _settings(plan: Plan, name: str) -> SecureAggregationConfig:
 def _refuse() -> NoReturn:
     """Refuse a secure sum of a plan that has none."""
     raise MessageError("the plan that this device enrolled for has no secure sums")
-
-
-def _clip_norm(plan: Plan, kind: SumKind) -> float:
-    """L2 bound on what one user adds to a sum."""
-    mechanism = plan.scheme.sum_mechanism(plan, kind)
-    if mechanism is None:
-        raise MessageError(f"the plan that this device enrolled for hides nobody in {kind.value}")
-    return mechanism.clip_norm

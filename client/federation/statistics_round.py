@@ -15,8 +15,8 @@ from sottovoce.client.federation import model_inputs, own_contribution
 from sottovoce.client.federation.agreed_plan import digest_request, read_agreed_plan
 from sottovoce.client.training.poisson_batch import Batch
 from sottovoce.shared.calibration import head_statistics
-from sottovoce.shared.calibration.head_statistics import SENSITIVITY
 from sottovoce.shared.errors import MessageError
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol.messages import HeadStatisticsRequest
 
 
@@ -51,8 +51,8 @@ def release_head_statistics(device: Device, request: HeadStatisticsRequest) -> T
 def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> PreparedRelease:
     """Prepare a device's answer, which waits to be booked; see :func:`release_head_statistics`."""
     plan = read_agreed_plan(device, request.plan_hash)
-    settings, release = plan.calibration, plan.calibration_release()
-    if settings is None or release is None:
+    release = plan.calibration_release()
+    if release is None:
         raise MessageError("the plan asks for no head statistics; nothing was sent")
     model, examples = model_inputs.load_model_and_examples(
         device,
@@ -70,7 +70,8 @@ def prepare_head_statistics(device: Device, request: HeadStatisticsRequest) -> P
             logits = torch.cat([model(*part.model_inputs()) for part in parts])
         rows = head_statistics.compute_statistics(logits, examples.labels, request.query)
         total = plan.scheme.clip_statistics(plan, rows)
-        noise_std = SENSITIVITY * settings.noise_multiplier
+        # None where a secure sum noises it as it is masked.
+        noise_std = plan.scheme.device_noise(plan, SumKind.HEAD_STATISTICS)
         return random.noise_source.add_noise(total, noise_std).float()
 
     return PreparedRelease(

@@ -13,6 +13,7 @@ from sottovoce.client.federation.agreed_plan import check_centre, digest_request
 from sottovoce.client.federation.model_inputs import load_training_examples, model_with_weights
 from sottovoce.client.training.local_trainer import (
     TrainingSettings,
+    compute_gradient_sum,
     compute_local_update,
     compute_update_or_zeros,
 )
@@ -90,6 +91,15 @@ def prepare_round(device: Device, request: TrainRequest) -> PreparedRelease:
     examples = load_training_examples(device, agreed, request.plan_hash, request.centre)
 
     def make(random: Randomness) -> Tensor:
+        if agreed.scheme.sends_gradients:
+            return compute_gradient_sum(
+                model,
+                examples,
+                agreed_request.training,
+                random.torch_generator,
+                initial_weights=request.weights,
+                sampler=random.poisson_sampler,
+            )
         train = partial(
             compute_local_update,
             model,

@@ -105,6 +105,16 @@ class TrainingObjective:
         )
 
 
+def clip_and_sum(gradients: PerExampleGradients, clip_norm: float) -> Tensor:
+    """Clip each utterance's gradient and add them up, shape (params,), float64.
+
+    A factor that float32 cannot hold leaves nothing of its gradient.
+    """
+    # Opacus' own formula, 1e-6 included: its accounting and ours must mean the same clip.
+    factors = (clip_norm / (gradients.norms + 1e-6)).clamp_(max=1.0)
+    return gradients.weighted_sum(torch.threshold(factors, _MIN_CLIP_FACTOR, 0.0))
+
+
 class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no types
     """Opacus' clip, sum, noise and scale over the flat weights, and SGD's own arithmetic.
 
@@ -143,18 +153,10 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         self.step()
 
     def clip_and_accumulate(self) -> None:
-        """Clip and add as Opacus does, by the same formula, in float64 from norms and factors.
-
-        A factor that float32 cannot hold leaves nothing of its gradient.
-        """
+        """Clip and add as Opacus does, by the same formula, in float64 from norms and factors."""
         for weight in self.params:
             if self._gradients is not None:
-                # Opacus' own formula, 1e-6 included: its accounting and ours must mean the same
-                # clip.
-                factors = (self.max_grad_norm / (self._gradients.norms + 1e-6)).clamp_(max=1.0)
-                clipped = self._gradients.weighted_sum(
-                    torch.threshold(factors, _MIN_CLIP_FACTOR, 0.0)
-                )
+                clipped = clip_and_sum(self._gradients, self.max_grad_norm)
                 earlier = weight.summed_grad
                 weight.summed_grad = clipped if earlier is None else earlier.add_(clipped)
             elif weight.summed_grad is None:
@@ -232,7 +234,7 @@ class _NoisedStep:
         # A loss that couples utterances has no gradient of one alone that a clip could bound.
         training.loss.require_uncoupled()
         self._objective = objective
-        self._part_size = 1 if isolate_examples else _part_size(current)
+        self._part_size = 1 if isolate_examples else part_size(current)
         self._optimizer = _SourcedOptimizer(current, training, mechanism, noise)
 
     def __call__(self, batch: Batch) -> int:
@@ -312,7 +314,7 @@ class _CarefulStep(_PlainStep):
             return gradients, zeroed
         current = self._objective.flat_weights
         total = torch.zeros_like(current.detach())
-        for part in batch.split(_part_size(current)):
+        for part in batch.split(part_size(current)):
             found = self._objective.per_example_gradients(part)
             total += found.weighted_sum(torch.ones_like(found.norms))
             zeroed += found.zeroed
@@ -342,6 +344,6 @@ def select_steps(
     return (_DenseStep if is_dense(model) else _PlainStep), _CarefulStep
 
 
-def _part_size(flat_weights: Tensor) -> int:
+def part_size(flat_weights: Tensor) -> int:
     """Count the utterances whose gradients may be held at once."""
     return max(1, MAX_GRADIENT_NUMBERS // flat_weights.numel())

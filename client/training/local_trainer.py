@@ -11,7 +11,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from sottovoce.client.training.dp_sgd import TrainingObjective, select_steps
+from sottovoce.client.training.dp_sgd import (
+    TrainingObjective,
+    clip_and_sum,
+    part_size,
+    select_steps,
+)
 from sottovoce.client.training.poisson_batch import sample_batch
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.examples import Examples
@@ -154,6 +159,59 @@ def compute_local_update(
         "training drove the weights to NaN or infinity; they must stay finite: "
         "lower learning_rate, or raise denominator"
     )
+
+
+def compute_gradient_sum(
+    model: Network,
+    examples: Examples,
+    settings: TrainingSettings,
+    generator: torch.Generator,
+    *,
+    initial_weights: Tensor | None = None,
+    sampler: PoissonSampler | None = None,
+) -> Tensor:
+    """Sum the clipped gradients of one step, downhill, without noise.
+
+    Args:
+        model: The shared model with the global weights; it is not changed.
+        examples: The device's own utterances, projected and normalised; none at all is allowed.
+        settings: Settings of the round, of one step; rate and denominator are the server's to
+            apply.
+        generator: Draws dropout, and who joins where there is no ``sampler``.
+        initial_weights: As in :func:`compute_local_update`.
+        sampler: Likewise.
+
+    Returns:
+        Minus the sum of the clipped gradients, shape (params,), float64, finite.
+
+    Guarantees:
+        - Adding or removing one utterance moves it by at most ``clip_norm`` in L2 (to 1e-5,
+          relative), whatever the utterance holds, and leaves the contributions of all others as
+          they were: to the bit with ``isolate_examples``, else up to float rounding. As in
+          :func:`compute_local_update`, examples must not depend on one another.
+        - Nothing hides an utterance in it. It must not leave a device but in a secure sum.
+        - A gradient of zeros, with a NaN or an infinity, or too large for a clip factor, adds
+          zeros. So does an empty batch.
+        - It does not pass through the weights: float32 would round it by how large those are.
+
+    Raises:
+        ModelError: Examples or weights that do not fit the model.
+        SettingError: A loss that couples utterances.
+    """
+    _check(model, examples, settings.class_weights)
+    training = settings.local_training
+    training.loss.require_uncoupled()
+    weights = flatten_parameters(model) if initial_weights is None else initial_weights
+    current = nn.Parameter(weights.clone())
+    objective = TrainingObjective(model, current, settings.class_weights, training)
+    sampler = SeededPoissonSampler(generator) if sampler is None else sampler
+    batch = sample_batch(model, examples, training.sample_rate, sampler, generator)
+    total = torch.zeros(len(weights), dtype=torch.float64)
+    for part in batch.split(1 if settings.isolate_examples else part_size(current)):
+        if len(part):
+            gradients = objective.per_example_gradients(part)
+            total -= clip_and_sum(gradients, settings.mechanism.clip_norm)
+    return total
 
 
 def compute_update_or_zeros(train: Callable[[], LocalUpdate], weights: Tensor) -> Tensor:

@@ -36,6 +36,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "`user`": {"unit": "user"},
     "`both`": {"unit": "both"},
     "`none`": {"unit": "none"},
+    "`utterance`, secure sums": {"unit": "utterance", "secure": True},
     "end to end": {"unit": "none", "model": "cnn-attention"},
 }
 """Headings of the table of usual settings, and what each stands for."""
@@ -199,9 +200,10 @@ def format_recipes() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _settled(*, unit: str, model: str | None = None) -> ScenarioSettings:
-    """The scenario that these two choices alone make."""
-    return vary_scenario(None, {"corpus": "synthetic", "unit": unit}, model=model).to_settings()
+def _settled(*, unit: str, model: str | None = None, secure: bool = False) -> ScenarioSettings:
+    """The scenario that these choices alone make."""
+    chosen = {"corpus": "synthetic", "unit": unit, "secure": secure}
+    return vary_scenario(None, chosen, model=model).to_settings()
 
 
 def walk_settings(kind: type, table: str = "") -> Iterator[tuple[str, type]]:

@@ -93,7 +93,8 @@ class PrivateAggregator:
         self._seed = seed
         self._anchor: ServerAnchor | None = None
         self._released_sums: ReleasedSumStore | None = None
-        if plan.scheme.has_private_sums and seed is None:
+        # Also where devices noised them, for each costs the devices' budgets.
+        if plan.scheme.hides_in_sums and seed is None:
             self._anchor = ServerAnchor(folder, ledger=LEDGER_FILE)
             self._released_sums = ReleasedSumStore(
                 folder, plan_digest=plan.content_hash(), anchor=self._anchor

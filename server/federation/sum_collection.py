@@ -268,11 +268,8 @@ class SecureSumCollector(SumCollector):
         )
 
     def _rescale(self, kind: SumKind, total: Tensor) -> Tensor:
-        """Bring a part of the first secure sum, each bounded by 1, back to its own units."""
-        mechanism = self._job.plan.scheme.sum_mechanism(self._job.plan, kind)
-        if mechanism is None:
-            raise EngineError(f"the plan has no secure sum of {kind.value}")
-        return total * mechanism.clip_norm
+        """Bring a part of the first secure sum back to its own units."""
+        return total * self._job.plan.scheme.sum_unit(self._job.plan, kind)
 
     def _require_enrolled(self) -> SecureAggregator:
         """The sums among the enrolled devices."""
@@ -286,12 +283,13 @@ class SecureSumCollector(SumCollector):
         devices: Sequence[Participant],
         contributors: int,  # noqa: ARG002  (the sum itself says who is in it)
     ) -> Tensor:
-        """Divide the unmasked sum by the number of its devices."""
+        """Bring the unmasked sum to weights, and divide it by the number of its devices."""
         name, release = f"round-{request.round}", self._job.plan.gradient_release(request.round)
         released = self._require_enrolled().release_sum(
             name, {name: release}, [one.user for one in devices], request
         )
-        return released.total / released.devices
+        unit = self._job.plan.scheme.update_unit(self._job.plan, request.denominator)
+        return released.total * unit / released.devices
 
     def collect_head_statistics(
         self, request: messages.HeadStatisticsRequest, devices: Sequence[Participant]

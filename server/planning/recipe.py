@@ -132,20 +132,23 @@ class Recipe:
         return self.model not in FROZEN_ENCODER_MODELS or self.pooling != "none"
 
 
-def default_recipe(*, unit: str, model: str | None = None) -> Recipe:
+def default_recipe(*, unit: str, model: str | None = None, secure: bool = False) -> Recipe:
     """The usual recipe, from public facts alone; see docs/research/recipes.md.
 
     Args:
         unit: Name of the privacy unit; one that no recipe was chosen for takes the user's.
         model: Kind of the shared model; None takes the usual one.
+        secure: Whether sums are secure, which the recipe of an utterance depends on.
 
     Example:
         >>> default_recipe(unit="user").aggregation.learning_rate
         200.0
     """
+    secured = _SECURE_RECIPES.get(unit) if secure else None
     if model is not None and model not in FROZEN_ENCODER_MODELS:
-        return replace(END_TO_END_RECIPE, model=model)
-    usual = _DEFAULT_RECIPES.get(unit, USER_RECIPE)
+        end_to_end = SECURE_END_TO_END_RECIPE if secured else END_TO_END_RECIPE
+        return replace(end_to_end, model=model)
+    usual = secured or _DEFAULT_RECIPES.get(unit, USER_RECIPE)
     return replace(usual, model=model) if model else usual
 
 
@@ -172,6 +175,9 @@ UTTERANCE_RECIPE = Recipe(
     ),
 )
 UTTERANCE_ROUNDS = 16
+
+SECURE_UTTERANCE_RECIPE = replace(UTTERANCE_RECIPE, calibration_subtracted_share=0.0)
+"""What sums noise, devices cannot take back: they never learn their own noised contribution."""
 
 USER_RECIPE = replace(
     UTTERANCE_RECIPE,
@@ -219,12 +225,16 @@ END_TO_END_RECIPE = Recipe(
 )
 END_TO_END_ROUNDS = 50
 
+SECURE_END_TO_END_RECIPE = replace(END_TO_END_RECIPE, steps=1, learning_rate=0.4)
+"""One step a round, for each is noised in its sum, as long as four."""
+
 _DEFAULT_RECIPES = {
     "none": NON_PRIVATE_RECIPE,
     "utterance": UTTERANCE_RECIPE,
     "user": USER_RECIPE,
     "both": BOTH_RECIPE,
 }
+_SECURE_RECIPES = {"utterance": SECURE_UTTERANCE_RECIPE}
 _DEFAULT_ROUNDS = {
     "none": NON_PRIVATE_ROUNDS,
     "utterance": UTTERANCE_ROUNDS,

@@ -23,6 +23,7 @@ MAX_NOISE: Final = 1e12
 MIN_RATE: Final = 1e-9
 MAX_STEPS: Final = 10**6
 MAX_ROUND: Final = 10**9
+MAX_DEVICES: Final = 10**10
 """Ends of the numbers of a release. No accountant says anything useful beyond them, and some divide
 by zero, overflow or fill the memory: a ledger may come from anybody."""
 
@@ -157,6 +158,27 @@ class SumMechanism:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoiseShares:
+    """Assumption under which the noise of a secure sum hides an utterance.
+
+    The server follows the protocol of secure sums, and sees nothing less than the sum. All devices
+    in it add a share of discrete noise, near Gaussian, and the shares of those who side with the
+    server are not counted.
+
+    Attributes:
+        devices: Fewest devices that a sum is opened with, at least 2.
+        colluders: Most of them that side with the server, 0 or above and fewer than ``devices``.
+    """
+
+    devices: int
+    colluders: int
+
+    def __post_init__(self) -> None:
+        validation.require_count(2, MAX_DEVICES, devices=self.devices)
+        validation.require_count(0, self.devices - 1, colluders=self.colluders)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Release:
     """One release of one device.
 
@@ -173,6 +195,8 @@ class Release:
         sensitivity: L2 bound on what one utterance adds to one step (its clip norm), in the units
             of the release; 0 where none is kept.
         user: What hides the whole user in the sum that this goes into; None where nothing does.
+        shares: Under which assumption the noise that hides an utterance is there, where it is the
+            noise of a secure sum; None where the device adds all of it.
     """
 
     kind: ReleaseKind
@@ -184,6 +208,7 @@ class Release:
     steps: int = 1
     sensitivity: float = 0.0
     user: SumMechanism | None = None
+    shares: NoiseShares | None = None
 
     def __post_init__(self) -> None:
         _check_numbers(self.sample_rate, steps=self.steps)
@@ -202,6 +227,11 @@ class Release:
                 f"a release of mechanism {self.mechanism.value!r} names noise that hides its user; "
                 "only gaussian ones have it"
             )
+        if self.shares and (self.user or not self.noise_multiplier):
+            raise SettingError(
+                "shares of noise hide an utterance alone: a release that names them has a "
+                "noise_multiplier, and no noise that hides its user"
+            )
 
     def mechanism_for(self, unit: PrivacyUnit) -> SumMechanism | None:
         """Mechanism that hides a unit in the release's sum; None where no sum hides the unit.
@@ -217,7 +247,10 @@ class Release:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON's view of the release."""
-        return asdict(self) | {"user": self.user.to_dict() if self.user else None}
+        record = asdict(self) | {"user": self.user.to_dict() if self.user else None}
+        if not self.shares:  # ledgers of before keep their lines
+            del record["shares"]
+        return record
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "Release":
@@ -227,16 +260,18 @@ class Release:
             LedgerError: A field is missing, unknown or of the wrong kind.
         """
         names = {field.name for field in fields(cls)}
-        record = {"user": None} | dict(record)  # records from before there was a second unit
+        # Records from before there was a second unit, or shares of noise.
+        record = {"user": None, "shares": None} | dict(record)
         if set(record) != names:
             raise LedgerError(f"a release has the fields {sorted(record)}; needed: {sorted(names)}")
         try:
             _require_run_name(record["run"])
-            user = record["user"]
+            user, shares = record["user"], record["shares"]
             values = record | {
                 "kind": ReleaseKind(record["kind"]),
                 "mechanism": Mechanism(record["mechanism"]),
                 "user": None if user is None else SumMechanism.from_dict(user),
+                "shares": None if shares is None else NoiseShares(**shares),
             }
             return cls(**values)
         except (TypeError, ValueError, KeyError, SettingError) as error:

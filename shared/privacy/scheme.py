@@ -79,6 +79,8 @@ class PlanFacts(Protocol):
     @property
     def calibration(self) -> CalibrationRelease | None: ...  # noqa: D102
     @property
+    def secure_sums(self) -> SecureSumConfigs | None: ...  # noqa: D102
+    @property
     def unit(self) -> str: ...  # noqa: D102
     def all_releases(self) -> Iterator[Release]: ...  # noqa: D102
 
@@ -121,7 +123,9 @@ class PrivacyScheme(ABC):
         unit: Name of the unit, in scenarios and records.
         secure: Whether sums are made by secure aggregation; part of the choice by target.
         promised: The units that are promised an epsilon, that of the heading first.
-        has_private_messages: Whether a device noises whatever it sends.
+        has_private_messages: Whether whatever a device sends hides an utterance.
+        sends_gradients: Whether a device adds its clipped gradients as they are to a sum that
+            noises them, in place of an update that it noised.
         has_private_sums: Whether the sums over users are noised so that they hide a user: they are
             releases of the server, which its own ledger pays for.
         allows_population: Whether cohorts may be sampled from a population and summed as they
@@ -136,12 +140,18 @@ class PrivacyScheme(ABC):
     secure: ClassVar[bool] = False
     promised: ClassVar[tuple[PrivacyUnit, ...]]
     has_private_messages: ClassVar[bool]
+    sends_gradients: ClassVar[bool] = False
     has_private_sums: ClassVar[bool]
     allows_population: ClassVar[bool] = False
     rows_per_device: ClassVar[int]
     accountant_name: ClassVar[str] = accounting.ACCOUNTANT_NAME
     noise_source: ClassVar[NoiseSource | None]
     wording: ClassVar[UnitWording]
+
+    @property
+    def hides_in_sums(self) -> bool:
+        """Whether noise in sums over devices hides a unit: each such sum is released once."""
+        return self.has_private_sums or self.secure
 
     # --- choosing and planning ----------------------------------------------------------------
 
@@ -436,6 +446,19 @@ class PrivacyScheme(ABC):
     ) -> T:
         """Choose between sums of replies and sums by secure aggregation; here of replies."""
         return plain()
+
+    def sum_unit(self, plan: PlanFacts, kind: SumKind) -> float:
+        """Length of a unit of the first secure sum, in the units of one of its parts.
+
+        A device divides the part by it, and the server multiplies.
+
+        Raises:
+            SettingError: The plan has no secure sum of this kind.
+        """
+        mechanism = self.sum_mechanism(plan, kind)
+        if mechanism is None:
+            raise SettingError(f"the plan has no secure sum of {kind.value}")
+        return mechanism.clip_norm
 
     def require_open_replies(self, plan: PlanFacts, what: str) -> None:
         """Refuse to send what leaves this plan's devices only in secure sums.

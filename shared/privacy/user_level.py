@@ -92,9 +92,45 @@ class SecureSumConfigs:
         """Cost of such a sum beyond a Gaussian; see ``noise_accounting``."""
         return noise_accounting.discretisation_slack(settings, self._honest_contributors(settings))
 
+    def check_sum(self, settings: SecureAggregationConfig, *, near_gaussian: bool) -> None:
+        """Refuse a sum that hides nobody, or whose lattice is too coarse.
+
+        Args:
+            settings: Settings of the sum.
+            near_gaussian: Whether its noise is booked as near Gaussian.
+
+        Raises:
+            SettingError: It is such a sum.
+        """
+        if not parameter_selection.is_secure(settings, self.dishonest):
+            raise SettingError(
+                f"a secure sum over {settings.devices:,} devices with {settings.degree} "
+                f"neighbours each and a threshold of {settings.threshold} does not hide them "
+                f"from a server with {self.dishonest:,} on its side: raise degree and "
+                "threshold (parameter_selection.select_parameters finds them), or let fewer be "
+                "dishonest"
+            )
+        slack = self.discretisation_slack(settings)
+        if near_gaussian and not slack <= DISCRETISATION_SLACK:
+            raise SettingError(
+                f"a secure sum of {settings.parameters:,} values over {settings.devices:,} "
+                f"devices in {settings.bits} bits has a discretisation slack of {slack:.3g}, "
+                f"and near-Gaussian noise at most {DISCRETISATION_SLACK:g}: sum fewer devices, "
+                "or a smaller model"
+            )
+
     def _honest_contributors(self, settings: SecureAggregationConfig) -> int:
         """How many devices' noise can be counted on in a sum of the quorum."""
         return noise_accounting.honest_contributors(settings.quorum, self.dishonest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's view of the settings."""
+        return {
+            "enrolment": self.enrolment.to_dict(),
+            "update": self.update.to_dict(),
+            "dishonest": self.dishonest,
+            "calibration": self.calibration.to_dict() if self.calibration else None,
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> "SecureSumConfigs":
@@ -104,6 +140,24 @@ class SecureSumConfigs:
             update=SecureAggregationConfig(**record["update"]),
             dishonest=record["dishonest"],
             calibration=_config_from_dict(record["calibration"]),
+        )
+
+
+def check_shares(promised: float, guaranteed: float) -> None:
+    """Refuse noise that devices' shares do not add up to.
+
+    Args:
+        promised: Noise multiplier of the sum that is booked.
+        guaranteed: What the honest devices' shares come to.
+
+    Raises:
+        SettingError: They come to less.
+    """
+    # "not <=": NaN is too little.
+    if not promised <= guaranteed * _ROUNDING_TOLERANCE:
+        raise SettingError(
+            f"a noise_multiplier of {promised:.4g} is promised, and the devices' discrete shares "
+            f"come to {guaranteed:.4g}; raise their noise"
         )
 
 
@@ -292,27 +346,9 @@ class UserLevelPrivacy:
             sums.append((self.calibration, guaranteed, secure.calibration))
             self._check_calibration(self.calibration, secure.calibration)
         for one, guaranteed, settings in sums:
-            if not parameter_selection.is_secure(settings, secure.dishonest):
-                raise SettingError(
-                    f"a secure sum over {settings.devices:,} devices with {settings.degree} "
-                    f"neighbours each and a threshold of {settings.threshold} does not hide them "
-                    f"from a server with {secure.dishonest:,} on its side: raise degree and "
-                    "threshold (parameter_selection.select_parameters finds them), or let fewer be "
-                    "dishonest"
-                )
-            slack = secure.discretisation_slack(settings)
-            if one.near_gaussian and not slack <= DISCRETISATION_SLACK:
-                raise SettingError(
-                    f"a secure sum of {settings.parameters:,} values over {settings.devices:,} "
-                    f"devices in {settings.bits} bits has a discretisation slack of {slack:.3g}, "
-                    f"and near-Gaussian noise at most {DISCRETISATION_SLACK:g}: sum fewer devices, "
-                    "or a smaller model"
-                )
-            if not one.discrete or not one.noise_multiplier <= guaranteed * _ROUNDING_TOLERANCE:
-                raise SettingError(
-                    f"a noise_multiplier of {one.noise_multiplier:.4g} is promised, and the "
-                    f"devices' discrete shares come to {guaranteed:.4g}; raise their noise"
-                )
+            secure.check_sum(settings, near_gaussian=one.near_gaussian)
+            promised = one.noise_multiplier if one.discrete else math.inf
+            check_shares(promised, guaranteed)
         if (secure.calibration is None) != (self.calibration is None):
             raise SettingError("head statistics are promised and summed securely, or neither")
         bounds = (secure.enrolment.clip_norm, secure.update.clip_norm)
@@ -326,6 +362,7 @@ class UserLevelPrivacy:
         """JSON's view of the promise."""
         noises = self._mechanisms_by_name().items()
         record = asdict(self) | {name: one.to_dict() for name, one in noises}
+        record["secure"] = self.secure.to_dict() if self.secure else None
         if not self.colluding_share:
             del record["colluding_share"]  # plans of before keep their hash
         return record

@@ -25,7 +25,7 @@ from sottovoce.shared.privacy.participation import Participation
 from sottovoce.shared.privacy.release import Release
 from sottovoce.shared.privacy.scheme import PrivacyScheme
 from sottovoce.shared.privacy.schemes import scheme_of
-from sottovoce.shared.privacy.user_level import UserLevelPrivacy
+from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import (
     ExampleLevelMechanism,
     GradientMechanism,
@@ -66,6 +66,8 @@ class Plan:
             no privacy of utterances.
         user: What hides a whole user in every sum over users; None where nothing does.
         calibration: Statistics for heads and prediction sets after the last round; None asks none.
+        secure_sums: How every sum is made where the noise that hides an utterance is added in
+            shares; None elsewhere. Secure sums that hide a user are in ``user``.
         unit: Name of the privacy scheme where noise alone does not tell it; empty for the units
             that are built in.
     """
@@ -83,6 +85,7 @@ class Plan:
     count_noise: float
     user: UserLevelPrivacy | None = None
     calibration: CalibrationRelease | None = None
+    secure_sums: SecureSumConfigs | None = None
     unit: str = ""
 
     def __post_init__(self) -> None:
@@ -170,6 +173,10 @@ class Plan:
             del record["training"]["loss"]
         if not self.unit:  # plans of the units that are built in travel as they always did
             del record["unit"]
+        if self.secure_sums is None:  # likewise
+            del record["secure_sums"]
+        else:
+            record["secure_sums"] = self.secure_sums.to_dict()
         if not math.isfinite(self.mechanism.clip_norm):  # infinities are not JSON
             record |= {name: bool(getattr(self, name)) for name in ("centre", "normaliser")}
             record["mechanism"] = None
@@ -240,7 +247,7 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
     else:
         centre = CentreRelease(**record["centre"]) if record["centre"] else None
         normaliser = NormaliserRelease(**record["normaliser"]) if record["normaliser"] else None
-    calibration = record["calibration"]
+    calibration, secure_sums = record["calibration"], record.get("secure_sums")
     return dict(record) | {
         "labels": tuple(record["labels"]),
         "model": ModelSpec.from_dict(record["model"]),
@@ -250,4 +257,5 @@ def _settings(record: Mapping[str, Any]) -> dict[str, Any]:
         "normaliser": normaliser,
         "user": UserLevelPrivacy.from_dict(record["user"]) if record["user"] else None,
         "calibration": CalibrationRelease(**calibration) if calibration else None,
+        "secure_sums": None if secure_sums is None else SecureSumConfigs.from_dict(secure_sums),
     }

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from dataclasses import asdict, dataclass
-from typing import Final
+from typing import Any, Final
 
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
@@ -35,6 +35,8 @@ class SecureAggregationConfig:
         noise: Scale of the discrete Gaussian that *each* device adds, in integer steps: 0, or 0.5
             and above. See ``noise_accounting.calibrate_local_noise``.
         bits: Sums are taken modulo 2^bits, from 8 to 32.
+        sensitivity: L2 distance of two updates that differ in what the noise hides, in the units of
+            the update, at most ``clip_norm``; 0 where it hides the whole update.
 
     Guarantees:
         - Sums of updates within the bound wrap around with a probability of at most 2^-40, which
@@ -51,6 +53,7 @@ class SecureAggregationConfig:
     granularity: float
     noise: float = 0.0
     bits: int = 32
+    sensitivity: float = 0.0
 
     def __post_init__(self) -> None:
         validation.require_whole_number(
@@ -64,6 +67,7 @@ class SecureAggregationConfig:
         validation.require_norm(clip_norm=self.clip_norm)
         validation.require_positive(granularity=self.granularity)
         validation.require_non_negative(noise=self.noise)
+        validation.require_range(0, self.clip_norm, sensitivity=self.sensitivity)
         self._check_graph()
         self._check_ring()
 
@@ -98,7 +102,7 @@ class SecureAggregationConfig:
 
     @property
     def rounded_norm(self) -> float:
-        """L2 bound on a clipped and rounded update, in integer steps: the sum's sensitivity.
+        """L2 bound on a clipped and rounded update, in integer steps.
 
         Kairouz et al. 2021, theorem 1 (of the conditional rounding of section 4).
 
@@ -116,6 +120,29 @@ class SecureAggregationConfig:
         )
 
     @property
+    def rounded_sensitivity(self) -> float:
+        """L2 distance of two rounded updates that differ in what the noise hides, in integer steps.
+
+        The bound on the whole update, :attr:`rounded_norm`, where that is what is hidden. Else two
+        updates at most ``sensitivity`` apart, whose values are rounded by the same draws: of two
+        numbers x apart, both rounded up or down by one draw, the results are less than x + 1 apart.
+        So the vectors are less than the square root of their length further apart than before.
+
+        Example:
+            >>> from dataclasses import replace
+            >>> from sottovoce.shared.secure_aggregation import parameter_selection as selection
+            >>> settings = selection.select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+            >>> part = replace(settings, sensitivity=0.01)
+            >>> round(part.rounded_sensitivity * part.granularity, 5)
+            0.01
+        """
+        if not self.sensitivity:
+            return self.rounded_norm
+        # Floats: gradients are clipped to 1e-5, relative; one step for all other rounding of sums.
+        scaled = self.sensitivity * (1 + 1e-5) / self.granularity
+        return (scaled + math.sqrt(self.parameters) + 1) * (1 + 1e-9)
+
+    @property
     def wrap_probability(self) -> float:
         """Bound on the probability that any value of the sum wraps around.
 
@@ -128,7 +155,9 @@ class SecureAggregationConfig:
             >>> settings.wrap_probability  # no noise, no wrapping
             0.0
         """
-        largest = min(math.floor(self.clip_norm / self.granularity) + 1, self.rounded_norm)
+        largest: float = math.floor(self.clip_norm / self.granularity) + 1
+        if not self.sensitivity:  # else every draw counts, also one that makes the vector longer
+            largest = min(largest, self.rounded_norm)
         room = 2 ** (self.bits - 1) - 1 - self.devices * largest
         if room < 0:
             return 1.0
@@ -136,6 +165,13 @@ class SecureAggregationConfig:
             return 0.0
         tail = -(room**2) / (2 * self.devices * self.noise**2)
         return min(1.0, 2 * self.parameters * math.exp(tail))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON's view of the settings; what does not apply is left out, as in earlier plans."""
+        record = asdict(self)
+        if not self.sensitivity:
+            del record["sensitivity"]
+        return record
 
     def config_hash(self) -> bytes:
         """Hash all fields with SHA-256; everybody in a round must have the same hash.
@@ -146,5 +182,5 @@ class SecureAggregationConfig:
             >>> len(settings.config_hash())
             32
         """
-        text = "\x1f".join(f"{name}={value!r}" for name, value in sorted(asdict(self).items()))
+        text = "\x1f".join(f"{name}={value!r}" for name, value in sorted(self.to_dict().items()))
         return hashlib.sha256(text.encode()).digest()

@@ -14,8 +14,28 @@ If the lattice is fine, as with 32 bits and any number of devices that can be su
 Gaussian up to a slack (:func:`discretisation_slack`), and the Gaussian's exact privacy curve
 applies: it needs a tenth less noise than Renyi accounting at epsilon 8.
 
-Neighbouring relation: one user's vector is replaced by zeros. That the user participates and adds
-noise is visible in either case.
+Neighbouring relation: one user's vector is replaced by zeros, or, under a ``sensitivity``, by one
+that is at most so far away, as without one utterance. That the user participates and adds noise is
+visible in either case.
+
+Under a ``sensitivity`` the theorem is used once for every outcome of the draws that round the
+vectors, and of whatever else is drawn alike in both worlds: who else joined a step, and all other
+users' draws. Given those draws the sums are fixed integer vectors at most ``rounded_sensitivity``
+apart. What is released mixes over draws that do not depend on the data, and no mixture is easier to
+tell apart than the worst of its parts (hockey-stick and Renyi divergences are jointly convex).
+Conditional rounding would not allow this, which is why it is left out there.
+
+Poisson sampling amplifies such a sum as it amplifies a Gaussian. If the unit that is hidden joins a
+step by a coin of rate q of its own, the two worlds are P = (1 - q) P0 + q P1 and P0, where P0 and
+P1 differ by its vector v. In :func:`discretisation_slack`, step 1 and step 3 give for every k, and
+every x of the cube around it, |L(k) - l(x)| <= g, where L is the loss of P1 against P0 and l the
+Gaussians'. Then (1 - q) + q exp(L(k)) lies within a factor exp(g) of (1 - q) + q exp(l(x)), either
+way, so the loss of P against P0, and of P0 against P, is within g of the sampled Gaussian's at x.
+Step 2 bounds the chances of P0 and of P1 at k, hence those of P, by exp(g) times the Gaussians' of
+the cube. So both of the sampled sum's delta at e are at most exp(g) times the sampled Gaussian's at
+e - g, and step 4 composes them as before: of two sampled Gaussians that with the larger norm
+dominates (Zhu, Dong and Wang 2022). The same slack is added, and nothing else. Its Renyi divergence
+of order a likewise exceeds the sampled Gaussian's by at most g a / (a - 1).
 """
 
 import math
@@ -84,8 +104,10 @@ def effective_multiplier(settings: SecureAggregationConfig, contributors: int) -
         - For every order a > 1 the Renyi divergence of the sum is at most that of a Gaussian of
           this multiplier, a e^2 / 2. So any Renyi accountant gives valid bounds, also under
           composition.
-        - Sampling of devices: Renyi bounds for *subsampled Gaussians* do not follow from this.
-          Account for a sampled round as an unsampled one.
+        - Sampling: Renyi bounds for *subsampled Gaussians* do not follow from this alone. They do
+          with :func:`discretisation_slack` added, for units that join by coins of their own, as
+          the module says. Of devices whom the server asks, everybody sees who takes part: account
+          for such a round as an unsampled one.
         - The (epsilon, delta) of a Gaussian by its exact curve (Balle and Wang 2018): only with
           :func:`discretisation_slack` added. A bound on Renyi divergence alone does not imply it.
         - Against a server that chooses who drops out, in a graph that is not complete, count only
@@ -104,7 +126,7 @@ def effective_multiplier(settings: SecureAggregationConfig, contributors: int) -
     epsilon = concentrated_epsilon(
         settings.noise,
         contributors,
-        sensitivity=settings.rounded_norm,
+        sensitivity=settings.rounded_sensitivity,
         parameters=settings.parameters,
     )
     return 0.0 if math.isinf(epsilon) else 1 / epsilon
@@ -132,7 +154,8 @@ def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -
     norm, d the number of values, and tau as above.
 
     1. In each value the sum's chance of k is that of a discrete Gaussian of variance s^2 up to a
-       factor exp(tau) either way. So the loss L(k) is at most (|v|^2 - 2 <k, v>) / 2 s^2 + 2 d tau.
+       factor exp(tau) either way. So the loss L(k) is (|v|^2 - 2 <k, v>) / 2 s^2 up to 2 d tau,
+       either way.
     2. A discrete Gaussian's chance of k is at most the normal density there (its normaliser is at
        least sqrt(2 pi) s, by Poisson summation), and that is at most exp(d / 24 s^2) times the
        normal chance of the unit cube around k: by Jensen's inequality the mean over the cube of
@@ -157,7 +180,7 @@ def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -
     variance = contributors * settings.noise**2
     tau, size = _tau(settings.noise, contributors), settings.parameters
     # One vector in place of another may differ by twice the bound.
-    farthest = 2 * settings.rounded_norm
+    farthest = 2 * settings.rounded_sensitivity
     shift = 2 * size * tau + math.sqrt(size) * farthest / (2 * variance)
     factor = size * tau + size / (24 * variance)
     return max(shift, factor) * _ROUNDING_FACTOR
@@ -215,7 +238,10 @@ def calibrate_local_noise(
 
     def enough(noise: float) -> bool:
         epsilon = concentrated_epsilon(
-            noise, contributors, sensitivity=settings.rounded_norm, parameters=settings.parameters
+            noise,
+            contributors,
+            sensitivity=settings.rounded_sensitivity,
+            parameters=settings.parameters,
         )
         return not math.isinf(epsilon) and 1 / epsilon >= multiplier
 
@@ -223,7 +249,7 @@ def calibrate_local_noise(
     if enough(low):
         return low
     # At 8, tau is negligible, so slightly more than the share of a plain Gaussian is enough.
-    high = max(8.0, 1.01 * multiplier * settings.rounded_norm / math.sqrt(contributors))
+    high = max(8.0, 1.01 * multiplier * settings.rounded_sensitivity / math.sqrt(contributors))
     # Bisection keeps ``enough(high)`` true, so what is returned never falls short.
     while high - low > 1e-10 * high:
         middle = (low + high) / 2

@@ -1,10 +1,12 @@
 """Selection of graph, threshold and noise from how many devices may drop out or collude."""
 
 import math
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Final, NamedTuple
 
 from sottovoce.shared import validation
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.privacy.release import DISCRETISATION_SLACK
 from sottovoce.shared.secure_aggregation import noise_accounting
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 
@@ -14,6 +16,8 @@ graphs (a server with lying devices, see ``neighbour_graph``) still succeeds wit
 
 CORRECTNESS_BITS = 20.0
 """One honest round in a million fails because of its graph, which reveals nothing."""
+
+_PARTS_OF_AN_UPDATE: Final = (256, 128, 64, 32, 16)
 
 
 class GraphParameters(NamedTuple):
@@ -79,7 +83,7 @@ def select_graph_parameters(
         GraphParameters(degree=14, threshold=9, corrupt_neighbours=3, quorum=21)
     """
     _check_rates(devices, dropout, corruption)
-    lost, lying = _share_of(devices, dropout), _share_of(devices, corruption)
+    lost, lying = count_share(devices, dropout), count_share(devices, corruption)
     for degree in [*range(2, devices - 1, 2), devices - 1]:
         # Fewer devices in the graph make the same liars weigh more, until it is complete.
         found = _least_threshold(degree, max(devices - lost, degree + 1), lying, security_bits)
@@ -135,7 +139,7 @@ def select_parameters(
     validation.require_positive(clip_norm=clip_norm)
     validation.require_non_negative(noise_multiplier=noise_multiplier)
     graph = select_graph_parameters(devices, dropout=dropout, corruption=corruption)
-    dishonest = _share_of(devices, corruption)
+    dishonest = count_share(devices, corruption)
     contributors = noise_accounting.honest_contributors(graph.quorum, dishonest)
     # Clip norms that half of the ring must hold: n updates, and 12 deviations of their noise.
     clip_norms = devices + 12 * noise_multiplier * math.sqrt(devices / contributors)
@@ -152,6 +156,69 @@ def select_parameters(
         bits=bits,
     )
     return noise_accounting.with_noise(plain, noise_multiplier, contributors=contributors)
+
+
+def select_part_parameters(
+    devices: int,
+    parameters: int,
+    sensitivity: float,
+    *,
+    dropout: float,
+    corruption: float,
+    noise_multiplier: float,
+) -> SecureAggregationConfig:
+    """Select settings whose noise hides a part of an update, such as one utterance.
+
+    Args:
+        devices: Number of invited devices, at least 3.
+        parameters: Length of an update.
+        sensitivity: L2 bound on what the part changes, in the units of an update, above 0.
+        dropout: As in :func:`select_parameters`, like ``corruption``.
+        corruption: Likewise.
+        noise_multiplier: Noise multiplier of the sum over ``sensitivity``, reached even after these
+            losses, above 0.
+
+    Returns:
+        Settings of the secure sum. Its bound on the whole update is that of as many parts as leave
+        the lattice fine enough for near-Gaussian noise, at most 256: more rarely point one way, and
+        where they do, the whole is scaled down.
+
+    Raises:
+        SettingError: Numbers out of range, more than a graph can tolerate, or a lattice that would
+            be too coarse.
+
+    Example:
+        >>> chosen = select_part_parameters(
+        ...     24, 1000, 0.5, dropout=0.1, corruption=0.1, noise_multiplier=2.0
+        ... )
+        >>> chosen.clip_norm, chosen.sensitivity
+        (128.0, 0.5)
+    """
+    validation.require_positive(noise_multiplier=noise_multiplier, sensitivity=sensitivity)
+    slack = math.inf
+    for parts in _PARTS_OF_AN_UPDATE:
+        plain = select_parameters(
+            devices,
+            parameters,
+            parts * sensitivity,
+            dropout=dropout,
+            corruption=corruption,
+            noise_multiplier=noise_multiplier / parts,
+        )
+        honest = noise_accounting.honest_contributors(
+            plain.quorum, count_share(devices, corruption)
+        )
+        found = noise_accounting.with_noise(
+            replace(plain, sensitivity=sensitivity), noise_multiplier, contributors=honest
+        )
+        slack = noise_accounting.discretisation_slack(found, honest)
+        if slack <= DISCRETISATION_SLACK:
+            return found
+    raise SettingError(
+        f"a secure sum of {parameters:,} values over {devices:,} devices has a discretisation "
+        f"slack of {slack:.3g}; it must be at most {DISCRETISATION_SLACK:g}: sum fewer devices, "
+        "train a smaller model, or hide utterances without secure sums"
+    )
 
 
 def is_secure(settings: SecureAggregationConfig, dishonest: int) -> bool:
@@ -182,8 +249,13 @@ def _check_rates(devices: int, dropout: float, corruption: float) -> None:
             raise SettingError(f"{name} is {value}; it must be at least 0 and below 1")
 
 
-def _share_of(devices: int, share: float) -> int:
-    """Whole devices of a share, rounded up."""
+def count_share(devices: int, share: float) -> int:
+    """Count the whole devices of a share, rounded up.
+
+    Example:
+        >>> count_share(30, 0.1), count_share(31, 0.1)
+        (3, 4)
+    """
     # 0.1 of 30 is 3, though the product of floats is a little above.
     return math.ceil(devices * share - 1e-9)
 

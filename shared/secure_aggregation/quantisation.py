@@ -39,6 +39,9 @@ def encode_update(
         - Before the noise, its L2 norm is at most ``settings.rounded_norm`` steps for any input.
           An update with a NaN or an infinity counts as zeros; a longer one is scaled down to the
           clip norm.
+        - Under a ``sensitivity``, two updates that far apart, both of them finite, are at most
+          ``settings.rounded_sensitivity`` steps apart before the noise, for the same draws of the
+          rounding. Those draws do not depend on the update.
         - Noise is added to zeros too, so it stays hidden that an update was unusable.
         - Wrapping around is post-processing and costs no privacy.
         - Not guaranteed: that a device which runs other code respects the bound. Its effect on the
@@ -58,15 +61,18 @@ def clip_and_round(
 
     Conditional randomised rounding (Kairouz et al. 2021, section 4): every value is rounded up or
     down at random with the right expectation; a draw that makes the vector too long is repeated,
-    with a probability of at most 2^-20, which bounds the bias.
+    with a probability of at most 2^-20, which bounds the bias. Under a ``sensitivity`` the first
+    draw counts whatever it comes to: whether one is repeated would depend on the update, and two
+    neighbouring ones would be rounded by different draws.
 
     """
+    # Clipping moves no two updates further apart: it projects them onto a ball.
     scaled = clip_update(update, settings) / settings.granularity
     for _ in range(_MAX_DRAWS):
         # 53 bits fill a float64 in [0, 1) exactly, so that no draw rounds up to 1.
         uniforms = (random.draw_words(len(scaled)) >> np.uint64(11)).astype(np.float64) * 2.0**-53
         rounded = np.floor(scaled + uniforms)
-        if l2_norm(rounded) <= settings.rounded_norm:
+        if settings.sensitivity or l2_norm(rounded) <= settings.rounded_norm:
             return rounded.astype(np.int64)
     # Sixteen long draws in a row do not happen; rounding towards 0 keeps the bound in any case.
     return np.trunc(scaled).astype(np.int64)

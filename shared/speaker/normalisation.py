@@ -249,9 +249,22 @@ def release_sum(
         - A row with a NaN or an infinity counts as zeros; without utterances, noise alone is
           released.
     """
-    exact = clipping.clip_to_norm(_clipped_sum(rows, settings.clip_norm), max_norm)
+    exact = sum_rows(rows, settings, max_norm=max_norm)
     noise_std = settings.clip_norm * settings.noise_multiplier if settings.noise_multiplier else 0.0
     return noise.add_noise(exact, noise_std).float()
+
+
+def sum_rows(rows: Tensor, settings: CentreRelease, *, max_norm: float = math.inf) -> Tensor:
+    """Sum a device's clipped rows, without noise, shape (inputs,), float64.
+
+    Arguments and bounds as for :func:`release_sum`, which adds the noise; else a secure sum must.
+
+    Example:
+        >>> rows = torch.tensor([[3.0, 4.0], [1.0, 0.0]])
+        >>> sum_rows(rows, CentreRelease(clip_norm=1.0, noise_multiplier=1.0)).tolist()
+        [1.6, 0.8]
+    """
+    return clipping.clip_to_norm(_clipped_sum(rows, settings.clip_norm), max_norm)
 
 
 def _clipped_sum(rows: Tensor, clip_norm: float) -> Tensor:

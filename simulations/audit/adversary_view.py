@@ -4,7 +4,8 @@ Under ``none`` and ``utterance`` the server sees everything that a device sends.
 ``both`` the guarantee to a user is about sums. The attacker sees each sum, noised, and is assumed
 to know every other user's clips, so it subtracts their part and is left with one user's part and
 all of the noise. That is what secure aggregation leaves visible; a server that adds the noise
-itself, without it, sees every single update.
+itself, without it, sees every single update. Under ``utterance`` with secure sums the audited
+device noises its messages with all of a sum's noise itself, which comes to the same.
 """
 
 import math
@@ -15,8 +16,7 @@ from torch import Tensor
 from sottovoce.shared import seeding
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.release import SumMechanism
-from sottovoce.shared.privacy.scheme import SumKind
-from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.shared.privacy.scheme import PrivacyScheme, SumKind
 from sottovoce.simulations.audit.device_under_test import Observation, Transcript
 
 ALL_MESSAGES, NOISED_SUMS = (
@@ -38,9 +38,14 @@ def observe(transcript: Transcript, observation: Observation, seed: int) -> Obse
     return _observe_sums(transcript, observation, seed)
 
 
-def threat_model(plan: Plan) -> str:
-    """Name the threat model in words, for the audit's table."""
-    return NOISED_SUMS if plan.scheme.has_private_sums else ALL_MESSAGES
+def threat_model(scheme: PrivacyScheme) -> str:
+    """Name the threat model in words, for the audit's table.
+
+    Args:
+        scheme: What the run promised. Where secure sums hide an utterance, one device's message
+            under all of their noise is such a sum, to whoever knows all others' clips.
+    """
+    return NOISED_SUMS if scheme.hides_in_sums else ALL_MESSAGES
 
 
 def split_parts(observation: Observation, rounds: int) -> dict[str, Tensor]:

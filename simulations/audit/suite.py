@@ -236,7 +236,7 @@ def audit_folds(
         "fold": case.name,
         "users": len(case.users),
         "rounds": len(transcript.weights),
-        "threat_model": threat_model(transcript.plan),
+        "threat_model": threat_model(scheme),
         **_verdict(attacks["as_run"], target.epsilon if scheme.promised else None),
         "attacks": {
             way: found | _inferred_genders(audited_folds, way, size, seed, stages.named(_WAYS[way]))

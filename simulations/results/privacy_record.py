@@ -2,14 +2,20 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.accounting import CompositionRule
 from sottovoce.shared.privacy.guarantees.privacy_curve import GROUP_SIZES, compute_privacy_curve
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
-from sottovoce.shared.privacy.release import PrivacyUnit, Release, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.release import (
+    NoiseSource,
+    PrivacyUnit,
+    Release,
+    ReleaseKind,
+    SumMechanism,
+)
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.protocol.training_plan import Plan
@@ -263,6 +269,7 @@ def _line(release: Release, unit: PrivacyUnit, spent: float) -> Json:
         "clip_norm": user.clip_norm if user else release.sensitivity,
         **({"noised_by": user.noised_by.value} if user else {}),
         **_correlation_fields(user),
+        **_share_fields(release, unit),
         "epsilon_after": spent if math.isfinite(spent) else None,
     }
 
@@ -272,6 +279,14 @@ def _correlation_fields(user: SumMechanism | None) -> Json:
     if user is None or user.bands is None:
         return {}
     return {"bands": user.bands.band_count, "spacing": user.bands.min_separation}
+
+
+def _share_fields(release: Release, unit: PrivacyUnit) -> Json:
+    """Who is trusted with how much of the noise, where a secure sum hides an utterance."""
+    shares = {PrivacyUnit.UTTERANCE: release.shares, PrivacyUnit.USER: None}[unit]
+    if shares is None:
+        return {}
+    return {"noised_by": NoiseSource.DISTRIBUTED.value, **asdict(shares)}
 
 
 def _sampling(plan: Plan) -> str:

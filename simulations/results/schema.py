@@ -348,6 +348,8 @@ class ReleaseLine(TypedDict):
     noised_by: NotRequired[str]
     bands: NotRequired[Count]
     spacing: NotRequired[Count]
+    devices: NotRequired[Count]
+    colluders: NotRequired[Count]
     epsilon_after: Number
 
 

@@ -92,7 +92,7 @@ def vary_scenario(
     if base is None and "corpus" not in changes:
         raise SettingError("say what to simulate: a scenario such as demo, or a corpus")
     record = base.to_tables() if base else {}
-    if model or changes.get("unit", record.get("unit")) != record.get("unit"):
+    if model or (base and _has_other_recipe(record, record | changes)):
         # Recipe, encoder and rounds follow the model and the unit, unless they were asked for.
         for name in ("recipe", "encoder", "rounds"):
             record.pop(name, None)
@@ -141,9 +141,25 @@ def _complete_recipe(record: Mapping[str, Any]) -> object:
         return named  # refused with its path, like any other value of a wrong kind
     model = named.get("model")
     usual = default_recipe(
-        unit=str(record.get("unit", "utterance")), model=model if isinstance(model, str) else None
+        unit=_unit_of(record),
+        model=model if isinstance(model, str) else None,
+        secure=record.get("secure") is True,
     )
     return _merge_tables(asdict(usual), named)
+
+
+def _unit_of(record: Mapping[str, Any]) -> str:
+    """Name of the unit that a scenario's file asks for."""
+    return str(record.get("unit", "utterance"))
+
+
+def _has_other_recipe(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two scenarios promise such that their usual recipes differ."""
+    usual = [
+        default_recipe(unit=_unit_of(record), secure=record.get("secure") is True)
+        for record in (one, other)
+    ]
+    return _unit_of(one) != _unit_of(other) or usual[0] != usual[1]
 
 
 def _merge_tables(usual: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:

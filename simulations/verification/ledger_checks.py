@@ -35,6 +35,8 @@ _CONSEQUENCES: Final[Mapping[str, str]] = {
     "noised_by": "readers trust somebody else than who was booked for the noise",
     "bands": "readers see noise correlated otherwise than was booked",
     "spacing": "readers see a separation of rounds that was not booked",
+    "devices": "readers see noise of more or fewer devices than was booked",
+    "colluders": "readers see another coalition than was booked against",
 }
 """Every key of a listed release but its epsilon, and the consequence of a difference."""
 
@@ -219,9 +221,11 @@ def _expected_line(release: Release, unit: PrivacyUnit) -> Json:
             "sample_rate": release.sample_rate,
             "steps": release.steps,
             "clip_norm": release.sensitivity,
-            "noised_by": None,
+            "noised_by": "shares" if release.shares else None,
             "bands": None,
             "spacing": None,
+            "devices": release.shares.devices if release.shares else None,
+            "colluders": release.shares.colluders if release.shares else None,
         }
     return line | {
         "noise_multiplier": user.noise_multiplier,
@@ -232,6 +236,8 @@ def _expected_line(release: Release, unit: PrivacyUnit) -> Json:
         # A release without bands has neither; JSON has null there.
         "bands": user.bands.band_count if user.bands else None,
         "spacing": user.bands.min_separation if user.bands else None,
+        "devices": None,
+        "colluders": None,
     }
 
 

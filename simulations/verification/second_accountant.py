@@ -73,9 +73,9 @@ def opacus_epsilon(
         # "not >": NaN is unprotected.
         if not noise > 0:
             return math.inf
-        if release.user and release.user.discrete:
-            coarse = coarse or not release.user.near_gaussian
-            near_gaussian_sums += number if release.user.near_gaussian else 0
+        discrete, near_gaussian = _discreteness(release, unit)
+        coarse = coarse or (discrete and not near_gaussian)
+        near_gaussian_sums += number if near_gaussian else 0
         column = _column(release, unit)
         if column:
             correlated.setdefault((release.run, noise, column), []).append(release.round)
@@ -100,6 +100,15 @@ def _history(steps: Mapping[tuple[float, float], int], *, amplifies: bool) -> Hi
     return tuple(
         sorted((noise, rate if amplifies else 1.0, count) for (noise, rate), count in steps.items())
     )
+
+
+def _discreteness(release: Release, unit: PrivacyUnit) -> tuple[bool, bool]:
+    """Whether a release's noise is discrete, and whether it is near Gaussian."""
+    if release.user:
+        return release.user.discrete, release.user.discrete and release.user.near_gaussian
+    # Shares of noise hide an utterance, in sums that are near Gaussian.
+    shared = release.shares is not None and unit is PrivacyUnit.UTTERANCE
+    return shared, shared
 
 
 def _column(release: Release, unit: PrivacyUnit) -> tuple[float, ...]:

@@ -185,7 +185,8 @@ def add_privacy_options(parser: CommandParser) -> "argparse._ArgumentGroup":
         dest="secure",
         action="store_true",
         default=None,
-        help="with unit user: sums over users by secure aggregation",
+        help="with unit utterance or user: sums over users by secure aggregation, each device "
+        "adding a share of the noise",
     )
     return group
 

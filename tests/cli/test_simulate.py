@@ -106,14 +106,12 @@ def test_each_unit_has_its_own_delta(unit: str, named: bool) -> None:
     assert settled("--user-delta", "1e-6") == (unit, 1e-5, 1e-6)
 
 
-def test_secure_sums_hide_users_alone(
-    say: Say, scenario: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_secure_sums_hide_one_unit(say: Say, scenario: Callable[..., Path], tmp_path: Path) -> None:
     status, out, err = say(
-        "simulate", scenario(), "--secure-aggregation", "--out", tmp_path / "out"
+        "simulate", scenario(), "--unit", "both", "--secure-aggregation", "--out", tmp_path / "out"
     )
     assert (status, out) == (2, "")
-    assert "secure is asked for with unit 'utterance'" in err
+    assert "secure is asked for with unit 'both'" in err
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,9 @@ _NO_COST = _MechanismSteps(1.0, math.inf, 1)
 def _utterance_step(release: Release) -> _MechanismSteps:
     """What it costs one utterance."""
     if release.noise_multiplier > 0:
-        return _MechanismSteps(release.sample_rate, release.noise_multiplier, release.steps)
+        step = _MechanismSteps(release.sample_rate, release.noise_multiplier, release.steps)
+        # Discrete noise in a secure sum, sampled or not: see noise_accounting.
+        return step._replace(near_gaussian_sums=release.steps) if release.shares else step
     user = release.user
     if user is None or user.noised_by is not NoiseSource.DISTRIBUTED:
         # A promise to an utterance holds against the server too, which sees this in the clear.

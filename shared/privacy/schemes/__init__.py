@@ -10,6 +10,7 @@ from sottovoce.shared.privacy.scheme import PlanFacts, PrivacyScheme
 from sottovoce.shared.privacy.schemes.both import BothScheme
 from sottovoce.shared.privacy.schemes.no_privacy import NoPrivacyScheme
 from sottovoce.shared.privacy.schemes.secure_user import SecureUserScheme
+from sottovoce.shared.privacy.schemes.secure_utterance import SecureUtteranceScheme
 from sottovoce.shared.privacy.schemes.user import UserScheme
 from sottovoce.shared.privacy.schemes.utterance import UtteranceScheme
 
@@ -25,6 +26,7 @@ __all__ = [
 _SCHEMES: list[PrivacyScheme] = [
     NoPrivacyScheme(),
     UtteranceScheme(),
+    SecureUtteranceScheme(),
     UserScheme(),
     SecureUserScheme(),
     BothScheme(),
@@ -71,8 +73,8 @@ def scheme_for(unit: str, *, secure: bool = False) -> PrivacyScheme:
     if scheme is None:
         with_secure_sums = " or ".join(repr(one.unit) for one in _SCHEMES if one.secure)
         raise SettingError(
-            f"secure is asked for with unit {unit!r}; secure sums hide users, so unit "
-            f"must be {with_secure_sums}"
+            f"secure is asked for with unit {unit!r}; unit must be {with_secure_sums} for secure "
+            "sums"
         )
     return scheme
 

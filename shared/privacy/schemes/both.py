@@ -69,7 +69,12 @@ class BothScheme(UserScheme):
 
     def describes(self, plan: PlanFacts) -> bool:
         """Noise of devices, and something that hides users."""
-        return not plan.unit and plan.count_noise > 0 and plan.user is not None
+        return (
+            not plan.unit
+            and plan.count_noise > 0
+            and plan.user is not None
+            and plan.secure_sums is None
+        )
 
     def check_bounds(self, bounds: PrivacyBounds) -> None:
         """Refuse bounds with participation groups."""

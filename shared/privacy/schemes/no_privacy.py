@@ -35,7 +35,12 @@ class NoPrivacyScheme(UnhiddenUsersScheme):
 
     def describes(self, plan: PlanFacts) -> bool:
         """No noise of devices, and nothing that hides users."""
-        return not plan.unit and not plan.count_noise > 0 and plan.user is None
+        return (
+            not plan.unit
+            and not plan.count_noise > 0
+            and plan.user is None
+            and plan.secure_sums is None
+        )
 
     def check_loss(self, loss: Loss) -> None:
         """Any loss will do."""

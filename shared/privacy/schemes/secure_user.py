@@ -53,6 +53,7 @@ class SecureUserScheme(UserScheme):
             not plan.unit
             and not plan.count_noise > 0
             and plan.user is not None
+            and plan.secure_sums is None
             and plan.user.secure is not None
         )
 

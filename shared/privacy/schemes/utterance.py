@@ -1,6 +1,7 @@
 """One utterance: devices clip and noise whatever they send, so that it hides any one utterance."""
 
 import math
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from sottovoce.shared.privacy.guarantees.adversaries import (
     AdversaryBound,
     make_adversary_table,
 )
-from sottovoce.shared.privacy.release import PrivacyUnit
+from sottovoce.shared.privacy.release import PrivacyUnit, Release
 from sottovoce.shared.privacy.scheme import (
     PlanFacts,
     PlanT,
@@ -49,8 +50,13 @@ class UtteranceScheme(UnhiddenUsersScheme):
     )
 
     def describes(self, plan: PlanFacts) -> bool:
-        """Noise of devices, and nothing that hides users."""
-        return not plan.unit and plan.count_noise > 0 and plan.user is None
+        """Noise of devices, all of it their own, and nothing that hides users."""
+        return (
+            not plan.unit
+            and plan.count_noise > 0
+            and plan.user is None
+            and plan.secure_sums is None
+        )
 
     def check_plan(self, plan: PlanFacts) -> None:
         """Refuse a loss that couples utterances."""
@@ -128,7 +134,12 @@ class UtteranceScheme(UnhiddenUsersScheme):
 
 
 def add_utterance_noise(
-    plan: PlanT, target: PrivacyTarget, bounds: PrivacyBounds, *, sum_norm: float | None
+    plan: PlanT,
+    target: PrivacyTarget,
+    bounds: PrivacyBounds,
+    *,
+    sum_norm: float | None,
+    list_releases: Callable[[PlanT], Iterable[Release]] = lambda plan: plan.all_releases(),
 ) -> PlanT:
     """Add noise to all that leaves a device, such that its whole life stays within epsilon.
 
@@ -140,6 +151,7 @@ def add_utterance_noise(
         target: Epsilon, the utterance's delta and the shares.
         bounds: What one utterance adds.
         sum_norm: L2 bound on the sum of a step's clipped gradients; None bounds nothing.
+        list_releases: What a noised plan's devices book; by default what the plan says.
 
     Raises:
         SettingError: The budget is too small for these releases.
@@ -183,6 +195,6 @@ def add_utterance_noise(
         )
 
     multiplier = accounting.calibrate_noise_multiplier(
-        lambda trial: with_noise(trial).all_releases(), target.epsilon, target.delta
+        lambda trial: list_releases(with_noise(trial)), target.epsilon, target.delta
     )
     return with_noise(multiplier)

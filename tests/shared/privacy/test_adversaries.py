@@ -14,6 +14,7 @@ from sottovoce.shared.privacy.schemes import scheme_for
 SCHEMES = [
     scheme_for("none"),
     scheme_for("utterance"),
+    scheme_for("utterance", secure=True),
     scheme_for("user"),
     scheme_for("user", secure=True),
     scheme_for("both"),

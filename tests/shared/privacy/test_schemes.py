@@ -159,9 +159,10 @@ def test_every_unit_describes_its_own_plans(unit: str) -> None:
     assert '"unit"' not in plan.to_json(), "plans of these units travel as they always did"
 
 
-def test_secure_sums_go_with_users_alone() -> None:
+def test_secure_sums_go_with_one_promise() -> None:
     assert scheme_for("user", secure=True).noise_source is NoiseSource.DISTRIBUTED
-    with pytest.raises(SettingError, match="unit must be 'user'"):
+    assert scheme_for("utterance", secure=True).noise_source is None, "no user is hidden"
+    with pytest.raises(SettingError, match="unit must be 'utterance' or 'user'"):
         scheme_for("both", secure=True)
     with pytest.raises(SettingError, match="must be one of none, utterance, user, both"):
         scheme_for("everything")

@@ -72,6 +72,7 @@ def test_every_field_changes_the_digest() -> None:
         "granularity": 2e-6,
         "noise": 0.0,
         "bits": 31,
+        "sensitivity": 0.1,
     }
     assert set(changes) == {field.name for field in fields(USUAL)}
     changed = {replace(USUAL, **{name: value}).config_hash() for name, value in changes.items()}  # type: ignore[arg-type]
@@ -102,3 +103,12 @@ def test_the_chance_to_wrap_grows_with_noise() -> None:
     assert 0 < chances[-1] <= 2**-40
     with pytest.raises(SettingError, match="wrap"):
         replace(USUAL, noise=1e8)
+
+
+def test_settings_without_a_sensitivity_travel_as_before_there_was_one() -> None:
+    assert "sensitivity" not in USUAL.to_dict()
+    assert SecureAggregationConfig(**USUAL.to_dict()) == USUAL
+    part = replace(USUAL, sensitivity=0.1)
+    assert SecureAggregationConfig(**part.to_dict()) == part
+    with pytest.raises(SettingError, match="sensitivity"):
+        replace(USUAL, sensitivity=2 * USUAL.clip_norm)

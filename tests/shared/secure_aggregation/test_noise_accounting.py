@@ -10,7 +10,10 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy.release import DISCRETISATION_SLACK
 from sottovoce.shared.secure_aggregation import noise_accounting
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
-from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+from sottovoce.shared.secure_aggregation.parameter_selection import (
+    select_parameters,
+    select_part_parameters,
+)
 
 SETTINGS = SecureAggregationConfig(
     devices=40,
@@ -213,3 +216,76 @@ def test_the_slack_is_small_wherever_sums_are_made() -> None:
     assert noise_accounting.discretisation_slack(few_bits, 14) > DISCRETISATION_SLACK
     assert noise_accounting.discretisation_slack(replace(few_bits, noise=0.0), 14) == math.inf
     assert noise_accounting.discretisation_slack(few_bits, 0) == math.inf
+
+
+def sampled_gaussian(epsilon: float, mu: float, rate: float, *, added: bool) -> float:
+    """The delta of a Gaussian that a unit joins by a coin: its presence against its absence."""
+
+    def above(x: float, mean: float) -> float:
+        return math.erfc((x - mean) / math.sqrt(2)) / 2
+
+    factor = math.exp(epsilon)
+    # Where the likelihood ratio of the mixture to the plain Gaussian passes e^epsilon, or does not.
+    ratio = ((factor if added else 1 / factor) - (1 - rate)) / rate
+    if ratio <= 0:
+        return max(0.0, 1 - factor) if added else 0.0
+    x = math.log(ratio) / mu + mu / 2
+    mixed = (1 - rate) * above(x, 0.0) + rate * above(x, mu)
+    if added:
+        return mixed - factor * above(x, 0.0)
+    return (1 - above(x, 0.0)) - factor * (1 - mixed)
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.25, 0.9])
+@pytest.mark.parametrize("noise", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize(("contributors", "moved"), [(1, (4,)), (3, (3, 2)), (2, (1, 1))])
+def test_a_sampled_sums_delta_is_a_sampled_gaussians_but_for_its_slack(
+    rate: float, noise: float, contributors: int, moved: tuple[int, ...]
+) -> None:
+    """Summed over the whole lattice, in both directions: Poisson sampling amplifies alike."""
+    slack = noise_accounting.discretisation_slack(coarse(noise, len(moved)), contributors)
+    mu = math.hypot(*moved) / (math.sqrt(contributors) * noise)
+    absent, moved_on = chances(noise, contributors, moved)
+    present = (1 - rate) * absent + rate * moved_on
+
+    finer = False
+    # Where little is sampled, losses are small.
+    for epsilon in (*np.linspace(-1.0, 5.0, 61), *np.linspace(-0.03, 0.03, 61)):
+        for one, other, added in ((present, absent, True), (absent, present, False)):
+            delta = float((one - math.exp(epsilon) * other).clip(min=0).sum())
+            bound = sampled_gaussian(epsilon - slack, mu, rate, added=added)
+            assert delta <= math.exp(slack) * bound + 1e-14
+            finer = finer or delta > sampled_gaussian(epsilon, mu, rate, added=added) + 1e-14
+    assert finer, "a sampled Gaussian alone would have covered it: the test could not fail"
+
+
+# --- a part of an update ----------------------------------------------------------------------
+
+
+def test_noise_for_a_part_is_over_what_the_part_moves() -> None:
+    settings = select_part_parameters(
+        20, 1_032, 0.5, dropout=0.1, corruption=0.1, noise_multiplier=2.5
+    )
+
+    honest = noise_accounting.honest_contributors(settings.quorum, 2)
+    found = noise_accounting.effective_multiplier(settings, honest)
+    assert found == pytest.approx(2.5, rel=1e-6)
+    assert found >= 2.5
+    std = settings.noise * settings.granularity * math.sqrt(honest)
+    assert std == pytest.approx(2.5 * 0.5, rel=1e-3), "rounding costs a thousandth"
+    assert std > 2.5 * 0.5
+    assert noise_accounting.discretisation_slack(settings, honest) <= DISCRETISATION_SLACK
+
+
+def test_many_devices_shorten_what_one_may_add_until_the_lattice_is_too_coarse() -> None:
+    usual: dict[str, float] = {"dropout": 0.1, "corruption": 0.1, "noise_multiplier": 2.5}
+    reaches = [
+        select_part_parameters(devices, 1_032, 0.5, **usual).clip_norm / 0.5
+        for devices in (20, 400, 2_000)
+    ]
+
+    assert reaches[0] == 256
+    assert reaches == sorted(reaches, reverse=True)
+    assert reaches[-1] < reaches[0]
+    with pytest.raises(SettingError, match="sum fewer devices"):
+        select_part_parameters(2_000, 200_000, 0.5, **usual)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -136,3 +137,45 @@ def test_a_seed_repeats_all_of_it() -> None:
 def test_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(MessageError, match="shape"):
         quantisation.encode_update(np.zeros(shape), FINE, SystemRandomWords())
+
+
+@pytest.mark.parametrize("size", [0.01, 1.9, 2.0, 2.5, 40.0])
+@pytest.mark.parametrize("granularity", [1e-6, 0.3])
+def test_neighbours_are_rounded_by_the_same_draws(size: float, granularity: float) -> None:
+    """Whatever the rest is, and however it is clipped, a part moves the whole by no more."""
+    settings = replace(FINE, granularity=granularity, sensitivity=0.1)
+    random = np.random.default_rng(3)
+    for seed in range(20):
+        whole, part = random.normal(size=64), random.normal(size=64)
+        whole *= size / quantisation.l2_norm(whole)
+        part *= 0.1 / quantisation.l2_norm(part)
+        one, other = (
+            quantisation.clip_and_round(update, settings, seeded(seed)).astype(float)
+            for update in (whole, whole + part)
+        )
+        assert quantisation.l2_norm(one - other) <= settings.rounded_sensitivity
+
+
+class UpThenAnywhere(SeededRandomWords):
+    """Rounds every value up at first."""
+
+    def __init__(self) -> None:
+        super().__init__(np.random.default_rng(0))
+        self.draws = 0
+
+    def draw_words(self, count: int) -> Any:
+        self.draws += 1
+        drawn = super().draw_words(count)
+        return np.full_like(drawn, 2**64 - 1) if self.draws == 1 else drawn
+
+
+@pytest.mark.parametrize(("sensitivity", "draws"), [(0.0, 2), (0.1, 1)])
+def test_under_a_sensitivity_no_draw_is_repeated(sensitivity: float, draws: int) -> None:
+    """Whether one is would depend on the update: neighbours would come from other draws."""
+    settings = replace(COARSE, granularity=1.0, sensitivity=sensitivity)
+    random = UpThenAnywhere()
+
+    rounded = quantisation.clip_and_round(np.full(64, 0.25), settings, random)
+
+    assert random.draws == draws
+    assert (rounded == 1).all() == (draws == 1)

@@ -10,6 +10,7 @@ from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import SumKind
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.shared.protocol.training_plan import UserLevelPrivacy
 from sottovoce.simulations.audit import (
     canary,
@@ -71,8 +72,9 @@ def test_only_sums_are_seen_where_users_are_hidden(
     own, sums = people(1)["u00"].examples, hidden(8.0)
     seen = run_trial(sums, own, 0)
 
-    assert threat_model(sums.plan) == NOISED_SUMS
-    assert threat_model(make_transcript(8.0).plan) == ALL_MESSAGES
+    assert threat_model(sums.plan.scheme) == NOISED_SUMS
+    assert threat_model(make_transcript(8.0).plan.scheme) == ALL_MESSAGES
+    assert threat_model(scheme_for("utterance", secure=True)) == NOISED_SUMS
     assert observe(make_transcript(8.0), seen, 0) is seen
     observation = observe(sums, seen, 0)
     noise = (observation.updates - seen.updates).std()

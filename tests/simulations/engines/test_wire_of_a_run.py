@@ -62,8 +62,10 @@ from sottovoce.shared.models.parameters import count_parameters, flatten_paramet
 from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy.banded_noise import BandedNoise
+from sottovoce.shared.privacy.bounds import PrivacyBounds, UserLevelSettings
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, Release, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.shared.privacy.user_level import (
     ENROLMENT_SUM,
     HEAD_STATISTICS_SUM,
@@ -179,10 +181,18 @@ PLANS = {
         user=_user(NoiseSource.DEVICES),
     ),
     "secure": replace(NONE, user=_user(NoiseSource.DISTRIBUTED, _secure())),
+    "secure-utterance": scheme_for("utterance", secure=True).add_secure_sums(
+        replace(
+            UTTERANCE, calibration=CalibrationRelease(noise_multiplier=4.0, subtracted_share=0.0)
+        ),
+        PrivacyBounds(user=UserLevelSettings(dropout=0.2, corruption=0.0)),
+        devices=len(USERS) - 1,
+    ),
     "learned": replace(NONE, user=_learning(AdaptiveClipping(start=0.5))),
     "banded": replace(NONE, user=_banded(BandedNoise.from_square_root(bands=2, min_separation=2))),
 }
 UNITS = tuple(PLANS)
+SECURE_UNITS = ("secure", "secure-utterance")
 
 
 # --- a federation ----------------------------------------------------------------------------
@@ -485,7 +495,7 @@ def _heads(device: Device) -> int:
 def _released(request: Message, plan: Plan, device: Device) -> dict[str, Rule]:
     """The one released vector of a reply, where it has one: booked, and exactly what was made."""
     parts: list[Tensor | None] = []
-    secure = plan.user is not None and plan.user.secure is not None
+    secure = _configs(plan) is not None
     kind = request.metadata.message_type
     if kind == messages.ENROL and secure:
         parts = [torch.zeros(0)]
@@ -524,9 +534,14 @@ def _made(device: Device, release: Release | None) -> Tensor | None:
     return stored["value"] if found else None
 
 
+def _configs(plan: Plan) -> SecureSumConfigs | None:
+    """How a plan's sums are made, where they are secure."""
+    return plan.scheme.match_sums(plan, plain=lambda: None, secure=lambda configs: configs)
+
+
 def _body(request: Message, plan: Plan, device: Device) -> Rule:
     """What a device says in a secure sum, and its identity's public half before."""
-    secure = plan.user.secure if plan.user else None
+    secure = _configs(plan)
     if secure is None or request.metadata.message_type == messages.FINAL_MODEL:
         return _is(b"")
     if request.metadata.message_type == messages.ENROL:
@@ -585,9 +600,11 @@ def _mask_booked(plan: Plan, name: str, device: Device) -> bool:
     kind = secure_sum_kind(plan.content_hash(), name)
     if kind == ENROLMENT_SUM:
         return all(_holds(device, one) for one in (plan.counts_release(), plan.centre_release()))
-    if kind == HEAD_STATISTICS_SUM:
-        return _holds(device, plan.calibration_release())
-    return _holds(device, plan.gradient_release(int(kind.removeprefix("round-"))))
+    made = plan.calibration_release()
+    if kind != HEAD_STATISTICS_SUM:
+        made = plan.gradient_release(int(kind.removeprefix("round-")))
+    # The normaliser shapes both.
+    return all(_holds(device, one) for one in (made, plan.normaliser_release()))
 
 
 # --- what may be in a request -----------------------------------------------------------------
@@ -756,7 +773,7 @@ def test_every_field_of_a_run_is_public_sealed_or_booked(tmp_path: Path, unit: s
     assert record.faults == []
     steps = [f"{messages.SECURE_SUM} {step}" for step in messages.SECURE_SUM_STEPS] * (2 + ROUNDS)
     plain = [*[f"{messages.TRAIN} "] * ROUNDS, f"{messages.HEAD_STATISTICS} "]
-    rounds = steps if unit == "secure" else plain
+    rounds = steps if unit in SECURE_UNITS else plain
     for user in USERS:
         own = [rounds[0], rounds[-1]] if unit == "banded" else rounds  # one round, and calibration
         sent = own if user != USERS[-1] else []
@@ -825,6 +842,23 @@ def test_neither_sizes_nor_statuses_depend_on_what_a_user_has(tmp_path: Path, un
         assert other.faults == [], name
         for user in USERS:
             assert _seen(other, user) == _seen(usual, user), name
+
+
+def test_no_single_clip_shows_in_secure_sums_that_hide_an_utterance(tmp_path: Path) -> None:
+    """Order, status and length of every message stay, and what the ledger books, clip by clip."""
+    plan, trained = PLANS["secure-utterance"], USERS[:-1]
+    usual = _run(tmp_path / "usual", plan)
+    for first in range(0, CLIPS, len(trained)):
+        # Another clip of each user in one run: what is compared is each user's own.
+        gone = dict(zip(trained, range(first, CLIPS), strict=False))
+        changes = {user: _without(index) for user, index in gone.items()}
+        other = _run(tmp_path / str(first), plan, change=changes)
+        assert other.faults == [], gone
+        for user in USERS:
+            assert _seen(other, user) == _seen(usual, user), gone
+            at = f"devices/{USERS.index(user):06d}/ledger.jsonl"
+            kept = [_ledger_lines(tmp_path / name / at) for name in ("usual", str(first))]
+            assert list(kept[0].values()) == list(kept[1].values()), gone
 
 
 @pytest.mark.parametrize("how", ["reinstalled", "another key", "lived on"])
@@ -910,7 +944,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
 @pytest.mark.parametrize("why", REFUSALS)
 def test_a_refusal_says_its_kind_and_no_more(tmp_path: Path, unit: str, why: str) -> None:
     facts, words = REFUSALS[why]
-    if why == "a floor that the plan is below" and unit != "secure":
+    if why == "a floor that the plan is below" and unit not in SECURE_UNITS:
         words = ("ok", "")  # there is no secure sum that it would be for
 
     record = _run(tmp_path, PLANS[unit], facts={"u0": facts})
@@ -1147,7 +1181,7 @@ def test_without_a_leak_the_same_messages_have_no_fault(tmp_path: Path) -> None:
         assert record.faults == []
 
 
-@pytest.mark.parametrize("unit", ["utterance", "user", "secure"])
+@pytest.mark.parametrize("unit", ["utterance", "user", *SECURE_UNITS])
 @pytest.mark.parametrize(
     "kind",
     [

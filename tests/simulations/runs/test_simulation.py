@@ -178,6 +178,37 @@ def test_secure_sums_run_whole_and_repeat(
     assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
 
 
+def test_secure_sums_that_hide_utterances_run_whole_and_repeat(
+    tiny_run: Any, make_scenario: Any, tmp_path: Path
+) -> None:
+    scenario = make_scenario(tmp_path / "s.toml", tiny_run.users, tiny_run.public, secure=True)
+    with scenario.open("a") as file:  # of three devices none can be spared
+        file.write("[recipe.user]\ndropout = 0\ncorruption = 0\n")
+    run = _run(scenario, tmp_path / "run")
+    privacy = read_privacy(tmp_path / "run")
+
+    assert verify_run(tmp_path / "run").is_consistent
+    assert 0.99 * 8 < run["privacy"]["utterance"]["epsilon_max"] <= 8.0
+    lines = [
+        line
+        for fold in privacy["folds"]
+        for account in fold["clients"].values()
+        for line in account["releases"]
+        if line["mechanism"] == "gaussian"
+    ]
+    in_sums = {line["kind"] for line in lines if line.get("noised_by") == "shares"}
+    assert in_sums == {line["kind"] for line in lines} - {"normaliser"}
+    assert {line.get("devices") for line in lines} == {3, None}
+    assert not any("server" in fold for fold in privacy["folds"]), "no sum hides a user"
+    assert "follows the protocol of secure sums" in privacy["statement"]
+    assert _run(tmp_path / "run" / "config.toml", tmp_path / "again") == run
+
+    # A reader is told of another coalition than was booked against.
+    told = (tmp_path / "run" / "privacy.json").read_text()
+    (tmp_path / "run" / "privacy.json").write_text(told.replace('"devices": 3', '"devices": 30'))
+    assert "devices 30" in "\n".join(verify_run(tmp_path / "run").report_lines())
+
+
 def test_cohorts_are_sampled_and_paid_for_in_advance(
     tiny_run: Any, make_scenario: Any, tmp_path: Path
 ) -> None:

@@ -140,7 +140,6 @@ def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
         ({"delta": 1.0}, "delta is 1.0"),
         ({"delta": math.nan}, "delta is nan"),
         ({"user_delta": 0.0}, "user_delta is 0.0"),
-        ({"secure": True}, "unit 'utterance'"),
         ({"unit": "both", "secure": True}, "unit 'both'"),
         ({"tuning_runs": 0}, "tuning_runs is 0"),
         ({"unit": "family"}, "unit is 'family'"),
@@ -212,6 +211,35 @@ def test_a_plan_never_costs_more_than_its_budget_and_hardly_less(
     spent = budget.filter.compute_epsilon(plan.all_releases(), scenario.privacy.delta)
 
     assert 0.99 * 2.0 < spent <= 2.0
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 8.0])
+@pytest.mark.parametrize("model", [None, "tcn"])
+def test_utterances_in_secure_sums_get_what_they_are_promised(
+    epsilon: float, model: str | None
+) -> None:
+    scenario = _settled(secure=True, epsilon=epsilon, model=model)
+    plan = _plan(scenario)
+    (budget,) = noise_calibration.device_budgets(scenario.privacy, plan)
+
+    assert plan.scheme.secure
+    assert plan.training.steps == 1
+    spent = budget.filter.compute_epsilon(plan.all_releases(), scenario.privacy.delta)
+    assert 0.99 * epsilon < spent <= epsilon
+    _check_budget(scenario)
+    with pytest.raises(SettingError, match="steps is 2"):
+        _check_budget(replace(scenario, recipe=replace(scenario.recipe, steps=2)))
+
+
+def test_secure_sums_bring_their_recipe() -> None:
+    base = _settled(rounds=3)
+    secure = vary_scenario(base, {"secure": True})
+
+    assert base.recipe.calibration_subtracted_share == 0.5
+    assert secure.recipe.calibration_subtracted_share == 0
+    user = _settled(unit="user", rounds=3)
+    kept = replace(user, recipe=replace(user.recipe, clip_norm=0.25))
+    assert vary_scenario(kept, {"secure": True}).recipe == kept.recipe, "the same for both"
 
 
 @pytest.mark.parametrize("secure", [True, False])
