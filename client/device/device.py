@@ -18,7 +18,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from sottovoce.client.device import profile_seal
+from sottovoce.client.device import profile_seal, stored_clips
 from sottovoce.client.device.consent import DeviceConsent, Purpose
 from sottovoce.client.device.profile import (
     PROFILE_FILE,
@@ -251,7 +251,7 @@ class Device:
 
     def load_features(self) -> LabelledFeatures:
         """Read the device's recordings as features."""
-        return LabelledFeatures.from_tensors(self.vault.get_tensors("clips"))
+        return stored_clips.load_clips(self.vault)
 
     def book_and_release(
         self,

@@ -15,8 +15,9 @@ from sottovoce.shared import codec, validation
 from sottovoce.shared.bounded_files import read_bounded_file
 from sottovoce.shared.codec import Name
 from sottovoce.shared.errors import LedgerError, PrivacyError, SettingError
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.shared.identity import find_name, tidy_name
-from sottovoce.shared.models.examples import Examples
+from sottovoce.shared.models.examples import Examples, concatenate_examples
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import PrivacyUnit
 
@@ -165,12 +166,19 @@ class LabelledFeatures:
         for_enrolment: Which clips the user's normaliser is learned from, shape (utterances,), bool.
         for_head: Which labelled clips the user's head is fitted on, shape (utterances,), bool.
         for_training: Which labelled clips training uses, shape (utterances,), bool.
+        neutral: Which clips are known to be neutral speech, shape (utterances,), bool; None where
+            that is not known of each.
+        extractor: What computed the features; "" where that is not known.
+        feature_version: Version of the features.
     """
 
     examples: Examples
     for_enrolment: Tensor
     for_head: Tensor
     for_training: Tensor
+    neutral: Tensor | None = None
+    extractor: str = ""
+    feature_version: int = FEATURE_VERSION
 
     @classmethod
     def without_recordings(cls, *, width: int) -> "LabelledFeatures":
@@ -191,6 +199,86 @@ class LabelledFeatures:
         examples = Examples(features=torch.zeros(0, width), frames=numbers, labels=numbers)
         return cls(examples=examples, for_enrolment=none, for_head=none, for_training=none)
 
+    @property
+    def has_neutral_enrolment(self) -> bool:
+        """Whether each of the clips that enrol the user is known to be neutral; one at least."""
+        if self.neutral is None or not bool(self.for_enrolment.any()):
+            return False
+        return bool(self.neutral[self.for_enrolment].all())
+
+    def select(self, index: Tensor) -> "LabelledFeatures":
+        """Select some of the clips.
+
+        Args:
+            index: Shape (utterances,), bool.
+        """
+        return replace(
+            self,
+            examples=self.examples.select(index),
+            for_enrolment=self.for_enrolment[index],
+            for_head=self.for_head[index],
+            for_training=self.for_training[index],
+            neutral=None if self.neutral is None else self.neutral[index],
+        )
+
+    def restrict(self, index: Tensor) -> "LabelledFeatures":
+        """Let only some clips train and fit the head; all go on to enrol the user.
+
+        Args:
+            index: Shape (utterances,), bool.
+        """
+        return replace(self, for_head=self.for_head & index, for_training=self.for_training & index)
+
+    def fits(self, extractor: str, width: int) -> bool:
+        """Whether a model that reads an extractor's features can read the clips.
+
+        Args:
+            extractor: Its name.
+            width: How many features it gives.
+        """
+        same = self.extractor in ("", extractor) and self.feature_version == FEATURE_VERSION
+        return same and self.examples.features.shape[-1] == width
+
+    def extend(self, more: "LabelledFeatures") -> "LabelledFeatures":
+        """Add more clips behind those that there are.
+
+        Args:
+            more: Of the same extractor; where there are no clips yet, of any.
+
+        Raises:
+            SettingError: Clips of another extractor.
+        """
+        if not len(self.examples):
+            return more
+        if not self.fits(more.extractor, more.examples.features.shape[-1]):
+            raise SettingError(
+                f"the device's clips are features of {self.extractor or 'an unknown extractor'}, "
+                f"{self.examples.features.shape[-1]} wide, and these are of {more.extractor}, "
+                f"{more.examples.features.shape[-1]} wide; enrol with one extractor, or forget the "
+                "old clips first"
+            )
+        return LabelledFeatures(
+            examples=concatenate_examples([self.examples, more.examples]),
+            for_enrolment=torch.cat([self.for_enrolment, more.for_enrolment]),
+            for_head=torch.cat([self.for_head, more.for_head]),
+            for_training=torch.cat([self.for_training, more.for_training]),
+            neutral=torch.cat([_neutral_mask(self), _neutral_mask(more)]),
+            extractor=more.extractor,
+        )
+
+    def choose_enrolment(self) -> "LabelledFeatures":
+        """Choose the clips that enrol the user: those known to be neutral, or else all.
+
+        The mean of known neutral speech is the better one, and other clips would blur it.
+        """
+        if self.neutral is None:
+            return self
+        if bool(self.neutral.any()):
+            return replace(self, for_enrolment=self.neutral)
+        # The last neutral clip was forgotten.
+        none_left = not bool(self.for_enrolment.any())
+        return replace(self, for_enrolment=~self.neutral) if none_left else self
+
     def with_label_order(
         self, own_labels: Sequence[str], labels: Sequence[str]
     ) -> "LabelledFeatures":
@@ -209,6 +297,10 @@ class LabelledFeatures:
     def to_tensors(self) -> dict[str, Tensor]:
         """Convert to named tensors; half precision is plenty for log-mel and halves the disk."""
         features = self.examples.features
+        more = {} if self.neutral is None else {"neutral": self.neutral}
+        if self.extractor:
+            words = f"{self.feature_version} {self.extractor}".encode()
+            more["extractor"] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
         return {
             "features": features.half() if features.dim() == 3 else features,
             "frames": self.examples.frames,
@@ -216,11 +308,14 @@ class LabelledFeatures:
             "enrols": self.for_enrolment,
             "calibrates": self.for_head,
             "trains": self.for_training,
+            **more,
         }
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "LabelledFeatures":
         """Read what :meth:`to_tensors` gave."""
+        words = bytes(tensors["extractor"].tolist()).decode() if "extractor" in tensors else ""
+        version, _, extractor = words.partition(" ")
         examples = Examples(
             features=tensors["features"].float(), frames=tensors["frames"], labels=tensors["labels"]
         )
@@ -229,7 +324,17 @@ class LabelledFeatures:
             for_enrolment=tensors["enrols"],
             for_head=tensors["calibrates"],
             for_training=tensors["trains"],
+            neutral=tensors.get("neutral"),
+            extractor=extractor,
+            feature_version=int(version or FEATURE_VERSION),
         )
+
+
+def _neutral_mask(clips: LabelledFeatures) -> Tensor:
+    """Mask of the clips that are known to be neutral, shape (utterances,), bool."""
+    if clips.neutral is None:
+        return torch.zeros(len(clips.examples), dtype=torch.bool)
+    return clips.neutral
 
 
 def _read_budgets(record: _ProfileRecord) -> tuple[PrivacyBudget, ...]:

@@ -12,4 +12,5 @@ __all__ = [
     "secure_sums",
     "statistics_round",
     "training_round",
+    "training_set",
 ]

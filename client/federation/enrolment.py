@@ -1,24 +1,22 @@
 """Joining a run on a device: store what rounds read, and release the first sums."""
 
-from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from sottovoce.client.device import stored_clips
 from sottovoce.client.device.device import Device
-from sottovoce.client.device.profile import UNKNOWN_LABEL, LabelledFeatures
+from sottovoce.client.device.profile import LabelledFeatures
 from sottovoce.client.federation import secure_sums
+from sottovoce.client.federation.training_set import load_training_set
 from sottovoce.client.personalisation import feedback
 from sottovoce.shared.memo import LastValueCache
 from sottovoce.shared.models.projection import PublicProjection
-from sottovoce.shared.printable import get_logger
 from sottovoce.shared.privacy.user_level import SecureSumConfigs
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker import normalisation
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
-
-LOG = get_logger("sottovoce.client")
 
 
 def enrol_device(
@@ -103,7 +101,7 @@ def store_projected_features(
         The clips with labels in the plan's order, and their projected rows, shape
         (utterances, inputs).
     """
-    clips = load_in_plan_order(device, plan)
+    clips = load_training_set(device, plan, len(projection.mean))
     projected = _project_features(
         projection, clips.examples.features, isolate_examples=device.isolate_examples
     )
@@ -118,11 +116,27 @@ def store_projected_features(
     for name, (part, inputs) in subsets.items():
         parts = {"projected": inputs, "frames": part.frames, "labels": part.labels}
         tensors |= {f"{name}.{key}": value for key, value in parts.items()}
+    # Names cost a hash of every clip; of a simulated device's clips nobody forgets one.
+    if device.isolate_examples or feedback.list_labelled(device.vault):
+        tensors |= _names_of_subsets(clips)
     device.vault.put_tensors("projected", tensors)
     if len(feedback.load_examples(device.vault, plan.extractor, plan.labels, len(projection.mean))):
         feedback.store_projection(device.vault, projection)
     device.training_cache = LastValueCache()
     return clips, rows
+
+
+def _names_of_subsets(clips: LabelledFeatures) -> dict[str, Tensor]:
+    """Names of the recordings in each subset, by which a forgotten one is found in it."""
+    masks = {
+        "enrolled": clips.for_enrolment,
+        "training": clips.for_training,
+        "calibration": clips.for_head,
+    }
+    return {
+        f"{subset}.names": stored_clips.pack_names(clips.examples.select(mask))
+        for subset, mask in masks.items()
+    }
 
 
 def _project_features(
@@ -132,23 +146,6 @@ def _project_features(
     if not isolate_examples or len(features) == 0:
         return projection.project_features(features)
     return torch.cat([projection.project_features(one[None]) for one in features])
-
-
-def load_in_plan_order(device: Device, plan: Plan) -> LabelledFeatures:
-    """Load the device's clips, with labels in the plan's order.
-
-    A clip whose label the plan has no class for still enrols its user, as one without a label does.
-    It is left out of the rest silently: a refusal would tell the server that there is one.
-
-    Args:
-        device: The user's device.
-        plan: Names the classes, in order.
-    """
-    clips = device.load_features().with_label_order(device.profile.labels, plan.labels)
-    known = clips.examples.labels != UNKNOWN_LABEL
-    if not known.all():
-        LOG.info("%s: clips without a label of this plan train nothing", device.profile.user)
-    return replace(clips, for_head=clips.for_head & known, for_training=clips.for_training & known)
 
 
 def _label_counts(plan: Plan, labelled: LabelledFeatures) -> Tensor:

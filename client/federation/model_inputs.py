@@ -5,6 +5,7 @@ import hashlib
 from torch import Tensor
 
 from sottovoce.client.device.device import Device
+from sottovoce.client.device.stored_clips import run_set_version
 from sottovoce.client.federation.agreed_plan import check_centre
 from sottovoce.client.training.per_example_gradients import rebind_weights
 from sottovoce.shared.memo import LastValueCache
@@ -60,7 +61,7 @@ def load_training_examples(device: Device, plan: Plan, digest: str, centre: Tens
     Raises:
         BudgetSpent: The mean was not released yet, and would pass the budget.
     """
-    key = (digest, centre.numpy().tobytes())
+    key = (digest, centre.numpy().tobytes(), run_set_version(device.vault))
     return device.training_cache.get(
         key, lambda: _normalised_examples(device, plan, digest, centre)
     )

@@ -2,10 +2,10 @@
 
 One row of features each, under a hash of them as its name: a recording that comes twice is stored
 once. The features of several extractors are stored side by side, because a model reads only its own
-extractor's. Of each the newest 200 are kept; older ones make room.
+extractor's. Of what nobody labelled the newest 200 of each are kept; older ones make room. Labelled
+ones may train, so none makes room for another: one recording more must be one change, not two.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sottovoce.client.device.consent import Purpose, load_consent
 from sottovoce.client.device.device import Device
+from sottovoce.client.device.stored_clips import name_recording
 from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.shared.errors import ModelError, PrivacyError, SettingError
 from sottovoce.shared.features.version import FEATURE_VERSION
@@ -25,11 +26,12 @@ from sottovoce.shared.models.model_package import ModelPackage
 MAX_EXAMPLES: Final = 200
 """Recordings of one extractor that one blob holds. More hardly move a mean."""
 
+MAX_LABELLED: Final = 2000
+"""Labelled recordings of one extractor that one blob holds. A further one is refused."""
+
 MAX_FEATURE_VALUE: Final = 1e9
 """Largest number that is learned from. Speech stays far below; what squares and sums make of it
 stays far below the end of float32."""
-
-_ID_DIGITS: Final = 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -56,22 +58,31 @@ class ExampleStore:
         return self.extractor, self.feature_version, int(self.features.shape[1])
 
     def with_example(self, row: Tensor, emotion: str | None = None) -> tuple["ExampleStore", str]:
-        """Add a recording, or give one that is there another emotion; the store and its name."""
+        """Add a recording, or give one that is there another emotion; the store and its name.
+
+        Raises:
+            SettingError: It has a label, and there are ``MAX_LABELLED`` already.
+        """
         features = row.detach().float().contiguous()
         # The name is a hash of the features: the same recording has the same name, and is stored
         # once.
-        name = hashlib.sha256(features.numpy().tobytes()).hexdigest()[:_ID_DIGITS]
+        name = name_recording(features)
         # A second label replaces the first.
         rest = self.without_example(name) if emotion is not None else self
         if name in rest.names:
             return self, name
-        more = () if emotion is None else (*rest.emotions, emotion)
+        if emotion is not None and len(rest.names) >= MAX_LABELLED:
+            raise SettingError(
+                f"{len(rest.names)} recordings are labelled, the most that are kept; forget some "
+                "first (sottovoce device list, sottovoce device forget)"
+            )
+        # The newest come last: of those without a label the oldest make room.
+        start = 0 if emotion is not None else max(0, len(rest.names) + 1 - MAX_EXAMPLES)
         found = replace(
             self,
-            # The newest come last: the oldest make room.
-            names=(*rest.names, name)[-MAX_EXAMPLES:],
-            features=torch.cat([rest.features, features[None]])[-MAX_EXAMPLES:],
-            emotions=more[-MAX_EXAMPLES:],
+            names=(*rest.names, name)[start:],
+            features=torch.cat([rest.features, features[None]])[start:],
+            emotions=() if emotion is None else (*rest.emotions, emotion),
         )
         return found, name
 

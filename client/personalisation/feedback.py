@@ -3,7 +3,8 @@
 What is kept, sealed in the vault, is each recording's features and its emotion. The head is fitted
 on all of them, and on the clips that the device was set up with, in milliseconds; so forgetting is
 exact: afterwards the head is that of a device that never had the label. Later models are fitted on
-them too, as soon as a run enrols the device anew.
+them too, as soon as a run enrols the device anew; with the user's consent to contribute they train
+its shared model (``federation.training_set``).
 
 Recordings and head are two records. A third says which recordings the head was fitted on: it is
 emptied before the recordings change and written after the fit. So a program that was killed in
@@ -23,6 +24,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.client.device import stored_clips
+from sottovoce.client.device.profile import UNKNOWN_LABEL, LabelledFeatures
 from sottovoce.client.device.vault import FileVault, Vault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.example_store import VaultLearner
@@ -106,7 +108,8 @@ class FeedbackStore(VaultLearner):
         """Forget one recording and its label, and fit the head again.
 
         Args:
-            name: What :meth:`add_label` gave, under whatever model; others are ignored.
+            name: What :meth:`add_label` gave, under whatever model, or that of an enrolled clip;
+                others are ignored.
             mean: As in :meth:`add_label`.
 
         Guarantees:
@@ -167,7 +170,12 @@ class FeedbackStore(VaultLearner):
     def _fit(self, mean: Tensor) -> None:
         """Fit the head on everything that was labelled, and store it."""
         package = self._package
-        parts = [stored_clips.load_head_examples(self._folder, self._vault, package.labels)]
+        superseded = list_labelled(self._vault)
+        parts = [
+            stored_clips.load_head_examples(
+                self._folder, self._vault, package.labels, superseded=superseded
+            )
+        ]
         width = package.projection.mean.shape
         parts.append(load_examples(self._vault, package.extractor, package.labels, *width))
         # Clips of another extractor are of no use to this model.
@@ -209,6 +217,12 @@ def list_recordings(folder: Path, *, vault: FileVault | None = None) -> tuple[st
     return example_store.list_names(
         example_store.read_stores(example_store.open_vault(folder, vault), _BLOB_NAME)
     )
+
+
+def list_enrolled(folder: Path, *, vault: FileVault | None = None) -> tuple[str, ...]:
+    """List the recordings that were enrolled; arguments as for :func:`list_recordings`."""
+    clips = stored_clips.load_clips(example_store.open_vault(folder, vault))
+    return stored_clips.name_examples(clips.examples)
 
 
 def forget_recording(folder: Path, name: str, *, vault: FileVault | None = None) -> bool:
@@ -253,6 +267,11 @@ def discard_head(vault: FileVault) -> None:
         # keep_version: a forgotten recording must not show in the version, which leaves in the
         # clear.
         nobody.fit_head(torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), keep_version=True)
+
+
+def list_labelled(vault: Vault) -> frozenset[str]:
+    """List the names of all recordings that the user labelled, of all extractors."""
+    return frozenset(example_store.list_names(example_store.read_stores(vault, _BLOB_NAME)))
 
 
 def load_examples(vault: Vault, extractor: str, labels: tuple[str, ...], width: int) -> Examples:
@@ -332,11 +351,44 @@ def _remove_recording(vault: FileVault, name: str) -> None:
     The other way round, a program killed in between would leave a head that knows it, unnoticed.
     """
     parts = example_store.read_stores(vault, _BLOB_NAME)
-    if name in example_store.list_names(parts):
+    is_labelled = name in example_store.list_names(parts)
+    if is_labelled or name in stored_clips.name_examples(stored_clips.load_clips(vault).examples):
         _store_fitted_on(vault, b"")
+    # As it was enrolled, and in the run under way, before the label: what a repeated call looks for
+    # goes last.
+    stored_clips.forget_clip(vault, name)
+    if is_labelled:
         example_store.write_stores(
             vault, _BLOB_NAME, [part.without_example(name) for part in parts]
         )
+
+
+def enrol_labelled(vault: FileVault, clips: LabelledFeatures) -> tuple[str, ...]:
+    """Enrol clips, and have the head fitted again when a recogniser is next opened.
+
+    The newest label counts: that of a clip replaces the one that the recording had before.
+
+    Args:
+        vault: The device's.
+        clips: Features, labels in the order of the profile's, and uses.
+
+    Returns:
+        The clips' names.
+
+    Raises:
+        SettingError: The device's clips are of another extractor.
+        PrivacyError: The vault cannot be read or written.
+    """
+    with vault.lock_blob(_BLOB_NAME):
+        # First: a program killed from here on leaves a mark that the next one fits again.
+        _store_fitted_on(vault, b"")
+        names = stored_clips.add_clips(vault, clips)
+        parts = example_store.read_stores(vault, _BLOB_NAME)
+        for name, label in zip(names, clips.examples.labels.tolist(), strict=True):
+            if label != UNKNOWN_LABEL and name in example_store.list_names(parts):
+                parts = tuple(part.without_example(name) for part in parts)
+        example_store.write_stores(vault, _BLOB_NAME, parts)
+    return names
 
 
 def _fitted_on(vault: Vault) -> bytes | None:

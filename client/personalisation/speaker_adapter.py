@@ -59,9 +59,9 @@ class SpeakerAdapter(VaultLearner):
     def speaker_mean(self) -> Tensor | None:
         """Estimate what to subtract for this user, shape (inputs,), float32.
 
-        From everything that was learned; where that is nothing, as the last run enrolled the user;
-        None where no clip enrolled anybody, or the mean belongs to another projection. Then it is
-        the population's centre, which every model has its own of.
+        From everything that was learned; where that is nothing, as the last run enrolled the user,
+        or from the clips enrolled since; None where no clip enrolled anybody, or the mean belongs
+        to another projection. Then it is the population's centre, which every model has its own of.
 
         Raises:
             PrivacyError: What is kept is damaged.
@@ -69,7 +69,11 @@ class SpeakerAdapter(VaultLearner):
         if not self._package.subtracts_user_mean:
             return None
         features = self._load_store().features
-        return self._adapted_mean(self._rows(features)) if len(features) else self._enrolled_mean()
+        if not len(features) and self._vault.has_blob("normaliser"):
+            return self._enrolled_mean()
+        if not len(features) and not self._has_enrolled_clips():
+            return None
+        return self._adapted_mean(self._rows(features))
 
     def _adapted_mean(self, rows: Tensor) -> Tensor:
         """Adapt the user's mean to enrolment and what was learned since, shape (inputs,)."""
@@ -90,10 +94,14 @@ class SpeakerAdapter(VaultLearner):
         )
         return package.centre + mean
 
+    def _has_enrolled_clips(self) -> bool:
+        """Whether clips are enrolled that are known to be of this model's extractor."""
+        clips = stored_clips.load_clips(self._vault)
+        is_own = clips.extractor == self._package.extractor
+        return is_own and bool(clips.for_enrolment.any())
+
     def _enrolled_mean(self) -> Tensor | None:
         """Read the user's mean as a run left it, if it was learned behind this projection."""
-        if not self._vault.has_blob("normaliser"):
-            return None
         stored = self._vault.get_tensors("normaliser")
         projection_hash = bytes(stored["front"].tolist()) if "front" in stored else b""
         mean, centre = stored["mean"], self._package.centre

@@ -249,6 +249,7 @@ class Recogniser:
         """
         folder, vault = self._folder(), self._vault
         labelled = feedback.list_recordings(folder, vault=vault)
+        enrolled = feedback.list_enrolled(folder, vault=vault)
         learned = speaker_adapter.list_utterances(folder, vault=vault)
         if name in learned:
             speaker_adapter.forget_utterance(folder, name, vault=vault)
@@ -258,8 +259,8 @@ class Recogniser:
             name, self.personalisation.mean
         )
         self._refresh()
-        if name not in (*learned, *labelled):
-            known = ", ".join(dict.fromkeys((*learned, *labelled))) or "none"
+        if name not in (*learned, *labelled, *enrolled):
+            known = ", ".join(dict.fromkeys((*learned, *labelled, *enrolled))) or "none"
             raise SettingError(f"{folder} keeps no recording {name!r}; it keeps {known}")
 
     def _folder(self) -> Path:

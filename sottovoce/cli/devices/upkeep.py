@@ -98,6 +98,7 @@ def _learned_names(folder: Path, vault: "FileVault") -> set[str]:
     return {
         *speaker_adapter.list_utterances(folder, vault=vault),
         *feedback.list_recordings(folder, vault=vault),
+        *feedback.list_enrolled(folder, vault=vault),
     }
 
 

@@ -400,13 +400,13 @@ def test_what_noise_hides_does_change() -> None:
 
 def test_a_refusal_of_one_label_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = _life(UTTERANCE, _clips())
-    load = enrolment.load_in_plan_order
+    load = enrolment.load_training_set
 
-    def refuse(device: Device, plan: Plan) -> LabelledFeatures:
+    def refuse(device: Device, plan: Plan, width: int) -> LabelledFeatures:
         if BORED in device.load_features().examples.labels:
             raise ValueError
-        return load(device, plan)
+        return load(device, plan, width)
 
-    monkeypatch.setattr(enrolment, "load_in_plan_order", refuse)
+    monkeypatch.setattr(enrolment, "load_training_set", refuse)
     other = _life(UTTERANCE, _relabelled(BORED)(_clips(), 0))
     assert _open_parts(other) != _open_parts(usual)

@@ -13,6 +13,7 @@ from torch import Tensor
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import UNKNOWN_LABEL
 from sottovoce.client.federation import enrolment, final_model, model_inputs, training_round
+from sottovoce.client.federation.training_set import load_training_set
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.client.training.local_trainer import LocalUpdate
 from sottovoce.shared.calibration import HeadPrior, identity_head
@@ -395,7 +396,7 @@ def test_nobody_trains_without_having_enrolled(tmp_path: Path) -> None:
 def test_a_label_that_the_plan_lacks_trains_nothing_and_does_not_show(tmp_path: Path) -> None:
     one = device(tmp_path, labels=("angry", "bored", "sad"))
 
-    clips = enrolment.load_in_plan_order(one, PLAN)
+    clips = load_training_set(one, PLAN, len(FRONT.mean))
     value = enrolment.enrol_device(one, PLAN, FRONT, PEOPLE)
 
     unknown = clips.examples.labels == UNKNOWN_LABEL
@@ -410,15 +411,14 @@ def test_a_label_that_the_plan_lacks_trains_nothing_and_does_not_show(tmp_path: 
 
 def test_labels_are_put_into_the_plans_order_and_unknown_ones_stay(tmp_path: Path) -> None:
     one = device(tmp_path, labels=("sad", "angry"))
-    clips = enrolment.load_in_plan_order(one, PLAN)
+    clips = load_training_set(one, PLAN, len(FRONT.mean))
     assert clips.examples.labels.tolist() == [2, 0] * (CLIPS // 2)
 
     stored = one.load_features()
     hidden = replace(stored.examples, labels=torch.full((CLIPS,), UNKNOWN_LABEL))
     other = Device.create(tmp_path / "b", one.profile, replace(stored, examples=hidden))
-    assert set(enrolment.load_in_plan_order(other, PLAN).examples.labels.tolist()) == {
-        UNKNOWN_LABEL
-    }
+    hidden_set = load_training_set(other, PLAN, len(FRONT.mean))
+    assert set(hidden_set.examples.labels.tolist()) == {UNKNOWN_LABEL}
 
 
 def test_who_only_receives_releases_nothing_but_a_sealed_head(tmp_path: Path) -> None:

@@ -150,12 +150,19 @@ def test_a_second_word_takes_the_place_of_the_first(tmp_path: Path) -> None:
     assert same(head(folder, model), fitted(model, row[None], [LABELS.index("happy")]))
 
 
-def test_the_oldest_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(example_store, "MAX_EXAMPLES", 3)
-    folder = device(tmp_path / "ada").folder
-    names = [FeedbackStore(folder, bundle()).add_label(row, "sad", NOBODY) for row in speech(5)]
+def test_no_label_makes_room_for_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Labelled recordings train: one more must be one change, and not the loss of an old one."""
+    monkeypatch.setattr(example_store, "MAX_EXAMPLES", 2)
+    monkeypatch.setattr(example_store, "MAX_LABELLED", 3)
+    own = FeedbackStore(device(tmp_path / "ada").folder, bundle())
+    names = [own.add_label(row, "sad", NOBODY) for row in speech(3)]
 
-    assert feedback.list_recordings(folder) == tuple(names[2:])
+    with pytest.raises(SettingError, match="forget some"):
+        own.add_label(speech(4)[3], "sad", NOBODY)
+
+    assert own.example_names == tuple(names)
+    own.add_label(speech(1)[0], "angry", NOBODY)  # a correction needs no room
+    assert set(own.example_names) == set(names)
 
 
 @pytest.mark.parametrize("other", ["another extractor", "another label"])
@@ -494,7 +501,9 @@ def test_what_is_forgotten_under_way_is_in_no_later_head(tmp_path: Path) -> None
         one = Device.open(folder)
         personalised(one, bundle().prior, WEIGHTS + 0.5)
         stored = one.vault.get_tensors("projected")
-        assert not any(len(stored[name]) for name in stored if name.startswith("calibration."))
+        assert not any(
+            len(stored[name]) for name in stored if name.startswith(("calibration.", "training."))
+        )
         return HeadCalibrator(
             one.vault,
             model_hash=PLAN.hash_model(WEIGHTS + 0.5),

@@ -766,7 +766,7 @@ def test_a_recording_of_another_model_is_forgotten_by_its_name(ears: Ears, tmp_p
     nose.forget_recording(name)
 
     assert (feedback.list_recordings(folder), speaker_adapter.list_utterances(folder)) == ((), ())
-    with pytest.raises(SettingError, match="keeps none"):
+    with pytest.raises(SettingError, match=f"keeps no recording '{name}'"):
         nose.forget_recording(name)
 
 
