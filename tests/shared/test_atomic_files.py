@@ -162,6 +162,30 @@ def test_a_file_that_another_program_changed_is_left_alone(
 
 @posix
 @pytest.mark.parametrize("write", [append_to_file, replace_file])
+def test_a_file_that_was_replaced_while_its_writer_waited_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]
+) -> None:
+    """It has the size that was expected, and another program's bytes."""
+    path, late = tmp_path / "ledger", [tmp_path / "other"]
+    append_to_file(path, b"one\n")
+    late[0].write_bytes(b"two\n")
+    real = os.open
+
+    def opened(name: Path, flags: int, mode: int = 0o777) -> int:
+        handle = real(name, flags, mode)
+        if name == path and late:  # after the writer has opened it, before the writer has its lock
+            late.pop().replace(path)
+        return handle
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(FileChangedError, match="ledger has 4 bytes and had 4"):
+        write(path, b"more\n", expected_size=4)
+
+    assert path.read_bytes() == b"two\n"
+
+
+@posix
+@pytest.mark.parametrize("write", [append_to_file, replace_file])
 def test_nobody_else_writes_between_the_look_at_a_file_and_its_change(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[..., None]
 ) -> None:

@@ -371,6 +371,20 @@ def test_secrets_go_as_soon_as_they_are_used(house: House) -> None:
     assert not any(share in device.to_bytes() for share in held)
 
 
+def test_no_two_devices_or_rounds_share_a_secret(house: House) -> None:
+    """A seed that somebody knows takes a device's own mask off."""
+    found: list[bytes] = []
+    for _ in range(2):
+        house.start()
+        house.until("share")
+        for user in USERS[:2]:
+            state = house.devices[user]._state
+            found += [state.agreement_key, state.mask_key, state.seed]
+
+    assert len(set(found)) == len(found) == 12
+    assert all(len(set(one)) > 8 for one in found), "as random as 32 bytes look"
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_no_step_is_taken_twice_or_out_of_turn(house: House, step: str) -> None:
     requests = {name: House().until(name)[ME] for name in STEPS}

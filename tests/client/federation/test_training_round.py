@@ -66,6 +66,7 @@ def device(
     labels: tuple[str, ...] = LABELS,
     calibrates: int = 0,
     neutral: bool = False,
+    seed: int | None = 7,
 ) -> Device:
     """A device with a dozen random vectors; the last ``calibrates`` ones fit the head."""
     held = torch.arange(CLIPS) >= CLIPS - calibrates
@@ -77,6 +78,7 @@ def device(
         contributes=contributes,
         labels=labels,
         neutral_enrolment=neutral,
+        simulated_seed=seed,
     )
 
 
@@ -629,6 +631,23 @@ def _answers_to_a_hostile_model(folder: Path, others: int, seed: int) -> Tensor:
         asked = {"weights": weights, "centre": torch.zeros(2 * half), "denominator": 1.0}
         sent.append(train(one, plan_hash=plan.content_hash(), **asked).double() / 1e9)
     return torch.linalg.vector_norm(sent[1] - sent[0])
+
+
+def test_a_real_device_asks_torch_for_no_random_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who joined a step must be a secret: torch's generator keeps 32 bits of its seed."""
+    real, simulated = (enrolled(tmp_path / str(seed), seed=seed) for seed in (None, 7))
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch drew a number")
+
+    for name in ("rand", "randn", "randint", "bernoulli", "normal"):
+        monkeypatch.setattr(torch, name, fail)
+    assert PLAN.training.sample_rate < 1
+    train(real)
+    with pytest.raises(AssertionError, match="torch drew"):
+        train(simulated)
 
 
 @pytest.mark.parametrize("others", [1, 3])

@@ -19,7 +19,7 @@ from sottovoce.server.aggregation.server_optimizer import AggregationSettings, c
 from sottovoce.shared.errors import BudgetSpent, PrivacyError
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
-from sottovoce.shared.privacy.gaussian_noise import SystemGaussianSampler
+from sottovoce.shared.privacy.gaussian_noise import SystemGaussianSampler, lattice_step
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
@@ -231,6 +231,18 @@ def test_of_two_servers_only_the_first_lets_a_round_out(tmp_path: Path) -> None:
     known = second.get_released(1, [1])
     assert known is not None
     assert torch.equal(known, out)
+
+
+@pytest.mark.parametrize("std", [0.3, 1.0, 7.0])
+def test_what_a_real_server_releases_lies_on_its_noises_lattice(tmp_path: Path, std: float) -> None:
+    """Low-order bits of a sum betray what was added to the noise."""
+    store = correlated_noise.StoredCorrelatedNoise(BANDS, tmp_path, plan_digest="p", rounds=ROUNDS)
+    store.prepare_round(1)
+    for number in (1, 2):
+        summed = torch.rand(500, dtype=torch.float64)
+        steps = store.add_noise(number, summed, std) / lattice_step(std)
+        assert torch.equal(steps, steps.round())
+        assert steps.unique().numel() > 50
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody waits")

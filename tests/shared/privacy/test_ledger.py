@@ -474,6 +474,8 @@ def test_what_is_asked_for_together_is_allowed_together(path: Path) -> None:
     Ledger(path).check_budget([*mixed, release()], (budget,))
     with pytest.raises(BudgetSpent):
         Ledger(path).check_budget([*mixed, release(), release()], (budget,))
+    with pytest.raises(BudgetSpent, match="'s'"):  # each run has its own, the second named too
+        Ledger(path).check_budget([release(), *[replace(release(), run="s")] * 4], (budget,))
 
 
 def test_a_torn_release_counts_in_every_run(path: Path) -> None:
