@@ -72,7 +72,7 @@ def _design_for_linear_model(
     weights.index_add_(0, predicted[:, 0], slope * rows)
     if sides == 2:
         weights.index_add_(0, chosen[:, 2], -slope * rows)
-        labels, rows = chosen[:, 1::2], torch.stack([rows, -rows], dim=1).flatten(0, 1)
+        labels, rows = chosen[:, 1:4:2], torch.stack([rows, -rows], dim=1).flatten(0, 1)
     flat = torch.zeros_like(transcript.weights[0])
     # Parameters are flattened row by row, a class's weights after another's; biases stay 0.
     flat[: weights.numel()] = weights.flatten()

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.models.parameters import flatten_parameters
+from sottovoce.shared.models.spec import build_network
 from sottovoce.simulations.audit import one_run
 from sottovoce.simulations.audit.device_under_test import (
     Transcript,
@@ -84,15 +86,33 @@ def test_one_round_without_noise_is_caught(make_transcript: Any, terms: Any) -> 
     assert found.by_scores.epsilon_gaussian > 100
 
 
-def test_canaries_of_a_linear_model_do_not_hide_one_another(make_transcript: Any) -> None:
-    transcript, canaries = design_canaries(make_transcript(8.0), 12, 0)
+def _with_classes(transcript: Transcript, classes: int) -> Transcript:
+    """The transcript of a model of so many classes."""
+    plan = transcript.plan
+    model = replace(plan.model, classes=classes)
+    labels = tuple(f"emotion {number}" for number in range(classes))
+    return replace(
+        transcript,
+        plan=replace(plan, model=model, labels=labels),
+        class_weights=torch.ones(classes),
+        weights=[flatten_parameters(build_network(model, 0))] * plan.rounds,
+    )
+
+
+@pytest.mark.parametrize(("classes", "number"), [(3, 12), (4, 24), (6, 24)])
+def test_canaries_of_a_linear_model_do_not_hide_one_another(
+    make_transcript: Any, classes: int, number: int
+) -> None:
+    honest = _with_classes(make_transcript(8.0), classes)
+    transcript, canaries = design_canaries(honest, 100, 0)
+    assert len(canaries) == len(canaries.features) == number
 
     each = one_run.measure_contributions(transcript, canaries)
 
     lengths = each.norm(dim=1)
     step = transcript.plan.training.learning_rate / transcript.denominator
-    assert lengths.tolist() == pytest.approx([0.5 * step] * 12, rel=1e-3), "all at the clip norm"
-    cosines = (each / lengths[:, None]) @ (each / lengths[:, None]).T - torch.eye(12)
+    assert lengths.tolist() == pytest.approx([0.5 * step] * number, rel=1e-3), "at the clip norm"
+    cosines = (each / lengths[:, None]) @ (each / lengths[:, None]).T - torch.eye(number)
     # What is left is the bias, which all of a class share.
     assert float(cosines.abs().max()) < 0.1
 
