@@ -12,7 +12,7 @@ from sottovoce.client.recognition.prediction import Abstention
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityFlag, QualityReport
-from sottovoce.shared.audio.voice_activity import detect_speech
+from sottovoce.shared.audio.voice_activity import detect_speech, share_detection
 from sottovoce.shared.errors import AudioError, ModelError, RecordingFault, SettingError
 from sottovoce.shared.features import registry
 from sottovoce.shared.features.version import FEATURE_VERSION
@@ -93,7 +93,7 @@ class FeatureReader:
         if checked.reason:
             return checked
         # After the gate: it measures the recording as it came, at its own rate.
-        resampled = audio.resample(signal, audio.SAMPLE_RATE)
+        resampled = share_detection(audio.resample(signal, audio.SAMPLE_RATE))
         if not _has_speech(resampled):
             # A model of emotions in speech is as sure of a tone or a fan as it is of a voice.
             return RecordingFeatures(
@@ -165,7 +165,7 @@ class FeatureReader:
                 f"the recording is {measured.flag_summary}; nothing was learned from it",
                 kind=measured.fault,
             )
-        resampled = audio.resample(signal, audio.SAMPLE_RATE)
+        resampled = share_detection(audio.resample(signal, audio.SAMPLE_RATE))
         if not _has_speech(resampled):
             raise AudioError(
                 "no speech was found in the recording; nothing was learned from it",
@@ -176,10 +176,14 @@ class FeatureReader:
 
 def _has_speech(signal: Signal) -> bool:
     """Whether there is speech in a recording of 16 kHz, however quiet."""
+    # First as it is: the extractor asks the same, and the answer is shared.
+    if detect_speech(signal).has_speech:
+        return True
     peak = float(signal.samples.abs().max())
+    if not 0 < peak < _DETECTION_PEAK:
+        return False
     # The detector takes a voice far below full scale for silence.
-    louder = Signal(signal.samples * max(1.0, _DETECTION_PEAK / peak), signal.rate)
-    return detect_speech(louder).has_speech
+    return detect_speech(Signal(signal.samples * (_DETECTION_PEAK / peak), signal.rate)).has_speech
 
 
 def _flag_names(measured: QualityReport) -> tuple[str, ...]:

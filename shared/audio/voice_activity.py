@@ -111,6 +111,22 @@ class SpeechActivity:
         return torch.stack([spans[firsts, 0], spans[lasts, 1]], dim=1)
 
 
+class AnalysedSignal(Signal):
+    """Signal in which speech is looked for once, however many read it; its samples must not change.
+
+    Example:
+        >>> silence = Signal(torch.zeros(1, 8_000), 16_000)
+        >>> shared = share_detection(silence)
+        >>> detect_speech(shared) is detect_speech(shared)
+        True
+    """
+
+    @cached_property
+    def activity(self) -> SpeechActivity:
+        """Where the signal holds speech, found when first asked for."""
+        return _find_speech(self)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class SpeechCut:
     """A recording whose margins are cut, and where it is speech.
@@ -155,8 +171,27 @@ class SpeechCut:
         return mask if int(mask.sum()) >= 2 else everything
 
 
+def share_detection(signal: Signal) -> AnalysedSignal:
+    """Share one search for speech among all that read a signal.
+
+    Args:
+        signal: Any rate, any length.
+
+    Returns:
+        The same samples; the search is made when somebody first asks for it.
+
+    Example:
+        >>> shared = share_detection(Signal(torch.zeros(1, 8_000), 16_000))
+        >>> share_detection(shared) is shared
+        True
+    """
+    if isinstance(signal, AnalysedSignal):
+        return signal
+    return AnalysedSignal(signal.samples, signal.rate, defects=signal.defects)
+
+
 def detect_speech(signal: Signal) -> SpeechActivity:
-    """Find the speech of a recording.
+    """Find the speech of a recording, or take what was found in an :class:`AnalysedSignal`.
 
     Args:
         signal: Any rate, any length; it is judged at 16 kHz.
@@ -172,6 +207,10 @@ def detect_speech(signal: Signal) -> SpeechActivity:
         >>> found.has_speech, found.speech_s, found.duration_s
         (False, 0.0, 0.5)
     """
+    return signal.activity if isinstance(signal, AnalysedSignal) else _find_speech(signal)
+
+
+def _find_speech(signal: Signal) -> SpeechActivity:
     samples = audio.resample(signal, audio.SAMPLE_RATE).samples[0].numpy()
     first, last = _sounding_part(samples)
     sounding = samples[first:last]

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio import Signal, voice_activity
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.features.fingerprint import compute_fingerprint
 
@@ -35,7 +35,8 @@ class Extractor(Protocol):
 class Fusion:
     """Concatenation of several extractors' vectors: ``first+second+...``, in that order.
 
-    Every part keeps its own units; a normaliser applied later makes them comparable.
+    Every part keeps its own units; a normaliser applied later makes them comparable. Speech is
+    looked for once for all of them.
 
     Raises:
         SettingError: Fewer than two parts, or a part that returns frames.
@@ -76,4 +77,5 @@ class Fusion:
 
     def __call__(self, signal: Signal) -> Tensor:
         """Compute the concatenated features of one signal, shape (sum of the widths,), float32."""
-        return torch.cat([part(signal) for part in self.parts])
+        shared = voice_activity.share_detection(signal)
+        return torch.cat([part(shared) for part in self.parts])
