@@ -268,6 +268,17 @@ def test_a_damaged_key_file_is_refused(vault: FileVault, content: bytes) -> None
         FileVault.open(vault.folder)
 
 
+@pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+def test_a_key_of_another_length_makes_no_vault(tmp_path: Path, length: int) -> None:
+    for make in (
+        lambda: FileVault(tmp_path, b"k" * length, user="ada"),
+        lambda: FileVault.create(tmp_path / "new", user="ada", key=b"k" * length),
+    ):
+        with pytest.raises(SettingError, match=f"the key has {length} bytes; it must have 32"):
+            make()
+    assert not FileVault.exists(tmp_path / "new")
+
+
 def test_a_missing_key_file_is_refused(vault: FileVault) -> None:
     (vault.folder / "key").unlink()
 

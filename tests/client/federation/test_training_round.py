@@ -10,12 +10,14 @@ import torch
 from builders import make_clips, make_device, make_examples, make_noised_plan
 from torch import Tensor
 
-from sottovoce.client.device.device import Device
+from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.profile import UNKNOWN_LABEL
+from sottovoce.client.device.randomness import Randomness
 from sottovoce.client.federation import enrolment, final_model, model_inputs, training_round
 from sottovoce.client.federation.training_set import load_training_set
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.client.training.local_trainer import LocalUpdate
+from sottovoce.server.planning import noise_calibration, recipe
 from sottovoce.shared.calibration import HeadPrior, identity_head
 from sottovoce.shared.errors import BudgetSpent, MessageError, ModelError, PrivacyError
 from sottovoce.shared.models.examples import Examples
@@ -26,6 +28,7 @@ from sottovoce.shared.models.spec import ModelSpec, build_network
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.ledger import PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, ReleaseKind, SumMechanism
+from sottovoce.shared.privacy.target import PrivacyTarget
 from sottovoce.shared.privacy.user_level import UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
 from sottovoce.shared.protocol.messages import FinalModelRequest, TrainRequest
@@ -648,6 +651,42 @@ def test_a_real_device_asks_torch_for_no_random_number(
     train(real)
     with pytest.raises(AssertionError, match="torch drew"):
         train(simulated)
+
+
+def test_sums_of_gradients_ask_torch_for_no_random_number_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(recipe.default_recipe(unit="utterance", secure=True), sample_rate=0.5)
+    target = PrivacyTarget(unit="utterance", secure=True, shares=own.shares)
+    facts: dict[str, Any] = {"run": "r", "labels": LABELS, "inputs": INPUTS, "rounds": 2}
+    plan = noise_calibration.plan_without_noise(own, **facts, extractor="random")
+    plan = noise_calibration.add_noise(
+        replace(plan, projection_hash=FRONT.content_hash()), target, own.bounds
+    )
+    plan = noise_calibration.add_secure_aggregation(plan, target, own.bounds, devices=12)
+    request = TrainRequest(
+        plan_hash=plan.content_hash(),
+        round=1,
+        weights=flatten_parameters(build_network(plan.model, 0)),
+        class_weights=torch.ones(3),
+        centre=CENTRE,
+        denominator=6.0,
+    )
+    found: dict[int | None, tuple[Device, PreparedRelease]] = {}
+    for seed in (None, 7):
+        one = device(tmp_path / str(seed), budget=None, seed=seed)
+        enrolment.enrol_device(one, plan, FRONT, PEOPLE)
+        found[seed] = one, training_round.prepare_round(one, request)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise AssertionError("torch drew a number")
+
+    for name in ("rand", "randn", "randint", "bernoulli", "normal"):
+        monkeypatch.setattr(torch, name, fail)
+    real, simulated = found[None], found[7]
+    assert real[1].compute(Randomness(real[0].profile, "round-1")).isfinite().all()
+    with pytest.raises(AssertionError, match="torch drew"):
+        simulated[1].compute(Randomness(simulated[0].profile, "round-1"))
 
 
 @pytest.mark.parametrize("others", [1, 3])

@@ -198,6 +198,21 @@ def test_a_clip_holds_where_its_factors_leave_what_float32_holds(
     assert torch.linalg.vector_norm(alone.double()) <= 1 + 1e-5
 
 
+@pytest.mark.parametrize("share", [0.6, 0.75, 1.6, 2.6])
+def test_a_clip_holds_where_float32_would_round_its_factor_up(share: float) -> None:
+    """Factors below float32's normal range have few digits: the smallest one stands for a half."""
+    model = network()
+    loud = extreme(model, 1e38)
+    objective = TrainingObjective(model, nn.Parameter(flatten_parameters(model)), WEIGHTS, PLAIN)
+    norm = float(objective.per_example_gradients(Batch(loud, None)).norms[0])
+    clip_norm = norm * share * 2.0**-149
+    mechanism = ExampleLevelMechanism(clip_norm=clip_norm, noise_multiplier=1.0)
+
+    alone = train(model, loud, mechanism, replace(PLAIN, denominator=clip_norm)).vector
+
+    assert torch.linalg.vector_norm(alone.double()) <= 1 + 1e-5
+
+
 def test_without_privacy_one_utterance_can_move_far_more() -> None:
     model = network()
     others = utterances(model, 5)
@@ -452,6 +467,18 @@ def test_parts_are_noised_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert sizes == [1] * 14
     assert asked == [CLIP * PRIVATE.noise_multiplier] * 2
+
+
+def test_on_a_device_each_utterance_is_computed_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network("cnn-attention")
+    examples, sizes = utterances(model, 5), _watch_parts(monkeypatch)
+    alone = replace(settings(PRIVATE), isolate_examples=True)
+    update = compute_local_update(model, examples, alone, Silence(), torch.Generator())
+
+    assert sizes == [1] * 5
+    whole = train(model, examples)
+    torch.testing.assert_close(update.vector, whole.vector, atol=1e-5, rtol=1e-5)
+    assert sizes[5:] == [5]
 
 
 def test_training_hidden_by_little_noise_still_learns() -> None:
