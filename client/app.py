@@ -6,11 +6,18 @@ from pathlib import Path
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
+from sottovoce.client.device import withdrawal
 from sottovoce.client.device.demo_device import open_demo_device
 from sottovoce.client.device.device import Device, PreparedRelease
 from sottovoce.client.device.vault import open_from_environment
 from sottovoce.client.federation import enrolment, final_model, statistics_round, training_round
-from sottovoce.shared.errors import BudgetSpent, PrivacyError, SettingError, SottovoceError
+from sottovoce.shared.errors import (
+    BudgetSpent,
+    ConsentWithdrawn,
+    PrivacyError,
+    SettingError,
+    SottovoceError,
+)
 from sottovoce.shared.printable import get_logger
 from sottovoce.shared.protocol import flower_records, messages
 
@@ -44,8 +51,16 @@ def enrol_device(message: Message, context: Context) -> Message:
             requests_sums=request.report_statistics,
         )
         status = messages.Status.RECEIVE_ONLY if value is None else messages.Status.OK
-        body = training_round.public_identity_key(device, request.plan)
-        return messages.Reply(user=device.profile.user, status=status, value=value, body=body)
+        statement = withdrawal.sign_consent(
+            device.vault, device.profile, request.plan.content_hash()
+        )
+        return messages.Reply(
+            user=device.profile.user,
+            status=status,
+            value=value,
+            body=training_round.public_identity_key(device, request.plan),
+            consent=statement.to_bytes(),
+        )
 
     return _reply(message, context, answer)
 
@@ -108,6 +123,25 @@ def finalise_model(message: Message, context: Context) -> Message:
     return _reply(message, context, answer)
 
 
+@app.query("withdraw")
+def answer_withdrawal(message: Message, context: Context) -> Message:
+    """Prove to the server that consent was withdrawn, or keep its word on what it deleted."""
+    device = _device_of(context)
+    user, proof = device.profile.user, b""
+    try:
+        request = flower_records.decode_withdrawal_request(message.content)
+        if request.confirmation:
+            withdrawal.keep_confirmation(device.vault, device.profile, request.confirmation)
+        else:
+            proof = withdrawal.prove_withdrawal(
+                device.vault, device.profile, request.challenge
+            ).to_bytes()
+        reply = messages.Reply(user=user, status=messages.Status.WITHDRAWN, consent=proof)
+    except Exception as error:  # noqa: BLE001  (its kind alone leaves)
+        reply = _refuse(user, error)
+    return Message(flower_records.encode_reply(reply), reply_to=message)
+
+
 def _reply(
     message: Message, context: Context, answer: Callable[[Device], messages.Reply]
 ) -> Message:
@@ -115,19 +149,28 @@ def _reply(
     device = _device_of(context)
     user = device.profile.user
     try:
+        device.require_not_withdrawn()
         reply = answer(device)
+        # The owner may have withdrawn in another program, while this was computed.
+        device.require_not_withdrawn()
+    except ConsentWithdrawn:
+        LOG.info("%s gives nothing: consent was withdrawn", user)
+        reply = messages.Reply(user=user, status=messages.Status.WITHDRAWN)
     except BudgetSpent as error:
         LOG.info("%s gives no more: %s", user, error)
         reply = messages.Reply(
             user=user, status=messages.Status.RECEIVE_ONLY, reason="its budget is spent"
         )
-    except Exception as error:
-        LOG.warning("%s refuses: %s", user, error, exc_info=not isinstance(error, SottovoceError))
-        # The text may name what the user said; only its kind leaves the device.
-        reply = messages.Reply(
-            user=user, status=messages.Status.REFUSED, reason=type(error).__name__
-        )
+    except Exception as error:  # noqa: BLE001  (its kind alone leaves)
+        reply = _refuse(user, error)
     return Message(flower_records.encode_reply(reply), reply_to=message)
+
+
+def _refuse(user: str, error: Exception) -> messages.Reply:
+    """Log why a request is refused, and make the reply that says that it is."""
+    LOG.warning("%s refuses: %s", user, error, exc_info=not isinstance(error, SottovoceError))
+    # The text may name what the user said; only its kind leaves the device.
+    return messages.Reply(user=user, status=messages.Status.REFUSED, reason=type(error).__name__)
 
 
 def _device_of(context: Context) -> Device:

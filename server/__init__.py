@@ -1,3 +1,3 @@
 """What runs at the operator's: rounds, checkpoints, head store, ServerApp."""
 
-__all__ = ["aggregation", "app", "federation", "personalisation", "planning"]
+__all__ = ["aggregation", "app", "consent", "federation", "personalisation", "planning"]

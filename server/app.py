@@ -5,6 +5,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from sottovoce.server.consent.consent_registry import REGISTRY_FILE, ConsentRegistry
 from sottovoce.server.federation.coordinator import TrainingCoordinator
 from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.sampled_coordinator import SampledTrainingCoordinator
@@ -85,9 +86,12 @@ def open_job(
         SettingError: The job's plan cannot be kept over a sampled population.
     """
     job = Job.load(folder)
+    # Beside the heads: whoever withdraws from one run of an operator withdraws from all.
+    heads = job.head_store_path or folder / "heads.sqlite"
+    consents = ConsentRegistry(heads.with_name(REGISTRY_FILE))
     if job.cohort_sampler is None:
-        channel = DeviceChannel(grid, timeout_s=job.timeout_s)
+        channel = DeviceChannel(grid, timeout_s=job.timeout_s, consents=consents)
         return TrainingCoordinator(job, folder, channel, listener=listener)
     # Of a large population many are asleep: they are counted, and do not fill the log.
-    channel = DeviceChannel(grid, timeout_s=job.timeout_s, logs_failures=False)
+    channel = DeviceChannel(grid, timeout_s=job.timeout_s, logs_failures=False, consents=consents)
     return SampledTrainingCoordinator(job, folder, channel, listener=listener)

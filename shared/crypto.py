@@ -259,6 +259,27 @@ def unwrap_key(wrapped: bytes, passphrase: str, *, context: bytes) -> bytes:
         ) from None
 
 
+def derive_signing_key(key: bytes, *, context: bytes) -> bytes:
+    """Derive a private signing key (Ed25519) from a symmetric key, by HKDF-SHA256.
+
+    Args:
+        key: 32 random secret bytes.
+        context: Its purpose and owner; see :func:`encode_context`.
+
+    Returns:
+        32 bytes, unrelated for every other context, from which ``key`` cannot be learned.
+
+    Raises:
+        SettingError: A key of another length.
+
+    Example:
+        >>> key = new_key()
+        >>> derive_signing_key(key, context=b"a") == derive_signing_key(key, context=b"b")
+        False
+    """
+    return HKDF(SHA256(), KEY_BYTES, None, context).derive(_validated_key(key))
+
+
 def identity_public_key(private: bytes) -> bytes:
     """Compute the public half of an identity key (Ed25519), 32 bytes.
 

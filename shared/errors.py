@@ -10,6 +10,7 @@ SottovoceError
 │   ├── BudgetSpent     the next release would pass the budget
 │   ├── LedgerError     a ledger that cannot be trusted
 │   ├── ConsentError    what a user has not consented to, or consents to no more
+│   │   └── ConsentWithdrawn  a device that its owner has withdrawn
 │   └── AggregationError  a secure sum that cannot be made, or that somebody tampers with
 ├── StorageError        a file that the disk refuses to take
 │   ├── FileChangedError  a file that another program changed since it was read
@@ -92,6 +93,10 @@ class LedgerError(PrivacyError):
 
 class ConsentError(PrivacyError):
     """Something that the user has not consented to, or consents to no more."""
+
+
+class ConsentWithdrawn(ConsentError):  # noqa: N818  (a state of affairs, not a fault)
+    """A device that its owner has withdrawn: nothing is trained or sent."""
 
 
 class AggregationError(PrivacyError):

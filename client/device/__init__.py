@@ -14,4 +14,5 @@ __all__ = [
     "user_key",
     "vault",
     "vault_anchor",
+    "withdrawal",
 ]

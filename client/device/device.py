@@ -13,12 +13,12 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from sottovoce.client.device import profile_seal, stored_clips
+from sottovoce.client.device import profile_seal, stored_clips, withdrawal
 from sottovoce.client.device.consent import DeviceConsent, Purpose
 from sottovoce.client.device.profile import (
     PROFILE_FILE,
@@ -121,7 +121,9 @@ class Device:
             )
         device = cls(profile, opened, open_ledger(read_only=read_only), folder=folder)
         # A device that contributes nothing more stays so until its owner confirms otherwise.
-        if not read_only and not (is_sealed and profile.contributes):
+        if not read_only and profile.withdrawn:
+            withdrawal.seal_withdrawal(opened, profile)
+        elif not read_only and not (is_sealed and profile.contributes):
             profile_seal.seal_profile(opened, profile)
         return device
 
@@ -244,6 +246,58 @@ class Device:
             folder / _LEDGER, profile.user, anchor_store, with_opening=with_opening
         )
 
+    def withdraw(self) -> None:
+        """End the owner's enrolment: from now on nothing is trained or sent, for any run.
+
+        Servers that ask the device are told so, delete what they hold of the user, and confirm it;
+        see :attr:`confirmed_deletions`. Predictions and the user's own head go on.
+
+        Guarantees:
+            - See ``withdrawal.withdraw_device``. Other programs that have this device open notice
+              before their next booking and before their next answer.
+
+        Raises:
+            SettingError: The device is in memory, in no folder.
+            PrivacyError: The disk refuses.
+
+        >>> profile = DeviceProfile(user="eve", budgets=(), labels=("angry", "sad"))
+        >>> recordings = LabelledFeatures.without_recordings(width=2304)
+        >>> device = Device.create("eves-device", profile, recordings)
+        >>> device.withdraw()
+        >>> Device.open("eves-device").profile.withdrawn
+        True
+        """
+        path = self.folder / PROFILE_FILE
+        self.profile = withdrawal.withdraw_device(path, self.vault, self.profile)
+
+    def enrol_anew(self) -> None:
+        """Begin the owner's next enrolment after :meth:`withdraw`, of the same user.
+
+        The device contributes once its user consents to that anew, see :attr:`consent`.
+
+        Guarantees:
+            - Ledger and budgets are those of the device's whole life: nothing is reset.
+
+        Raises:
+            SettingError: The device was not withdrawn, or is in no folder.
+            PrivacyError: The disk refuses.
+        """
+        path = self.folder / PROFILE_FILE
+        self.profile = withdrawal.enrol_anew(path, self.vault, self.profile)
+
+    def require_not_withdrawn(self) -> None:
+        """Refuse to go on with a device that its owner has withdrawn; see ``withdrawal``.
+
+        Raises:
+            ConsentWithdrawn: The owner has, in this program or in another.
+        """
+        withdrawal.require_not_withdrawn(self.profile, self._folder and self._folder / PROFILE_FILE)
+
+    @property
+    def confirmed_deletions(self) -> list[dict[str, Any]]:
+        """List what servers confirmed to have deleted; see ``withdrawal.list_confirmations``."""
+        return withdrawal.list_confirmations(self.vault)
+
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether a folder holds a device."""
@@ -293,7 +347,12 @@ class Device:
         )
 
     def find_released(self, prepared: "PreparedRelease") -> Tensor | None:
-        """Find the value released for this very request; None if the outbox no longer has one."""
+        """Find the value released for this very request; None if the outbox no longer has one.
+
+        Raises:
+            ConsentWithdrawn: The owner has withdrawn consent.
+        """
+        self.require_not_withdrawn()
         ledger_key = _ledger_key(prepared.name, prepared.request_digest, prepared.release)
         return self._read_outbox(f"outbox-{prepared.release.kind.value}", ledger_key)
 
@@ -305,6 +364,8 @@ class Device:
 
     def _store_released(self, slot: str, ledger_key: str, value: Tensor) -> Tensor:
         """Keep what leaves, so that the same request gets the same bytes."""
+        # Withdrawn while this was computed: it was paid for, and stays here all the same.
+        self.require_not_withdrawn()
         stamp = torch.frombuffer(bytearray(_stamp(ledger_key)), dtype=torch.uint8)
         # Lost in a power cut, it costs a second booking; never a release that was not booked.
         self.vault.put_tensors(slot, {"value": value, "stamp": stamp}, durable=False)
@@ -369,7 +430,8 @@ class Device:
         return self.consent.allows(Purpose.PERSONALISE)
 
     def _require_contributing(self) -> None:
-        """Refuse new releases of a device that only receives models."""
+        """Refuse new releases of a device that only receives models, or was withdrawn."""
+        self.require_not_withdrawn()
         if not self.contributes:
             raise BudgetSpent(
                 "this device only receives models: its user does not consent to contribute, its "

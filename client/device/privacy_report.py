@@ -94,6 +94,9 @@ class PrivacyReport:
         releases_by_run: How many releases each run got.
         releases_by_kind: How many releases of each kind there are.
         budgets: One entry a budget.
+        enrolment: Number of the owner's enrolment.
+        withdrawn: Whether the owner has withdrawn consent.
+        confirmations: What servers confirmed to have deleted then.
     """
 
     user: str
@@ -102,6 +105,9 @@ class PrivacyReport:
     releases_by_run: Mapping[str, int]
     releases_by_kind: Mapping[str, int]
     budgets: tuple[BudgetStatus, ...]
+    enrolment: int
+    withdrawn: bool
+    confirmations: tuple[Mapping[str, Any], ...]
 
     @property
     def release_count(self) -> int:
@@ -117,6 +123,7 @@ class PrivacyReport:
             *(f"  run {run}: {count}" for run, count in self.releases_by_run.items()),
             *(f"  {kind}: {count}" for kind, count in self.releases_by_kind.items()),
             *(budgets or ["no budget: nothing is promised, and every release passes"]),
+            *self._format_consent(),
             f"ledger {self.ledger_sha256}",
             f"chain verified; {self._format_anchor()}",
         ]
@@ -133,7 +140,24 @@ class PrivacyReport:
             "runs": dict(self.releases_by_run),
             "kinds": dict(self.releases_by_kind),
             "budgets": [one.to_dict() for one in self.budgets],
+            "enrolment": self.enrolment,
+            "withdrawn": self.withdrawn,
+            "confirmed_deletions": [dict(one) for one in self.confirmations],
         }
+
+    def _format_consent(self) -> list[str]:
+        """Say whether consent is withdrawn, and what servers confirmed."""
+        if not self.withdrawn and self.enrolment == 1:
+            return []
+        state = "consent withdrawn" if self.withdrawn else "consent given anew"
+        lines = [f"{state}, enrolment {self.enrolment}"]
+        if self.withdrawn and not self.confirmations:
+            lines.append("  no server has confirmed a deletion yet")
+        return lines + [
+            f"  run {one['run']} confirmed at {one['received']} that enrolment {one['enrolment']} "
+            f"is deleted: {', '.join(one['deleted']) or 'nothing was held'}"
+            for one in self.confirmations
+        ]
 
     def _format_anchor(self) -> str:
         """Say what the anchor verified."""
@@ -168,6 +192,9 @@ def build_report(folder: Path, *, vault: FileVault | None = None) -> PrivacyRepo
         releases_by_run=Counter(release.run for release in ledger.releases),
         releases_by_kind=Counter(sorted(release.kind.value for release in ledger.releases)),
         budgets=tuple(_budget_status(ledger, budget) for budget in device.profile.budgets),
+        enrolment=device.profile.enrolment,
+        withdrawn=device.profile.withdrawn,
+        confirmations=tuple(device.confirmed_deletions),
     )
 
 

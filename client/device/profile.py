@@ -28,6 +28,9 @@ _SCHEMA: Final = 2
 _MAX_PROFILE_BYTES: Final = 1 << 20
 _FLOORS: Final = ("min_cohort", "min_dishonest_share")
 
+MAX_ENROLMENTS: Final = 10**6
+"""Largest number of an enrolment."""
+
 UNKNOWN_LABEL: Final = -1
 """Label of a clip that its user has not labelled."""
 
@@ -41,6 +44,9 @@ class DeviceProfile:
         budgets: What the device may spend in its life, one for each unit that is promised anything;
             none at all allows unprotected releases.
         contributes: Whether the device takes part in training; if not, it only receives models.
+        withdrawn: Whether the owner has withdrawn consent: nothing is trained or sent then.
+        enrolment: Number of the owner's enrolment, from 1; each consent after a withdrawal begins
+            the next one.
         neutral_enrolment: Whether the clips that enrol the user are known to be neutral.
         labels: Names of the labels that the clips carry.
         simulated_seed: Seed of a simulated device, whose noise can be repeated and protects
@@ -57,6 +63,8 @@ class DeviceProfile:
     user: str
     budgets: tuple[PrivacyBudget, ...]
     contributes: bool = True
+    withdrawn: bool = False
+    enrolment: int = 1
     neutral_enrolment: bool = False
     labels: tuple[str, ...]
     simulated_seed: int | None = None
@@ -68,6 +76,7 @@ class DeviceProfile:
         validation.require_whole_number(min_cohort=self.min_cohort)
         validation.require_at_least(3, min_cohort=self.min_cohort)
         validation.require_fraction(min_dishonest_share=self.min_dishonest_share)
+        validation.require_count(1, MAX_ENROLMENTS, enrolment=self.enrolment)
 
     def with_tidy_user(self) -> "DeviceProfile":
         r"""Write the user's name in one form, so that no two spellings of it are two users.
@@ -87,10 +96,14 @@ class DeviceProfile:
     def to_dict(self) -> dict[str, Any]:
         """Convert to a JSON object, for ``device.json``; without a declared use as ever."""
         use = {"intended_use": self.intended_use.to_dict()} if self.intended_use else {}
+        # Said where it is not the default, so that other versions read the devices of most owners.
+        consent: dict[str, Any] = {"withdrawn": True} if self.withdrawn else {}
+        consent |= {} if self.enrolment == 1 else {"enrolment": self.enrolment}
         return {
             "user": self.user,
             "budgets": [budget.to_dict() for budget in self.budgets],
             "contributes": self.contributes,
+            **consent,
             "neutral_enrolment": self.neutral_enrolment,
             "labels": list(self.labels),
             "simulated_seed": self.simulated_seed,
@@ -125,6 +138,8 @@ class DeviceProfile:
                 user=record["user"],
                 budgets=_read_budgets(record),
                 contributes=record.get("contributes", True),
+                withdrawn=record.get("withdrawn", False),
+                enrolment=record.get("enrolment", 1),
                 neutral_enrolment=record.get("neutral_enrolment", False),
                 labels=record["labels"],
                 simulated_seed=record.get("simulated_seed"),
@@ -147,6 +162,8 @@ class _ProfileRecord(TypedDict):
     user: Name
     labels: tuple[Name, ...]
     contributes: NotRequired[bool]
+    withdrawn: NotRequired[bool]
+    enrolment: NotRequired[int]
     neutral_enrolment: NotRequired[bool]
     simulated_seed: NotRequired[int | None]
     min_cohort: NotRequired[int]

@@ -38,8 +38,8 @@ def read_bound_profile(path: Path, vault: Vault) -> tuple[DeviceProfile, bool]:
         none.
 
     Guarantees:
-        - Whoever lacks the vault's key can make a device refuse, or end its contributions, which
-          the file alone may do; every other decision is as its owner sealed it.
+        - Whoever lacks the vault's key can make a device refuse, or end its contributions or its
+          consent, which the file alone may do; every other decision is as its owner sealed it.
         - A sealed copy that was removed is missed, wherever the ledger's anchor was written since.
 
     Raises:
@@ -50,9 +50,15 @@ def read_bound_profile(path: Path, vault: Vault) -> tuple[DeviceProfile, bool]:
     sealed = _read_sealed_profile(vault, path)
     if sealed is None:
         return profile, False
-    # To contribute nothing more needs no key: it only gives away less.
-    accepted = replace(sealed, contributes=sealed.contributes and profile.contributes)
-    if profile != accepted:
+    # To contribute nothing more, or to withdraw, needs no key: it only gives away less.
+    accepted = replace(
+        sealed,
+        contributes=sealed.contributes and profile.contributes,
+        withdrawn=sealed.withdrawn or profile.withdrawn,
+    )
+    # A consent that was cut off has sealed its number, and the file says "withdrawn" still.
+    said = replace(profile, enrolment=sealed.enrolment) if profile.withdrawn else profile
+    if said != accepted:
         raise PrivacyError(
             f"{path} is not what the device's owner sealed: {'; '.join(_changes(sealed, profile))}."
             " Put the old values back; if you are the owner and changed them, run `sottovoce device"
@@ -80,6 +86,7 @@ def confirm_profile(path: Path, vault: Vault) -> tuple[str, ...]:
     if vault.has_blob(_NAME):
         sealed = _read_sealed_profile(vault, path)
         changes = _changes(sealed, profile)
+        _refuse_consent(path, sealed, profile)
         for name in _FIXED:
             if getattr(sealed, name) != getattr(profile, name):
                 raise SettingError(
@@ -90,6 +97,18 @@ def confirm_profile(path: Path, vault: Vault) -> tuple[str, ...]:
         changes = [f"{name} is {value!r}" for name, value in profile.to_dict().items()]
     seal_profile(vault, profile)
     return tuple(changes)
+
+
+def _refuse_consent(path: Path, sealed: DeviceProfile | None, profile: DeviceProfile) -> None:
+    """Refuse a withdrawal that is taken back by hand: consent begins a new enrolment."""
+    if sealed and (
+        (sealed.withdrawn and not profile.withdrawn) or sealed.enrolment != profile.enrolment
+    ):
+        raise SettingError(
+            f"withdrawn and enrolment in {path} are not for editing: put back what stood there. "
+            f"`sottovoce device withdraw {path.parent}` withdraws, `sottovoce device consent "
+            f"{path.parent} --grant contribute` enrols anew"
+        )
 
 
 def _read_sealed_profile(vault: Vault, path: Path) -> DeviceProfile | None:

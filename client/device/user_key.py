@@ -53,6 +53,15 @@ class UserKey:
         """Open what :meth:`seal` made; ``PrivacyError`` where anything does not match."""
         return crypto.open_sealed(self.key, blob, context=self._context("out", *binding))
 
+    def derive_consent_key(self) -> bytes:
+        """Derive the private key that signs the user's consent, 32 bytes; see ``consent``.
+
+        All devices that share the user's key have the same.
+        """
+        return crypto.derive_signing_key(
+            self.key, context=crypto.encode_context("sottovoce consent key", self.user)
+        )
+
     def wrap(self, passphrase: str) -> bytes:
         """Wrap the key under a passphrase, for a second device; see :func:`unwrap_key`."""
         return crypto.wrap_key(self.key, passphrase, context=_wrapping_context(self.user))

@@ -78,6 +78,9 @@ class Vault(Protocol):
     def has_blob(self, name: str) -> bool:
         """Whether there is a blob under a name."""
 
+    def delete(self, name: str) -> None:
+        """Remove a name; nothing happens where there is none."""
+
     def lock_blob(self, name: str) -> AbstractContextManager[None]:
         """Hold a name while what lies under it is read, used and written back."""
 
@@ -86,6 +89,9 @@ class Vault(Protocol):
 
     def unseal(self, blob: bytes, *binding: str | int) -> bytes:
         """Open what :meth:`seal` made; see :meth:`UserKey.unseal`."""
+
+    def derive_consent_key(self) -> bytes:
+        """Derive the private key that signs consent; see :meth:`UserKey.derive_consent_key`."""
 
 
 class FileVault:
@@ -327,6 +333,10 @@ class FileVault:
     def unseal(self, blob: bytes, *binding: str | int) -> bytes:
         """Open what :meth:`seal` made; see :meth:`UserKey.unseal`."""
         return self._key.unseal(blob, *binding)
+
+    def derive_consent_key(self) -> bytes:
+        """Derive the private key that signs consent; see :meth:`UserKey.derive_consent_key`."""
+        return self._key.derive_consent_key()
 
     def wrap_key(self, passphrase: str) -> bytes:
         """Wrap the vault's key under a passphrase, for a second device: see :func:`unwrap_key`."""

@@ -6,9 +6,10 @@ one request; other label counts or another centre would make it another.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from sottovoce.server.aggregation.server_anchor import ServerAnchor
 from sottovoce.shared.atomic_files import lock_file, replace_file
 from sottovoce.shared.checksums import encode_tensors, read_tensors
 from sottovoce.shared.errors import ModelError, PrivacyError
+
+_LOCK: Final = "sums.lock"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -32,6 +35,35 @@ class ReleasedSum:
     total: Tensor
     devices: int
     users: tuple[str, ...] = ()
+
+
+def list_named_users(folder: Path) -> set[str]:
+    """List the users whose names are in the sums of a job's folder."""
+    return {user for *_, words in _iter_named(folder) for user in json.loads(words["users"])}
+
+
+def forget_user(folder: Path, user: str) -> bool:
+    """Take a user's name out of all sums of a job's folder, which stay; whether it was there."""
+    found = False
+    with lock_file(folder / _LOCK):
+        for path, tensors, words in list(_iter_named(folder)):
+            users = json.loads(words["users"])
+            if user in users:
+                left = json.dumps([one for one in users if one != user])
+                replace_file(path, encode_tensors(tensors, words | {"users": left}))
+                found = True
+    return found
+
+
+def _iter_named(folder: Path) -> Iterator[tuple[Path, dict[str, Tensor], dict[str, str]]]:
+    """Iterate over stored sums that say whose they are."""
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            tensors, words = read_tensors(path)
+        except ModelError:  # of another kind, or damaged: such a sum is not used
+            continue
+        if words.get("users", "[]") != "[]":
+            yield path, tensors, words
 
 
 class ReleasedSumStore:
@@ -81,7 +113,7 @@ class ReleasedSumStore:
         Raises:
             PrivacyError: Another server has released it meanwhile, or the disk refuses.
         """
-        with lock_file(self._folder / "sums.lock"):
+        with lock_file(self._folder / _LOCK):
             if self.get(name) is not None:
                 raise PrivacyError(
                     f"another server has released {name} of this run; end one of the two, and run "

@@ -1,6 +1,8 @@
 """Sums over users in the memory of one vector, however many users there are."""
 
 import math
+from dataclasses import fields
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -9,6 +11,11 @@ from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.aggregation.released_sums import ReleasedSum
 from sottovoce.shared.privacy import clipping
 from sottovoce.shared.privacy.release import Release, SumMechanism
+
+_SUPPORTED_NOISE_FIELDS: Final = frozenset(
+    {"noise_multiplier", "clip_norm", "noised_by", "sample_rate", "sums"}
+)
+"""Fields of a sum's noise that :class:`StreamingAggregator` makes."""
 
 
 class ClippedAccumulator:
@@ -96,3 +103,9 @@ class StreamingAggregator(PrivateAggregator):
         return self.store_released_sum(
             name, [booking], ReleasedSum(total=noised, devices=accumulator.user_count)
         ).total
+
+
+def list_unsupported_noise(noise: SumMechanism) -> list[str]:
+    """List what noise has beyond what is made here: refused, never left out."""
+    named = (field.name for field in fields(noise) if field.name not in _SUPPORTED_NOISE_FIELDS)
+    return [name for name in named if getattr(noise, name)]

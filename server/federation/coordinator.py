@@ -17,6 +17,7 @@ from sottovoce.server.aggregation.server_optimizer import (
     compute_learning_rate,
     initial_state,
 )
+from sottovoce.server.consent.withdrawal_handler import WithdrawalHandler, list_job_records
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.cohort_sampling import CohortSelector
 from sottovoce.server.federation.device_channel import LOG, DeviceChannel, summarise_reasons
@@ -65,6 +66,15 @@ class TrainingCoordinator:
         self._distributor = ModelDistributor(job, folder, channel)
         self.sums = self._choose_collector()
         self._statistics = HeadStatisticsRound(job, self.sums)
+        self._withdrawals = WithdrawalHandler(
+            channel,
+            folder,
+            run=job.plan.run,
+            records=(
+                self._distributor.user_records,
+                *list_job_records(folder),
+            ),
+        )
 
     def _choose_collector(self) -> SumCollector:
         """How the plan's scheme collects its sums."""
@@ -94,6 +104,7 @@ class TrainingCoordinator:
         )
         while state.round < plan.rounds:
             state, cohort_size = self._train_round(state, enrolled)
+            enrolled = enrolled.exclude_users(self._withdrawals.settle(state.round))
             # A simulation makes a lost round again, to the bit, and saves the cost of syncing.
             durable = self.job.simulated_seed is None
             checkpoint.save_state(self.folder, state, plan.content_hash(), durable=durable)
@@ -106,6 +117,7 @@ class TrainingCoordinator:
                 )
             )
         self._distribute_final_model(state, enrolled)
+        self._withdrawals.settle(state.round)
         return state
 
     def enrol_devices(self) -> EnrolmentSummary:
@@ -128,11 +140,12 @@ class TrainingCoordinator:
             if self._validator.accepts_enrolment(reply)
         ]
         self._channel.users_by_node = {device.node: device.user for device, _ in replies}
+        withdrawn = self._withdrawals.settle(0)
         contributing = [
             (device, reply) for device, reply in replies if self.sums.is_contribution(reply)
         ]
         # The quorum is checked before any sum is released: a sum costs budget.
-        self._require_enrolled(len(nodes), len(contributing), replies)
+        self._require_enrolled(len(nodes) - len(withdrawn), len(contributing), replies)
         receiving = [
             device for device, reply in replies if reply.status is messages.Status.RECEIVE_ONLY
         ]
@@ -198,6 +211,7 @@ class TrainingCoordinator:
         prior = self._statistics.calibrate_prior(
             weights, summary, self._iter_evaluated_models(weights, summary)
         )
+        summary = summary.exclude_users(self._withdrawals.settle(state.round))
         request = self._distributor.save_model(weights, summary.centre, prior)
         self._distributor.send_model(request, (*summary.contributors, *summary.receivers))
 

@@ -2,7 +2,7 @@
 
 A reply counts as missing where Flower lost it, where it breaks the schema, where it comes from a
 device that was not asked or that answered for somebody else before, and where somebody answered for
-that user already.
+that user already. So does whatever comes from a user who has withdrawn consent.
 """
 
 import time
@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from sottovoce.server.consent.consent_registry import ConsentRegistry
 from sottovoce.server.federation.participants import Participant
 from sottovoce.shared.errors import EngineError, MessageError
 from sottovoce.shared.identity import identity_key
@@ -28,19 +29,29 @@ class DeviceChannel:
         timeout_s: How long they have for a reply, in seconds.
         logs_failures: Whether each device from which nothing came is logged; of a large population
             many are asleep.
+        consents: The register of users' consent; None where nobody's is kept.
 
     Attributes:
         users_by_node: Users that are known to be behind a node: no other may answer from there.
         unresponsive: Number of requests without a reply since :meth:`begin_group`.
     """
 
-    def __init__(self, grid: Grid, *, timeout_s: float, logs_failures: bool = True) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        *,
+        timeout_s: float,
+        logs_failures: bool = True,
+        consents: ConsentRegistry | None = None,
+    ) -> None:
         self.users_by_node: dict[int, str] = {}
         self.unresponsive = 0
+        self.consents = consents
         self._grid = grid
         self._timeout_s = timeout_s
         self._logs_failures = logs_failures
         self._message_group: str | None = None
+        self._withdrawals: dict[int, str] = {}
 
     def begin_group(self, name: str) -> None:
         """Send what follows as one group of messages, as Flower calls those of one round."""
@@ -110,14 +121,55 @@ class DeviceChannel:
                     "the device of %s answers for another; refused", self.users_by_node[node]
                 )
                 continue
+            if self._note_withdrawal(node, requests[node], reply):
+                continue
             # Two spellings of one name would be two budgets of one person.
             if identity_key(reply.user) in seen:
                 LOG.warning("a second device answers for %s; refused", reply.user)
                 continue
             seen.add(identity_key(reply.user))
             replies[reply.user] = (Participant(user=reply.user, node=node), reply)
+        refused = self._select_without_consent(requests, replies)
         # By name and not by arrival: floating-point sums depend on the order.
-        return [replies[user] for user in sorted(replies)]
+        return [replies[user] for user in sorted(replies) if user not in refused]
+
+    def take_withdrawals(self) -> dict[int, str]:
+        """Take whom devices said to have withdrawn since the last time, by node; not proven yet."""
+        said, self._withdrawals = self._withdrawals, {}
+        return said
+
+    def _note_withdrawal(self, node: int, request: messages.Request, reply: messages.Reply) -> bool:
+        """Note that a device says its owner has withdrawn; whether it does."""
+        asked = isinstance(request, messages.WithdrawalRequest)
+        says = reply.status is messages.Status.WITHDRAWN and not asked
+        if says:
+            # Before any word of it is proven, it takes nobody's place.
+            self._withdrawals[node] = reply.user
+        return says
+
+    def _select_without_consent(
+        self,
+        requests: Mapping[int, messages.Request],
+        replies: Mapping[str, tuple[Participant, messages.Reply]],
+    ) -> set[str]:
+        """Select the users of whom nothing may be used: consent is withdrawn, or not theirs."""
+        if self.consents is None or not replies:
+            return set()
+        enrolling: dict[str, dict[str, bytes]] = {}
+        others = set()
+        for user, (device, reply) in replies.items():
+            request = requests[device.node]
+            stated = reply.consent or reply.status is messages.Status.OK
+            if isinstance(request, messages.EnrolRequest) and stated:
+                enrolling.setdefault(request.plan.content_hash(), {})[user] = reply.consent
+            elif not isinstance(request, messages.WithdrawalRequest):
+                others.add(user)
+        refused = self.consents.select_withdrawn(others) if others else set()
+        for plan_hash, statements in enrolling.items():
+            refused |= set(statements) - self.consents.admit_enrolments(statements, plan_hash)
+        for user in sorted(refused):
+            LOG.warning("%s takes no part: no consent that counts", user)
+        return refused
 
     def request_sum_step(
         self, requests: Mapping[str, messages.SecureSumRequest]

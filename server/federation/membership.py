@@ -103,6 +103,19 @@ class MembershipStore:
                 ).rowcount
             }
 
+    def remove_user(self, user: str) -> bool:
+        """Remove a user's membership; whether there was one."""
+        with self._database() as database, database:
+            database.execute("PRAGMA secure_delete = ON")
+            found = database.execute("DELETE FROM members WHERE user = ?", (user,))
+            return found.rowcount > 0
+
+    def list_users(self) -> Iterator[str]:
+        """List the members' users, one after the other."""
+        with self._database() as database:
+            for row in database.execute("SELECT user FROM members"):
+                yield row[0]
+
     def count_members(self) -> int:
         """Count the members of the run."""
         with self._database() as database:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from sottovoce.server.consent.withdrawal_handler import UserRecords
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.device_channel import DeviceChannel
 from sottovoce.server.federation.participants import Participant
@@ -32,6 +33,7 @@ class ModelDistributor:
         self._job = job
         self._folder = folder
         self._channel = channel
+        self._store_path = job.head_store_path or folder / "heads.sqlite"
 
     def save_model(self, weights: Tensor, centre: Tensor, prior: HeadPrior) -> FinalModelRequest:
         """Save the final model and its companions, and build the request that delivers the model.
@@ -51,10 +53,18 @@ class ModelDistributor:
         checkpoint.save_released_model(self._folder, request.named_tensors(), prior)
         return request
 
+    @property
+    def user_records(self) -> UserRecords:
+        """The heads that are stored, by user."""
+        store = HeadStore(self._store_path)
+        return UserRecords(
+            name="calibration heads", delete=store.delete_user, list_users=store.list_users
+        )
+
     def send_model(self, request: FinalModelRequest, devices: Iterable[Participant]) -> None:
         """Send the model to devices, each with its own stored head; store those that come back."""
         model_hash = self._job.plan.hash_model(request.weights)
-        store = HeadStore(self._job.head_store_path or self._folder / "heads.sqlite")
+        store = HeadStore(self._store_path)
         requests = {one.node: _request_with_head(request, store, one.user) for one in devices}
         for device, reply in self._channel.request(requests, size=0):
             if reply.head:

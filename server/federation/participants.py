@@ -1,7 +1,7 @@
 """Participants of a run, and the sums that enrolment released of them together."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.checksums import encode_tensors, read_tensors
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.errors import EngineError, ModelError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,25 @@ class EnrolmentSummary:
     feature_sum: Tensor
     devices_aggregated: int
     rows_per_device: int = 0
+
+    def exclude_users(self, users: Collection[str]) -> "EnrolmentSummary":
+        """Leave out the users who have withdrawn; the sums that enrolment released stay.
+
+        Their part in these sums was released before, and cannot be taken out of them.
+
+        Raises:
+            EngineError: Nobody contributes any more.
+        """
+        if not users:
+            return self
+        contributors = [one for one in self.contributors if one.user not in users]
+        if not contributors:
+            raise EngineError(
+                "every user who contributes to this run has withdrawn consent: there is nobody "
+                "to train with. What was trained before stays in the run's folder"
+            )
+        receivers = [one for one in self.receivers if one.user not in users]
+        return replace(self, contributors=contributors, receivers=receivers)
 
     def exclude_participants(self, participants: Sequence[Participant]) -> "EnrolmentSummary":
         """Leave out some contributing devices, whose part of the sums is taken to be the mean."""

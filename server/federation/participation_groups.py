@@ -46,6 +46,25 @@ def assign_groups(
     return groups
 
 
+def list_users(folder: Path) -> list[str]:
+    """List the users in the stored split; none where there is no split that can be read."""
+    try:
+        return list(json.loads((folder / GROUPS_FILE).read_text()))
+    except (OSError, ValueError, TypeError):
+        return []
+
+
+def remove_user(folder: Path, user: str) -> bool:
+    """Remove a user from the stored split; whether they were in it. All others stay."""
+    if user not in list_users(folder):
+        return False
+    path = folder / GROUPS_FILE
+    groups = json.loads(path.read_text())
+    del groups[user]
+    replace_file(path, json.dumps(groups, sort_keys=True, indent=1).encode())
+    return True
+
+
 def _sort_key(salt: str, user: str) -> str:
     """Key that users are ordered by."""
     return hashlib.sha256(f"{salt}\x1f{user}".encode()).hexdigest()

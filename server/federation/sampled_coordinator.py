@@ -10,7 +10,6 @@ asleep, drop out or come too late add zeros, as the accounting of a sampled sum 
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Final
 
@@ -22,7 +21,12 @@ from sottovoce.server.aggregation.server_optimizer import (
     compute_learning_rate,
     initial_state,
 )
-from sottovoce.server.aggregation.streaming_sums import ClippedAccumulator, StreamingAggregator
+from sottovoce.server.aggregation.streaming_sums import (
+    ClippedAccumulator,
+    StreamingAggregator,
+    list_unsupported_noise,
+)
+from sottovoce.server.consent.withdrawal_handler import UserRecords, WithdrawalHandler
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.cohort_sampling import CohortSampler, split_into_batches
 from sottovoce.server.federation.device_channel import DeviceChannel
@@ -32,7 +36,6 @@ from sottovoce.server.federation.participants import InitialCohortSummary
 from sottovoce.server.federation.reply_validation import ReplyValidator
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared.errors import EngineError, SettingError
-from sottovoce.shared.privacy.release import SumMechanism
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.events import EventListener, IgnoreEvents, RoundEnded
@@ -44,11 +47,6 @@ FINAL_MODEL_GROUP: Final = "personal"
 """Group of the messages that distribute the model."""
 
 MEMBERSHIP_FILE: Final = "members.sqlite"
-_SUPPORTED_NOISE_FIELDS: Final = frozenset(
-    {"noise_multiplier", "clip_norm", "noised_by", "sample_rate", "sums"}
-)
-"""Fields of a sum's noise that ``StreamingAggregator`` makes."""
-
 _INITIAL_COHORT_FILE: Final = "founded.safetensors"
 
 
@@ -90,6 +88,19 @@ class SampledTrainingCoordinator:
         self._validator = ReplyValidator(job.plan, max_update_norm=job.aggregation.max_update_norm)
         self._distributor = ModelDistributor(job, folder, channel)
         self._membership = MembershipStore(folder / MEMBERSHIP_FILE)
+        self._withdrawals = WithdrawalHandler(
+            channel,
+            folder,
+            run=job.plan.run,
+            records=(
+                self._distributor.user_records,
+                UserRecords(
+                    name="membership of the run",
+                    delete=self._membership.remove_user,
+                    list_users=self._membership.list_users,
+                ),
+            ),
+        )
         self._outcome = RoundOutcome()
         # A simulated grid gives a lazy sequence of millions, which a list would hold in memory.
         found = channel.list_nodes()
@@ -109,6 +120,7 @@ class SampledTrainingCoordinator:
             state = initial_state(self.job.weights, plan.initial_clip_norm)
         while state.round < plan.rounds:
             state = self.train_round(state, summary)
+            self._withdrawals.settle(state.round)
             checkpoint.save_state(self.folder, state, plan.content_hash())
             self._listener.handle_event(
                 RoundEnded(
@@ -119,6 +131,7 @@ class SampledTrainingCoordinator:
                 )
             )
         self._release_and_distribute(state, summary)
+        self._withdrawals.settle(state.round)
         return state
 
     def _accumulator(self, kind: SumKind, size: int) -> ClippedAccumulator:
@@ -163,6 +176,7 @@ class SampledTrainingCoordinator:
             utterances_per_device=utterances_per_device,
         )
         summary.save(path, plan.content_hash())
+        self._withdrawals.settle(INITIAL_ROUND)
         return summary
 
     def train_round(self, state: ServerState, summary: InitialCohortSummary) -> ServerState:
@@ -317,7 +331,7 @@ def _validated_sampler(job: Job) -> CohortSampler:
         raise SettingError("the job has no cohort_sampler; prepare it with one")
     plan.scheme.check_streaming(plan)
     mechanism = plan.scheme.sum_mechanism(plan, SumKind.UPDATE)
-    if mechanism and (unknown := _unsupported_fields(mechanism)):
+    if mechanism and (unknown := list_unsupported_noise(mechanism)):
         raise SettingError(
             f"the plan asks for noise with {', '.join(unknown)}, which is not made over a sampled "
             "population: noise is drawn anew in each round; leave that out"
@@ -334,9 +348,3 @@ def _validated_sampler(job: Job) -> CohortSampler:
             f"cohorts are sampled with {sampler.user_sampling_rate:g}; they must be the same"
         )
     return sampler
-
-
-def _unsupported_fields(noise: SumMechanism) -> list[str]:
-    """Name what noise has beyond what ``StreamingAggregator`` makes: refused, never left out."""
-    named = (field.name for field in fields(noise) if field.name not in _SUPPORTED_NOISE_FIELDS)
-    return [name for name in named if getattr(noise, name)]

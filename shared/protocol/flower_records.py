@@ -34,6 +34,8 @@ from sottovoce.shared.protocol.messages import (
     SecureSumRequest,
     Status,
     TrainRequest,
+    WithdrawalConfirmation,
+    WithdrawalRequest,
 )
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
@@ -48,6 +50,7 @@ _FLOAT: Final = "<f4"
 _SUM, _BASIS, _MODEL, _NEUTRAL = "sum", "basis", "model", "neutral"
 _MAX_USER_LENGTH: Final = 128
 _MAX_REASON_LENGTH: Final = 200
+_MAX_DELETED: Final = 20
 _MAX_COUNT: Final = 1 << 63
 _MAX_AXIS: Final = 1 << 31
 _FLOAT_NAME: Final = "float32"
@@ -73,6 +76,8 @@ def encode_request(request: Request) -> RecordDict:
             return _encode_head_statistics(request)
         case FinalModelRequest():
             return _encode_final_model(request)
+        case WithdrawalRequest():
+            return _encode_withdrawal(request)
 
 
 def _encode_enrol(request: EnrolRequest) -> RecordDict:
@@ -330,6 +335,44 @@ def _read_stored_head(config: ConfigRecord) -> UnverifiedHead:
     return UnverifiedHead(model_hash=read_text(config, "kept_model"), version=version, blob=blob)
 
 
+def _encode_withdrawal(request: WithdrawalRequest) -> RecordDict:
+    config: dict[str, ConfigValue] = {"challenge": request.challenge}
+    if request.confirmation:
+        config |= {
+            "run": request.confirmation.run,
+            "enrolment": request.confirmation.enrolment,
+            "deleted": "\n".join(request.confirmation.deleted),
+        }
+    return build_record(config, {})
+
+
+def decode_withdrawal_request(content: RecordDict) -> WithdrawalRequest:
+    """Decode a step of a withdrawal.
+
+    Raises:
+        MessageError: It breaks the schema.
+    """
+    return _read_or_refuse(lambda: _decode_withdrawal(content))
+
+
+def _decode_withdrawal(content: RecordDict) -> WithdrawalRequest:
+    config = read_config(content)
+    challenge = config.get("challenge")
+    if not isinstance(challenge, bytes):
+        raise MessageError(f"the challenge is {_show(challenge)}; it must be bytes")
+    if "run" not in config:
+        return WithdrawalRequest(challenge=challenge)
+    deleted = read_text(config, "deleted").splitlines()[:_MAX_DELETED]
+    return WithdrawalRequest(
+        challenge=challenge,
+        confirmation=WithdrawalConfirmation(
+            run=clean_text(read_text(config, "run"), max_length=_MAX_USER_LENGTH),
+            enrolment=read_count(config, "enrolment"),
+            deleted=tuple(clean_text(one, max_length=_MAX_REASON_LENGTH) for one in deleted),
+        ),
+    )
+
+
 def encode_reply(reply: Reply) -> RecordDict:
     """Encode a device's reply as a Flower ``RecordDict``."""
     config: dict[str, ConfigValue] = {
@@ -340,6 +383,8 @@ def encode_reply(reply: Reply) -> RecordDict:
         "head": reply.head,
         "version": reply.version,
     }
+    if reply.consent:  # sent only with enrolments and withdrawals
+        config["consent"] = reply.consent
     return build_record(config, {} if reply.value is None else {"release": {"value": reply.value}})
 
 
@@ -365,6 +410,7 @@ def _decode_reply(content: RecordDict, size: int) -> Reply:
     config = read_config(content)
     user = read_text(config, "user")
     head, body = config.get("head"), config.get("body")
+    consent = config.get("consent", b"")
     # A peer chooses this text: unlimited, it would fill logs and databases.
     if not 0 < len(user) <= _MAX_USER_LENGTH:
         raise MessageError(f"a user's name has {len(user)} characters; 1 to {_MAX_USER_LENGTH}")
@@ -374,7 +420,7 @@ def _decode_reply(content: RecordDict, size: int) -> Reply:
         status = Status(read_text(config, "status"))
     except ValueError as error:
         raise MessageError(f"the status of {user} is unknown: {error}") from error
-    if not (isinstance(head, bytes) and isinstance(body, bytes)):
+    if not (isinstance(head, bytes) and isinstance(body, bytes) and isinstance(consent, bytes)):
         raise MessageError(f"the reply of {user} lacks its head or a body")
     value = None
     # Without a size nothing was asked for, and what was sent along is not even read.
@@ -388,6 +434,7 @@ def _decode_reply(content: RecordDict, size: int) -> Reply:
         head=head,
         version=read_count(config, "version"),
         body=body,
+        consent=consent,
     )
 
 

@@ -11,11 +11,14 @@ SecureSumRequest        ``query.sum``       a step of a secure sum, and    that 
 HeadStatisticsRequest   ``query.calibrate`` a query of the final model     noised head statistics
 FinalModelRequest       ``evaluate``        to take the final model, and   the user's head, sealed
                                             the stored head
+WithdrawalRequest       ``query.withdraw``  to prove a withdrawal, or to   the proof, signed
+                                            keep its confirmation
 ======================= =================== ============================== ========================
 
 Where sums are secure, enrolment brings the device's public identity, and both values go through
-secure sums. Every reply carries the user's pseudonym and a status. Nothing else travels: no loss,
-no accuracy, no example count.
+secure sums. Every reply carries the user's pseudonym and a status; that to an enrolment also a
+signed statement of consent. A device whose owner has withdrawn consent answers every request with
+that status alone. Nothing else travels: no loss, no accuracy, no example count.
 """
 
 import math
@@ -30,11 +33,12 @@ from sottovoce.shared.calibration import HeadPrior, UnverifiedHead
 from sottovoce.shared.calibration.head_statistics import CalibrationQuery
 from sottovoce.shared.errors import MessageError
 from sottovoce.shared.models.projection import PublicProjection
+from sottovoce.shared.protocol.consent import CHALLENGE_BYTES
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.shared.speaker.normalisation import SpeakerStatistics
 
 ENROL, TRAIN, FINAL_MODEL, SECURE_SUM = "query.enrol", "train", "evaluate", "query.sum"
-HEAD_STATISTICS = "query.calibrate"
+HEAD_STATISTICS, WITHDRAWAL = "query.calibrate", "query.withdraw"
 SECURE_SUM_STEPS = ("advertise", "share", "mask", "agree", "unmask")
 """Steps of a secure sum, in order."""
 
@@ -46,6 +50,8 @@ class Status(StrEnum):
     # Takes models and contributes nothing: a new user, or one whose budget is spent.
     RECEIVE_ONLY = "receives"
     REFUSED = "refused"
+    # The owner has withdrawn consent: nothing is trained or sent any more.
+    WITHDRAWN = "withdrawn"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -213,7 +219,53 @@ class FinalModelRequest:
         return tensors
 
 
-Request = EnrolRequest | TrainRequest | SecureSumRequest | HeadStatisticsRequest | FinalModelRequest
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithdrawalConfirmation:
+    """A server's word on what it deleted of a user who has withdrawn consent.
+
+    Attributes:
+        run: The plan's name of the run in which it was asked.
+        enrolment: Number of the user's enrolment that has ended.
+        deleted: What there was and is no more, each in a few words; empty where nothing was.
+    """
+
+    run: str
+    enrolment: int
+    deleted: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WithdrawalRequest:
+    """One of the two steps of a withdrawal that a device said to a server.
+
+    Attributes:
+        challenge: Bytes that the proof must be signed over, ``consent.CHALLENGE_BYTES``; empty
+            where the withdrawal is confirmed.
+        confirmation: What the server deleted; None where the proof is asked for.
+    """
+
+    message_type: ClassVar[str] = WITHDRAWAL
+
+    challenge: bytes = b""
+    confirmation: WithdrawalConfirmation | None = None
+
+    def __post_init__(self) -> None:
+        wanted = CHALLENGE_BYTES if self.confirmation is None else 0
+        if len(self.challenge) != wanted:
+            raise MessageError(
+                f"the challenge of a withdrawal has {len(self.challenge)} bytes; it must have "
+                f"{wanted}"
+            )
+
+
+Request = (
+    EnrolRequest
+    | TrainRequest
+    | SecureSumRequest
+    | HeadStatisticsRequest
+    | FinalModelRequest
+    | WithdrawalRequest
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -230,6 +282,8 @@ class Reply:
         version: Version of that head, from 1.
         body: The answer to a step of a secure sum; at enrolment for such sums, the public half of
             the user's identity.
+        consent: At enrolment, or as proof of a withdrawal, the user's signed statement; see
+            ``consent.ConsentStatement``.
     """
 
     user: str
@@ -239,3 +293,4 @@ class Reply:
     head: bytes = b""
     version: int = 0
     body: bytes = b""
+    consent: bytes = b""

@@ -106,6 +106,16 @@ class InMemoryVault:
         """See ``Vault``."""
         return self._key.unseal(blob, *binding)
 
+    def derive_consent_key(self) -> bytes:
+        """See ``Vault``."""
+        return self._key.derive_consent_key()
+
+    def delete(self, name: str) -> None:
+        """See ``Vault``."""
+        self._blobs.pop(name, None)
+        self._tensors.pop(name, None)
+        self._record_size(name, 0)
+
     def _load(self, name: str) -> dict[str, Tensor]:
         """Read tensors that were stored as bytes."""
         return safetensors.torch.load(self.get(name))

@@ -72,8 +72,22 @@ EXAMPLES: dict[str, tuple[Any, Callable[[RecordDict], Any]]] = {
         ),
         flower_records.decode_final_model_request,
     ),
+    "proof": (
+        messages.WithdrawalRequest(challenge=b"c" * 32),
+        flower_records.decode_withdrawal_request,
+    ),
+    "confirmation": (
+        messages.WithdrawalRequest(
+            confirmation=messages.WithdrawalConfirmation(
+                run="r", enrolment=1, deleted=("calibration heads", "membership of the run")
+            )
+        ),
+        flower_records.decode_withdrawal_request,
+    ),
 }
-REPLY = messages.Reply(user="ada", status=messages.Status.OK, value=torch.ones(SIZE))
+REPLY = messages.Reply(
+    user="ada", status=messages.Status.OK, value=torch.ones(SIZE), consent=b"c" * 104
+)
 
 
 def read_reply(content: RecordDict) -> messages.Reply:

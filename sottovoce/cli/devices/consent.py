@@ -55,6 +55,8 @@ def run_consent_command(arguments: argparse.Namespace) -> int:
         consent.withdraw(*withdrawn)
     if granted:
         consent.grant(*granted)
+    if Purpose.CONTRIBUTE in granted and device.profile.withdrawn:
+        device.enrol_anew()
     record = consent.read()
     if arguments.json:
         purposes = {
@@ -65,12 +67,17 @@ def run_consent_command(arguments: argparse.Namespace) -> int:
             }
             for purpose in Purpose
         }
-        print_json({"user": device.profile.user, "purposes": purposes, "log": record.to_dict()})
+        facts = {"user": device.profile.user, "enrolment": device.profile.enrolment}
+        print_json(facts | {"purposes": purposes, "log": record.to_dict()})
         return 0
     for purpose in Purpose:
         allowed = "allowed" if consent.allows(purpose) else "not allowed"
         print_lines(f"{purpose.value}: {allowed}", f"  {CONSENT_TEXTS[purpose].text}")
     print_lines(*map(_format_decision, record.decisions))
+    if device.profile.withdrawn:
+        print_lines(f"withdrawn: enrolment {device.profile.enrolment} has ended, whatever is above")
+    elif device.profile.enrolment > 1:
+        print_lines(f"enrolment {device.profile.enrolment}; what was spent before counts on")
     return 0
 
 

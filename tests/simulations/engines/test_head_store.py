@@ -21,6 +21,7 @@ from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import LabelledFeatures
 from sottovoce.client.device.vault import FileVault, unwrap_key
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
+from sottovoce.server.consent.consent_registry import REGISTRY_FILE
 from sottovoce.server.federation import checkpoint
 from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation.head_store import HeadStore
@@ -417,8 +418,21 @@ def test_a_device_with_another_key_neither_gets_the_head_nor_replaces_it(
 
     again.run()
 
-    assert "does not open: the key is wrong" in caplog.text
+    assert "the consent of dan is not theirs" in caplog.text
     assert store.get(DAN) == before
+
+
+def test_a_head_of_another_key_is_refused_by_its_device(
+    first_run: FirstRun, again: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that knows nobody's key gives it out; the device finds that it does not open."""
+    caplog.set_level(logging.WARNING)
+    _reinstall(again, None, clips=True)
+    (again.folder / "server" / REGISTRY_FILE).unlink()
+
+    again.run()
+
+    assert "does not open: the key is wrong" in caplog.text
 
 
 def test_a_damaged_store_is_not_the_end_of_a_run(

@@ -38,6 +38,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sottovoce.client.app import app as product_client
+from sottovoce.client.device import withdrawal
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
 from sottovoce.client.device.user_key import unwrap_key
@@ -450,8 +451,17 @@ def _may_say(
         "sottovoce/version": _is(_heads(device) if personal else 0),
         "sottovoce/head": _head(plan, device, request) if personal else _is(b""),
         "sottovoce/body": _body(request, plan, device) if said else _is(b""),
+        # Signed under the user's key, over public facts alone.
+        **({"sottovoce/consent": _consent(plan, device)} if said and enrols else {}),
         **(_released(request, plan, device) if good else {}),
     }
+
+
+def _consent(plan: Plan, device: Device) -> Rule:
+    """The statement that this enrolment of the user takes part in this plan."""
+    return _is(
+        withdrawal.sign_consent(device.vault, device.profile, plan.content_hash()).to_bytes()
+    )
 
 
 def _reason(status: object) -> Rule:

@@ -1,0 +1,3 @@
+"""Consent of users on the server: who has withdrawn it, and what is deleted then."""
+
+__all__ = ["consent_registry", "withdrawal_handler"]
