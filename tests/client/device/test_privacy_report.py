@@ -76,7 +76,18 @@ def test_an_account_tells_what_the_ledger_holds(tmp_path: Path) -> None:
         "second": accounting.compute_epsilon([later], DELTA),
     }
     assert (user.epsilon_spent, user.epsilon_left, user.rounds_left) == (float("inf"), 0.0, 0)
-    assert json.loads(json.dumps(report.to_dict()))["budgets"][1]["spent"] is None
+    told = json.loads(json.dumps(report.to_dict()))
+    assert told["budgets"][1]["spent"] is None
+    assert {name: value for name, value in told.items() if name != "budgets"} == {
+        "user": "ada",
+        "releases": 4,
+        "ledger_sha256": own.ledger.head_hash,
+        "chain": True,
+        "anchor": True,
+        "anchored": 4,
+        "runs": report.releases_by_run,
+        "kinds": report.releases_by_kind,
+    }
     assert "spent, 0.0000 left" in "\n".join(report.format_lines())
 
 

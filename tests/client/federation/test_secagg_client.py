@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from sottovoce.client.federation.secagg_client import DeviceRound
-from sottovoce.client.federation.secagg_state import SecAggStage
+from sottovoce.client.federation.secagg_state import SecAggStage, SecAggState
 from sottovoce.server.aggregation.secagg_server import ServerRound
 from sottovoce.shared import crypto
 from sottovoce.shared.errors import AggregationError, MessageError, SettingError
-from sottovoce.shared.secure_aggregation import transcript
+from sottovoce.shared.secure_aggregation import framing, transcript
 from sottovoce.shared.secure_aggregation.config import SecureAggregationConfig
 from sottovoce.shared.secure_aggregation.discrete_gaussian import SystemRandomWords
 from sottovoce.shared.secure_aggregation.messages import (
@@ -369,6 +369,12 @@ def test_secrets_go_as_soon_as_they_are_used(house: House) -> None:
     house.step("unmask", ME, request)
     assert device.next_stage is SecAggStage.DONE
     assert not any(share in device.to_bytes() for share in held)
+
+
+@pytest.mark.parametrize("count", [0, 1, 9, 11])
+def test_a_state_of_another_number_of_parts_is_damaged(count: int) -> None:
+    with pytest.raises(MessageError, match="needed: 10"):
+        SecAggState.from_bytes(framing.pack(*[b""] * count))
 
 
 def test_no_two_devices_or_rounds_share_a_secret(house: House) -> None:

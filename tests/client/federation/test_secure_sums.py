@@ -523,6 +523,11 @@ def test_an_identity_is_kept_and_a_real_one_is_nobody_elses(tmp_path: Path) -> N
     assert len({one.identity_key, *others}) == 3
 
 
+def test_what_a_secure_sum_takes_for_granted_is_what_its_plan_says() -> None:
+    (claim,) = PLAN.scheme.assumptions(PLAN)
+    assert f"at least {SECURE.update.quorum} devices, at most 0 side with the server" in claim
+
+
 @pytest.mark.parametrize("seed", [7, None])
 def test_a_secure_plan_is_told_the_identity_that_signs(tmp_path: Path, seed: int | None) -> None:
     device = make(tmp_path, 0, simulated_seed=seed)

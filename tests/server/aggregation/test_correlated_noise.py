@@ -233,6 +233,19 @@ def test_of_two_servers_only_the_first_lets_a_round_out(tmp_path: Path) -> None:
     assert torch.equal(known, out)
 
 
+def test_preparing_a_round_writes_over_nothing_and_replaces_nothing_lost(tmp_path: Path) -> None:
+    store = correlated_noise.StoredCorrelatedNoise(BANDS, tmp_path, plan_digest="p", rounds=ROUNDS)
+    store.prepare_round(2)
+    assert not list(tmp_path.iterdir()), "a missing file is a lost one"
+    store.prepare_round(1)
+    out = store.add_noise(1, torch.zeros(3, dtype=torch.float64), 1.0)
+    store.prepare_round(1)
+    found = store.get_released(1, [1], 1)
+
+    assert found is not None
+    assert torch.equal(found, out)
+
+
 @pytest.mark.parametrize("std", [0.3, 1.0, 7.0])
 def test_what_a_real_server_releases_lies_on_its_noises_lattice(tmp_path: Path, std: float) -> None:
     """Low-order bits of a sum betray what was added to the noise."""

@@ -159,6 +159,35 @@ def test_every_unit_describes_its_own_plans(unit: str) -> None:
     assert '"unit"' not in plan.to_json(), "plans of these units travel as they always did"
 
 
+EVERY = [("none", False), ("utterance", False), ("utterance", True), ("user", False),
+         ("user", True), ("both", False)]  # fmt: skip
+
+
+@pytest.mark.parametrize(("unit", "secure"), EVERY)
+def test_only_users_in_open_sums_take_turns(unit: str, secure: bool) -> None:
+    bounds = recipe.default_recipe(unit=unit, secure=secure).bounds
+    scheme = scheme_for(unit, secure=secure)
+    scheme.check_bounds(bounds)
+    grouped = replace(bounds, user=replace(bounds.user, min_separation=2))
+    if (unit, secure) == ("user", False):
+        scheme.check_bounds(grouped)
+        return
+    with pytest.raises(SettingError, match=f"unit '{unit}', secure {secure}; .* need unit 'user'"):
+        scheme.check_bounds(grouped)
+
+
+def test_units_have_the_words_that_pages_show() -> None:
+    words = {
+        one: (scheme.wording.name, scheme.wording.short, scheme.wording.protects)
+        for one in EVERY
+        for scheme in [scheme_for(one[0], secure=one[1])]
+    }
+    assert words["utterance", False] == ("utterance", "one utterance", "for one utterance")
+    assert words["user", False] == ("user", "one user", "for one person")
+    assert words["both", False][:2] == ("utterance and user", "both")
+    assert all(all(one) for one in words.values())
+
+
 def test_secure_sums_go_with_one_promise() -> None:
     assert scheme_for("user", secure=True).noise_source is NoiseSource.DISTRIBUTED
     assert scheme_for("utterance", secure=True).noise_source is None, "no user is hidden"

@@ -1,12 +1,14 @@
 """Noise is the discrete Gaussian of its scale and of no other, and nobody can repeat it."""
 
 import math
+from decimal import Decimal, localcontext
 from fractions import Fraction
 
 import numpy as np
 import pytest
 
 from sottovoce.shared.errors import PrivacyError
+from sottovoce.shared.secure_aggregation import discrete_gaussian
 from sottovoce.shared.secure_aggregation.discrete_gaussian import (
     Integers,
     RandomWords,
@@ -138,3 +140,35 @@ def test_no_scale_is_no_noise() -> None:
 def test_a_scale_that_is_none_is_refused(std: float) -> None:
     with pytest.raises(PrivacyError, match="discrete noise"):
         sample_discrete_gaussian(5, std, SystemRandomWords())
+
+
+class ScriptedWords:
+    """Words as a script gives them; each call is answered by one word, as often as asked."""
+
+    def __init__(self, *words: int) -> None:
+        self._words = iter(words)
+
+    def draw_words(self, size: int) -> np.ndarray:
+        return np.full(size, next(self._words), dtype=np.uint64)
+
+
+@pytest.mark.parametrize("remainder", [1, 2])
+def test_where_floats_cannot_tell_the_exact_chance_decides(remainder: int) -> None:
+    """A uniform number just below exp(-remainder / 3): a Laplace proposal that is accepted."""
+    with localcontext(prec=60):
+        border = int((Decimal(-remainder) / 3).exp() * 2**64)
+    # Remainder, its coin, no further run of scale 3, the sign, the coin of the Gaussian.
+    words = ScriptedWords(remainder, border - 1_000, 2**64 - 1, 0, 0)
+
+    assert sample_discrete_gaussian(1, 2.0, words).tolist() == [remainder]
+
+
+@pytest.mark.parametrize("exponent", [Fraction(0), Fraction(1, 3), Fraction(7), Fraction(300)])
+@pytest.mark.parametrize("digits", [5, 31, 60])
+def test_bounds_on_a_chance_lie_on_either_side_of_it(exponent: Fraction, digits: int) -> None:
+    low, high = discrete_gaussian._exp_bounds(exponent, digits)
+    with localcontext(prec=120):
+        true = Fraction((-Decimal(exponent.numerator) / exponent.denominator).exp())
+
+    assert low < true < high
+    assert high - low < true * Fraction(exponent + 3) / 10**digits

@@ -87,6 +87,16 @@ def test_a_message_comes_back_as_it_went(kind: str) -> None:
     assert read(data).to_bytes() == data  # type: ignore[attr-defined]
 
 
+def test_messages_are_those_of_devices_in_use() -> None:
+    """Pinned: another beginning is another protocol, and needs another version."""
+    beginnings = [data[:6] for data, _ in READERS.values()]
+
+    assert {one[:5] for one in beginnings} == {b"svsa\x01"}
+    assert len(set(beginnings)) == len(READERS), "each kind has a letter of its own"
+    survivors = b"svsa\x01U" + b"\x00\x00\x00\x03ada"
+    assert Survivors(users=("ada",)).to_bytes() == survivors
+
+
 @pytest.mark.parametrize("kind", READERS)
 def test_every_cut_and_every_addition_is_noticed(kind: str) -> None:
     data, read = READERS[kind]

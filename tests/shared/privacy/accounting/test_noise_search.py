@@ -78,3 +78,12 @@ def test_calibration_keeps_the_budget_of_either_unit(unit: PrivacyUnit) -> None:
     noise = accounting.calibrate_noise_multiplier(plan, 2.0, DELTA, unit=unit)
 
     assert accounting.compute_epsilon(plan(noise), DELTA, unit=unit) <= 2.0
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "delta"),
+    [(0.0, DELTA), (-1.0, DELTA), (math.nan, DELTA), (math.inf, DELTA), (1.0, 0.0), (1.0, 1.0)],
+)
+def test_a_promise_that_is_none_has_no_mu(epsilon: float, delta: float) -> None:
+    with pytest.raises(SettingError, match=r"epsilon|delta"):
+        accounting.gaussian_mu(epsilon, delta)
