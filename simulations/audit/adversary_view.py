@@ -6,6 +6,9 @@ to know every other user's clips, so it subtracts their part and is left with on
 all of the noise. That is what secure aggregation leaves visible; a server that adds the noise
 itself, without it, sees every single update. Under ``utterance`` with secure sums the audited
 device noises its messages with all of a sum's noise itself, which comes to the same.
+
+Where noise is correlated across rounds, the server's own code draws it. The attacker knows the
+matrix C of that correlation and undoes it.
 """
 
 import math
@@ -13,11 +16,18 @@ import math
 import torch
 from torch import Tensor
 
+from sottovoce.server.aggregation.correlated_noise import SeededCorrelatedNoise
 from sottovoce.shared import seeding
+from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.release import SumMechanism
 from sottovoce.shared.privacy.scheme import PrivacyScheme, SumKind
-from sottovoce.simulations.audit.device_under_test import Observation, Transcript
+from sottovoce.shared.protocol.training_plan import Plan
+from sottovoce.simulations.audit.device_under_test import (
+    Observation,
+    Transcript,
+    trains_in_round,
+)
 
 ALL_MESSAGES, NOISED_SUMS = (
     "everything that a device sends",
@@ -75,21 +85,94 @@ def _observe_sums(transcript: Transcript, observation: Observation, seed: int) -
     draws = SeededGaussianSampler(seeding.torch_rng(seed, "audit", "sums"))
     classes = len(transcript.plan.labels)
     counts, centre = observation.enrolment[:classes], observation.enrolment[classes:]
-    noises = (
-        *enrolment_sum_noise(transcript),
-        update_sum_noise(transcript),
-        statistics_sum_noise(transcript),
-    )
-    noised = [
+    noised_counts, noised_centre = (
         part.double() + draws.sample_noise(tuple(part.shape), noise)
-        for part, noise in zip(
-            (counts, centre, observation.updates, observation.head_statistics), noises, strict=True
-        )
-    ]
+        for part, noise in zip((counts, centre), enrolment_sum_noise(transcript), strict=True)
+    )
+    noise, noise_std = UpdateNoise(transcript.plan, draws), update_sum_noise(transcript)
+    updates = noise.add_to_rounds(observation.updates.double(), noise_std)
+    statistics = observation.head_statistics.double()
+    statistics += draws.sample_noise(tuple(statistics.shape), statistics_sum_noise(transcript))
     return Observation(
-        enrolment=torch.cat(noised[:2]).float(),
-        updates=noised[2].float(),
-        head_statistics=noised[3].float(),
+        enrolment=torch.cat([noised_counts, noised_centre]).float(),
+        updates=updates.float(),
+        head_statistics=statistics.float(),
+    )
+
+
+class UpdateNoise:
+    """Noise of the sums of updates over a plan's rounds, independent or correlated.
+
+    Args:
+        plan: Says how the noise of rounds is correlated.
+        draws: Where it comes from.
+    """
+
+    def __init__(self, plan: Plan, draws: SeededGaussianSampler) -> None:
+        self._draws = draws
+        self._correlated: SeededCorrelatedNoise | None = plan.participation.match_noise(
+            independent=lambda: None,
+            correlated=lambda banded_noise: SeededCorrelatedNoise(banded_noise, lambda _: draws),
+        )
+
+    def add(self, number: int, total: Tensor, noise_std: float) -> Tensor:
+        """Add a round's noise to its sum, shape (params,), float64.
+
+        Args:
+            number: The round; from 1, one after another.
+            total: The sum, shape (params,), float64.
+            noise_std: Standard deviation of one independent draw.
+        """
+        if self._correlated:
+            return self._correlated.add_noise(number, total, noise_std)
+        return total + self._draws.sample_noise(tuple(total.shape), noise_std)
+
+    def add_to_rounds(self, updates: Tensor, noise_std: float) -> Tensor:
+        """Add the noise of all rounds, from the first, shape (rounds, params), float64."""
+        if not self._correlated:
+            return updates + self._draws.sample_noise(tuple(updates.shape), noise_std)
+        return torch.stack(
+            [self.add(number, one, noise_std) for number, one in enumerate(updates, 1)]
+        )
+
+
+def round_weights(plan: Plan, rounds: int) -> Tensor:
+    """Weights of the rounds in the best estimate of what a device sends in each, it being the same.
+
+    Args:
+        plan: Says in which rounds the device trains, and how noise is correlated.
+        rounds: How many there are.
+
+    Returns:
+        Shape (rounds,), float64. Weighted by them, updates add up to one update of the device:
+        1 / rounds each where noise is independent and the device is in every round. With noise
+        correlated by C and p telling the device's rounds, they are C'C p over the norm of Cp
+        squared, for independent noise is what C makes of the noised sums.
+    """
+
+    def correlated(banded_noise: BandedNoise) -> Tensor:
+        joined = torch.tensor(
+            [float(trains_in_round(plan, number)) for number in range(1, rounds + 1)],
+            dtype=torch.float64,
+        )
+        matrix = torch.zeros(rounds, rounds, dtype=torch.float64)
+        for back, weight in enumerate(banded_noise.coefficients[:rounds]):
+            matrix.diagonal(-back).fill_(weight)
+        signal = matrix @ joined
+        weights: Tensor = matrix.T @ signal / signal.square().sum()
+        return weights
+
+    return plan.participation.match_noise(
+        independent=lambda: torch.full((rounds,), 1 / rounds, dtype=torch.float64),
+        correlated=correlated,
+    )
+
+
+def repeated_update_noise(transcript: Transcript) -> float:
+    """Compute the noise of one of a device's updates, correlation undone, in weights."""
+    # Each of its rounds is seen through a whole column of C.
+    return update_sum_noise(transcript) / transcript.plan.participation.match_noise(
+        independent=lambda: 1.0, correlated=lambda banded_noise: banded_noise.column_norm
     )
 
 
@@ -117,7 +200,10 @@ def _remaining_noise(user: SumMechanism | None, own: float, devices: int) -> flo
 
 
 def update_sum_noise(transcript: Transcript) -> float:
-    """Compute the noise of the sum of one round's updates less one device's, in weights."""
+    """Compute the noise of the sum of one round's updates less one device's, in weights.
+
+    Where noise is correlated across rounds, that of one independent draw.
+    """
     return _added_noise(transcript, SumKind.UPDATE, denominator=transcript.denominator)
 
 

@@ -156,11 +156,6 @@ def _scenario(run_folder: Path) -> Scenario:
 def _check(scenario: Scenario) -> None:
     """Refuse what cannot be attacked yet, before anything is computed."""
     recipe = scenario.recipe
-    if recipe.user.min_separation > 1:
-        raise SettingError(
-            f"recipe.user.min_separation is {recipe.user.min_separation}; this version attacks "
-            "runs in which every user trains in every round"
-        )
     if recipe.model not in FROZEN_ENCODER_MODELS or recipe.pooling != "none":
         raise SettingError(
             f"the run's model is {recipe.model} with pooling {recipe.pooling}, which reads frames; "

@@ -20,7 +20,7 @@ from sottovoce.shared.models.projection import PublicProjection
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.speaker import normalisation
-from sottovoce.simulations.audit.adversary_view import observe
+from sottovoce.simulations.audit.adversary_view import observe, round_weights
 from sottovoce.simulations.audit.bounds import many_runs
 from sottovoce.simulations.audit.bounds.gaussian import Floats
 from sottovoce.simulations.audit.bounds.many_runs import EpsilonBound
@@ -48,28 +48,30 @@ class CanaryDirection:
     """The direction in which a canary moves each message.
 
     Attributes:
-        label: The canary's class.
+        counts: The canary's label counts, shape (classes,), a unit vector.
         row: Its direction after the projection, shape (inputs,), a unit vector.
         own_gradient: Its own gradient's part of an update, shape (params,).
         effect_on_others: How far it moves all others' gradients by moving the user's mean, shape
             (params,).
         effect_on_statistics: How it moves the head statistics, shape (WIDTH,); empty where they are
             not asked for.
+        round_weights: Weights of the rounds' updates, shape (rounds,).
     """
 
-    label: int
+    counts: Tensor
     row: Tensor
     own_gradient: Tensor
     effect_on_others: Tensor
     effect_on_statistics: Tensor
+    round_weights: Tensor
 
     def compute_statistics(self, observation: Observation) -> list[float]:
         """Compute test statistics: counts, centre, the update along both directions, the answer."""
         # The enrolment is counts first, then the centre's share.
         classes = len(observation.enrolment) - len(self.row)
-        mean = observation.updates.double().mean(0)
+        mean = self.round_weights @ observation.updates.double()
         return [
-            float(observation.enrolment[self.label]),
+            float(observation.enrolment[:classes] @ self.counts),
             float(observation.enrolment[classes:] @ self.row),
             float(mean @ _unit(self.own_gradient)),
             float(mean @ _unit(self.effect_on_others)),
@@ -116,6 +118,27 @@ def design_canary(transcript: Transcript, seed: int) -> tuple[Transcript, Exampl
     )
 
 
+def design_user(transcript: Transcript, canary: Examples, row: Tensor, *, clips: int) -> Examples:
+    """Design a whole user who is the canary, as raw features.
+
+    A user's own mean is subtracted before training, so a user of equal utterances would train on
+    nothing. A quarter of these lie the other way and are labelled as another class: both kinds
+    move the model alike, and the user's mean is as far out as the canary.
+
+    Args:
+        transcript: As :func:`design_canary` gives it.
+        canary: The utterance of most clips.
+        row: Its direction, shape (inputs,).
+        clips: How many clips the user has, at least 1.
+    """
+    label = (int(canary.labels[0]) + 1) % len(transcript.plan.labels)
+    other_way = examples_from_rows(
+        transcript.projection, (transcript.centre - CANARY_NORM * row)[None], [label]
+    )
+    which = (torch.arange(clips) % 4 == 3).long()
+    return concatenate_examples([canary, other_way]).select(which)
+
+
 def measure_direction(
     transcript: Transcript, others: Examples, canary: Examples, row: Tensor
 ) -> CanaryDirection:
@@ -128,13 +151,14 @@ def measure_direction(
     ]
     both, without, alone = (one.updates[0].double() for one in observations)
     return CanaryDirection(
-        label=int(canary.labels[0]),
+        counts=_unit(torch.bincount(canary.labels, minlength=len(transcript.plan.labels)).float()),
         row=row,
         own_gradient=alone,
         effect_on_others=both - without - alone,
         effect_on_statistics=(
             observations[0].head_statistics - observations[1].head_statistics
         ).double(),
+        round_weights=round_weights(transcript.plan, len(transcript.weights)),
     )
 
 
@@ -164,8 +188,8 @@ def collect_statistics(
     transcript, canary, row = design_canary(transcript, seed)
     if user_level:
         canary, others = (
-            canary.select(torch.zeros(len(others), dtype=torch.int64)),
-            others.select(torch.zeros(0, dtype=torch.int64)),
+            design_user(transcript, canary, row, clips=len(others)),
+            others.select(slice(0)),
         )
     direction = measure_direction(transcript, others, canary, row)
     device_examples = others, concatenate_examples([others, canary])

@@ -171,6 +171,9 @@ class DeviceUnderTest:
 def run_trial(transcript: Transcript, examples: Examples, seed: int) -> Observation:
     """Run one trial and collect all that a device sends, as the server sees the messages.
 
+    Where users train in separated rounds, the device is in the first participation group, which has
+    the most rounds; in all others its update is zeros.
+
     Args:
         transcript: The server's requests; as many rounds as it has weights.
         examples: The device's utterances as raw features.
@@ -178,12 +181,30 @@ def run_trial(transcript: Transcript, examples: Examples, seed: int) -> Observat
     """
     subject = DeviceUnderTest(examples, transcript.plan.labels, seed)
     enrolment = subject.enrol(transcript)
-    rounds = range(1, len(transcript.weights) + 1)
-    updates = [subject.train(transcript, number) for number in rounds]
+    weights = transcript.weights
+    updates = [
+        subject.train(transcript, number)
+        if trains_in_round(transcript.plan, number)
+        else torch.zeros_like(weights[number - 1])
+        for number in range(1, len(weights) + 1)
+    ]
     return Observation(
         enrolment=enrolment,
         updates=torch.stack(updates),
         head_statistics=subject.release_statistics(transcript),
+    )
+
+
+def trains_in_round(plan: Plan, number: int, *, user: int = 0) -> bool:
+    """Whether a user trains in a round, from 1; users are in participation groups by turns.
+
+    Where there are none, every user trains in every round.
+    """
+    return plan.participation.match_noise(
+        independent=lambda: True,
+        correlated=lambda banded_noise: (
+            banded_noise.participation_group(number) == user % banded_noise.min_separation
+        ),
     )
 
 

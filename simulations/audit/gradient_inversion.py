@@ -19,8 +19,8 @@ from sottovoce.shared.models.parameters import load_parameters, unflatten_parame
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.scheme import SumKind
-from sottovoce.simulations.audit.adversary_view import update_sum_noise
-from sottovoce.simulations.audit.device_under_test import Transcript
+from sottovoce.simulations.audit.adversary_view import repeated_update_noise
+from sottovoce.simulations.audit.device_under_test import Transcript, trains_in_round
 
 SMALL_BATCH = 4
 
@@ -63,7 +63,8 @@ def invert_gradients(
         noise = seeding.torch_rng(seed, "audit", "inversion", index)
         updates = [
             compute_local_update(model, ready, settings, SeededGaussianSampler(noise), noise).vector
-            for _ in range(rounds or len(transcript.weights))
+            for number in range(1, (rounds or len(transcript.weights)) + 1)
+            if trains_in_round(transcript.plan, number)
         ]
         mean = (
             torch.stack([_observed_update(transcript, one, noise) for one in updates])
@@ -82,7 +83,7 @@ def _observed_update(transcript: Transcript, update: Tensor, generator: torch.Ge
         return update
     update = plan.scheme.clip_part(plan, SumKind.UPDATE, update, None)
     return update + SeededGaussianSampler(generator).sample_noise(
-        tuple(update.shape), update_sum_noise(transcript)
+        tuple(update.shape), repeated_update_noise(transcript)
     )
 
 

@@ -27,13 +27,18 @@ from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.scheme import SumKind
-from sottovoce.simulations.audit.adversary_view import enrolment_sum_noise, update_sum_noise
+from sottovoce.simulations.audit.adversary_view import (
+    UpdateNoise,
+    enrolment_sum_noise,
+    update_sum_noise,
+)
 from sottovoce.simulations.audit.bounds.gaussian import Floats
 from sottovoce.simulations.audit.device_under_test import (
     DeviceUnderTest,
     Transcript,
     nearly_noiseless,
     run_trial,
+    trains_in_round,
 )
 from sottovoce.simulations.audit.one_run import (
     decode_inclusion,
@@ -258,14 +263,23 @@ def train_model(
         centre = torch.zeros_like(transcript.centre)
     transcript = replace(transcript, centre=centre, denominator=usual)
     state = initial_state(transcript.weights[0])
+    noise = UpdateNoise(transcript.plan, draws)
+    # In rounds of groups a sum is divided by the size of a group, which does not change.
+    cohort: float = transcript.plan.participation.match_noise(
+        independent=lambda: len(devices),
+        correlated=lambda banded_noise: len(devices) / banded_noise.min_separation,
+    )
     for number in range(1, transcript.plan.rounds + 1):
         request = replace(transcript, weights=[state.weights] * number)
-        total = torch.stack([device.train(request, number) for device in devices]).double().sum(0)
-        mean = (
-            total + draws.sample_noise(tuple(total.shape), _update_server_noise(transcript))
-        ) / len(devices)
+        sent = [
+            device.train(request, number)
+            for index, device in enumerate(devices)
+            if trains_in_round(transcript.plan, number, user=index)
+        ] or [torch.zeros_like(state.weights)]  # fewer users than groups leave some empty
+        total = torch.stack(sent).double().sum(0)
+        mean = noise.add(number, total, _update_server_noise(transcript)) / cohort
         rate = compute_learning_rate(
-            aggregation, transcript.plan, number, devices=len(devices), denominator=usual
+            aggregation, transcript.plan, number, devices=cohort, denominator=usual
         )
         state = apply_update(state, mean.float(), aggregation, rate=rate)
     return state.released_weights

@@ -158,16 +158,6 @@ def test_models_on_frames_are_refused_before_anything_is_computed(
         audit_run(folder, settings=SMALL)
 
 
-def test_a_run_with_participation_groups_is_refused(tiny_run: Any, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
-    config = folder / "config.toml"
-    text = config.read_text().replace('unit = "utterance"', 'unit = "user"')
-    config.write_text(text.replace("min_separation = 1", "min_separation = 2"))
-
-    with pytest.raises(SettingError, match="min_separation is 2"):
-        audit_run(folder, settings=SMALL)
-
-
 def test_the_command_helps_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main.main(["audit", "--help"])

@@ -8,6 +8,8 @@ import torch
 
 from sottovoce.server.aggregation.server_optimizer import AggregationSettings
 from sottovoce.shared.privacy import accounting
+from sottovoce.shared.privacy.banded_noise import BandedNoise
+from sottovoce.shared.privacy.gaussian_noise import SeededGaussianSampler
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
 from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.schemes import scheme_for
@@ -22,12 +24,14 @@ from sottovoce.simulations.audit import (
 from sottovoce.simulations.audit.adversary_view import (
     ALL_MESSAGES,
     NOISED_SUMS,
+    UpdateNoise,
     observe,
+    round_weights,
     statistics_sum_noise,
     threat_model,
     update_sum_noise,
 )
-from sottovoce.simulations.audit.device_under_test import Transcript, run_trial
+from sottovoce.simulations.audit.device_under_test import Transcript, run_trial, trains_in_round
 
 DELTA = 1e-3
 
@@ -58,12 +62,32 @@ def hidden(make_transcript: Any) -> Any:
     return make
 
 
-def test_the_transcripts_cost_what_they_promise(hidden: Any) -> None:
-    releases = hidden(8.0).plan.all_releases()
+@pytest.fixture
+def separated(hidden: Any) -> Any:
+    """Makes a transcript of participation groups, whose noise is correlated across rounds."""
 
-    assert accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) == pytest.approx(
-        8.0, abs=1e-3
-    )
+    def make(epsilon: float, *, drawn: float = 1.0) -> Transcript:
+        plain = hidden(epsilon)
+        user, rounds = plain.plan.user, 6
+        # Of six rounds each user is in two, as many as there are without groups.
+        update = replace(
+            user.update,
+            noise_multiplier=drawn * user.update.noise_multiplier,
+            bands=BandedNoise.from_square_root(bands=3, min_separation=3),
+        )
+        plan = replace(plain.plan, rounds=rounds, user=replace(user, update=update))
+        return replace(plain, plan=plan, weights=[plain.weights[0]] * rounds)
+
+    return make
+
+
+def test_the_transcripts_cost_what_they_promise(hidden: Any, separated: Any) -> None:
+    for transcript in (hidden(8.0), separated(8.0)):
+        releases = transcript.plan.all_releases()
+
+        assert accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) == pytest.approx(
+            8.0, abs=1e-3
+        )
 
 
 def test_only_sums_are_seen_where_users_are_hidden(
@@ -97,6 +121,56 @@ def test_a_whole_user_stays_below_the_claim(hidden: Any, people: Any, epsilon: f
     bound = canary.bound_epsilon(*found, delta=DELTA, confidence=0.95)
     assert bound.epsilon <= epsilon
     assert bound.epsilon_gaussian <= epsilon
+
+
+@pytest.mark.parametrize(("epsilon", "drawn"), [(8.0, 1.0), (2.0, 0.4)])
+def test_correlated_noise_hides_a_whole_user_unless_less_is_drawn(
+    separated: Any, people: Any, epsilon: float, drawn: float
+) -> None:
+    own = people(1)["u00"].examples
+
+    found = canary.collect_statistics(
+        separated(epsilon, drawn=drawn), own, trials=100, seed=0, user_level=True
+    )
+
+    bound = canary.bound_epsilon(*found, delta=DELTA, confidence=0.95)
+    assert (bound.epsilon_gaussian > epsilon) == (drawn < 1)
+    assert bound.epsilon_gaussian > 0.3 * epsilon, "a blind audit would prove nothing"
+
+
+def test_the_attacker_undoes_the_correlation_of_noise(separated: Any) -> None:
+    plan = separated(8.0).plan
+    rounds, width = plan.rounds, 40_000
+    weights = round_weights(plan, rounds)
+    joined = torch.tensor([float(trains_in_round(plan, n + 1)) for n in range(rounds)])
+    nothing = torch.zeros(rounds, width, dtype=torch.float64)
+
+    noise = UpdateNoise(plan, SeededGaussianSampler(torch.Generator().manual_seed(0)))
+    seen = weights @ noise.add_to_rounds(nothing, 1.0)
+
+    assert joined.tolist() == [1, 0, 0, 1, 0, 0]
+    assert float(weights @ joined.double()) == pytest.approx(1.0)
+    # Two columns of C that share no row: as two independent releases of their norm.
+    columns = 2**0.5 * plan.user.update.bands.column_norm
+    assert float(seen.std()) == pytest.approx(1 / columns, rel=0.02)
+
+
+def test_a_training_in_participation_groups_asks_each_user_as_seldom_as_the_real_one(
+    separated: Any, people: Any
+) -> None:
+    """Devices refuse rounds too near one another; next to no noise shows who was there."""
+    sums, everybody = separated(1e6), [one.examples for one in people(4, 6).values()]
+
+    def train(users: list[Any]) -> torch.Tensor:
+        return membership_inference.train_model(
+            sums, users, AggregationSettings(learning_rate=5.0), seed=0
+        )
+
+    whole, fewer = train(everybody), train(everybody[:3])
+
+    assert float((whole - sums.weights[0]).norm()) > 0.1
+    assert float((whole - fewer).norm()) > 0.1
+    assert gradient_inversion.invert_gradients(sums, everybody, batch=1, seed=0) > 0.9
 
 
 def test_a_user_in_a_sum_without_noise_is_seen(make_transcript: Any, people: Any) -> None:
