@@ -10,13 +10,12 @@ import importlib.resources
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Final
 
 from sottovoce.shared.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KEY: Final = "sha256"
 
@@ -48,14 +47,18 @@ def read_packaged_file(package: str, name: str, *, sha256: str, install_command:
     return content
 
 
-def encode_tensors(tensors: Mapping[str, Tensor], words: Mapping[str, str] | None = None) -> bytes:
+def encode_tensors(
+    tensors: "Mapping[str, Tensor]", words: Mapping[str, str] | None = None
+) -> bytes:
     """Encode tensors and words as a safetensors file that names its own checksum."""
+    from safetensors.torch import save  # packaged files are read without torch
+
     ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
     words = dict(words or {})
     return save(ready, words | {_KEY: _hash_tensors(ready, words)})
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> "tuple[dict[str, Tensor], dict[str, str]]":
     """Read the tensors and words that :func:`encode_tensors` encoded.
 
     Args:
@@ -65,6 +68,9 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ModelError: The file is missing, is no safetensors file, or does not match its checksum;
             the caller names the file and the way out.
     """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load_file
+
     try:
         tensors = load_file(path)
         with safe_open(path, framework="pt") as file:
@@ -104,7 +110,7 @@ def decode_record(data: bytes) -> dict[str, Any]:
     return record
 
 
-def _hash_tensors(tensors: Mapping[str, Tensor], words: Mapping[str, str]) -> str:
+def _hash_tensors(tensors: "Mapping[str, Tensor]", words: Mapping[str, str]) -> str:
     """SHA-256 over the words, and over names, types, shapes and bytes of all tensors."""
     digest = hashlib.sha256(json.dumps(dict(words), sort_keys=True).encode())
     for name, tensor in sorted(tensors.items()):

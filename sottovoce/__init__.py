@@ -1,8 +1,10 @@
 """Sottovoce: federated, differentially private speech emotion recognition.
 
-Most programs need four names::
+Most programs need five names::
 
-    from sottovoce import Device, Recogniser, simulate, verify
+    from sottovoce import Device, OnnxRecogniser, Recogniser, simulate, verify
+
+``OnnxRecogniser`` predicts with exported models and needs none of what training needs.
 
 They are loaded when they are first used (PEP 562), so ``import sottovoce`` brings in no library.
 
@@ -15,16 +17,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sottovoce.extras import explain_missing_library
+
 if TYPE_CHECKING:
     from sottovoce.api import simulate, verify
     from sottovoce.client.device.device import Device
+    from sottovoce.client.recognition.onnx_recogniser import OnnxRecogniser
     from sottovoce.client.recognition.recogniser import Recogniser
 
-__all__ = ["Device", "Recogniser", "__version__", "simulate", "verify"]
+__all__ = ["Device", "OnnxRecogniser", "Recogniser", "__version__", "simulate", "verify"]
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Device": "sottovoce.client.device.device",
+    "OnnxRecogniser": "sottovoce.client.recognition.onnx_recogniser",
     "Recogniser": "sottovoce.client.recognition.recogniser",
     "simulate": "sottovoce.api",
     "verify": "sottovoce.api",
@@ -40,8 +46,15 @@ def __getattr__(name: str) -> object:
     """Load a public name when it is first used."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = import_module(_PUBLIC[name])
+    except ModuleNotFoundError as error:
+        way_out = explain_missing_library(error)
+        if not way_out:
+            raise
+        raise ModuleNotFoundError(f"{name}: {way_out}", name=error.name) from error
     # Kept in the module, so that this is called once a name.
-    return globals().setdefault(name, getattr(import_module(_PUBLIC[name]), name))
+    return globals().setdefault(name, getattr(module, name))
 
 
 def __dir__() -> list[str]:

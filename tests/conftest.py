@@ -179,10 +179,26 @@ def tiny_run(
     return TinyRun(home / "run", scenario, users, public)
 
 
+@pytest.fixture(scope="session")
+def exported_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model of made-up weights, exported."""
+    from builders import build_whisper_package
+
+    from sottovoce.shared.exported.export import export_model
+    from sottovoce.shared.exported.graph_writer import WeightType
+
+    folder = tmp_path_factory.mktemp("exported")
+    export_model(build_whisper_package(), folder, weights=WeightType.INT8, card=b"# Card\n")
+    return folder
+
+
 @pytest.fixture
-def example_folder(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of an example: a finished run, a scenario, a recording."""
+def example_folder(
+    tiny_run: TinyRun, exported_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """The working folder of an example: a finished run, an exported model, a scenario, a sound."""
     shutil.copytree(tiny_run.folder, tmp_path / "runs" / "demo")
+    shutil.copytree(exported_model, tmp_path / "exported")
     shutil.copy(tiny_run.scenario, tmp_path / "scenario.toml")
     shutil.copy(tiny_run.users / "s03_00.wav", tmp_path / "hello.wav")
     monkeypatch.chdir(tmp_path)

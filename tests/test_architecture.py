@@ -27,7 +27,6 @@ PENDING_IMPORTS: Mapping[str, str] = {}
 MAX_MODULES = 14
 """Most modules of a folder."""
 
-AUDIO = ("shared/audio/signal.py", "shared/audio/decoding.py", "shared/features/*.py")
 PAGES = ("simulations/reports/*.py", "simulations/sweeps/page.py")
 DOORS: Mapping[str, tuple[str, ...]] = {
     "flwr": (
@@ -41,8 +40,8 @@ DOORS: Mapping[str, tuple[str, ...]] = {
     # The second accountant that verifies a run is Opacus' own; it trains nothing.
     "opacus": ("client/training/dp_sgd.py", "simulations/verification/second_accountant.py"),
     "dp_accounting": ("shared/privacy/accounting/*.py",),
-    "torchaudio": AUDIO,
-    "soundfile": AUDIO,
+    "torchaudio": ("shared/features/*.py",),
+    "soundfile": ("shared/audio/decoding.py", "shared/features/*.py"),
     "onnx": (
         "shared/exported/encoder_graph.py",
         "shared/exported/graph_writer.py",

@@ -1,3 +1,12 @@
 """From a recording to a prediction, or to an abstention that says why."""
 
-__all__ = ["evidence", "prediction", "recogniser", "recording_features", "user_personalisation"]
+__all__ = [
+    "decision",
+    "evidence",
+    "onnx_recogniser",
+    "prediction",
+    "quality_gate",
+    "recogniser",
+    "recording_features",
+    "user_personalisation",
+]

@@ -8,12 +8,12 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.calibration import conformal
-from sottovoce.shared.speaker.familiar_speech import soften_probabilities
+from sottovoce.shared.speaker.familiarity import soften_probabilities
 
 LONG_S = 10.0
 """Recordings beyond it are looked at in windows: no corpus has utterances as long."""
@@ -44,10 +44,10 @@ class Evidence:
         votes: How many windows have each class as their likeliest, shape (classes,), int64.
     """
 
-    probabilities: Tensor
+    probabilities: NDArray[np.float64]
     members: tuple[int, ...]
     unfamiliarity: float
-    votes: Tensor
+    votes: NDArray[np.int64]
 
     @property
     def is_mixed(self) -> bool:
@@ -58,7 +58,7 @@ class Evidence:
 
 
 def weigh_probabilities(
-    probabilities: Tensor, unfamiliarity: float, *, threshold: float | None
+    probabilities: NDArray[np.float64], unfamiliarity: float, *, threshold: float | None
 ) -> Evidence:
     """Temper a recording's probabilities where it is unlike what the model knows.
 
@@ -80,7 +80,7 @@ def weigh_probabilities(
         probabilities=said,
         members=tuple(members),
         unfamiliarity=unfamiliarity,
-        votes=torch.nn.functional.one_hot(said.argmax(), len(said)),
+        votes=np.bincount([int(said.argmax())], minlength=len(said)),
     )
 
 
@@ -90,15 +90,15 @@ def mix_evidence(windows: Sequence[Evidence]) -> Evidence:
     Args:
         windows: At least one.
     """
-    probabilities = torch.stack([one.probabilities for one in windows]).mean(0)
+    probabilities = np.stack([one.probabilities for one in windows]).mean(0)
     inside = {index for one in windows for index in one.members}
-    order = torch.argsort(probabilities, descending=True, stable=True).tolist()
-    distances = torch.tensor([one.unfamiliarity for one in windows])
+    order = np.argsort(-probabilities, kind="stable").tolist()
+    distances = sorted(one.unfamiliarity for one in windows)
     return Evidence(
         probabilities=probabilities,
         members=tuple(index for index in order if index in inside),
-        unfamiliarity=float(distances.median()),
-        votes=torch.stack([one.votes for one in windows]).sum(0),
+        unfamiliarity=distances[(len(distances) - 1) // 2],
+        votes=np.stack([one.votes for one in windows]).sum(0),
     )
 
 
@@ -112,8 +112,8 @@ def iter_windows(signal: Signal) -> Iterator[Signal]:
         Windows of ``WINDOW_S``; a rest of less than half of one is left out.
 
     Example:
-        >>> long = Signal(torch.arange(40.0)[None] / 40, 1)
-        >>> [round(40 * float(window.samples[0, 0])) for window in iter_windows(long)]
+        >>> long = Signal(np.arange(40.0) / 40, 1)
+        >>> [round(40 * float(window.waveform[0])) for window in iter_windows(long)]
         [0, 20, 10, 30, 5, 25, 15, 35]
     """
     count = max(1, math.floor(signal.duration_s / WINDOW_S + 0.5))

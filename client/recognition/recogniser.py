@@ -6,7 +6,6 @@ sure enough says so. Without a device, or with one that knows nothing of this mo
 population's centre and prior stand in for the user.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,24 +16,22 @@ from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store, feedback, speaker_adapter
 from sottovoce.client.personalisation.feedback import FeedbackStore
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
-from sottovoce.client.recognition import evidence
+from sottovoce.client.recognition import decision, evidence
+from sottovoce.client.recognition.decision import DecisionRule
 from sottovoce.client.recognition.evidence import Evidence
-from sottovoce.client.recognition.prediction import Abstention, Prediction
-from sottovoce.client.recognition.recording_features import FeatureReader, RecordingFeatures
+from sottovoce.client.recognition.prediction import Prediction
+from sottovoce.client.recognition.recording_features import FeatureReader
 from sottovoce.client.recognition.user_personalisation import (
     Personalisation,
     default_personalisation,
     load_personalisation,
 )
-from sottovoce.shared import audio, calibration, validation
+from sottovoce.shared import calibration
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.calibration import conformal
-from sottovoce.shared.errors import AudioError, SettingError
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.examples import MAX_FRAMES, stack_utterances
+from sottovoce.shared.models.model_folder import find_model
 from sottovoce.shared.models.model_package import ModelPackage
-
-_TWICE_CHANCE = 2.0
-_EVEN_ODDS = 0.5
 
 
 class Recogniser:
@@ -61,22 +58,16 @@ class Recogniser:
         personalisation: Personalisation | None = None,
         *,
         min_confidence: float | None = None,
-        coverage: float = conformal.DEFAULT_COVERAGE,
+        coverage: float = decision.DEFAULT_COVERAGE,
         device: Path | None = None,
         vault: FileVault | None = None,
     ) -> None:
-        if min_confidence is None:
-            # With two emotions twice chance would be certainty, hence the limit of one half.
-            min_confidence = min(_TWICE_CHANCE / len(package.labels), _EVEN_ODDS)
-        validation.require_non_negative(min_confidence=min_confidence)
-        if min_confidence > 1:
-            raise SettingError(f"min_confidence is {min_confidence}; it must be at most 1")
         self.package = package
         self.personalisation = personalisation or default_personalisation(package)
-        validation.require_between(0, 1, coverage=coverage)
-        self._min_confidence = min_confidence
-        self._coverage = coverage
-        self._threshold = self.personalisation.find_threshold(package, coverage)
+        self._limits = decision.Limits.settle(
+            len(package.labels), min_confidence=min_confidence, coverage=coverage
+        )
+        self._use_personalisation()
         self._reader = FeatureReader(package.extractor, version=package.feature_version)
         self._network = package.build_network()
         self._device = device
@@ -89,7 +80,7 @@ class Recogniser:
         device: str | Path | None = None,
         *,
         min_confidence: float | None = None,
-        coverage: float = conformal.DEFAULT_COVERAGE,
+        coverage: float = decision.DEFAULT_COVERAGE,
         trusted_key: str = "",
         vault: FileVault | None = None,
     ) -> Self:
@@ -146,44 +137,9 @@ class Recogniser:
                 their sampling rate.
             ModelError: The extractor's features are not what the model reads.
         """
-        if isinstance(signal, (str, Path)):
-            signal = audio.load_signal(signal)
-        if not isinstance(signal, Signal):
-            raise AudioError(
-                f"predict got a {type(signal).__name__}, which says no sampling rate; give it "
-                "Signal(samples, rate) or a path"
-            )
+        signal = decision.require_signal(signal)
         self.personalisation.require_consent()
-        if signal.duration_s > evidence.LONG_S:
-            return self._predict_long(signal)
-        recording = self._reader.read_features(signal)
-        if recording.features is None:
-            return self._abstain(recording)
-        return self._decide(self._weigh(recording.features), recording)
-
-    def _predict_long(self, signal: Signal) -> Prediction:
-        """Recognise the emotion of a recording of up to hours, by windows of its speech."""
-        measured = self._reader.check_quality(signal)
-        words = ("long", *measured.quality)
-        if measured.reason:
-            return self._abstain(replace(measured, quality=words))
-        refused, found = measured, []
-        for window in evidence.iter_windows(signal):
-            recording = self._reader.read_features(window)
-            if recording.features is None:
-                refused = recording
-            else:
-                found.append(self._weigh(recording.features))
-            if len(found) == evidence.MAX_WINDOWS:
-                break
-        if not found:
-            return self._abstain(
-                replace(refused, quality=tuple(dict.fromkeys((*words, *refused.quality))))
-            )
-        step = measured.next_step or "cut it into utterances, and ask for each"
-        return self._decide(
-            evidence.mix_evidence(found), replace(measured, quality=words, next_step=step)
-        )
+        return decision.predict_signal(signal, self._reader, self._weigh, self._rule)
 
     def learn_voice(self, signal: Signal) -> str:
         """Learn the user's voice from one recording, whatever its emotion; nothing leaves.
@@ -272,7 +228,21 @@ class Recogniser:
     def _refresh(self) -> None:
         """Load again what the device knows of its user."""
         self.personalisation = load_personalisation(self.package, self._folder(), vault=self._vault)
-        self._threshold = self.personalisation.find_threshold(self.package, self._coverage)
+        self._use_personalisation()
+
+    def _use_personalisation(self) -> None:
+        """Decide as is right for this user from here on."""
+        package, own = self.package, self.personalisation
+        self._threshold = own.find_threshold(package, self._limits.coverage)
+        self._rule = DecisionRule(
+            labels=package.labels,
+            model_hash=package.model_hash,
+            limits=self._limits,
+            subtracts_user_mean=package.subtracts_user_mean,
+            has_own_mean=own.has_own_mean,
+            has_own_head=own.has_own_head,
+            has_own_scores=own.nonconformity_scores is not None,
+        )
 
     def predict_probabilities(self, features: Tensor) -> Tensor:
         """Predict each emotion's probability, (classes,), float64, from a recording's features.
@@ -296,110 +266,10 @@ class Recogniser:
     def _weigh(self, features: Tensor) -> Evidence:
         """What the model says of one recording, tempered where it is unlike what it knows."""
         return evidence.weigh_probabilities(
-            self.predict_probabilities(features),
+            self.predict_probabilities(features).numpy(),
             self.package.measure_unfamiliarity(*_as_batch(features), self.personalisation.mean),
             threshold=self._threshold,
         )
-
-    def _decide(self, found: Evidence, recording: RecordingFeatures) -> Prediction:
-        """Decide on an answer, or abstain where the model is not sure enough."""
-        best = int(found.probabilities.argmax())
-        confidence = float(found.probabilities[best])
-        if not confidence >= 0:  # NaN: weights or a head that no check could foresee
-            return self._abstain(
-                replace(
-                    recording,
-                    reason="the model gave no numbers",
-                    abstention=Abstention.BROKEN_MODEL,
-                    next_step="get the model again",
-                )
-            )
-        labels = self.package.labels
-        doubt = self._doubt(found, confidence)
-        return self._prediction(
-            emotion=None if doubt else labels[best],
-            probabilities=dict(zip(labels, found.probabilities.tolist(), strict=True)),
-            confidence=confidence,
-            emotions=tuple(labels[index] for index in found.members),
-            recording=replace(
-                recording,
-                reason=doubt[1] if doubt else "",
-                abstention=doubt[0] if doubt else recording.abstention,
-                next_step=recording.next_step or (self._advise(doubt[0]) if doubt else ""),
-            ),
-        )
-
-    def _doubt(self, found: Evidence, confidence: float) -> tuple[Abstention, str] | None:
-        """Why the evidence names no emotion, as a kind and in words; None where it names one."""
-        if found.unfamiliarity > 1:
-            return Abstention.UNFAMILIAR, (
-                f"the recording is {Abstention.UNFAMILIAR} ({found.unfamiliarity:.1f} times as far "
-                "from it as public speech)"
-            )
-        if found.is_mixed:
-            counted = zip(self.package.labels, found.votes.tolist(), strict=True)
-            votes = sorted((item for item in counted if item[1]), key=lambda item: -item[1])
-            parts = ", ".join(f"{emotion} in {count}" for emotion, count in votes)
-            return Abstention.MIXED, f"it holds {Abstention.MIXED}: {parts} parts of it"
-        if confidence < self._min_confidence:
-            return Abstention.UNSURE, (
-                f"confidence {confidence:.0%} is below {self._min_confidence:.0%}"
-            )
-        return None
-
-    def _abstain(self, recording: RecordingFeatures) -> Prediction:
-        """Abstain without any guess."""
-        return self._prediction(
-            emotion=None, probabilities={}, confidence=0.0, emotions=(), recording=recording
-        )
-
-    def _prediction(
-        self,
-        *,
-        emotion: str | None,
-        probabilities: dict[str, float],
-        confidence: float,
-        emotions: tuple[str, ...],
-        recording: RecordingFeatures,
-    ) -> Prediction:
-        """Make a prediction of this model for this user."""
-        return Prediction(
-            emotion=emotion,
-            probabilities=probabilities,
-            confidence=confidence,
-            prediction_set=emotions,
-            coverage=self._coverage if emotions else None,
-            abstained=emotion is None,
-            reason=recording.reason,
-            abstention=recording.abstention if emotion is None else None,
-            quality=recording.quality,
-            next_step=recording.next_step,
-            model_hash=self.package.model_hash,
-            uses_own_normaliser=self.personalisation.has_own_mean,
-            uses_own_head=self.personalisation.has_own_head,
-            uses_own_threshold=bool(emotions)
-            and self.personalisation.nonconformity_scores is not None,
-        )
-
-    def _advise(self, abstention: Abstention) -> str:
-        """Advise what makes a model surer of clear recordings."""
-        if abstention is Abstention.UNFAMILIAR and self.personalisation.has_own_mean:
-            return "ask the speaker: this model was not trained on such sound"
-        if self.package.subtracts_user_mean and not self.personalisation.has_own_mean:
-            return "enrol this user's voice with a few clips"
-        if not self.personalisation.has_own_head:
-            return "label a few clips, so that the device can fit this user's head"
-        return "ask the speaker, or record a longer utterance"
-
-
-def find_model(folder: str | Path) -> Path:
-    """Find the model folder in a run folder; a folder that is none is returned as it is.
-
-    Args:
-        folder: A run folder, or a model folder.
-    """
-    folder = Path(folder)
-    return folder / "model" if (folder / "model" / "model.json").is_file() else folder
 
 
 def _as_batch(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.server.personalisation.prior_estimation import CORPUS_SHIFT, speaker_nonconformity
-from sottovoce.shared.calibration import HeadPrior, conformal
+from sottovoce.shared.calibration import HeadPrior, conformal_fit
 from sottovoce.shared.calibration.conformal import NonconformityScores
 from sottovoce.shared.calibration.head_statistics import (
     SCORE_QUANTILES,
@@ -112,7 +112,9 @@ def build_query(
     """
     temperature = prior.mean.log_temperature
     speaker_scores = speaker_nonconformity(prior.mean, speakers)
-    atoms = torch.tensor(conformal.fit_population_scores(speaker_scores).atoms, dtype=torch.float64)
+    atoms = torch.tensor(
+        conformal_fit.fit_population_scores(speaker_scores).atoms, dtype=torch.float64
+    )
     indices = [max(1, round(level * len(atoms))) - 1 for level in SCORE_QUANTILES]
     edges = atoms[indices].float()
     shares = _public_shares(speaker_scores, edges).float()
@@ -162,7 +164,7 @@ def _calibrated_prior(
     statistics = _with_refined_weight(query, statistics)
     temperature = query.log_temperature + _temperature_step(query, statistics)
     settled = replace(prior, mean=replace(prior.mean, log_temperature=temperature))
-    public = conformal.fit_population_scores(speaker_nonconformity(settled.mean, speakers))
+    public = conformal_fit.fit_population_scores(speaker_nonconformity(settled.mean, speakers))
     levels, shift, doubt = _posterior_shift(query, shares, statistics)
     # Probit approximation: averaging Phi over a normal shift divides the quantile by sqrt(1 + e^2).
     predictive = (levels + shift) / (1 + doubt.square()).sqrt()

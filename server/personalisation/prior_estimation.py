@@ -31,6 +31,7 @@ from sottovoce.shared.calibration import (
     HeadPrior,
     calibrate_logits,
     conformal,
+    conformal_fit,
     fit_head,
     identity_head,
 )
@@ -142,7 +143,7 @@ def fit_head_prior(
         )
     moved = _beyond_corpus_shift(prior.mean.log_temperature - start)
     settled = default_prior(classes, log_temperature=start + moved)
-    scores = conformal.fit_population_scores(speaker_nonconformity(settled.mean, usable))
+    scores = conformal_fit.fit_population_scores(speaker_nonconformity(settled.mean, usable))
     # However many public speakers there are, they are of another corpus than users.
     weight = min(scores.concentration, MAX_PUBLIC_WEIGHT)
     scores = replace(scores, concentration=weight)

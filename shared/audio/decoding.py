@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-import torch
-from torch import Tensor
 
 from sottovoce.shared.audio.containers import has_length_in_header, is_cut_short, mend_ogg_end
 from sottovoce.shared.audio.signal import (
@@ -20,6 +18,7 @@ from sottovoce.shared.audio.signal import (
     SAMPLE_RATE,
     ChannelLevels,
     RecordingDefect,
+    Samples,
     Signal,
     mean_of_channels,
     require_amplitude,
@@ -79,7 +78,7 @@ def load_signal(
         max_duration_s: Longest recording that is read, in seconds; longer ones are refused.
 
     Returns:
-        The signal, samples of shape (1, samples), float32.
+        The signal, float32.
 
     Guarantees:
         - Memory beside the result stays below 500 MB, whatever the file's headers say.
@@ -126,7 +125,7 @@ def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
     if described.channels > 1:
         levels = ChannelLevels(described.channels)
         for block in _read_blocks(path, described):
-            require_amplitude(torch.from_numpy(block), str(path))
+            require_amplitude(block, str(path))
             levels.add(block)
         chosen, defects = levels.choose_channels()
     samples, frames = _read_mono(path, described, chosen, rate)
@@ -214,20 +213,20 @@ def _read_blocks(path: Path, described: _Format) -> Iterator[np.ndarray]:
 
 def _read_mono(
     path: Path, described: _Format, chosen: tuple[int, ...], rate: int
-) -> tuple[Tensor, int]:
+) -> tuple[Samples, int]:
     """Decode the mean of the chosen channels, and how many frames that took.
 
     Recordings of more than ``ONE_PASS_SAMPLES`` come at the new rate already, for the memory.
     """
     frames = 0
-    held: list[Tensor] = []
+    held: list[Samples] = []
     blocks = _read_blocks(path, described)
 
-    def pieces() -> Iterator[Tensor]:
+    def pieces() -> Iterator[Samples]:
         nonlocal frames
         for block in blocks:
             frames += len(block)
-            piece = torch.from_numpy(mean_of_channels(block, chosen))[None]
+            piece = mean_of_channels(block, chosen)
             require_amplitude(piece, str(path))
             yield piece
 
@@ -240,8 +239,8 @@ def _read_mono(
     return _join(held), frames
 
 
-def _join(pieces: Iterable[Tensor]) -> Tensor:
-    return torch.cat([torch.zeros(1, 0), *pieces], dim=1)
+def _join(pieces: Iterable[Samples]) -> Samples:
+    return np.concatenate([np.zeros(0, dtype=np.float32), *pieces])
 
 
 def _breaks_off(path: Path, described: _Format, frames: int) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import NDArray
 
 from sottovoce.shared.audio import RecordingDefect, Signal
+from sottovoce.shared.audio.signal import Samples
 from sottovoce.shared.errors import RecordingFault
 
 MIN_DURATION_S = 0.25
@@ -72,7 +73,7 @@ class QualityReport:
         """Whether the recording can be used; if not, fall back and never guess.
 
         Example:
-            >>> measure_quality(Signal(torch.zeros(1, 16_000), 16_000)).is_usable
+            >>> measure_quality(Signal(np.zeros(16_000), 16_000)).is_usable
             False
         """
         return not self.flags & UNUSABLE
@@ -89,7 +90,7 @@ class QualityReport:
         """The flags in words, with figures and limits, for a message; empty if there are none.
 
         Example:
-            >>> measure_quality(Signal(torch.zeros(1, 16_000), 16_000)).flag_summary
+            >>> measure_quality(Signal(np.zeros(16_000), 16_000)).flag_summary
             'silent (-120 dBFS, no frame above -70)'
         """
         words = {
@@ -112,7 +113,7 @@ class QualityReport:
         """Convert the fields to numbers, for JSON.
 
         Example:
-            >>> report = measure_quality(Signal(torch.zeros(1, 16_000), 16_000))
+            >>> report = measure_quality(Signal(np.zeros(16_000), 16_000))
             >>> QualityReport.from_json(report.to_json()) == report
             True
         """
@@ -141,26 +142,26 @@ def measure_quality(signal: Signal) -> QualityReport:
         The measures, all finite, and the flags.
 
     Example:
-        >>> tone = torch.sin(torch.arange(16_000) / 5)[None] / 2
+        >>> tone = np.sin(np.arange(16_000) / 5) / 2
         >>> round(measure_quality(Signal(tone, 16_000)).level_dbfs, 1)
         -9.0
     """
     # A constant offset of cheap microphones is inaudible and must not count as level.
-    samples = signal.samples[0]
+    samples = signal.waveform
     # In pieces: an hour in double precision would take a gigabyte.
-    pieces = torch.split(samples, _PIECE_SAMPLES)
-    parts = [piece.mean(dtype=torch.float64) * (len(piece) / len(samples)) for piece in pieces]
-    offset = torch.stack(parts).sum()
+    starts = range(0, len(samples), _PIECE_SAMPLES)
+    pieces = [samples[start : start + _PIECE_SAMPLES] for start in starts]
+    offset = sum(float(piece.sum(dtype=np.float64)) for piece in pieces) / len(samples)
     levels = _frame_levels(samples, offset, max(1, round(_FRAME_S * signal.rate)))
-    power = sum(float((piece.double() - offset).square().sum()) for piece in pieces)
-    clipped = sum(int((piece.abs() >= FULL_SCALE).sum()) for piece in pieces)
+    power = sum(float(np.square(piece.astype(np.float64) - offset).sum()) for piece in pieces)
+    clipped = sum(int((np.abs(piece) >= FULL_SCALE).sum()) for piece in pieces)
     measured = QualityReport(
         flags=QualityFlag(0),
         duration_s=signal.duration_s,
         level_dbfs=_decibel(power / len(samples)),
-        peak=max(float(-samples.amin()), float(samples.amax())),
+        peak=max(float(-samples.min()), float(samples.max())),
         clipped_fraction=clipped / len(samples),
-        snr_db=float(torch.quantile(levels, 0.95) - torch.quantile(levels, 0.10)),
+        snr_db=float(np.quantile(levels, 0.95) - np.quantile(levels, 0.10)),
     )
     flagged = _flagged(measured, loudest=float(levels.max()))
     found = [flag for defect, flag in _DEFECTS.items() if defect in signal.defects]
@@ -185,7 +186,7 @@ def _flagged(measured: QualityReport, *, loudest: float) -> QualityReport:
     return QualityReport(**figures)
 
 
-def _frame_levels(samples: Tensor, offset: Tensor, length: int) -> Tensor:
+def _frame_levels(samples: Samples, offset: float, length: int) -> NDArray[np.float64]:
     """Level of each half-overlapping frame in dBFS, shape (frames,), less a constant offset."""
     step = max(1, length // 2)
     # A signal shorter than one frame still gives one.
@@ -194,11 +195,12 @@ def _frame_levels(samples: Tensor, offset: Tensor, length: int) -> Tensor:
     levels = []
     for first in range(0, frames, at_once):
         last = min(frames, first + at_once)
-        part = samples[first * step : (last - 1) * step + length].double() - offset
-        part = torch.nn.functional.pad(part, (0, max(0, length - len(part))))
+        part = samples[first * step : (last - 1) * step + length].astype(np.float64) - offset
+        part = np.square(np.pad(part, (0, max(0, length - len(part)))))
+        powers = np.lib.stride_tricks.sliding_window_view(part, length)[::step].mean(1)
         # The least power gives digital silence a finite level of -120 dBFS.
-        levels.append(10 * torch.log10(part.unfold(0, length, step).square().mean(1) + 1e-12))
-    return torch.cat(levels)
+        levels.append(10 * np.log10(powers + 1e-12))
+    return np.concatenate(levels)
 
 
 def _decibel(power: float) -> float:

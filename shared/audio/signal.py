@@ -1,17 +1,24 @@
-"""Signals: audio with its sampling rate, and resampling."""
+"""Signals: audio with its sampling rate, and resampling.
+
+Everything here is NumPy, so that a program that only predicts needs no torch.
+"""
 
 import enum
 import math
 import operator
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-import torchaudio.functional
-from torch import Tensor
+from numpy.typing import NDArray
 
 from sottovoce.shared.errors import AudioError, RecordingFault
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SAMPLE_RATE = 16_000
 """Sampling rate of every built-in extractor, in Hz."""
@@ -28,9 +35,16 @@ MAX_AMPLITUDE = 100.0
 ONE_PASS_SAMPLES = 1 << 23
 """Longest signal that is resampled in one pass; longer ones are converted in parts."""
 
+Samples = NDArray[np.float32]
+
 _LARGEST_KERNEL = 1 << 24
+_LEAST_OUTPUTS = 64  # of a product of matrices: fewer would make it slow
+_MOST_INPUTS = 1 << 21  # values that are laid out for one product: 8 MB
 _CHUNK_S, _GUARD_S = 16, 1
 _FULL_SCALE = {"int8": 2.0**7, "int16": 2.0**15, "int32": 2.0**31}
+
+# The parameters of resampy's "kaiser_best" filter.
+_ZERO_CROSSINGS, _ROLLOFF, _KAISER_BETA = 64, 0.9475937167399596, 14.769656459379492
 
 
 class RecordingDefect(enum.Flag):
@@ -55,18 +69,18 @@ class Signal:
     """Mono audio with its sampling rate.
 
     Attributes:
-        samples: Shape (1, samples), float32, full scale is 1; finite, at least one sample.
+        waveform: Shape (samples,), float32, full scale is 1; finite, at least one sample.
         rate: Samples a second, above 0.
         defects: What the recording's reader found wrong with it.
     """
 
-    samples: Tensor
+    waveform: Samples
     rate: int
     defects: RecordingDefect
 
     def __init__(
         self,
-        samples: Tensor | np.ndarray,
+        samples: "Tensor | np.ndarray",
         rate: float,
         *,
         defects: RecordingDefect = NO_DEFECT,
@@ -91,19 +105,26 @@ class Signal:
         channels = _as_channels(samples, "the signal")
         require_samples(channels, "the signal")
         mono, found = mix_channels(channels)
-        object.__setattr__(self, "samples", mono)
+        object.__setattr__(self, "waveform", mono)
         object.__setattr__(self, "rate", whole)
         object.__setattr__(self, "defects", defects | found)
+
+    @property
+    def samples(self) -> "Tensor":
+        """The waveform as a tensor, shape (1, samples), in the same memory; loads torch."""
+        import torch
+
+        return torch.from_numpy(self.waveform)[None]
 
     @property
     def duration_s(self) -> float:
         """Duration of the signal in seconds.
 
         Example:
-            >>> Signal(torch.zeros(1, 8_000), 16_000).duration_s
+            >>> Signal(np.zeros(8_000), 16_000).duration_s
             0.5
         """
-        return self.samples.shape[1] / self.rate
+        return len(self.waveform) / self.rate
 
     def cut(self, start_s: float, seconds: float) -> "Signal":
         """Cut a part out of the signal; it shares the samples, and keeps the defects.
@@ -113,12 +134,34 @@ class Signal:
             seconds: How long it is, above 0; less where the signal ends before.
 
         Example:
-            >>> Signal(torch.zeros(1, 8_000), 16_000).cut(0.25, 10).duration_s
+            >>> Signal(np.zeros(8_000), 16_000).cut(0.25, 10).duration_s
             0.25
         """
         first = round(start_s * self.rate)
         last = first + max(1, round(seconds * self.rate))
-        return Signal(self.samples[:, first:last], self.rate, defects=self.defects)
+        return self.replace_waveform(self.waveform[first:last])
+
+    def replace_waveform(self, waveform: Samples, *, rate: int = 0) -> "Signal":
+        """Make a signal of another waveform with this one's defects, without a copy.
+
+        Args:
+            waveform: Shape (samples,), float32.
+            rate: Its sampling rate in Hz; 0 is this signal's.
+
+        Raises:
+            AudioError: It holds no samples, NaN, infinity, or samples far beyond full scale.
+
+        Example:
+            >>> louder = Signal(np.ones(8), 16_000).replace_waveform(np.full(8, 2, np.float32))
+            >>> float(louder.waveform.max())
+            2.0
+        """
+        require_samples(waveform, "the signal")
+        signal = object.__new__(Signal)
+        object.__setattr__(signal, "waveform", waveform)
+        object.__setattr__(signal, "rate", rate or self.rate)
+        object.__setattr__(signal, "defects", self.defects)
+        return signal
 
 
 class ChannelLevels:
@@ -181,7 +224,7 @@ class ChannelLevels:
         return live, dead
 
 
-def mix_channels(channels: Tensor) -> tuple[Tensor, RecordingDefect]:
+def mix_channels(channels: Samples) -> tuple[Samples, RecordingDefect]:
     """Join channels to one: their mean, unless channels are dead or cancel each other.
 
     Channels 60 dB below the loudest are dead and left out. Where a tenth of the sound is lost in
@@ -191,21 +234,20 @@ def mix_channels(channels: Tensor) -> tuple[Tensor, RecordingDefect]:
         channels: Shape (channels, samples), float32, finite.
 
     Returns:
-        Shape (1, samples), float32; the same tensor for one channel; and what was wrong.
+        Shape (samples,), float32, in the same memory for one channel; and what was wrong.
 
     Example:
-        >>> left = torch.tensor([0.5, -0.5, 0.25, -0.25])
-        >>> mono, defects = mix_channels(torch.stack([left, -left]))
-        >>> torch.equal(mono[0], left), defects
+        >>> left = np.array([0.5, -0.5, 0.25, -0.25], dtype=np.float32)
+        >>> mono, defects = mix_channels(np.stack([left, -left]))
+        >>> np.array_equal(mono, left), defects
         (True, <RecordingDefect.CHANNELS_CANCEL: 2>)
     """
     if channels.shape[0] == 1:
-        return channels, NO_DEFECT
-    block = channels.numpy(force=True).T
+        return channels[0], NO_DEFECT
     levels = ChannelLevels(channels.shape[0])
-    levels.add(block)
+    levels.add(channels.T)
     chosen, defects = levels.choose_channels()
-    return torch.from_numpy(mean_of_channels(block, chosen))[None], defects
+    return mean_of_channels(channels.T, chosen), defects
 
 
 def mean_of_channels(block: np.ndarray, chosen: tuple[int, ...]) -> np.ndarray:
@@ -238,27 +280,27 @@ def resample(signal: Signal, rate: int) -> Signal:
         AudioError: The rate is another.
 
     Example:
-        >>> resample(Signal(torch.zeros(1, 44_100), 44_100), 16_000).samples.shape
-        torch.Size([1, 16000])
+        >>> len(resample(Signal(np.zeros(44_100), 44_100), 16_000).waveform)
+        16000
     """
     rate = _require_rate(rate)
     if rate == signal.rate:
         return signal
-    whole = signal.samples
-    if whole.shape[1] <= ONE_PASS_SAMPLES:
+    whole = signal.waveform
+    if len(whole) <= ONE_PASS_SAMPLES:
         converted = _resample_once(whole, signal.rate, rate)
     else:
         step = _CHUNK_S * signal.rate
-        pieces = (whole[:, at : at + step] for at in range(0, whole.shape[1], step))
-        converted = torch.cat(list(resample_pieces(pieces, signal.rate, rate)), dim=1)
-    return Signal(converted, rate, defects=signal.defects)
+        pieces = (whole[at : at + step] for at in range(0, len(whole), step))
+        converted = np.concatenate(list(resample_pieces(pieces, signal.rate, rate)))
+    return signal.replace_waveform(converted, rate=rate)
 
 
-def resample_pieces(pieces: Iterable[Tensor], old: int, new: int) -> Iterator[Tensor]:
+def resample_pieces(pieces: Iterable[Samples], old: int, new: int) -> Iterator[Samples]:
     """Convert consecutive pieces of a signal, of any lengths, in parts that overlap.
 
     Args:
-        pieces: Each of shape (1, samples), float32.
+        pieces: Each of shape (samples,), float32.
         old: Their sampling rate in Hz.
         new: The rate wanted.
 
@@ -268,21 +310,21 @@ def resample_pieces(pieces: Iterable[Tensor], old: int, new: int) -> Iterator[Te
     """
     # Whole seconds are whole samples at both rates: parts fit together to the sample.
     guard, step = _GUARD_S * old, _CHUNK_S * old
-    held: list[Tensor] = []
+    held: list[Samples] = []
     length = skipped = 0
     for piece in pieces:
         held.append(piece)
-        length += piece.shape[1]
+        length += len(piece)
         while length >= skipped + step + guard:
-            joined = torch.cat(held, dim=1)
-            part = _resample_once(joined[:, : skipped + step + guard], old, new)
+            joined = np.concatenate(held)
+            part = _resample_once(joined[: skipped + step + guard], old, new)
             start = skipped // old * new
-            yield part[:, start : start + _CHUNK_S * new].clone()
+            yield part[start : start + _CHUNK_S * new].copy()
             # A copy, so that what was converted can be let go.
-            held = [joined[:, skipped + step - guard :].clone()]
-            length, skipped = held[0].shape[1], guard
+            held = [joined[skipped + step - guard :].copy()]
+            length, skipped = len(held[0]), guard
     if length > skipped:
-        yield _resample_once(torch.cat(held, dim=1), old, new)[:, skipped // old * new :]
+        yield _resample_once(np.concatenate(held), old, new)[skipped // old * new :]
 
 
 def require_sample_rate(signal: Signal, rate: int, *, reader: str) -> None:
@@ -298,29 +340,28 @@ def require_sample_rate(signal: Signal, rate: int, *, reader: str) -> None:
         )
 
 
-def require_samples(samples: Tensor, name: str) -> None:
-    """Raise ``AudioError`` unless a float32 tensor holds usable sound.
+def require_samples(samples: Samples, name: str) -> None:
+    """Raise ``AudioError`` unless a float32 array of any shape holds usable sound.
 
     Raises:
         AudioError: No samples, NaN, infinity, or samples far beyond full scale; the message calls
             the sound by ``name``.
     """
-    if samples.numel() == 0:
+    if samples.size == 0:
         raise AudioError(
             f"{name} holds no samples; record it again, or leave it out", kind=RecordingFault.EMPTY
         )
     require_amplitude(samples, name)
 
 
-def require_amplitude(samples: Tensor, name: str) -> None:
+def require_amplitude(samples: Samples, name: str) -> None:
     """Raise ``AudioError`` unless samples are finite and not far beyond full scale.
 
     Raises:
         AudioError: One is NaN, infinite, or above ``MAX_AMPLITUDE``; ``name`` has it.
     """
-    # aminmax makes no copy, which of an hour would take 230 MB; NaN passes through it.
-    least, most = torch.aminmax(samples)
-    peak = max(float(-least), float(most))
+    # No absolute values, which of an hour would take 230 MB; NaN passes through both.
+    peak = float(np.maximum(-samples.min(), samples.max()))
     if not math.isfinite(peak):
         raise AudioError(
             f"{name} holds NaN or infinite samples; export it again as 16-bit PCM, or leave it out",
@@ -347,22 +388,24 @@ def _require_rate(rate: object) -> int:
     return whole
 
 
-def _as_channels(samples: object, name: str) -> Tensor:
+def _as_channels(samples: object, name: str) -> Samples:
     """Samples as float32 of shape (channels, samples)."""
-    if isinstance(samples, Tensor):
-        values, channels_first = samples.detach().cpu(), True
+    # Whoever passes a tensor has loaded torch.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(samples, torch.Tensor):
+        values, channels_first = _from_tensor(samples), True
     elif isinstance(samples, np.ndarray):
-        values, channels_first = _from_numpy(samples, name), False
+        values, channels_first = np.array(samples, order="C"), False
     else:
         raise AudioError(
             f"{name} is a {type(samples).__name__}; need a tensor or a NumPy array of samples"
         )
-    shape = tuple(values.shape)
-    if values.dim() == 1:
+    shape = values.shape
+    if values.ndim == 1:
         values = values[None]
-    elif values.dim() == 2 and 1 not in shape:
+    elif values.ndim == 2 and 1 not in shape:
         values = values if channels_first else values.T
-    elif values.dim() == 2:
+    elif values.ndim == 2:
         values = values if shape[0] == 1 else values.T
     else:
         raise AudioError(f"{name} has shape {shape}; need (samples,) or two axes, one for channels")
@@ -374,60 +417,81 @@ def _as_channels(samples: object, name: str) -> Tensor:
     return _as_float(values, name)
 
 
-def _from_numpy(samples: np.ndarray, name: str) -> Tensor:
-    """A NumPy array as a tensor of its own kind."""
-    native = np.array(samples, dtype=samples.dtype.newbyteorder("="), order="C")
-    try:
-        return torch.from_numpy(native)
-    except (TypeError, ValueError):
-        raise AudioError(_wrong_kind(name, str(samples.dtype))) from None
+def _from_tensor(samples: "Tensor") -> np.ndarray:
+    """A tensor as an array in the same memory, floats in single precision."""
+    values = samples.detach().cpu()
+    # Some of torch's floats are unknown to NumPy.
+    array: np.ndarray = (values.float() if values.is_floating_point() else values).numpy()
+    return array
 
 
-def _as_float(values: Tensor, name: str) -> Tensor:
+def _as_float(values: np.ndarray, name: str) -> Samples:
     """Samples as float32 with full scale 1."""
-    kind = str(values.dtype).removeprefix("torch.")
+    kind = values.dtype.name
     if kind in _FULL_SCALE:
-        return (values.double() / _FULL_SCALE[kind]).float()
+        return (values.astype(np.float64) / _FULL_SCALE[kind]).astype(np.float32)
     if kind == "uint8":
-        return (values.float() - 128) / 128
-    if not values.is_floating_point():
-        raise AudioError(_wrong_kind(name, kind))
+        return (values.astype(np.float32) - np.float32(128)) / np.float32(128)
+    if values.dtype.kind != "f":
+        raise AudioError(
+            f"{name} has {values.dtype} samples, whose full scale is unknown; need floats with "
+            "full scale 1, int8, int16, int32 or uint8"
+        )
     # float64 beyond the range of float32 becomes infinite, and is refused as such.
-    return values.float()
+    with np.errstate(over="ignore", invalid="ignore"):
+        return values.astype(np.float32, copy=False)
 
 
-def _wrong_kind(name: str, kind: str) -> str:
-    return (
-        f"{name} has {kind} samples, whose full scale is unknown; need floats with full scale 1, "
-        "int8, int16, int32 or uint8"
-    )
-
-
-def _resample_once(samples: Tensor, old: int, new: int) -> Tensor:
+def _resample_once(samples: Samples, old: int, new: int) -> Samples:
     """Samples at another rate, in one pass."""
     divisor = math.gcd(new, old)
+    old, new = old // divisor, new // divisor
     # The polyphase kernel grows with the product of both rates in lowest terms.
-    if (new // divisor) * (old // divisor) > _LARGEST_KERNEL:
-        return _by_fourier(samples, old // divisor, new // divisor)
-    converted: Tensor = torchaudio.functional.resample(
-        samples,
-        old,
-        new,
-        # The parameters of resampy's "kaiser_best" filter.
-        lowpass_filter_width=64,
-        rolloff=0.9475937167399596,
-        resampling_method="sinc_interp_kaiser",
-        beta=14.769656459379492,
-    )
-    return converted
+    if new * old > _LARGEST_KERNEL:
+        return _by_fourier(samples, old, new)
+    repeats = -(-_LEAST_OUTPUTS // new)
+    kernel, reach = _polyphase_kernel(old, new, repeats)
+    step, taps = old * repeats, len(kernel)
+    wanted = -(-len(samples) * new // old)
+    blocks = -(-wanted // kernel.shape[1])
+    padded = np.pad(samples, (reach, max(0, blocks * step + taps - reach - len(samples))))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, taps)[::step]
+    converted = np.empty((blocks, kernel.shape[1]), dtype=np.float32)
+    at_once = max(1, _MOST_INPUTS // taps)
+    for first in range(0, blocks, at_once):
+        last = min(blocks, first + at_once)
+        np.matmul(np.ascontiguousarray(windows[first:last]), kernel, out=converted[first:last])
+    return converted.reshape(-1)[:wanted]
 
 
-def _by_fourier(samples: Tensor, old: int, new: int) -> Tensor:
+@lru_cache(maxsize=2)
+def _polyphase_kernel(old: int, new: int, repeats: int) -> tuple[Samples, int]:
+    """Windowed sinc of each output in a block, (taps, outputs), and how far it reaches back.
+
+    A block is ``repeats`` times ``new`` outputs, from ``repeats`` times ``old`` samples and their
+    neighbours.
+    """
+    cutoff = min(old, new) * _ROLLOFF
+    reach = math.ceil(_ZERO_CROSSINGS * old / cutoff)
+    taps = np.arange(-reach, reach + old)
+    times = (taps[:, None] / old - np.arange(new) / new) * cutoff
+    one = np.zeros(times.shape, dtype=np.float32)
+    inside = np.abs(times) < _ZERO_CROSSINGS
+    times = times[inside]
+    bell = np.i0(_KAISER_BETA * np.sqrt(1 - (times / _ZERO_CROSSINGS) ** 2)) / np.i0(_KAISER_BETA)
+    one[inside] = np.sinc(times) * bell * (cutoff / old)
+    kernel = np.zeros((len(taps) + old * (repeats - 1), new * repeats), dtype=np.float32)
+    for part in range(repeats):
+        kernel[part * old : part * old + len(taps), part * new : (part + 1) * new] = one
+    return kernel, reach
+
+
+def _by_fourier(samples: Samples, old: int, new: int) -> Samples:
     """Resample by old/new in lowest terms through one transform, padded to whole periods."""
-    length = samples.shape[1]
+    length = len(samples)
     # A quarter of silence behind keeps the wrap-around of the transform off the signal's ends.
     periods = math.ceil(length * 1.25 / old) + 1
-    spectrum = torch.fft.rfft(samples, n=periods * old)
-    longer = torch.fft.irfft(spectrum[:, : periods * new // 2 + 1], n=periods * new)
-    resampled: Tensor = longer[:, : math.ceil(length * new / old)] * (new / old)
-    return resampled.contiguous()
+    spectrum = np.fft.rfft(samples, n=periods * old)
+    longer = np.fft.irfft(spectrum[: periods * new // 2 + 1], n=periods * new)
+    resampled = longer[: math.ceil(length * new / old)] * np.float32(new / old)
+    return np.ascontiguousarray(resampled, dtype=np.float32)

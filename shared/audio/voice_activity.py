@@ -12,12 +12,11 @@ from functools import cache, cached_property
 
 import numpy as np
 import onnxruntime
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal
+from sottovoce.shared.audio.signal import Samples
 from sottovoce.shared.checksums import read_packaged_file
 
 CHUNK = 512
@@ -53,8 +52,6 @@ _ABOVE_FLOOR_DB = 6.0
 _LEAST_DROP_DB = 10.0
 _GAP_S = 0.1  # silence within one burst of sound, such as the closure of a plosive
 
-Samples = NDArray[np.float32]
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SpeechActivity:
@@ -73,7 +70,7 @@ class SpeechActivity:
     rate: int
     samples: int
     offset: int
-    probabilities: Tensor
+    probabilities: Samples
     start: int
     end: int
 
@@ -82,10 +79,10 @@ class SpeechActivity:
         """Whether there is speech at all: ``MIN_CERTAIN_CHUNKS`` above ``CERTAIN_PROBABILITY``.
 
         Example:
-            >>> detect_speech(Signal(torch.zeros(1, 16_000), 16_000)).has_speech
+            >>> detect_speech(Signal(np.zeros(16_000), 16_000)).has_speech
             False
         """
-        return _is_speech(self.probabilities.numpy())
+        return _is_speech(self.probabilities)
 
     @property
     def speech_s(self) -> float:
@@ -99,23 +96,23 @@ class SpeechActivity:
         return self.samples / self.rate
 
     @cached_property
-    def spoken_spans(self) -> Tensor:
+    def spoken_spans(self) -> NDArray[np.float64]:
         """Spans of speech in seconds, widened by ``WIDEN_S`` and joined, shape (spans, 2)."""
-        marked = (self.probabilities > SPEECH_PROBABILITY).to(torch.int64)
-        edges = torch.diff(torch.nn.functional.pad(marked, (1, 1))).nonzero()[:, 0].double()
+        marked = (self.probabilities > SPEECH_PROBABILITY).astype(np.int8)
+        edges = np.flatnonzero(np.diff(np.pad(marked, 1))).astype(np.float64)
         spans = (edges * CHUNK + self.offset).reshape(-1, 2) / audio.SAMPLE_RATE
-        spans = spans + torch.tensor([-WIDEN_S, WIDEN_S], dtype=torch.float64)
+        spans = spans + np.array([-WIDEN_S, WIDEN_S])
         apart = spans[1:, 0] > spans[:-1, 1]
-        firsts = torch.cat([torch.ones(min(1, len(spans)), dtype=torch.bool), apart])
-        lasts = torch.cat([apart, torch.ones(min(1, len(spans)), dtype=torch.bool)])
-        return torch.stack([spans[firsts, 0], spans[lasts, 1]], dim=1)
+        end = np.ones(min(1, len(spans)), dtype=bool)
+        firsts, lasts = np.concatenate([end, apart]), np.concatenate([apart, end])
+        return np.stack([spans[firsts, 0], spans[lasts, 1]], axis=1)
 
 
 class AnalysedSignal(Signal):
     """Signal in which speech is looked for once, however many read it; its samples must not change.
 
     Example:
-        >>> silence = Signal(torch.zeros(1, 8_000), 16_000)
+        >>> silence = Signal(np.zeros(8_000), 16_000)
         >>> shared = share_detection(silence)
         >>> detect_speech(shared) is detect_speech(shared)
         True
@@ -142,7 +139,7 @@ class SpeechCut:
     activity: SpeechActivity
     first: int
 
-    def mask_frames(self, count: int, hop: int) -> Tensor:
+    def mask_frames(self, count: int, hop: int) -> NDArray[np.bool_]:
         """Mark the frames that are speech, to pool over.
 
         Args:
@@ -154,18 +151,18 @@ class SpeechCut:
             is always something to pool over.
 
         Example:
-            >>> cut = cut_to_speech(Signal(torch.zeros(1, 16_000), 16_000))
+            >>> cut = cut_to_speech(Signal(np.zeros(16_000), 16_000))
             >>> cut.mask_frames(3, hop=160)  # no speech: everything
-            tensor([True, True, True])
+            array([ True,  True,  True])
         """
-        everything = torch.ones(count, dtype=torch.bool)
+        everything = np.ones(count, dtype=bool)
         spans = self.activity.spoken_spans
         if not self.activity.has_speech:
             return everything
         rate = self.signal.rate
-        centres = (self.first + hop * torch.arange(count, dtype=torch.float64)) / rate
-        at = torch.searchsorted(spans[:, 0].contiguous(), centres, right=True) - 1
-        mask = (at >= 0) & (centres < spans[at.clamp_min(0), 1])
+        centres = (self.first + hop * np.arange(count, dtype=np.float64)) / rate
+        at = np.searchsorted(spans[:, 0], centres, side="right") - 1
+        mask: NDArray[np.bool_] = (at >= 0) & (centres < spans[np.maximum(at, 0), 1])
         # The refined edges move less with what lies around them than the detector's chunks.
         mask &= (centres >= self.activity.start / rate) & (centres < self.activity.end / rate)
         return mask if int(mask.sum()) >= 2 else everything
@@ -181,13 +178,13 @@ def share_detection(signal: Signal) -> AnalysedSignal:
         The same samples; the search is made when somebody first asks for it.
 
     Example:
-        >>> shared = share_detection(Signal(torch.zeros(1, 8_000), 16_000))
+        >>> shared = share_detection(Signal(np.zeros(8_000), 16_000))
         >>> share_detection(shared) is shared
         True
     """
     if isinstance(signal, AnalysedSignal):
         return signal
-    return AnalysedSignal(signal.samples, signal.rate, defects=signal.defects)
+    return AnalysedSignal(signal.waveform, signal.rate, defects=signal.defects)
 
 
 def detect_speech(signal: Signal) -> SpeechActivity:
@@ -203,7 +200,7 @@ def detect_speech(signal: Signal) -> SpeechActivity:
         ModelError: The detector's package is missing, or its file is not the one expected.
 
     Example:
-        >>> found = detect_speech(Signal(torch.zeros(1, 8_000), 16_000))
+        >>> found = detect_speech(Signal(np.zeros(8_000), 16_000))
         >>> found.has_speech, found.speech_s, found.duration_s
         (False, 0.0, 0.5)
     """
@@ -211,11 +208,11 @@ def detect_speech(signal: Signal) -> SpeechActivity:
 
 
 def _find_speech(signal: Signal) -> SpeechActivity:
-    samples = audio.resample(signal, audio.SAMPLE_RATE).samples[0].numpy()
+    samples = audio.resample(signal, audio.SAMPLE_RATE).waveform
     first, last = _sounding_part(samples)
     sounding = samples[first:last]
     probabilities = _probabilities(sounding)
-    count = signal.samples.shape[1]
+    count = len(signal.waveform)
     start, end = 0, count
     if _is_speech(probabilities):
         scale = signal.rate / audio.SAMPLE_RATE
@@ -225,7 +222,7 @@ def _find_speech(signal: Signal) -> SpeechActivity:
         rate=signal.rate,
         samples=count,
         offset=first,
-        probabilities=torch.from_numpy(probabilities),
+        probabilities=probabilities,
         start=start,
         end=end,
     )
@@ -247,8 +244,8 @@ def cut_to_speech(signal: Signal) -> SpeechCut:
         ModelError: As :func:`detect_speech`.
 
     Example:
-        >>> tone = torch.sin(torch.arange(8_000) / 5)[None] / 2  # no speech
-        >>> padded = torch.nn.functional.pad(tone, (16_000, 16_000))
+        >>> tone = np.sin(np.arange(8_000) / 5) / 2  # no speech
+        >>> padded = np.pad(tone, 16_000)
         >>> cut_to_speech(Signal(padded, 16_000)).signal.duration_s
         0.4999375
     """
@@ -257,10 +254,10 @@ def cut_to_speech(signal: Signal) -> SpeechCut:
     if found.has_speech:
         first, last = found.start - margin, found.end + margin
     else:
-        first, last = _sounding_part(signal.samples[0].numpy())
-    inside = signal.samples[:, max(0, first) : last]
+        first, last = _sounding_part(signal.waveform)
+    inside = signal.waveform[max(0, first) : last]
     fill = (max(0, -first), max(0, last - found.samples))
-    cut = Signal(torch.nn.functional.pad(inside, fill), signal.rate)
+    cut = signal.replace_waveform(np.pad(inside, fill))
     return SpeechCut(signal=cut, activity=found, first=first)
 
 

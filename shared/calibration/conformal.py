@@ -33,16 +33,18 @@ only what surprised them.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
-import torch
-from torch import Tensor
+import numpy as np
+from numpy.typing import ArrayLike
 
 from sottovoce.shared import validation
-from sottovoce.shared.errors import SettingError
+from sottovoce.shared.errors import ModelError, SettingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 DEFAULT_COVERAGE: Final = 0.9
 """Default share of utterances whose prediction set holds the true emotion."""
@@ -50,9 +52,6 @@ DEFAULT_COVERAGE: Final = 0.9
 MAX_ATOMS: Final = 200
 MIN_CONCENTRATION, DEFAULT_CONCENTRATION, MAX_CONCENTRATION = 5.0, 15.0, 50.0
 """Bounds on ``concentration``, and its value where speakers do not determine it: chosen by hand."""
-
-_FEW: Final = 2
-_DIGITS: Final = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,7 +84,46 @@ class NonconformityScores:
         validation.require_positive(concentration=self.concentration)
 
 
-def nonconformity(probabilities: Tensor, labels: Tensor) -> Tensor:
+def parse_scores(numbers: Mapping[str, float | list[float]]) -> NonconformityScores:
+    """Rebuild scores from the numbers of a heads' prior; a server may have sent anything.
+
+    Args:
+        numbers: With ``scores``, ``scores_beyond`` and ``scores_concentration``, as in a message or
+            in ``model.json``.
+
+    Raises:
+        KeyError: A number is missing.
+        ModelError: One is of another type.
+        SettingError: Scores that are none.
+
+    Example:
+        >>> numbers = {"scores": [0.5], "scores_beyond": 0.1, "scores_concentration": 9.0}
+        >>> parse_scores(numbers).atoms
+        (0.5,)
+    """
+    atoms = numbers["scores"]
+    if not isinstance(atoms, list):
+        raise ModelError(f"a head prior holds {atoms!r} where scores belong")
+    return NonconformityScores(
+        atoms=tuple(parse_number(atom) for atom in atoms),
+        tail_mass=parse_number(numbers["scores_beyond"]),
+        concentration=parse_number(numbers["scores_concentration"]),
+    )
+
+
+def parse_number(value: float | list[float]) -> float:
+    """Take a plain number out of the numbers of a heads' prior.
+
+    Raises:
+        ModelError: A list, or a truth value.
+    """
+    # In Python a bool is an int, and a message that holds one is not ours.
+    if isinstance(value, list | bool):
+        raise ModelError(f"a head prior holds {value!r} where one number belongs")
+    return float(value)
+
+
+def nonconformity(probabilities: "Tensor", labels: "Tensor") -> "Tensor":
     """Compute nonconformity scores of utterances under their true emotions: 1 - p(true).
 
     Args:
@@ -96,72 +134,23 @@ def nonconformity(probabilities: Tensor, labels: Tensor) -> Tensor:
         Scores in [0, 1], shape (utterances,), float64.
 
     Example:
+        >>> import torch
         >>> nonconformity(torch.tensor([[0.75, 0.25]]), torch.tensor([1]))
         tensor([0.7500], dtype=torch.float64)
     """
+    # Methods of tensors alone: predicting needs this module, and no torch.
     true = probabilities.double().gather(1, labels.long()[:, None])[:, 0]
     return (1 - true).clamp(0, 1)
 
 
-def fit_population_scores(
-    speakers: Sequence[Tensor], *, coverage: float = DEFAULT_COVERAGE, strict: bool = False
-) -> NonconformityScores:
-    """Fit the score distribution of other people, from which an unlabelled user starts.
-
-    Args:
-        speakers: Scores of each person, shape (utterances,), in [0, 1]; empty ones do not count.
-        coverage: Coverage at which differences between people are measured, in (0, 1).
-        strict: Whether to reserve one person's weight above all scores, which makes the guarantee
-            exact for few people; it then takes at least c / (1 - c) people to rule anything out.
-
-    Raises:
-        SettingError: Nobody has a score, or one is outside [0, 1] or NaN.
-
-    Example:
-        >>> speakers = [torch.linspace(0, 0.5, 20), torch.linspace(0, 0.7, 20)]
-        >>> round(find_threshold(fit_population_scores(speakers), coverage=0.9), 1)
-        0.6
-    """
-    validation.require_between(0, 1, coverage=coverage)
-    scored = [person.double() for person in speakers if len(person)]
-    if not scored or not all(bool(((one >= 0) & (one <= 1)).all()) for one in scored):
-        raise SettingError("scores must lie in [0, 1], and there must be some")
-    values = torch.cat(scored)
-    # Equal weight per person: else whoever recorded most would set everybody's threshold.
-    weights = torch.cat([torch.full_like(one, 1 / (len(one) * len(scored))) for one in scored])
-    order = torch.argsort(values)
-    mass = torch.cumsum(weights[order], 0)
-    steps = torch.arange(1, MAX_ATOMS + 1, dtype=torch.float64) / MAX_ATOMS
-    if strict:  # thresholds lie within parts, and must not fall below the scores themselves
-        steps = (steps + 1 / MAX_ATOMS).clamp(max=1.0)
-    # The slack absorbs the rounding of a cumulative sum, which may end just below 1.
-    indices = torch.searchsorted(mass, steps - 1e-9).clamp(max=len(values) - 1)
-    rounded = _round_up if strict else partial(round, ndigits=_DIGITS)
-    unshrunk = NonconformityScores(
-        atoms=tuple(rounded(value) for value in values[order][indices].tolist()),
-        # A new score ranks above all n known ones with probability 1 / (n + 1) by exchangeability.
-        tail_mass=1 / (1 + (len(scored) if strict else len(values))),
-        concentration=DEFAULT_CONCENTRATION,
-    )
-    return NonconformityScores(
-        atoms=unshrunk.atoms,
-        tail_mass=unshrunk.tail_mass,
-        concentration=_concentration(scored, find_threshold(unshrunk, coverage=coverage)),
-    )
-
-
-def _round_up(score: float) -> float:
-    """A score at six digits, and not below itself: tied scores must stay within a threshold."""
-    return min(math.ceil(score * 10**_DIGITS) / 10**_DIGITS, 1.0)
-
-
 def find_threshold(
-    population: NonconformityScores, own_scores: Tensor | None = None, *, coverage: float
+    population: NonconformityScores, own_scores: ArrayLike | None = None, *, coverage: float
 ) -> float:
     """Find the largest score of an emotion that cannot be ruled out.
 
     Args:
-        population: What :func:`fit_population_scores` found.
+        population: What :func:`~sottovoce.shared.calibration.conformal_fit.fit_population_scores`
+            found.
         own_scores: Scores of the user's labelled clips, shape (clips,), in [0, 1], none of them
             from a head that was fitted on the clip itself; None or empty gives the population's
             threshold.
@@ -179,23 +168,23 @@ def find_threshold(
         >>> population = NonconformityScores(atoms=(0.25, 0.5), tail_mass=0.0, concentration=2.0)
         >>> find_threshold(population, coverage=0.75)
         0.375
-        >>> own = torch.tensor([1.0, 1.0])  # the model suits this user badly
+        >>> own = [1.0, 1.0]  # the model suits this user badly
         >>> find_threshold(population, own, coverage=0.75)
         1.0
     """
     validation.require_between(0, 1, coverage=coverage)
-    own_scores = torch.zeros(0) if own_scores is None else own_scores
-    if not bool(((own_scores >= 0) & (own_scores <= 1)).all()):
+    own = np.asarray([] if own_scores is None else own_scores, dtype=np.float64)
+    if not bool(((own >= 0) & (own <= 1)).all()):
         raise SettingError("a clip's score is outside [0, 1]; fit the head again")
-    clips, atoms = len(own_scores), len(population.atoms)
+    clips, atoms = len(own), len(population.atoms)
     concentration = population.concentration if clips else 1.0
     tail_weight = population.tail_mass * concentration
-    values = torch.cat([torch.tensor(population.atoms, dtype=torch.float64), own_scores.double()])
+    values = np.concatenate([np.array(population.atoms), own])
     each = (1 - population.tail_mass) * concentration / atoms
-    weights = torch.cat([torch.full((atoms,), each, dtype=torch.float64), torch.ones(clips)])
-    order = torch.argsort(values)
-    mass = torch.cumsum(weights[order], 0) / (weights.sum() + tail_weight)
-    index = int(torch.searchsorted(mass, coverage - 1e-9))
+    weights = np.concatenate([np.full(atoms, each), np.ones(clips)])
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum(weights[order]) / (weights.sum() + tail_weight)
+    index = int(np.searchsorted(mass, coverage - 1e-9))
     # The quantile lies in the tail mass, above every score that was seen.
     if index == len(values):
         return math.inf
@@ -206,7 +195,7 @@ def find_threshold(
     return below + (score - below) * min((coverage - left) / (float(mass[index]) - left), 1.0)
 
 
-def prediction_set_mask(probabilities: Tensor, threshold: float) -> Tensor:
+def prediction_set_mask(probabilities: "Tensor", threshold: float) -> "Tensor":
     """Compute the prediction sets of many utterances.
 
     Args:
@@ -217,17 +206,17 @@ def prediction_set_mask(probabilities: Tensor, threshold: float) -> Tensor:
         Which classes are in, shape (utterances, classes), bool; never none of a row.
 
     Example:
+        >>> import torch
         >>> prediction_set_mask(torch.tensor([[0.6, 0.3, 0.1], [0.4, 0.3, 0.3]]), threshold=0.7)
         tensor([[ True,  True, False],
                 [ True,  True,  True]])
     """
     inside = 1 - probabilities <= threshold
     # An empty set would tell a reader nothing; adding a class can only raise coverage.
-    inside[torch.arange(len(inside)), probabilities.argmax(1)] = True
-    return inside
+    return inside.scatter(1, probabilities.argmax(1, keepdim=True), value=True)
 
 
-def prediction_set_members(probabilities: Tensor, threshold: float) -> list[int]:
+def prediction_set_members(probabilities: ArrayLike, threshold: float) -> list[int]:
     """List the classes of one utterance's prediction set, the most probable first.
 
     Args:
@@ -238,29 +227,12 @@ def prediction_set_members(probabilities: Tensor, threshold: float) -> list[int]
         Indices of classes, at least one.
 
     Example:
-        >>> prediction_set_members(torch.tensor([0.3, 0.6, 0.1]), threshold=0.7)
+        >>> prediction_set_members([0.3, 0.6, 0.1], threshold=0.7)
         [1, 0]
-        >>> prediction_set_members(torch.tensor([0.3, 0.6, 0.1]), threshold=0.1)  # never empty
+        >>> prediction_set_members([0.3, 0.6, 0.1], threshold=0.1)  # never empty
         [1]
     """
-    order = torch.argsort(probabilities, descending=True, stable=True).tolist()
-    members = [index for index in order if 1 - float(probabilities[index]) <= threshold]
+    chances = np.asarray(probabilities)
+    order: list[int] = np.argsort(-chances, kind="stable").tolist()
+    members = [index for index in order if 1 - float(chances[index]) <= threshold]
     return members or order[:1]
-
-
-def _concentration(people: Sequence[Tensor], threshold: float) -> float:
-    """Clips that the population counts for: moments of a beta-binomial, bounded.
-
-    Where people's coverage differs by no more than chance, the population is trusted fully; where
-    it differs much, a few of the user's own clips outweigh it.
-    """
-    shares = torch.stack([(person <= threshold).double().mean() for person in people])
-    mean = float(shares.mean())
-    if len(people) < _FEW or not 0 < mean < 1:
-        return DEFAULT_CONCENTRATION
-    binomial = torch.tensor([mean * (1 - mean) / len(person) for person in people])
-    # Differences beyond what binomial counts of so few utterances would show anyway.
-    between = float(shares.var()) - float(binomial.mean())
-    if not between > 0:
-        return MAX_CONCENTRATION
-    return min(max(mean * (1 - mean) / between - 1, MIN_CONCENTRATION), MAX_CONCENTRATION)

@@ -11,7 +11,6 @@ The coordinates say where an utterance lies in the public directions of a
 :class:`~sottovoce.shared.calibration.adapter_basis.AdapterBasis`.
 """
 
-import math
 import struct
 from dataclasses import dataclass, field
 from typing import Final
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared.calibration.adapter_basis import MAX_RANK, TAG_BYTES
+from sottovoce.shared.calibration.portable_head import PortableHead, calibrate_values
 from sottovoce.shared.errors import ModelError
 
 MAX_HEAD_BYTES: Final = 4096
@@ -168,14 +168,16 @@ def calibrate_logits(
             missing or do not fit.
 
     Example:
-        >>> head = CalibrationHead(log_temperature=math.log(2), bias=torch.tensor([0.0, 1.0]))
+        >>> warm = 0.6931471805599453  # the log of a temperature of 2
+        >>> head = CalibrationHead(log_temperature=warm, bias=torch.tensor([0.0, 1.0]))
         >>> calibrate_logits(head, torch.tensor([[4.0, 0.0]]))
         tensor([[2., 1.]])
     """
     require_class_count(head.classes, logits)
-    calibrated = logits * math.exp(-head.log_temperature) + head.bias.to(logits)
+    bias = head.bias.to(logits)
     if head.adapter is None:
-        return calibrated
+        straight: Tensor = calibrate_values(logits, head.log_temperature, bias)
+        return straight
     wanted = (*logits.shape[:-1], head.adapter.weights.shape[1])
     if coordinates is None or coordinates.shape != wanted:
         shape = None if coordinates is None else tuple(coordinates.shape)
@@ -183,7 +185,25 @@ def calibrate_logits(
             f"the head's adapter needs coordinates of shape {wanted}, not {shape}: "
             "compute them in the basis of the model's prior"
         )
-    return calibrated + coordinates.to(logits) @ head.adapter.weights.to(logits).mT
+    bent: Tensor = calibrate_values(
+        logits, head.log_temperature, bias, head.adapter.weights.to(logits), coordinates.to(logits)
+    )
+    return bent
+
+
+def make_portable(head: CalibrationHead) -> PortableHead:
+    """Convert a head to plain numbers, for prediction without torch.
+
+    Example:
+        >>> make_portable(identity_head(2)).bias.tolist()
+        [0.0, 0.0]
+    """
+    return PortableHead(
+        log_temperature=head.log_temperature,
+        bias=head.bias.numpy(),
+        weights=head.adapter.weights.numpy() if head.adapter else None,
+        basis_tag=head.adapter.basis_tag.hex() if head.adapter else "",
+    )
 
 
 def to_bytes(head: CalibrationHead, model_hash: str) -> bytes:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared import validation
+from sottovoce.shared.calibration import conformal
 from sottovoce.shared.calibration.adapter_basis import AdapterBasis, max_rank_for
 from sottovoce.shared.calibration.conformal import NonconformityScores
 from sottovoce.shared.calibration.head import CalibrationHead
@@ -164,13 +165,17 @@ def prior_from_dict(
     """
     try:
         bias = torch.tensor(numbers["bias"], dtype=torch.float64)
-        mean = CalibrationHead(log_temperature=_number(numbers["log_temperature"]), bias=bias)
-        widths = [_number(numbers[name]) for name in ("log_temperature_sd", "bias_sd")]
+        mean = CalibrationHead(
+            log_temperature=conformal.parse_number(numbers["log_temperature"]), bias=bias
+        )
+        widths = [
+            conformal.parse_number(numbers[name]) for name in ("log_temperature_sd", "bias_sd")
+        ]
         prior = HeadPrior(
             mean=mean,
             log_temperature_sd=widths[0],
             bias_sd=widths[1],
-            scores=_scores(numbers) if "scores" in numbers else None,
+            scores=conformal.parse_scores(numbers) if "scores" in numbers else None,
             basis=AdapterBasis(**tensors) if tensors else None,
         )
     # RuntimeError is what torch raises for tensors it cannot convert.
@@ -214,23 +219,3 @@ def prior_from_file(
         if name.startswith(_FILE_PREFIX)
     }
     return prior_from_dict(numbers, basis)
-
-
-def _number(value: float | list[float]) -> float:
-    """A plain number out of a message."""
-    # In Python a bool is an int, and a message that holds one is not ours.
-    if isinstance(value, list | bool):
-        raise ModelError(f"a head prior holds {value!r} where one number belongs")
-    return float(value)
-
-
-def _scores(numbers: dict[str, float | list[float]]) -> NonconformityScores:
-    """What prediction sets start from, out of a message."""
-    atoms = numbers["scores"]
-    if not isinstance(atoms, list):
-        raise ModelError(f"a head prior holds {atoms!r} where scores belong")
-    return NonconformityScores(
-        atoms=tuple(_number(atom) for atom in atoms),
-        tail_mass=_number(numbers["scores_beyond"]),
-        concentration=_number(numbers["scores_concentration"]),
-    )

@@ -13,7 +13,7 @@ from sottovoce.shared.errors import ModelError
 from sottovoce.shared.exported.exported_model import (
     ExportedModel,
     ExportedRecord,
-    ModelOutput,
+    FamiliarRecord,
     count_frames,
     encode_record,
 )
@@ -95,7 +95,14 @@ def export_model(
 
 def describe_export(package: ModelPackage, weights: WeightType) -> ExportedRecord:
     """Describe a model in the record of its export."""
-    basis = package.prior.basis
+    basis, known = package.prior.basis, package.familiar_speech
+    familiar = None
+    if known is not None:
+        familiar = FamiliarRecord(
+            mean=tuple(known.mean.tolist()),
+            scale=tuple(known.scale.tolist()),
+            limit=float(known.limit),
+        )
     return ExportedRecord(
         labels=package.labels,
         extractor=package.extractor,
@@ -105,6 +112,7 @@ def describe_export(package: ModelPackage, weights: WeightType) -> ExportedRecor
         centre=tuple(package.centre.tolist()),
         prior=package.prior.as_dict(),
         basis_tag=basis.tag.hex() if basis else "",
+        familiar_speech=familiar,
         model_hash=package.model_hash,
     )
 
@@ -124,7 +132,8 @@ def measure_difference(package: ModelPackage, exported: ExportedModel) -> float:
         spoken = torch.rand(count_frames(len(samples)), generator=generator) > 0.3
         spoken[:2] = True
         found = exported.run(samples.numpy(), spoken.numpy(), exported.centre)
-        apart = _expected(package, samples, spoken) - _probabilities(package, found)
+        chances = exported.head.compute_probabilities(found.logits)
+        apart = _expected(package, samples, spoken) - torch.from_numpy(chances)
         worst.append(float(apart.abs().max()))
     return float(np.max(worst))
 
@@ -137,8 +146,3 @@ def _expected(package: ModelPackage, samples: Tensor, spoken: Tensor) -> Tensor:
     logits, coordinates = package.logits_and_coordinates(features, one, package.centre)
     head = package.prior.mean
     return torch.softmax(calibration.calibrate_logits(head, logits, coordinates).double(), 1)[0]
-
-
-def _probabilities(package: ModelPackage, found: ModelOutput) -> Tensor:
-    logits = torch.from_numpy(found.logits)[None]
-    return torch.softmax(calibration.calibrate_logits(package.prior.mean, logits).double(), 1)[0]

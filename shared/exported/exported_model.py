@@ -19,6 +19,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from sottovoce.shared import codec
+from sottovoce.shared.calibration import conformal
+from sottovoce.shared.calibration.conformal import NonconformityScores
+from sottovoce.shared.calibration.portable_head import PortableHead
 from sottovoce.shared.codec import LongName, Name, Sha256
 from sottovoce.shared.errors import ModelError, SottovoceError
 from sottovoce.shared.models.model_folder import (
@@ -27,6 +30,7 @@ from sottovoce.shared.models.model_folder import (
     ONNX_FILE,
     read_model_folder,
 )
+from sottovoce.shared.speaker.familiarity import measure_unfamiliarity
 
 FRAME_HOP: Final = 320
 """Samples between the encoder's frames: 20 ms at 16 kHz."""
@@ -39,6 +43,21 @@ _TAG = re.compile("(?:[0-9a-f]{16})?")
 _WAY_OUT: Final = "copy the folder again, or export the model anew"
 
 Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FamiliarRecord:
+    """Where public speech lies in projected space.
+
+    Attributes:
+        mean: Shape (inputs,).
+        scale: Deviation of each input, shape (inputs,), above 0.
+        limit: Distance within which speech is familiar, above 0.
+    """
+
+    mean: tuple[float, ...]
+    scale: tuple[float, ...]
+    limit: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +76,7 @@ class ExportedRecord:
         prior: Numbers of the head for unknown users, and scores for prediction sets.
         basis_tag: Tag of the basis whose coordinates the graph computes, 16 hexadecimal digits; ""
             where heads have none.
+        familiar_speech: Where public speech lies; null where the model does not say.
         model_hash: SHA-256 to which heads are bound.
     """
 
@@ -70,6 +90,7 @@ class ExportedRecord:
     centre: tuple[float, ...]
     prior: dict[str, float | list[float]]
     basis_tag: str = ""
+    familiar_speech: FamiliarRecord | None = None
     model_hash: Sha256
 
 
@@ -100,6 +121,8 @@ class ExportedModel:
     Attributes:
         record: As above.
         centre: Mean of the training population, shape (inputs,), float32.
+        head: Head of a user without labels.
+        scores: Scores from which prediction sets start; None where the model has none.
 
     Raises:
         ModelError: A graph that onnxruntime cannot run, or one that is not of this record.
@@ -108,7 +131,12 @@ class ExportedModel:
     def __init__(self, record: ExportedRecord, graph: bytes) -> None:
         self.record = record
         self.centre: Floats = np.array(record.centre, dtype=np.float32)
-        if not (np.isfinite(self.centre).all() and _TAG.fullmatch(record.basis_tag)):
+        self.head, self.scores = _read_prior(record)
+        sizes = {len(record.centre)}
+        if known := record.familiar_speech:
+            sizes |= {len(known.mean), len(known.scale)}
+        positive = known is None or min(known.limit, *known.scale) > 0
+        if not (positive and len(sizes) == 1 and _TAG.fullmatch(record.basis_tag)):
             raise ModelError(f"the record of the exported model is damaged; {_WAY_OUT}")
         options = onnxruntime.SessionOptions()
         # One thread: phones have others to run, and sums are always in the same order.
@@ -177,6 +205,23 @@ class ExportedModel:
             **{name: found[name] for name in _OUTPUTS}, coordinates=found.get(_COORDINATES)
         )
 
+    def measure_unfamiliarity(self, projected: Floats, mean: Floats) -> float:
+        """Measure how far a recording lies from the speech that the model knows.
+
+        Args:
+            projected: Of the recording, shape (inputs,).
+            mean: The user's mean, or ``centre``, shape (inputs,).
+
+        Returns:
+            In units of the limit; 0 where the model does not say.
+        """
+        known = self.record.familiar_speech
+        if known is None:
+            return 0.0
+        return measure_unfamiliarity(
+            projected, (known.mean, mean), scale=known.scale, limit=known.limit
+        )
+
     def _require_fit(self) -> None:
         """Refuse a graph whose inputs and outputs are not those of the record."""
         record = self.record
@@ -195,6 +240,22 @@ class ExportedModel:
                 f"{_WAY_OUT}"
             )
         self._outputs = tuple(outputs)
+
+
+def _read_prior(record: ExportedRecord) -> tuple[PortableHead, NonconformityScores | None]:
+    """Head and scores of unknown users."""
+    numbers = record.prior
+    try:
+        head = PortableHead(
+            log_temperature=conformal.parse_number(numbers["log_temperature"]),
+            bias=np.array(numbers["bias"], dtype=np.float64),
+        )
+        scores = conformal.parse_scores(numbers) if "scores" in numbers else None
+    except (KeyError, TypeError, ValueError, SottovoceError) as error:
+        raise ModelError(f"the prior of the exported model is damaged ({error})") from error
+    if len(head.bias) != len(record.labels):
+        raise ModelError(f"the prior is for {len(head.bias)} classes, not {len(record.labels)}")
+    return head, scores
 
 
 def count_frames(samples: int) -> int:

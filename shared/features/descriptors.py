@@ -142,7 +142,7 @@ def compute_descriptors(signal: Signal) -> FrameDescriptors:
     ]
     columns = [bands, mfcc, slopes, spectral.regression_deltas(slopes), torch.stack(single, dim=1)]
     frames = torch.cat(columns, dim=1)
-    spoken = cut.mask_frames(len(frames), HOP)
+    spoken = torch.from_numpy(cut.mask_frames(len(frames), HOP))
     return FrameDescriptors(frames=frames, voiced=found.voiced, spoken=spoken)
 
 

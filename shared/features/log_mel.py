@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sottovoce.shared import audio
@@ -42,7 +43,6 @@ class LogMel:
             AudioError: The signal has another rate.
 
         Example:
-            >>> import torch
             >>> LogMel()(Signal(torch.zeros(1, 16_000), 16_000)).shape
             torch.Size([51, 64])
         """
@@ -50,7 +50,7 @@ class LogMel:
         cut = voice_activity.cut_to_speech(signal)
         powers = spectral.power_spectra(cut.signal.samples[0], hop=HOP)
         bands = spectral.log_mel_energies(powers, bands=BANDS)
-        spoken = bands[cut.mask_frames(len(bands), HOP)]
+        spoken = bands[torch.from_numpy(cut.mask_frames(len(bands), HOP))]
         # The floor keeps a constant band at 0 instead of amplifying rounding errors.
         std = spoken.std(0, correction=0).clamp_min(_MIN_STD)
         return (bands - spoken.mean(0)) / std

@@ -121,7 +121,7 @@ class PipelineStatistics:
             )
         # A model of one's own may have another stride than the usual 320 samples.
         hop = max(1, samples.shape[1] // len(hidden))
-        hidden = hidden[cut.mask_frames(len(hidden), hop)]
+        hidden = hidden[torch.from_numpy(cut.mask_frames(len(hidden), hop))]
         return torch.cat([hidden.mean(0), hidden.std(0)])
 
     def _depth(self) -> int:

@@ -177,7 +177,9 @@ class WhisperStatistics:
         audio.require_sample_rate(signal, audio.SAMPLE_RATE, reader=self.name)
         cut = voice_activity.cut_to_speech(signal)
         outputs = load_encoder()(cut.signal)
-        return pool_statistics(outputs, cut.mask_frames(len(outputs[0]), FRAME_HOP))
+        return pool_statistics(
+            outputs, torch.from_numpy(cut.mask_frames(len(outputs[0]), FRAME_HOP))
+        )
 
 
 @dataclass(frozen=True, slots=True)

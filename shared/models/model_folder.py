@@ -79,6 +79,20 @@ class ModelFolder:
     signed_by: str = ""
 
 
+def find_model(folder: str | Path) -> Path:
+    """Find the model folder in a run folder; a folder that is none is returned as it is.
+
+    Args:
+        folder: A run folder, or a model folder.
+
+    Example:
+        >>> find_model("exported").name
+        'exported'
+    """
+    folder = Path(folder)
+    return folder / "model" if (folder / "model" / "model.json").is_file() else folder
+
+
 def read_model_folder(folder: Path, *, trusted_key: str = "") -> ModelFolder:
     """Read a model folder and verify that it is the one that its manifest describes.
 

@@ -265,6 +265,8 @@ class ModelPackage:
     @classmethod
     def _from_files(cls, files: Mapping[str, bytes], *, has_manifest: bool) -> "ModelPackage":
         """Build the package, each part checked against the model's description."""
+        if WEIGHTS_FILE not in files:
+            raise ModelError("it is an exported model: open it with OnnxRecogniser")
         record = decode_record(files[METADATA_FILE], name=METADATA_FILE)
         if record.schema == SCHEMA and not has_manifest:
             raise ModelError(f"its schema is {SCHEMA}, and its {MANIFEST_FILE} is missing")

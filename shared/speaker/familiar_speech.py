@@ -9,10 +9,12 @@ what distance public speakers have from the rest of public speech. They cost no 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sottovoce.shared.errors import ModelError
+from sottovoce.shared.speaker.familiarity import measure_unfamiliarity, standard_distances
 
 LIMIT_QUANTILE = 0.99
 """Share of public speech, each speaker measured by the others, that lies within the limit."""
@@ -21,8 +23,6 @@ MIN_UTTERANCES = 20
 """Fewest public utterances that tell what is familiar."""
 
 _GROUPS = 5
-_LARGEST_DEVIATION = 10.0  # one odd input alone must not decide
-_DOUBT_FROM, _DOUBT_AT_LIMIT = 0.8, 0.75
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -76,8 +76,7 @@ class FamiliarSpeech:
             0.5
         """
         references = [self.mean] if user_mean is None else [self.mean, user_mean]
-        distances = [float(_distances(row[None], mean, self.scale)) for mean in references]
-        return min(distances) / float(self.limit)
+        return measure_unfamiliarity(row, references, scale=self.scale, limit=float(self.limit))
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Convert to tensors by name, for a file.
@@ -133,45 +132,11 @@ def fit_familiar_speech(rows: Tensor, speakers: Tensor) -> FamiliarSpeech | None
     held_out = []
     for group in present:
         own, others = wide[groups == group], wide[groups != group]
-        held_out.append(_distances(own, others.mean(0), _deviation(others)))
-    limit = torch.quantile(torch.cat(held_out), LIMIT_QUANTILE).clamp(min=1e-6)
+        held_out.append(standard_distances(own, others.mean(0), _deviation(others)))
+    limit = max(float(np.quantile(np.concatenate(held_out), LIMIT_QUANTILE)), 1e-6)
     return FamiliarSpeech(
-        mean=wide.mean(0).float(), scale=_deviation(wide).float(), limit=limit[None].float()
+        mean=wide.mean(0).float(), scale=_deviation(wide).float(), limit=torch.tensor([limit])
     )
-
-
-def soften_probabilities(probabilities: Tensor, unfamiliarity: float) -> Tensor:
-    """Mix probabilities with equal ones, the more the less familiar a recording is.
-
-    Nothing happens up to 0.8 of the limit, where most speech of the training's own kind lies; at
-    the limit three quarters are equal shares, and beyond it all but a shrinking rest.
-
-    Args:
-        probabilities: Shape (classes,), summing to 1.
-        unfamiliarity: From :meth:`FamiliarSpeech.measure_unfamiliarity`.
-
-    Returns:
-        Shape (classes,), summing to 1, in the same order.
-
-    Example:
-        >>> soften_probabilities(torch.tensor([1.0, 0.0]), 1.0)
-        tensor([0.6250, 0.3750])
-    """
-    if unfamiliarity <= _DOUBT_FROM:
-        return probabilities
-    if unfamiliarity <= 1:
-        doubt = _DOUBT_AT_LIMIT * (unfamiliarity - _DOUBT_FROM) / (1 - _DOUBT_FROM)
-    else:
-        # Bounded, so that the likeliest stays the likeliest.
-        doubt = 1 - (1 - _DOUBT_AT_LIMIT) / min(unfamiliarity, _LARGEST_DEVIATION) ** 2
-    return (1 - doubt) * probabilities + doubt / len(probabilities)
-
-
-def _distances(rows: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """Root mean square of standardised inputs, shape (utterances,)."""
-    # nan_to_num: what is no number is as far away as can be.
-    standard = ((rows.double() - mean.double()) / scale.double()).nan_to_num(_LARGEST_DEVIATION)
-    return standard.clamp(-_LARGEST_DEVIATION, _LARGEST_DEVIATION).square().mean(1).sqrt()
 
 
 def _deviation(rows: Tensor) -> Tensor:

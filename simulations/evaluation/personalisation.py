@@ -177,7 +177,7 @@ def load_head_prior(
     if not plan.get("calibration") or prior.scores is None:
         return replace(prior, basis=released.basis), None
     # The released prior has users' scores: public ones are computed under the released mean.
-    scores = conformal.fit_population_scores(
+    scores = calibration.fit_population_scores(
         prior_estimation.speaker_nonconformity(released.mean, public_speakers)
     )
     # As on the server: public speakers must not outweigh a user's own clips.
@@ -194,7 +194,7 @@ def scores_by_fold(speakers: Sequence[SpeakerData]) -> dict[str, NonconformitySc
     """
     found = {one.name: default_head_scores(one) for one in speakers}
     return {
-        fold: conformal.fit_population_scores(
+        fold: calibration.fit_population_scores(
             [found[one.name] for one in speakers if one.fold != fold]
         )
         for fold in {one.fold for one in speakers}

@@ -1,7 +1,9 @@
 """The commands of a user's own device: ``predict``, and those of the group ``device``."""
 
 import argparse
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sottovoce.cli.devices.group import add_device_group
 from sottovoce.cli.model import add_trusted_key, read_trusted_key
@@ -14,6 +16,12 @@ from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.identity import find_name
 from sottovoce.shared.printable import print_error, print_json_text, print_lines
 from sottovoce.shared.validation import suggest_name
+
+if TYPE_CHECKING:
+    from sottovoce.client.recognition.onnx_recogniser import OnnxRecogniser
+    from sottovoce.client.recognition.prediction import Prediction
+    from sottovoce.client.recognition.recogniser import Recogniser
+    from sottovoce.shared.audio import Signal
 
 
 def add_device_commands(commands: Commands) -> None:
@@ -32,7 +40,11 @@ def _add_predict(commands: Commands) -> None:
     )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="RUN", help="a run folder, or the model in it"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="RUN",
+        help="a run folder, the model in it, or an exported model",
     )
     add_trusted_key(parser)
     add = parser.add_argument_group("personalisation").add_argument
@@ -69,40 +81,84 @@ def _add_predict(commands: Commands) -> None:
 
 def run_predict_command(arguments: argparse.Namespace) -> int:
     """Predict each file; a bad file fails the command, after the others were done."""
-    import json
-
-    from sottovoce.client.device.vault import open_from_environment
-    from sottovoce.client.recognition.recogniser import Recogniser
-    from sottovoce.shared.audio import load_signal
+    from sottovoce.shared.exported.exported_model import is_exported
+    from sottovoce.shared.models.model_folder import find_model
 
     if (arguments.learn or arguments.label) and arguments.device is None:
         option = "--learn" if arguments.learn else "--label"
         raise SettingError(f"{option} has no device to keep what is learned; add --device")
-    min_confidence = None if arguments.risk is None else 1 - arguments.risk
-    recogniser = Recogniser.open(
-        arguments.model,
-        arguments.device,
-        min_confidence=min_confidence,
-        coverage=arguments.coverage,
-        trusted_key=read_trusted_key(arguments),
-        vault=open_from_environment(arguments.device / "vault") if arguments.device else None,
-    )
+    if is_exported(find_model(arguments.model)):
+        return _predict_files(arguments, _open_exported(arguments).predict)
+    recogniser = _open_recogniser(arguments)
     labels = recogniser.package.labels
     if arguments.label and find_name(arguments.label, labels) is None:
         raise SettingError(
             f"--label is {arguments.label!r}{suggest_name(arguments.label, labels)}; this model "
             f"knows {', '.join(labels)}: nothing was learned"
         )
+
+    def learn(signal: "Signal") -> Iterator[tuple[str, str]]:
+        if arguments.learn:
+            yield "learned", recogniser.learn_voice(signal)
+        if arguments.label:
+            yield "labelled", recogniser.label_recording(signal, arguments.label)
+
+    return _predict_files(arguments, recogniser.predict, learn)
+
+
+def _open_recogniser(arguments: argparse.Namespace) -> "Recogniser":
+    from sottovoce.client.device.vault import open_from_environment
+    from sottovoce.client.recognition.recogniser import Recogniser
+
+    return Recogniser.open(
+        arguments.model,
+        arguments.device,
+        min_confidence=_min_confidence(arguments),
+        coverage=arguments.coverage,
+        trusted_key=read_trusted_key(arguments),
+        vault=open_from_environment(arguments.device / "vault") if arguments.device else None,
+    )
+
+
+def _open_exported(arguments: argparse.Namespace) -> "OnnxRecogniser":
+    """Open an exported model; nothing on the way loads torch."""
+    from sottovoce.client.recognition.onnx_recogniser import OnnxRecogniser
+
+    if arguments.device is not None:
+        raise SettingError(
+            f"--device is {arguments.device}, and {arguments.model} is an exported model, which "
+            "reads no device: predict with the model that it was exported from"
+        )
+    return OnnxRecogniser.open(
+        arguments.model,
+        min_confidence=_min_confidence(arguments),
+        coverage=arguments.coverage,
+        trusted_key=read_trusted_key(arguments),
+    )
+
+
+def _min_confidence(arguments: argparse.Namespace) -> float | None:
+    return None if arguments.risk is None else 1 - arguments.risk
+
+
+def _predict_files(
+    arguments: argparse.Namespace,
+    predict: "Callable[[Signal], Prediction]",
+    learn: "Callable[[Signal], Iterable[tuple[str, str]]]" = lambda _: (),
+) -> int:
+    """Predict each file and print what was found; returns the exit status."""
+    import json
+
+    from sottovoce.shared.audio import load_signal
+
     failed = 0
     for path in arguments.files:
-        prediction, learned = None, {}
+        prediction = None
+        learned: dict[str, str] = {}
         try:
             signal = load_signal(path)
-            prediction = recogniser.predict(signal)
-            if arguments.learn:
-                learned["learned"] = recogniser.learn_voice(signal)
-            if arguments.label:
-                learned["labelled"] = recogniser.label_recording(signal, arguments.label)
+            prediction = predict(signal)
+            learned.update(learn(signal))  # what was learned before an error stays
         except SottovoceError as error:
             failed += 1
             print_error(error)

@@ -33,10 +33,9 @@ def add_export_command(commands: Commands) -> None:
 
 def run_export_command(arguments: argparse.Namespace) -> int:
     """Export, and print the size and how far probabilities are from torch's."""
-    from sottovoce.client.recognition.recogniser import find_model
     from sottovoce.shared.exported.export import CARD_FILE, export_model
     from sottovoce.shared.exported.graph_writer import WeightType
-    from sottovoce.shared.models.model_folder import read_model_folder
+    from sottovoce.shared.models.model_folder import find_model, read_model_folder
     from sottovoce.shared.models.model_package import ModelPackage
 
     folder, key = find_model(arguments.model), read_trusted_key(arguments)

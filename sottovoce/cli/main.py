@@ -24,6 +24,7 @@ from sottovoce.cli import (
     verify,
 )
 from sottovoce.cli.options import CommandParser, add_completion_option
+from sottovoce.extras import explain_missing_library
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.shared.printable import print_error, print_lines
 from sottovoce.shared.storage_errors import explain_error
@@ -61,6 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         print_error(_explain_os_error(error))
+        return 1
+    except ModuleNotFoundError as error:
+        if not (way_out := explain_missing_library(error)):
+            raise
+        print_error(way_out)
         return 1
     except KeyboardInterrupt:
         print_lines("", file=sys.stderr)  # the terminal has just echoed ^C

@@ -86,9 +86,8 @@ def run_model_key_command(arguments: argparse.Namespace) -> int:
 
 def run_model_sign_command(arguments: argparse.Namespace) -> int:
     """Sign and print the public key."""
-    from sottovoce.client.recognition.recogniser import find_model
     from sottovoce.shared.exported.exported_model import ExportedModel, is_exported
-    from sottovoce.shared.models.model_folder import read_private_key, sign_model_folder
+    from sottovoce.shared.models.model_folder import find_model, read_private_key, sign_model_folder
     from sottovoce.shared.models.model_package import ModelPackage
 
     folder, private = find_model(arguments.model), read_private_key(arguments.key)
@@ -103,8 +102,7 @@ def run_model_sign_command(arguments: argparse.Namespace) -> int:
 
 def run_model_verify_command(arguments: argparse.Namespace) -> int:
     """Verify and print the folder's hash and its signer."""
-    from sottovoce.client.recognition.recogniser import find_model
-    from sottovoce.shared.models.model_folder import read_model_folder
+    from sottovoce.shared.models.model_folder import find_model, read_model_folder
     from sottovoce.shared.models.model_package import ModelPackage
 
     folder, key = find_model(arguments.model), read_trusted_key(arguments)

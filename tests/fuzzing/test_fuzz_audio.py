@@ -139,4 +139,4 @@ def test_speech_is_looked_for_in_anything(length: int, level: float, seed: int) 
     with contextlib.suppress(AudioError):
         found = detect_speech(Signal(level * noise, RATE))
         assert 0 <= found.start <= found.end <= length
-        assert found.probabilities.isfinite().all()
+        assert np.isfinite(found.probabilities).all()

@@ -24,7 +24,12 @@ from sottovoce.client.recognition.recogniser import Recogniser
 from sottovoce.client.recognition.user_personalisation import load_personalisation
 from sottovoce.shared import calibration
 from sottovoce.shared.audio import Signal, resample
-from sottovoce.shared.calibration import AdapterBasis, CalibrationHead, HeadPrior, conformal
+from sottovoce.shared.calibration import (
+    AdapterBasis,
+    CalibrationHead,
+    HeadPrior,
+    conformal_fit,
+)
 from sottovoce.shared.errors import (
     AudioError,
     ModelError,
@@ -370,7 +375,7 @@ def test_a_prediction_is_whole() -> None:
 def _scored(*scores: float) -> ModelPackage:
     """A model package whose prior has nonconformity scores."""
     bundle = _bundle()
-    known = conformal.fit_population_scores([torch.tensor(scores)])
+    known = conformal_fit.fit_population_scores([torch.tensor(scores)])
     return replace(bundle, prior=replace(bundle.prior, scores=known))
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sottovoce.server.personalisation import prior_estimation as priors
 from sottovoce.shared import calibration, seeding
-from sottovoce.shared.calibration import CalibrationHead, conformal
+from sottovoce.shared.calibration import CalibrationHead, conformal, conformal_fit
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.models.losses import Loss
 
@@ -189,7 +189,7 @@ def test_public_people_never_outweigh_a_users_own_clips_by_far() -> None:
     found = priors.fit_head_prior(usable, classes=CLASSES)
     rows = [conformal.nonconformity(torch.softmax(logits, 1), labels) for logits, labels in usable]
 
-    assert conformal.fit_population_scores(rows).concentration > priors.MAX_PUBLIC_WEIGHT, (
+    assert conformal_fit.fit_population_scores(rows).concentration > priors.MAX_PUBLIC_WEIGHT, (
         "all alike"
     )
     assert found.scores is not None

@@ -4,6 +4,7 @@ import doctest
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def test_digital_silence_around_speech_changes_no_bit(before: int, behind: int) 
     padded = voice_activity.cut_to_speech(signal(silence(before), voice(), silence(behind)))
 
     assert torch.equal(padded.signal.samples, plain.signal.samples)
-    assert torch.equal(padded.mask_frames(60, 320), plain.mask_frames(60, 320))
+    assert np.array_equal(padded.mask_frames(60, 320), plain.mask_frames(60, 320))
     assert padded.activity.start == plain.activity.start + before
 
 
@@ -106,7 +107,7 @@ def test_a_pause_is_not_pooled_however_long() -> None:
 
     centre = (voice().shape[1] + RATE // 2 - cut.first) // 160
     assert not mask[centre - 30 : centre + 30].any()
-    assert mask.float().mean() > 0.5
+    assert mask.mean() > 0.5
 
 
 def test_without_speech_everything_is_pooled_but_digital_silence() -> None:

@@ -11,7 +11,7 @@ from sottovoce.shared.calibration import (
     CalibrationHead,
     HeadAdapter,
     HeadPrior,
-    conformal,
+    conformal_fit,
 )
 from sottovoce.shared.errors import ModelError, SettingError
 
@@ -70,7 +70,7 @@ def test_rubbish_is_no_prior(rubbish: object) -> None:
 
 
 def test_a_prior_carries_scores_through_a_message() -> None:
-    known = conformal.fit_population_scores([torch.tensor([0.1, 0.6]), torch.tensor([0.3])])
+    known = conformal_fit.fit_population_scores([torch.tensor([0.1, 0.6]), torch.tensor([0.3])])
     prior = HeadPrior(mean=calibration.identity_head(3), scores=known)
 
     assert calibration.prior_from_dict(prior.as_dict()).scores == known
@@ -94,7 +94,7 @@ def test_a_prior_carries_scores_through_a_message() -> None:
     ],
 )
 def test_scores_that_are_none_are_refused(spoilt: dict[str, float | list[float]]) -> None:
-    known = conformal.fit_population_scores([torch.tensor([0.1, 0.6])])
+    known = conformal_fit.fit_population_scores([torch.tensor([0.1, 0.6])])
     numbers = HeadPrior(mean=calibration.identity_head(3), scores=known).as_dict()
 
     with pytest.raises(ModelError):

@@ -42,11 +42,9 @@ def exported(package: ModelPackage) -> ExportedModel:
     return open_graph(package, WeightType.FLOAT32)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = tmp_path_factory.mktemp("exported")
-    export_model(build_whisper_package(), found, weights=WeightType.INT8, card=b"# Card\n")
-    return found
+@pytest.fixture
+def folder(exported_model: Path) -> Path:
+    return exported_model
 
 
 @pytest.mark.parametrize("samples", [1, 799, 16_000, 16_100, 30 * 16_000 + 1, 31 * 16_000 + 77])
@@ -143,7 +141,10 @@ def test_a_pinned_signature_is_asked_of_exported_models_too(folder: Path, tmp_pa
         (lambda own: (own / "model.onnx").unlink(), "missing"),
         (lambda own: (own / "manifest.json").unlink(), "holds no exported model"),
         (lambda own: rewrite(own, graph=b"no graph"), "cannot be run"),
-        (lambda own: rewrite(own, labels=["angry", "sad"]), "not of this model.json"),
+        (lambda own: rewrite(own, labels=["angry", "sad"]), "for 3 classes, not 2"),
+        (lambda own: rewrite(own, labels=["angry", "sad", "sad"]), "not of this model.json"),
+        (lambda own: rewrite(own, prior={"bias": [0, 0, 0]}), "prior of the exported model"),
+        (lambda own: rewrite(own, familiar_speech={"mean": [0], "scale": [1], "limit": 1}), "dama"),
         (lambda own: rewrite(own, centre=[0.0] * 15), "not of this model.json"),
         (lambda own: rewrite(own, basis_tag=""), "not of this model.json"),
         (lambda own: rewrite(own, basis_tag="zz"), "damaged"),

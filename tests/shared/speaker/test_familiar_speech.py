@@ -3,13 +3,15 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from sottovoce.shared.errors import ModelError
 from sottovoce.shared.speaker import familiar_speech
-from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech, soften_probabilities
+from sottovoce.shared.speaker.familiar_speech import FamiliarSpeech
+from sottovoce.shared.speaker.familiarity import soften_probabilities
 
 INPUTS = 16
 
@@ -90,7 +92,7 @@ def test_too_little_public_speech_tells_nothing() -> None:
 
 @pytest.mark.parametrize("distance", [0.0, 0.5, 0.9, 1.0, 1.01, 2.0, 1e9, math.inf])
 def test_softened_probabilities_keep_their_sum_and_their_order(distance: float) -> None:
-    sure = torch.tensor([0.02, 0.97, 0.01], dtype=torch.float64)
+    sure = np.array([0.02, 0.97, 0.01])
 
     softened = soften_probabilities(sure, distance)
 
@@ -101,7 +103,7 @@ def test_softened_probabilities_keep_their_sum_and_their_order(distance: float) 
 
 
 def test_less_familiar_is_never_surer() -> None:
-    sure = torch.tensor([0.02, 0.97, 0.01], dtype=torch.float64)
+    sure = np.array([0.02, 0.97, 0.01])
     tops = [float(soften_probabilities(sure, step / 50).max()) for step in range(200)]
 
     assert tops == sorted(tops, reverse=True)
