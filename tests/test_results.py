@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "padding": "padding",
     "personal": "personalisation",
     "population": "population",
+    "secure": "secure-utterance",
     "sweep": "sweep",
 }
 """Pages and the experiments that write them."""

@@ -10,5 +10,6 @@ __all__ = [
     "padding",
     "personalisation",
     "population",
+    "secure_utterance",
     "sweep",
 ]

@@ -14,6 +14,7 @@ EXPERIMENTS = (
     "padding",
     "personalisation",
     "population",
+    "secure-utterance",
     "sweep",
 )
 """Names of the experiments, one for each page of results."""
