@@ -37,6 +37,7 @@ RECIPES: Mapping[str, Mapping[str, Any]] = {
     "`both`": {"unit": "both"},
     "`none`": {"unit": "none"},
     "`utterance`, secure sums": {"unit": "utterance", "secure": True},
+    "`both`, secure sums": {"unit": "both", "secure": True},
     "end to end": {"unit": "none", "model": "cnn-attention"},
 }
 """Headings of the table of usual settings, and what each stands for."""

@@ -192,6 +192,8 @@ BOTH_RECIPE = replace(
     user=UserLevelSettings(update_norm=2.0, centre_norm=40.0, calibration_norm=20.0),
 )
 
+SECURE_BOTH_RECIPE = replace(BOTH_RECIPE, calibration_subtracted_share=0.0)
+
 NON_PRIVATE_RECIPE = Recipe(
     model="mlp",
     dropout=0.5,
@@ -234,7 +236,7 @@ _DEFAULT_RECIPES = {
     "user": USER_RECIPE,
     "both": BOTH_RECIPE,
 }
-_SECURE_RECIPES = {"utterance": SECURE_UTTERANCE_RECIPE}
+_SECURE_RECIPES = {"utterance": SECURE_UTTERANCE_RECIPE, "both": SECURE_BOTH_RECIPE}
 _DEFAULT_ROUNDS = {
     "none": NON_PRIVATE_ROUNDS,
     "utterance": UTTERANCE_ROUNDS,

@@ -227,10 +227,10 @@ class Release:
                 f"a release of mechanism {self.mechanism.value!r} names noise that hides its user; "
                 "only gaussian ones have it"
             )
-        if self.shares and (self.user or not self.noise_multiplier):
+        if self.shares and not self.noise_multiplier:
             raise SettingError(
-                "shares of noise hide an utterance alone: a release that names them has a "
-                "noise_multiplier, and no noise that hides its user"
+                "shares of noise hide an utterance: a release that names them has a "
+                "noise_multiplier, that of their sum"
             )
 
     def mechanism_for(self, unit: PrivacyUnit) -> SumMechanism | None:

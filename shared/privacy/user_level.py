@@ -84,20 +84,37 @@ class SecureSumConfigs:
         """Settings of every sum of a run."""
         return tuple(one for one in (self.enrolment, self.update, self.calibration) if one)
 
-    def guaranteed_multiplier(self, settings: SecureAggregationConfig) -> float:
-        """Noise multiplier that the quorum's honest devices give a sum together."""
-        return noise_accounting.effective_multiplier(settings, self._honest_contributors(settings))
+    def guaranteed_multiplier(
+        self, settings: SecureAggregationConfig, *, whole: bool = False
+    ) -> float:
+        """Noise multiplier that the quorum's honest devices give a sum together.
 
-    def discretisation_slack(self, settings: SecureAggregationConfig) -> float:
-        """Cost of such a sum beyond a Gaussian; see ``noise_accounting``."""
-        return noise_accounting.discretisation_slack(settings, self._honest_contributors(settings))
+        Args:
+            settings: Settings of the sum.
+            whole: Whether over the bound on a device's whole part, whatever else is hidden.
+        """
+        honest = self._honest_contributors(settings)
+        return noise_accounting.effective_multiplier(settings, honest, whole=whole)
 
-    def check_sum(self, settings: SecureAggregationConfig, *, near_gaussian: bool) -> None:
+    def discretisation_slack(
+        self, settings: SecureAggregationConfig, *, whole: bool = False
+    ) -> float:
+        """Cost of such a sum beyond a Gaussian; see ``noise_accounting``.
+
+        Arguments as for :meth:`guaranteed_multiplier`.
+        """
+        honest = self._honest_contributors(settings)
+        return noise_accounting.discretisation_slack(settings, honest, whole=whole)
+
+    def check_sum(
+        self, settings: SecureAggregationConfig, *, near_gaussian: bool, whole: bool = False
+    ) -> None:
         """Refuse a sum that hides nobody, or whose lattice is too coarse.
 
         Args:
             settings: Settings of the sum.
             near_gaussian: Whether its noise is booked as near Gaussian.
+            whole: As for :meth:`guaranteed_multiplier`.
 
         Raises:
             SettingError: It is such a sum.
@@ -110,7 +127,7 @@ class SecureSumConfigs:
                 "threshold (parameter_selection.select_parameters finds them), or let fewer be "
                 "dishonest"
             )
-        slack = self.discretisation_slack(settings)
+        slack = self.discretisation_slack(settings, whole=whole)
         if near_gaussian and not slack <= DISCRETISATION_SLACK:
             raise SettingError(
                 f"a secure sum of {settings.parameters:,} values over {settings.devices:,} "
@@ -338,15 +355,16 @@ class UserLevelPrivacy:
         """Refuse noise that the devices' shares would not add up to."""
         first = [one for one in (self.counts, self.centre) if one]
         # Each part is bounded by 1, so that together they are bounded by the root of their number.
-        guaranteed = secure.guaranteed_multiplier(secure.enrolment) * math.sqrt(len(first))
-        sums = [(one, guaranteed, secure.enrolment) for one in first]
-        sums.append((self.update, secure.guaranteed_multiplier(secure.update), secure.update))
+        guaranteed = secure.guaranteed_multiplier(secure.enrolment, whole=True)
+        sums = [(one, guaranteed * math.sqrt(len(first)), secure.enrolment) for one in first]
+        guaranteed = secure.guaranteed_multiplier(secure.update, whole=True)
+        sums.append((self.update, guaranteed, secure.update))
         if self.calibration and secure.calibration:
-            guaranteed = secure.guaranteed_multiplier(secure.calibration)
+            guaranteed = secure.guaranteed_multiplier(secure.calibration, whole=True)
             sums.append((self.calibration, guaranteed, secure.calibration))
             self._check_calibration(self.calibration, secure.calibration)
         for one, guaranteed, settings in sums:
-            secure.check_sum(settings, near_gaussian=one.near_gaussian)
+            secure.check_sum(settings, near_gaussian=one.near_gaussian, whole=True)
             promised = one.noise_multiplier if one.discrete else math.inf
             check_shares(promised, guaranteed)
         if (secure.calibration is None) != (self.calibration is None):

@@ -113,6 +113,8 @@ class SecureAggregationConfig:
             1.0
         """
         scaled, root = self.clip_norm / self.granularity, math.sqrt(self.parameters)
+        if self.sensitivity:  # no draw is repeated, so the longest one counts
+            return (scaled + root) * (1 + 1e-9)
         deviation = math.sqrt(2 * math.log(1 / ROUNDING_FAILURE_PROBABILITY)) * (scaled + root / 2)
         # Slightly more, so that rounding of this formula never refuses a valid update.
         return math.sqrt(min(scaled**2 + root**2 / 4 + deviation, (scaled + root) ** 2)) * (

@@ -89,13 +89,17 @@ def concentrated_epsilon(
     return min(squared, plain + tau * math.sqrt(parameters)) * _ROUNDING_FACTOR
 
 
-def effective_multiplier(settings: SecureAggregationConfig, contributors: int) -> float:
+def effective_multiplier(
+    settings: SecureAggregationConfig, contributors: int, *, whole: bool = False
+) -> float:
     """Noise multiplier of the Gaussian mechanism that accounts for the noised sum.
 
     Args:
         settings: The round's.
         contributors: Number of devices in the sum that add noise and keep it secret; see
             :func:`honest_contributors`.
+        whole: Whether a device's whole vector is hidden, also where the settings have a
+            ``sensitivity``.
 
     Returns:
         1 / e; 0 if there is no guarantee.
@@ -126,18 +130,21 @@ def effective_multiplier(settings: SecureAggregationConfig, contributors: int) -
     epsilon = concentrated_epsilon(
         settings.noise,
         contributors,
-        sensitivity=settings.rounded_sensitivity,
+        sensitivity=_reach(settings, whole=whole),
         parameters=settings.parameters,
     )
     return 0.0 if math.isinf(epsilon) else 1 / epsilon
 
 
-def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -> float:
+def discretisation_slack(
+    settings: SecureAggregationConfig, contributors: int, *, whole: bool = False
+) -> float:
     """Bound the privacy loss of a sum of discrete noise beyond that of a Gaussian.
 
     Args:
         settings: The round's.
         contributors: Number of devices in the sum that add noise and keep it secret.
+        whole: As in :func:`effective_multiplier`.
 
     Returns:
         g, 0 or above; infinity if there is no guarantee.
@@ -180,7 +187,7 @@ def discretisation_slack(settings: SecureAggregationConfig, contributors: int) -
     variance = contributors * settings.noise**2
     tau, size = _tau(settings.noise, contributors), settings.parameters
     # One vector in place of another may differ by twice the bound.
-    farthest = 2 * settings.rounded_sensitivity
+    farthest = 2 * _reach(settings, whole=whole)
     shift = 2 * size * tau + math.sqrt(size) * farthest / (2 * variance)
     factor = size * tau + size / (24 * variance)
     return max(shift, factor) * _ROUNDING_FACTOR
@@ -210,7 +217,11 @@ def honest_contributors(summed: int, dishonest: int) -> int:
 
 
 def calibrate_local_noise(
-    settings: SecureAggregationConfig, multiplier: float, *, contributors: int
+    settings: SecureAggregationConfig,
+    multiplier: float,
+    *,
+    contributors: int,
+    whole: bool = False,
 ) -> float:
     """Find the scale of each device's noise, in integer steps, for a multiplier of the sum.
 
@@ -219,12 +230,14 @@ def calibrate_local_noise(
         multiplier: Target of :func:`effective_multiplier`, above 0.
         contributors: Devices whose noise can be relied on: those left after as many dropouts as
             allowed, less the dishonest ones.
+        whole: As in :func:`effective_multiplier`.
 
     Returns:
         The least such noise, up to a relative excess of 1e-9, at least 0.5.
 
     Guarantees:
-        - ``effective_multiplier(replace(settings, noise=result), contributors) >= multiplier``.
+        - ``effective_multiplier(replace(settings, noise=result), contributors, whole=whole)`` is at
+          least ``multiplier``.
 
     Example:
         >>> from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
@@ -236,12 +249,11 @@ def calibrate_local_noise(
     validation.require_positive(multiplier=multiplier)
     validation.require_at_least(1, contributors=contributors)
 
+    reach = _reach(settings, whole=whole)
+
     def enough(noise: float) -> bool:
         epsilon = concentrated_epsilon(
-            noise,
-            contributors,
-            sensitivity=settings.rounded_sensitivity,
-            parameters=settings.parameters,
+            noise, contributors, sensitivity=reach, parameters=settings.parameters
         )
         return not math.isinf(epsilon) and 1 / epsilon >= multiplier
 
@@ -249,7 +261,7 @@ def calibrate_local_noise(
     if enough(low):
         return low
     # At 8, tau is negligible, so slightly more than the share of a plain Gaussian is enough.
-    high = max(8.0, 1.01 * multiplier * settings.rounded_sensitivity / math.sqrt(contributors))
+    high = max(8.0, 1.01 * multiplier * reach / math.sqrt(contributors))
     # Bisection keeps ``enough(high)`` true, so what is returned never falls short.
     while high - low > 1e-10 * high:
         middle = (low + high) / 2
@@ -277,6 +289,11 @@ def with_noise(
     return replace(
         settings, noise=calibrate_local_noise(settings, multiplier, contributors=contributors)
     )
+
+
+def _reach(settings: SecureAggregationConfig, *, whole: bool) -> float:
+    """L2 bound on what is hidden, in integer steps."""
+    return settings.rounded_norm if whole else settings.rounded_sensitivity
 
 
 def _tau(noise: float, contributors: int) -> float:

@@ -221,6 +221,57 @@ def select_part_parameters(
     )
 
 
+def select_nested_parameters(
+    plain: SecureAggregationConfig,
+    sensitivity: float,
+    *,
+    corruption: float,
+    noise_multiplier: float,
+    part_noise_multiplier: float,
+) -> SecureAggregationConfig:
+    """Settle noise that hides a whole update, and a part of it such as one utterance.
+
+    Args:
+        plain: Settings of the sum by :func:`select_parameters`, with room in the ring for as much
+            noise.
+        sensitivity: L2 bound on what the part changes, in the units of an update, above 0.
+        corruption: Largest share of devices that collude and may add no noise, in [0, 1).
+        noise_multiplier: Noise multiplier of the sum over the bound of the whole, above 0.
+        part_noise_multiplier: The same over ``sensitivity``, above 0.
+
+    Returns:
+        The least noise that gives both.
+
+    Raises:
+        SettingError: Numbers out of range, or more noise than the ring holds.
+
+    Example:
+        >>> plain = select_parameters(
+        ...     24, 10, 2.0, dropout=0.1, corruption=0.1, noise_multiplier=1.0
+        ... )
+        >>> both = select_nested_parameters(
+        ...     plain, 0.5, corruption=0.1, noise_multiplier=1.0, part_noise_multiplier=2.0
+        ... )
+        >>> round(both.noise * both.granularity * 18**0.5, 3)  # of 18 devices that are counted
+        2.0
+    """
+    honest = noise_accounting.honest_contributors(
+        plain.quorum, count_share(plain.devices, corruption)
+    )
+    both = replace(plain, sensitivity=sensitivity)
+    return replace(
+        both,
+        noise=max(
+            noise_accounting.calibrate_local_noise(
+                both, noise_multiplier, contributors=honest, whole=True
+            ),
+            noise_accounting.calibrate_local_noise(
+                both, part_noise_multiplier, contributors=honest
+            ),
+        ),
+    )
+
+
 def is_secure(settings: SecureAggregationConfig, dishonest: int) -> bool:
     """Whether a sum's graph has the guarantees of :func:`select_graph_parameters`.
 

@@ -185,8 +185,8 @@ def add_privacy_options(parser: CommandParser) -> "argparse._ArgumentGroup":
         dest="secure",
         action="store_true",
         default=None,
-        help="with unit utterance or user: sums over users by secure aggregation, each device "
-        "adding a share of the noise",
+        help="sums over users by secure aggregation: each device adds a share of the noise, and "
+        "the server sees no single device's part",
     )
     return group
 

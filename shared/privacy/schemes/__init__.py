@@ -9,6 +9,7 @@ from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy.scheme import PlanFacts, PrivacyScheme
 from sottovoce.shared.privacy.schemes.both import BothScheme
 from sottovoce.shared.privacy.schemes.no_privacy import NoPrivacyScheme
+from sottovoce.shared.privacy.schemes.secure_both import SecureBothScheme
 from sottovoce.shared.privacy.schemes.secure_user import SecureUserScheme
 from sottovoce.shared.privacy.schemes.secure_utterance import SecureUtteranceScheme
 from sottovoce.shared.privacy.schemes.user import UserScheme
@@ -30,6 +31,7 @@ _SCHEMES: list[PrivacyScheme] = [
     UserScheme(),
     SecureUserScheme(),
     BothScheme(),
+    SecureBothScheme(),
 ]
 
 

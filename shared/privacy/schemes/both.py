@@ -73,6 +73,7 @@ class BothScheme(UserScheme):
             not plan.unit
             and plan.count_noise > 0
             and plan.user is not None
+            and plan.user.secure is None
             and plan.secure_sums is None
         )
 
@@ -89,11 +90,6 @@ class BothScheme(UserScheme):
         self._of_utterance.check_plan(plan)
         check_sums(plan)
         user, bounded = user_level(plan), plan.mechanism.sum_norm
-        if user.secure:
-            raise SettingError(
-                "utterances are hidden by noise of the devices' own, which secure sums cannot "
-                "count yet: hide users alone, or both without secure sums"
-            )
         refuse_sampling(plan)
         if user.adaptive:
             raise SettingError(

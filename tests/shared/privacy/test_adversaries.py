@@ -18,6 +18,7 @@ SCHEMES = [
     scheme_for("user"),
     scheme_for("user", secure=True),
     scheme_for("both"),
+    scheme_for("both", secure=True),
 ]
 
 

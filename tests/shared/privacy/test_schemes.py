@@ -160,7 +160,7 @@ def test_every_unit_describes_its_own_plans(unit: str) -> None:
 
 
 EVERY = [("none", False), ("utterance", False), ("utterance", True), ("user", False),
-         ("user", True), ("both", False)]  # fmt: skip
+         ("user", True), ("both", False), ("both", True)]  # fmt: skip
 
 
 @pytest.mark.parametrize(("unit", "secure"), EVERY)
@@ -188,11 +188,12 @@ def test_units_have_the_words_that_pages_show() -> None:
     assert all(all(one) for one in words.values())
 
 
-def test_secure_sums_go_with_one_promise() -> None:
+def test_secure_sums_go_with_every_promise() -> None:
     assert scheme_for("user", secure=True).noise_source is NoiseSource.DISTRIBUTED
     assert scheme_for("utterance", secure=True).noise_source is None, "no user is hidden"
-    with pytest.raises(SettingError, match="unit must be 'utterance' or 'user'"):
-        scheme_for("both", secure=True)
+    assert scheme_for("both", secure=True).noise_source is NoiseSource.DISTRIBUTED
+    with pytest.raises(SettingError, match="unit must be 'utterance' or 'user' or 'both'"):
+        scheme_for("none", secure=True)
     with pytest.raises(SettingError, match="must be one of none, utterance, user, both"):
         scheme_for("everything")
     assert find_scheme("everything") is None

@@ -67,6 +67,7 @@ from sottovoce.shared.privacy.bounds import PrivacyBounds, UserLevelSettings
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, Release, ReleaseKind, SumMechanism
 from sottovoce.shared.privacy.schemes import scheme_for
+from sottovoce.shared.privacy.target import BudgetShares, PrivacyTarget
 from sottovoce.shared.privacy.user_level import (
     ENROLMENT_SUM,
     HEAD_STATISTICS_SUM,
@@ -172,6 +173,18 @@ def _banded(bands: BandedNoise) -> UserLevelPrivacy:
     return replace(usual, update=replace(usual.update, bands=bands))
 
 
+def _in_secure_sums(unit: str) -> Plan:
+    """A plan whose sums hide an utterance, with all the noise that it promises."""
+    target = PrivacyTarget(unit=unit, secure=True, shares=BudgetShares(head_statistics=0.04))
+    user = UserLevelSettings(
+        dropout=0.2, corruption=0.0, update_norm=2.0, centre_norm=40.0, calibration_norm=20.0
+    )
+    bounds = PrivacyBounds(user=user)
+    scheme = scheme_for(unit, secure=True)
+    noised = scheme.add_noise(NONE, target, bounds)
+    return scheme.add_secure_sums(noised, bounds, devices=len(USERS) - 1)
+
+
 PLANS = {
     "none": NONE,
     "utterance": UTTERANCE,
@@ -182,18 +195,13 @@ PLANS = {
         user=_user(NoiseSource.DEVICES),
     ),
     "secure": replace(NONE, user=_user(NoiseSource.DISTRIBUTED, _secure())),
-    "secure-utterance": scheme_for("utterance", secure=True).add_secure_sums(
-        replace(
-            UTTERANCE, calibration=CalibrationRelease(noise_multiplier=4.0, subtracted_share=0.0)
-        ),
-        PrivacyBounds(user=UserLevelSettings(dropout=0.2, corruption=0.0)),
-        devices=len(USERS) - 1,
-    ),
+    "secure-utterance": _in_secure_sums("utterance"),
+    "secure-both": _in_secure_sums("both"),
     "learned": replace(NONE, user=_learning(AdaptiveClipping(start=0.5))),
     "banded": replace(NONE, user=_banded(BandedNoise.from_square_root(bands=2, min_separation=2))),
 }
 UNITS = tuple(PLANS)
-SECURE_UNITS = ("secure", "secure-utterance")
+SECURE_UNITS = ("secure", "secure-utterance", "secure-both")
 
 
 # --- a federation ----------------------------------------------------------------------------
