@@ -204,11 +204,27 @@ def _delta_with_chance(delta: float) -> str:
 def _tuning_terms(privacy: Table) -> list[tuple[str, str]]:
     """What all runs cost that settings were chosen by."""
     tuned = privacy.get("tuned") or {}
-    return [
-        (f"ε of one {unit} over {tuned['runs']} tuning runs", wording.format_number(tuned[unit], 4))
-        for unit in ("utterance", "user")
-        if unit in tuned
-    ]
+    best = tuned.get("selection") or {}
+    terms = []
+    for unit in ("utterance", "user"):
+        if unit in tuned:
+            whole = wording.format_number(tuned[unit], 4)
+            terms.append((f"ε of one {unit} over {tuned['runs']} tuning runs", whole))
+        if unit in best:
+            gain = wording.format_number(tuned[unit] - best[unit], 4)
+            text = (
+                f"{wording.format_number(best[unit], 4)}, {gain} less; {best['against']}, and "
+                f"{best['score']}"
+            )
+            terms.append((f"ε of one {unit}, only the best released of {_random_runs(best)}", text))
+    if "refused" in best:
+        terms.append((f"ε of the best of {_random_runs(best)}", f"unknown: {best['refused']}"))
+    return terms
+
+
+def _random_runs(selection: Table) -> str:
+    """How many runs a private selection makes, in words."""
+    return f"a random number of runs ({selection['distribution']}, mean {selection['mean_runs']})"
 
 
 def _budget_plot(privacy: Table) -> str | None:

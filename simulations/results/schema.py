@@ -403,12 +403,28 @@ class Participation(TypedDict):
     coefficients: Sequence[Number]
 
 
+class SelectionCost(TypedDict):
+    """Privacy cost of the best of a random number of runs, where nothing else is released.
+
+    A unit that it cannot be computed for is left out, and ``refused`` says why.
+    """
+
+    distribution: str
+    mean_runs: Count
+    score: str
+    against: str
+    utterance: NotRequired[Number]
+    user: NotRequired[Number]
+    refused: NotRequired[str]
+
+
 class TuningCost(TypedDict):
     """Total privacy cost of all runs that settings were chosen by."""
 
     runs: Count
     utterance: NotRequired[Number]
     user: NotRequired[Number]
+    selection: NotRequired[SelectionCost]
 
 
 class TradeOff(TypedDict):

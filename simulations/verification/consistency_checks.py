@@ -134,6 +134,12 @@ def _check_tuning(asked: Table, privacy: Table) -> Iterator[str]:
             f"privacy.json charges for {charged} runs, config.toml says tuning_runs "
             f"{asked['tuning_runs']}: choosing settings cost another epsilon than it says"
         )
+    mean = ((privacy.get("tuned") or {}).get("selection") or {}).get("mean_runs", charged)
+    if not is_close(mean, charged):
+        yield (
+            f"privacy.json compares {charged} runs with a random number of mean {mean}: not the "
+            "same tuning"
+        )
 
 
 def _check_participation(asked: Table, privacy: Table) -> Iterator[str]:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, TypeGuard
+from typing import Final, NamedTuple, TypeGuard
 
 from sottovoce.server.aggregation.private_sums import LEDGER_OWNER
 from sottovoce.shared.errors import SettingError
@@ -41,6 +41,21 @@ _CONSEQUENCES: Final[Mapping[str, str]] = {
 """Every key of a listed release but its epsilon, and the consequence of a difference."""
 
 
+class TuningCharge(NamedTuple):
+    """Charge of one unit for the choice of settings.
+
+    Attributes:
+        runs: How many runs are charged for.
+        epsilon: What all of them cost together.
+        selection: What the best of a random number of runs costs, as many on average; None where
+            that is not stated.
+    """
+
+    runs: int
+    epsilon: float | None
+    selection: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AccountedLedger:
     """A ledger, and the account of it in ``privacy.json``.
@@ -55,8 +70,8 @@ class AccountedLedger:
         user_guarantee: The guarantee to a user besides; None where the account is the user's, or
             there is none.
         run_suffix: Last part of the name of the run that the ledger's releases are booked for.
-        tuning: Number of runs that are charged for, and their epsilon in all; None where
-            the account's unit is charged for one.
+        tuning: Number of runs that are charged for, their epsilon in all, and that of the best
+            of a random number; None where the account's unit is charged for one.
         is_private: Whether anything is promised at all.
     """
 
@@ -68,7 +83,7 @@ class AccountedLedger:
     guarantee: Table
     user_guarantee: Table | None
     run_suffix: str
-    tuning: tuple[int, float | None] | None
+    tuning: TuningCharge | None
     is_private: bool
 
 
@@ -266,9 +281,8 @@ def _check_guarantees(releases: tuple[Release, ...], accounted: AccountedLedger)
                 f"{_CONSEQUENCES['bands']}"
             )
     if accounted.tuning:
-        yield from _check_tuning(
-            releases, accounted.unit, accounted.guarantee["delta"], *accounted.tuning
-        )
+        delta = accounted.guarantee["delta"]
+        yield from _check_tuning(releases, accounted.unit, delta, accounted.tuning)
     user = accounted.user_guarantee
     if user is None or user["epsilon"] is None or user["delta"] is None:
         return
@@ -290,12 +304,12 @@ def _check_tuning(
     releases: tuple[Release, ...],
     unit: PrivacyUnit,
     delta: float | None,
-    runs: int,
-    claimed: float | None,
+    charge: TuningCharge,
 ) -> Iterator[str]:
     """What all runs that settings were chosen by cost is no less than so many of this ledger."""
     if delta is None:
         return
+    runs, claimed = charge.runs, charge.epsilon
     if not runs <= MAX_TUNING_RUNS:  # nobody can have asked for more, and each is composed
         yield f"privacy.json says {runs} tuning runs, at most {MAX_TUNING_RUNS:,} can be charged"
         return
@@ -306,6 +320,16 @@ def _check_tuning(
         yield (
             f"privacy.json says that {runs} runs cost one {unit.value} epsilon {claimed}, so many "
             f"of this ledger cost {spent:.6f}: choosing settings is charged too little"
+        )
+    if charge.selection is None:
+        return
+    stopping = accounting.RandomStopping(mean_runs=runs)
+    best = accounting.compute_selection_epsilon(releases, delta, stopping, unit=unit)
+    if not charge.selection >= best - PLD_TOLERANCE:
+        yield (
+            f"privacy.json says that the best of a random number of runs costs one {unit.value} "
+            f"epsilon {charge.selection}, by this ledger it is {best:.6f}: choosing settings is "
+            "charged too little"
         )
 
 

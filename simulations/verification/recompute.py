@@ -28,6 +28,7 @@ from sottovoce.simulations.verification.ledger_checks import (
     PLD_TOLERANCE,
     PRV_TOLERANCE,
     AccountedLedger,
+    TuningCharge,
 )
 from sottovoce.simulations.verification.second_accountant import PRV_ERROR, opacus_epsilon
 
@@ -238,10 +239,13 @@ def _charged_releases(
                 yield one.unit, list(_open_ledger(one.path, one.client).releases)
 
 
-def _tuning_charge(privacy: Table, unit: PrivacyUnit) -> tuple[int, float | None] | None:
-    """How many runs this unit is charged for, and their epsilon; None where it is one run."""
+def _tuning_charge(privacy: Table, unit: PrivacyUnit) -> TuningCharge | None:
+    """What this unit is charged for choosing settings; None where it is one run."""
     tuned = privacy.get("tuned")
-    return (tuned["runs"], tuned.get(unit.value)) if tuned else None
+    if not tuned:
+        return None
+    best = tuned.get("selection") or {}
+    return TuningCharge(tuned["runs"], tuned.get(unit.value), best.get(unit.value))
 
 
 def _check_ledger(accounted: AccountedLedger) -> LedgerCheck:

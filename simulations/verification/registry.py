@@ -136,7 +136,15 @@ def _tuning(privacy: Mapping[str, Any]) -> str:
     if not tuned:
         return "Choosing settings by looking at results is not part of the stated epsilon."
     costs = [f"{tuned[unit]:.4g} for one {unit}" for unit in ("utterance", "user") if unit in tuned]
-    return f"{tuned['runs']} runs were compared; together they cost epsilon {', '.join(costs)}."
+    text = f"{tuned['runs']} runs were compared; together they cost epsilon {', '.join(costs)}."
+    best = tuned.get("selection") or {}
+    less = [f"{best[unit]:.4g} for one {unit}" for unit in ("utterance", "user") if unit in best]
+    if not less:
+        return text
+    return (
+        f"{text} Had their number been drawn at random ({best['distribution']}, mean "
+        f"{best['mean_runs']}) and only the best been released, it would cost {', '.join(less)}."
+    )
 
 
 def format_yaml(entry: Mapping[str, Any], *, indent: str = "") -> str:

@@ -4,7 +4,8 @@
 ``loss_distributions`` turns the sum into an epsilon, in closed form, by privacy-loss distributions
 or by Renyi divergences. ``composition_rules`` says which choices of mechanisms that epsilon bears:
 those of a plan fixed in advance, or any, by a valid privacy filter. ``curve`` gives mu, all
-deltas and the epsilon of groups; ``noise_search`` the least noise that keeps a budget.
+deltas and the epsilon of groups; ``noise_search`` the least noise that keeps a budget;
+``private_selection`` prices the best of a random number of runs.
 """
 
 from sottovoce.shared.privacy.accounting.composition import NEIGHBOURING_RELATIONS
@@ -37,6 +38,12 @@ from sottovoce.shared.privacy.accounting.loss_distributions import (
     gaussian_mu,
 )
 from sottovoce.shared.privacy.accounting.noise_search import calibrate_noise_multiplier
+from sottovoce.shared.privacy.accounting.private_selection import (
+    SELECTION_SCOPE,
+    SELECTION_SCORE,
+    RandomStopping,
+    compute_selection_epsilon,
+)
 
 __all__ = [
     "ACCOUNTANT_NAME",
@@ -47,10 +54,13 @@ __all__ = [
     "MAX_GROUP",
     "MIN_DELTA",
     "NEIGHBOURING_RELATIONS",
+    "SELECTION_SCOPE",
+    "SELECTION_SCORE",
     "STEP_BY_STEP_ERROR",
     "CompositionRule",
     "FixedPlanComposition",
     "GaussianFilter",
+    "RandomStopping",
     "RenyiFilter",
     "bound_epsilon",
     "calibrate_noise_multiplier",
@@ -59,6 +69,7 @@ __all__ = [
     "compute_epsilon",
     "compute_group_epsilon",
     "compute_mu",
+    "compute_selection_epsilon",
     "discretisation_slack",
     "filter_of_order",
     "gaussian_mu",

@@ -34,7 +34,7 @@ MAX_PLD_PRECISION = 300.0
 """Squared mu from which epsilon passes 150, and a fine distribution of losses would fill
 the memory. Renyi divergences (Mironov 2017) bound it as safely, some percent looser."""
 
-_ORDERS = [1 + x / 20 for x in range(1, 200)] + [*range(11, 64), 80, 96, 128, 256, 512, 1024]
+RENYI_ORDERS = [1 + x / 20 for x in range(1, 200)] + [*range(11, 64), 80, 96, 128, 256, 512, 1024]
 """Renyi orders: close together where budgets of 1 to 20 find their best."""
 
 MAX_DISCRETISATION_ERROR = 2 * DISCRETISATION_INTERVAL
@@ -86,7 +86,7 @@ def account_discretised(spent: Composition, delta: float, interval: float) -> fl
     accountant: dp_accounting.PrivacyAccountant
     accountant = pld.PLDAccountant(value_discretization_interval=interval)
     if lacks_loss_distribution(spent):
-        accountant = rdp.RdpAccountant(_ORDERS)
+        accountant = rdp.RdpAccountant(RENYI_ORDERS)
     if precision:
         accountant.compose(_unsampled_event(precision))
     for kind in sampled:

@@ -267,6 +267,14 @@ _PROMISE: dict[str, tuple[Change, str]] = {
         lambda p: p["tuned"].update(user=8.0),
         "says that 2 runs cost one user epsilon 8.0, so many of this ledger cost",
     ),
+    "best run": (
+        lambda p: p["tuned"]["selection"].update(user=8.0),
+        "best of a random number of runs costs one user epsilon 8.0, by this ledger it is",
+    ),
+    "mean runs": (
+        lambda p: p["tuned"]["selection"].update(mean_runs=9),
+        "compares 2 runs with a random number of mean 9",
+    ),
 }
 
 
@@ -346,3 +354,15 @@ def test_terms_that_are_no_terms_are_refused(run: Path) -> None:
     _edit(run / "privacy.json", lambda p: p.update(user={"epsilon": 8.0}))
     with pytest.raises(MessageError, match=r"at user: .*`delta`"):
         verify_run(run)
+
+
+def test_the_cost_of_private_selection_stands_beside_that_of_all_runs(run: Path) -> None:
+    tuned = json.loads((run / "privacy.json").read_text())["tuned"]
+    best = tuned["selection"]
+
+    assert (best["distribution"], best["mean_runs"]) == ("geometric", 2)
+    for unit in ("utterance", "user"):
+        assert 8.0 < best[unit] < tuned[unit]
+    page = (run / "privacy.html").read_text()
+    assert "only the best released of a random number of runs (geometric, mean 2)" in page
+    assert "the server included, has seen all of them" in page
