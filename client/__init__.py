@@ -1,3 +1,12 @@
 """Code that runs on a user's device: ledger, vault, training, calibration, recognition, app."""
 
-__all__ = ["app", "device", "federation", "personalisation", "recognition", "training"]
+__all__ = [
+    "app",
+    "device",
+    "federation",
+    "personalisation",
+    "recognition",
+    "training",
+    "user_data",
+    "user_device",
+]

@@ -1,8 +1,8 @@
 """Sottovoce: federated, differentially private speech emotion recognition.
 
-Most programs need five names::
+Most programs need six names::
 
-    from sottovoce import Device, OnnxRecogniser, Recogniser, simulate, verify
+    from sottovoce import Device, OnnxRecogniser, Recogniser, UserDevice, simulate, verify
 
 ``OnnxRecogniser`` predicts with exported models and needs none of what training needs.
 
@@ -24,14 +24,24 @@ if TYPE_CHECKING:
     from sottovoce.client.device.device import Device
     from sottovoce.client.recognition.onnx_recogniser import OnnxRecogniser
     from sottovoce.client.recognition.recogniser import Recogniser
+    from sottovoce.client.user_device import UserDevice
 
-__all__ = ["Device", "OnnxRecogniser", "Recogniser", "__version__", "simulate", "verify"]
+__all__ = [
+    "Device",
+    "OnnxRecogniser",
+    "Recogniser",
+    "UserDevice",
+    "__version__",
+    "simulate",
+    "verify",
+]
 __version__ = "0.1.0"
 
 _PUBLIC = {
     "Device": "sottovoce.client.device.device",
     "OnnxRecogniser": "sottovoce.client.recognition.onnx_recogniser",
     "Recogniser": "sottovoce.client.recognition.recogniser",
+    "UserDevice": "sottovoce.client.user_device",
     "simulate": "sottovoce.api",
     "verify": "sottovoce.api",
 }

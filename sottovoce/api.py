@@ -1,6 +1,6 @@
 """The two functions of the public face: run a simulation, verify a run.
 
-The classes of the public face, ``Recogniser`` and ``Device``, are the client's own.
+The classes of the public face, ``Recogniser``, ``Device`` and ``UserDevice``, are the client's own.
 """
 
 from pathlib import Path

@@ -19,6 +19,7 @@ PAGES = (
     "docs/start/researcher.md",
     "docs/start/app-developer.md",
     "docs/start/operator.md",
+    "docs/guides/devices.md",
 )
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 

@@ -172,8 +172,11 @@ class DeviceConsent:
             return ConsentRecord()
         return _parse_record(self._vault.get(BLOB_NAME))
 
-    def allows(self, purpose: Purpose) -> bool:
+    def allows(self, purpose: Purpose | str) -> bool:
         """Whether the user allows a purpose.
+
+        Args:
+            purpose: As such, or by name.
 
         Guarantees:
             - What was never decided is not allowed, but on a device without a declared use, which
@@ -181,20 +184,25 @@ class DeviceConsent:
             - Consent to a text of another version is none.
 
         Raises:
+            SettingError: There is no such purpose.
             PrivacyError: As for :meth:`read`.
         """
-        record = self.read()
+        purpose, record = parse_purpose(purpose), self.read()
         if not self._required and record.find_last(purpose) is None:
             return True
         return record.is_granted(purpose)
 
-    def require(self, purpose: Purpose) -> None:
+    def require(self, purpose: Purpose | str) -> None:
         """Refuse what the user does not allow.
+
+        Args:
+            purpose: As such, or by name.
 
         Raises:
             ConsentError: It is not allowed; the message says how to ask.
             PrivacyError: As for :meth:`read`.
         """
+        purpose = parse_purpose(purpose)
         if self.allows(purpose):
             return
         last = self.read().find_last(purpose)
@@ -209,17 +217,18 @@ class DeviceConsent:
             f"text and ask, by `sottovoce device consent FOLDER --grant {purpose.value}`"
         )
 
-    def grant(self, *purposes: Purpose) -> None:
+    def grant(self, *purposes: Purpose | str) -> None:
         """Record that the user, shown today's texts, consents; see :meth:`withdraw`."""
         self._record(purposes, is_granted=True)
 
-    def withdraw(self, *purposes: Purpose) -> None:
+    def withdraw(self, *purposes: Purpose | str) -> None:
         """Record that the user withdraws consent; it counts from when this returns.
 
         Args:
-            purposes: What it is about.
+            purposes: What it is about, as such or by name.
 
         Raises:
+            SettingError: There is no such purpose; nothing was recorded.
             PrivacyError: The vault cannot be read or written; nothing was recorded.
         """
         self._record(purposes, is_granted=False)
@@ -228,11 +237,12 @@ class DeviceConsent:
         """Begin the record of a new device, on which nothing is decided yet."""
         self._write(ConsentRecord())
 
-    def _record(self, purposes: Iterable[Purpose], *, is_granted: bool) -> None:
+    def _record(self, purposes: Iterable[Purpose | str], *, is_granted: bool) -> None:
         """Add decisions, all of them or none."""
+        decided = [parse_purpose(purpose) for purpose in purposes]
         with self._vault.lock_blob(BLOB_NAME):
             record = self.read()
-            for purpose in purposes:
+            for purpose in decided:
                 record = record.with_decision(purpose, is_granted=is_granted)
             self._write(record)
 

@@ -317,14 +317,27 @@ class FileVault:
 
     def erase(self) -> None:
         """Forget everything: first the key, without which the rest is noise, then the rest."""
-        # The key first: if this is interrupted, what remains cannot be opened.
-        for path in (self.folder / _KEY, self.folder / _WRAPPED, self.folder / _FACTS):
+        self.erase_folder(self.folder)
+
+    @staticmethod
+    def erase_folder(folder: Path) -> None:
+        """Erase a vault that need not be opened; nothing happens where there is none.
+
+        Args:
+            folder: The vault's folder.
+
+        Guarantees:
+            - The key goes first: if this is interrupted, what remains cannot be opened.
+        """
+        if not folder.is_dir():
+            return
+        for path in (folder / _KEY, folder / _WRAPPED, folder / _FACTS):
             path.unlink(missing_ok=True)
-        atomic_files.sync_folder(self.folder)
+        atomic_files.sync_folder(folder)
         for pattern in (f"*{_SUFFIX}", f"*{_LOCK}", atomic_files.PARTIAL_FILES):
-            for path in self.folder.glob(pattern):
+            for path in folder.glob(pattern):
                 path.unlink(missing_ok=True)
-        atomic_files.sync_folder(self.folder)
+        atomic_files.sync_folder(folder)
 
     def seal(self, data: bytes, *binding: str | int, size: int = crypto.MIN_SEALED_BYTES) -> bytes:
         """Seal bytes that leave the device; see :meth:`UserKey.seal`."""

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sottovoce.cli.devices.opening import open_to_look
 from sottovoce.cli.options import Commands, add_command, print_json
 from sottovoce.shared.printable import print_lines
 
@@ -38,18 +39,15 @@ def add_consent_command(group: Commands) -> None:
 def run_consent_command(arguments: argparse.Namespace) -> int:
     """Record decisions, and show each purpose with its text and the log."""
     from sottovoce.client.device.consent import CONSENT_TEXTS, Purpose, parse_purpose
-    from sottovoce.client.device.device import Device
-    from sottovoce.client.device.vault import open_from_environment
     from sottovoce.shared.errors import SettingError
 
-    folder = arguments.folder
     granted, withdrawn = (
         [parse_purpose(name) for name in dict.fromkeys(names)]
         for names in (arguments.grant, arguments.withdraw)
     )
     if both := set(granted) & set(withdrawn):
         raise SettingError(f"{min(both).value} is both granted and withdrawn; say one of them")
-    device = Device.open(folder, read_only=True, vault=open_from_environment(folder / "vault"))
+    device, _ = open_to_look(arguments.folder)
     consent = device.consent
     if withdrawn:  # first: if this is cut short, less is allowed
         consent.withdraw(*withdrawn)

@@ -49,47 +49,31 @@ def add_create_command(group: Commands) -> None:
 
 def run_create_command(arguments: argparse.Namespace) -> int:
     """Make the device, without recordings, and say what comes next."""
-    from sottovoce.client.device.device import Device
-    from sottovoce.client.device.intended_use import parse_intended_use
-    from sottovoce.client.device.profile import DeviceProfile, LabelledFeatures
-    from sottovoce.shared.identity import tidy_name
-    from sottovoce.shared.privacy.schemes import scheme_for
+    from sottovoce.client.user_data.creation import create_device
     from sottovoce.shared.privacy.target import PrivacyTarget
-    from sottovoce.shared.speaker.emotions import CANONICAL_EMOTIONS
 
-    scheme = scheme_for(arguments.unit)
-    if not scheme.promised:
-        raise SettingError(
-            f"--unit is {arguments.unit!r}, which promises nothing; a device promises utterance, "
-            "user or both"
-        )
+    folder = arguments.folder
     target = PrivacyTarget(
         unit=arguments.unit,
         epsilon=arguments.epsilon,
         delta=arguments.delta,
         user_delta=arguments.user_delta,
     )
-    named = [tidy_name(one) for one in (arguments.labels or "").split(",")]
-    profile = DeviceProfile(
+    device = create_device(
+        folder,
         user=arguments.user,
-        budgets=scheme.budgets(target),
-        labels=tuple(dict.fromkeys(filter(None, named))) or CANONICAL_EMOTIONS,
-        intended_use=parse_intended_use(arguments.use),
-    )
-    device = Device.create(
-        arguments.folder,
-        profile,
-        LabelledFeatures.without_recordings(width=1),
+        use=arguments.use,
+        target=target,
+        labels=tuple((arguments.labels or "").split(",")),
         passphrase=_read_new_passphrase(asks=arguments.passphrase),
     )
     budgets = (
         f"epsilon {one.epsilon:g} for one {one.unit.value} at delta {one.delta:g}"
         for one in device.profile.budgets
     )
-    folder = arguments.folder
     print_lines(
         f"made the device of {device.profile.user} in {folder}",
-        f"for {profile.intended_use}; may spend, in its life, {' and '.join(budgets)}",
+        f"for {device.profile.intended_use}; may spend, in its life, {' and '.join(budgets)}",
         f"next: sottovoce device consent {folder}   (nothing is allowed before)",
     )
     return 0

@@ -4,6 +4,7 @@ from sottovoce.cli.devices.consent import add_consent_command
 from sottovoce.cli.devices.creation import add_create_command
 from sottovoce.cli.devices.upkeep import add_upkeep_commands
 from sottovoce.cli.devices.withdrawal import add_withdraw_command
+from sottovoce.cli.devices.user_data import add_user_data_commands
 from sottovoce.cli.options import Commands, add_command_group
 
 
@@ -13,5 +14,6 @@ def add_device_group(commands: Commands) -> None:
     group = add_command_group(commands, "device", "Make and look after a user's device.", example)
     add_create_command(group)
     add_consent_command(group)
+    add_user_data_commands(group)
     add_withdraw_command(group)
     add_upkeep_commands(group)

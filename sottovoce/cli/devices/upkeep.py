@@ -2,14 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from sottovoce.cli.devices.opening import open_to_look
 from sottovoce.cli.options import Commands, add_command, print_json
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.printable import print_lines
-
-if TYPE_CHECKING:
-    from sottovoce.client.device.vault import FileVault
 
 
 def add_upkeep_commands(group: Commands) -> None:
@@ -28,11 +25,13 @@ def add_upkeep_commands(group: Commands) -> None:
         group,
         "forget",
         run_device_forget_command,
-        "Forget recordings that the user's voice or head was learned from.",
+        "Forget recordings that were enrolled, labelled or learned from.",
         "sottovoce device forget my-device NAME",
     )
     _add_folder(forget)
-    forget.add_argument("names", nargs="+", metavar="NAME", help="what predict printed")
+    forget.add_argument(
+        "names", nargs="+", metavar="NAME", help="what predict or device list printed"
+    )
     forget.add_argument(
         "--model",
         type=Path,
@@ -63,14 +62,13 @@ def _add_folder(parser: argparse.ArgumentParser) -> None:
 
 def run_device_forget_command(arguments: argparse.Namespace) -> int:
     """Forget recordings by name, and their influence on the user's mean and head."""
-    from sottovoce.client.device.vault import open_from_environment
-    from sottovoce.client.personalisation.example_store import open_vault
     from sottovoce.client.recognition.recogniser import Recogniser
+    from sottovoce.client.user_data.recordings import forget_recording, list_recordings
 
     folder, model = arguments.folder, arguments.model
-    vault = open_vault(folder, open_from_environment(folder / "vault"))
+    device, vault = open_to_look(folder)
     recogniser = Recogniser.open(model, folder, vault=vault) if model else None
-    before = _learned_names(folder, vault)
+    before = {one.name for one in list_recordings(device)}
     names = list(dict.fromkeys(arguments.names))
     unknown = [name for name in names if name not in before]
     head_removed = False
@@ -78,8 +76,8 @@ def run_device_forget_command(arguments: argparse.Namespace) -> int:
         if recogniser and name in before:
             recogniser.forget_recording(name)
         elif not recogniser:
-            head_removed |= _forget_without_model(folder, vault, name)
-    left = _learned_names(folder, vault)
+            head_removed |= forget_recording(device, vault, name)
+    left = {one.name for one in list_recordings(device)}
     print_lines(f"forgotten: {len(names) - len(unknown)}; still kept: {len(left)}")
     if head_removed:
         print_lines(
@@ -89,26 +87,6 @@ def run_device_forget_command(arguments: argparse.Namespace) -> int:
         known = ", ".join(sorted(left)) or "none"
         raise SettingError(f"{folder} keeps no recording {', '.join(unknown)}; it keeps {known}")
     return 0
-
-
-def _learned_names(folder: Path, vault: "FileVault") -> set[str]:
-    """Names of all recordings that something was learned from."""
-    from sottovoce.client.personalisation import feedback, speaker_adapter
-
-    return {
-        *speaker_adapter.list_utterances(folder, vault=vault),
-        *feedback.list_recordings(folder, vault=vault),
-        *feedback.list_enrolled(folder, vault=vault),
-    }
-
-
-def _forget_without_model(folder: Path, vault: "FileVault", name: str) -> bool:
-    """Forget one recording; whether the head, which no model can fit again now, was let go."""
-    from sottovoce.client.personalisation import feedback, speaker_adapter
-
-    if name in speaker_adapter.list_utterances(folder, vault=vault):
-        speaker_adapter.forget_utterance(folder, name, vault=vault)
-    return feedback.forget_recording(folder, name, vault=vault)
 
 
 def run_device_retire_command(arguments: argparse.Namespace) -> int:
