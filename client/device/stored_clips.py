@@ -41,7 +41,9 @@ def name_recording(features: Tensor) -> str:
         >>> name_recording(torch.zeros(2)) == name_recording(torch.zeros(2).double())
         True
     """
-    row = features.detach().float().contiguous()
+    # Frames are kept in half precision: the name must be the same before and after.
+    kept = features.detach().half() if features.dim() == 2 else features.detach()
+    row = kept.float().contiguous()
     return hashlib.sha256(row.numpy().tobytes()).hexdigest()[: 2 * _NAME_BYTES]
 
 

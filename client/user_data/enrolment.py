@@ -64,7 +64,8 @@ def enrol_clips(
         raise SettingError("there are no recordings to enrol")
     labels = [find_label(device, clip.emotion) for clip in clips]
     for clip in clips:
-        example_store.check_features(clip.features, clip.features.shape)
+        numbers = clip.features.flatten()  # of frames, too
+        example_store.check_features(numbers, numbers.shape)
     known = torch.tensor([label != UNKNOWN_LABEL for label in labels])
     held = LabelledFeatures(
         examples=stack_utterances([clip.features for clip in clips], labels, max_frames=MAX_FRAMES),

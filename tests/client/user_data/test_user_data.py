@@ -55,6 +55,19 @@ def test_recordings_are_enrolled_and_listed_by_what_they_serve(device: Device) -
     assert [one.emotion for one in recordings.list_recordings(device)] == ["sad", "happy"]
 
 
+def test_recordings_of_frames_have_one_name_however_long_others_are(device: Device) -> None:
+    long, short = torch.randn(7, 5), torch.randn(3, 5)
+    names = enrol(device, Clip(features=short, emotion="sad"))
+    names += enrol(device, Clip(features=long, emotion="happy"))
+
+    assert enrol(device, Clip(features=short, emotion="angry")) == names[:1]
+
+    assert {one.name: one.emotion for one in recordings.list_recordings(device)} == {
+        names[0]: "angry",
+        names[1]: "happy",
+    }
+
+
 def test_what_cannot_be_enrolled_changes_nothing(device: Device) -> None:
     enrol(device, *clips())
     before = vault_of(device).get("clips")
