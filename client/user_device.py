@@ -233,6 +233,10 @@ class UserDevice:
         """Report what was spent, and what is left; see ``privacy_report``."""
         return privacy_report.build_report(self.folder, vault=self._vault)
 
+    def withdraw(self) -> None:
+        """End the enrolment towards every server; see :meth:`Device.withdraw`."""
+        self._device.withdraw()
+
     def export_my_data(self, path: str | Path) -> None:
         """Write everything that the device holds of its user; see ``data_export``."""
         device = Device.open(self.folder, read_only=True, vault=self._vault)  # the ledger of now

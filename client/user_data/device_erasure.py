@@ -15,8 +15,8 @@ _LEDGERS: Final = "ledger*"
 def erase_device(folder: Path) -> tuple[Path, ...]:
     """Erase a device for good, whether or not it can be opened.
 
-    What has left the device is not called back: withdraw from the server first, where it offers
-    that.
+    What has left the device is not called back. An erased device cannot ask servers to delete what
+    they hold: withdraw first (:meth:`Device.withdraw`), and wait for their confirmations.
 
     Args:
         folder: The device's.

@@ -3,8 +3,8 @@
 from sottovoce.cli.devices.consent import add_consent_command
 from sottovoce.cli.devices.creation import add_create_command
 from sottovoce.cli.devices.upkeep import add_upkeep_commands
-from sottovoce.cli.devices.withdrawal import add_withdraw_command
 from sottovoce.cli.devices.user_data import add_user_data_commands
+from sottovoce.cli.devices.withdrawal import add_withdraw_command
 from sottovoce.cli.options import Commands, add_command_group
 
 
