@@ -114,8 +114,8 @@ def run_enrol_command(arguments: argparse.Namespace) -> int:
 
 def _open_reader(arguments: argparse.Namespace) -> "tuple[str, FeatureReader]":
     """Open the extractor of a model, or the one that is named."""
-    from sottovoce.client.recognition.recogniser import find_model
     from sottovoce.client.recognition.recording_features import FeatureReader
+    from sottovoce.shared.models.model_folder import find_model
     from sottovoce.shared.models.model_package import ModelPackage
 
     if (arguments.model is None) == (arguments.extractor is None):
