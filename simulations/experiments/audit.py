@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.shared.printable import print_lines
 from sottovoce.simulations.experiments.commands import build_parser, run_command
 
@@ -44,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     path = arguments.out / "audit.json"
     written = json.loads(path.read_text()) if path.is_file() else {}
     audits = written | {
-        name: {**found, "secure": name == "secure"}
+        name: {**found, **_page_facts(name, arguments.runs)}
         for name in RUNS
         if (found := _read(arguments.runs / name))
     }
@@ -88,9 +89,15 @@ def _repeat_gender_inference(name: str, audit: Json, arguments: argparse.Namespa
     out = arguments.runs / name
     if not (out / "run.json").is_file():
         _run([*build_command(name, arguments.corpora), "--out", str(out), "--quiet"])
-    # "secure" is the page's own key, which the audit's schema does not know.
-    plain = validate_audit({key: value for key, value in audit.items() if key != "secure"})
-    return {**repeat_gender_inference(out, plain), "secure": audit["secure"]}
+    # The page's own keys, which the audit's schema does not know.
+    plain = validate_audit({key: audit[key] for key in audit if key not in ("secure", "features")})
+    return {**repeat_gender_inference(out, plain), **_page_facts(name, arguments.runs)}
+
+
+def _page_facts(name: str, runs: Path) -> dict[str, Any]:
+    """What the page says of a run beside its audit: its sums, and the version of its features."""
+    model = json.loads((runs / name / "model" / "model.json").read_text())
+    return {"secure": name == "secure", "features": model["feature_version"]}
 
 
 def _run(words: Sequence[str]) -> int:
@@ -110,8 +117,9 @@ def format_page(audits: Mapping[str, Json]) -> str:
     """Format the page from all audits, by run."""
     commands = "".join(" ".join(build_command(name, "../shared/corpora")) + "\n" for name in audits)
     return (
-        f"{_HEAD}## Lower bounds on ε\n\n{_table(_BOUND_HEADS, map(_bound_row, audits.values()))}"
-        f"\n{_BOUNDS}\n## An exact normaliser\n\n"
+        f"{_HEAD}{_earlier_features(audits)}## Lower bounds on ε\n\n"
+        f"{_table(_BOUND_HEADS, map(_bound_row, audits.values()))}\n{_BOUNDS}\n"
+        "## An exact normaliser\n\n"
         f"{_table(_NORMALISER_HEADS, _normaliser_rows(audits.values()))}\n{_NORMALISER}\n"
         f"## What else an attacker learns\n\n{_table(*_rates_table(audits))}\n"
         f"{_RATES.format(trials=_trial_counts(audits))}\n"
@@ -184,6 +192,17 @@ After ± stands a standard error of gender, by resampling users and their trials
 Names come from 3 trials of each of 20 users, 12 under `user` and `both`, 1 in the open recipe:
 their standard errors are .06, .03 and .11 at the least.
 """
+
+
+def _earlier_features(audits: Mapping[str, Json]) -> str:
+    """Which runs were not made again since features changed."""
+    titles = [_title(one) for one in audits.values() if one.get("features", 1) < FEATURE_VERSION]
+    if not titles:
+        return ""
+    return (
+        f"Made with features of version 1 and the attacks of that time: {'; '.join(titles)}. All "
+        f"others have features of version {FEATURE_VERSION}.\n\n"
+    )
 
 
 def _trial_counts(audits: Mapping[str, Json]) -> str:
