@@ -176,8 +176,14 @@ UTTERANCE_RECIPE = Recipe(
 )
 UTTERANCE_ROUNDS = 16
 
-SECURE_UTTERANCE_RECIPE = replace(UTTERANCE_RECIPE, calibration_subtracted_share=0.0)
-"""What sums noise, devices cannot take back: they never learn their own noised contribution."""
+SECURE_UTTERANCE_RECIPE = replace(
+    UTTERANCE_RECIPE,
+    projection=replace(UTTERANCE_RECIPE.projection, dims=256),
+    calibration_subtracted_share=0.0,
+    aggregation=replace(UTTERANCE_RECIPE.aggregation, learning_rate=500.0),
+)
+"""Less noise bears more inputs, and rates that the noise alone limits, by the number of clips. What
+sums noise, devices cannot take back: they never learn their own noised contribution."""
 
 USER_RECIPE = replace(
     UTTERANCE_RECIPE,
