@@ -4,21 +4,30 @@ Ada speaks in a style of her own: her emotions show in a feature in which nobody
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
 from torch import Tensor
 
+from sottovoce.cli.main import main
+from sottovoce.client.app import app as product
 from sottovoce.client.device.consent import Purpose
+from sottovoce.client.device.device import Device
+from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import feedback
 from sottovoce.client.personalisation.feedback import FeedbackStore
+from sottovoce.client.user_data.enrolment import Clip, enrol_clips
 from sottovoce.server.federation.training_job import Job
 from sottovoce.shared import calibration, seeding
 from sottovoce.shared.calibration import HeadPrior
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.parameters import unflatten_parameters
 from sottovoce.shared.models.spec import build_network
+from sottovoce.shared.privacy.release import ReleaseKind
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining
 
 CORRECTIONS = 24
@@ -75,6 +84,54 @@ def correct(federation: Any, user: str = "ada") -> tuple[str, ...]:
         own.add_label(row, package.labels[label], package.centre)
         for row, label in zip(rows, labels.tolist(), strict=True)
     )
+
+
+class OwnDevice(ClientApp):
+    """The product's client, on whose first node Ada's own device answers, as on her machine."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        if context.node_config["partition-id"] == 0:
+            context.node_config["device"] = str(self.folder)
+        return product(message, context)
+
+
+def test_a_device_made_by_command_gives_what_its_user_enrolled_until_consent_is_withdrawn(
+    make_run: Any, tmp_path: Path
+) -> None:
+    folder, federation = tmp_path / "ada", make_run("own")
+    words = ["--user", "ada", "--use", "research", "--epsilon", "90"]
+    assert main(["device", "create", str(folder), *words]) == 0
+    consents = ["device", "consent", str(folder)]
+    assert main([*consents, "--grant", "personalise", "--grant", "contribute"]) == 0
+    rows, labels = style_of_ada(CORRECTIONS, seed=1)
+    plan = Job.load(federation.folder / "server").plan
+    device = Device.open(folder, read_only=True)
+    clips = [
+        Clip(features=row, emotion=plan.labels[label])
+        for row, label in zip(rows, labels.tolist(), strict=True)
+    ]
+    enrol_clips(device, FileVault.open(folder / "vault"), clips, extractor=plan.extractor)
+
+    federation.run(client=OwnDevice(folder))
+
+    device = Device.open(folder)
+    booked = [one.kind for one in device.ledger.releases]
+    assert booked.count(ReleaseKind.GRADIENT) == plan.rounds
+    assert set(booked) >= {ReleaseKind.LABEL_COUNTS, ReleaseKind.CENTRE, ReleaseKind.NORMALISER}
+    assert len(device.vault.get_tensors("projected")["training.labels"]) == CORRECTIONS
+
+    assert main([*consents, "--withdraw", "contribute"]) == 0
+    again = make_run("again")
+    again.run(client=OwnDevice(folder))
+
+    after = [one.kind for one in Device.open(folder).ledger.releases]
+    assert [one for one in after if one is not ReleaseKind.SEALED_HEAD] == [
+        one for one in booked if one is not ReleaseKind.SEALED_HEAD
+    ]
 
 
 def uar_on_the_style(federation: Any) -> float:
