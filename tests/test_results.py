@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from sottovoce.cli import main, reproduce
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.simulations.benchmarks.__main__ import format_page
+from sottovoce.simulations.experiments import padding
 
 HOUSE = Path(__file__).resolve().parent.parent
 RESULTS = HOUSE / "docs" / "results"
@@ -45,6 +47,28 @@ def test_a_page_is_what_its_figures_say_and_nothing_is_lost(name: str, tmp_path:
 
     assert (out / f"{name}.md").read_text() == (RESULTS / f"{name}.md").read_text()
     assert (out / f"{name}.json").read_bytes() == (RESULTS / f"{name}.json").read_bytes()
+
+
+@pytest.mark.parametrize("version", [1, FEATURE_VERSION, None])
+def test_figures_of_earlier_features_are_told_from_those_of_today(
+    tmp_path: Path, version: int | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = json.loads((RESULTS / "padding.json").read_text())[padding.TRANSFER_RUN]
+    earlier = found | {"uar": dict.fromkeys(padding.MEANS, 0.1234), "feature_version": version}
+    if version is None:
+        earlier = {}
+    (tmp_path / "earlier.json").write_text(json.dumps({padding.TRANSFER_RUN: earlier}))
+    out = tmp_path / "results"
+    out.mkdir()
+    shutil.copy(RESULTS / "padding.json", out)
+    words = ["reproduce", "padding", "--table", "--out", str(out)]
+
+    status = main.main([*words, "--earlier", str(tmp_path / "earlier.json")])
+
+    page = (out / "padding.md").read_text() if status == 0 else ""
+    assert ("| version 1 | 0.123 | 0.123 | 0.123 |" in page) == (version == 1)
+    assert (status == 0) == (version == 1)
+    assert ("feature_version in " in capsys.readouterr().err) == (version != 1)
 
 
 def test_the_page_of_benchmarks_is_what_its_figures_say() -> None:
