@@ -6,7 +6,8 @@ An interrupted server finds the record, and deletes the rest when it starts agai
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from sottovoce.server.federation import participation_groups
 from sottovoce.server.federation.device_channel import LOG, DeviceChannel
 from sottovoce.shared import crypto
 from sottovoce.shared.atomic_files import replace_file
-from sottovoce.shared.errors import MessageError, ModelError
+from sottovoce.shared.errors import EngineError, MessageError, ModelError
 from sottovoce.shared.protocol import messages
 from sottovoce.shared.protocol.consent import ConsentStatement
 
@@ -79,6 +80,7 @@ class WithdrawalHandler:
         self._folder = folder
         self._run = run
         self._records = tuple(records)
+        self._next_number = 0
         if channel.consents is not None:
             self._finish_deletions(channel.consents)
 
@@ -91,6 +93,7 @@ class WithdrawalHandler:
         Returns:
             The users who proved it now.
         """
+        self._next_number = number + 1
         said, consents = self._channel.take_withdrawals(), self._channel.consents
         if not said or consents is None:
             return frozenset()
@@ -110,6 +113,16 @@ class WithdrawalHandler:
             for node in proven:
                 self._channel.users_by_node.pop(node, None)
         return frozenset(user for user, _ in proven.values())
+
+    @contextmanager
+    def settled_on_failure(self) -> Iterator[None]:
+        """Settle what devices said also where the run ends for want of replies."""
+        try:
+            yield
+        except EngineError:
+            # Whoever withdraws must not wait until somebody resumes the run.
+            self.settle(self._next_number)
+            raise
 
     def _collect_proofs(
         self, said: Mapping[int, str], consents: ConsentRegistry

@@ -93,6 +93,11 @@ class TrainingCoordinator:
         Raises:
             EngineError: Too few devices, or too few usable replies; ``--resume`` goes on later.
         """
+        with self._withdrawals.settled_on_failure():
+            return self._run()
+
+    def _run(self) -> ServerState:
+        """Run everything; see :meth:`run`."""
         plan = self.job.plan
         enrolled = self.enrol_devices()
         # Enrolment comes first in a resumed run too: nodes and keys are not stored.

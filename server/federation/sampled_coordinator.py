@@ -113,6 +113,11 @@ class SampledTrainingCoordinator:
 
     def run(self) -> ServerState:
         """Run everything, from the last checkpoint on; as ``TrainingCoordinator.run``."""
+        with self._withdrawals.settled_on_failure():
+            return self._run()
+
+    def _run(self) -> ServerState:
+        """Run everything; see :meth:`run`."""
         plan = self.job.plan
         summary = self.summarise_initial_cohort()
         state = checkpoint.load_state(self.folder, plan.content_hash())

@@ -1,8 +1,11 @@
 """Withdrawal in real runs: the unmodified apps, and an owner who ends it in the middle."""
 
+import contextlib
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +19,17 @@ from sottovoce.client.device.consent import Purpose
 from sottovoce.client.device.device import Device
 from sottovoce.server.consent.consent_registry import REGISTRY_FILE, ConsentRegistry
 from sottovoce.server.consent.withdrawal_handler import read_withdrawals
+from sottovoce.server.federation.training_job import Job
 from sottovoce.server.personalisation.head_store import HeadStore
 from sottovoce.shared import crypto
+from sottovoce.shared.errors import EngineError
+from sottovoce.shared.privacy.release import NoiseSource, SumMechanism
+from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
 from sottovoce.shared.protocol import flower_records, messages
 from sottovoce.shared.protocol.consent import ConsentStatement
+from sottovoce.shared.protocol.local_training import NoPrivacy
+from sottovoce.shared.secure_aggregation.parameter_selection import select_parameters
+from sottovoce.shared.speaker.normalisation import EXACT_CENTRE, EXACT_MEAN
 
 ADA, DAN = 0, 3
 """Their nodes' numbers; Ada trains and Dan only receives."""
@@ -161,6 +171,85 @@ def resume(federation: Any, **options: Any) -> None:
     for name in ("state.safetensors", "released.safetensors"):
         (federation.folder / "server" / name).unlink(missing_ok=True)
     federation.run(**options)
+
+
+class SecureOwner(Owner):
+    """As :class:`Owner`, of a secure sum, at one of its steps in the first round."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        sums = message.content.config_records.get("sum") or {"name": "", "step": ""}
+        is_ada = int(context.node_config["partition-id"]) == ADA
+        if is_ada and "/round-1" in str(sums["name"]) and sums["step"] == self.when:
+            Device.open(self.folder).withdraw()
+        return super().__call__(message, context)
+
+
+@pytest.mark.parametrize("step", messages.SECURE_SUM_STEPS)
+def test_an_owner_withdraws_at_any_step_of_a_secure_sum(make_federation: Any, step: str) -> None:
+    """Three devices, of which none may drop out: the sum may stay closed, the withdrawal counts."""
+    federation = make_federation("a", rounds=2)
+    make_secure(federation)
+    owner = SecureOwner(device_folder(federation), "none", step)
+
+    with contextlib.suppress(EngineError):
+        federation.run(client=owner)
+
+    begin = owner.said.index((messages.SECURE_SUM, "withdrawn"))
+    assert {status for _, status in owner.said[begin:]} == {"withdrawn"}
+    assert owner.said[-2:] == [(messages.WITHDRAWAL, "withdrawn")] * 2
+    assert is_withdrawn(federation)
+    [confirmed] = federation.device("ada").confirmed_deletions
+    assert confirmed["enrolment"] == 1
+    kinds = [release.round for release in federation.device("ada").ledger.releases]
+    assert (1 in kinds) == (messages.SECURE_SUM_STEPS.index(step) > 2), "booked where it masked"
+
+
+def make_secure(federation: Any) -> None:
+    """Let a federation's three who train make all of its sums by secure aggregation."""
+    folder, arranged = federation.folder / "server", {"dropout": 0.0, "corruption": 0.0}
+    job, root = Job.load(folder), math.sqrt(2)
+    noise = SumMechanism(
+        noise_multiplier=3.0,
+        clip_norm=0.5,
+        noised_by=NoiseSource.DISTRIBUTED,
+        discrete=True,
+        near_gaussian=True,
+    )
+    sizes = (len(job.plan.labels) + job.plan.model.inputs, len(job.weights))
+    secure = SecureSumConfigs(
+        enrolment=select_parameters(3, sizes[0], root, noise_multiplier=3 / root, **arranged),
+        update=select_parameters(3, sizes[1], 0.5, noise_multiplier=3.0, **arranged),
+        dishonest=0,
+    )
+    user = UserLevelPrivacy(
+        counts=replace(noise, clip_norm=20.0), centre=noise, update=noise, secure=secure
+    )
+    training = replace(job.plan.training, steps=1, sample_rate=1.0)
+    plan = replace(
+        job.plan,
+        training=training,
+        mechanism=NoPrivacy(),
+        centre=EXACT_CENTRE,
+        normaliser=EXACT_MEAN,
+        count_noise=0.0,
+        user=user,
+    )
+    replace(job, plan=plan, simulated_seed=7).save(folder)
+    devices = [federation.device(user) for user in ("ada", "ben", "cleo")]
+    roster = {one.profile.user: crypto.identity_public_key(one.identity_key) for one in devices}
+    for one in devices:
+        one.pin_roster(roster)
+
+
+def test_a_run_that_fails_for_want_of_devices_settles_withdrawals(make_federation: Any) -> None:
+    federation = make_federation("a", rounds=1, quorum=1.0)
+    owner = Owner(device_folder(federation), messages.TRAIN, "before")
+
+    with pytest.raises(EngineError, match="below the quorum"):
+        federation.run(client=owner)
+
+    assert is_withdrawn(federation)
+    assert len(federation.device("ada").confirmed_deletions) == 1
 
 
 class Impostor(ClientApp):
