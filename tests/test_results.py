@@ -18,6 +18,7 @@ EXPERIMENTS = {
     "accuracy": "accuracy",
     "audit": "audit",
     "banded": "correlated-noise",
+    "default-model": "default-model",
     "heads": "heads",
     "losses": "losses",
     "padding": "padding",
@@ -31,7 +32,8 @@ EXPERIMENTS = {
 
 def _write_page(experiment: str, out: Path, runs: Path) -> None:
     """Let an experiment write its page from its JSON, on a machine that has none of its runs."""
-    folder = {"population": "--run", "sweep": "--sweep"}.get(experiment, "--runs")
+    folders = {"default-model": "--corpora", "population": "--run", "sweep": "--sweep"}
+    folder = folders.get(experiment, "--runs")
     words = ["reproduce", experiment, "--table", "--out", str(out), folder, str(runs)]
     assert main.main(words) == 0
 

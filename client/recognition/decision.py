@@ -49,13 +49,22 @@ class Limits:
         validation.require_between(0, 1, coverage=self.coverage)
 
     @classmethod
-    def settle(cls, classes: int, *, min_confidence: float | None, coverage: float) -> Self:
+    def settle(
+        cls,
+        classes: int,
+        *,
+        min_confidence: float | None,
+        coverage: float,
+        is_doubted: bool = False,
+    ) -> Self:
         """Settle the limits of a model.
 
         Args:
             classes: How many emotions it knows.
             min_confidence: None takes twice chance, at most one half.
             coverage: As the attribute.
+            is_doubted: Whether it hears a voice that it does not know, and says how much less sure
+                it is then: without ``min_confidence`` the limit is one half.
 
         Example:
             >>> Limits.settle(8, min_confidence=None, coverage=0.9).min_confidence
@@ -63,7 +72,7 @@ class Limits:
         """
         if min_confidence is None:
             # With two emotions twice chance would be certainty, hence the limit of one half.
-            min_confidence = min(_TWICE_CHANCE / classes, _EVEN_ODDS)
+            min_confidence = _EVEN_ODDS if is_doubted else min(_TWICE_CHANCE / classes, _EVEN_ODDS)
         return cls(min_confidence=min_confidence, coverage=coverage)
 
 

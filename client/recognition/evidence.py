@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.calibration import conformal
-from sottovoce.shared.speaker.familiarity import soften_probabilities
+from sottovoce.shared.speaker.familiarity import soften_probabilities, temper_probabilities
 
 LONG_S = 10.0
 """Recordings beyond it are looked at in windows: no corpus has utterances as long."""
@@ -58,7 +58,11 @@ class Evidence:
 
 
 def weigh_probabilities(
-    probabilities: NDArray[np.float64], unfamiliarity: float, *, threshold: float | None
+    probabilities: NDArray[np.float64],
+    unfamiliarity: float,
+    *,
+    threshold: float | None,
+    temperature: float = 1.0,
 ) -> Evidence:
     """Temper a recording's probabilities where it is unlike what the model knows.
 
@@ -66,11 +70,12 @@ def weigh_probabilities(
         probabilities: What the model and the user's head give, shape (classes,), float64.
         unfamiliarity: Distance from the speech that the model knows, in units of its limit.
         threshold: Largest nonconformity score in a prediction set; None makes no set.
+        temperature: What log probabilities are divided by first, at least 1.
 
     Returns:
         The evidence; beyond the limit its set holds every emotion.
     """
-    said = soften_probabilities(probabilities, unfamiliarity)
+    said = soften_probabilities(temper_probabilities(probabilities, temperature), unfamiliarity)
     members: list[int] = []
     if threshold is not None:
         every = 1.0  # no score is larger

@@ -19,7 +19,7 @@ from sottovoce.shared.audio import Signal
 from sottovoce.shared.audio.voice_activity import cut_to_speech
 from sottovoce.shared.calibration import conformal
 from sottovoce.shared.calibration.portable_head import PortableHead
-from sottovoce.shared.errors import ModelError
+from sottovoce.shared.errors import ModelError, SettingError
 from sottovoce.shared.exported.exported_model import (
     FRAME_HOP,
     ExportedModel,
@@ -27,6 +27,7 @@ from sottovoce.shared.exported.exported_model import (
     count_frames,
 )
 from sottovoce.shared.features.version import require_feature_version
+from sottovoce.shared.models.default_model import DEFAULT_MODEL
 from sottovoce.shared.models.model_folder import find_model
 
 
@@ -76,25 +77,48 @@ class OnnxRecogniser:
                 f"{self._head.basis_tag!r}; this model has {len(record.labels)} in "
                 f"{record.basis_tag!r}: fit it again for this model"
             )
-        limits = Limits.settle(len(record.labels), min_confidence=min_confidence, coverage=coverage)
+        self._min_confidence, self._coverage, self._own_scores = (
+            min_confidence,
+            coverage,
+            own_scores,
+        )
+        self._has_own_mean, self._has_own_head = mean is not None, head is not None
+        self._start_mean, self._voice = self._mean, list[NDArray[np.float32]]()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Decide as is right for what is known of the voice from here on."""
+        model, record = self.model, self.model.record
+        learned, prior = len(self._voice), record.voice_prior_utterances
+        # Doubt fades as the mean of the recordings takes the population's place.
+        doubt = 0.0 if self._has_own_mean else prior / (learned + prior)
+        self._temperature = record.unknown_voice_temperature**doubt
+        limits = Limits.settle(
+            len(record.labels),
+            min_confidence=self._min_confidence,
+            coverage=self._coverage,
+            is_doubted=self._temperature > 1,
+        )
         self._threshold = None
         if model.scores is not None:
-            self._threshold = conformal.find_threshold(model.scores, own_scores, coverage=coverage)
+            self._threshold = conformal.find_threshold(
+                model.scores, self._own_scores, coverage=limits.coverage
+            )
         self._reader = _ExportedReader(model, self._mean)
         self._rule = DecisionRule(
             labels=record.labels,
             model_hash=record.model_hash,
             limits=limits,
             subtracts_user_mean=record.subtracts_user_mean,
-            has_own_mean=mean is not None,
-            has_own_head=head is not None,
-            has_own_scores=own_scores is not None,
+            has_own_mean=self._has_own_mean or learned > 0,
+            has_own_head=self._has_own_head,
+            has_own_scores=self._own_scores is not None,
         )
 
     @classmethod
     def open(
         cls,
-        model: str | Path,
+        model: str | Path = DEFAULT_MODEL,
         *,
         min_confidence: float | None = None,
         coverage: float = conformal.DEFAULT_COVERAGE,
@@ -103,7 +127,7 @@ class OnnxRecogniser:
         """Open the folder that ``sottovoce export`` wrote, its hashes verified.
 
         Args:
-            model: The exported model.
+            model: The exported model; without one, that which comes with the package.
             min_confidence: As in the constructor.
             coverage: Likewise.
             trusted_key: Public key that must have signed the model, 64 hexadecimal digits; "" asks
@@ -125,6 +149,11 @@ class OnnxRecogniser:
         """Emotions that the model knows, in the order of the classes."""
         return self.model.record.labels
 
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """Mean that is subtracted for the voice, (inputs,), which an app may store for later."""
+        return self._mean.copy()
+
     def predict(self, signal: Signal | str | Path) -> Prediction:
         """Recognise the emotion of one recording.
 
@@ -143,12 +172,41 @@ class OnnxRecogniser:
             decision.require_signal(signal), self._reader, self._weigh, self._rule
         )
 
+    def learn_voice(self, signal: Signal | str | Path) -> int:
+        """Get used to a voice and its microphone by one recording, whatever its emotion.
+
+        The mean of the recordings takes the place of the population's, or of the user's that was
+        given, which weighs ``voice_prior_utterances`` utterances. It is held in memory alone. A
+        device folder, which keeps it and estimates it better where most speech is neutral, needs
+        ``Recogniser``.
+
+        Args:
+            signal: The user speaking, and nobody else; a path is read first.
+
+        Returns:
+            How many recordings the mean rests on now.
+
+        Raises:
+            AudioError: A file that cannot be read, or a recording that the quality gate refuses.
+            SettingError: The model subtracts no user's mean.
+        """
+        if not self.model.record.subtracts_user_mean:
+            raise SettingError("this model subtracts no user's mean: there is nothing to learn")
+        output = self._reader.require_features(decision.require_signal(signal))
+        self._voice.append(output.projected)
+        average, prior = np.mean(self._voice, axis=0), self.model.record.voice_prior_utterances
+        share = len(self._voice) / (len(self._voice) + prior)
+        self._mean = (share * average + (1 - share) * self._start_mean).astype(np.float32)
+        self._settle()
+        return len(self._voice)
+
     def _weigh(self, output: ModelOutput) -> Evidence:
         """What the model says of one recording, tempered where it is unlike what it knows."""
         return evidence.weigh_probabilities(
             self._head.compute_probabilities(output.logits, output.coordinates),
             self.model.measure_unfamiliarity(output.projected, self._mean),
             threshold=self._threshold,
+            temperature=self._temperature,
         )
 
 

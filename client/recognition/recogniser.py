@@ -64,9 +64,7 @@ class Recogniser:
     ) -> None:
         self.package = package
         self.personalisation = personalisation or default_personalisation(package)
-        self._limits = decision.Limits.settle(
-            len(package.labels), min_confidence=min_confidence, coverage=coverage
-        )
+        self._min_confidence, self._coverage = min_confidence, coverage
         self._use_personalisation()
         self._reader = FeatureReader(package.extractor, version=package.feature_version)
         self._network = package.build_network()
@@ -233,11 +231,17 @@ class Recogniser:
     def _use_personalisation(self) -> None:
         """Decide as is right for this user from here on."""
         package, own = self.package, self.personalisation
-        self._threshold = own.find_threshold(package, self._limits.coverage)
+        limits = decision.Limits.settle(
+            len(package.labels),
+            min_confidence=self._min_confidence,
+            coverage=self._coverage,
+            is_doubted=not own.has_own_mean and package.unknown_voice_temperature > 1,
+        )
+        self._threshold = own.find_threshold(package, limits.coverage)
         self._rule = DecisionRule(
             labels=package.labels,
             model_hash=package.model_hash,
-            limits=self._limits,
+            limits=limits,
             subtracts_user_mean=package.subtracts_user_mean,
             has_own_mean=own.has_own_mean,
             has_own_head=own.has_own_head,
@@ -269,6 +273,9 @@ class Recogniser:
             self.predict_probabilities(features).numpy(),
             self.package.measure_unfamiliarity(*_as_batch(features), self.personalisation.mean),
             threshold=self._threshold,
+            temperature=1.0
+            if self.personalisation.has_own_mean
+            else self.package.unknown_voice_temperature,
         )
 
 

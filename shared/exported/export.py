@@ -22,6 +22,7 @@ from sottovoce.shared.exported.model_graph import build_graph
 from sottovoce.shared.features import whisper
 from sottovoce.shared.models.model_folder import METADATA_FILE, ONNX_FILE, write_model_folder
 from sottovoce.shared.models.model_package import ModelPackage
+from sottovoce.shared.speaker.unlabelled_adaptation import BETWEEN_VARIANCE_FACTOR
 
 CARD_FILE = "MODEL_CARD.md"
 
@@ -114,7 +115,16 @@ def describe_export(package: ModelPackage, weights: WeightType) -> ExportedRecor
         basis_tag=basis.tag.hex() if basis else "",
         familiar_speech=familiar,
         model_hash=package.model_hash,
+        unknown_voice_temperature=package.unknown_voice_temperature,
+        voice_prior_utterances=_voice_prior_utterances(package),
     )
+
+
+def _voice_prior_utterances(package: ModelPackage) -> float:
+    """How many utterances of a voice weigh as much as the population's mean does."""
+    statistics = package.speaker_statistics
+    between = BETWEEN_VARIANCE_FACTOR * statistics.between.clamp(min=1e-12)
+    return float((statistics.within / between).median())
 
 
 def measure_difference(package: ModelPackage, exported: ExportedModel) -> float:

@@ -78,6 +78,10 @@ class ExportedRecord:
             where heads have none.
         familiar_speech: Where public speech lies; null where the model does not say.
         model_hash: SHA-256 to which heads are bound.
+        unknown_voice_temperature: What log probabilities are divided by while nothing is known of a
+            voice, at least 1.
+        voice_prior_utterances: How many utterances of a voice weigh as much as the population's
+            mean in the estimate of its own, above 0.
     """
 
     schema: Literal[1] = 1
@@ -92,6 +96,8 @@ class ExportedRecord:
     basis_tag: str = ""
     familiar_speech: FamiliarRecord | None = None
     model_hash: Sha256
+    unknown_voice_temperature: float = 1.0
+    voice_prior_utterances: float = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -136,6 +142,7 @@ class ExportedModel:
         if known := record.familiar_speech:
             sizes |= {len(known.mean), len(known.scale)}
         positive = known is None or min(known.limit, *known.scale) > 0
+        positive &= record.voice_prior_utterances > 0 and record.unknown_voice_temperature >= 1
         if not (positive and len(sizes) == 1 and _TAG.fullmatch(record.basis_tag)):
             raise ModelError(f"the record of the exported model is damaged; {_WAY_OUT}")
         options = onnxruntime.SessionOptions()

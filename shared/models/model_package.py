@@ -9,6 +9,7 @@ to know whose a model is pins its signer's key, and then a folder without a mani
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -72,6 +73,8 @@ class ModelPackage:
             releases and in those without public corpora, whose answers to other sounds nothing
             tempers.
         feature_version: Version of the features on which it was trained.
+        unknown_voice_temperature: What log probabilities are divided by while nothing is known of a
+            voice and its microphone, at least 1.
 
     Raises:
         ModelError: Parts that do not fit each other.
@@ -90,6 +93,7 @@ class ModelPackage:
     neutral_direction: Tensor | None = None
     familiar_speech: FamiliarSpeech | None = None
     feature_version: int = FEATURE_VERSION
+    unknown_voice_temperature: float = 1.0
 
     def __post_init__(self) -> None:
         inputs, classes = self.projection.output_size, len(self.labels)
@@ -107,6 +111,7 @@ class ModelPackage:
             "prior": self.prior.mean.classes == classes,
             "basis": self.prior.basis is None or self.prior.basis.width == self._width,
             "weights": self.weights.dtype == torch.float32,
+            "unknown_voice_temperature": 1 <= self.unknown_voice_temperature < math.inf,
             "model_hash": re.fullmatch("[0-9a-f]{64}", self.model_hash) is not None,
         }
         # All faults at once: whoever copies files by hand wants to know every one.
@@ -215,6 +220,7 @@ class ModelPackage:
             labels=self.labels,
             extractor=self.extractor,
             feature_version=self.feature_version,
+            unknown_voice_temperature=self.unknown_voice_temperature,
             model=self.spec.to_dict(),
             row_norm=self.projection.row_norm,
             subtracts_user_mean=self.subtracts_user_mean,
@@ -279,6 +285,7 @@ class ModelPackage:
             labels=record.labels,
             extractor=record.extractor,
             feature_version=record.feature_version,
+            unknown_voice_temperature=record.unknown_voice_temperature,
             spec=spec,
             weights=tensors["weights"],
             projection=PublicProjection(

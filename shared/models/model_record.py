@@ -53,6 +53,7 @@ class ModelRecord:
         model_hash: SHA-256 to which heads are bound.
         sha256: SHA-256 of ``model.safetensors``.
         feature_version: Version of the features that it reads; 1 in records of earlier releases.
+        unknown_voice_temperature: See :class:`ModelPackage`; 1 in records of earlier releases.
         fold: The fold that the model is of, in a run; "" elsewhere.
         trained_without: Speakers that the model was not trained on, in a run.
     """
@@ -67,6 +68,7 @@ class ModelRecord:
     model_hash: Sha256
     sha256: Sha256
     feature_version: int = 1
+    unknown_voice_temperature: float = 1.0
     fold: str = ""
     trained_without: tuple[str, ...] = ()
 

@@ -59,6 +59,29 @@ def measure_unfamiliarity(
     return min(float(standard_distances(row, mean, scale)) for mean in references) / limit
 
 
+def temper_probabilities(
+    probabilities: NDArray[np.float64], temperature: float
+) -> NDArray[np.float64]:
+    """Divide log probabilities by a temperature (Guo et al., ICML 2017), as of an unknown voice.
+
+    Args:
+        probabilities: Shape (classes,), summing to 1.
+        temperature: At least 1; 1 changes nothing.
+
+    Returns:
+        Shape (classes,), summing to 1, in the same order.
+
+    Example:
+        >>> temper_probabilities(np.array([0.9, 0.1]), 2.0).round(3).tolist()
+        [0.75, 0.25]
+    """
+    if temperature == 1:
+        return probabilities
+    powers: NDArray[np.float64] = probabilities ** (1 / temperature)
+    tempered: NDArray[np.float64] = powers / powers.sum()
+    return tempered
+
+
 def soften_probabilities(
     probabilities: NDArray[np.float64], unfamiliarity: float
 ) -> NDArray[np.float64]:

@@ -31,7 +31,7 @@ _NEUTRAL_SHARES = (0.7, 0.8, 0.9)
 _EVEN_MIX_PRIOR = 0.5
 """Prior probability of an even mix."""
 
-_BETWEEN_VARIANCE_FACTOR = 2.0
+BETWEEN_VARIANCE_FACTOR = 2.0
 """Ratio of users' variance to that of public speakers, who were recorded under one condition."""
 
 _OFFSET_VARIANCE_FACTOR = 0.5
@@ -71,7 +71,7 @@ def initial_posterior(
         >>> nobody.variance, enrolled.variance
         (tensor([2., 2.]), tensor([0.2222, 0.2222]))
     """
-    between = _BETWEEN_VARIANCE_FACTOR * speaker_statistics.between
+    between = BETWEEN_VARIANCE_FACTOR * speaker_statistics.between
     variance = between
     if len(neutral_rows):
         error_variance = (

@@ -3,8 +3,14 @@
 import argparse
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from torch import Tensor
+
+from sottovoce.shared.features.cache import FeatureCache
+from sottovoce.simulations.data.feature_extraction import Recording, extract_features
+from sottovoce.simulations.data.loading import cache_folder
 
 
 def build_parser(name: str, documentation: str | None) -> argparse.ArgumentParser:
@@ -35,3 +41,17 @@ def run_command(words: Sequence[str]) -> int:
     # This Python's module, not the program on PATH, which may be another version.
     done = subprocess.run([sys.executable, "-m", "sottovoce.cli", *words[1:]], check=False)
     return done.returncode
+
+
+def extract_vectors(recordings: Sequence[Recording], encoder: str) -> Mapping[str, Tensor]:
+    """Extract the features of recordings that can be used, or read them from the cache.
+
+    Args:
+        recordings: With names that are unique.
+        encoder: Name of the feature extractor.
+
+    Returns:
+        Features by clip; those that cannot be used are missing.
+    """
+    with FeatureCache(cache_folder()) as cache:
+        return extract_features(recordings, encoder, cache).features

@@ -19,16 +19,13 @@ from torch import Tensor
 from sottovoce.shared import seeding, validation
 from sottovoce.shared.atomic_files import replace_text
 from sottovoce.shared.audio import Signal
-from sottovoce.shared.features.cache import FeatureCache
 from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.simulations.corpora import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.corpora.speaker_splits import apply_protocol
-from sottovoce.simulations.data.feature_extraction import extract_features
-from sottovoce.simulations.data.loading import cache_folder
 from sottovoce.simulations.evaluation import finished_model, metrics, personalisation
 from sottovoce.simulations.evaluation.finished_model import FoldModel
-from sottovoce.simulations.experiments.commands import build_parser, run_command
+from sottovoce.simulations.experiments.commands import build_parser, extract_vectors, run_command
 
 RUNS = ("ravdess8-6fold-none-all-0", "cremad4-5fold-none-all-0", "emodb7-loso-none-all-0")
 SECONDS = (0.5, 1.0, 2.0)
@@ -171,7 +168,7 @@ def measure_padding(run: Path, corpora: Path, *, clips: int) -> dict[str, Any]:
     chosen = apply_protocol(config["protocol"], corpus)
     models = {fold: finished_model.load_fold_model(run, fold) for fold in chosen.folds}
     fold_of = {speaker: fold for fold in chosen.folds for speaker in fold.test}
-    plain = _features(chosen.corpus.clips, config["encoder"])
+    plain = extract_vectors(chosen.corpus.clips, config["encoder"])
     by_speaker = chosen.corpus.clips_by_speaker()
     tested = [clip for own in by_speaker.values() for clip in _spread(own, clips)]
     means = {
@@ -187,7 +184,7 @@ def measure_padding(run: Path, corpora: Path, *, clips: int) -> dict[str, Any]:
     right_alone: set[str] = set()
     for kind, seconds in [("none", 0.0), *((kind, s) for kind in KINDS for s in SECONDS)]:
         padded = [PaddedClip(clip=clip, kind=kind, seconds=seconds) for clip in tested]
-        features = plain if kind == "none" else _features(padded, config["encoder"])
+        features = plain if kind == "none" else extract_vectors(padded, config["encoder"])
         line: dict[str, Any] = {"kind": kind, "seconds": seconds}
         for about in ("none", "user"):
             matrix = torch.zeros(len(emotions), len(emotions), dtype=torch.int64)
@@ -229,7 +226,7 @@ def measure_transfer(run: Path, corpora: Path) -> dict[str, Any]:
     models = [finished_model.load_fold_model(run, fold) for fold in folds]
     other = open_corpus(TRANSFER_CORPUS, corpora / TRANSFER_CORPUS)
     emotions = tuple(name for name in models[0].labels if name in other.emotions)
-    features = _features(other.clips, config["encoder"])
+    features = extract_vectors(other.clips, config["encoder"])
     usable = [clip for clip in other.clips if clip.clip_id in features]
     rows = torch.stack([features[clip.clip_id] for clip in usable])
     return {
@@ -286,12 +283,6 @@ def _predict(model: FoldModel, features: Tensor, mean: Tensor) -> Tensor:
     """The likeliest classes, (utterances,)."""
     projected = model.projection.project_features(features)
     return model.predict_logits(projected, mean).argmax(1)
-
-
-def _features(recordings: Sequence[Clip | PaddedClip], encoder: str) -> Mapping[str, Tensor]:
-    """Features by clip, from the cache or computed."""
-    with FeatureCache(cache_folder()) as cache:
-        return extract_features(recordings, encoder, cache).features
 
 
 def _spread(clips: Sequence[Clip], count: int) -> Sequence[Clip]:

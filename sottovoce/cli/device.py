@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +43,17 @@ def _add_predict(commands: Commands) -> None:
     parser.add_argument(
         "--model",
         type=Path,
-        required=True,
         metavar="RUN",
-        help="a run folder, the model in it, or an exported model",
+        help="a run folder, the model in it, or an exported model (default: the model that comes "
+        "with the package)",
     )
     add_trusted_key(parser)
     add = parser.add_argument_group("personalisation").add_argument
+    add(
+        "--same-voice",
+        action="store_true",
+        help="all files are of one voice: an exported model gets used to it by them first",
+    )
     add(
         "--device",
         type=Path,
@@ -82,15 +88,25 @@ def _add_predict(commands: Commands) -> None:
 def run_predict_command(arguments: argparse.Namespace) -> int:
     """Predict each file; a bad file fails the command, after the others were done."""
     from sottovoce.shared.exported.exported_model import is_exported
+    from sottovoce.shared.models.default_model import DEFAULT_MODEL
     from sottovoce.shared.models.model_folder import find_model
 
     if (arguments.learn or arguments.label) and arguments.device is None:
         option = "--learn" if arguments.learn else "--label"
         raise SettingError(f"{option} has no device to keep what is learned; add --device")
+    arguments.model = arguments.model or DEFAULT_MODEL
     if is_exported(find_model(arguments.model)):
-        return _predict_files(arguments, _open_exported(arguments).predict)
-    recogniser = _open_recogniser(arguments)
-    labels = recogniser.package.labels
+        recogniser = _open_exported(arguments)
+        if arguments.same_voice:
+            _learn_voice(recogniser, arguments.files)
+        return _predict_files(arguments, recogniser.predict)
+    if arguments.same_voice:
+        raise SettingError(
+            f"--same-voice is for exported models, and {arguments.model} is none; let a device "
+            "keep what is learned of the voice: --device DIR --learn"
+        )
+    learner = _open_recogniser(arguments)
+    labels = learner.package.labels
     if arguments.label and find_name(arguments.label, labels) is None:
         raise SettingError(
             f"--label is {arguments.label!r}{suggest_name(arguments.label, labels)}; this model "
@@ -99,11 +115,18 @@ def run_predict_command(arguments: argparse.Namespace) -> int:
 
     def learn(signal: "Signal") -> Iterator[tuple[str, str]]:
         if arguments.learn:
-            yield "learned", recogniser.learn_voice(signal)
+            yield "learned", learner.learn_voice(signal)
         if arguments.label:
-            yield "labelled", recogniser.label_recording(signal, arguments.label)
+            yield "labelled", learner.label_recording(signal, arguments.label)
 
-    return _predict_files(arguments, recogniser.predict, learn)
+    return _predict_files(arguments, learner.predict, learn)
+
+
+def _learn_voice(recogniser: "OnnxRecogniser", files: Iterable[Path]) -> None:
+    """Get used to the voice of some files; those that cannot be used are named by the answers."""
+    for path in files:
+        with suppress(SottovoceError):
+            recogniser.learn_voice(path)
 
 
 def _open_recogniser(arguments: argparse.Namespace) -> "Recogniser":

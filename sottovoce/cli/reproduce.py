@@ -9,6 +9,7 @@ EXPERIMENTS = (
     "accuracy",
     "audit",
     "correlated-noise",
+    "default-model",
     "heads",
     "losses",
     "padding",
