@@ -9,6 +9,7 @@ import pytest
 
 from sottovoce.cli import main, reproduce
 from sottovoce.shared.features.version import FEATURE_VERSION
+from sottovoce.simulations.benchmarks import runtime
 from sottovoce.simulations.benchmarks.__main__ import format_page
 from sottovoce.simulations.experiments import padding
 
@@ -79,8 +80,14 @@ def test_the_page_of_benchmarks_is_what_its_figures_say() -> None:
     assert format_page(found) == (RESULTS / "benchmarks.md").read_text()
 
 
+def test_the_page_of_the_runtime_is_what_its_figures_say() -> None:
+    found = json.loads((RESULTS / "runtime.json").read_text())
+
+    assert runtime.format_page(found) == (RESULTS / "runtime.md").read_text()
+
+
 def test_every_page_is_checked() -> None:
-    pages = {path.stem for path in RESULTS.glob("*.md")} - {"README", "benchmarks"}
+    pages = {path.stem for path in RESULTS.glob("*.md")} - {"README", "benchmarks", "runtime"}
 
     assert pages == set(EXPERIMENTS)
 

@@ -78,11 +78,13 @@ def pass_channel(signal: Signal, *, seed: int) -> Signal:
     rng = np.random.default_rng(seeding.derive_seed(seed, "channel"))
     dry = np.asarray(signal.samples, dtype=np.float64)[0]
     response = _room_response(rng, signal.rate)
+    # A power of two, and long enough that the room does not wrap around to the start.
     size = 1 << (len(dry) + len(response) - 1).bit_length()
     frequencies = np.fft.rfftfreq(size, 1 / signal.rate).astype(np.float64)
     spectrum = np.fft.rfft(dry, size) * np.fft.rfft(response, size)
     wet = np.fft.irfft(spectrum * _gain(rng, frequencies), size)[: len(dry)]
     level = _rms(dry)
+    # The channel bends the spectrum; how loud people speak is no part of it.
     wet *= level / max(_rms(wet), 1e-9)
     noise = _noise(rng, size, frequencies)[: len(dry)]
     wet += noise * (level * 10 ** (-rng.uniform(*_SNR_DB) / 20) / max(_rms(noise), 1e-9))
@@ -97,12 +99,13 @@ def _room_response(rng: np.random.Generator, rate: int) -> Floats:
     tail *= 10 ** (-rng.uniform(*_DIRECT_DB) / 20) / max(
         float(np.sqrt(np.square(tail).sum())), 1e-9
     )
-    tail[0] = 1.0
+    tail[0] = 1.0  # the direct sound, to whose energy the tail was set
     return tail
 
 
 def _gain(rng: np.random.Generator, frequencies: Floats) -> Floats:
     """Gain at each frequency: a smooth equaliser between a low and a high cut-off."""
+    # Hearing and microphones alike bend by octaves, not by hertz.
     octaves = np.log2(np.clip(frequencies, 60, 8_000) / 60)
     points = np.linspace(0, octaves.max(), _BENDS)
     bend = np.interp(octaves, points, rng.normal(0, _BEND_DB, _BENDS))
@@ -116,8 +119,9 @@ def _gain(rng: np.random.Generator, frequencies: Floats) -> Floats:
 
 def _noise(rng: np.random.Generator, size: int, frequencies: Floats) -> Floats:
     """Noise between white and brown."""
-    slope = rng.uniform(0, 1)
+    slope = rng.uniform(0, 1)  # amplitude falls by it: 0 is white, 1 brown
     white = np.fft.rfft(rng.standard_normal(size))
+    # Level below 50 Hz: a slope without end would be all rumble.
     return np.fft.irfft(white / np.maximum(frequencies, 50) ** slope, size)
 
 

@@ -92,6 +92,7 @@ def train_public_model(
     Raises:
         CorpusError: Fewer than five speakers, or no clip behind a channel.
     """
+    # Linear: on the few thousand clips of one corpus more layers learn the corpus.
     settings = PretrainingSettings(
         spec=ModelSpec(kind="linear", inputs=recipe.projection.dims, classes=len(labels)),
         recipe=recipe,
@@ -112,6 +113,7 @@ def train_public_model(
     network = build_network(inputs.model_spec, seed=0).eval()
     load_parameters(network, inputs.initial_weights)
     prior, direction = _estimate_prior(network, held_out, labels)
+    # Where a stranger begins: the middle of all that the corpus holds.
     rows = inputs.projection.project_features(public[0].examples.features)
     package = ModelPackage(
         labels=labels,
@@ -168,6 +170,7 @@ def _with_strangers(
 ) -> SpeakerStatistics:
     """Widen how voices differ to what channels make of it, so that a strange one is soon heard."""
     rows = package.projection.project_features(features) - package.centre
+    # By speaker: a channel moves all that is said through it by the same vector.
     names = sorted(set(speakers))
     groups = torch.tensor([names.index(speaker) for speaker in speakers])
     means = public_pretraining.group_means(rows, groups)

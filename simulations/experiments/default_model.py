@@ -152,6 +152,7 @@ def _ask(clips: Sequence[Clip], learned: int) -> Iterator[Answer]:
     order = sorted(clips, key=lambda clip: seeding.derive_seed(0, "heard", clip.clip_id))
     for clip in order[:learned]:
         recogniser.learn_voice(clip.load_signal())
+    # What was learned from is not scored: a device is asked about what comes next.
     for clip in order[learned:]:
         if clip.emotion not in LABELS:
             continue
@@ -177,6 +178,7 @@ def summarise_answers(answers: Sequence[Answer]) -> dict[str, Any]:
         1.0
     """
     named = [one for one in answers if one.named]
+    # A recording that the gate refused has no probabilities to be judged by.
     judged = [one for one in answers if one.probabilities]
     chances = np.array([one.probabilities for one in judged])
     truth = np.array([one.truth for one in judged])
