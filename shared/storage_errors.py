@@ -16,7 +16,10 @@ _GONE: Final = (
     "it was moved or removed while it was in use",
     "put its folder back; where that cannot be, begin anew in another folder",
 )
-_RIGHTS: Final = ("it may not be written here", "check the permissions of its folder")
+_RIGHTS: Final = (
+    "it may not be written here",
+    "check the permissions of its folder, or choose another",
+)
 _READ_ONLY: Final = (
     "its disk can only be read",
     "choose a folder on a disk that can be written, or copy it there",
@@ -31,7 +34,10 @@ _WRITTEN_TWICE: Final = (
     "another process has written the same entries",
     "end one of the two, and go on with --resume",
 )
-_OTHER: Final = ("the disk refuses", "free some space, or check the disk and its permissions")
+_OTHER: Final = (
+    "the disk refuses",
+    "free some space, or check the disk and the path, and run again",
+)
 
 _BY_CODE: Final = {
     sqlite3.SQLITE_FULL: _SPACE,

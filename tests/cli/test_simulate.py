@@ -216,9 +216,15 @@ def test_resuming_a_finished_run_changes_nothing(
     ("error", "words"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), ["No space left", "--resume"]),
-        (OSError(errno.ENOSPC, "No space left on device", "x/y"), ["x/y: No space left"]),
-        (PermissionError(errno.EACCES, "Permission denied", "/r"), ["/r: Permission", "another"]),
-        (OSError(errno.EROFS, "Read-only file system", "/r"), ["/r: Read-only", "choose"]),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "x/y"),
+            ["x/y: the disk is full", "No space left", "free some space"],
+        ),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/r"),
+            ["/r: ", "Permission denied", "another"],
+        ),
+        (OSError(errno.EROFS, "Read-only file system", "/r"), ["/r: ", "Read-only", "choose"]),
         (OSError("odd"), ["odd", "run again"]),
     ],
 )
