@@ -40,6 +40,9 @@ _MIN_PRECISE = 2.0**-20
 _MIN_STD, _MAX_STD = 2.0**-900, 2.0**900
 """Scales whose lattice float64 can hold."""
 
+_ONE = np.float64(1).view(np.uint64)
+"""The bits of 1: its exponent, and a mantissa of zeros."""
+
 _EXTENSION_BITS = 64
 """Bits by which an undecided uniform number is extended: one random word."""
 
@@ -96,7 +99,7 @@ class SeededGaussianSampler:
 
     def add_noise(self, values: Tensor, std: float) -> Tensor:
         """See ``GaussianSampler.add_noise``."""
-        _require_finite(values)
+        _largest(values)
         return self.sample_noise(values.shape, std).add_(values)
 
     def sample_noise(self, shape: Sequence[int], std: float) -> Tensor:
@@ -136,20 +139,24 @@ class SystemGaussianSampler:
     def add_noise(self, values: Tensor, std: float) -> Tensor:
         """See ``GaussianSampler.add_noise``; the result lies on the lattice of ``std``."""
         _check_std(std)
-        _require_finite(values)
         flat = values.detach().double().reshape(-1)
+        largest = _largest(flat)
         if std == 0 or not len(flat):
             return flat.reshape(values.shape).clone()
         step = lattice_step(std)
         draws = _PairedDraws(self._draw_words, len(flat))
-        exact = draws.values.mul(std / step).add_(flat / step)
+        # Powers of two scale exactly: only the draws' product and the sum are rounded.
+        exact = draws.values.mul_(std / step).add_(flat, alpha=1 / step)
         rounded = exact.round()
         # The sum's rounding error grows with what is added; a draw of 53 bits is below 9.
-        margin = _MARGIN * std / step + 2.0**-50 * (2 * float(flat.abs().max()) + 9 * std) / step
-        # Near a half, or where float64 is not precise: the further bits may count.
-        undecided = ((exact - rounded).abs_() >= 0.5 - margin).logical_or_(draws.imprecise)
-        for index in undecided.nonzero().flatten().tolist():
-            rounded[index] = draws.round_exactly(index, float(flat[index]), std, step)
+        margin = _MARGIN * std / step + 2.0**-50 * (2 * largest + 9 * std) / step
+        distances = exact.sub_(rounded).abs_()
+        # Nearly always all are far from a half, and float64 decides: then nothing is looked up.
+        if not (draws.are_precise and float(distances.max()) < 0.5 - margin):
+            # Near a half, or where float64 is not precise: the further bits may count.
+            undecided = (distances >= 0.5 - margin).logical_or_(draws.find_imprecise())
+            for index in undecided.nonzero().flatten().tolist():
+                rounded[index] = draws.round_exactly(index, float(flat[index]), std, step)
         return rounded.mul_(step).reshape(values.shape)
 
     def sample_noise(self, shape: Sequence[int], std: float) -> Tensor:
@@ -205,15 +212,35 @@ class _PairedDraws:
         self._pairs = (size + 1) // 2
         # Python's whole numbers hold what is drawn later; most pairs never need it.
         self._extended: dict[int, tuple[int, int, int]] = {}
-        self._heads = draw_words(2 * self._pairs) >> np.uint64(64 - _UNIFORM_BITS)
-        # The midpoint of an interval of 2^-52: at most 2^-53 from the real number.
-        uniforms = torch.from_numpy((self._heads.astype(np.float64) + 0.5) * 2.0**-_UNIFORM_BITS)
-        chances, turns = uniforms[: self._pairs], uniforms[self._pairs :]
-        radii = chances.log().mul_(-2).sqrt_()
-        angles = turns.mul(2 * math.pi)
-        self.values = torch.cat([radii * angles.cos(), angles.sin_().mul_(radii)])[:size]
-        imprecise = ~_is_precise(chances, radii)
-        self.imprecise = torch.cat([imprecise, imprecise])[:size]
+        self._size = size
+        self._words = draw_words(2 * self._pairs)
+        bits = self._words >> np.uint64(64 - _UNIFORM_BITS)
+        bits |= _ONE
+        # Behind the exponent of 1 the bits are a float64 from 1 up to 2. Less what 1 is above half
+        # a bit, it is the midpoint of an interval of 2^-52: at most 2^-53 from the real number.
+        uniforms = torch.from_numpy(bits.view(np.float64)).sub_(1 - 2.0 ** -(_UNIFORM_BITS + 1))
+        self._chances, angles = uniforms.view(2, -1)
+        self._radii = self._chances.log().mul_(-2).sqrt_()
+        angles.mul_(2 * math.pi)
+        # Each half in its place: allocating and copying would cost as much as computing them.
+        halves = torch.empty_like(uniforms).view(2, -1)
+        torch.cos(angles, out=halves[0])
+        torch.sin(angles, out=halves[1])
+        self.values = halves.mul_(self._radii).view(-1)[:size]
+
+    @property
+    def are_precise(self) -> bool:
+        """Whether all draws certainly are, by the ends of the range of their chances."""
+        if not self._pairs:
+            return True
+        least, most = self._chances.aminmax()
+        # A radius is at least sqrt(2 (1 - chance)), here 2^-19.5.
+        return float(least) >= _MIN_PRECISE and float(most) <= 1 - _MIN_PRECISE**2
+
+    def find_imprecise(self) -> Tensor:
+        """Where a draw is not, see ``_is_precise``; shape (size,), bool."""
+        imprecise = ~_is_precise(self._chances, self._radii)
+        return torch.cat([imprecise, imprecise])[: self._size]
 
     def round_exactly(self, index: int, value: float, std: float, step: float) -> float:
         """Round (value + std x draw) / step, with as many further bits as that takes."""
@@ -237,8 +264,11 @@ class _PairedDraws:
 
     def _digits(self, pair: int) -> tuple[int, int, int]:
         """How many bits of a pair are drawn, and its uniforms' bits as whole numbers."""
-        first = (_UNIFORM_BITS, int(self._heads[pair]), int(self._heads[self._pairs + pair]))
-        return self._extended.get(pair, first)
+        if pair in self._extended:
+            return self._extended[pair]
+        first, second = int(self._words[pair]), int(self._words[self._pairs + pair])
+        unused = 64 - _UNIFORM_BITS
+        return _UNIFORM_BITS, first >> unused, second >> unused
 
     def _bounds(
         self, pair: int, value: float, std: float, step: float, *, is_sine: bool
@@ -272,10 +302,16 @@ def _is_precise(chances: Tensor, radii: Tensor) -> Tensor:
     return (chances >= _MIN_PRECISE).logical_and_(radii >= _MIN_PRECISE)
 
 
-def _require_finite(values: Tensor) -> None:
-    """Refuse what no noise hides."""
-    if not bool(values.isfinite().all()):
+def _largest(values: Tensor) -> float:
+    """Find the largest magnitude, 0 of nothing; refuse what no noise hides."""
+    # One pass over them: NaN and infinity are the largest where there are any.
+    if not values.numel():
+        return 0.0
+    least, most = map(float, values.aminmax())
+    largest = max(-least, most)
+    if not math.isfinite(largest):
         raise PrivacyError("a value to be noised is NaN or infinite, which noise cannot hide")
+    return largest
 
 
 def _check_std(std: float) -> None:

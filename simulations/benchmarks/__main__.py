@@ -24,9 +24,11 @@ from sottovoce.simulations.benchmarks.head_benchmarks import measure_sizes
 from sottovoce.simulations.benchmarks.local_engine import compare_workers
 from sottovoce.simulations.benchmarks.microbenchmarks import (
     DEVICE_PRIVATE_STEP,
+    ISOLATED_PRIVATE_STEP,
     NON_PRIVATE_STEP,
     PYTORCH_STEP,
     SIMULATED_PRIVATE_STEP,
+    UTTERANCES,
     Benchmark,
     list_benchmarks,
 )
@@ -45,33 +47,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=15, help="measured calls of each bench")
     parser.add_argument("--runs", type=int, default=5, help="runs of each engine")
     parser.add_argument("--no-pfl", action="store_true", help="leave out apple/pfl-research")
+    parser.add_argument(
+        "--only", default="", help="measure only what has this in its name; the rest stays as it is"
+    )
     arguments = parser.parse_args(argv)
     # One thread: times of several depend on what else the machine does.
     torch.set_num_threads(1)
     retain_freed_memory()  # as a simulation's processes do
     with tempfile.TemporaryDirectory() as folder:
-        times = _measure(Path(folder), arguments.repeats)
+        works = dict(list_benchmarks(Path(folder)))
+        chosen = {name: work for name, work in works.items() if arguments.only in name}
+        times = _measure(chosen, arguments.repeats)
         counted = measure_sizes(Path(folder))
-    on_engines = {
-        "parameters": count_parameters(build_network(SMALL.spec, 0)),
-        "harnesses": compare_harnesses(arguments.runs, pfl=not arguments.no_pfl),
-        "peak_mib": measure_peak_memory(),
-        **compare_workers(arguments.runs),
-    }
-    result = {
-        "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
-        "torch": torch.__version__,
-        "repeats": arguments.repeats,
-        # KiB on Linux, where results are made.
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "median_ms": {name: statistics.median(found) for name, found in times.items()},
-        "spread_ms": {name: [min(found), max(found)] for name, found in times.items()},
-        "private_to_plain": _ratios(times, DEVICE_PRIVATE_STEP),
-        "simulated_to_plain": _ratios(times, SIMULATED_PRIVATE_STEP),
-        "simulated_to_own": _ratios(times, SIMULATED_PRIVATE_STEP, NON_PRIVATE_STEP),
-        "bytes": counted,
-        "engines": on_engines,
-    }
+    found = _summarise(times, arguments.repeats)
+    if arguments.only:
+        earlier = json.loads((arguments.out / "benchmarks.json").read_text())
+        result = _merge(earlier, found, list(works))
+    else:
+        on_engines = {
+            "parameters": count_parameters(build_network(SMALL.spec, 0)),
+            "harnesses": compare_harnesses(arguments.runs, pfl=not arguments.no_pfl),
+            "peak_mib": measure_peak_memory(),
+            **compare_workers(arguments.runs),
+        }
+        result = found | {"bytes": counted, "engines": on_engines}
     arguments.out.mkdir(parents=True, exist_ok=True)
     replace_text(arguments.out / "benchmarks.json", json.dumps(result, indent=1) + "\n")
     replace_text(arguments.out / "benchmarks.md", format_page(result))
@@ -79,9 +78,38 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _measure(folder: Path, repeats: int) -> dict[str, list[float]]:
+def _summarise(times: Mapping[str, Sequence[float]], repeats: int) -> dict[str, Any]:
+    """Figures of what was measured, and of the machine."""
+    return {
+        "machine": f"{platform.machine()}, one thread, Python {platform.python_version()}",
+        "torch": torch.__version__,
+        "repeats": repeats,
+        # KiB on Linux, where results are made.
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "median_ms": {name: statistics.median(found) for name, found in times.items()},
+        "spread_ms": {name: [min(found), max(found)] for name, found in times.items()},
+        "private_to_plain": _ratios(times, DEVICE_PRIVATE_STEP),
+        "isolated_to_plain": _ratios(times, ISOLATED_PRIVATE_STEP),
+        "simulated_to_plain": _ratios(times, SIMULATED_PRIVATE_STEP),
+        "simulated_to_own": _ratios(times, SIMULATED_PRIVATE_STEP, NON_PRIVATE_STEP),
+    }
+
+
+def _merge(
+    earlier: Mapping[str, Any], found: Mapping[str, Any], names: Sequence[str]
+) -> dict[str, Any]:
+    """Put new figures in the place of earlier ones, in the order of these names."""
+    result = dict(earlier)
+    for key, value in found.items():
+        if isinstance(value, dict):
+            both = earlier.get(key, {}) | value
+            order = {name: place for place, name in enumerate(names)}
+            result[key] = dict(sorted(both.items(), key=lambda one: order.get(one[0], 0)))
+    return result
+
+
+def _measure(works: Mapping[str, Benchmark], repeats: int) -> dict[str, list[float]]:
     """CPU milliseconds of a call, all benches interleaved."""
-    works = dict(list_benchmarks(folder))
     calls = {}
     for name, work in works.items():
         work()  # whatever is made once
@@ -104,11 +132,19 @@ def _cpu_ms(work: Benchmark, calls: int) -> float:
     return max(1e3 * (time.process_time() - started) / calls, 1e-3)
 
 
-def _ratios(times: dict[str, list[float]], kind: str, to: str = PYTORCH_STEP) -> dict[str, float]:
-    """Of the medians of a ``kind`` of step and of another, which were interleaved."""
-    models = [name.removeprefix(to) for name in times if name.startswith(to)]
+def _ratios(
+    times: Mapping[str, Sequence[float]], kind: str, to: str = PYTORCH_STEP
+) -> dict[str, float]:
+    """Of a ``kind`` of step and of another, the median of pairs that were measured in turn."""
+    models = [
+        name.removeprefix(to)
+        for name in times
+        if name.startswith(to) and kind + name.removeprefix(to) in times
+    ]
     return {
-        model: statistics.median(times[kind + model]) / statistics.median(times[to + model])
+        model: statistics.median(
+            own / other for own, other in zip(times[kind + model], times[to + model], strict=True)
+        )
         for model in models
     }
 
@@ -123,17 +159,19 @@ def format_page(found: Mapping[str, Any]) -> str:
         lines.append(f"| {name} | {median:.2f} ({least:.2f} to {most:.2f}) |")
     columns = {
         "in a simulation, to PyTorch's": found["simulated_to_plain"],
-        "on a device, to PyTorch's": found["private_to_plain"],
+        "with a device's noise, to PyTorch's": found["private_to_plain"],
+        "on a device, to PyTorch's": found["isolated_to_plain"],
         "in a simulation, to ours without privacy": found["simulated_to_own"],
     }
-    lines += ["", "What a private step costs (ratio of medians):", ""]
+    lines += ["", "What a private step costs (median of pairs):", ""]
     lines += [f"| model | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for model in found["private_to_plain"]:
         lines.append(f"| {model} | {' | '.join(f'{c[model]:.2f}' for c in columns.values())} |")
-    lines += ["", "Simulations and devices differ in their noise alone: a device's comes from the "]
-    lines[-1] += "operating system's entropy, a simulation's from a seed. Heads on frozen features "
-    lines[-1] += "(linear, mlp) step in closed form without privacy too, where PyTorch's step pays "
-    lines[-1] += "for autograd."
+    lines += ["", "A device's noise comes from a key of the operating system's and is rounded "]
+    lines[-1] += "exactly; a simulation's comes from a seed. A device also computes each of its "
+    lines[-1] += f"{UTTERANCES} clips by itself, so that none of them rounds another's last bits, "
+    lines[-1] += "which forgoes a batch's speed. Heads on frozen features (linear, mlp) step in "
+    lines[-1] += "closed form without privacy too, where PyTorch's step pays for autograd."
     lines += ["", "| what | bytes |", "|---|---|"]
     lines += [f"| {name} | {size:,} |" for name, size in found["bytes"].items()]
     return "\n".join(lines) + "\n" + _engines_page(found["engines"])

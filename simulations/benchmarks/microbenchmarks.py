@@ -30,8 +30,10 @@ from sottovoce.simulations.benchmarks.secure_sums import list_secure_sum_benchma
 Benchmark = Callable[[], object]
 PYTORCH_STEP, NON_PRIVATE_STEP = "step of PyTorch: ", "step without privacy: "
 SIMULATED_PRIVATE_STEP, DEVICE_PRIVATE_STEP = "step private, simulated: ", "step private: "
-"""Prefixes of the names of steps. A simulation's noise is seeded; a device's comes from the
-operating system's entropy, eight draws a weight, and costs as much as the gradients."""
+ISOLATED_PRIVATE_STEP = "step private, each clip by itself: "
+"""Prefixes of the names of steps. A simulation's noise is seeded; a device's is rounded exactly,
+from a key of the operating system's. A device also computes each clip's gradient by itself, so that
+no clip rounds another's last bits."""
 UTTERANCES, FRAMES, MEL_BANDS, CLASSES = 60, 150, 64, 8
 _MODELS = {
     "linear 128": ModelSpec(kind="linear", inputs=128, classes=CLASSES),
@@ -66,10 +68,9 @@ def _steps() -> Iterator[tuple[str, Benchmark]]:
         yield f"{PYTORCH_STEP}{name}", _plain_step(spec, examples)
         yield f"{NON_PRIVATE_STEP}{name}", _step(spec, examples, NoPrivacy(), seeded)
         yield f"{SIMULATED_PRIVATE_STEP}{name}", _step(spec, examples, private, seeded)
-        yield (
-            f"{DEVICE_PRIVATE_STEP}{name}",
-            _step(spec, examples, private, SystemGaussianSampler()),
-        )
+        system = SystemGaussianSampler()
+        yield f"{DEVICE_PRIVATE_STEP}{name}", _step(spec, examples, private, system)
+        yield f"{ISOLATED_PRIVATE_STEP}{name}", _step(spec, examples, private, system, alone=True)
 
 
 def _examples(spec: ModelSpec) -> Examples:
@@ -101,8 +102,10 @@ def _step(
     examples: Examples,
     mechanism: NoPrivacy | ExampleLevelMechanism,
     noise: GaussianSampler,
+    *,
+    alone: bool = False,
 ) -> Benchmark:
-    """One step of one model."""
+    """One step of one model; ``alone`` computes each clip by itself."""
     model = build_network(spec, 0)
     start = flatten_parameters(model)
     settings = TrainingSettings(
@@ -111,6 +114,7 @@ def _step(
         ),
         mechanism=mechanism,
         class_weights=torch.ones(spec.classes),
+        isolate_examples=alone,
     )
     random = torch.Generator().manual_seed(1)
     return lambda: compute_local_update(
