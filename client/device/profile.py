@@ -309,12 +309,17 @@ class LabelledFeatures:
         order = [UNKNOWN_LABEL if name is None else labels.index(name) for name in found]
         # Index -1 reads the last entry, so that an unlabelled clip stays unlabelled.
         numbers = torch.tensor([*order, UNKNOWN_LABEL])[self.examples.labels]  # unknown is the last
-        return replace(self, examples=replace(self.examples, labels=numbers))
+        examples = replace(self.examples, labels=numbers)
+        if examples.votes is not None:
+            examples = replace(examples, votes=_reorder_votes(examples.votes, order, len(labels)))
+        return replace(self, examples=examples)
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Convert to named tensors; half precision is plenty for log-mel and halves the disk."""
         features = self.examples.features
         more = {} if self.neutral is None else {"neutral": self.neutral}
+        if self.examples.votes is not None:
+            more["votes"] = self.examples.votes
         if self.extractor:
             words = f"{self.feature_version} {self.extractor}".encode()
             more["extractor"] = torch.frombuffer(bytearray(words), dtype=torch.uint8)
@@ -334,7 +339,10 @@ class LabelledFeatures:
         words = bytes(tensors["extractor"].tolist()).decode() if "extractor" in tensors else ""
         version, _, extractor = words.partition(" ")
         examples = Examples(
-            features=tensors["features"].float(), frames=tensors["frames"], labels=tensors["labels"]
+            features=tensors["features"].float(),
+            frames=tensors["frames"],
+            labels=tensors["labels"],
+            votes=tensors.get("votes"),
         )
         return cls(
             examples=examples,
@@ -345,6 +353,15 @@ class LabelledFeatures:
             extractor=extractor,
             feature_version=int(version or FEATURE_VERSION),
         )
+
+
+def _reorder_votes(votes: Tensor, order: Sequence[int], classes: int) -> Tensor:
+    """Shares of the votes in another order of the classes, less those for what it does not have."""
+    kept = torch.zeros(len(votes), classes)
+    for ours, theirs in enumerate(order):
+        if theirs != UNKNOWN_LABEL:
+            kept[:, theirs] += votes[:, ours]
+    return kept
 
 
 def _neutral_mask(clips: LabelledFeatures) -> Tensor:

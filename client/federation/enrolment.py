@@ -115,6 +115,9 @@ def store_projected_features(
     }
     for name, (part, inputs) in subsets.items():
         parts = {"projected": inputs, "frames": part.frames, "labels": part.labels}
+        # Heads are fitted on labels: the votes are for training alone.
+        if part.votes is not None and name == "training":
+            parts["votes"] = part.votes
         tensors |= {f"{name}.{key}": value for key, value in parts.items()}
     # Names cost a hash of every clip; of a simulated device's clips nobody forgets one.
     if device.isolate_examples or feedback.list_labelled(device.vault):
@@ -149,7 +152,11 @@ def _project_features(
 
 
 def _label_counts(plan: Plan, labelled: LabelledFeatures) -> Tensor:
-    """Count the training clips of each class, clipped, shape (classes,), float64."""
+    """Count the training clips of each class, clipped, shape (classes,), float64.
+
+    A clip counts once, for the class of its majority: votes, which may be soft targets, are not
+    looked at, so that one clip more or less moves one count by 1.
+    """
     labels = labelled.examples.labels[labelled.for_training]
     counts = torch.bincount(labels, minlength=len(plan.labels)).double()
     return plan.scheme.clip_counts(plan, counts)

@@ -98,4 +98,9 @@ def prepare_examples(tensors: dict[str, Tensor], name: str, mean: Tensor) -> Exa
     """Prepare projected clips as the model's input: subtract a mean, scale and mask."""
     frames, row_norm = tensors[f"{name}.frames"], float(tensors["length"])
     inputs = normalise_and_mask(tensors[f"{name}.projected"], mean, frames, row_norm=row_norm)
-    return Examples(features=inputs, frames=frames, labels=tensors[f"{name}.labels"])
+    return Examples(
+        features=inputs,
+        frames=frames,
+        labels=tensors[f"{name}.labels"],
+        votes=tensors.get(f"{name}.votes"),
+    )

@@ -179,6 +179,7 @@ def _agree_request(plan: Plan, request: TrainRequest, *, isolate_examples: bool)
             mechanism=plan.mechanism,
             class_weights=request.class_weights,
             isolate_examples=isolate_examples,
+            progress=plan.progress(request.round),
         ),
         request_digest=digest_request(
             facts, (request.weights, request.class_weights, request.centre)

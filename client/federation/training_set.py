@@ -11,7 +11,7 @@ from sottovoce.client.device import stored_clips
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import UNKNOWN_LABEL, LabelledFeatures
 from sottovoce.client.personalisation import feedback
-from sottovoce.shared.models.examples import concatenate_examples
+from sottovoce.shared.models.examples import complete_votes, concatenate_examples
 from sottovoce.shared.printable import get_logger
 from sottovoce.shared.protocol.training_plan import Plan
 
@@ -25,6 +25,9 @@ def load_training_set(device: Device, plan: Plan, width: int) -> LabelledFeature
         device: The user's device.
         plan: Names the extractor, and the classes in their order.
         width: How many features the plan's projection reads.
+
+    Votes of raters come along where the plan trains on them; whoever labels a recording anew is its
+    only rater.
 
     Guarantees:
         - A recording counts once: a label that the user gave later replaces that of the clip as it
@@ -43,9 +46,11 @@ def load_training_set(device: Device, plan: Plan, width: int) -> LabelledFeature
         LOG.info("%s: clips without a label of this plan train nothing", device.profile.user)
     # A clip without a label of the plan still enrols its user, as one without a label does.
     clips = clips.restrict(known)
-    if plan.model.reads_frames:  # recordings are labelled for models that read a vector each
-        return clips
-    return _with_labelled(clips, device, plan, width)
+    if not plan.model.reads_frames:  # recordings are labelled for models that read a vector each
+        clips = _with_labelled(clips, device, plan, width)
+    # Votes of all clips or of none: whether a clip has some must not change how others are trained.
+    votes = complete_votes(clips.examples, len(plan.labels)) if plan.training.reads_votes else None
+    return replace(clips, examples=replace(clips.examples, votes=votes))
 
 
 def _with_labelled(

@@ -8,13 +8,14 @@ by construction.
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 from torch.optim.sgd import sgd
 
+from sottovoce.client.training.curriculum_weights import compute_curriculum_weights
 from sottovoce.client.training.gradient_factors import PerExampleGradients
 from sottovoce.client.training.linear_gradients import DenseGradients, is_dense
 from sottovoce.client.training.per_example_gradients import GradientRecorder, rebind_weights
@@ -48,8 +49,11 @@ class TrainingObjective:
         flat_weights: nn.Parameter,
         class_weights: Tensor,
         training: LocalTraining,
+        *,
+        progress: float = 1.0,
     ) -> None:
         self.flat_weights = flat_weights
+        self._progress = progress
         self.training = training
         self._model = model
         self._class_weights = class_weights
@@ -61,15 +65,32 @@ class TrainingObjective:
 
     def example_losses(self, logits: Tensor, batch: Batch) -> Tensor:
         """Compute the loss of each utterance, shape (utterances,)."""
-        labels = batch.examples.labels
-        return utterance_losses(self._loss, logits, labels, self._class_weights, self._smoothing)
+        targets = self._targets(batch)
+        each = utterance_losses(self._loss, logits, targets, self._class_weights, self._smoothing)
+        weights = self._curriculum_weights(logits, batch)
+        return each if weights is None else each * weights
 
     def logit_gradients(self, logits: Tensor, batch: Batch, scale: float) -> Tensor:
         """Differentiate the summed losses in the logits, shape (utterances, classes)."""
-        labels = batch.examples.labels
-        return logit_gradients(
-            self._loss, logits, labels, self._class_weights, self._smoothing, scale
+        targets = self._targets(batch)
+        # Before the loss's own gradient, which may take the logits' place.
+        weights = self._curriculum_weights(logits, batch)
+        found = logit_gradients(
+            self._loss, logits, targets, self._class_weights, self._smoothing, scale
         )
+        return found if weights is None else found.mul_(weights.unsqueeze(1))
+
+    def _curriculum_weights(self, logits: Tensor, batch: Batch) -> Tensor | None:
+        """Factor of each utterance's loss; None where all count in full."""
+        return compute_curriculum_weights(
+            self.training.curriculum, logits, batch.examples, self._progress
+        )
+
+    def _targets(self, batch: Batch) -> Tensor:
+        """What each utterance is trained towards: its class, or the shares of its votes."""
+        # An utterance's votes are its own, so its gradient still depends on it alone.
+        votes = batch.examples.votes if self.training.targets == "soft" else None
+        return batch.examples.labels if votes is None else votes
 
     @cached_property
     def _recorder(self) -> GradientRecorder:
@@ -129,8 +150,9 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         mechanism: GradientMechanism,
         noise: GaussianSampler,
     ) -> None:
+        self._flat: list[Any] = [flat_weights]  # Opacus puts attributes of its own on them
         super().__init__(
-            _Descent([flat_weights], training),
+            _Descent(self._flat, training),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip_norm,
             expected_batch_size=training.denominator,
@@ -139,13 +161,18 @@ class _SourcedOptimizer(DPOptimizer):  # type: ignore[misc]  # opacus has no typ
         self._sum_norm = math.inf if mechanism.sum_norm is None else mechanism.sum_norm
         self._gradients: PerExampleGradients | None = None
 
+    @property
+    def params(self) -> list[Any]:
+        """The flat weights; Opacus looks for them nine times a step in the optimizer's groups."""
+        return self._flat
+
     def take(self, gradients: PerExampleGradients | None, *, last: bool) -> None:
         """Clip a part of a batch and add it up; after the ``last`` part, noise the sum and step.
 
         Opacus keeps its count of parts by ``grad_sample``; the norms stand in for gradients that
         were never written out.
         """
-        self.zero_grad()
+        self.zero_grad(set_to_none=True)  # as it always is here; else Opacus logs that it will be
         self._gradients = gradients
         for weight in self.params:
             weight.grad_sample = weight.new_zeros(0) if gradients is None else gradients.norms

@@ -29,6 +29,8 @@ from sottovoce.shared.protocol.local_training import GradientMechanism, LocalTra
 
 LOG = get_logger("sottovoce.client")
 
+_VOTE_ROUNDING = 1e-4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class LocalUpdate:
@@ -57,6 +59,7 @@ class TrainingSettings:
             hides it. On a device it must be: in one call for all of them, how the last bits are
             rounded depends on how many there are, and weights that a server makes for it can blow
             that up (Casacuberta et al. 2022). A simulation's server is honest.
+        progress: Which part of the rounds is over, in [0, 1], by which a curriculum weighs losses.
 
     Example:
         >>> from sottovoce.shared.protocol.local_training import NoPrivacy
@@ -72,6 +75,7 @@ class TrainingSettings:
     mechanism: GradientMechanism
     class_weights: Tensor
     isolate_examples: bool = False
+    progress: float = 1.0
 
 
 def compute_local_update(
@@ -144,7 +148,9 @@ def compute_local_update(
             generator.set_state(cast(Tensor, began))
         # A clone: momentum and steps write into it, and the caller's weights stay.
         current = nn.Parameter(initial_weights.clone())
-        objective = TrainingObjective(model, current, settings.class_weights, training)
+        objective = TrainingObjective(
+            model, current, settings.class_weights, training, progress=settings.progress
+        )
         step = kind(objective)
         batches = (
             sample_batch(model, examples, training.sample_rate, sampler, generator)
@@ -203,7 +209,9 @@ def compute_gradient_sum(
     training.loss.require_uncoupled()
     weights = flatten_parameters(model) if initial_weights is None else initial_weights
     current = nn.Parameter(weights.clone())
-    objective = TrainingObjective(model, current, settings.class_weights, training)
+    objective = TrainingObjective(
+        model, current, settings.class_weights, training, progress=settings.progress
+    )
     sampler = SeededPoissonSampler(generator) if sampler is None else sampler
     batch = sample_batch(model, examples, training.sample_rate, sampler, generator)
     total = torch.zeros(len(weights), dtype=torch.float64)
@@ -245,4 +253,17 @@ def _check(model: Network, examples: Examples, class_weights: Tensor) -> None:
         raise ModelError(
             f"labels run from {least} to {most}; they must lie in "
             f"[0, {model.classes}): check the plan's label order"
+        )
+    if examples.votes is not None:
+        _check_votes(examples.votes, (len(examples), model.classes))
+
+
+def _check_votes(votes: Tensor, shape: tuple[int, int]) -> None:
+    """Refuse votes that are no shares."""
+    usable = votes.shape == shape and bool((votes >= 0).all())
+    # Written so that NaN fails; rounding of many votes stays far below the limit.
+    if not usable or not bool(((votes.sum(1) - 1).abs() <= _VOTE_ROUNDING).all()):
+        raise ModelError(
+            f"votes of shape {tuple(votes.shape)} do not fit; they must be {shape}, 0 or above, "
+            "and sum to 1 for each utterance: check the labels of the raters"
         )

@@ -1,6 +1,6 @@
 """Poisson sampling of the utterances that join a step of training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,6 +64,4 @@ def _trim(examples: Examples) -> Examples:
         return examples
     # The longest of those who joined: padding beyond it costs time and means nothing.
     longest = int(examples.frames.max())
-    return Examples(
-        features=examples.features[:, :longest], frames=examples.frames, labels=examples.labels
-    )
+    return replace(examples, features=examples.features[:, :longest])

@@ -13,7 +13,12 @@ from sottovoce.shared.models.losses import CROSS_ENTROPY, Loss
 from sottovoce.shared.models.spec import MODEL_KINDS, POOLINGS
 from sottovoce.shared.privacy.bounds import PrivacyBounds, UserLevelSettings
 from sottovoce.shared.privacy.target import BudgetShares
-from sottovoce.shared.protocol.local_training import MIN_SAMPLE_RATE
+from sottovoce.shared.protocol.local_training import (
+    MIN_SAMPLE_RATE,
+    NO_CURRICULUM,
+    TARGETS,
+    Curriculum,
+)
 from sottovoce.shared.validation import MAX_FACTOR, MIN_FACTOR
 
 CLASS_EXPONENTS = {"inverse": 1.0, "root": 0.5, "none": 0.0}
@@ -38,6 +43,9 @@ class Recipe:
         bias_feature: The constant that the last layer's bias weighs.
         label_smoothing: Share of the target spread over all classes.
         loss: What training makes small, and the loss's own settings.
+        targets: ``majority`` trains towards labels, ``soft`` towards the shares of the raters'
+            votes where a clip has several; counts, heads and figures go by the majority always.
+        curriculum: Which utterances count less in early rounds.
         pretraining_weight_decay: L2 penalty of that head.
         steps: Local steps a round.
         sample_rate: Probability that an utterance joins a step.
@@ -69,6 +77,8 @@ class Recipe:
     bias_feature: float = 1.0
     label_smoothing: float = 0.0
     loss: Loss = CROSS_ENTROPY
+    targets: str = "majority"
+    curriculum: Curriculum = NO_CURRICULUM
     pretraining_weight_decay: float = 1e-3
     steps: int = 1
     sample_rate: float = 1.0
@@ -91,8 +101,10 @@ class Recipe:
         validation.require_one_of(MODEL_KINDS, model=self.model)
         validation.require_one_of(POOLINGS, pooling=self.pooling)
         validation.require_one_of(CLASS_EXPONENTS, class_weights=self.class_weights)
+        validation.require_one_of(TARGETS, targets=self.targets)
         self._check_numbers()
         self.loss.check_smoothing(self.label_smoothing)
+        self.curriculum.check_loss(self.loss)
         self.bounds  # noqa: B018  (raises where one is not above 0)
 
     def _check_numbers(self) -> None:
@@ -125,6 +137,11 @@ class Recipe:
             count_noise=self.count_noise,
             user=self.user,
         )
+
+    @property
+    def reads_votes(self) -> bool:
+        """Whether training looks at the votes of raters, and not at labels alone."""
+        return self.targets == "soft" or self.curriculum.kind == "agreement"
 
     @property
     def reads_frames(self) -> bool:
@@ -180,10 +197,11 @@ SECURE_UTTERANCE_RECIPE = replace(
     UTTERANCE_RECIPE,
     projection=replace(UTTERANCE_RECIPE.projection, dims=256),
     calibration_subtracted_share=0.0,
-    aggregation=replace(UTTERANCE_RECIPE.aggregation, learning_rate=500.0),
+    aggregation=replace(UTTERANCE_RECIPE.aggregation, learning_rate=300.0),
 )
-"""Less noise bears more inputs, and rates that the noise alone limits, by the number of clips. What
-sums noise, devices cannot take back: they never learn their own noised contribution."""
+"""Less noise bears more inputs and larger rates, by the number of clips: above 300 rounds swing up
+and down in place of getting better. Devices cannot take back noise that is in the sums: they never
+learn their own noised contribution."""
 
 USER_RECIPE = replace(
     UTTERANCE_RECIPE,

@@ -22,11 +22,14 @@ class Examples:
         frames: Real frames of each utterance, shape (utterances,), int64; 1 where features are
             one vector.
         labels: Class of each utterance, shape (utterances,), int64.
+        votes: Share of the raters' votes that each class got, shape (utterances, classes),
+            float32, rows sum to 1; None where nobody asked several raters.
     """
 
     features: Tensor
     frames: Tensor
     labels: Tensor
+    votes: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.labels.shape[0])
@@ -43,7 +46,10 @@ class Examples:
             tensor([1])
         """
         return Examples(
-            features=self.features[index], frames=self.frames[index], labels=self.labels[index]
+            features=self.features[index],
+            frames=self.frames[index],
+            labels=self.labels[index],
+            votes=None if self.votes is None else self.votes[index],
         )
 
 
@@ -105,4 +111,52 @@ def concatenate_examples(parts: Sequence[Examples]) -> Examples:
         features=torch.cat(features),
         frames=torch.cat([part.frames for part in parts]),
         labels=torch.cat([part.labels for part in parts]),
+        votes=_concatenate_votes(parts),
+    )
+
+
+def complete_votes(examples: Examples, classes: int) -> Tensor:
+    """Complete the shares of raters' votes: an utterance without usable ones has its label's alone.
+
+    Args:
+        examples: With votes or without.
+        classes: How many classes there are.
+
+    Returns:
+        Shape (utterances, classes), float32; rows sum to 1, or are zeros where the label is
+        unknown and there are no votes.
+
+    Guarantees:
+        - Each row depends on its own utterance alone. A NaN, an infinity or a share below 0 leaves
+          its utterance the label.
+
+    Example:
+        >>> both = stack_utterances([torch.zeros(3), torch.ones(3)], labels=[0, 1])
+        >>> complete_votes(both, 2)
+        tensor([[1., 0.],
+                [0., 1.]])
+    """
+    certain = _label_shares(examples, classes)
+    votes = examples.votes
+    if votes is None or votes.shape != certain.shape:
+        return certain
+    total = votes.sum(1, keepdim=True)
+    usable = (votes >= 0).all(1, keepdim=True) & total.isfinite() & (total > 0)
+    # A share of a broken row is no number, which a mere product with 0 would keep.
+    return torch.where(usable, votes / total.clamp(min=torch.finfo(total.dtype).tiny), certain)
+
+
+def _label_shares(examples: Examples, classes: int) -> Tensor:
+    """Shares that give all to the label, shape (utterances, classes), float32."""
+    # A label of -1 is unknown: it matches no class, and its row stays at zeros.
+    return (examples.labels[:, None] == torch.arange(classes)).float()
+
+
+def _concatenate_votes(parts: Sequence[Examples]) -> Tensor | None:
+    """Votes of several batches; an utterance without any has all of its label's."""
+    widths = [part.votes.shape[1] for part in parts if part.votes is not None]
+    if not widths:
+        return None
+    return torch.cat(
+        [_label_shares(part, max(widths)) if part.votes is None else part.votes for part in parts]
     )

@@ -27,6 +27,7 @@ from sottovoce.shared.privacy.scheme import PrivacyScheme
 from sottovoce.shared.privacy.schemes import scheme_of
 from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import (
+    NO_CURRICULUM,
     ExampleLevelMechanism,
     GradientMechanism,
     LocalTraining,
@@ -97,6 +98,7 @@ class Plan:
                 f"labels {self.labels} do not name the model's {self.model.classes} classes, "
                 "each once"
             )
+        self.training.loss.require_coordinates(self.model.classes)
         noises = [self.mechanism.noise_multiplier, self.count_noise]
         parts = (self.centre, self.normaliser, self.calibration)
         noises += [part.noise_multiplier for part in parts if part]
@@ -127,6 +129,10 @@ class Plan:
     def extra_coordinates(self) -> int:
         """How many numbers a device sends beside its update."""
         return self.scheme.extra_coordinates(self)
+
+    def progress(self, number: int) -> float:
+        """Which part of the rounds is over in one of them, from 0 in the first to 1 in the last."""
+        return (number - 1) / (self.rounds - 1) if self.rounds > 1 else 1.0
 
     def normaliser_release(self) -> Release | None:
         """The ledger's record of the training normaliser; None where there is none to book.
@@ -171,6 +177,12 @@ class Plan:
         record = asdict(self) | {"user": self.user.to_dict() if self.user else None}
         if self.training.loss == CROSS_ENTROPY:  # plans from before there were others keep theirs
             del record["training"]["loss"]
+        else:
+            record["training"]["loss"] = self.training.loss.to_dict()
+        if self.training.targets == "majority":  # likewise
+            del record["training"]["targets"]
+        if self.training.curriculum == NO_CURRICULUM:
+            del record["training"]["curriculum"]
         if not self.unit:  # plans of the units that are built in travel as they always did
             del record["unit"]
         if self.secure_sums is None:  # likewise

@@ -28,6 +28,16 @@ TITLES: Mapping[str, str] = {
 }
 """Every name that ``open_corpus`` takes, with a line on what it is."""
 
+_CREMAD_VOTES: Mapping[str, str] = {
+    "a": "anger",
+    "d": "disgust",
+    "f": "fear",
+    "h": "happy",
+    "n": "neutral",
+    "s": "sad",
+}
+"""Columns of CREMA-D's table of votes, and what its labels are called."""
+
 _BESIDE = (".", "extra", "processedResults", "..", "../extra", "../processedResults")
 
 
@@ -173,7 +183,11 @@ def _cremad_extras(clips: Sequence[Clip], folder: Path) -> tuple[list[Clip], lis
     votes = _table(folder, "summaryTable.csv", "FileName", "MultiModalVote")
     ages = _table(folder, "VideoDemographics.csv", "ActorID", "Age")
     sexes = _table(folder, "VideoDemographics.csv", "ActorID", "Sex")
-    full = [_with_extras(clip, votes, ages, sexes) for clip in clips]
+    counts = _vote_counts(folder)
+    full = [
+        replace(clip, votes=counts.get(_official_name(clip), ()))
+        for clip in (_with_extras(clip, votes, ages, sexes) for clip in clips)
+    ]
     without_vote = [clip.clip_id for clip in full if clip.vote is None]
     note = make_finding(
         "clips without a listeners' vote", without_vote, "kept; cremad4-5fold leaves out"
@@ -185,23 +199,57 @@ def _with_extras(
     clip: Clip, votes: Mapping[str, str], ages: Mapping[str, str], sexes: Mapping[str, str]
 ) -> Clip:
     """One CREMA-D clip with all that is known about it."""
-    stem = Path(clip.clip_id).stem
-    # One widespread copy cut a final XX to X; the tables have the official name.
-    official = stem + "X" if stem.endswith("_X") else stem
     actor = clip.speaker.removeprefix("cremad_")
     age = ages.get(actor, "")
     return replace(
         clip,
-        vote=votes.get(official),
+        vote=votes.get(_official_name(clip)),
         age=int(age) if clip.age is None and age.isdigit() else clip.age,
         gender=clip.gender or sexes.get(actor, "").lower() or None,
     )
 
 
+def _official_name(clip: Clip) -> str:
+    """A CREMA-D clip's name in the official tables."""
+    stem = Path(clip.clip_id).stem
+    # One widespread copy cut a final XX to X; the tables have the official name.
+    return stem + "X" if stem.endswith("_X") else stem
+
+
+def _vote_counts(folder: Path) -> dict[str, tuple[tuple[str, int], ...]]:
+    """How often listeners chose each emotion of a clip that they heard and saw, by its name.
+
+    They are the votes whose majority ``summaryTable.csv`` has as ``MultiModalVote``.
+    """
+    path = _find_beside(folder, "tabulatedVotes.csv")
+    if path is None:
+        return {}
+    table = read_table(path, Tally(), wanted=("filename", *_CREMAD_VOTES))
+    if not {"filename", *_CREMAD_VOTES} <= set(table.columns):
+        raise CorpusError(
+            f"{path} lacks the columns fileName, {', '.join(_CREMAD_VOTES).upper()}; restore the "
+            "official file"
+        )
+    counts: dict[str, tuple[tuple[str, int], ...]] = {}
+    for row in table.rows:
+        # Row numbers begin with 1 for sound, 2 for the face alone, 3 for both.
+        if row[""].startswith("3"):
+            cells = ((word, row[column]) for column, word in _CREMAD_VOTES.items())
+            counts[row["filename"]] = tuple(
+                (word, int(cell)) for word, cell in cells if cell.isdecimal() and int(cell)
+            )
+    return counts
+
+
+def _find_beside(folder: Path, file: str) -> Path | None:
+    """A table that lies beside the clips, if there is one."""
+    paths = (folder / beside / file for beside in _BESIDE)
+    return next((path for path in paths if path.is_file()), None)
+
+
 def _table(folder: Path, file: str, key: str, value: str) -> dict[str, str]:
     """Two columns of a table that lies beside the clips; empty where there is no such table."""
-    paths = [folder / beside / file for beside in _BESIDE]
-    path = next((path for path in paths if path.is_file()), None)
+    path = _find_beside(folder, file)
     if path is None:
         return {}
     wanted = identity_key(key), identity_key(value)

@@ -39,6 +39,7 @@ class Clip:
         statement: What is said.
         session: In which session it was recorded.
         vote: Emotion that listeners perceived, in the corpus's code, where the corpus asked some.
+        votes: How many raters chose each class, as (class, count), where several were asked.
         rater: Who chose the label, where a corpus has one row a rater.
         source_sha256: SHA-256 of the original file, where this one was re-encoded from it.
         other_columns: Cells of the manifest without a meaning here, by column; folds can be made
@@ -58,6 +59,7 @@ class Clip:
     statement: str | None = None
     session: str | None = None
     vote: str | None = None
+    votes: tuple[tuple[str, int], ...] = ()
     rater: str | None = None
     source_sha256: str | None = None
     other_columns: tuple[tuple[str, str], ...] = ()

@@ -55,7 +55,9 @@ def label_clips(clips: Sequence[Clip], user_map: UserLabelMap | None = None) -> 
     clips, renamed = _unify_speakers(clips)
     labels = {clip.label for clip in clips}
     reader = _LabelReader(user_map, *_find_code_book(labels, user_map))
-    outcomes = {label: reader.read_label(label) for label in labels}
+    # A table of votes names classes that no clip of this copy may be labelled with.
+    named = labels | {word for clip in clips for word, _ in clip.votes}
+    outcomes = {label: reader.read_label(label) for label in named}
     _refuse_ratings(clips, outcomes)
     outcomes = _unify_classes(outcomes)
     voted, notes = _vote(clips, outcomes)
@@ -209,7 +211,15 @@ def _vote(
             left[winner].append(name)
         else:
             chosen = next(row for row in rows if winner in outcomes[row.label])
-            voted.append(replace(chosen, emotion=winner, rater=None))
+            counts = tuple((name, n) for name, n in sorted(votes.items()) if name not in _LEFT_OUT)
+            voted.append(
+                replace(
+                    chosen,
+                    emotion=winner,
+                    rater=None,
+                    votes=counts if several else _name_votes(chosen, outcomes),
+                )
+            )
             if several and (len(votes) > 1 or any(row.rater for row in rows)):
                 rated.append(name)
             elif several:
@@ -221,6 +231,15 @@ def _vote(
         *(make_finding(_LEFT_OUT[kind], names, "left out") for kind, names in left.items()),
     ]
     return voted, [note for note in notes if note.count]
+
+
+def _name_votes(clip: Clip, outcomes: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, int], ...]:
+    """The votes that a corpus's own table has of a clip, by class."""
+    counts: Counter[str] = Counter()
+    for word, count in clip.votes:
+        for outcome in outcomes[word]:
+            counts[outcome] += count
+    return tuple((name, count) for name, count in sorted(counts.items()) if name not in _LEFT_OUT)
 
 
 def _count_votes(rows: Sequence[Clip], outcomes: Mapping[str, tuple[str, ...]]) -> Counter[str]:

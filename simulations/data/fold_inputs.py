@@ -58,6 +58,7 @@ class FoldInputs:
         model_spec: The shared model.
         initial_weights: Where training starts, shape (params,), float32.
         held_out_file: File of public speakers for the heads' prior; None without.
+        reads_votes: Whether training looks at the votes of raters.
     """
 
     labels: tuple[str, ...]
@@ -69,14 +70,29 @@ class FoldInputs:
     model_spec: ModelSpec
     initial_weights: Tensor
     held_out_file: Path | None
+    reads_votes: bool = False
 
     def build_examples(self, clips: Sequence[Clip], *, labelled: bool = True) -> Examples:
         """Clips as examples; unlabelled ones carry -1."""
         index = {label: number for number, label in enumerate(self.labels)}
         labels = [index[clip.emotion] if labelled else -1 for clip in clips]
-        return stack_utterances(
+        examples = stack_utterances(
             [self.features[clip.clip_id] for clip in clips], labels, max_frames=MAX_FRAMES
         )
+        if not self.reads_votes or not labelled:
+            return examples
+        return replace(examples, votes=torch.tensor([self._vote_shares(clip) for clip in clips]))
+
+    def _vote_shares(self, clip: Clip) -> list[float]:
+        """Shares of a clip's votes among the run's classes; its label's alone where there are none.
+
+        Votes for classes that the run does not have are left out.
+        """
+        counts = dict(clip.votes)
+        total = sum(counts.get(label, 0) for label in self.labels)
+        if not total:
+            return [float(label == clip.emotion) for label in self.labels]
+        return [counts.get(label, 0) / total for label in self.labels]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -166,6 +182,7 @@ def pretrain(
         model_spec=spec,
         initial_weights=weights,
         held_out_file=held_out,
+        reads_votes=recipe.reads_votes,
     )
 
 

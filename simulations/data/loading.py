@@ -113,9 +113,13 @@ def load_corpus(
     on_message: OnMessage,
     on_progress: OnProgress,
     *,
+    recipe: Recipe | None = None,
     workers: int = 1,
 ) -> LoadedCorpus:
-    """Open the users' corpus, split its speakers, compute features."""
+    """Open the users' corpus, split its speakers, compute features.
+
+    A ``recipe`` that does not go with its emotions is refused before features are computed.
+    """
     corpus = _open(data, data.corpus, data.folder)
     for line in corpus.format_mapping():
         on_message(f"label {line}")
@@ -132,6 +136,13 @@ def load_corpus(
     _require_neutral_clips(data.enrolment, chosen.corpus)
     for line in enrolment_messages(data.enrolment, chosen.corpus):
         on_message(line)
+    if recipe:
+        recipe.loss.assign_coordinates(chosen.corpus.emotions)
+        if recipe.reads_votes and not any(clip.votes for clip in chosen.corpus.clips):
+            on_message(
+                f"no clip of {corpus.name} has the votes of several raters: training goes by "
+                "labels, whatever targets and curriculum ask for"
+            )
     loader = _FeatureLoader(data.encoder, workers, on_message, on_progress)
     # With the clips that cannot be used: each is named and counted.
     everything = replace(chosen.corpus, clips=(*chosen.corpus.clips, *unusable))
@@ -340,7 +351,7 @@ def load_corpora(
     # Opened first: a public corpus that is not there is known before features are computed.
     public = open_public_corpora(data) if needs_public else []
     with FeatureCache(cache_folder()) as cache:
-        loaded = load_corpus(data, cache, on_message, on_progress, workers=workers)
+        loaded = load_corpus(data, cache, on_message, on_progress, recipe=recipe, workers=workers)
     if not needs_public:
         return loaded, []
     return loaded, load_public_corpora(

@@ -39,6 +39,8 @@ from sottovoce.simulations.scenario.settings import PlanSettings
 
 _TRAINING_SETTINGS = (
     "user",
+    "targets",
+    "curriculum",
     "aggregation",
     "clip_norm",
     "steps",
@@ -197,6 +199,7 @@ def _restore_inputs(
         model_spec=replace(plan.model, inputs=result.projection.output_size),
         initial_weights=result.initial_weights,
         held_out_file=held_out,
+        reads_votes=plan.training.reads_votes,
     )
 
 

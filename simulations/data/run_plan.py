@@ -40,5 +40,5 @@ def check_budget(settings: PlanSettings, target: PrivacyTarget) -> None:
     Raises:
         SettingError: The budget is too small.
     """
-    plan = plan_without_noise(settings, run="", labels=("one", "other"), inputs=1)
+    plan = plan_without_noise(settings, run="", labels=("neutral", "happy"), inputs=1)
     noise_calibration.add_noise(plan, target, settings.recipe.bounds)

@@ -172,7 +172,7 @@ def load_head_prior(
         public_speakers,
         classes=classes,
         smoothing=float(training.get("label_smoothing", 0.0)),
-        loss=Loss(**training.get("loss", {})),
+        loss=Loss.from_dict(training.get("loss", {})),
     )
     if not plan.get("calibration") or prior.scores is None:
         return replace(prior, basis=released.basis), None

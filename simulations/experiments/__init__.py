@@ -1,6 +1,8 @@
 """Experiments behind docs/results: one module a page, run by ``sottovoce reproduce NAME``."""
 
 __all__ = [
+    "ablation",
+    "default_model",
     "accuracy",
     "audit",
     "commands",

@@ -23,7 +23,7 @@ from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.shared.printable import print_lines
-from sottovoce.simulations.corpora.speaker_splits import Fold
+from sottovoce.simulations.corpora.speaker_splits import PUBLISHED_PROTOCOLS, Fold
 from sottovoce.simulations.data import loading
 from sottovoce.simulations.data.fold_inputs import FoldInputs
 from sottovoce.simulations.data.pretraining import build_fold_inputs, build_plan
@@ -72,7 +72,7 @@ class LossRun:
 
     def build_scenario(self, corpora: Path) -> Scenario:
         """Build the scenario of the run."""
-        corpus = "".join(filter(str.isalpha, self.protocol.split("-")[0]))
+        corpus = PUBLISHED_PROTOCOLS[self.protocol].corpus
         public = PUBLIC[self.protocol]
         settings = {
             "corpus": corpus,

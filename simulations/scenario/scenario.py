@@ -18,6 +18,7 @@ from sottovoce.shared.models.losses import CROSS_ENTROPY
 from sottovoce.shared.privacy.scheme import PrivacyScheme
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.shared.privacy.target import PrivacyTarget
+from sottovoce.shared.protocol.local_training import NO_CURRICULUM
 from sottovoce.shared.validation import format_value
 from sottovoce.simulations.scenario.file_settings import PublicCorpusSettings, ScenarioSettings
 from sottovoce.simulations.scenario.population import PopulationSettings
@@ -148,6 +149,12 @@ class Scenario:
         record["public"], record["baselines"] = list(record["public"]), list(record["baselines"])
         if self.recipe.loss == CROSS_ENTROPY:  # runs from before other losses keep their names
             del record["recipe"]["loss"]
+        else:
+            record["recipe"]["loss"] = self.recipe.loss.to_dict()
+        if self.recipe.targets == "majority":  # likewise
+            del record["recipe"]["targets"]
+        if self.recipe.curriculum == NO_CURRICULUM:
+            del record["recipe"]["curriculum"]
         for name in ("label_map", "follow_links"):  # likewise
             if not record[name]:
                 del record[name]

@@ -95,6 +95,7 @@ def build_parser() -> CommandParser:
         export.add_export_command,
         encoder.add_encoder_commands,
         reproduce.add_reproduce_command,
+        reproduce.add_ablate_command,
     ):
         add(commands)
     add_completion_option(parser)

@@ -67,6 +67,7 @@ def run_plain_rounds(
                 ),
                 mechanism=plan.mechanism,
                 class_weights=weights,
+                progress=plan.progress(number),
             )
             update = compute_local_update(
                 model, examples, training, SeededGaussianSampler(random), random

@@ -91,6 +91,7 @@ _LEARNED = _user(NoiseSource.SERVER)
 PLANS = {
     "none": NONE,
     "utterance": UTTERANCE,
+    "votes": replace(UTTERANCE, training=replace(UTTERANCE.training, targets="soft")),
     "user": replace(NONE, user=_LEARNED),
     "learned": replace(
         NONE,
@@ -170,6 +171,17 @@ def _filled(value: float) -> Change:
     return change
 
 
+def _voted(share: float) -> Change:
+    """One clip that several raters heard, each of whose labels got this share of the votes."""
+
+    def change(clips: LabelledFeatures, index: int) -> LabelledFeatures:
+        votes = torch.eye(len(OWN_LABELS))[clips.examples.labels.clamp(min=0)]
+        votes[index] = share
+        return replace(clips, examples=replace(clips.examples, votes=votes))
+
+    return change
+
+
 CHANGES: dict[str, Change] = {
     "removed": _removed,
     "relabelled": _relabelled(0),
@@ -179,6 +191,8 @@ CHANGES: dict[str, Change] = {
     "not a number": _filled(math.nan),
     "infinite": _filled(math.inf),
     "far off": _filled(1e30),
+    "raters who do not agree": _voted(0.25),
+    "votes that are no numbers": _voted(math.nan),
 }
 
 

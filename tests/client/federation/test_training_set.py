@@ -1,5 +1,7 @@
 """What a user labels trains in the next run, once a recording, until it is forgotten."""
 
+import logging
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from sottovoce.client.device import stored_clips
 from sottovoce.client.device.consent import Purpose
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.profile import UNKNOWN_LABEL, LabelledFeatures
-from sottovoce.client.federation import enrolment, model_inputs
+from sottovoce.client.federation import enrolment, final_model, model_inputs
 from sottovoce.client.federation.training_set import load_training_set
 from sottovoce.client.personalisation import feedback
 from sottovoce.client.personalisation.feedback import FeedbackStore
@@ -24,6 +26,7 @@ from sottovoce.shared.models.examples import Examples
 from sottovoce.shared.models.model_package import ModelPackage
 from sottovoce.shared.models.projection import identity_projection
 from sottovoce.shared.models.spec import ModelSpec
+from sottovoce.shared.protocol.messages import FinalModelRequest
 from sottovoce.shared.speaker.normalisation import default_statistics
 
 LABELS = ("angry", "happy", "sad")
@@ -117,17 +120,25 @@ def test_a_corrected_clip_counts_once_for_the_head_too(tmp_path: Path) -> None:
     assert torch.equal(heads[0].bias, heads[1].bias)
 
 
-def test_what_no_model_of_the_plan_can_read_trains_nothing(tmp_path: Path) -> None:
+def test_what_no_model_of_the_plan_can_read_trains_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="sottovoce.client")
     one = device(tmp_path)
     before = training_rows(one)
+    assert not caplog.messages, "every label is known"
     label(one, SPEECH[2], "sad", extractor="nose")
     assert training_rows(one) == before
 
     other = replace(PLAN, extractor="nose", labels=("angry", "bored", "happy"))
     held = load_training_set(one, other, WIDTH)
     assert held.examples.labels[held.for_training].tolist() == [0, 2]
-    wider = load_training_set(one, PLAN, WIDTH + 1)
-    assert (len(wider.examples), wider.examples.features.shape[1]) == (0, WIDTH + 1)
+    load_training_set(one, replace(PLAN, labels=("angry", "bored", "sad")), WIDTH)
+    (said,) = caplog.messages
+    assert "without a label of this plan" in said, "to the owner alone"
+    for kind, shape in (("linear", (0, WIDTH + 1)), ("tcn", (0, 1, WIDTH + 1))):
+        plan = replace(PLAN, model=replace(SPEC, kind=kind))
+        assert load_training_set(one, plan, WIDTH + 1).examples.features.shape == shape
 
 
 def test_a_device_without_clips_joins_a_run(tmp_path: Path) -> None:
@@ -193,8 +204,134 @@ def test_neutral_clips_enrol_the_user_alone_until_they_are_forgotten(tmp_path: P
 
     rows, is_neutral = stored_clips.load_enrolment_features(tmp_path, one.vault)
     assert (rows.tolist(), is_neutral) == ([SPEECH[1].tolist()], True)
+    more = replace(make_clips(make_examples(SPEECH[3:4], classes=3)), extractor="ears")
+    (other,) = stored_clips.add_clips(one.vault, more)
+    rows, is_neutral = stored_clips.load_enrolment_features(tmp_path, one.vault)
+    assert (rows.tolist(), is_neutral) == ([SPEECH[1].tolist()], True), "of others it is not known"
+    assert stored_clips.forget_clip(one.vault, other)
 
     assert stored_clips.forget_clip(one.vault, names[1])
     assert not stored_clips.forget_clip(one.vault, names[1])
     rows, is_neutral = stored_clips.load_enrolment_features(tmp_path, one.vault)
     assert (len(rows), is_neutral) == (2, False)
+
+
+def test_a_head_is_fitted_on_the_clips_that_are_for_it_alone(tmp_path: Path) -> None:
+    examples = make_examples(SPEECH, classes=3)
+    one = device(tmp_path, make_clips(examples, for_head=torch.arange(len(SPEECH)) < 4))
+
+    found = stored_clips.load_head_examples(tmp_path, one.vault, ("happy", "angry"))
+
+    assert torch.equal(found.features, SPEECH[[0, 1, 3]]), "the third one's emotion is not known"
+    assert found.labels.tolist() == [1, 0, 1]
+
+
+def test_what_was_labelled_is_read_by_the_newest_run_s_model(tmp_path: Path) -> None:
+    one = device(tmp_path)
+    label(one, SPEECH[2], "sad")
+    first = feedback.prepare_examples(one.vault, PLAN, NOBODY)
+    assert len(first) == 0, "no run has given its projection yet"
+
+    enrol(one)
+
+    found = feedback.prepare_examples(one.vault, PLAN, NOBODY)
+    wanted = PROJECTION.prepare_inputs(SPEECH[2:3], NOBODY, torch.ones(1, dtype=torch.int64))
+    assert torch.equal(found.features, wanted)
+    assert found.labels.tolist() == [2]
+
+
+def test_without_consent_to_personalise_the_answer_knows_no_clip(tmp_path: Path) -> None:
+    clips = make_clips(make_examples(SPEECH, classes=3), for_head=torch.arange(len(SPEECH)) < 4)
+    refuses = device(tmp_path / "refuses", clips)
+    refuses.consent.withdraw(Purpose.PERSONALISE)
+    nothing = device(tmp_path / "nothing", LabelledFeatures.without_recordings(width=WIDTH))
+    agrees = device(tmp_path / "agrees", clips)
+    means = []
+    for one in (refuses, nothing, agrees):
+        enrol(one)
+        request = FinalModelRequest(
+            plan_hash=PLAN.content_hash(),
+            weights=model().weights,
+            centre=NOBODY,
+            prior=model().prior,
+        )
+        final_model.finalise_model(one, request)
+        means.append(one.vault.get_tensors("normaliser")["mean"])
+
+    assert torch.equal(means[0], means[1])
+    assert not torch.equal(means[0], means[2])
+
+
+def voted_device(folder: Path, votes: Tensor, *, rows: int = 3) -> Device:
+    examples = replace(make_examples(SPEECH[:rows], classes=3), votes=votes)
+    return device(folder, make_clips(examples))
+
+
+VOTES = torch.tensor([[0.6, 0.4, 0.0], [0.0, 1.0, 0.0], [0.2, 0.2, 0.6]])
+SOFT = replace(PLAN, training=replace(PLAN.training, targets="soft"))
+
+
+def test_votes_train_where_the_plan_asks_for_them(tmp_path: Path) -> None:
+    one = voted_device(tmp_path / "ada", VOTES)
+
+    assert load_training_set(one, PLAN, WIDTH).examples.votes is None
+    votes = load_training_set(one, SOFT, WIDTH).examples.votes
+    assert votes is not None
+    assert torch.equal(votes, VOTES)
+    enrolment.enrol_device(one, SOFT, PROJECTION, default_statistics(WIDTH))
+    held = model_inputs.load_training_examples(one, SOFT, SOFT.content_hash(), NOBODY)
+    assert held.votes is not None
+    assert torch.equal(held.votes, VOTES)
+
+
+def test_what_a_user_labels_anew_has_one_vote(tmp_path: Path) -> None:
+    one = voted_device(tmp_path / "ada", VOTES)
+    label(one, SPEECH[0], "sad")
+
+    held = load_training_set(one, SOFT, WIDTH)
+
+    assert held.examples.votes is not None
+    assert held.examples.votes[held.for_training].tolist()[-1] == [0.0, 0.0, 1.0]
+
+
+def test_votes_go_with_their_classes_and_those_of_others_are_left_out(tmp_path: Path) -> None:
+    plan = replace(
+        SOFT,
+        labels=("sad", "angry"),
+        model=replace(SPEC, classes=2),
+    )
+    one = voted_device(tmp_path / "ada", VOTES)
+
+    held = load_training_set(one, plan, WIDTH)
+
+    assert held.examples.votes is not None
+    # The second clip is happy, which the plan does not know: it trains nothing.
+    assert held.for_training.tolist() == [True, False, True]
+    torch.testing.assert_close(
+        held.examples.votes[held.for_training], torch.tensor([[0.0, 1.0], [0.75, 0.25]])
+    )
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf, -1.0, 0.0])
+def test_broken_votes_leave_their_clip_its_label_and_others_theirs(
+    tmp_path: Path, broken: float
+) -> None:
+    votes = VOTES.clone()
+    votes[2] = broken
+
+    held = load_training_set(voted_device(tmp_path / "ada", votes), SOFT, WIDTH)
+
+    assert held.examples.votes is not None
+    assert held.examples.votes.tolist() == [*VOTES[:2].tolist(), [0.0, 0.0, 1.0]]
+
+
+def test_votes_of_one_clip_move_its_counts_by_one_and_no_other_s(tmp_path: Path) -> None:
+    """The noise on counts is scaled to 1: the majority counts, whatever the votes are."""
+    sums = []
+    for number, count in enumerate((3, 2)):
+        one = voted_device(tmp_path / str(number), VOTES[:count], rows=count)
+        sums.append(enrolment.enrol_device(one, SOFT, PROJECTION, default_statistics(WIDTH)))
+    moved = (sums[0] - sums[1])[: len(LABELS)]
+
+    assert moved.tolist() == [0.0, 0.0, 1.0]
+    assert float(torch.linalg.vector_norm(moved)) <= 1

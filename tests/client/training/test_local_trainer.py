@@ -1,6 +1,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from sottovoce.client.training.gradient_factors import PerExampleGradients
 from sottovoce.client.training.local_trainer import (
     LocalUpdate,
     TrainingSettings,
+    compute_gradient_sum,
     compute_local_update,
 )
 from sottovoce.client.training.poisson_batch import Batch
@@ -452,6 +454,16 @@ def _watch_parts(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return sizes
 
 
+def test_each_part_keeps_its_utterances_dropout() -> None:
+    model = network()
+    mask = torch.rand(7, INPUTS, generator=torch.Generator().manual_seed(1)) < 0.5
+
+    parts = Batch(utterances(model, 7), mask).split(3)
+
+    assert [len(part) for part in parts] == [3, 3, 1]
+    assert torch.equal(torch.cat([part.model_inputs()[2] for part in parts]), mask)
+
+
 def test_parts_are_noised_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
     asked: list[float] = []
@@ -682,3 +694,60 @@ def test_opacus_issue_819_the_denominator_is_public_whatever_the_batch(
         assert torch.allclose(parts, whole, atol=1e-5)
         with_noise = update(0, size, _One()) - update(0, size, Silence())
         assert torch.allclose(with_noise, nobody, atol=1e-5)
+
+
+VOTED = replace(PLAIN, targets="soft")
+
+
+def voted(examples: Examples, seed: int = 0) -> Examples:
+    """Examples with shares of votes that have little to do with their labels."""
+    shares = torch.rand(len(examples), CLASSES, generator=torch.Generator().manual_seed(seed))
+    return replace(examples, votes=shares / shares.sum(1, keepdim=True))
+
+
+@pytest.mark.parametrize(("kind", "pooling"), KINDS)
+def test_one_voted_utterance_moves_the_sum_by_the_clip_at_most(kind: str, pooling: str) -> None:
+    model = network(kind, pooling)
+    everybody = voted(utterances(model, 6, scale=50.0))
+    config = replace(settings(PRIVATE, VOTED), isolate_examples=True)
+
+    def total(examples: Examples) -> Tensor:
+        return compute_gradient_sum(model, examples, config, torch.Generator())
+
+    # Loud features: each gradient is far over the bound, and only the clip keeps it.
+    moved = total(everybody) - total(everybody.select(slice(5)))
+    assert torch.linalg.vector_norm(moved) <= CLIP * (1 + 1e-5)
+    assert torch.linalg.vector_norm(moved) > 0.9 * CLIP
+    alone = total(everybody.select(slice(5, 6)))
+    torch.testing.assert_close(moved, alone, atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("kind", "pooling"), FEW)
+def test_votes_are_trained_on_where_the_plan_says_so(kind: str, pooling: str) -> None:
+    model = network(kind, pooling)
+    examples = voted(utterances(model, 5))
+    objective = TrainingObjective(model, nn.Parameter(flatten_parameters(model)), WEIGHTS, VOTED)
+    batch = Batch(examples, None)
+
+    found = objective.per_example_gradients(batch)
+    summed = found.weighted_sum(torch.ones_like(found.norms)) / 5
+    logits = model(*batch.model_inputs())
+    shares = cast(Tensor, examples.votes)
+    wanted = -(shares * WEIGHTS * torch.log_softmax(logits, 1)).sum(1).mean()
+    slopes = torch.autograd.grad(wanted, list(model.parameters()))
+
+    torch.testing.assert_close(
+        summed.float(), torch.cat([s.flatten() for s in slopes]), atol=1e-5, rtol=1e-4
+    )
+    plain = train(model, examples, NoPrivacy()).vector
+    assert torch.equal(plain, train(model, replace(examples, votes=None), NoPrivacy()).vector)
+    assert not torch.allclose(plain, train(model, examples, NoPrivacy(), VOTED).vector)
+
+
+@pytest.mark.parametrize("share", [math.nan, -0.5, 2.0])
+def test_votes_that_are_no_shares_are_refused(share: float) -> None:
+    model = network()
+    examples = utterances(model, 2)
+
+    with pytest.raises(ModelError, match="sum to 1"):
+        train(model, replace(examples, votes=torch.full((2, CLASSES), share)), training=VOTED)

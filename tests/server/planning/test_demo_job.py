@@ -46,6 +46,18 @@ def test_a_run_without_a_job_trains_a_private_model(flower_home: Path) -> None:
         assert 0 < device.ledger.epsilon_spent(budget.delta, budget.unit) <= budget.epsilon
 
 
+def test_a_demo_device_keeps_one_clip_of_each_label_in_eight_for_its_head(
+    flower_home: Path,
+) -> None:
+    device = open_demo_device(RUN_ID, 3)
+    held = device.load_features()
+
+    for_head = held.examples.labels[held.for_head].tolist()
+    assert for_head == list(range(len(demo_data.LABELS))) * 2
+    assert not bool((held.for_head & held.for_training).any())
+    assert [budget.delta for budget in device.profile.budgets] == [1e-5]
+
+
 def test_a_prepared_demo_is_not_prepared_again(flower_home: Path) -> None:
     folder = demo_job.prepare_demo_job(3)
     before = (folder / "job.json").stat().st_mtime_ns

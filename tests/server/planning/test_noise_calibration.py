@@ -1,5 +1,6 @@
 """A server plans a private run: from a recipe and a target, without simulations."""
 
+import math
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,6 +91,22 @@ def test_each_sum_over_users_gets_its_share_of_the_budget(unit: str) -> None:
     assert _spent(user.counts.noise_multiplier) == pytest.approx(0.06 * whole)
     assert _spent(user.centre.noise_multiplier) == pytest.approx(0.04 * whole)
     assert _spent(user.calibration.noise_multiplier) == pytest.approx(0.03 * whole)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_one_secure_sum_brings_counts_and_centre_bounded_as_both_together(centre: bool) -> None:
+    own = replace(recipe.default_recipe(unit="user", secure=True), centre=centre)
+    target = PrivacyTarget(unit="user", secure=True, shares=own.shares)
+    noised = noise_calibration.add_noise(_plan(own), target, own.bounds)
+
+    plan = noise_calibration.add_secure_aggregation(noised, target, own.bounds, devices=20)
+
+    assert plan.user is not None
+    assert (plan.user.centre is not None) == centre
+    assert plan.user.secure is not None
+    enrolment = plan.user.secure.enrolment
+    assert enrolment.clip_norm == math.sqrt(1 + centre), "each part is bounded by 1"
+    assert enrolment.parameters == len(plan.labels) + centre * plan.model.inputs
 
 
 def test_bounds_and_losses_that_a_unit_cannot_keep_are_refused() -> None:

@@ -244,3 +244,107 @@ def test_targets_are_smoothed_only_where_there_are_targets(kind: str) -> None:
         Loss(kind=kind).check_smoothing(0.1)
     Loss(kind=kind).check_smoothing(0.0)
     Loss(kind="mmce").check_smoothing(0.1)
+
+
+SOFT = torch.tensor([[0.5, 0.3, 0.2], [0.0, 1.0, 0.0], [0.9, 0.0, 0.1]])
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "focal", "brier", "mmce"])
+def test_votes_that_all_agree_cost_what_their_label_does(kind: str) -> None:
+    logits = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
+    labels, weights = torch.tensor([0, 1, 2, 2, 1, 0]), torch.tensor([3.0, 1.0, 0.5])
+    votes = torch.nn.functional.one_hot(labels, 3).float()
+    loss = Loss(kind=kind)
+
+    found = utterance_losses(loss, logits, votes, weights)
+
+    torch.testing.assert_close(found, utterance_losses(loss, logits, labels, weights))
+    torch.testing.assert_close(
+        logit_gradients(loss, logits.clone(), votes, weights),
+        logit_gradients(loss, logits.clone(), labels, weights),
+    )
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_slopes_towards_soft_targets_are_those_of_autograd(smoothing: float) -> None:
+    logits = torch.randn(3, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    weights = torch.tensor([3.0, 1.0, 0.5])
+    each = cross_entropy(logits, SOFT, weights, smoothing)
+    (wanted,) = torch.autograd.grad(each, logits, torch.full_like(each, 0.7))
+
+    found = logit_gradients(Loss(), logits.detach(), SOFT, weights, smoothing, 0.7)
+
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["cross-entropy", "brier"])
+def test_shares_of_the_votes_minimise_a_proper_loss(kind: str) -> None:
+    slopes = logit_gradients(Loss(kind=kind), SOFT[:1].log(), SOFT[:1], torch.ones(3))
+
+    assert slopes.abs().max() < 1e-6
+
+
+PLANE = ("angry", "fearful", "sad", "calm", "neutral", "happy")
+STRUCTURED = ["ordinal", "hierarchical"]
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_the_wrong_emotion_costs_more_the_farther_it_lies(kind: str) -> None:
+    loss = Loss(kind=kind).assign_coordinates(PLANE)
+    truth = torch.full((4,), PLANE.index("angry"))
+    # Equally sure of the right one, of a near one, of a quiet one and of a pleasant quiet one.
+    guesses = [PLANE.index(name) for name in ("angry", "fearful", "sad", "calm")]
+    logits = 5 * torch.nn.functional.one_hot(torch.tensor(guesses), len(PLANE)).float()
+
+    costs = utterance_losses(loss, logits, truth, torch.ones(len(PLANE)))
+
+    extra = costs - utterance_losses(Loss(), logits, truth, torch.ones(len(PLANE)))
+    # Both unpleasant and roused: the near one is in the same branch, and costs next to nothing.
+    assert extra[0] < extra[1] + 0.1 < extra[2]
+    assert extra[2] < extra[3] + (0.01 if kind == "hierarchical" else 0)
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_structured_losses_are_proper(kind: str) -> None:
+    loss = Loss(kind=kind, weight=2.0).assign_coordinates(PLANE)
+    truth = torch.tensor([[0.3, 0.2, 0.1, 0.1, 0.25, 0.05]])
+    weights = torch.ones(len(PLANE))
+
+    soft = logit_gradients(loss, truth.log(), truth, weights)
+    every = torch.arange(len(PLANE))
+    hard = logit_gradients(loss, truth.log().expand(6, 6).clone(), every, weights)
+
+    assert soft.abs().max() < 1e-5
+    assert (truth @ hard).abs().max() < 1e-5, "nor do labels drawn from it pull elsewhere"
+
+
+@pytest.mark.parametrize("kind", STRUCTURED)
+def test_structured_losses_couple_nothing(kind: str) -> None:
+    loss = Loss(kind=kind).assign_coordinates(PLANE)
+    logits = torch.randn(5, 6, generator=torch.Generator().manual_seed(0))
+    logits[2] = math.nan
+    labels, weights = torch.tensor([0, 1, 2, 3, 4]), torch.tensor([1.0, 2.0, 3.0, 0.5, 1.0, 1.0])
+
+    found = logit_gradients(loss, logits.clone(), labels, weights)
+
+    for index in (0, 1, 3, 4):
+        alone = logit_gradients(
+            loss, logits[index : index + 1].clone(), labels[index : index + 1], weights
+        )
+        assert torch.equal(alone[0], found[index])
+
+
+def test_a_loss_says_where_its_classes_lie() -> None:
+    placed = Loss(kind="hierarchical", weight=0.5).assign_coordinates(("Sad", "happy"))
+
+    assert placed.coordinates == ((-0.6, -0.3), (0.8, 0.5))
+    assert Loss.from_dict(placed.to_dict()) == placed
+    assert Loss(kind="focal").assign_coordinates(("stage fright",)) == Loss(kind="focal")
+    with pytest.raises(SettingError, match="is known of stage fright"):
+        Loss(kind="ordinal").assign_coordinates(("sad", "stage fright"))
+    with pytest.raises(SettingError, match="2 coordinates for 3"):
+        utterance_losses(placed, torch.zeros(1, 3), torch.tensor([0]), torch.ones(3))
+    with pytest.raises(SettingError, match="valence"):
+        Loss(kind="ordinal", coordinates=((math.nan, 0.0),))
+    with pytest.raises(SettingError, match="leave them out"):
+        Loss(coordinates=((0.0, 0.0),))

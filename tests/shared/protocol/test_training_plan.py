@@ -21,7 +21,12 @@ from sottovoce.shared.privacy.release import (
     SumMechanism,
 )
 from sottovoce.shared.privacy.user_level import AdaptiveClipping, UserLevelPrivacy
-from sottovoce.shared.protocol.local_training import ExampleLevelMechanism, LocalTraining, NoPrivacy
+from sottovoce.shared.protocol.local_training import (
+    Curriculum,
+    ExampleLevelMechanism,
+    LocalTraining,
+    NoPrivacy,
+)
 from sottovoce.shared.protocol.training_plan import SCHEMA, Plan
 from sottovoce.shared.speaker.normalisation import (
     EXACT_CENTRE,
@@ -86,6 +91,32 @@ def test_a_plan_of_the_usual_loss_is_the_plan_that_it_was_before_there_were_othe
         plan = replace(PRIVATE, training=replace(PRIVATE.training, loss=loss))
         assert Plan.from_json(plan.to_json()) == plan
         assert plan.content_hash() != PRIVATE.content_hash()
+
+
+def test_a_plan_says_whether_votes_are_trained_on() -> None:
+    assert "targets" not in json.loads(PRIVATE.to_json())["training"]
+    plan = replace(PRIVATE, training=replace(PRIVATE.training, targets="soft"))
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.content_hash() != PRIVATE.content_hash()
+
+
+def test_a_plan_places_its_classes_and_says_its_curriculum() -> None:
+    assert "curriculum" not in json.loads(PRIVATE.to_json())["training"]
+    loss = Loss(kind="ordinal").assign_coordinates(
+        ("sad", "angry", "happy")[: PRIVATE.model.classes]
+    )
+    curriculum = Curriculum(kind="confidence")
+    training = replace(PRIVATE.training, loss=loss, curriculum=curriculum)
+    plan = replace(PRIVATE, training=training)
+    assert Plan.from_json(plan.to_json()) == plan
+    with pytest.raises(SettingError, match="must place each"):
+        replace(PRIVATE, training=replace(training, loss=Loss(kind="ordinal")))
+
+
+def test_progress_goes_from_the_first_round_to_the_last() -> None:
+    plan = replace(PRIVATE, rounds=5)
+    assert [plan.progress(number) for number in (1, 3, 5)] == [0, 0.5, 1]
+    assert replace(PRIVATE, rounds=1).progress(1) == 1
 
 
 @pytest.mark.parametrize("plan", [PRIVATE, BOTH])

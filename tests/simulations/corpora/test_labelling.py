@@ -260,3 +260,13 @@ def test_one_label_in_several_forms_is_one_class(open_labels: OpenLabels) -> Non
     )
 
     assert set(classes(corpus)) == {"がんき", "zärtlich"}
+
+
+def test_votes_of_raters_are_kept_by_class(tmp_path: Path, wav: WriteWav) -> None:
+    wav("a.wav")
+    wav("b.wav")
+    rows = [f"a.wav,A,{vote},r{n}" for n, vote in enumerate(("sad", "Trauer", "joy", "sad", "xxx"))]
+
+    corpus = open_rows(tmp_path, RATED, [*rows, "b.wav,B,angry,r0"])
+
+    assert [clip.votes for clip in corpus.clips] == [(("happy", 1), ("sad", 3)), ()]

@@ -196,3 +196,26 @@ def test_an_unknown_name_and_a_missing_folder_are_settings(tmp_path: Path) -> No
         open_corpus("iemocap", tmp_path)
     with pytest.raises(SettingError, match="needs its folder: --data DIR"):
         open_corpus("ravdess")
+
+
+def test_cremad_s_raters_are_counted_by_what_they_heard_and_saw(cremad: Path) -> None:
+    (cremad / "tabulatedVotes.csv").write_text(
+        '"","A","D","F","H","N","S","fileName","numResponses"\n'
+        '"100001",1,0,0,0,9,0,"1001_DFA_ANG_XX",10\n'
+        '"300001",7,2,0,0,0,NA,"1001_DFA_ANG_XX",9\n'
+        '"300002",0,0,0,0,1,8,"1040_ITH_SAD_XX",9\n'
+    )
+
+    votes = {clip.speaker: clip.votes for clip in open_corpus("cremad", cremad).clips[::3]}
+
+    assert votes == {
+        "cremad_1001": (("angry", 7), ("disgust", 2)),
+        "cremad_1040": (("neutral", 1), ("sad", 8)),
+    }
+
+
+def test_a_damaged_table_of_raters_is_named(cremad: Path) -> None:
+    (cremad / "tabulatedVotes.csv").write_text("fileName,A\n1001_DFA_ANG_XX,3\n")
+
+    with pytest.raises(CorpusError, match="lacks the columns fileName, A, D, F, H, N, S"):
+        open_corpus("cremad", cremad)

@@ -19,6 +19,7 @@ from sottovoce.shared.models.losses import Loss
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.target import MAX_EPSILON
+from sottovoce.shared.protocol.local_training import Curriculum
 from sottovoce.shared.protocol.training_plan import Plan
 from sottovoce.simulations.data import run_plan
 from sottovoce.simulations.runs import run_folder
@@ -119,6 +120,31 @@ def test_another_loss_is_a_table_of_its_own() -> None:
     open_ = 'corpus = "synthetic"\nunit = "none"\n[recipe.loss]\nkind = "brier"\n'
     with pytest.raises(SettingError, match="set label_smoothing to 0"):
         parse_scenario(open_, source="x")
+
+
+def test_soft_targets_are_a_setting_of_the_recipe() -> None:
+    usual = _settled()
+    text = 'corpus = "synthetic"\n[recipe]\ntargets = "soft"\n'
+    changed = parse_scenario(text, source="x")
+
+    assert changed.recipe == replace(usual.recipe, targets="soft")
+    assert parse_scenario(changed.to_toml(), source="x") == changed
+    assert "targets" not in usual.to_toml(), "the names of runs, and their draws, come from it"
+    with pytest.raises(SettingError, match="majority, soft"):
+        parse_scenario(text.replace("soft", "votes"), source="x")
+
+
+def test_a_curriculum_is_a_table_of_its_own() -> None:
+    usual = _settled()
+    text = 'corpus = "synthetic"\n[recipe.curriculum]\nkind = "agreement"\nstrength = 1\n'
+    changed = parse_scenario(text, source="x")
+
+    curriculum = Curriculum(kind="agreement", strength=1.0)
+    assert changed.recipe == replace(usual.recipe, curriculum=curriculum)
+    assert parse_scenario(changed.to_toml(), source="x") == changed
+    assert "curriculum" not in usual.to_toml()
+    focal = parse_scenario('corpus = "synthetic"\n[recipe.loss]\nkind = "focal"\n', source="x")
+    assert "coordinates" not in focal.to_toml()
 
 
 def test_scenarios_come_along_by_name_or_from_a_file(tmp_path: Path) -> None:
