@@ -24,12 +24,7 @@ from sottovoce.simulations.population.fold import (
 )
 from sottovoce.simulations.population.fold_devices import build_population
 from sottovoce.simulations.results import privacy_record
-from sottovoce.simulations.results.schema import (
-    Json,
-    PrivacyRecord,
-    RunRecord,
-    validate_run,
-)
+from sottovoce.simulations.results.schema import Json, PrivacyRecord, RunRecord, validate_run
 from sottovoce.simulations.runs import run_folder
 from sottovoce.simulations.runs.fold_spec import FoldSpec
 from sottovoce.simulations.runs.progress import OnStatus, ProgressReporter
@@ -93,8 +88,9 @@ def simulate_population(
         privacy=privacy,
         timing=timing,
     )
-    run = _describe_population(describe_run(finished), fold_run, rounds)
-    run_folder.write_results(out, run, privacy, fold_run)
+    predictions = finished.encode_predictions()
+    run = _describe_population(describe_run(finished, predictions), fold_run, rounds)
+    run_folder.write_results(out, run, privacy, fold_run, predictions)
     return run
 
 

@@ -25,6 +25,7 @@ from sottovoce.simulations.evaluation.predictions import (
 )
 from sottovoce.simulations.results.schema import (
     Accuracy,
+    BeforeAfter,
     Bin,
     Calibration,
     CalibrationErrors,
@@ -48,6 +49,7 @@ __all__ = [
     "concatenate_predictions",
     "learning_curve",
     "privacy_section",
+    "uar_before_after",
     "validate_privacy",
     "validate_run",
     "write_json",
@@ -147,6 +149,16 @@ def calibration_section(scored: Predictions, *, seed: int = 0) -> Calibration:
     if sets:
         section["sets"] = sets
     return section
+
+
+def uar_before_after(scored: Predictions) -> BeforeAfter:
+    """UAR on the same clips before and after heads.
+
+    Args:
+        scored: Predictions of all folds.
+    """
+    after = np.sum(list(scored.confusion_by_group(scored.speakers).values()), axis=0)
+    return {"before": metrics.uar(scored.confusion_without_heads()), "after": metrics.uar(after)}
 
 
 def privacy_section(privacy: PrivacyRecord, *, audit: float | None = None) -> RunPrivacy:

@@ -310,6 +310,14 @@ class PopulationFacts(TypedDict):
     rounds: list[RoundOutcome]
 
 
+class PredictionFacts(TypedDict):
+    """The table of predictions beside run.json, from which its accuracy can be computed again."""
+
+    file: str
+    sha256: str
+    rows: Count
+
+
 class RunRecord(TypedDict):
     """Content of run.json: one run's accuracy, calibration, fairness, privacy and time.
 
@@ -326,6 +334,7 @@ class RunRecord(TypedDict):
     rounds: Count
     model: ModelFacts
     accuracy: Accuracy
+    predictions: NotRequired[PredictionFacts | None]
     baselines: NotRequired[dict[str, Rates] | None]
     calibration: Calibration
     fairness: Fairness

@@ -3,19 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.simulations.data.loading import LoadedCorpus
-from sottovoce.simulations.evaluation import metrics
 from sottovoce.simulations.evaluation.fairness import measure_fairness
 from sottovoce.simulations.evaluation.fold_result import FoldResult
-from sottovoce.simulations.evaluation.predictions import Predictions, concatenate_predictions
-from sottovoce.simulations.results import run_record
+from sottovoce.simulations.evaluation.predictions import concatenate_predictions
+from sottovoce.simulations.results import prediction_table, run_record
 from sottovoce.simulations.results.schema import (
     SCHEMA_VERSION,
-    BeforeAfter,
     ClipRange,
     PrivacyRecord,
     ProtocolFacts,
@@ -52,9 +48,19 @@ class FinishedRun:
     baselines: Mapping[str, Rates] = field(default_factory=dict)
     audited_epsilon: float | None = None
 
+    def encode_predictions(self) -> bytes:
+        """Encode the table of all folds' predictions, whose hash run.json has."""
+        # The name before the slash is the run's, the rest the fold's.
+        run, _, _ = self.folds[0][0].plan.run.partition("/")
+        return prediction_table.encode_predictions([result for _, result in self.folds], run=run)
 
-def describe_run(finished: FinishedRun) -> RunRecord:
+
+def describe_run(finished: FinishedRun, predictions: bytes) -> RunRecord:
     """Make the content of run.json.
+
+    Args:
+        finished: The run.
+        predictions: Table of its predictions, whose hash is recorded.
 
     Raises:
         MessageError: A section that breaks the schema.
@@ -70,7 +76,7 @@ def describe_run(finished: FinishedRun) -> RunRecord:
         {spec.fold.name: result.learning_curve for spec, result in finished.folds}
     )
     calibration = run_record.calibration_section(behind_heads, seed=settings.seed)
-    calibration["uar"] = _uar_before_after(behind_heads)
+    calibration["uar"] = run_record.uar_before_after(behind_heads)
     calibration["labelled_clips_per_user"] = enrolment.labelled_clips_per_user
     # What was asked for is not always there: what was used is what the figures rest on.
     splits = [spec.split_clips(user) for spec in specs for user in spec.fold.test]
@@ -104,6 +110,7 @@ def describe_run(finished: FinishedRun) -> RunRecord:
                 "public_corpora": [name for name, _ in data.public],
             },
             "accuracy": run_record.accuracy_section(everything, seed=settings.seed, curve=curve),
+            "predictions": prediction_table.describe_predictions(predictions),
             "baselines": dict(finished.baselines),
             "calibration": calibration,
             "fairness": measure_fairness(everything),
@@ -117,9 +124,3 @@ def describe_run(finished: FinishedRun) -> RunRecord:
 def _clip_range(counts: Sequence[int]) -> ClipRange:
     """Fewest and most of some numbers of clips."""
     return {"min": min(counts), "max": max(counts)}
-
-
-def _uar_before_after(scored: Predictions) -> BeforeAfter:
-    """UAR on the same clips before and after heads."""
-    after = np.sum(list(scored.confusion_by_group(scored.speakers).values()), axis=0)
-    return {"before": metrics.uar(scored.confusion_without_heads()), "after": metrics.uar(after)}

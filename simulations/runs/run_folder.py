@@ -9,6 +9,7 @@ from sottovoce.shared.atomic_files import replace_file
 from sottovoce.shared.errors import SettingError, SottovoceError
 from sottovoce.simulations.reports import render_pages
 from sottovoce.simulations.results.path_names import folder_name
+from sottovoce.simulations.results.prediction_table import write_predictions
 from sottovoce.simulations.results.schema import PrivacyRecord, RunRecord, read_run, write_json
 from sottovoce.simulations.runs.fold import FoldRun
 from sottovoce.simulations.scenario.scenario import Scenario
@@ -99,15 +100,19 @@ def write_scenario(out: Path, scenario: Scenario) -> None:
     replace_file(out / CONFIG_FILE, scenario.to_toml().encode())
 
 
-def write_results(out: Path, run: RunRecord, privacy: PrivacyRecord, fold_run: FoldRun) -> None:
-    """Write all that a finished run leaves: both records, the model, the pages.
+def write_results(
+    out: Path, run: RunRecord, privacy: PrivacyRecord, fold_run: FoldRun, predictions: bytes
+) -> None:
+    """Write all that a finished run leaves: predictions, both records, the model, the pages.
 
     Args:
         out: The run folder.
         run: Content of run.json.
         privacy: Content of privacy.json.
         fold_run: The fold whose model is exported.
+        predictions: The table whose hash ``run`` records.
     """
+    write_predictions(out, predictions)
     write_json(out / "privacy.json", privacy)
     write_json(out / "run.json", run)
     export_model(out, fold_run, run)

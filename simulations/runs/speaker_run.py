@@ -106,20 +106,20 @@ def simulate_speakers(
         "wall_s": time.monotonic() - started,
         "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
-    run = describe_run(
-        FinishedRun(
-            data=data,
-            settings=settings,
-            unit=target.unit,
-            corpus=loaded,
-            folds=list(zip(specs, results, strict=True)),
-            privacy=privacy,
-            timing=timing,
-            baselines=baseline_results,
-            audited_epsilon=run_folder.read_audited_epsilon(out),
-        )
+    finished = FinishedRun(
+        data=data,
+        settings=settings,
+        unit=target.unit,
+        corpus=loaded,
+        folds=list(zip(specs, results, strict=True)),
+        privacy=privacy,
+        timing=timing,
+        baselines=baseline_results,
+        audited_epsilon=run_folder.read_audited_epsilon(out),
     )
-    run_folder.write_results(out, run, privacy, fold_runs[-1])
+    predictions = finished.encode_predictions()
+    run = describe_run(finished, predictions)
+    run_folder.write_results(out, run, privacy, fold_runs[-1], predictions)
     return run
 
 

@@ -23,7 +23,12 @@ from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.population import ledger_groups
 from sottovoce.simulations.results.path_names import file_name, folder_name
 from sottovoce.simulations.results.schema import Json, Table, read_privacy
-from sottovoce.simulations.verification import consistency_checks, curve_checks, ledger_checks
+from sottovoce.simulations.verification import (
+    consistency_checks,
+    curve_checks,
+    ledger_checks,
+    prediction_checks,
+)
 from sottovoce.simulations.verification.ledger_checks import (
     PLD_TOLERANCE,
     PRV_TOLERANCE,
@@ -69,6 +74,8 @@ class RunVerification:
         delta: The promised delta.
         ledger_checks: One check for every client in every fold.
         inconsistencies: Contradictions that concern no single client.
+        prediction_count: How many predictions accuracy was computed again from; None where the run
+            kept none.
     """
 
     unit: str
@@ -76,6 +83,7 @@ class RunVerification:
     delta: float | None
     ledger_checks: tuple[LedgerCheck, ...]
     inconsistencies: tuple[str, ...]
+    prediction_count: int | None = None
 
     @property
     def is_consistent(self) -> bool:
@@ -97,7 +105,7 @@ class RunVerification:
                 f"DISAGREES: {faulty} of {len(self.ledger_checks)} ledgers, and "
                 f"{len(self.inconsistencies)} times beside them, see above"
             )
-        return [*self._heading(), *found, verdict]
+        return [*self._heading(), self._accuracy_line(), *found, verdict]
 
     def to_dict(self) -> Json:
         """Convert the verification for JSON; infinity and NaN become null."""
@@ -107,6 +115,7 @@ class RunVerification:
             "epsilon": self.promised_epsilon,
             "delta": self.delta,
             "tolerance": {"pld": PLD_TOLERANCE, "prv": PRV_TOLERANCE},
+            "predictions": self.prediction_count,
             "faults": list(self.inconsistencies),
             "clients": [
                 {
@@ -122,6 +131,12 @@ class RunVerification:
                 for count in self.ledger_checks
             ],
         }
+
+    def _accuracy_line(self) -> str:
+        """From what accuracy was computed again, if at all."""
+        if self.prediction_count is None:
+            return "accuracy was not computed again: no table of predictions was kept"
+        return f"accuracy and calibration: from {self.prediction_count:,} predictions"
 
     def _heading(self) -> list[str]:
         """How much was counted, and by whom."""
@@ -179,6 +194,7 @@ def verify_run(run_folder: Path) -> RunVerification:
         inconsistencies=(
             *consistency_checks.inconsistencies(run_folder, privacy),
             *curve_checks.curve_mismatches(privacy, _charged_releases(accounted, privacy)),
+            *prediction_checks.prediction_mismatches(run_folder),
             *_unaccounted_ledgers(run_folder / "ledgers", {one.path for one in accounted}),
             *(
                 ledger_groups.group_mismatches(database, privacy)
@@ -186,6 +202,7 @@ def verify_run(run_folder: Path) -> RunVerification:
                 else ()
             ),
         ),
+        prediction_count=prediction_checks.count_predictions(run_folder),
     )
 
 

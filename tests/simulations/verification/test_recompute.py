@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import make_release
+from builders import make_release, make_sum_release
 
 from sottovoce.cli import main
 from sottovoce.shared.errors import MessageError, SettingError
@@ -17,6 +17,7 @@ from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.banded_noise import BandedNoise
 from sottovoce.shared.privacy.ledger import Ledger
 from sottovoce.shared.privacy.release import (
+    DISCRETISATION_SLACK,
     Mechanism,
     NoiseSource,
     PrivacyUnit,
@@ -24,17 +25,11 @@ from sottovoce.shared.privacy.release import (
     ReleaseKind,
     SumMechanism,
 )
-from sottovoce.simulations.verification.ledger_checks import PRV_TOLERANCE
+from sottovoce.simulations.verification.ledger_checks import PLD_TOLERANCE, PRV_TOLERANCE
 from sottovoce.simulations.verification.recompute import verify_run
 from sottovoce.simulations.verification.second_accountant import opacus_epsilon
 
 DELTA = 1e-5
-
-
-@pytest.fixture
-def run(tiny_run: Any, tmp_path: Path) -> Path:
-    """A finished run, to be tampered with."""
-    return Path(shutil.copytree(tiny_run.folder, tmp_path / "run"))
 
 
 def _ledger(run: Path, client: str = "s01") -> Path:
@@ -102,7 +97,11 @@ def test_an_honest_run_agrees(run: Path) -> None:
         assert abs(count.pld_epsilon - count.prv_epsilon) <= PRV_TOLERANCE
         assert count.pld_epsilon <= 8.0
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-    assert json.loads(json.dumps(counted.to_dict()))["clients"][0]["releases"] == 7
+    record = json.loads(json.dumps(counted.to_dict()))
+    assert (record["clients"][0]["releases"], record["clients"][0]["faults"]) == (7, [])
+    assert record["tolerance"] == {"pld": PLD_TOLERANCE, "prv": PRV_TOLERANCE}
+    apart = max(abs(one["pld"] - one["prv"]) for one in record["clients"])
+    assert f"the two differ by at most {apart:.4f}; " in "\n".join(counted.report_lines())
 
 
 def test_a_smaller_claim_is_found(run: Path) -> None:
@@ -110,11 +109,19 @@ def test_a_smaller_claim_is_found(run: Path) -> None:
 
     assert _about_ledgers(run, "s01: privacy.json says epsilon") == 1
     assert _about_ledgers(run, "by PLD") == 1
+    faults = {one["client"]: one["faults"] for one in verify_run(run).to_dict()["clients"]}
+    assert [len(faults[name]) for name in ("s00", "s01", "s02")] == [0, 2, 0]
 
 
 def test_no_claim_at_all_is_found(run: Path) -> None:
     _edit(run, lambda p: _account(p).update(epsilon=None))
     assert _about_ledgers(run, "s01: privacy.json says epsilon None") == 2
+
+
+@pytest.mark.parametrize("delta", [2.0, 1.0, 0.0, None])
+def test_a_delta_that_is_no_chance_is_found(run: Path, delta: float | None) -> None:
+    _edit(run, lambda p: _account(p).update(delta=delta))
+    assert _about_ledgers(run, f"s01: privacy.json says delta {delta}, it must be in (0, 1)") == 1
 
 
 def test_a_promise_below_what_was_spent_is_found(run: Path) -> None:
@@ -284,3 +291,17 @@ def test_what_costs_nothing_and_what_nothing_covers() -> None:
     assert opacus_epsilon((), DELTA) == 0.0
     assert opacus_epsilon((head,), DELTA) == 0.0
     assert opacus_epsilon((head, make_release(5.0), open_), DELTA) == math.inf
+
+
+def test_the_other_accountant_pays_the_slack_in_epsilon_and_in_delta() -> None:
+    count = 300
+    slack = count * DISCRETISATION_SLACK
+    near = [make_sum_release(60.0, discrete=True, near_gaussian=True)] * count
+    plain = [make_sum_release(60.0)] * count
+
+    def spent(releases: list[Release], delta: float) -> float:
+        return opacus_epsilon(tuple(releases), delta, unit=PrivacyUnit.USER)
+
+    assert spent(near, DELTA) == pytest.approx(
+        spent(plain, DELTA * math.exp(-slack)) + slack, abs=1e-12
+    )
