@@ -16,7 +16,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test fuzz check lint typecheck format bench bench-others docs loopback results hooks clean
+.PHONY: help setup demo test fuzz mutants check lint typecheck format bench bench-others docs loopback results hooks clean
 
 help: ## Show what can be made
 	@echo 'Sottovoce: federated, differentially private speech emotion recognition.'
@@ -34,7 +34,7 @@ $(STAMP): pyproject.toml
 	@echo 'installing into $(VENV): 2-3 minutes, 6 GB, once'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --quiet --upgrade pip
-	@$(BIN)/python -m pip install --quiet --quiet --editable '.[simulation,ray,dev,docs]'
+	@$(BIN)/python -m pip install --quiet --quiet --editable '.[simulation,ray,service,dev,docs]'
 	@touch $(STAMP)
 
 demo: $(STAMP) ## Run a private, federated, calibrated simulation on embedded voices (anew)
@@ -46,6 +46,9 @@ test: $(STAMP) ## Run all tests, on all cores, and print coverage; make test ARG
 
 fuzz: $(STAMP) ## Fuzz every reader of foreign bytes for an hour; make fuzz SECONDS=600 ARGS="wire" for less
 	$(BIN)/python tests/fuzzing/run.py --seconds $(SECONDS) $(ARGS)
+
+mutants: $(STAMP) ## Break the code promises rest on, change by change, and see tests fail (hours)
+	nice -n 19 $(BIN)/python tests/mutants/run.py $(ARGS)
 
 check: lint typecheck ## Check style and types of every room
 

@@ -6,6 +6,7 @@ __all__ = [
     "federation",
     "personalisation",
     "recognition",
+    "service",
     "training",
     "user_data",
     "user_device",

@@ -6,7 +6,7 @@ the recogniser, what is enrolled and learned, and the user's rights over all of 
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import numpy as np
 from torch import Tensor
@@ -16,6 +16,7 @@ from sottovoce.client.device.consent import DeviceConsent
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.privacy_report import PrivacyReport
 from sottovoce.client.device.vault import FileVault
+from sottovoce.client.recognition.continuous import ContinuousRecogniser, Recording, as_signal
 from sottovoce.client.recognition.prediction import Prediction
 from sottovoce.client.recognition.recogniser import Recogniser
 from sottovoce.client.recognition.recording_features import FeatureReader
@@ -27,21 +28,22 @@ from sottovoce.client.user_data import (
     recordings,
 )
 from sottovoce.client.user_data.recordings import StoredRecording
-from sottovoce.shared.audio import Signal, load_signal
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.privacy.target import PrivacyTarget
 
-Recording = Signal | str | Path
-"""Samples with their rate, or the path of a file."""
 
-
-class UserDevice:
+class UserDevice(ContinuousRecogniser):
     """Device of one user, with the model that recognises emotions there.
 
     Args:
         folder: The device's.
         vault: Its vault, opened.
-        model: A run folder, or the model in it; None where nothing is recognised.
+        model: A run folder, the model in it, or an exported one; None where nothing is recognised.
+        min_confidence: Below it nothing is answered; None leaves it to the model.
+        coverage: How often a prediction's set shall hold the true emotion, in (0, 1); None takes
+            the recogniser's.
+        trusted_key: Public key that must have signed the model, 64 hexadecimal digits; "" asks for
+            no signature.
 
     Raises:
         SettingError: There is no device.
@@ -62,12 +64,24 @@ class UserDevice:
     ()
     """
 
-    def __init__(self, folder: Path, vault: FileVault, *, model: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        vault: FileVault,
+        *,
+        model: str | Path | None = None,
+        min_confidence: float | None = None,
+        coverage: float | None = None,
+        trusted_key: str = "",
+    ) -> None:
         self.folder: Final = folder
         self._vault: Final = vault
         # Whoever only looks, or recognises, must not hold the ledger open for writing.
         self._device: Final = Device.open(folder, read_only=True, vault=vault)
         self._model: Final = model
+        self._limits: dict[str, Any] = {} if coverage is None else {"coverage": coverage}
+        self._trusted_key: Final = trusted_key
+        self._min_confidence: Final = min_confidence
         self._recogniser: Recogniser | None = None
 
     @classmethod
@@ -146,7 +160,14 @@ class UserDevice:
                 "no model was named; open the device with UserDevice.open(folder, model=...)"
             )
         if self._recogniser is None:
-            self._recogniser = Recogniser.open(self._model, self.folder, vault=self._vault)
+            self._recogniser = Recogniser.open(
+                self._model,
+                self.folder,
+                min_confidence=self._min_confidence,
+                vault=self._vault,
+                trusted_key=self._trusted_key,
+                **self._limits,
+            )
         return self._recogniser
 
     def predict(
@@ -162,18 +183,18 @@ class UserDevice:
             ConsentError: The user does not consent to recognise.
             AudioError: A recording that cannot be read, or samples without a rate.
         """
-        return self.recogniser.predict(_as_signal(recording, rate))
+        return self.recogniser.predict(as_signal(recording, rate))
 
     def learn_voice(self, recording: Recording) -> str:
         """Learn the user's voice from a recording; see :meth:`Recogniser.learn_voice`."""
-        return self.recogniser.learn_voice(_as_signal(recording))
+        return self.recogniser.learn_voice(as_signal(recording))
 
     def correct(self, recording: Recording, emotion: str) -> str:
         """Say what a recording was; see :meth:`Recogniser.label_recording`.
 
         The head is fitted on it at once; with consent to contribute the next run trains on it.
         """
-        return self.recogniser.label_recording(_as_signal(recording), emotion)
+        return self.recogniser.label_recording(as_signal(recording), emotion)
 
     def enrol(
         self, recordings_to_enrol: Iterable[tuple[Recording, str]], *, is_neutral: bool = False
@@ -196,7 +217,7 @@ class UserDevice:
         reader = FeatureReader(package.extractor, version=package.feature_version)
         clips = [
             enrolment.Clip(
-                features=reader.require_features(_as_signal(recording)),
+                features=reader.require_features(as_signal(recording)),
                 emotion=emotion or (enrolment.NEUTRAL if is_neutral else ""),
                 is_neutral=is_neutral,
             )
@@ -246,16 +267,3 @@ class UserDevice:
         """Erase the device for good, its key first; see :func:`device_erasure.erase_device`."""
         self._recogniser = None
         return device_erasure.erase_device(self.folder)
-
-
-def _as_signal(recording: Recording | Tensor | np.ndarray, rate: float | None = None) -> Signal:
-    """A recording as a signal."""
-    if isinstance(recording, Signal):
-        return recording
-    if isinstance(recording, (str, Path)):
-        return load_signal(recording)
-    if rate is None:
-        raise SettingError(
-            "samples came without their sampling rate; give predict(samples, rate) or a path"
-        )
-    return Signal(recording, rate)

@@ -132,6 +132,19 @@ def print_json_text(text: str) -> None:
     _write(f"{clean_json(text)}\n", sys.stdout)
 
 
+def print_table_text(text: str) -> None:
+    r"""Print rows between line feeds with cells between tabs, everything else cleaned.
+
+    Example:
+        >>> print_table_text("start_s,emotion\n0.5,angry\x1b[1m\n")
+        start_s,emotion
+        0.5,angry\x1b[1m
+    """
+    rows = (row.split("\t") for row in text.removesuffix("\n").split("\n"))
+    cleaned = ("\t".join(clean_text(cell, max_length=None) for cell in row) for row in rows)
+    _write("".join(f"{row}\n" for row in cleaned), sys.stdout)
+
+
 def get_logger(name: str) -> logging.Logger:
     """Get the logger of a name, whose records are cleaned before they reach any handler."""
     logger = logging.getLogger(name)

@@ -14,6 +14,8 @@ EXTRAS: Final = {
         "torchaudio",
     ),
     "flower": ("flwr",),
+    "microphone": ("sounddevice",),
+    "service": ("fastapi", "uvicorn", "websockets"),
     "simulation": ("jinja2", "matplotlib", "rich", "scipy", "tomli_w"),
     "ray": ("ray",),
 }

@@ -17,10 +17,9 @@ from typing import Any, Final, TypedDict
 from sottovoce.client.device import profile_seal
 from sottovoce.client.device.profile import PROFILE_FILE
 from sottovoce.client.device.vault import Vault
-from sottovoce.shared import codec
+from sottovoce.shared import codec, validation
 from sottovoce.shared.codec import Count, Name
-from sottovoce.shared.errors import ConsentError, PrivacyError, SettingError
-from sottovoce.shared.validation import suggest_name
+from sottovoce.shared.errors import ConsentError, PrivacyError
 
 BLOB_NAME: Final = "consent"
 """Under which name the record lies in the vault."""
@@ -274,11 +273,7 @@ def parse_purpose(name: str) -> Purpose:
         >>> parse_purpose("contribute").name
         'CONTRIBUTE'
     """
-    known = [purpose.value for purpose in Purpose]
-    if name not in known:
-        raise SettingError(
-            f"purpose is {name!r}{suggest_name(name, known)}; it must be one of {', '.join(known)}"
-        )
+    validation.require_one_of([purpose.value for purpose in Purpose], purpose=name)
     return Purpose(name)
 
 

@@ -1,6 +1,7 @@
 """From a recording to a prediction, or to an abstention that says why."""
 
 __all__ = [
+    "continuous",
     "decision",
     "evidence",
     "onnx_recogniser",
@@ -8,5 +9,8 @@ __all__ = [
     "quality_gate",
     "recogniser",
     "recording_features",
+    "segmentation",
+    "speech_stream",
+    "timeline",
     "user_personalisation",
 ]

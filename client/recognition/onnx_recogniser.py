@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sottovoce.client.recognition import decision, evidence
+from sottovoce.client.recognition.continuous import ContinuousRecogniser
 from sottovoce.client.recognition.decision import DecisionRule, Limits
 from sottovoce.client.recognition.evidence import Evidence
 from sottovoce.client.recognition.prediction import Prediction
@@ -31,7 +32,7 @@ from sottovoce.shared.models.default_model import DEFAULT_MODEL
 from sottovoce.shared.models.model_folder import find_model
 
 
-class OnnxRecogniser:
+class OnnxRecogniser(ContinuousRecogniser):
     """Recognises emotions with an exported model, for one user or for anybody.
 
     Args:

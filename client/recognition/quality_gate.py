@@ -14,6 +14,7 @@ from sottovoce.client.recognition.prediction import Abstention
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal, quality
 from sottovoce.shared.audio.quality import QualityFlag, QualityReport
+from sottovoce.shared.audio.speech_detector import raise_to_audible
 from sottovoce.shared.audio.voice_activity import detect_speech, share_detection
 from sottovoce.shared.errors import AudioError, RecordingFault
 
@@ -32,9 +33,6 @@ _ADVICE = {
 
 MAX_LEARNED_S = 60.0
 """Longest recording that something is learned from, in seconds: more is not one utterance."""
-
-_DETECTION_PEAK = 0.1
-"""Peak to which quieter recordings are raised before speech is looked for in them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -166,12 +164,10 @@ def _has_speech(signal: Signal) -> bool:
     # First as it is: the extractor asks the same, and the answer is shared.
     if detect_speech(signal).has_speech:
         return True
-    peak = float(np.abs(signal.waveform).max())
-    if not 0 < peak < _DETECTION_PEAK:
-        return False
-    # The detector takes a voice far below full scale for silence.
-    louder = signal.waveform * np.float32(_DETECTION_PEAK / peak)
-    return detect_speech(signal.replace_waveform(louder)).has_speech
+    louder = raise_to_audible(signal.waveform)
+    return (
+        louder is not signal.waveform and detect_speech(signal.replace_waveform(louder)).has_speech
+    )
 
 
 def _flag_names(measured: QualityReport) -> tuple[str, ...]:

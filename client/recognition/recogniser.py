@@ -17,6 +17,7 @@ from sottovoce.client.personalisation import example_store, feedback, speaker_ad
 from sottovoce.client.personalisation.feedback import FeedbackStore
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
 from sottovoce.client.recognition import decision, evidence
+from sottovoce.client.recognition.continuous import ContinuousRecogniser
 from sottovoce.client.recognition.decision import DecisionRule
 from sottovoce.client.recognition.evidence import Evidence
 from sottovoce.client.recognition.prediction import Prediction
@@ -26,15 +27,14 @@ from sottovoce.client.recognition.user_personalisation import (
     default_personalisation,
     load_personalisation,
 )
-from sottovoce.shared import calibration
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.errors import SettingError
+from sottovoce.shared.exported.package_reader import open_package
 from sottovoce.shared.models.examples import MAX_FRAMES, stack_utterances
-from sottovoce.shared.models.model_folder import find_model
 from sottovoce.shared.models.model_package import ModelPackage
 
 
-class Recogniser:
+class Recogniser(ContinuousRecogniser):
     """Recognises emotions for one user, or for anybody.
 
     Args:
@@ -85,7 +85,7 @@ class Recogniser:
         """Open a model folder and, if there is one, the user's device folder.
 
         Args:
-            model: A run folder, or the ``model/`` in it.
+            model: A run folder, the ``model/`` in it, or an exported model.
             device: A folder that ``Device.create`` made. Only its vault is read, and written to
                 where the head must be fitted again (:meth:`FeedbackStore.refit_if_stale`); its
                 ledger is not touched, because nothing leaves.
@@ -105,7 +105,7 @@ class Recogniser:
         >>> recogniser.predict("hello.wav").quality
         ()
         """
-        package = ModelPackage.load(find_model(model), trusted_key=trusted_key)
+        package = open_package(model, trusted_key=trusted_key)
         limits: dict[str, Any] = {"min_confidence": min_confidence, "coverage": coverage}
         if device is None:
             return cls(package, **limits)
@@ -135,9 +135,33 @@ class Recogniser:
                 their sampling rate.
             ModelError: The extractor's features are not what the model reads.
         """
+        return self.predict_with_features(signal)[0]
+
+    def predict_with_features(
+        self, signal: Signal | str | Path
+    ) -> tuple[Prediction, Tensor | None]:
+        """Recognise one recording, and return what a label of the recording will need.
+
+        An app that asks its user later what a recording was need not keep the sound until then.
+
+        Args:
+            signal: As for :meth:`predict`, with its errors.
+
+        Returns:
+            The prediction, and features for :meth:`label_features`; None where there are none: the
+            gate refused the recording, or it is so long that it was looked at in windows.
+        """
         signal = decision.require_signal(signal)
         self.personalisation.require_consent()
-        return decision.predict_signal(signal, self._reader, self._weigh, self._rule)
+        seen: list[Tensor] = []
+
+        def weigh(features: Tensor) -> Evidence:
+            seen.append(features)
+            return self._weigh(features)
+
+        prediction = decision.predict_signal(signal, self._reader, weigh, self._rule)
+        is_whole = bool(seen) and signal.duration_s <= evidence.LONG_S
+        return prediction, seen[0] if is_whole else None
 
     def learn_voice(self, signal: Signal) -> str:
         """Learn the user's voice from one recording, whatever its emotion; nothing leaves.
@@ -184,10 +208,21 @@ class Recogniser:
                 on them.
             PrivacyError: The vault cannot be read or written.
         """
+        self._folder()  # asked first: features take a while
+        return self.label_features(self._reader.require_features(signal), emotion)
+
+    def label_features(self, features: Tensor, emotion: str) -> str:
+        """Store the user's label of a recording whose features are at hand.
+
+        Args:
+            features: From :meth:`predict_with_features`.
+            emotion: One of the model's labels.
+
+        Returns:
+            The recording's name, as :meth:`label_recording` gives it, with its errors.
+        """
         own = FeedbackStore(self._folder(), self.package, vault=self._vault)
-        name = own.add_label(
-            self._reader.require_features(signal), emotion, self.personalisation.mean
-        )
+        name = own.add_label(features, emotion, self.personalisation.mean)
         self._refresh()
         return name
 
@@ -261,10 +296,7 @@ class Recogniser:
             *_as_batch(features), self.personalisation.mean, network=self._network
         )
         return torch.softmax(
-            calibration.calibrate_logits(self.personalisation.head, logits, coordinates)[
-                0
-            ].double(),
-            0,
+            self.personalisation.calibrate_logits(logits, coordinates)[0].double(), 0
         )
 
     def _weigh(self, features: Tensor) -> Evidence:

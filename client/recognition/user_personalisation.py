@@ -10,6 +10,7 @@ from sottovoce.client.device.vault import FileVault
 from sottovoce.client.personalisation import example_store
 from sottovoce.client.personalisation.head_calibrator import HeadCalibrator
 from sottovoce.client.personalisation.speaker_adapter import SpeakerAdapter
+from sottovoce.shared import calibration
 from sottovoce.shared.calibration import CalibrationHead, conformal
 from sottovoce.shared.calibration.head import is_same_head
 from sottovoce.shared.models.model_package import ModelPackage
@@ -46,6 +47,16 @@ class Personalisation:
         """
         if self.consent is not None:
             self.consent.require(Purpose.RECOGNISE)
+
+    def calibrate_logits(self, logits: Tensor, coordinates: Tensor | None) -> Tensor:
+        """Apply the head, shape (utterances, classes) -> same.
+
+        Args:
+            logits: Of the shared model.
+            coordinates: In the basis of the model's heads, shape (utterances, basis); None where
+                the head has no weights.
+        """
+        return calibration.calibrate_logits(self.head, logits, coordinates)
 
     def find_threshold(self, package: ModelPackage, coverage: float) -> float | None:
         """Find the largest nonconformity score in a prediction set of this user.

@@ -1,6 +1,6 @@
 """Signals: decoding, resampling, and the quality measures before features."""
 
-from sottovoce.shared.audio.decoding import MIN_RATE, hash_file, load_signal
+from sottovoce.shared.audio.decoding import MIN_RATE, hash_file, load_signal, read_pieces
 from sottovoce.shared.audio.signal import (
     MAX_AMPLITUDE,
     MAX_CHANNELS,
@@ -22,6 +22,7 @@ __all__ = [
     "Signal",
     "hash_file",
     "load_signal",
+    "read_pieces",
     "require_sample_rate",
     "resample",
 ]

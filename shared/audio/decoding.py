@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -89,10 +90,50 @@ def load_signal(
             samples far beyond full scale; its rate or its channels are beyond the limits.
     """
     path = Path(path)
+    with _explained(path):
+        return _decode(path, rate, max_duration_s)
+
+
+def read_pieces(
+    path: str | Path, *, max_duration_s: float = 86_400.0
+) -> tuple[int, Iterator[Samples]]:
+    """Read a recording of any length piece by piece, at its own rate.
+
+    Args:
+        path: The file; see :func:`load_signal`.
+        max_duration_s: Longest recording that is read, in seconds.
+
+    Returns:
+        Its sampling rate in Hz, and consecutive pieces of shape (samples,), float32. Memory does
+        not grow with the recording.
+
+    Raises:
+        AudioError: As :func:`load_signal`; for what lies further on, while the pieces are read.
+    """
+    path = Path(path)
+    with _explained(path):
+        is_cut = is_cut_short(path)
+        described = _read_format(path, max_duration_s, mended=_mend(path) if is_cut else None)
+        chosen, _ = _choose_channels(path, described)
+    return described.rate, _iter_mono(path, described, chosen)
+
+
+def _iter_mono(path: Path, described: _Format, chosen: tuple[int, ...]) -> Iterator[Samples]:
+    """Pieces of the mean of the chosen channels, checked."""
+    with _explained(path):
+        for block in _read_blocks(path, described):
+            piece = mean_of_channels(block, chosen)
+            require_amplitude(piece, str(path))
+            yield piece
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what decoders raise into one error with a way out."""
     try:
         if not path.is_file():
             raise AudioError(f"{path} is not a file; check the path, or the manifest that names it")
-        return _decode(path, rate, max_duration_s)
+        yield
     except (soundfile.SoundFileError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise AudioError(
             f"{path} cannot be read as audio ({error}); "
@@ -121,13 +162,7 @@ def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
     """Decode a file once; twice where it has several channels, to see how they relate."""
     is_cut = is_cut_short(path)
     described = _read_format(path, max_duration_s, mended=_mend(path) if is_cut else None)
-    chosen, defects = tuple(range(described.channels)), RecordingDefect(0)
-    if described.channels > 1:
-        levels = ChannelLevels(described.channels)
-        for block in _read_blocks(path, described):
-            require_amplitude(block, str(path))
-            levels.add(block)
-        chosen, defects = levels.choose_channels()
+    chosen, defects = _choose_channels(path, described)
     samples, frames = _read_mono(path, described, chosen, rate)
     if is_cut or _breaks_off(path, described, frames):
         defects |= RecordingDefect.CUT_SHORT
@@ -140,6 +175,17 @@ def _decode(path: Path, rate: int, max_duration_s: float) -> Signal:
     is_converted = frames > ONE_PASS_SAMPLES
     signal = Signal(samples, rate if is_converted else described.rate, defects=defects)
     return resample(signal, rate)
+
+
+def _choose_channels(path: Path, described: _Format) -> tuple[tuple[int, ...], RecordingDefect]:
+    """Which channels are averaged, and what is wrong with them; decodes a file with several."""
+    if described.channels == 1:
+        return (0,), RecordingDefect(0)
+    levels = ChannelLevels(described.channels)
+    for block in _read_blocks(path, described):
+        require_amplitude(block, str(path))
+        levels.add(block)
+    return levels.choose_channels()
 
 
 def _mend(path: Path) -> bytes | None:

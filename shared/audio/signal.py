@@ -101,7 +101,7 @@ class Signal:
             AudioError: Samples of another kind or shape, none at all, NaN, infinity or samples far
                 beyond full scale; or another rate.
         """
-        whole = _require_rate(rate)
+        whole = require_rate(rate)
         channels = _as_channels(samples, "the signal")
         require_samples(channels, "the signal")
         mono, found = mix_channels(channels)
@@ -283,7 +283,7 @@ def resample(signal: Signal, rate: int) -> Signal:
         >>> len(resample(Signal(np.zeros(44_100), 44_100), 16_000).waveform)
         16000
     """
-    rate = _require_rate(rate)
+    rate = require_rate(rate)
     if rate == signal.rate:
         return signal
     whole = signal.waveform
@@ -375,8 +375,19 @@ def require_amplitude(samples: Samples, name: str) -> None:
         )
 
 
-def _require_rate(rate: object) -> int:
-    """The rate as an integer, if it is a whole number in range."""
+def require_rate(rate: object) -> int:
+    """Require a sampling rate in Hz: a whole number above 0, at most ``MAX_RATE``.
+
+    Returns:
+        The rate as an integer.
+
+    Raises:
+        AudioError: It is another.
+
+    Example:
+        >>> require_rate(44_100.0)
+        44100
+    """
     try:
         whole = operator.index(rate)  # type: ignore[arg-type]
     except TypeError:
@@ -414,7 +425,7 @@ def _as_channels(samples: object, name: str) -> Samples:
             f"{name} of shape {shape} has {values.shape[0]} channels, {MAX_CHANNELS} may be; a "
             "tensor is (channels, samples), a NumPy array (samples, channels)"
         )
-    return _as_float(values, name)
+    return scale_samples(values, name)
 
 
 def _from_tensor(samples: "Tensor") -> np.ndarray:
@@ -425,8 +436,20 @@ def _from_tensor(samples: "Tensor") -> np.ndarray:
     return array
 
 
-def _as_float(values: np.ndarray, name: str) -> Samples:
-    """Samples as float32 with full scale 1."""
+def scale_samples(values: np.ndarray, name: str) -> Samples:
+    """Scale samples to float32 with full scale 1.
+
+    Args:
+        values: Floats, which keep their values, or whole numbers with the full scale of their type.
+        name: What messages call the sound.
+
+    Raises:
+        AudioError: Numbers whose full scale is unknown.
+
+    Example:
+        >>> scale_samples(np.array([16_384, -32_768], dtype=np.int16), "the sound").tolist()
+        [0.5, -1.0]
+    """
     kind = values.dtype.name
     if kind in _FULL_SCALE:
         return (values.astype(np.float64) / _FULL_SCALE[kind]).astype(np.float32)

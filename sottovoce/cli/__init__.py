@@ -6,13 +6,13 @@ A module adds its commands to the parser and imports what they need only when th
 
 __all__ = [
     "corpora",
-    "device",
     "encoder",
     "export",
     "main",
     "model",
     "options",
     "progress_bar",
+    "recognition",
     "reproduce",
     "simulate",
     "summary",

@@ -14,15 +14,16 @@ from typing import NoReturn
 from sottovoce import __version__
 from sottovoce.cli import (
     corpora,
-    device,
     encoder,
     export,
     model,
+    recognition,
     reproduce,
     simulate,
     sweep,
     verify,
 )
+from sottovoce.cli.devices import group
 from sottovoce.cli.options import CommandParser, add_completion_option
 from sottovoce.extras import explain_missing_library
 from sottovoce.shared.errors import SettingError, SottovoceError
@@ -90,7 +91,8 @@ def build_parser() -> CommandParser:
         sweep.add_sweep_command,
         corpora.add_corpora_command,
         verify.add_run_commands,
-        device.add_device_commands,
+        recognition.add_recognition_commands,
+        group.add_device_group,
         model.add_model_commands,
         export.add_export_command,
         encoder.add_encoder_commands,

@@ -18,6 +18,7 @@ EXPERIMENTS = (
     "personalisation",
     "population",
     "secure-utterance",
+    "streaming",
     "sweep",
 )
 """Names of the experiments, one for each page of results."""

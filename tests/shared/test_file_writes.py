@@ -10,6 +10,8 @@ HOUSE = Path(__file__).resolve().parents[2]
 FOLDERS = ("client", "server", "shared", "simulations", "sottovoce")
 WRITER = "shared/atomic_files.py"
 ALLOWED = {
+    # An uploaded recording, in a file that has no name and is on no disk.
+    ("client/service/uploads.py", "os.fdopen"),
     # Sets a damaged database aside, with the journal beside it: nothing is written.
     ("shared/features/cache.py", "os.replace"),
     # Child processes write their logs straight into these.

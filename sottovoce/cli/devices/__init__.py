@@ -1,3 +1,3 @@
 """The commands by which users make a device, decide about it, and see what it holds."""
 
-__all__ = ["consent", "creation", "group", "opening", "upkeep", "user_data"]
+__all__ = ["consent", "creation", "group", "opening", "serve", "upkeep", "user_data"]

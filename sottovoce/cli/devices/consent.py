@@ -1,10 +1,9 @@
 """The command ``device consent``."""
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.cli.devices.opening import open_to_look
+from sottovoce.cli.devices.opening import add_folder, open_to_look
 from sottovoce.cli.options import Commands, add_command, print_json
 from sottovoce.shared.printable import print_lines
 
@@ -23,8 +22,8 @@ def add_consent_command(group: Commands) -> None:
         "Show what the user consents to, purpose by purpose, or change that.",
         _EXAMPLE,
     )
+    add_folder(parser)
     add = parser.add_argument
-    add("folder", type=Path, metavar="FOLDER", help="the device's folder")
     for option, text in (("--grant", "consent"), ("--withdraw", "withdraw consent")):
         add(
             option,

@@ -2,6 +2,7 @@
 
 from sottovoce.cli.devices.consent import add_consent_command
 from sottovoce.cli.devices.creation import add_create_command
+from sottovoce.cli.devices.serve import add_serve_commands
 from sottovoce.cli.devices.upkeep import add_upkeep_commands
 from sottovoce.cli.devices.user_data import add_user_data_commands
 from sottovoce.cli.devices.withdrawal import add_withdraw_command
@@ -15,5 +16,6 @@ def add_device_group(commands: Commands) -> None:
     add_create_command(group)
     add_consent_command(group)
     add_user_data_commands(group)
+    add_serve_commands(group)
     add_withdraw_command(group)
     add_upkeep_commands(group)

@@ -1,11 +1,17 @@
-"""Opening a device that a command only looks at, or that keeps its ledger as it is."""
+"""A device that is named on the command line: its folder, and opening it to look at it."""
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sottovoce.client.device.device import Device
     from sottovoce.client.device.vault import FileVault
+
+
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the argument that names the device's folder."""
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
 
 
 def open_to_look(folder: Path) -> "tuple[Device, FileVault]":

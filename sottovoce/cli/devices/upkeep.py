@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from sottovoce.cli.devices.opening import open_to_look
+from sottovoce.cli.devices.opening import add_folder, open_to_look
 from sottovoce.cli.options import Commands, add_command, print_json
 from sottovoce.shared.errors import SettingError
 from sottovoce.shared.printable import print_lines
@@ -19,7 +19,7 @@ def add_upkeep_commands(group: Commands) -> None:
         "Show how much privacy a device has spent, and what is left.",
         example,
     )
-    _add_folder(privacy)
+    add_folder(privacy)
     privacy.add_argument("--json", action="store_true", help="print JSON")
     forget = add_command(
         group,
@@ -28,7 +28,7 @@ def add_upkeep_commands(group: Commands) -> None:
         "Forget recordings that were enrolled, labelled or learned from.",
         "sottovoce device forget my-device NAME",
     )
-    _add_folder(forget)
+    add_folder(forget)
     forget.add_argument(
         "names", nargs="+", metavar="NAME", help="what predict or device list printed"
     )
@@ -45,7 +45,7 @@ def add_upkeep_commands(group: Commands) -> None:
         "End the training of a device whose ledger is refused: it only receives models, for good.",
         "sottovoce device retire DIR",
     )
-    _add_folder(retire)
+    add_folder(retire)
     confirm = add_command(
         group,
         "confirm",
@@ -53,11 +53,7 @@ def add_upkeep_commands(group: Commands) -> None:
         "Seal what its owner has changed in a device's device.json.",
         "sottovoce device confirm DIR",
     )
-    _add_folder(confirm)
-
-
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
+    add_folder(confirm)
 
 
 def run_device_forget_command(arguments: argparse.Namespace) -> int:

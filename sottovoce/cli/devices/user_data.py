@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sottovoce.cli.devices.opening import open_to_look
+from sottovoce.cli.devices.opening import add_folder, open_to_look
 from sottovoce.cli.model import add_trusted_key, read_trusted_key
 from sottovoce.cli.options import Commands, add_command, print_json
 from sottovoce.shared.errors import SettingError, SottovoceError
@@ -27,7 +27,7 @@ def add_user_data_commands(group: Commands) -> None:
         "List the recordings that a device keeps, by name.",
         "sottovoce device list my-device",
     )
-    _add_folder(listing)
+    add_folder(listing)
     listing.add_argument("--json", action="store_true", help="print JSON")
     export = add_command(
         group,
@@ -36,7 +36,7 @@ def add_user_data_commands(group: Commands) -> None:
         "Export everything that a device holds of its user, readable, as a ZIP archive.",
         "sottovoce device export my-device --out my-data.zip",
     )
-    _add_folder(export)
+    add_folder(export)
     export.add_argument("--out", type=Path, required=True, metavar="FILE", help="a new file")
     erase = add_command(
         group,
@@ -45,12 +45,8 @@ def add_user_data_commands(group: Commands) -> None:
         "Erase a device for good, the key of its vault first.",
         "sottovoce device erase my-device --yes",
     )
-    _add_folder(erase)
+    add_folder(erase)
     erase.add_argument("--yes", action="store_true", help="do it: nothing can bring it back")
-
-
-def _add_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
 
 
 def _add_enrol(group: Commands) -> None:
@@ -61,7 +57,7 @@ def _add_enrol(group: Commands) -> None:
         "Enrol recordings of the user: their voice and, with an emotion, head and training.",
         "sottovoce device enrol my-device *.wav --model runs/demo --neutral",
     )
-    _add_folder(parser)
+    add_folder(parser)
     add = parser.add_argument
     add(
         "files",
@@ -115,15 +111,14 @@ def run_enrol_command(arguments: argparse.Namespace) -> int:
 def _open_reader(arguments: argparse.Namespace) -> "tuple[str, FeatureReader]":
     """Open the extractor of a model, or the one that is named."""
     from sottovoce.client.recognition.recording_features import FeatureReader
-    from sottovoce.shared.models.model_folder import find_model
-    from sottovoce.shared.models.model_package import ModelPackage
+    from sottovoce.shared.exported.package_reader import open_package
 
     if (arguments.model is None) == (arguments.extractor is None):
         raise SettingError("name the model that will read the features (--model), or --extractor")
     if arguments.model is None:
         return arguments.extractor, FeatureReader(arguments.extractor)
     key = read_trusted_key(arguments)
-    package = ModelPackage.load(find_model(arguments.model), trusted_key=key)
+    package = open_package(arguments.model, trusted_key=key)
     return package.extractor, FeatureReader(package.extractor, version=package.feature_version)
 
 

@@ -1,8 +1,8 @@
 """The command ``device withdraw``."""
 
 import argparse
-from pathlib import Path
 
+from sottovoce.cli.devices.opening import add_folder
 from sottovoce.cli.options import Commands, add_command
 from sottovoce.shared.printable import print_lines
 
@@ -16,7 +16,7 @@ def add_withdraw_command(group: Commands) -> None:
         "End a device's enrolment: nothing is trained or sent, and servers delete what they hold.",
         "sottovoce device withdraw my-device",
     )
-    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the device's folder")
+    add_folder(parser)
 
 
 def run_withdraw_command(arguments: argparse.Namespace) -> int:

@@ -185,3 +185,11 @@ def test_a_passphrase_is_needed_to_confirm(tmp_path: Path) -> None:
 
     with pytest.raises(PrivacyError, match="passphrase"):
         Device.confirm_profile(folder)
+
+
+def test_enrolments_are_counted_up_to_a_million() -> None:
+    usual: dict[str, Any] = {"user": "ada", "budgets": (), "labels": ("a", "b")}
+    DeviceProfile(**usual, enrolment=10**6)
+    for number in (0, 10**6 + 1):
+        with pytest.raises(SettingError, match="enrolment"):
+            DeviceProfile(**usual, enrolment=number)

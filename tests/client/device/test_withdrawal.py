@@ -204,6 +204,16 @@ def test_a_withdrawn_device_whose_ledger_is_refused_stays_withdrawn(device: Devi
     assert Device.open(device.folder).profile.withdrawn
 
 
+def test_a_withdrawal_is_proved_once_there_is_one(device: Device) -> None:
+    with pytest.raises(PrivacyError, match="nothing to prove"):
+        withdrawal.prove_withdrawal(device.vault, device.profile, b"c" * 32)
+    device.withdraw()
+
+    said = withdrawal.prove_withdrawal(device.vault, device.profile, b"c" * 32)
+
+    assert said.enrolment == device.profile.enrolment
+
+
 def test_confirmations_are_kept_of_the_enrolment_that_ended(device: Device) -> None:
     def confirm(enrolment: int, run: str = "r") -> None:
         said = WithdrawalConfirmation(run=run, enrolment=enrolment, deleted=("heads",))
@@ -222,6 +232,10 @@ def test_confirmations_are_kept_of_the_enrolment_that_ended(device: Device) -> N
         ("r", 1, ["heads"]),
         ("s", 1, ["heads"]),
     ]
+    (blob,) = (name for name in device.vault.list_names() if b"received" in device.vault.get(name))
+    device.vault.put(blob, b"[1, 2")
+    with pytest.raises(PrivacyError, match="list of confirmations"):
+        withdrawal.list_confirmations(device.vault)
 
 
 def test_the_commands_say_what_follows(device: Device, capsys: pytest.CaptureFixture[str]) -> None:

@@ -94,7 +94,14 @@ class Silence:
         return values.double()
 
 
-def device(folder: Path, plan: Plan = PLAN, *, clips: int = CLIPS, **facts: Any) -> Device:
+def device(
+    folder: Path,
+    plan: Plan = PLAN,
+    *,
+    clips: int = CLIPS,
+    votes: Tensor | None = None,
+    **facts: Any,
+) -> Device:
     """A device that has joined; it has the first of the same twelve clips."""
     features = 2 * torch.randn(CLIPS, INPUTS, generator=torch.Generator().manual_seed(5))
     everyone = torch.ones(clips, dtype=torch.bool)
@@ -102,6 +109,7 @@ def device(folder: Path, plan: Plan = PLAN, *, clips: int = CLIPS, **facts: Any)
         features=features[:clips],
         frames=torch.ones(clips, dtype=torch.int64),
         labels=torch.arange(clips) % len(LABELS),
+        votes=votes,
     )
     usual: dict[str, Any] = {"user": "ada", "budgets": (), "labels": LABELS, "simulated_seed": 7}
     held = LabelledFeatures(
@@ -160,6 +168,17 @@ def test_one_utterance_fewer_changes_one_row(
 
     moved = float(torch.linalg.vector_norm(all_clips - one_fewer))
     assert 0.1 < moved <= SENSITIVITY * (1 + 1e-6)
+
+
+def test_votes_of_raters_do_not_move_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks how often the model is right by the majority, so its bound is that of labels."""
+    soft = replace(PLAN, training=replace(PLAN.training, targets="soft"))
+    monkeypatch.setattr(Randomness, "noise_source", Silence())
+    even = torch.full((CLIPS, len(LABELS)), 1 / len(LABELS))
+
+    voted = ask(device(tmp_path / "voted", soft, votes=even), soft)
+
+    assert torch.equal(voted, ask(device(tmp_path / "plain", soft), soft))
 
 
 def test_behind_the_exact_mean_every_row_would_move(
@@ -224,6 +243,31 @@ def test_a_whole_run_books_exactly_the_plans_releases(tmp_path: Path) -> None:
     ask(one)
 
     assert sorted(map(repr, one.ledger.releases)) == sorted(map(repr, PLAN.all_releases()))
+    # Noise of a simulation is drawn by these names: others would be other results.
+    names = [name.split("/")[1] for name in one.ledger.release_names]
+    rounds = [f"round-{number}" for number in range(1, PLAN.rounds + 1)]
+    assert sorted(names) == sorted(
+        ["label-counts", "centre", "normaliser", *rounds, "head-statistics"]
+    )
+
+
+@pytest.mark.parametrize(("seed", "sizes"), [(None, [1] * CLIPS), (7, [CLIPS])])
+def test_on_a_device_each_clip_is_judged_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int | None, sizes: list[int]
+) -> None:
+    """In a batch, other rows can change how a row is rounded."""
+    one = device(tmp_path, simulated_seed=seed)
+    load, seen = model_inputs.load_model_and_examples, []
+
+    def watched(*arguments: Any) -> tuple[Any, Examples]:
+        model, examples = load(*arguments)
+        model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+        return model, examples
+
+    monkeypatch.setattr(model_inputs, "load_model_and_examples", watched)
+    ask(one)
+
+    assert seen == sizes
 
 
 def test_above_the_budget_nothing_is_told(tmp_path: Path) -> None:

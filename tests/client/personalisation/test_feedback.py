@@ -11,6 +11,7 @@ import torch
 from builders import make_clips, make_device, make_examples, make_plan
 from torch import Tensor
 
+from sottovoce.client.device import stored_clips
 from sottovoce.client.device import vault as vaults
 from sottovoce.client.device.device import Device
 from sottovoce.client.device.vault import FileVault
@@ -598,3 +599,30 @@ def test_a_reinstalled_app_keeps_both_what_comes_back_and_what_was_labelled_sinc
     assert torch.allclose(back.bias, former.bias, atol=1e-6)
     for other in (back, alone):
         assert not torch.allclose(both.bias, other.bias, atol=1e-3)
+
+
+def test_a_head_that_the_device_has_already_is_not_fitted_anew(tmp_path: Path) -> None:
+    """Every fit is another version, which leaves in the clear."""
+    one = device(tmp_path, clips=12)
+    enrolment.enrol_device(one, PLAN, identity_projection(WIDTH), default_statistics(WIDTH))
+    sealed = personalised(one, bundle().prior)
+
+    def again(offered: UnverifiedHead | None) -> SealedHead:
+        request = FinalModelRequest(
+            plan_hash=PLAN.content_hash(),
+            weights=WEIGHTS,
+            centre=torch.zeros(WIDTH),
+            prior=bundle().prior,
+            stored_head=offered,
+        )
+        return final_model.finalise_model(one, request)
+
+    own = UnverifiedHead(model_hash=sealed.model_hash, version=sealed.version, blob=sealed.blob)
+    before = head(one.folder, bundle())
+    # A fit would now come out otherwise; it waits for the user's own recogniser.
+    more = make_clips(make_examples(speech(6, seed=3), classes=len(LABELS)))
+    stored_clips.add_clips(one.vault, replace(more, for_head=~more.for_head, extractor="ears"))
+    enrolment.enrol_device(one, PLAN, identity_projection(WIDTH), default_statistics(WIDTH))
+    for offered in (own, replace(own, version=7), None):
+        assert again(offered).version == sealed.version
+        assert same(head(one.folder, bundle()), before)

@@ -123,9 +123,7 @@ def test_a_folder_is_opened_and_a_path_is_read(exported_model: Path, tiny_run: A
         recogniser.predict(np.zeros(RATE))  # type: ignore[arg-type]
 
 
-def test_what_is_not_for_the_model_is_refused(
-    exported: ExportedModel, exported_model: Path
-) -> None:
+def test_what_is_not_for_the_model_is_refused(exported: ExportedModel) -> None:
     for mean in (np.zeros(3), np.full(16, np.nan)):
         with pytest.raises(ModelError, match="the user's mean has shape"):
             OnnxRecogniser(exported, mean=mean)
@@ -139,5 +137,3 @@ def test_what_is_not_for_the_model_is_refused(
     older.record = replace(exported.record, feature_version=1)
     with pytest.raises(ModelError, match="features of version 1"):
         OnnxRecogniser(older)
-    with pytest.raises(ModelError, match="open it with OnnxRecogniser"):
-        Recogniser.open(exported_model)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sottovoce.client.recognition.recording_features import FeatureReader
-from sottovoce.shared.audio import Signal, voice_activity
+from sottovoce.shared.audio import Signal, speech_detector, voice_activity
 from sottovoce.shared.features import registry
 from sottovoce.simulations.corpora import open_corpus
 
@@ -18,7 +18,7 @@ class CountingDetector:
     """The detector, and how many chunks it has judged."""
 
     def __init__(self) -> None:
-        self._detector = voice_activity.load_detector()
+        self._detector = speech_detector.load_detector()
         self.chunks = 0
 
     def run(self, *arguments: Any) -> Any:
@@ -29,7 +29,7 @@ class CountingDetector:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> CountingDetector:
     counting = CountingDetector()
-    monkeypatch.setattr(voice_activity, "load_detector", lambda: counting)
+    monkeypatch.setattr(speech_detector, "load_detector", lambda: counting)
     return counting
 
 

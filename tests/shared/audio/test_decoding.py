@@ -215,3 +215,22 @@ def test_any_path_that_is_no_file_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "pipe.wav", "\0.wav", "x" * 5_000, "/dev/zero"):
         with pytest.raises(AudioError):
             audio.load_signal(path)
+
+
+@pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
+def test_pieces_of_a_recording_are_the_whole_at_its_own_rate(tmp_path: Path, kind: str) -> None:
+    path = saved(tmp_path / "a", encoded(kind))
+    rate, pieces = audio.read_pieces(path)
+
+    whole = np.concatenate(list(pieces))
+    assert np.array_equal(whole, audio.load_signal(path, rate=rate).waveform)
+
+
+def test_pieces_of_what_is_no_recording_are_refused(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.wav", saved(tmp_path / "text.wav", b"no sound at all")):
+        with pytest.raises(AudioError, match=path.name):
+            audio.read_pieces(path)
+    long = saved(tmp_path / "long.wav", wav(frames=8_000))
+    _, pieces = audio.read_pieces(long, max_duration_s=0.1)
+    with pytest.raises(AudioError, match=r"is longer than"):
+        list(pieces)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sottovoce.shared import audio
-from sottovoce.shared.audio import Signal, voice_activity
+from sottovoce.shared.audio import Signal, speech_detector, voice_activity
 from sottovoce.shared.errors import ModelError
 from sottovoce.simulations.corpora import open_corpus
 
@@ -136,6 +136,6 @@ def test_a_detector_that_is_not_the_one_expected_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
 
     with pytest.raises(ModelError, match="SHA-256"):
-        voice_activity.load_detector(package="another_detector")
+        speech_detector.load_detector(package="another_detector")
     with pytest.raises(ModelError, match="pip install"):
-        voice_activity.load_detector(package="no_such_detector")
+        speech_detector.load_detector(package="no_such_detector")
