@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from mutants_page import format_page as format_mutants
 
 from sottovoce.cli import main, reproduce
 from sottovoce.shared.features.version import FEATURE_VERSION
@@ -26,6 +27,7 @@ EXPERIMENTS = {
     "personal": "personalisation",
     "population": "population",
     "secure": "secure-utterance",
+    "streaming": "streaming",
     "sweep": "sweep",
 }
 """Pages and the experiments that write them."""
@@ -33,7 +35,12 @@ EXPERIMENTS = {
 
 def _write_page(experiment: str, out: Path, runs: Path) -> None:
     """Let an experiment write its page from its JSON, on a machine that has none of its runs."""
-    folders = {"default-model": "--corpora", "population": "--run", "sweep": "--sweep"}
+    folders = {
+        "default-model": "--corpora",
+        "streaming": "--corpora",
+        "population": "--run",
+        "sweep": "--sweep",
+    }
     folder = folders.get(experiment, "--runs")
     words = ["reproduce", experiment, "--table", "--out", str(out), folder, str(runs)]
     assert main.main(words) == 0
@@ -86,8 +93,26 @@ def test_the_page_of_the_runtime_is_what_its_figures_say() -> None:
     assert runtime.format_page(found) == (RESULTS / "runtime.md").read_text()
 
 
+def test_the_page_of_mutants_is_what_its_figures_say() -> None:
+    found = json.loads((RESULTS / "mutants.json").read_text())
+
+    assert format_mutants(found) == (RESULTS / "mutants.md").read_text()
+
+
+def test_the_page_of_ablations_is_what_its_figures_say(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    out.mkdir()
+    shutil.copy(RESULTS / "ablation.json", out)
+
+    assert main.main(["ablate", "losses", "--table", "--out", str(out), "--runs", str(out)]) == 0
+
+    assert (out / "ablation.md").read_text() == (RESULTS / "ablation.md").read_text()
+    assert (out / "ablation.json").read_bytes() == (RESULTS / "ablation.json").read_bytes()
+
+
 def test_every_page_is_checked() -> None:
-    pages = {path.stem for path in RESULTS.glob("*.md")} - {"README", "benchmarks", "runtime"}
+    apart = {"README", "ablation", "benchmarks", "runtime", "mutants"}
+    pages = {path.stem for path in RESULTS.glob("*.md")} - apart
 
     assert pages == set(EXPERIMENTS)
 

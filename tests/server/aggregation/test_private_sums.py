@@ -19,10 +19,12 @@ from sottovoce.server.aggregation.private_sums import LEDGER_FILE, LEDGER_OWNER,
 from sottovoce.server.aggregation.server_anchor import ServerAnchor
 from sottovoce.server.aggregation.server_optimizer import initial_state
 from sottovoce.server.federation import checkpoint
+from sottovoce.shared.calibration.head_statistics import STATISTICS_SIZE, CalibrationRelease
 from sottovoce.shared.errors import BudgetSpent, LedgerError, ModelError, PrivacyError
 from sottovoce.shared.privacy import accounting, clipping
 from sottovoce.shared.privacy.ledger import Ledger, PrivacyBudget
 from sottovoce.shared.privacy.release import NoiseSource, PrivacyUnit, SumMechanism
+from sottovoce.shared.privacy.scheme import SumKind
 from sottovoce.shared.privacy.user_level import SecureSumConfigs, UserLevelPrivacy
 from sottovoce.shared.protocol.local_training import ExampleLevelMechanism
 from sottovoce.shared.protocol.training_plan import Plan
@@ -86,6 +88,13 @@ def test_a_round_without_updates_is_none(tmp_path: Path) -> None:
         make(tmp_path, OPEN).release_updates(1, [], denominator=1.0)
 
 
+def test_lengths_of_fewer_updates_than_came_are_refused(tmp_path: Path) -> None:
+    """Updates beyond them would be left out of the sum unseen."""
+    parts = [torch.ones(3)] * 3
+    with pytest.raises(ValueError, match="shorter"):
+        make(tmp_path).release_updates(1, parts, denominator=1.0, norms=[1.0, 1.0])
+
+
 @pytest.mark.parametrize("seed", [1, None])
 def test_each_sum_gets_the_noise_that_was_promised(tmp_path: Path, seed: int | None) -> None:
     server = make(tmp_path, seed=seed)
@@ -97,6 +106,10 @@ def test_each_sum_gets_the_noise_that_was_promised(tmp_path: Path, seed: int | N
         assert promised is not None
         wanted = promised.noise_multiplier * promised.clip_norm
         assert float(total.std()) == pytest.approx(wanted, rel=0.06)  # 5 standard errors
+    for kind, promised in ((SumKind.LABEL_COUNTS, USERS.counts), (SumKind.CENTRE, USERS.centre)):
+        assert promised is not None
+        said = USER.scheme.sum_noise_std(USER, kind, devices=DEVICES)
+        assert said == promised.noise_multiplier * promised.clip_norm
 
 
 def test_nobody_outgrows_the_bound_whatever_a_device_sends(tmp_path: Path) -> None:
@@ -188,15 +201,25 @@ def test_a_sum_is_booked_before_its_noise_is_drawn(
 
 
 def test_a_whole_run_books_exactly_the_plans_sums(tmp_path: Path) -> None:
-    server = make(tmp_path)
+    statistics = CalibrationRelease(noise_multiplier=0.0, subtracted_share=0.5)
+    plan = replace(USER, calibration=statistics, user=replace(USERS, calibration=HIDDEN))
+    server = make(tmp_path, plan)
     server.release_label_counts(NOTHING)
     server.release_centre(NOTHING)
     for number in (1, 2, 3):
         server.release_updates(number, NOTHING, denominator=1.0)
+    server.release_head_statistics([torch.zeros(STATISTICS_SIZE)] * DEVICES)
 
     releases = booked(tmp_path).releases
 
-    assert sorted(map(repr, releases)) == sorted(map(repr, USER.all_releases()))
+    assert sorted(map(repr, releases)) == sorted(map(repr, plan.all_releases()))
+    # Noise of a simulation is drawn by these names: others would be other results.
+    assert [name.split("/")[1] for name in booked(tmp_path).release_names] == [
+        "label-counts",
+        "centre",
+        *(f"round-{number}" for number in (1, 2, 3)),
+        "head-statistics",
+    ]
     assert accounting.compute_epsilon(releases, DELTA, unit=PrivacyUnit.USER) < math.inf
 
 
@@ -317,6 +340,26 @@ def test_of_two_servers_only_the_first_lets_a_sum_out(tmp_path: Path) -> None:
     assert (found.devices, found.users) == (3, ("ada", "b,en"))
     second.put("round-2", ["r/round-2"], value)
     assert second.get("round-1") is None, "of rounds the newest"
+
+
+def test_a_name_is_taken_out_of_stored_sums_which_stay(tmp_path: Path) -> None:
+    make(tmp_path, seed=None)
+    store = released_sums.ReleasedSumStore(
+        tmp_path, plan_digest="p", anchor=ServerAnchor(tmp_path, ledger=LEDGER_FILE)
+    )
+    for name, users in (("enrolment", ("ada", "ben")), ("round-1", ("ada",))):
+        value = released_sums.ReleasedSum(
+            total=torch.ones(2).double(), devices=len(users), users=users
+        )
+        store.put(name, [f"r/{name}"], value)
+    assert released_sums.list_named_users(tmp_path) == {"ada", "ben"}
+
+    assert released_sums.forget_user(tmp_path, "ada")
+
+    assert released_sums.list_named_users(tmp_path) == {"ben"}
+    assert not released_sums.forget_user(tmp_path, "ada")
+    left = [store.get(name) for name in ("enrolment", "round-1")]
+    assert [(one.devices, one.users) for one in left if one] == [(2, ("ben",)), (1, ())]
 
 
 @pytest.mark.skipif(os.name != "posix", reason="elsewhere nobody waits")

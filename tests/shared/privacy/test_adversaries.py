@@ -56,3 +56,13 @@ def test_an_adversary_that_is_left_out_is_refused() -> None:
 
     with pytest.raises(SettingError, match="Coalition"):
         make_adversary_table(bounds)
+
+
+def test_what_does_not_hold_is_recorded_as_saved_runs_have_it() -> None:
+    """A run's table is compared with the scheme's: another word would make old runs disagree."""
+    (supplier,) = (
+        row.to_record()
+        for row in scheme_for("user").adversaries()
+        if row.adversary is Adversary.SUPPLIER
+    )
+    assert supplier["holds"] == "Nothing"

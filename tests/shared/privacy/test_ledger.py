@@ -361,7 +361,13 @@ def test_a_torn_line_is_charged_for_both_units(path: Path) -> None:
     """One release hides utterances alone, the other its user in a sum: either may be the torn."""
     summed = SumMechanism(noise_multiplier=1.5, clip_norm=1.0, noised_by=NoiseSource.DISTRIBUTED)
     in_sum = replace(release(), noise_multiplier=0.0, sensitivity=0.0, user=summed)
-    for known in ([in_sum], [in_sum, release()], [replace(release(), user=summed), in_sum]):
+    hidden_well = replace(summed, noise_multiplier=500.0)
+    for known in (
+        [in_sum],
+        [in_sum, release()],
+        [replace(release(), user=summed), in_sum],
+        [replace(release(), user=hidden_well)],
+    ):
         path.unlink(missing_ok=True)
         ledger = Ledger(path)
         for number, one in enumerate(known):
@@ -388,7 +394,8 @@ def test_the_release_that_would_pass_the_budget_is_refused(path: Path) -> None:
     with pytest.raises(BudgetSpent, match=r"from 1\.698 to 1\.993") as refused:
         ledger.book_release("3", release(), (budget,))
 
-    assert f"{budget.epsilon:g}" in str(refused.value)
+    # Nothing is sampled, so no filter is named: all of them count alike.
+    assert f" is {budget.epsilon:g}. A device keeps" in str(refused.value)
     assert path.read_bytes() == before
     assert ledger.epsilon_spent(DELTA) <= budget.epsilon
     ledger.book_release(
@@ -628,3 +635,12 @@ def test_programs_that_race_leave_a_whole_chain_with_all_that_they_booked(
     assert len(booked) >= 25
     assert all(ledger.is_booked(name) for name in booked)
     assert len(ledger.releases) == 4 + len(booked)
+
+
+def test_a_budget_is_read_back_as_it_was_written() -> None:
+    for budget in (
+        PrivacyBudget(epsilon=8.0, delta=1e-5),
+        PrivacyBudget(epsilon=1.5, delta=1e-3, unit=PrivacyUnit.USER, per_run=0.5),
+        PrivacyBudget(epsilon=8.0, delta=1e-5, renyi_order=4.0),
+    ):
+        assert PrivacyBudget.from_dict(json.loads(json.dumps(budget.to_dict()))) == budget

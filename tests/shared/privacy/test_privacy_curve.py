@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from builders import make_release
+from builders import make_release, make_sum_release
 from scipy import integrate, optimize, stats
 
 from sottovoce.shared.errors import SettingError
@@ -209,6 +209,12 @@ def test_the_curve_is_the_promise_at_its_delta_and_falls_with_delta() -> None:
     assert curve.epsilon == accounting.compute_epsilon(releases, DELTA)
     epsilons = [epsilon for _, epsilon in curve.other_deltas]
     assert epsilons == sorted(epsilons)
+    user = PrivacyUnit.USER
+    of_users = compute_privacy_curve([make_sum_release(1.0)], DELTA, unit=user)
+    assert of_users is not None
+    for delta, epsilon in of_users.other_deltas:
+        spent = accounting.compute_epsilon([make_sum_release(1.0)], delta, unit=user)
+        assert epsilon == spent < math.inf
     assert list(curve.betas) == sorted(curve.betas, reverse=True)
 
 
@@ -226,3 +232,9 @@ def test_what_is_unprotected_has_no_curve_and_infinite_groups() -> None:
 def test_a_group_of_nobody_is_refused(changes: int) -> None:
     with pytest.raises(SettingError, match="changes"):
         accounting.compute_group_epsilon([make_release(1.0)], DELTA, changes=changes)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1.0, 2.0, math.nan])
+def test_a_group_s_delta_is_a_chance(delta: float) -> None:
+    with pytest.raises(SettingError, match="delta"):
+        accounting.compute_group_epsilon([make_release(1.0)], delta, changes=2)

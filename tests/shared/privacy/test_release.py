@@ -59,6 +59,15 @@ def test_a_release_that_makes_no_sense_is_refused(field: str, value: float) -> N
         replace(GOOD, **{field: value})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("mechanism", Mechanism)
+@pytest.mark.parametrize("noise", [1e-31, 1e13])
+def test_noise_that_nothing_can_be_computed_with_is_refused_of_every_mechanism(
+    mechanism: Mechanism, noise: float
+) -> None:
+    with pytest.raises(SettingError, match="noise_multiplier"):
+        replace(GOOD, mechanism=mechanism, noise_multiplier=noise)
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -92,6 +101,15 @@ def test_a_record_of_noise_that_is_none_is_refused(value: float) -> None:
 # --- what hides a whole user ------------------------------------------------------------------
 
 HIDDEN = SumMechanism(noise_multiplier=2.0, clip_norm=1.0, noised_by=NoiseSource.SERVER)
+
+
+@pytest.mark.parametrize("flag", ["discrete", "fine"])
+@pytest.mark.parametrize("value", ["false", 0, 1, None])
+def test_a_flag_that_is_no_truth_value_is_refused(flag: str, value: object) -> None:
+    """Any text is true: "false" would book noise that costs less than what was added."""
+    record = replace(GOOD, user=replace(HIDDEN, discrete=True, near_gaussian=True)).to_dict()
+    with pytest.raises(LedgerError, match="discrete and fine"):
+        Release.from_dict(record | {"user": record["user"] | {flag: value}})
 
 
 @pytest.mark.parametrize("noised_by", NoiseSource)

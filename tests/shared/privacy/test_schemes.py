@@ -8,9 +8,11 @@ from typing import ClassVar
 
 import pytest
 import torch
+from builders import make_noised_plan
 
 from sottovoce.server.aggregation.private_sums import PrivateAggregator
 from sottovoce.server.planning import noise_calibration, recipe
+from sottovoce.shared.calibration.head_statistics import CalibrationRelease
 from sottovoce.shared.errors import MessageError, SettingError
 from sottovoce.shared.privacy import accounting
 from sottovoce.shared.privacy.bounds import PrivacyBounds
@@ -217,3 +219,14 @@ def test_a_user_without_clips_adds_zeros() -> None:
     rows = torch.zeros(0, 9, dtype=torch.float64)
     assert not plan.scheme.clip_statistics(plan, rows).any()
     assert not len(plan.scheme.device_rows(torch.zeros(0, 4)))
+
+
+def test_what_a_plan_does_not_ask_for_has_no_noise() -> None:
+    plan = make_noised_plan(
+        calibration=CalibrationRelease(noise_multiplier=2.0, subtracted_share=0.5)
+    )
+    bare = replace(plan, centre=None, normaliser=None, calibration=None)
+
+    for kind in (SumKind.CENTRE, SumKind.HEAD_STATISTICS):
+        assert plan.scheme.device_noise(plan, kind) > 0
+        assert bare.scheme.device_noise(bare, kind) == 0

@@ -151,6 +151,54 @@ def test_shares_that_are_too_small_for_either_are_refused(name: str) -> None:
         replace(plan, mechanism=replace(plan.mechanism, noise_multiplier=100.0))
 
 
+def test_a_promise_to_users_above_what_the_shares_come_to_is_refused() -> None:
+    """Whatever an utterance is promised: its part of the bound is smaller, and noise the same."""
+    plan = _plan()
+    assert plan.user is not None
+    assert plan.user.centre is not None
+    assert plan.user.calibration is not None
+
+    for name in ("counts", "centre", "update", "calibration"):
+        one = getattr(plan.user, name)
+        louder = replace(one, noise_multiplier=1.01 * one.noise_multiplier)
+        with pytest.raises(SettingError, match="shares come to"):
+            replace(plan.user, **{name: louder})
+
+
+@pytest.mark.parametrize("name", ["enrolment", "update", "calibration"])
+def test_a_lattice_that_is_too_coarse_for_users_alone_is_refused(name: str) -> None:
+    """What moves the sum by a user's whole bound pays more for its steps than an utterance."""
+    plan = _plan()
+    assert plan.user is not None
+    configs, coarser = _configs(plan), 4_096 if name == "update" else 16_384
+    fine = getattr(configs, name)
+    coarse = replace(fine, granularity=coarser * fine.granularity, noise=fine.noise / coarser)
+    assert configs.discretisation_slack(coarse) <= DISCRETISATION_SLACK
+    assert configs.discretisation_slack(coarse, whole=True) > DISCRETISATION_SLACK
+
+    with pytest.raises(SettingError, match="discretisation slack"):
+        replace(plan.user, secure=replace(configs, **{name: coarse}))
+
+
+@pytest.mark.parametrize(
+    ("name", "of_part"),
+    [
+        ("update_norm", "clip_norm"),
+        ("centre_norm", "centre_radius"),
+        ("counts_norm", "the bound on one count"),
+        ("calibration_norm", "the bound on one clip's"),
+    ],
+)
+def test_a_user_s_bound_below_an_utterance_s_is_named_with_it(name: str, of_part: str) -> None:
+    bounds = replace(RECIPE.bounds, user=replace(RECIPE.user, **{name: 1e-3}))
+    target = PrivacyTarget(unit="both", secure=True, shares=RECIPE.shares)
+    facts: dict[str, Any] = {"run": "r", "labels": ("calm", "angry"), "inputs": 4}
+    plain = noise_calibration.plan_without_noise(RECIPE, **facts, extractor="x", rounds=5)
+
+    with pytest.raises(SettingError, match=rf"recipe\.user\.{name} is 0\.001 and {of_part} "):
+        noise_calibration.add_noise(plain, target, bounds)
+
+
 def test_a_sum_that_is_not_bounded_as_the_user_s_is_refused() -> None:
     plan = _plan()
     with pytest.raises(SettingError, match="bounded as the user's update"):

@@ -42,6 +42,7 @@ SCHEME = scheme_for("utterance", secure=True)
 def _plan(
     devices: int,
     *,
+    answers: bool = True,
     epsilon: float = 8.0,
     sample_rate: float = 1.0,
     colluders: float = 0.1,
@@ -54,8 +55,16 @@ def _plan(
     bounds = replace(usual.bounds, user=UserLevelSettings(dropout=dropout, corruption=colluders))
     facts: dict[str, Any] = {"run": "r", "labels": ("calm", "angry"), "inputs": 4}
     plain = noise_calibration.plan_without_noise(usual, **facts, extractor="x", rounds=5)
+    plain = plain if answers else replace(plain, calibration=None)
     noised = noise_calibration.add_noise(plain, target, bounds)
     return noise_calibration.add_secure_aggregation(noised, target, bounds, devices=devices)
+
+
+def test_a_plan_that_asks_for_no_head_statistics_has_no_sum_of_them() -> None:
+    for answers in (True, False):
+        secure = _plan(20, answers=answers).secure_sums
+        assert secure is not None
+        assert (secure.calibration is not None) == answers
 
 
 def _configs(plan: Plan) -> SecureSumConfigs:

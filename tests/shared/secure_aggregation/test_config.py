@@ -112,3 +112,21 @@ def test_settings_without_a_sensitivity_travel_as_before_there_was_one() -> None
     assert SecureAggregationConfig(**part.to_dict()) == part
     with pytest.raises(SettingError, match="sensitivity"):
         replace(USUAL, sensitivity=2 * USUAL.clip_norm)
+
+
+def test_a_ring_that_is_exactly_as_large_as_the_sum_is_large_enough() -> None:
+    # Of five devices each adds at most 51 steps: a ring of 2^9 holds sums from -256 to 255.
+    small = {"devices": 5, "degree": 4, "threshold": 3, "quorum": 4, "parameters": 1}
+    exact = replace(USUAL, **small, bits=9, noise=0.0, granularity=1 / 50)  # type: ignore[arg-type]
+
+    assert exact.wrap_probability == 0
+    with pytest.raises(SettingError, match="wrap"):
+        replace(exact, granularity=1 / 51)
+
+
+@pytest.mark.parametrize("granularity", [1e-6, 0.01, 1.0])
+def test_where_every_draw_counts_the_longest_vector_is_within_the_bound(granularity: float) -> None:
+    settings = replace(USUAL, sensitivity=0.1, granularity=granularity, noise=0.0)
+
+    longest = settings.clip_norm / granularity + math.sqrt(settings.parameters)
+    assert longest <= settings.rounded_norm <= longest * (1 + 1e-8)

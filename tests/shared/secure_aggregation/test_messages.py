@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sottovoce.shared.errors import MessageError
-from sottovoce.shared.secure_aggregation import framing
+from sottovoce.shared.secure_aggregation import framing, parameter_selection, transcript
 from sottovoce.shared.secure_aggregation.messages import (
     KEY_SHARE,
     SEED_SHARE,
@@ -182,3 +182,17 @@ def test_a_share_is_of_one_kind() -> None:
 def test_parts_cannot_slide(one: list[bytes], other: list[bytes]) -> None:
     assert framing.unpack(framing.pack(*one)) == one
     assert (framing.pack(*one) == framing.pack(*other)) == (one == other)
+
+
+def test_no_signature_of_one_step_serves_in_another() -> None:
+    """What is signed names its step, whatever else is in it."""
+    settings = parameter_selection.select_parameters(24, 10, 1.0, dropout=0.1, corruption=0.1)
+    session, users = b"s" * 32, ("ada", "bob")
+    signed = {
+        "advertise": transcript.advertisement_payload(settings, advertisement("ada")),
+        "masked": transcript.masked_update_payload(session, "ada", MASKED.vector),
+        "survivors": transcript.survivors_payload(session, users),
+    }
+
+    for step, payload in signed.items():
+        assert [other for other in signed if other.encode() in payload] == [step]

@@ -115,6 +115,16 @@ def test_negative_values_wrap_and_come_back() -> None:
     ).all()
 
 
+@pytest.mark.parametrize("bits", [8, 20, 31, 32])
+def test_a_ring_holds_what_is_left_modulo_its_size(bits: int) -> None:
+    values = np.array([-(2**40) - 3, -300, -1, 0, 255, 256, 2**bits - 1, 2**bits, 2**40 + 3])
+
+    wrapped = quantisation.wrap_to_ring(values, bits)
+
+    assert wrapped.dtype == np.uint32
+    assert wrapped.tolist() == [int(value) % 2**bits for value in values]
+
+
 def test_noise_is_added_at_its_scale() -> None:
     settings = replace(FINE, parameters=20_000, noise=1e4)
     noised = quantisation.decode_sum(

@@ -125,8 +125,9 @@ def test_what_cannot_be_priced_is_refused_or_infinite() -> None:
         compute_selection_epsilon(
             [make_release(2.0)], DELTA, stopping, rule=accounting.RenyiFilter(4.0)
         )
-    with pytest.raises(SettingError, match="delta"):
-        compute_selection_epsilon([make_release(2.0)], math.nan, stopping)
+    for delta in (math.nan, 0.0, 1.0, 1.5):
+        with pytest.raises(SettingError, match="delta"):
+            compute_selection_epsilon([make_release(2.0)], delta, stopping)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +136,17 @@ def test_what_cannot_be_priced_is_refused_or_infinite() -> None:
 def test_a_distribution_that_is_none_is_refused(mean: float, shape: float) -> None:
     with pytest.raises(SettingError, match=r"mean_runs|shape"):
         RandomStopping(mean_runs=mean, shape=shape)
+
+
+def test_distributions_are_named_as_in_the_paper() -> None:
+    names = [RandomStopping(mean_runs=4, shape=shape).name for shape in (0, 1, 2.5, math.inf)]
+
+    assert names == [
+        "logarithmic",
+        "geometric",
+        "truncated negative binomial of shape 2.5",
+        "Poisson",
+    ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
