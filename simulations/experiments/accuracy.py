@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.atomic_files import replace_text
+from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.shared.printable import print_lines
 from sottovoce.shared.privacy.schemes import scheme_for
+from sottovoce.simulations.corpora.speaker_splits import PUBLISHED_PROTOCOLS
 from sottovoce.simulations.experiments.commands import build_parser, run_command
 
 PUBLIC: Mapping[str, tuple[str, ...]] = {
@@ -29,6 +31,16 @@ UNITS = ("utterance", "none")
 DEFAULT_EPSILON = 8.0
 USER_LEVEL_RUNS = (("utterance", 4.0), ("user", 8.0), ("user", 4.0), ("both", 8.0), ("both", 4.0))
 END_TO_END = ("cnn-attention", "tcn", "bilstm-attention")
+
+
+def find_corpus_name(protocol: str) -> str:
+    """Find the name of the users' corpus that a published protocol is of.
+
+    Example:
+        >>> find_corpus_name("cremad4-5fold")
+        'cremad'
+    """
+    return PUBLISHED_PROTOCOLS[protocol].corpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,7 +66,7 @@ class ResultLine:
             ... ).corpus_name
             'emodb'
         """
-        return "".join(filter(str.isalpha, self.protocol.split("-")[0]))
+        return find_corpus_name(self.protocol)
 
     def run_name(self, seed: int) -> str:
         """Name the folder of one seed's run.
@@ -148,12 +160,14 @@ def _write(arguments: argparse.Namespace) -> None:
     written = json.loads(path.read_text()) if path.exists() else []
     # By command: it names all settings, and the page shows it.
     known = {line["command"]: line for line in written}
-    found = [
-        # A line without runs keeps its earlier figures.
-        _line(line_spec, arguments) or known.get(_command(line_spec, line_spec.seeds[0]))
-        for line_spec in list_result_lines()
-    ]
-    lines = [line for line in found if line]
+    lines = []
+    for line_spec in list_result_lines():
+        kept = known.get(_command(line_spec, line_spec.seeds[0]))
+        found = _line(line_spec, arguments)
+        # A line without runs keeps its earlier figures, and so does one with fewer of them.
+        if found and (kept is None or len(found["seeds"]) >= len(kept["seeds"])):
+            kept = found
+        lines += [kept] if kept else []
     replace_text(path, json.dumps(lines, indent=1) + "\n")
     replace_text(arguments.out / "accuracy.md", _page(lines))
 
@@ -198,8 +212,18 @@ def _line(line_spec: ResultLine, arguments: argparse.Namespace) -> dict[str, Any
         "nll": [mean("calibration", "before", "nll"), mean("calibration", "after", "nll")],
         "uar_heads": [mean("calibration", "uar", "before"), mean("calibration", "uar", "after")],
         "wall_s": mean("timing", "wall_s"),
+        "feature_version": min(
+            _feature_version(arguments.runs / line_spec.run_name(seed))
+            for seed in line_spec.seeds[: len(runs)]
+        ),
         "command": _command(line_spec, line_spec.seeds[0]),
     }
+
+
+def _feature_version(run: Path) -> int:
+    """Version of the features that a run's model reads."""
+    record = json.loads((run / "model" / "model.json").read_text())
+    return int(record.get("feature_version", 1))
 
 
 def _command(line_spec: ResultLine, seed: int) -> str:
@@ -220,7 +244,8 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "who see the models, or for both, over a device's whole part in the run.\n\nRuns keep the "
         "heads of the version that made them, and a later version draws other noise from the same\n"
         "seed; [heads](heads.md) has today's heads on the same runs. The three "
-        "end-to-end lines are of an\nearlier version.\n\n"
+        "end-to-end lines are of an\nearlier version. Figures with an asterisk are of features "
+        "that read pauses and margins, too\n(version 1).\n\n"
         "| protocol | model | hides one | epsilon | enrolment | seeds | UAR | central | "
         f"ECE before → after | NLL | UAR with heads |\n|{'---|' * 11}\n"
     )
@@ -231,6 +256,7 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         unit += ", secure sums" if line["secure"] else ""
         epsilon = f"{line['epsilon']:g}" if line["epsilon"] else "no privacy"
         deviation = f" ± {line['uar_sd']:.3f}" if line["uar_sd"] is not None else ""
+        deviation += "" if line.get("feature_version", 1) >= FEATURE_VERSION else " *"
         central = f"{line['uar_central']:.3f}" if line["uar_central"] else ""
         pairs = [f"{line[key][0]:.3f} → {line[key][1]:.3f}" for key in ("ece", "nll", "uar_heads")]
         rows.append(

@@ -215,7 +215,9 @@ def _page(lines: Sequence[Mapping[str, Any]]) -> str:
         "independent or correlated across\nrounds (`bands`). UAR is pooled over folds, on "
         "speakers that training never saw; mean and standard\ndeviation over seeds. All lines "
         "spend the same budget; `sottovoce verify` agrees with every run. The\nlines *every "
-        "round* are those of [accuracy](accuracy.md).\n\n"
+        "round* are those of [accuracy](accuracy.md), with features over speech alone; the others "
+        "are of features\nthat read pauses and margins, too (version 1), so that a difference "
+        "between the two is only roughly known.\n\n"
         "| epsilon | users train in | min_separation | bands | rounds | of one user | noise of one "
         f"round | seeds | UAR |\n|{'---|' * 9}\n"
     )
