@@ -12,7 +12,7 @@ from sottovoce.cli import main, reproduce
 from sottovoce.shared.features.version import FEATURE_VERSION
 from sottovoce.simulations.benchmarks import runtime
 from sottovoce.simulations.benchmarks.__main__ import format_page
-from sottovoce.simulations.experiments import padding
+from sottovoce.simulations.experiments.generalisation import padding
 
 HOUSE = Path(__file__).resolve().parent.parent
 RESULTS = HOUSE / "docs" / "results"

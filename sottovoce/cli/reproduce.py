@@ -23,6 +23,9 @@ EXPERIMENTS = (
 )
 """Names of the experiments, one for each page of results."""
 
+_GENERALISATION = ("default-model", "padding")
+"""Experiments of ``simulations.experiments.generalisation``."""
+
 SUBJECTS = ("losses", "curriculum", "optimiser", "warm-start", "fusion")
 """What can be ablated, as ``simulations.experiments.ablation`` has it."""
 
@@ -47,7 +50,8 @@ def add_reproduce_command(commands: Commands) -> None:
 
 def module_name(experiment: str) -> str:
     """The module whose ``main`` runs an experiment."""
-    return f"sottovoce.simulations.experiments.{experiment.replace('-', '_')}"
+    room = "generalisation." if experiment in _GENERALISATION else ""
+    return f"sottovoce.simulations.experiments.{room}{experiment.replace('-', '_')}"
 
 
 def run_reproduce_command(arguments: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from sottovoce.shared.audio import Signal
 from sottovoce.shared.features import registry
 from sottovoce.simulations.corpora import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
-from sottovoce.simulations.experiments.padding import PaddedClip, make_room_noise
+from sottovoce.simulations.experiments.generalisation.padding import PaddedClip, make_room_noise
 
 EXTRACTOR = registry.create_extractor("whisper-tiny-en")
 
