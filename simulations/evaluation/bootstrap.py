@@ -58,7 +58,7 @@ def uar_interval(
         (0.875, 0.75, 1.0)
     """
     matrices = _stack("users", users)
-    drawn = _uars(draw_cohorts(len(matrices), draws, generator), matrices)
+    drawn = measure_cohorts(draw_cohorts(len(matrices), draws, generator), matrices)
     validation.require_between(0, 1, level=level)
     low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2])
     return ConfidenceInterval(
@@ -86,8 +86,21 @@ def draw_cohorts(users: int, draws: int, generator: np.random.Generator) -> Coun
     return generator.multinomial(users, np.full(users, 1 / users), size=draws)
 
 
-def _uars(cohorts: CountArray, matrices: CountArray) -> FloatArray:
-    """UAR of each cohort, shape (draws,)."""
+def measure_cohorts(cohorts: CountArray, matrices: CountArray) -> FloatArray:
+    """Measure the UAR of each cohort.
+
+    Args:
+        cohorts: How often each user is drawn, shape (draws, users); somebody in every draw.
+        matrices: One confusion matrix a user, shape (users, classes, classes).
+
+    Returns:
+        Shape (draws,).
+
+    Example:
+        >>> users = np.array([[[4, 0], [0, 4]], [[2, 2], [0, 4]]])
+        >>> measure_cohorts(np.array([[1, 1], [0, 2]]), users).tolist()
+        [0.875, 0.75]
+    """
     total = cohorts @ matrices.sum(axis=2)
     right = cohorts @ matrices.diagonal(axis1=1, axis2=2)
     # A cohort may lack a class altogether; its UAR is over the classes that it has.

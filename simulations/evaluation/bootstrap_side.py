@@ -10,7 +10,9 @@ from functools import cached_property
 
 import numpy as np
 
+from sottovoce.shared import validation
 from sottovoce.simulations.evaluation import metrics
+from sottovoce.simulations.evaluation.bootstrap import measure_cohorts
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 
 
@@ -52,9 +54,7 @@ class BootstrapSide:
 
     def measure_uar(self, cohorts: CountArray) -> FloatArray:
         """Unweighted average recall over each cohort's utterances."""
-        return np.array(
-            [metrics.uar(matrix) for matrix in np.tensordot(cohorts, self._confusions, 1)]
-        )
+        return measure_cohorts(cohorts, self._confusions)
 
     def measure_user_percentile(self, cohorts: CountArray, percent: float) -> FloatArray:
         """A percentile, in [0, 100], of the UARs of each cohort's users."""
@@ -78,6 +78,19 @@ class BootstrapSide:
     def measure_brier(self, cohorts: CountArray) -> FloatArray:
         """Compute the mean Brier score, in [0, 2]."""
         return self._mean_over_clips(cohorts @ self._brier, cohorts)
+
+    def measure_answered(self, cohorts: CountArray, coverage: float) -> FloatArray:
+        """Share of each cohort's clips that are answered.
+
+        Args:
+            cohorts: As above.
+            coverage: Share of all clips, the most confident of all users', that are answered,
+                in (0, 1].
+        """
+        validation.require_rate(coverage=coverage)
+        threshold = np.quantile(self._confidence, 1 - coverage, method="lower")
+        answered = (self._confidence >= threshold).astype(np.float64)
+        return self._mean_over_clips(cohorts @ self._sum_by_user(answered), cohorts)
 
     def measure_aurc(self, cohorts: CountArray) -> FloatArray:
         """Compute the area under the risk-coverage curve."""

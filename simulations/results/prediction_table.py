@@ -30,6 +30,20 @@ _SHARED, _PERSONAL = "shared:", "personal:"
 _PSEUDONYM_DIGITS: Final = 16
 
 
+def make_pseudonym(run: str, clip: str) -> str:
+    """Make the pseudonym of a clip in one run: 16 hexadecimal digits.
+
+    Args:
+        run: Name of the run.
+        clip: Name of the clip in its corpus.
+
+    Example:
+        >>> make_pseudonym("run", "a.wav") == make_pseudonym("other run", "a.wav")
+        False
+    """
+    return hashlib.sha256(f"{run}\0{clip}".encode()).hexdigest()[:_PSEUDONYM_DIGITS]
+
+
 def encode_predictions(results: Sequence[FoldResult], *, run: str) -> bytes:
     """Encode the predictions of a run's folds as CSV, UTF-8.
 
@@ -60,7 +74,7 @@ def encode_predictions(results: Sequence[FoldResult], *, run: str) -> bytes:
         own = behind_heads.get((fold, clip), [""] * len(columns))
         lines.writerow(
             [
-                _pseudonym(run, clip),
+                make_pseudonym(run, clip),
                 fold,
                 everything.speakers[index],
                 emotions[int(everything.labels[index])],
@@ -166,8 +180,3 @@ def _parse(
     everything = select(rows, after=first)
     behind = [row for row in rows if row[-1]] if len(header) > first + count else []
     return everything, select(behind, after=first + count) if behind else None
-
-
-def _pseudonym(run: str, clip: str) -> str:
-    """Pseudonym of a clip in one run."""
-    return hashlib.sha256(f"{run}\0{clip}".encode()).hexdigest()[:_PSEUDONYM_DIGITS]

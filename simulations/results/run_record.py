@@ -16,7 +16,7 @@ from sottovoce.shared import seeding
 from sottovoce.shared.privacy.release import PrivacyUnit
 from sottovoce.shared.privacy.schemes import scheme_for
 from sottovoce.simulations.evaluation import bootstrap, calibration, metrics
-from sottovoce.simulations.evaluation.fairness import measure_group
+from sottovoce.simulations.evaluation.fairness.run_section import measure_group
 from sottovoce.simulations.evaluation.metrics import CountArray, FloatArray
 from sottovoce.simulations.evaluation.predictions import (
     Predictions,

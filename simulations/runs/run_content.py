@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from sottovoce.shared.models.parameters import count_parameters
 from sottovoce.shared.models.spec import build_network
 from sottovoce.simulations.data.loading import LoadedCorpus
-from sottovoce.simulations.evaluation.fairness import measure_fairness
+from sottovoce.simulations.evaluation.fairness.run_section import measure_fairness
 from sottovoce.simulations.evaluation.fold_result import FoldResult
 from sottovoce.simulations.evaluation.predictions import concatenate_predictions
 from sottovoce.simulations.results import prediction_table, run_record

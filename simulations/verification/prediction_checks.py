@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sottovoce.shared.errors import MessageError, SottovoceError
-from sottovoce.simulations.evaluation.fairness import measure_fairness
+from sottovoce.simulations.evaluation.fairness.run_section import measure_fairness
 from sottovoce.simulations.evaluation.predictions import Predictions
 from sottovoce.simulations.results import prediction_table, run_record
 from sottovoce.simulations.results.schema import Table, read_run, to_plain_json

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sottovoce.simulations.evaluation.fairness import measure_fairness
+from sottovoce.simulations.evaluation.fairness.run_section import measure_fairness
 from sottovoce.simulations.results import run_record
 from sottovoce.simulations.results.run_record import Predictions
 from sottovoce.simulations.results.schema import SCHEMA_VERSION

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import MessageError, SettingError, SottovoceError
-from sottovoce.simulations.evaluation.fairness import measure_fairness
+from sottovoce.simulations.evaluation.fairness.run_section import measure_fairness
 from sottovoce.simulations.evaluation.predictions import age_band
 from sottovoce.simulations.results import run_record, schema
 from sottovoce.simulations.results.run_record import Predictions
