@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "audit": "audit",
     "banded": "correlated-noise",
     "default-model": "default-model",
+    "fairness": "fairness",
     "heads": "heads",
     "losses": "losses",
     "padding": "padding",

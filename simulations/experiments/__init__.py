@@ -6,6 +6,8 @@ __all__ = [
     "audit",
     "commands",
     "correlated_noise",
+    "fairness",
+    "fairness_page",
     "generalisation",
     "heads",
     "losses",

@@ -59,7 +59,28 @@ def is_same_scenario(folder: Path, scenario: Scenario) -> bool:
 
 def name_run(scenario: Scenario) -> str:
     """Name a run by its settings, for ledgers and devices: 16 hexadecimal digits."""
-    return hash_settings(scenario.to_toml())[:16]
+    return _shorten(hash_settings(scenario.to_toml()))
+
+
+def read_run_name(out: Path) -> str:
+    """Read a run's name, as :func:`name_run` made it, from the settings in its folder.
+
+    Args:
+        out: The run folder.
+
+    Raises:
+        SettingError: The folder holds no settled scenario.
+    """
+    path = out / CONFIG_FILE
+    try:
+        return _shorten(hash_settings(path.read_text()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingError(f"{path} cannot be read ({error}); give the folder of a run") from error
+
+
+def _shorten(digits: str) -> str:
+    """As much of a hash as names a run."""
+    return digits[:16]
 
 
 def hash_settings(config: str) -> str:

@@ -12,6 +12,7 @@ EXPERIMENTS = (
     "audit",
     "correlated-noise",
     "default-model",
+    "fairness",
     "heads",
     "losses",
     "padding",

@@ -26,6 +26,7 @@ def read_groups(clip: Clip) -> dict[str, str]:
         >>> read_groups(clip)["gender"]
         'unknown'
     """
+    # Columns are called Race or race: whoever wrote the manifest chose.
     others = {identity_key(name): value for name, value in clip.other_columns}
     found: Mapping[str, str | None] = {
         "gender": clip.gender,

@@ -52,6 +52,7 @@ class Gap:
         highest: Group with the highest value.
         lowest: Group with the lowest.
         interval: Difference between these two, at 95 %; not corrected for their being chosen.
+        by_chance: How wide one gap in twenty is if groups mean nothing.
         p_value: Chance of a gap as wide between any two groups if groups meant nothing, by
             permutation; it allows for their being chosen.
         corrected: The same, corrected for all gaps that were tested together.
@@ -60,6 +61,7 @@ class Gap:
     highest: str
     lowest: str
     interval: ConfidenceInterval
+    by_chance: float
     p_value: float
     corrected: float
 
@@ -120,6 +122,7 @@ def compare_attributes(
         Comparisons by attribute and measure; p-values corrected (Holm 1979) for all of them.
     """
     found: dict[str, dict[str, GroupComparison]] = {}
+    # A generator for each comparison: one attribute more changes nothing about the others.
     for attribute, names in clips.attributes.items():
         kept = _select_clips(clips, names)
         if len({names[row] for row in kept}) < 2:
@@ -147,7 +150,9 @@ def compare_groups(
 ) -> GroupComparison:
     """Compare groups by one measure.
 
-    Intervals: percentile bootstrap over speakers (Efron & Tibshirani 1993). p-value: permutation
+    Intervals: bootstrap over speakers (Efron & Tibshirani 1993), shifted so that what was drawn
+    lies around the estimate: a calibration error of fewer different clips is larger on average,
+    which says nothing about other speakers. p-value: permutation
     of groups among speakers, one more than the permutations with as wide a gap by one more than
     all (Phipson & Smyth 2010), which is valid for few speakers, too, and never 0.
 
@@ -160,6 +165,7 @@ def compare_groups(
     Returns:
         The comparison, its p-value not corrected.
     """
+    # As many draws as there are rows: one here, in which everybody is as they are.
     own = groups.group_of_cell[None]
     everybody = np.ones_like(own)
     values = _measure_by_group(groups, measure, everybody, own)[0]
@@ -168,7 +174,8 @@ def compare_groups(
         groups, measure, everybody, groups.permute_groups(draws, generator)
     )
     high, low = int(values.argmax()), int(values.argmin())
-    as_wide = int((np.ptp(permuted, axis=1) >= np.ptp(values) - _ROUNDING).sum())
+    chance = np.ptp(permuted, axis=1)
+    as_wide = int((chance >= np.ptp(values) - _ROUNDING).sum())
     p_value = (1 + as_wide) / (1 + draws)
     intervals = [
         _interval(value, column) for value, column in zip(values.tolist(), drawn.T, strict=True)
@@ -180,6 +187,7 @@ def compare_groups(
             highest=groups.names[high],
             lowest=groups.names[low],
             interval=_interval(float(np.ptp(values)), drawn[:, high] - drawn[:, low]),
+            by_chance=float(np.quantile(chance, _LEVEL)),
             p_value=p_value,
             corrected=p_value,
         ),
@@ -207,6 +215,7 @@ def correct_p_values(p_values: Sequence[float]) -> list[float]:
     """
     if not all(0 <= one <= 1 for one in p_values):
         raise SettingError(f"p_values are {list(p_values)}; each must be from 0 to 1")
+    # From the smallest; a later one is never below an earlier one.
     corrected, least = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(np.argsort(p_values, kind="stable").tolist()):
         least = max(least, min(1.0, (len(p_values) - rank) * p_values[index]))
@@ -252,8 +261,9 @@ def _measure_by_group(
 
 
 def _interval(estimate: float, drawn: FloatArray) -> ConfidenceInterval:
-    """The middle 95 % of what was drawn."""
-    low, high = np.quantile(drawn, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    """The middle 95 % of what was drawn, less its bias."""
+    shifted = drawn - (drawn.mean() - estimate)
+    low, high = np.quantile(shifted, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return ConfidenceInterval(estimate=estimate, low=float(low), high=float(high))
 
 

@@ -1,21 +1,25 @@
 """Gaps between groups: a planted one is found, chance is not, and figures are those of others."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from fairlearn.metrics import MetricFrame
 
 from sottovoce.shared.errors import SettingError
+from sottovoce.simulations.corpora.catalogue import open_corpus
 from sottovoce.simulations.corpora.corpus import Clip
 from sottovoce.simulations.evaluation.fairness import attributes, comparison, speaker_spread
 from sottovoce.simulations.evaluation.fairness.comparison import GroupComparison, GroupedClips
 from sottovoce.simulations.evaluation.fairness.speaker_groups import SpeakerGroups
 from sottovoce.simulations.evaluation.metrics import FloatArray
 from sottovoce.simulations.evaluation.predictions import Predictions
-from sottovoce.simulations.results.prediction_table import make_pseudonym
+from sottovoce.simulations.results.prediction_table import make_pseudonym, read_predictions
+from sottovoce.simulations.runs import run_folder
 
 SPEAKERS, CLIPS, CLASSES = 40, 24, 4
 NEUTRAL = 0
@@ -140,6 +144,18 @@ def test_small_and_unknown_groups_are_left_out_and_so_are_emotions_that_one_lack
     assert found.groups["other"].estimate == pytest.approx(np.mean(recalls))
 
 
+def test_intervals_lie_around_their_estimates_for_calibration_too() -> None:
+    """Drawn with replacement, clips are fewer, and their calibration error is larger."""
+    found = compared(*made_clips())["race"]
+
+    for name in ("uar", "ece", "answered"):
+        assert all(one.low < one.estimate < one.high for one in found[name].groups.values())
+        assert 0 < found[name].gap.by_chance < 0.2
+        # The width that one in twenty reach is what a p-value of .05 is about.
+        is_wider = found[name].gap.interval.estimate > found[name].gap.by_chance
+        assert is_wider == (found[name].gap.p_value < 0.05)
+
+
 def test_one_group_alone_is_not_compared() -> None:
     clips, sure = made_clips(language=["en"] * SPEAKERS * CLIPS)
 
@@ -250,3 +266,18 @@ def test_groups_are_found_by_pseudonym_and_only_in_the_runs_own_corpus() -> None
     for corpus, run, missing in ((clips, "other", 2), (clips[:1], "run", 1), (others, "run", 1)):
         with pytest.raises(SettingError, match=f"{missing} of 2 predictions"):
             attributes.match_groups(kept, corpus, run=run)
+
+
+def test_a_finished_runs_predictions_find_their_groups(tiny_run: Any) -> None:
+    facts = json.loads((tiny_run.folder / "run.json").read_text())["predictions"]
+    predictions, _ = read_predictions(tiny_run.folder, facts)
+    corpus = open_corpus("folder", tiny_run.users)
+    genders = {clip.speaker: clip.gender for clip in corpus.clips}
+
+    found = attributes.match_groups(
+        predictions, corpus.clips, run=run_folder.read_run_name(tiny_run.folder)
+    )
+
+    assert list(found["gender"]) == [genders[name] or "unknown" for name in predictions.speakers]
+    with pytest.raises(SettingError, match="give the folder of a run"):
+        run_folder.read_run_name(tiny_run.users)
