@@ -78,6 +78,19 @@ def test_every_block_runs(page: str, tmp_path: Path) -> None:
     assert len(blocks(page)) > 2
     if "sottovoce verify" in str(blocks(page)):
         assert "all ledgers agree with privacy.json" in printed
+    if page == "docs/start/researcher.md":
+        check_that_the_demo_teaches(tmp_path / "work" / "runs" / "demo")
+
+
+def check_that_the_demo_teaches(folder: Path) -> None:
+    """The first thing that anybody runs: the curve rises under privacy, and heads help."""
+    run = json.loads((folder / "run.json").read_text())
+    first, *_, last = (one["uar"] for one in run["accuracy"]["by_round"])
+
+    assert last - first >= 0.15
+    assert run["calibration"]["after"]["nll"] <= run["calibration"]["before"]["nll"]
+    assert run["privacy"]["utterance"]["epsilon_max"] <= 8
+    assert len(list((folder / "samples").glob("*.wav"))) == 3
 
 
 def test_a_block_that_fails_is_found(tmp_path: Path) -> None:

@@ -96,7 +96,8 @@ def add_simulate_command(commands: Commands) -> None:
 def run_simulate_command(arguments: argparse.Namespace) -> int:
     """Build the scenario, run it, print its summary."""
     from sottovoce.cli.progress_bar import ProgressConsole
-    from sottovoce.cli.summary import summarise_run
+    from sottovoce.cli.summary import recognise_samples, summarise_run
+    from sottovoce.simulations.corpora.catalogue import SYNTHETIC
     from sottovoce.simulations.runs import simulation
 
     scenario = build_scenario(arguments)
@@ -112,7 +113,12 @@ def run_simulate_command(arguments: argparse.Namespace) -> int:
             on_progress=console.update_progress,
             on_status=console.show_status,
         )
-    print_json(run) if arguments.json else print_lines(*summarise_run(run, out))
+    if arguments.json:
+        print_json(run)
+        return 0
+    print_lines(*summarise_run(run, out))
+    if scenario.data.corpus == SYNTHETIC and scenario.population is None:
+        print_lines(*recognise_samples(out))
     return 0
 
 

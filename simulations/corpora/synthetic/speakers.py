@@ -76,6 +76,35 @@ PROFILES: Mapping[str, SpeakingStyle] = {
 }  # fmt: skip
 """Departure of a fully expressed emotion from neutral, by harmonised name."""
 
+OTHER_FORMS: Mapping[str, SpeakingStyle] = {
+    "neutral": SpeakingStyle(),
+    "calm": SpeakingStyle(
+        pitch=-1.4, pitch_range=0.1, slope=0.6, rate=-0.25, energy=-1.0, tilt=-0.6,
+        breathiness=0.2, roughness=-0.3, lip_spread=0.02, burst=-0.1,
+    ),
+    "happy": SpeakingStyle(
+        pitch=-0.6, pitch_range=0.25, slope=1.2, rate=-0.12, energy=-3.5, tilt=-1.2,
+        breathiness=0.5, roughness=-0.3, lip_spread=0.05, burst=-0.15,
+    ),
+    "sad": SpeakingStyle(
+        pitch=4.4, pitch_range=0.35, slope=-1.6, rate=-0.1, energy=3.5, tilt=0.8,
+        breathiness=0.1, roughness=0.9, tremor=0.4, lip_spread=-0.02, burst=0.1,
+    ),
+    "angry": SpeakingStyle(
+        pitch=-1.2, pitch_range=-0.4, slope=-1.0, rate=-0.15, energy=1.0, tilt=2.2,
+        breathiness=-0.7, roughness=0.2, lip_spread=-0.02, burst=0.35,
+    ),
+    "fearful": SpeakingStyle(
+        pitch=0.8, pitch_range=-0.6, slope=-0.6, rate=0.05, energy=-5.0, tilt=-2.0,
+        breathiness=0.8, roughness=0.3, tremor=0.3, lip_spread=-0.01, burst=-0.25,
+    ),
+}  # fmt: skip
+"""Other forms of the same emotions, after those that Banse and Scherer tell apart: cold anger
+beside hot, despair beside sadness, quiet happiness beside elation, anxiety beside panic."""
+
+FORMS: Mapping[str, Mapping[str, SpeakingStyle]] = {"usual": PROFILES, "other": OTHER_FORMS}
+"""In which forms a population expresses its emotions."""
+
 VARIATION = SpeakingStyle(
     pitch=1.1, pitch_range=0.21, slope=1.0, rate=0.075, energy=1.9, tilt=0.75, breathiness=0.3,
     roughness=0.3, tremor=0.1, lip_spread=0.012, burst=0.13,
@@ -170,11 +199,13 @@ def _around(rng: np.random.Generator, log_std: float) -> float:
     return float(np.exp(log_std * rng.normal()))
 
 
-def draw_style(person: SyntheticSpeaker, emotion: str, rng: np.random.Generator) -> SpeakingStyle:
+def draw_style(
+    person: SyntheticSpeaker, profile: SpeakingStyle, rng: np.random.Generator
+) -> SpeakingStyle:
     """Draw how one utterance sounds: the profile, the speaker's use of it, and chance."""
     strength = person.expressiveness * _around(rng, STRENGTH_LOG_STD)
     # Clipped at 2.5 standard deviations: an outlier would be a broken voice, not a rare one.
-    profile, chance = PROFILES[emotion], np.clip(rng.normal(size=len(CUES)), -2.5, 2.5)
+    chance = np.clip(rng.normal(size=len(CUES)), -2.5, 2.5)
     return SpeakingStyle(
         **{
             cue: min(strength * use, _MAX_STRENGTH) * getattr(profile, cue)

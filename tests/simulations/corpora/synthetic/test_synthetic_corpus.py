@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from sottovoce.shared.errors import SettingError
-from sottovoce.simulations.corpora import Clip, open_corpus
+from sottovoce.simulations.corpora import Clip, Corpus, open_corpus
+from sottovoce.simulations.corpora.synthetic.speakers import FORMS
 from sottovoce.simulations.corpora.synthetic.synthetic_corpus import (
     EMOTIONS,
     SyntheticOptions,
@@ -49,8 +50,36 @@ def test_options_are_read() -> None:
     )
 
 
+def test_other_forms_change_how_emotions_sound_and_nothing_else() -> None:
+    usual, other = (
+        open_corpus("synthetic", f"speakers=2,clips=12,forms={forms}") for forms in FORMS
+    )
+
+    assert [clip.clip_id for clip in usual.clips] == [clip.clip_id for clip in other.clips]
+    for one, two in zip(usual.clips, other.clips, strict=True):
+        assert (one.content_key() == two.content_key()) == (one.voice == two.voice) is False
+        assert np.array_equal(samples(one), samples(two)) == (one.emotion == "neutral")
+
+    # Despair is higher than sadness, cold anger lower than hot.
+    def pitches(corpus: Corpus, emotion: str) -> float:
+        return np.mean([pitch(samples(clip)) for clip in corpus.clips if clip.emotion == emotion])
+
+    assert pitches(other, "sad") > pitches(usual, "sad")
+    assert pitches(other, "angry") < pitches(usual, "angry")
+
+
 @pytest.mark.parametrize(
-    "text", ["speakers", "speakers=two", "voices=3", "speakers=0", "clips=-1", "data/folder"]
+    "text",
+    [
+        "speakers",
+        "speakers=two",
+        "forms=hot",
+        "forms=",
+        "voices=3",
+        "speakers=0",
+        "clips=-1",
+        "data/folder",
+    ],
 )
 def test_options_that_make_no_sense_are_refused(text: str) -> None:
     with pytest.raises(SettingError):
