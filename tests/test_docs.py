@@ -261,7 +261,7 @@ def test_every_command_is_in_the_reference(reference: ModuleType) -> None:
 
     for name in console():
         assert f"## sottovoce {name}" in page
-    assert "`--secure-aggregation`" in page
+    assert "`--secure-aggregation" in page
 
 
 def keys(schema: Mapping[str, Any]) -> Iterator[str]:

@@ -50,7 +50,7 @@ class Scenario:
         >>> from sottovoce.simulations.scenario.loading import load_scenario
         >>> demo = load_scenario("demo")
         >>> demo.data.corpus, demo.privacy.epsilon, demo.run.rounds
-        ('synthetic', 8.0, 16)
+        ('synthetic', 8.0, 12)
     """
 
     data: DataSettings

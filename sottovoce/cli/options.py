@@ -183,10 +183,10 @@ def add_privacy_options(parser: CommandParser) -> "argparse._ArgumentGroup":
     add(
         "--secure-aggregation",
         dest="secure",
-        action="store_true",
+        action=argparse.BooleanOptionalAction,
         default=None,
         help="sums over users by secure aggregation: each device adds a share of the noise, and "
-        "the server sees no single device's part",
+        "the server sees no single device's part (--no-...: not, where a scenario has it)",
     )
     return group
 

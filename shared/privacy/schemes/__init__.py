@@ -76,7 +76,7 @@ def scheme_for(unit: str, *, secure: bool = False) -> PrivacyScheme:
         with_secure_sums = " or ".join(repr(one.unit) for one in _SCHEMES if one.secure)
         raise SettingError(
             f"secure is asked for with unit {unit!r}; unit must be {with_secure_sums} for secure "
-            "sums"
+            "sums; without them: --no-secure-aggregation, or secure = false in the scenario"
         )
     return scheme
 
