@@ -20,6 +20,7 @@ EXPERIMENTS = {
     "accuracy": "accuracy",
     "audit": "audit",
     "banded": "correlated-noise",
+    "cross-corpus": "cross-corpus",
     "default-model": "default-model",
     "fairness": "fairness",
     "heads": "heads",

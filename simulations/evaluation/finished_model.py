@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sottovoce.server.federation import checkpoint
 from sottovoce.shared.calibration import HeadPrior
+from sottovoce.shared.errors import SettingError
 from sottovoce.shared.models.network import Network
 from sottovoce.shared.models.parameters import load_parameters
 from sottovoce.shared.models.projection import PublicProjection
@@ -67,7 +68,31 @@ def load_fold_model(run: Path, fold: Fold) -> FoldModel:
     Raises:
         ModelError: What the run stored is damaged.
     """
-    folder = run / "checkpoints" / folder_name(fold.name)
+    return _load_model(run, run / "checkpoints" / folder_name(fold.name))
+
+
+def load_all_models(run: Path) -> list[FoldModel]:
+    """Load the models of all folds, in the order of their folders' names.
+
+    The corpus that the run was made from is not needed.
+
+    Args:
+        run: The run folder.
+
+    Raises:
+        SettingError: The folder holds no finished run of a simulation.
+        ModelError: What the run stored is damaged.
+    """
+    folders = sorted(path.parent.parent for path in run.glob("checkpoints/*/server/job.json"))
+    if not folders or not (run / "run.json").is_file():
+        raise SettingError(
+            f"{run} holds no finished run; make one with: sottovoce simulate ... --out {run}"
+        )
+    return [_load_model(run, folder) for folder in folders]
+
+
+def _load_model(run: Path, folder: Path) -> FoldModel:
+    """The model released into a fold's folder."""
     # Read by hand: the plan of an older release has another schema, but the same model.
     job: dict[str, Any] = json.loads((folder / "server" / "job.json").read_text())
     plan = json.loads(job["plan"])

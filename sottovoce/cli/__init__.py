@@ -7,6 +7,7 @@ A module adds its commands to the parser and imports what they need only when th
 __all__ = [
     "corpora",
     "encoder",
+    "evaluation",
     "export",
     "main",
     "model",

@@ -15,10 +15,10 @@ from sottovoce import __version__
 from sottovoce.cli import (
     corpora,
     encoder,
+    evaluation,
     export,
     model,
     recognition,
-    reproduce,
     simulate,
     sweep,
     verify,
@@ -96,8 +96,7 @@ def build_parser() -> CommandParser:
         model.add_model_commands,
         export.add_export_command,
         encoder.add_encoder_commands,
-        reproduce.add_reproduce_command,
-        reproduce.add_ablate_command,
+        evaluation.add_evaluation_commands,
     ):
         add(commands)
     add_completion_option(parser)

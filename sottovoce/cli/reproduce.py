@@ -11,6 +11,7 @@ EXPERIMENTS = (
     "accuracy",
     "audit",
     "correlated-noise",
+    "cross-corpus",
     "default-model",
     "fairness",
     "heads",
@@ -24,7 +25,7 @@ EXPERIMENTS = (
 )
 """Names of the experiments, one for each page of results."""
 
-_GENERALISATION = ("default-model", "padding")
+_GENERALISATION = ("cross-corpus", "default-model", "padding")
 """Experiments of ``simulations.experiments.generalisation``."""
 
 SUBJECTS = ("losses", "curriculum", "optimiser", "warm-start", "fusion")

@@ -68,9 +68,9 @@ def _align(rows: Sequence[tuple[str, str]]) -> list[str]:
 
 
 def _curve_ends(accuracy: Table) -> str:
-    """What training taught: the first round beside the last."""
+    """What training taught: the first round beside the last, as the mean of folds."""
     first, last = accuracy["by_round"][0], accuracy["by_round"][-1]
-    return f"{first['uar']:.3f} behind the first, {last['uar']:.3f} behind the last"
+    return f"{first['uar']:.3f} after the first, {last['uar']:.3f} after the last"
 
 
 def _privacy_line(privacy: Table) -> str:

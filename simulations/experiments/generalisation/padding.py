@@ -26,6 +26,7 @@ from sottovoce.simulations.corpora.speaker_splits import apply_protocol
 from sottovoce.simulations.evaluation import finished_model, metrics, personalisation
 from sottovoce.simulations.evaluation.finished_model import FoldModel
 from sottovoce.simulations.experiments.commands import build_parser, extract_vectors, run_command
+from sottovoce.simulations.experiments.generalisation import transfer
 
 RUNS = ("ravdess8-6fold-none-all-0", "cremad4-5fold-none-all-0", "emodb7-loso-none-all-0")
 SECONDS = (0.5, 1.0, 2.0)
@@ -129,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         there = (run / "run.json").is_file()
         if not there and run_command([*words, "--out", str(run), "--quiet"]):
             return 1
-        found[TRANSFER_RUN] = measure_transfer(run, arguments.corpora)
+        found[TRANSFER_RUN] = _measure_transfer(run, arguments.corpora)
     if arguments.earlier:
         found[EARLIER] = read_earlier_transfer(arguments.earlier)
     replace_text(path, json.dumps(found, indent=1) + "\n")
@@ -209,36 +210,15 @@ def measure_padding(run: Path, corpora: Path, *, clips: int) -> dict[str, Any]:
     }
 
 
-def measure_transfer(run: Path, corpora: Path) -> dict[str, Any]:
-    """Measure a run's models on another corpus, on the emotions that both have.
-
-    Args:
-        run: A finished run.
-        corpora: The folder in which the corpora lie under their names.
-
-    Returns:
-        UAR, the mean over the run's folds, behind no mean of the corpus, behind the mean of all of
-        its clips, and behind each user's.
-    """
-    config = personalisation.read_config(run)
-    own = open_corpus(config["corpus"], corpora / config["corpus"])
-    folds = apply_protocol(config["protocol"], own).folds
-    models = [finished_model.load_fold_model(run, fold) for fold in folds]
+def _measure_transfer(run: Path, corpora: Path) -> dict[str, Any]:
+    """UAR of a run's models on another corpus, by what is known of its voices."""
     other = open_corpus(TRANSFER_CORPUS, corpora / TRANSFER_CORPUS)
-    emotions = tuple(name for name in models[0].labels if name in other.emotions)
-    features = extract_vectors(other.clips, config["encoder"])
-    usable = [clip for clip in other.clips if clip.clip_id in features]
-    rows = torch.stack([features[clip.clip_id] for clip in usable])
+    found = transfer.measure_transfer(run, other, known=MEANS)
     return {
         "corpus": TRANSFER_CORPUS,
         "feature_version": FEATURE_VERSION,
-        "emotions": list(emotions),
-        "uar": {
-            about: round(
-                sum(_transfer_uar(model, usable, rows, about) for model in models) / len(models), 4
-            )
-            for about in MEANS
-        },
+        "emotions": found["emotions"],
+        "uar": {about: interval["estimate"] for about, interval in found["uar"].items()},
     }
 
 
@@ -256,27 +236,6 @@ def read_earlier_transfer(path: Path) -> dict[str, Any]:
     version = found.get("feature_version", FEATURE_VERSION) if "uar" in found else FEATURE_VERSION
     validation.require_count(1, FEATURE_VERSION - 1, **{f"feature_version in {path}": version})
     return found
-
-
-def _transfer_uar(model: FoldModel, clips: Sequence[Clip], rows: Tensor, about: str) -> float:
-    """UAR of one model on another corpus, over the emotions that both have."""
-    projected = model.projection.project_features(rows)
-    means = model.centre.expand(projected.shape)
-    if about == "corpus":
-        means = projected.mean(0).expand(projected.shape)
-    if about == "user":
-        means = torch.zeros_like(projected)
-        for speaker in dict.fromkeys(clip.speaker for clip in clips):
-            own = torch.tensor([clip.speaker == speaker for clip in clips])
-            means[own] = projected[own].mean(0)
-    shared = [index for index, clip in enumerate(clips) if clip.emotion in model.labels]
-    known = sorted({model.labels.index(clips[index].emotion) for index in shared})
-    logits = model.predict_logits(projected[shared], means[shared])
-    guesses = torch.tensor(known)[logits[:, known].argmax(1)]
-    matrix = torch.zeros(len(model.labels), len(model.labels), dtype=torch.int64)
-    for index, guess in zip(shared, guesses.tolist(), strict=True):
-        matrix[model.labels.index(clips[index].emotion), guess] += 1
-    return metrics.uar(matrix.numpy())
 
 
 def _predict(model: FoldModel, features: Tensor, mean: Tensor) -> Tensor:
