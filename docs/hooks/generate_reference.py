@@ -20,6 +20,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 from sottovoce.cli.main import build_parser
+from sottovoce.shared.features.acoustic.catalogue import format_catalogue
 from sottovoce.shared.privacy.scheme import PrivacyScheme
 from sottovoce.shared.privacy.schemes import find_scheme, unit_names
 from sottovoce.simulations.results import schema
@@ -358,6 +359,7 @@ GENERATORS: Mapping[str, Callable[[], str]] = {
     "adversaries": format_adversaries,
     "api": format_api,
     "commands": format_commands,
+    "descriptors": format_catalogue,
     "recipes": format_recipes,
     "schemas": format_schemas,
     "settings": format_settings,
