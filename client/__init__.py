@@ -10,4 +10,5 @@ __all__ = [
     "training",
     "user_data",
     "user_device",
+    "web",
 ]

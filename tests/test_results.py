@@ -31,6 +31,7 @@ EXPERIMENTS = {
     "secure": "secure-utterance",
     "streaming": "streaming",
     "sweep": "sweep",
+    "web": "web",
 }
 """Pages and the experiments that write them."""
 
@@ -42,6 +43,7 @@ def _write_page(experiment: str, out: Path, runs: Path) -> None:
         "streaming": "--corpora",
         "population": "--run",
         "sweep": "--sweep",
+        "web": "--site",
     }
     folder = folders.get(experiment, "--runs")
     words = ["reproduce", experiment, "--table", "--out", str(out), folder, str(runs)]

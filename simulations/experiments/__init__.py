@@ -13,6 +13,7 @@ __all__ = [
     "losses",
     "personalisation",
     "population",
+    "recognition",
     "secure_utterance",
     "streaming",
     "sweep",

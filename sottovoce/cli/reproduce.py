@@ -22,11 +22,17 @@ EXPERIMENTS = (
     "secure-utterance",
     "streaming",
     "sweep",
+    "web",
 )
 """Names of the experiments, one for each page of results."""
 
-_GENERALISATION = ("cross-corpus", "default-model", "padding")
-"""Experiments of ``simulations.experiments.generalisation``."""
+_ROOMS = {
+    "cross-corpus": "generalisation.",
+    "default-model": "generalisation.",
+    "padding": "generalisation.",
+    "web": "recognition.",
+}
+"""Experiments in a subpackage of ``simulations.experiments``, and which."""
 
 SUBJECTS = ("losses", "curriculum", "optimiser", "warm-start", "fusion")
 """What can be ablated, as ``simulations.experiments.ablation`` has it."""
@@ -52,7 +58,7 @@ def add_reproduce_command(commands: Commands) -> None:
 
 def module_name(experiment: str) -> str:
     """The module whose ``main`` runs an experiment."""
-    room = "generalisation." if experiment in _GENERALISATION else ""
+    room = _ROOMS.get(experiment, "")
     return f"sottovoce.simulations.experiments.{room}{experiment.replace('-', '_')}"
 
 

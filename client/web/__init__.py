@@ -1,0 +1,3 @@
+"""The recogniser for browsers: an npm package, and the command that puts a static site together."""
+
+__all__ = ["site"]

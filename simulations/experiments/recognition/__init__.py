@@ -1,0 +1,3 @@
+"""Experiments on recognisers as apps run them."""
+
+__all__ = ["web"]
